@@ -1,0 +1,1 @@
+"""Calibration-set rules, one TOML each."""

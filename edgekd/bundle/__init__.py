@@ -1,0 +1,1 @@
+"""Bundles: what travels to the camera."""

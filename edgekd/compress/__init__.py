@@ -1,0 +1,1 @@
+"""Compression steps: what makes a detector smaller and faster."""

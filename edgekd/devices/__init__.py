@@ -1,0 +1,1 @@
+"""Where engines run: this machine, later boards over SSH, and a scripted fake."""

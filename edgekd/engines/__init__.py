@@ -1,0 +1,1 @@
+"""Runtimes that compile and run an ONNX graph: one file each."""

@@ -1,0 +1,99 @@
+"""The error tree. Every error a user can cause is one of these; the CLI prints it as one line.
+
+EdgeKDError
+├ SpecError          bad TOML or arguments; nothing ran
+├ DataError          unreadable image, bad label, overlapping splits: names the file and line
+├ CompressError      names step and layer
+│ └ ParityError      the ONNX graph drifted from its source: says where, how much
+├ DeviceError        unreachable, build failed, timed out
+│ └ EngineMismatchError
+├ BudgetError        ran, but missed; carries the report
+└ BundleError
+  ├ SignatureError · HashError · RollbackError
+
+This module is shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+
+class EdgeKDError(Exception):
+    """What went wrong, what was expected, what was found, and the fix, on one line.
+
+    Third-party errors are wrapped once, at the seam, with `raise ... from error`.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: Optional[str] = None,
+        found: Optional[str] = None,
+        fix: Optional[str] = None,
+    ) -> None:
+        self.what = what
+        self.expected = expected
+        self.found = found
+        self.fix = fix
+        parts = [what]
+        if expected:
+            parts.append(f"expected {expected}")
+        if found:
+            parts.append(f"found {found}")
+        if fix:
+            parts.append(f"fix: {fix}")
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+class SpecError(EdgeKDError):
+    """Bad TOML or arguments; nothing ran."""
+
+
+class DataError(EdgeKDError):
+    """An unreadable image, a bad label, an empty split, overlapping splits."""
+
+
+class CompressError(EdgeKDError):
+    """A compression step failed; the message names the step and the layer."""
+
+
+class ParityError(CompressError):
+    """An exported or rewritten graph no longer computes what its source computes."""
+
+
+class DeviceError(EdgeKDError):
+    """A device is unreachable, cannot build or run the graph, or timed out."""
+
+
+class EngineMismatchError(DeviceError):
+    """An engine was made for another device, runtime version or driver."""
+
+
+class BudgetError(EdgeKDError):
+    """The build ran and its results are on disk, but the budget was missed."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, report: Any = None, fix: Optional[str] = None) -> None:
+        super().__init__(what, fix=fix)
+        self.report = report
+
+
+class BundleError(EdgeKDError):
+    """A bundle is malformed."""
+
+
+class SignatureError(BundleError):
+    """A bundle's signature is missing or wrong."""
+
+
+class HashError(BundleError):
+    """A file in a bundle does not have the length or SHA-256 that the manifest states."""
+
+
+class RollbackError(BundleError):
+    """A bundle is older than the one installed."""

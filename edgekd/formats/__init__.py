@@ -1,0 +1,1 @@
+"""Number formats of stored weights and activations: pure NumPy, shared with the device."""

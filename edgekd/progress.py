@@ -1,0 +1,107 @@
+"""Progress of long work: a live line on a terminal, plain lines elsewhere, silence in a library call.
+
+Everything goes to stderr, so that stdout carries results only.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Protocol, TextIO, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """What long-running functions report to."""
+
+    def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Yield the items of `iterable`, showing how many are done and the time left."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say one thing, on a line of its own."""
+        ...
+
+
+class SilentProgress:
+    """Reports nothing: the default of every library function."""
+
+    def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        yield from iterable
+
+    def note(self, text: str) -> None:
+        pass
+
+
+SILENT = SilentProgress()
+
+
+class PlainProgress:
+    """One line when a loop begins and one every `interval_s` seconds: for logs and CI."""
+
+    def __init__(self, stream: TextIO | None = None, interval_s: float = 10.0) -> None:
+        self._stream = stream or sys.stderr
+        self._interval_s = interval_s
+
+    def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        total = _total(iterable, total)
+        began = said = time.monotonic()
+        done = 0
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            now = time.monotonic()
+            if now - said >= self._interval_s:
+                said = now
+                self.note(f"{label}: {_count(done, total)}{_left(done, total, now - began)}")
+        self.note(f"{label}: {_count(done, total)} in {time.monotonic() - began:.1f} s")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class RichProgress:
+    """A live bar with item count and time left: for people at a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+
+    def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        from rich import progress as rich
+
+        columns = (
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
+            rich.TimeRemainingColumn(),
+        )
+        with rich.Progress(*columns, console=self._console, transient=True) as bar:
+            yield from bar.track(iterable, total=_total(iterable, total), description=label)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+
+def for_stderr() -> Progress:
+    """The progress that suits where stderr goes."""
+    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def _total(iterable: Iterable[object], total: int | None) -> int | None:
+    if total is None and isinstance(iterable, Sized):
+        return len(iterable)
+    return total
+
+
+def _count(done: int, total: int | None) -> str:
+    return f"{done}" if total is None else f"{done}/{total}"
+
+
+def _left(done: int, total: int | None, seconds: float) -> str:
+    if total is None or not done:
+        return ""
+    return f", {seconds / done * (total - done):.0f} s left"
