@@ -16,7 +16,7 @@ This module is shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 
 class EdgeKDError(Exception):
@@ -31,9 +31,9 @@ class EdgeKDError(Exception):
         self,
         what: str,
         *,
-        expected: Optional[str] = None,
-        found: Optional[str] = None,
-        fix: Optional[str] = None,
+        expected: str | None = None,
+        found: str | None = None,
+        fix: str | None = None,
     ) -> None:
         self.what = what
         self.expected = expected
@@ -78,7 +78,7 @@ class BudgetError(EdgeKDError):
 
     exit_code = 3
 
-    def __init__(self, what: str, *, report: Any = None, fix: Optional[str] = None) -> None:
+    def __init__(self, what: str, *, report: Any = None, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.report = report
 

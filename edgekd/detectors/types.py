@@ -6,7 +6,7 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Any, Mapping
 
 import numpy as np
 
@@ -26,8 +26,8 @@ class Preprocess:
     width: int
     color: str = "rgb"
     scale: float = 1 / 255
-    mean: Tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: Tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int = 114
     center: bool = True
     upscale: bool = True
@@ -47,14 +47,14 @@ class Head:
 
     kind: str
     nms: bool = True
-    strides: Tuple[int, ...] = (8, 16, 32)
+    strides: tuple[int, ...] = (8, 16, 32)
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
     """The contract between a graph and whoever feeds it frames."""
 
-    classes: Tuple[str, ...]
+    classes: tuple[str, ...]
     preprocess: Preprocess
     head: Head
 
@@ -72,3 +72,14 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
+    """The spec whose `dataclasses.asdict` went through JSON."""
+    how = dict(value["preprocess"])
+    head = value["head"]
+    return DetectorSpec(
+        classes=tuple(value["classes"]),
+        preprocess=Preprocess(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}),
+        head=Head(head["kind"], head["nms"], tuple(head["strides"])),
+    )

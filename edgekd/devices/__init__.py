@@ -1,1 +1,69 @@
-"""Where engines run: this machine, later boards over SSH, and a scripted fake."""
+"""Where a graph is run and measured. Nothing above this folder knows which device it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgekd.engines.types import Session
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as its driver describes it; what the driver does not say is None."""
+
+    name: str
+    driver: str
+    compute_capability: str
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a measurement must say about the machine it was made on; what cannot be read is None.
+
+    cores: usable by this process; threads: used by the engine; governor: the CPU frequency policy;
+    clock_mhz: of the first core when asked; libraries: name to version.
+    """
+
+    device: str
+    engine: str
+    cpu: str
+    cores: int
+    threads: int
+    governor: str | None
+    clock_mhz: float | None
+    memory_bytes: int | None
+    board: str | None
+    os: str
+    kernel: str
+    machine: str
+    python: str
+    libraries: dict[str, str] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, as plain types for JSON."""
+        return asdict(self)
+
+
+class Device(Protocol):
+    """A machine that loads and runs graphs."""
+
+    @property
+    def name(self) -> str:
+        """What users call it, such as `local`."""
+        ...
+
+    def facts(self) -> HostFacts:
+        """What the machine is."""
+        ...
+
+    def load(self, graph: Path) -> Session:
+        """Open the ONNX file `graph` there. Raises DeviceError."""
+        ...
+
+    def clock(self) -> float:
+        """Seconds, from any fixed beginning: the clock that measurements on this device use."""
+        ...

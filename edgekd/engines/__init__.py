@@ -1,1 +1,26 @@
-"""Runtimes that compile and run an ONNX graph: one file each."""
+"""Runtimes behind one protocol, one file each. Importing this package imports none of them."""
+
+from __future__ import annotations
+
+import difflib
+
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
+from edgekd.engines.openvino import OPENVINO_CPU
+from edgekd.engines.tensorrt import TENSORRT
+from edgekd.engines.tensorrt_rtx import TENSORRT_RTX
+from edgekd.engines.types import Availability, Engine, Session
+from edgekd.errors import SpecError
+
+__all__ = ["ENGINES", "Availability", "Engine", "Session", "engine_named"]
+
+ENGINES: tuple[Engine, ...] = (ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, OPENVINO_CPU, TENSORRT_RTX, TENSORRT)
+
+
+def engine_named(name: str) -> Engine:
+    """The engine called `name`. Raises SpecError, suggesting the nearest name."""
+    by_name = {engine.name: engine for engine in ENGINES}
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, n=1)
+        fix = f"did you mean {near[0]}?" if near else None
+        raise SpecError(f"unknown engine {name}", expected=f"one of {', '.join(by_name)}", fix=fix)
+    return by_name[name]

@@ -1,0 +1,55 @@
+"""Anything a user may name that holds a detector, opened as a graph and its contract."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekd.detectors import load
+from edgekd.detectors.types import DetectorSpec
+from edgekd.target import Target
+
+BUNDLE_SUFFIX = ".edgekd"
+
+
+@contextmanager
+def opened(
+    artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
+) -> Iterator[tuple[Path, DetectorSpec]]:
+    """The graph in a `.pt`, `.onnx` or bundle as an ONNX file, and what it takes and gives, while the block lasts.
+
+    An ONNX file is used as it is; a checkpoint is exported; a bundle is verified. Raises SpecError, BundleError.
+    """
+    from edgekd.detectors.onnx import describe, load_graph
+    from edgekd.export import export
+    from edgekd.stages import EXPORT_OPSET, GRAPH
+
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        if artifact.suffix == BUNDLE_SUFFIX:
+            from edgekd.bundle.archive import extract
+
+            manifest = extract(artifact, Path(scratch) / "bundle")
+            artifact = Path(scratch) / "bundle" / manifest.graph.path
+        detector = load(artifact, head, classes, trust_checkpoint)
+        if detector.family == "onnx":
+            yield artifact, describe(load_graph(artifact), artifact, head, classes)
+        else:
+            graph = Path(scratch) / GRAPH
+            yield graph, export(detector, graph, EXPORT_OPSET).spec
+
+
+@contextmanager
+def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
+    """The graph of a model as an ONNX file: an ONNX model itself, a checkpoint as it would be exported for `target`."""
+    from edgekd.pipeline import opset_for
+
+    detector = load(model, head, (), trust_checkpoint)
+    if detector.family == "onnx":
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        graph = Path(scratch) / "graph.onnx"
+        detector.export(graph, opset_for(target))
+        yield graph

@@ -1,0 +1,36 @@
+"""One byte form for a value, one hash for a file: what content addresses are made of.
+
+Shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one UTF-8 JSON text of a value: keys sorted, no spaces, no NaN or infinity.
+
+    Raises TypeError for what JSON cannot hold, ValueError for NaN, infinity and lone surrogates.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits, in bounded memory. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,385 @@
+"""The command line: parses, calls, prints. The only place that exits; imports what a command needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from edgekd import __version__
+from edgekd.errors import EdgeKDError
+
+if TYPE_CHECKING:
+    from edgekd.pipeline import Outcome
+    from edgekd.progress import Progress
+
+app = typer.Typer(
+    name="edgekd",
+    help="From a trained detector to a bundle for camera firmware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, or .onnx.", show_default=False)]
+Data = Annotated[Path, typer.Option(help="Data set: YOLO folder or YAML, COCO folder or JSON.", show_default=False)]
+TargetName = Annotated[str, typer.Option(help="Shipped target (`edgekd targets`) or a .toml of your own.")]
+Head = Annotated[Optional[str], typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
+Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute whatever the .pt pickle says.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"edgekd {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def build(
+    model: Model,
+    data: Data,
+    target: TargetName = "xavier",
+    recipe: Annotated[Optional[str], typer.Option(help="Shipped recipe or .toml; default: the target's.")] = None,
+    device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
+    out: Annotated[Optional[Path], typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
+    max_size: Annotated[Optional[str], typer.Option(help="Largest bundle, such as 12MB.")] = None,
+    keep: Annotated[Optional[str], typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")] = None,
+    min_fps: Annotated[Optional[float], typer.Option(help="Least frames per second.", min=0)] = None,
+    calibration: Annotated[Optional[str], typer.Option(help="Number of images, or a calibration set's .toml.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Compress, score, compile, time and pack MODEL for TARGET."""
+    from edgekd import pipeline
+    from edgekd.spec import load_recipe
+    from edgekd.target import load_target
+
+    chosen = load_target(target)
+    job = pipeline.Job(
+        model=model,
+        data=data,
+        target=chosen,
+        recipe=load_recipe(recipe or chosen.recipe),
+        out=out or Path("runs") / f"{model.stem}-{chosen.name}",
+        budget=_budget(max_size, keep, min_fps),
+        device=device,
+        head=head,
+        calibration=calibration,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    outcome = pipeline.build(job, _progress())
+    if as_json:
+        _print_json(_outcome_json(outcome))
+    else:
+        _print_outcome(outcome)
+    pipeline.require_met(outcome)
+
+
+@app.command("eval")
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx or .edgekd bundle.", show_default=False)],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Score an artifact on a labelled split, with COCO's metrics."""
+    import time
+
+    from edgekd.artifact import opened
+    from edgekd.data.dataset import load_dataset
+    from edgekd.evaluate import evaluate, require_classes
+
+    began = time.perf_counter()
+    dataset = load_dataset(data)
+    with opened(artifact, head, dataset.classes, trust_checkpoint) as (graph, spec):
+        require_classes(spec, dataset)
+        found = evaluate(graph, spec, dataset.split(split), _progress())
+    result = {**found.score.to_json(), "seconds": time.perf_counter() - began}
+    if as_json:
+        result["skipped"] = [str(image) for image, _ in found.skipped]
+        _print_json(result)
+        return
+    for image, reason in found.skipped:
+        print(f"not scored: {image}: {reason}", file=sys.stderr)
+    rows = [
+        [name, str(row["images"]), str(row["instances"]), _score(row["map50_95"]), _score(row["map50"])]
+        for name, row in result["per_class"].items()
+        if row["instances"]
+    ]
+    rows.insert(0, ["all", str(result["images"]), "", _score(result["map50_95"]), _score(result["map50"])])
+    _print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx or .edgekd bundle.", show_default=False)],
+    device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
+    iterations: Annotated[int, typer.Option(help="At least this many frames ...", min=1)] = 200,
+    seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Time an artifact from frame to detections: percentiles, not only a mean."""
+    from edgekd.artifact import opened
+    from edgekd.stages import local_device
+    from edgekd.timing import synthetic_frames, time_graphs
+
+    where = local_device(device)
+    with opened(artifact, head, (), trust_checkpoint) as (graph, spec):
+        frames = synthetic_frames(spec)
+        limits = {"min_iterations": iterations, "min_seconds": seconds}
+        timing = time_graphs({"": graph}, spec, frames, where, "measured", **limits)[""]
+    result = {"host": where.facts().as_json(), **timing.summary()}
+    if as_json:
+        _print_json(result)
+        return
+    parts = ("preprocess_ms", "inference_ms", "postprocess_ms", "total_ms")
+    columns = ("p50", "p90", "p99", "mean")
+    rows = [[part.removesuffix("_ms"), *(f"{result[part][column]:.2f}" for column in columns)] for part in parts]
+    _print_table(["ms", *columns], rows)
+    host = result["host"]
+    print(
+        f"{timing.fps:.1f} FPS, {result['iterations']} frames, {host['engine']}, {host['threads']} threads, {host['cpu']}"
+    )
+
+
+@app.command()
+def check(
+    model: Model,
+    target: TargetName = "xavier",
+    dla: Annotated[bool, typer.Option("--dla", help="The graph is meant for the DLA.")] = False,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is impossible or slow on a target, and what to change. ONNX answers in a second, without PyTorch."""
+    from dataclasses import asdict
+
+    from edgekd.artifact import graph_of
+    from edgekd.check import check_graph, check_request
+    from edgekd.target import load_target
+
+    chosen = load_target(target)
+    with graph_of(model, head, trust_checkpoint, chosen) as graph:
+        findings = [*check_request(chosen, dla=dla), *check_graph(graph, chosen, dla=dla)]
+    impossible = any(finding.level == "impossible" for finding in findings)
+    if as_json:
+        findings_json = [asdict(finding) for finding in findings]
+        _print_json({"target": chosen.name, "possible": not impossible, "findings": findings_json})
+    else:
+        for finding in findings:
+            print(f"{finding.level}: {finding.what} ({finding.where})\n    {finding.change}")
+        print(f"{model.name} on {chosen.title}: {'impossible as it is' if impossible else 'possible'}")
+    if impossible:
+        raise typer.Exit(1)
+
+
+@app.command()
+def targets(
+    name: Annotated[Optional[str], typer.Argument(help="Target to explain; all are listed without.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the targets, or explain one: every number with its source."""
+    from edgekd.target import explain, load_target, target_names, to_dict
+
+    if name is None:
+        found = [load_target(each) for each in target_names()]
+        if as_json:
+            _print_json([to_dict(target) for target in found])
+        else:
+            rows = [[t.name, t.title, ", ".join(t.precisions.conv.value), t.engine, t.recipe] for t in found]
+            _print_table(["target", "device", "convolutions in", "engine", "recipe"], rows)
+        return
+    target = load_target(name)
+    if as_json:
+        _print_json(to_dict(target))
+        return
+    marks = {True: "yes", False: "no", None: ""}
+    rows = [[fact.group, fact.name, fact.value, marks[fact.verified], fact.source] for fact in explain(target)]
+    _print_table(["", target.name, "value", "verified", "source"], rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, which engines and devices work, and the one command that adds each missing thing."""
+    from dataclasses import asdict
+
+    from edgekd.doctor import diagnose
+
+    checks = diagnose()
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        rows = [[check.group, check.name, check.state, check.detail, check.fix or ""] for check in checks]
+        _print_table(["", "what", "state", "detail", "to add it"], rows)
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="A .edgekd bundle.", show_default=False)], as_json: Json = False
+) -> None:
+    """Verify a bundle and say what is in it."""
+    from edgekd.bundle.archive import verify
+    from edgekd.bundle.manifest import to_json
+
+    manifest = verify(bundle)
+    if as_json:
+        sys.stdout.write(to_json(manifest).decode("utf-8"))
+        return
+    evidence, lineage = manifest.evidence, manifest.lineage
+    how = manifest.detector["preprocess"]
+    print(f"{bundle.name}: {manifest.name} for {manifest.target.name} ({manifest.target.compatible}), every hash right")
+    print(f"made by {manifest.created_by}, recipe {lineage.recipe}")
+    print(f"input {how['width']}x{how['height']} {how['color']}, {len(manifest.detector['classes'])} classes")
+    print(f"TensorRT {' to '.join(manifest.tensorrt) if manifest.tensorrt else 'not used'}")
+    print(
+        f"mAP50-95 {evidence.before.map50_95:.4f} -> {evidence.after.map50_95:.4f} on {evidence.images} images, "
+        f"graph {_size(evidence.before.bytes)} -> {_size(evidence.after.bytes)}"
+    )
+    rows = [[entry.path, entry.role, str(entry.length), entry.sha256[:16]] for entry in manifest.files]
+    _print_table(["file", "role", "bytes", "sha256"], rows)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for scenes and results.")] = Path("runs/demo"),
+    target: TargetName = "xavier",
+    as_json: Json = False,
+) -> None:
+    """Run the main job on rendered street scenes and the small detector that ships with edgekd."""
+    from edgekd import pipeline
+    from edgekd.demo import demo_model, write_scenes
+    from edgekd.spec import load_recipe
+    from edgekd.target import load_target
+
+    progress = _progress()
+    chosen = load_target(target)
+    with demo_model() as model:
+        scenes = write_scenes(out / "scenes", progress)
+        job = pipeline.Job(model, scenes, chosen, load_recipe(chosen.recipe), out)
+        outcome = pipeline.build(job, progress)
+    if as_json:
+        _print_json(_outcome_json(outcome))
+    else:
+        _print_outcome(outcome)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends as one line on stderr and the error's exit code."""
+    try:
+        app()
+    except EdgeKDError as error:
+        print(f"edgekd: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("edgekd: stopped; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+
+
+def _progress() -> Progress:
+    from edgekd.progress import for_stderr
+
+    return for_stderr()
+
+
+def _budget(max_size: str | None, keep: str | None, min_fps: float | None) -> Any:
+    from edgekd.spec import Budget, parse_share, parse_size
+
+    return Budget(
+        max_bytes=parse_size(max_size) if max_size else None,
+        min_retention=parse_share(keep) if keep else None,
+        min_fps=min_fps,
+    )
+
+
+def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """The documented result of `edgekd build --json`: docs/json.md."""
+    from dataclasses import asdict
+
+    stages = [
+        {
+            "name": stage.name,
+            "seconds": round(stage.seconds, 3),
+            "bytes": stage.results.get("bytes", stage.bytes),
+            "map50_95": stage.results.get("map50_95"),
+            "map50": stage.results.get("map50"),
+            "cached": stage.cached,
+        }
+        for stage in outcome.stages
+    ]
+    return {
+        "bundle": str(outcome.bundle),
+        "report": str(outcome.report),
+        "ledger": str(outcome.ledger),
+        "target": outcome.run.job.target.name,
+        "stages": stages,
+        "met": outcome.met,
+        "budget": [asdict(line) for line in outcome.budget],
+    }
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    run = outcome.run
+    scores = [score.results for score in run.scores]
+    timings = [run.timing.results[label] for label in ("before", "after")]
+    graphs = [graph.results["bytes"] for graph in (run.before, run.after)]
+    timed = [f"{t['total_ms']['p50']:.1f} ms, {t['fps']:.1f} FPS" for t in timings]
+    host = run.timing.results["host"]
+    _print_table(
+        ["", "before", "after"],
+        [
+            ["mAP50-95", *(_score(score["map50_95"]) for score in scores)],
+            ["mAP50", *(_score(score["map50"]) for score in scores)],
+            ["graph", *(_size(size) for size in graphs)],
+            ["bundle", "", _size(outcome.bundle.stat().st_size)],
+            [f"latency p50 ({timings[0]['basis']})", *timed],
+        ],
+    )
+    print(
+        f"timed on {host['cpu']}, {host['threads']} threads, {host['engine']}; engine: {run.compiled.results['note']}"
+    )
+    if run.compiled.results["check"]:
+        print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
+    marks = {True: "met", False: "MISSED", None: "undecided here"}
+    for line in outcome.budget:
+        value = "-" if line.value is None else f"{line.value:g}"
+        print(f"budget {line.name}: limit {line.limit:g}, reached {value} ({line.basis}): {marks[line.met]}")
+    print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # Where nobody's terminal sets the width, nothing is cut off or folded.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"

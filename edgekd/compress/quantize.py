@@ -1,0 +1,133 @@
+"""INT8 as explicit Q/DQ: the float graph in, the graph that ships out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.calibrate import observe
+from edgekd.compress.graph import Graph
+from edgekd.compress.placement import Placement, place
+from edgekd.compress.ranges import MagnitudeHistogram, merged, scale_of
+from edgekd.errors import CompressError
+from edgekd.formats.int8 import quantize_channels
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A Q/DQ graph on disk.
+
+    scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
+    graph; convolutions: how many run in INT8, of how many.
+    """
+
+    scales: Mapping[str, float]
+    convolutions: tuple[int, int]
+
+
+def quantize(source: Path, out: Path, frames: Iterable[np.ndarray], ranges: str) -> Quantized:
+    """Write `out`, the INT8 Q/DQ version of the float ONNX graph `source`.
+
+    frames: calibration frames float32 [1, 3, h, w], read once. ranges: `entropy`, `mse` or `max`.
+    Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
+    """
+    import onnx
+
+    model = onnx.load(source)
+    _name_nodes(model)
+    graph = Graph(model)
+    placement = place(graph)
+    if not placement.convolutions:
+        raise CompressError(
+            f"{source.name}: nothing to quantize", expected="convolutions before the head", found="none"
+        )
+    scales = group_scales(placement, observe(source, placement.quantized, frames), ranges)
+    _insert_activation_pairs(graph, placement, scales)
+    for name in placement.convolutions:
+        _store_weights_as_int8(graph, name)
+    _rebuild(model, graph)
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+    total = sum(node.op_type == "Conv" for node in graph.nodes)
+    return Quantized(scales, (len(placement.convolutions), total))
+
+
+def group_scales(placement: Placement, histograms: Mapping[str, MagnitudeHistogram], ranges: str) -> dict[str, float]:
+    """One scale per group, for each of its tensors."""
+    scales = {}
+    for group in placement.groups:
+        seen = merged([histograms[name] for name in group if name in histograms])
+        scales.update(dict.fromkeys(group, scale_of(seen, ranges)))
+    return scales
+
+
+def _name_nodes(model: Any) -> None:
+    """Names for nodes that have none: placement speaks of nodes by name."""
+    taken = {node.name for node in model.graph.node}
+    for index, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = f"{node.op_type}_{index}" if f"{node.op_type}_{index}" not in taken else f"edgekd_{index}"
+
+
+def _insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> None:
+    """One QuantizeLinear/DequantizeLinear pair per quantized tensor; the placement's edges read its output."""
+    from onnx import helper, numpy_helper
+
+    pairs: dict[str, list[Any]] = {}
+    for name in placement.quantized:
+        scale, zero = f"{name}/scale", f"{name}/zero_point"
+        graph.model.graph.initializer.extend(
+            [
+                numpy_helper.from_array(np.array(scales[name], np.float32), scale),
+                numpy_helper.from_array(np.array(0, np.int8), zero),
+            ]
+        )
+        pairs[name] = [
+            helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/int8"], f"{name}/quantize"),
+            helper.make_node("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/dq"], f"{name}/dequantize"),
+        ]
+    by_name = {node.name: node for node in graph.nodes}
+    for node_name, index in placement.edges:
+        by_name[node_name].input[index] += "/dq"
+    ordered = [*pairs.get(graph.model.graph.input[0].name, [])]
+    for node in graph.nodes:
+        ordered.append(node)
+        for output in node.output:
+            ordered.extend(pairs.get(output, []))
+    graph.nodes = ordered
+
+
+def _store_weights_as_int8(graph: Graph, name: str) -> None:
+    """Replace a convolution's float weights by INT8 codes and a per-channel DequantizeLinear."""
+    from onnx import helper, numpy_helper
+
+    at = next(index for index, node in enumerate(graph.nodes) if node.name == name)
+    node = graph.nodes[at]
+    weights = graph.constant(node.input[1])
+    if weights is None:
+        raise CompressError(f"quantize: layer {name}", expected="constant weights", found="computed ones")
+    try:
+        codes, scales = quantize_channels(weights)
+    except ValueError as error:
+        raise CompressError(f"quantize: layer {name}", found=str(error)) from error
+    stem = f"{node.input[1]}/{name}"
+    zeros = np.zeros(len(scales), np.int8)
+    names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]
+    for value, label in zip((codes, scales, zeros), names, strict=True):
+        graph.model.graph.initializer.append(numpy_helper.from_array(value, label))
+    graph.nodes.insert(at, helper.make_node("DequantizeLinear", names, [f"{stem}/dq"], f"{stem}/dequantize", axis=0))
+    node.input[1] = f"{stem}/dq"
+
+
+def _rebuild(model: Any, graph: Graph) -> None:
+    """Put the nodes back in order and drop the initializers and shapes that nothing refers to any more."""
+    nodes = list(graph.nodes)
+    used = {name for node in nodes for name in node.input}
+    initializers = [initializer for initializer in model.graph.initializer if initializer.name in used]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(initializers)

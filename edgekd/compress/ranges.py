@@ -1,0 +1,130 @@
+"""How far an activation reaches: histograms of magnitudes, and the range that loses least. Pure NumPy.
+
+INT8 is symmetric here: codes -127..127, scale = range / 127.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+BINS = 2048
+LEVELS = 127
+
+
+class MagnitudeHistogram:
+    """Counts of |x| in `BINS` equal bins from 0; the bins widen by two when a larger value comes.
+
+    One pass over the data and constant memory: nothing is read twice to learn the range first.
+    """
+
+    def __init__(self, sample: int = 1 << 16) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.width = 0.0
+        self.largest = 0.0
+        self._sample = sample
+
+    def add(self, values: np.ndarray) -> None:
+        """Count float32 values of any shape: all of a small array, an even sample of a large one.
+
+        The largest magnitude is always exact.
+        """
+        flat = values.ravel()
+        self._reach(float(max(flat.max(initial=0), -flat.min(initial=0))))
+        if self.width == 0:
+            return
+        # An odd stride does not fall into step with rows and channels of even length.
+        step = max(flat.size // self._sample, 1) | 1
+        bins = (np.abs(flat[::step]) * np.float32(1 / self.width)).astype(np.int32)
+        self.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+
+    def _reach(self, largest: float) -> None:
+        if not np.isfinite(largest):
+            raise ValueError("a value is not finite")
+        self.largest = max(self.largest, largest)
+        if self.width == 0:
+            self.width = 1.25 * self.largest / BINS
+        while self.largest > self.width * BINS:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
+            self.width *= 2
+
+    @property
+    def centres(self) -> np.ndarray:
+        """The middle of each bin, float64 [BINS]."""
+        return (np.arange(BINS) + 0.5) * self.width
+
+
+def merged(histograms: list[MagnitudeHistogram]) -> MagnitudeHistogram:
+    """One histogram of all values in several."""
+    total = MagnitudeHistogram()
+    total.width = max(histogram.width for histogram in histograms)
+    total.largest = max(histogram.largest for histogram in histograms)
+    for histogram in histograms:
+        if histogram.width:
+            at = np.minimum((histogram.centres / total.width).astype(np.int64), BINS - 1)
+            total.counts += np.bincount(at, weights=histogram.counts, minlength=BINS).astype(np.int64)
+    return total
+
+
+def range_by_max(histogram: MagnitudeHistogram) -> float:
+    """The largest magnitude seen: nothing is clipped."""
+    return histogram.largest
+
+
+def range_by_mse(histogram: MagnitudeHistogram) -> float:
+    """The range whose rounding and clipping together give the least mean squared error."""
+    candidates = _candidates(histogram)
+    centres, counts = histogram.centres, histogram.counts.astype(np.float64)
+    steps = (candidates / LEVELS)[:, None]
+    rounded = np.minimum(np.rint(centres / steps), LEVELS) * steps
+    errors = ((rounded - centres) ** 2 @ counts) + (np.minimum(steps, histogram.width) ** 2 / 12)[:, 0] * counts.sum()
+    return float(candidates[errors.argmin()])
+
+
+def range_by_entropy(histogram: MagnitudeHistogram) -> float:
+    """The range whose quantized distribution diverges least (Kullback-Leibler) from the clipped one.
+
+    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017.
+    """
+    counts = histogram.counts.astype(np.float64).copy()
+    counts[0] = counts[1]  # exact zeros say nothing about the range, and would decide everything
+    ends = np.unique(np.rint(_candidates(histogram) / histogram.width).astype(int).clip(LEVELS + 1, BINS))
+    divergences = [_divergence(counts, end) for end in ends]
+    return float(min(ends[int(np.argmin(divergences))] * histogram.width, histogram.largest))
+
+
+def _divergence(counts: np.ndarray, end: int) -> float:
+    """KL divergence between the first `end` bins, with all beyond clipped into the last, and their INT8 version."""
+    reference = counts[:end].copy()
+    kept = reference.copy()
+    reference[-1] += counts[end:].sum()
+    level = np.arange(end) * (LEVELS + 1) // end
+    occupied = kept > 0
+    totals = np.bincount(level, weights=kept, minlength=LEVELS + 1)
+    spread = np.bincount(level, weights=occupied, minlength=LEVELS + 1)
+    quantized = np.where(occupied, (totals / np.maximum(spread, 1))[level], 0)
+    if not quantized.sum():
+        return np.inf
+    p, q = reference / reference.sum(), quantized / quantized.sum()
+    seen = p > 0
+    return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
+
+
+def _candidates(histogram: MagnitudeHistogram) -> np.ndarray:
+    """Ranges worth trying, float64: from a twentieth of the largest magnitude up to it."""
+    return histogram.largest * np.linspace(0.05, 1, 96)
+
+
+METHODS: dict[str, Callable[[MagnitudeHistogram], float]] = {
+    "entropy": range_by_entropy,
+    "max": range_by_max,
+    "mse": range_by_mse,
+}
+
+
+def scale_of(histogram: MagnitudeHistogram, method: str) -> float:
+    """The INT8 scale of an activation, as float32 will hold it; 1 for one that is always zero."""
+    reach = METHODS[method](histogram) if histogram.largest else float(LEVELS)
+    return float(np.float32(max(reach, 1e-12) / LEVELS))

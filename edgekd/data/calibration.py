@@ -1,0 +1,354 @@
+"""Calibration sets: chosen from the training split by a rule, hashed, kept as a small TOML.
+
+Activation ranges come from these images, so they must show what the camera will see: every class, every light, small
+and large objects. And they must not be scored on, because that flatters the result: `refuse_overlap` compares contents.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.dataset import Dataset, Sample, Split
+from edgekd.data.images import ReadableImages, content_hashes, file_hashes, read_thumbnail
+from edgekd.detectors.types import Preprocess
+from edgekd.errors import DataError, SpecError
+from edgekd.progress import SILENT, Progress
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT = 1
+BRIGHTNESS_BANDS = 8  # equal parts of the grey scale
+SIZE_LIMITS = (0.05, 0.15)  # sides of COCO's small and medium objects, 32 and 96 pixels, in a frame of 640
+POOLED_PER_CLASS = 8  # images of each class that are looked at even if the draw misses them
+
+Traits = NDArray[np.bool_]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each kind of trait counts in the choice."""
+
+    classes: float
+    brightness: float
+    size: float
+
+
+@dataclass(frozen=True)
+class CalibrationRule:
+    """How calibration images are chosen; `calibration/cover.toml` explains the fields.
+
+    Raises SpecError when a value makes no sense.
+    """
+
+    name: str
+    description: str
+    count: int
+    seed: int
+    pool: int
+    balance: float
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        shares = (self.weights.classes, self.weights.brightness, self.weights.size)
+        checks = (
+            ("count", self.count, self.count >= 1, "at least 1"),
+            ("seed", self.seed, self.seed >= 0, "at least 0"),
+            ("pool", self.pool, self.pool >= 1, "at least 1"),
+            ("balance", self.balance, 0 <= self.balance <= 1, "0 to 1"),
+            ("weights", shares, min(shares) >= 0 < max(shares), "no negative one, and one above 0"),
+        )
+        for name, value, good, expected in checks:
+            if not good:
+                raise SpecError(f"calibration rule {self.name!r}: {name} is {value}", expected=expected)
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """An image: its path from the data set's folder, with forward slashes, and the SHA-256 (hex) of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The images that ranges are measured on, best coverage first; `source` is the data set's folder."""
+
+    files: tuple[CalibrationFile, ...]
+    rule: CalibrationRule
+    preprocess: Preprocess | None
+    source: Path
+    split: str
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Where the image files are on this machine."""
+        return tuple(Path(os.path.normpath(self.source / file.path)) for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Identity: what the images contain and how they are preprocessed, wherever they lie."""
+        preprocess = asdict(self.preprocess) if self.preprocess else None
+        identity = json.dumps([[file.sha256 for file in self.files], preprocess], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- choosing
+
+
+def load_rule(name: str = "cover") -> CalibrationRule:
+    """A rule that ships with the package, or one from a .toml file. Raises SpecError when there is none."""
+    if name.endswith(".toml"):
+        return _rule(_read_toml(Path(name)), name)
+    shipped = {Path(file.name).stem: file for file in resources.files("edgekd.calibration").iterdir()}
+    shipped = {stem: file for stem, file in shipped.items() if file.name.endswith(".toml")}
+    if name not in shipped:
+        near = difflib.get_close_matches(name, shipped, n=1)
+        fix = f"did you mean {near[0]}?" if near else "or pass the path of a .toml"
+        raise SpecError(f"no calibration rule {name!r}", expected=f"one of: {', '.join(sorted(shipped))}", fix=fix)
+    return _rule(tomllib.loads(shipped[name].read_text(encoding="utf-8")), name)
+
+
+def choose(
+    dataset: Dataset,
+    rule: CalibrationRule,
+    split: str = "train",
+    preprocess: Preprocess | None = None,
+    progress: Progress = SILENT,
+) -> CalibrationSet:
+    """Choose `rule.count` images of `split`, or all of them when there are fewer.
+
+    The same data and rule give the same set; a smaller count gives its beginning (as long as the pool is the same).
+    Raises DataError when the data set has no such split or too many of its images are unreadable.
+    """
+    if split not in dataset.splits:
+        raise DataError(
+            f"{dataset.source} has no split {split!r} to calibrate on",
+            expected=f"{split!r} beside {', '.join(dataset.splits)}",
+            fix=f"add `{split}:` with images that are not scored to the data set, or pass a calibration set",
+        )
+    samples = dataset.split(split).samples
+    rng = np.random.default_rng(rule.seed)
+    pool = _draw_pool(_class_traits(samples, len(dataset.classes)), max(rule.pool, rule.count), rng)
+    candidates, brightness = _measure_brightness([samples[index] for index in pool], progress)
+    if len(candidates) < rule.count:
+        progress.note(f"calibrating on all {len(candidates)} images of {split!r}: fewer than {rule.count}")
+    traits = (
+        (rule.weights.classes, _class_traits(candidates, len(dataset.classes))),
+        (rule.weights.brightness, brightness),
+        (rule.weights.size, _size_traits(candidates)),
+    )
+    chosen = [candidates[index] for index in _pick(traits, rule.count, rule.balance)]
+    hashes = content_hashes(chosen, progress)
+    files = (CalibrationFile(_relative(sample.image, dataset.folder), hashes[sample.image]) for sample in chosen)
+    return CalibrationSet(tuple(files), rule, preprocess, dataset.folder, split)
+
+
+def _relative(image: Path, folder: Path) -> str:
+    return Path(os.path.relpath(image, folder)).as_posix()
+
+
+def _draw_pool(classes: Traits, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Indices of the images to look at, in random order: `size` of them, and some more of each rare class."""
+    order = rng.permutation(len(classes))
+    present = classes[order]
+    keep: Traits = np.any(present & (np.cumsum(present, axis=0) <= POOLED_PER_CLASS), axis=1)
+    keep[:size] = True
+    return order[keep]
+
+
+def _measure_brightness(samples: Sequence[Sample], progress: Progress) -> tuple[list[Sample], Traits]:
+    """The readable ones of the samples, and the band of each one's mean brightness, bool [n, bands]."""
+    images = ReadableImages(samples, progress, label="measure brightness", read=read_thumbnail)
+    means = [(sample, image.mean()) for sample, image in images]
+    for file, reason in images.skipped:
+        progress.note(f"not calibrating on {file}: {reason}")
+    bands = (np.array([mean for _, mean in means]) * BRIGHTNESS_BANDS // 256).astype(np.int64)
+    return [sample for sample, _ in means], np.eye(BRIGHTNESS_BANDS, dtype=bool)[bands]
+
+
+def _class_traits(samples: Sequence[Sample], class_count: int) -> Traits:
+    """Which classes are in each image, bool [n, classes + 1]; the last one means none."""
+    return _presence(samples, [sample.truth.classes for sample in samples], class_count)
+
+
+def _size_traits(samples: Sequence[Sample]) -> Traits:
+    """Whether each image has small, medium and large objects, bool [n, 3 + 1]; the last one means none."""
+    areas = [np.prod(sample.truth.boxes[:, 2:] - sample.truth.boxes[:, :2], axis=1) for sample in samples]
+    limits = np.square(SIZE_LIMITS)
+    return _presence(samples, [np.searchsorted(limits, area) for area in areas], len(SIZE_LIMITS) + 1)
+
+
+def _presence(samples: Sequence[Sample], labels: Sequence[NDArray[Any]], count: int) -> Traits:
+    present = np.zeros((len(samples), count + 1), bool)
+    owners = np.repeat(np.arange(len(samples)), [len(each) for each in labels])
+    present[owners, np.concatenate([np.zeros(0, np.int64), *labels])] = True
+    present[:, count] = ~present.any(axis=1)
+    return present
+
+
+def _pick(groups: Sequence[tuple[float, Traits]], count: int, balance: float) -> list[int]:
+    """Greedy choice of `count` rows, best first.
+
+    An image that shows a trait no chosen image shows goes first: the more such traits, the sooner. Otherwise the
+    image wins that brings the chosen ones' shares of the traits closest to the target, which is the share among all
+    candidates to the power of 1 - balance. In each group an image has one vote, split among its traits, so that
+    crowded scenes do not win by having many.
+    """
+    traits = np.concatenate([present for _, present in groups], axis=1)
+    votes = np.concatenate([present / present.sum(axis=1, keepdims=True) for _, present in groups], axis=1)
+    weights = np.concatenate([np.full(present.shape[1], weight) for weight, present in groups])
+    targets = np.concatenate([_target(present, balance) for _, present in groups])
+    seen = np.zeros(traits.shape[1], bool)
+    shares = np.zeros(traits.shape[1])
+    free = np.ones(len(traits), bool)
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(traits)):
+        news = traits @ (weights * ~seen)
+        gain = votes @ (weights * (targets - shares / max(len(chosen), 1)))
+        # Rounded, so that the last bits of a matrix product, which vary between CPUs, decide nothing.
+        value = np.round(np.where(free, 1000 * news + gain, -np.inf), 9)
+        best = int(value.argmax())
+        chosen.append(best)
+        free[best] = False
+        seen |= traits[best]
+        shares += votes[best]
+    return chosen
+
+
+def _target(present: Traits, balance: float) -> NDArray[np.float64]:
+    share = (present / present.sum(axis=1, keepdims=True)).mean(axis=0)
+    tempered = np.where(share > 0, share ** (1 - balance), 0.0)
+    return np.asarray(tempered / tempered.sum(), np.float64)
+
+
+# ------------------------------------------------------------------------------------------------- keeping, checking
+
+
+def refuse_overlap(calibration: CalibrationSet, split: Split, progress: Progress = SILENT) -> None:
+    """Raise DataError when an image of the scored split is, byte for byte, also in the calibration set."""
+    calibrated = {file.sha256: image for file, image in zip(calibration.files, calibration.images, strict=True)}
+    for scored, sha256 in content_hashes(split.samples, progress).items():
+        if sha256 in calibrated:
+            raise DataError(
+                f"{calibrated[sha256]} is calibrated on and, as {scored}, scored in split {split.name!r}",
+                expected="calibration and scoring to share no image",
+                fix="take the image out of one of the splits, or score another split",
+            )
+
+
+def write_calibration(calibration: CalibrationSet, path: Path) -> None:
+    """Write the set as TOML: the same set gives the same bytes. Raises DataError when the file cannot be written."""
+    rule = asdict(calibration.rule)
+    weights = rule.pop("weights")
+    head = {"format": FORMAT, "sha256": calibration.sha256, "split": calibration.split}
+    tables = {"rule": rule, "rule.weights": weights}
+    if calibration.preprocess:
+        tables["preprocess"] = asdict(calibration.preprocess)
+    lines = ["# Calibration set: images, by path from the data set's folder, and their SHA-256.", *_toml_lines(head)]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *_toml_lines(table)]
+    lines += ["", "[files]", *(f"{_toml(file.path)} = {_toml(file.sha256)}" for file in calibration.files), ""]
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text("\n".join(lines), encoding="utf-8", newline="\n")
+        scratch.replace(path)
+    except (OSError, UnicodeEncodeError) as error:
+        scratch.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error}") from error
+
+
+def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) -> CalibrationSet:
+    """Read a set written by `write_calibration` and check every image of it in the folder of `dataset`.
+
+    Raises SpecError when the file is malformed, DataError when an image is missing or differs from what was chosen.
+    """
+    document = _read_toml(path)
+    if document.get("format") != FORMAT:
+        raise SpecError(f"{path} is no calibration set", expected=f"format = {FORMAT}")
+    keys = {"format", "sha256", "split", "rule", "files"}
+    if not keys <= set(document) <= keys | {"preprocess"} or not isinstance(document["files"], dict):
+        raise SpecError(f"{path} is no calibration set", expected=", ".join(sorted(keys)), found=", ".join(document))
+    preprocess = _record(Preprocess, document["preprocess"], path) if "preprocess" in document else None
+    files = tuple(CalibrationFile(str(name), str(sha256)) for name, sha256 in document["files"].items())
+    rule = _rule(document["rule"], path)
+    calibration = CalibrationSet(files, rule, preprocess, dataset.folder, str(document["split"]))
+    if calibration.sha256 != document["sha256"]:
+        raise SpecError(f"{path} was changed after it was written", expected=f"sha256 {calibration.sha256}")
+    hashes = file_hashes(calibration.images, progress)
+    for file, image in zip(files, calibration.images, strict=True):
+        if hashes[image] != file.sha256:
+            raise DataError(
+                f"{image} is not the image that {path} names",
+                expected=f"sha256 {file.sha256}",
+                found=hashes[image],
+                fix="restore the image, or choose a calibration set anew",
+            )
+    return calibration
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is no valid TOML: {error}") from error
+
+
+def _rule(table: Mapping[str, Any], source: object) -> CalibrationRule:
+    weights = _record(Weights, table.get("weights", {}), source)
+    return _record(CalibrationRule, {**table, "weights": weights}, source)
+
+
+def _record(kind: type[T], table: Mapping[str, Any], source: object) -> T:
+    """A dataclass from a TOML table that has exactly its fields, with values of their types."""
+    names = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
+    if set(table) != set(names):
+        odd = ", ".join(sorted(set(table) ^ set(names)))
+        raise SpecError(f"{source}: missing or unknown: {odd}", expected=", ".join(names))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+    for name, value in values.items():
+        if not _fits(value, names[name]):
+            raise SpecError(f"{source}: {name} is {value!r}", expected=names[name])
+    return kind(**values)
+
+
+def _fits(value: object, annotation: str) -> bool:
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    if annotation.lower().startswith("tuple"):
+        return isinstance(value, tuple) and len(value) == 3 and all(_fits(part, "float") for part in value)
+    if annotation not in kinds:
+        return True
+    return isinstance(value, kinds[annotation]) and (annotation == "bool" or not isinstance(value, bool))
+
+
+def _toml_lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {_toml(value)}" for name, value in table.items()]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, str):
+        # JSON's escapes are TOML's too; of the characters that TOML wants escaped, JSON leaves only DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)

@@ -1,0 +1,405 @@
+"""Labelled data sets: YOLO layout (folder or YAML) and COCO JSON in, boxes per image out.
+
+A split is read when it is first asked for, so that scoring `val` never parses the labels of a large `train`.
+Every complaint about a label names its file and line (for COCO JSON: the id of the annotation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
+from edgekd.errors import DataError
+
+__all__ = ["Dataset", "Sample", "Split", "Truth", "load_dataset"]
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image file and what is in it."""
+
+    image: Path
+    truth: Truth
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The samples of one split, in a fixed order."""
+
+    name: str
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class _LazySplits(Mapping[str, Split]):
+    """Reads a split when it is first looked up."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Split]]) -> None:
+        self._readers = dict(readers)
+        self._read: dict[str, Split] = {}
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self._read:
+            self._read[name] = self._readers[name]()
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would look the split up, and so read it.
+        return name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled data set. `source` is the folder or file it was loaded from; class ids index `classes`."""
+
+    source: Path
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths into the data set start from."""
+        return self.source if self.source.is_dir() else self.source.parent
+
+    def split(self, name: str) -> Split:
+        """The split `name`. Raises DataError when there is none, when it is empty, or when its labels are bad."""
+        if name not in self.splits:
+            raise DataError(
+                f"{self.source} has no split {name!r}",
+                expected=f"one of: {', '.join(self.splits) or 'none'}",
+                fix=f"add a {name!r} split to the data set, or name another split",
+            )
+        split = self.splits[name]
+        if not split.samples:
+            raise DataError(f"split {name!r} of {self.source} is empty", expected="at least one image")
+        return split
+
+
+def load_dataset(path: Path) -> Dataset:
+    """Open a data set: a folder, a YAML file in YOLO layout, or a COCO JSON file (which becomes the split `val`).
+
+    Raises DataError when it is none of these or does not say its classes. Splits are read later, by `Dataset.split`.
+    """
+    source = path.absolute()
+    if source.is_dir():
+        return _load_folder(source)
+    if not source.is_file():
+        raise DataError(f"no data set at {path}", expected="a folder, a .yaml or a .json", fix="check the path")
+    if source.suffix.lower() in {".yaml", ".yml"}:
+        return _load_yaml(source, source)
+    if source.suffix.lower() == ".json":
+        return _load_coco(source, {"val": source})
+    raise DataError(f"{path} is no data set", expected="a folder, a .yaml or a .json")
+
+
+def _load_folder(folder: Path) -> Dataset:
+    yaml_file = _yaml_in(folder)
+    if yaml_file:
+        return _load_yaml(folder, yaml_file)
+    coco_files = _coco_files_in(folder)
+    if coco_files:
+        return _load_coco(folder, coco_files)
+    image_folders = _yolo_folders_in(folder)
+    if not image_folders:
+        raise DataError(
+            f"{folder} is no data set",
+            expected="a data.yaml, annotations/instances_*.json, */_annotations.coco.json, or images/ and classes.txt",
+        )
+    names = folder / "classes.txt"
+    if not names.is_file():
+        raise DataError(
+            f"{folder} has images but nothing that names the classes",
+            expected="a data.yaml or a classes.txt",
+            fix="write a data.yaml with train, val and names",
+        )
+    classes = _class_names(_text(names).splitlines(), names)
+    readers = {name: partial(_read_yolo_split, name, (where,), classes) for name, where in image_folders.items()}
+    return Dataset(folder, classes, _LazySplits(readers))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- YOLO
+
+
+def _yaml_in(folder: Path) -> Path | None:
+    for name in ("data.yaml", "dataset.yaml"):
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in {".yaml", ".yml"})
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise DataError(f"{folder} has several YAML files", expected="one", found=names, fix="pass the file itself")
+    return found[0] if found else None
+
+
+def _yolo_folders_in(folder: Path) -> dict[str, Path]:
+    candidates = [*sorted(folder.glob("images/*")), *(where / "images" for where in sorted(folder.iterdir()))]
+    found: dict[str, Path] = {}
+    for where in candidates:
+        name = _split_name(where.parent.name if where.name == "images" else where.name)
+        if name in SPLITS and where.is_dir():
+            found.setdefault(name, where)
+    return found
+
+
+def _load_yaml(source: Path, file: Path) -> Dataset:
+    settings = _read_yaml(file)
+    root = file.parent / str(settings.get("path") or ".")
+    classes = _class_names(settings.get("names"), file)
+    readers: dict[str, Callable[[], Split]] = {}
+    for name in SPLITS:
+        setting = settings.get(name)
+        if not setting:
+            continue
+        entries = setting if isinstance(setting, list) else [setting]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise DataError(f"{file}: {name} is {setting!r}", expected="a folder, a list of folders, or a .txt")
+        places = tuple(_place(root, entry) for entry in entries)
+        readers[name] = partial(_read_yolo_split, name, places, classes)
+    if not readers:
+        raise DataError(f"{file} names no split", expected="train, val or test")
+    return Dataset(source, classes, _LazySplits(readers))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(_text(file))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise DataError(f"{file}{line} is no valid YAML: {problem}") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{file} is no data set", expected="train, val and names", found=type(settings).__name__)
+    return settings
+
+
+def _place(root: Path, entry: str) -> Path:
+    place = root / entry
+    # Roboflow writes ../train/images into a data.yaml that lies beside train/.
+    if not place.exists() and entry.startswith("../"):
+        place = root / entry[3:]
+    return Path(os.path.normpath(place))
+
+
+def _class_names(names: object, file: Path) -> tuple[str, ...]:
+    """Class names in id order, from a list or from a mapping of ids 0..n-1."""
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(f"{file}: class ids are not contiguous", expected=f"names from 0 to {len(names) - 1}")
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{file} does not name the classes", expected="names: a list, or a mapping of ids from 0")
+    for name in names:
+        # YAML reads an unquoted no, yes or null as something else than a name.
+        if name is None or isinstance(name, bool) or not str(name).strip():
+            raise DataError(f"{file}: a class is named {name!r}", expected="text", fix="put the name in quotes")
+    classes = tuple(str(name).strip() for name in names)
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise DataError(f"{file} names the class {twice!r} twice", expected="one id per name")
+    return classes
+
+
+def _read_yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Split:
+    images = tuple(dict.fromkeys(image for place in places for image in _images_at(place)))
+    label_folders = {folder: _label_folder(folder) for folder in {image.parent for image in images}}
+    files = [label_folders[image.parent] / f"{image.stem}.txt" for image in images]
+    truths = read_labels(files, len(classes))
+    return Split(name, tuple(map(Sample, images, truths)))
+
+
+def _images_at(place: Path) -> list[Path]:
+    if place.is_file() and place.suffix.lower() == ".txt":
+        return _images_listed(place)
+    if not place.is_dir():
+        raise DataError(
+            f"no images at {place}",
+            expected="a folder, or a .txt with one image path a line",
+            fix="correct the split, or path:, in the data set's YAML (a relative path starts from the YAML's folder)",
+        )
+    files = (Path(where, name) for where, _, names in os.walk(place, followlinks=True) for name in names)
+    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
+    return sorted(images, key=str)
+
+
+def _images_listed(file: Path) -> list[Path]:
+    images = []
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        image = Path(os.path.normpath(file.parent / line.strip()))
+        if not image.is_file():
+            raise DataError(f"{file} line {number}: no image {line.strip()}", expected=f"a file at {image}")
+        images.append(image)
+    return images
+
+
+def _label_folder(images: Path) -> Path:
+    """Where the labels of a folder of images lie: `images` becomes `labels` in its path, else beside the images."""
+    parts = images.parts
+    if "images" in parts:
+        at = len(parts) - 1 - parts[::-1].index("images")
+        labels = Path(*parts[:at], "labels", *parts[at + 1 :])
+        if labels.is_dir():
+            return labels
+    return images
+
+
+# ---------------------------------------------------------------------------------------------------------- COCO
+
+
+def _split_name(text: str) -> str:
+    """`val2017`, `valid` and `validation` are all `val`."""
+    name = re.sub(r"[_-]?\d+$", "", text.lower())
+    return "val" if name in {"valid", "validation"} else name
+
+
+def _coco_files_in(folder: Path) -> dict[str, Path]:
+    files = {file.stem.removeprefix("instances_"): file for file in folder.glob("annotations/instances_*.json")}
+    files |= {file.parent.name: file for file in folder.glob("*/_annotations.coco.json")}
+    short = [_split_name(name) for name in files]
+    # val2014 beside val2017 keep their own names.
+    return {alias if short.count(alias) == 1 else name: files[name] for name, alias in zip(files, short, strict=True)}
+
+
+def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
+    # The classes are in every file; the smallest is read for them, and kept until its split is asked for.
+    smallest = min(files.values(), key=lambda file: (file.stat().st_size, file))
+    documents = {smallest: _read_coco(smallest)}
+    categories = _categories(documents[smallest], smallest)
+    classes = _class_names(list(categories.values()), smallest)
+
+    def read(name: str, file: Path) -> Split:
+        document = documents.pop(file, None) or _read_coco(file)
+        if _categories(document, file) != categories:
+            raise DataError(f"{file} has other categories than {smallest}", expected="the same in all splits")
+        return _read_coco_split(name, file, document, list(categories))
+
+    return Dataset(source, classes, _LazySplits({name: partial(read, name, file) for name, file in files.items()}))
+
+
+def _read_coco(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file} line {error.lineno} is no valid JSON: {error.msg}") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise DataError(f"{file} is no COCO JSON of boxes", expected=f"a list of {key}")
+    return dict(document)
+
+
+def _categories(document: Mapping[str, Any], file: Path) -> dict[int, str]:
+    """Names by category id, in id order: COCO's ids have gaps, classes do not."""
+    try:
+        return dict(sorted((int(entry["id"]), str(entry["name"])) for entry in document["categories"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: a category is incomplete", expected="an id and a name in each") from error
+
+
+def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int]) -> Split:
+    images, annotations = document["images"], document["annotations"]
+    try:
+        shapes = np.array([(image["width"], image["height"]) for image in images], np.float64).reshape(-1, 2)
+        owners = {image["id"]: index for index, image in enumerate(images)}
+        names = [str(image["file_name"]) for image in images]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: an image is incomplete", expected="id, file_name, width and height") from error
+    if not (shapes >= 1).all():
+        at = int((~(shapes >= 1).all(axis=1)).argmax())
+        raise DataError(f"{file}: image {names[at]}", expected="a width and a height", found=f"{shapes[at].tolist()}")
+    ids = {category: index for index, category in enumerate(category_ids)}
+    try:
+        rows = [_coco_row(entry, owners, ids) for entry in annotations]
+        table = np.array(rows, np.float64).reshape(-1, 7)
+    except (KeyError, TypeError, ValueError):
+        _explain_annotation(file, annotations, owners, ids)
+    owner = table[:, 0].astype(np.int64)
+    boxes = _coco_boxes(table[:, 2:6], shapes[owner], lambda row: f"{file}: annotation {annotations[row].get('id')}")
+    truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0)
+    return Split(name, tuple(map(Sample, _coco_images(file, names), truths)))
+
+
+def _coco_row(entry: Mapping[str, Any], owners: Mapping[Any, int], ids: Mapping[Any, int]) -> tuple[Any, ...]:
+    x, y, width, height = entry["bbox"]
+    return owners[entry["image_id"]], ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd", 0)
+
+
+def _explain_annotation(
+    file: Path, annotations: Sequence[Any], owners: Mapping[Any, int], ids: Mapping[Any, int]
+) -> NoReturn:
+    for index, entry in enumerate(annotations):
+        where = f"{file}: annotation {entry.get('id', index) if isinstance(entry, dict) else index}"
+        try:
+            np.array(_coco_row(entry, owners, ids), np.float64)
+        except KeyError as error:
+            expected = "image_id of an image, category_id of a category, and bbox"
+            raise DataError(where, expected=expected, found=f"no {error}") from None
+        except (TypeError, ValueError) as error:
+            found = repr(entry.get("bbox") if isinstance(entry, dict) else entry)
+            raise DataError(where, expected="bbox: 4 numbers x, y, width, height", found=found[:80]) from error
+    raise DataError(f"{file}: the annotations are malformed")
+
+
+def _coco_boxes(
+    xywh: NDArray[np.float64], shapes: NDArray[np.float64], where: Callable[[int], str]
+) -> NDArray[np.float64]:
+    """Boxes in pixels as corners in shares of the image; `shapes` [n, 2] holds each one's image's width and height."""
+    low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    # Tools disagree on whether the last pixel counts, so one pixel outside is rounding too.
+    slack = 1 + TOLERANCE * shapes
+    bad = ~np.isfinite(xywh).all(axis=1) | (xywh[:, 2:] < 0).any(axis=1)
+    bad |= ((low < -slack) | (high > shapes + slack)).any(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        width, height = shapes[row].astype(int).tolist()
+        expected = f"a box inside the image of {width}x{height} pixels"
+        raise DataError(where(row), expected=expected, found=f"bbox {xywh[row].tolist()}")
+    return np.concatenate([low / shapes, high / shapes], axis=1)
+
+
+def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
+    tag = file.stem.removeprefix("instances_")
+    base = file.parent.parent if file.parent.name == "annotations" else file.parent
+    folders = list(dict.fromkeys([file.parent, base / tag, base / "images" / tag, base / "images", base]))
+    # One missing image is reported as such below; it must not look like a wrong folder.
+    folder = next((folder for folder in folders if any((folder / name).is_file() for name in names[:16])), None)
+    if names and folder is None:
+        raise DataError(f"{file}: no image {names[0]}", expected=f"it in one of: {', '.join(map(str, folders))}")
+    images = [(folder or base) / name for name in names]
+    missing = next((image for image in images if not image.is_file()), None)
+    if missing is not None:
+        raise DataError(f"{file}: an image is missing", expected=f"a file at {missing}", fix="restore it or its entry")
+    return images

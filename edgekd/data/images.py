@@ -1,0 +1,161 @@
+"""Image files: read, checked for truncation, streamed ahead of the work, hashed.
+
+OpenCV is imported when the first image is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.dataset import Sample
+from edgekd.errors import DataError
+from edgekd.progress import SILENT, Progress
+
+Image = NDArray[np.uint8]
+Reader = Callable[[Path], Image]
+
+# Decoding and hashing release the GIL; a few threads keep the cores busy without taking them from inference.
+WORKERS = min(4, os.cpu_count() or 1)
+AHEAD = 2 * WORKERS
+
+
+def read_image(path: Path) -> Image:
+    """Decode an image file: uint8 [h, w, 3] BGR, turned as its EXIF orientation says.
+
+    Raises DataError when the file is missing, empty, truncated or no image.
+    """
+    import cv2
+
+    return _decode(path, cv2.IMREAD_COLOR)
+
+
+def read_thumbnail(path: Path) -> Image:
+    """Decode an image file to grey at an eighth of its size: uint8 [h, w]; several times quicker than `read_image`.
+
+    Raises DataError as `read_image` does.
+    """
+    import cv2
+
+    return _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+
+
+def _decode(path: Path, mode: int) -> Image:
+    import cv2
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if not data:
+        raise DataError(f"{path} is empty", expected="an image")
+    if _is_truncated(data):
+        raise DataError(f"{path} is truncated", expected="a complete image", found=f"{len(data)} bytes")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    except cv2.error as error:
+        raise DataError(f"{path} cannot be decoded: {error.err}") from error
+    if image is None:
+        raise DataError(f"{path} is no image", expected="JPEG, PNG, WebP, TIFF or BMP")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG or PNG breaks off. OpenCV 4 fills what is missing with grey and only prints a warning.
+
+    JPEG (ITU-T T.81, B.1.1.2): the marker end-of-image FFD9 follows the last start-of-scan FFDA; neither occurs inside
+    coded data, and a thumbnail's own end marker lies before the scan of the image. PNG: the IEND chunk. Bytes after the
+    end are allowed: some cameras append metadata. Of the other formats OpenCV refuses what is incomplete.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG"):
+        return data.rfind(b"IEND") < 0
+    return False
+
+
+class ReadableImages:
+    """Iterates over (sample, image), in order, skipping unreadable files until there are too many.
+
+    The next images are decoded by a few threads while the current one is worked on; at most `AHEAD` wait in memory.
+    After a pass, `skipped` lists the files left out and why. Raises DataError naming the first of them as soon as
+    they are more than `max_bad_share` of the samples.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        progress: Progress = SILENT,
+        *,
+        label: str = "images",
+        max_bad_share: float = 0.05,
+        read: Reader = read_image,
+    ) -> None:
+        self.skipped: list[tuple[Path, str]] = []
+        self._samples = samples
+        self._progress = progress
+        self._label = label
+        self._max_bad = max_bad_share * len(samples)
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[tuple[Sample, Image]]:
+        self.skipped.clear()
+        for sample, decoded in self._progress.items(self._decoded(), self._label, len(self)):
+            try:
+                image = decoded.result()
+            except DataError as error:
+                self._skip(sample.image, error)
+                continue
+            yield sample, image
+
+    def _decoded(self) -> Iterator[tuple[Sample, Future[Image]]]:
+        waiting: deque[tuple[Sample, Future[Image]]] = deque()
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
+            for sample in self._samples:
+                waiting.append((sample, pool.submit(self._read, sample.image)))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _skip(self, file: Path, error: DataError) -> None:
+        self.skipped.append((file, str(error)))
+        if len(self.skipped) > self._max_bad:
+            first = "; ".join(reason for _, reason in self.skipped[:5])
+            raise DataError(
+                f"too many unreadable images: {first}",
+                expected=f"at most {int(self._max_bad)} of {len(self)}",
+                fix="restore or remove these files",
+            ) from error
+
+
+def content_hashes(samples: Sequence[Sample], progress: Progress = SILENT) -> dict[Path, str]:
+    """SHA-256 (hex) of each image file's bytes. Raises DataError when a file cannot be read."""
+    return file_hashes([sample.image for sample in samples], progress)
+
+
+def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path, str]:
+    """SHA-256 (hex) of each file's bytes. Raises DataError when a file cannot be read."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        hashes = pool.map(_sha256, files)
+        return dict(progress.items(zip(files, hashes, strict=True), "hash images", len(files)))
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error

@@ -1,0 +1,140 @@
+"""Label files in YOLO format, and rows of boxes sorted out per image.
+
+A row is `class cx cy w h`, or a segmentation `class x y x y x y ...`, in shares of the image's width and height.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import DataError
+
+# Labelling tools round: a coordinate this far outside the image (as a share of it) is clipped, not refused.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is in one image.
+
+    boxes float32 [n, 4] x1, y1, x2, y2 as shares of the image's width and height; classes int64 [n];
+    crowd bool [n]: one box around many objects, which COCO scoring ignores instead of counting.
+    """
+
+    boxes: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
+    """Read one label file per image; a missing one means that nothing is in the image.
+
+    Raises DataError naming the file and the line that is wrong, or when there is no label file at all.
+    """
+    rows: list[Sequence[str | float]] = []
+    owners: list[int] = []
+    lines: list[int] = []
+    absent = 0
+    for owner, file in enumerate(files):
+        try:
+            text = file.read_bytes().decode("utf-8-sig", errors="replace")
+        except FileNotFoundError:
+            absent += 1
+            continue
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}") from error
+        for number, line in enumerate(text.splitlines(), start=1):
+            fields: Sequence[str | float] = line.split()
+            if not fields:
+                continue
+            rows.append(fields if len(fields) == 5 else _box_of_polygon(line, f"{file} line {number}"))
+            owners.append(owner)
+            lines.append(number)
+    if files and absent == len(files):
+        raise DataError(f"none of {len(files)} images has a label file", expected=f"for the first: {files[0]}")
+    table = _label_table(rows, class_count, lambda row: f"{files[owners[row]]} line {lines[row]}")
+    size = table[:, 3:5] / 2
+    boxes = np.concatenate([table[:, 1:3] - size, table[:, 1:3] + size], axis=1)
+    return truths_per_image(np.array(owners, np.int64), len(files), boxes, table[:, 0], np.zeros(len(table), bool))
+
+
+def _label_table(
+    rows: Sequence[Sequence[str | float]], class_count: int, where: Callable[[int], str]
+) -> NDArray[np.float64]:
+    """Rows of text as checked numbers [n, 5]: class, and centre, width and height clipped to the image."""
+    try:
+        table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    except ValueError:
+        # The quick conversion does not say which row it stumbled over.
+        row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
+        raise DataError(where(row), expected="numbers", found=repr(field)) from None
+
+    def refuse(bad: NDArray[np.bool_], expected: str) -> None:
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row])))
+
+    refuse(~np.isfinite(table.sum(axis=1)), "finite numbers")
+    ids, box = table[:, 0], table[:, 1:]
+    refuse((ids % 1 != 0) | (ids < 0) | (ids >= class_count), f"a class from 0 to {class_count - 1}")
+    refuse(
+        _outside(box.min(axis=1)) | _outside(box.max(axis=1)),
+        "centre, width and height between 0 and 1, as shares of the image",
+    )
+    table[:, 1:] = box.clip(0, 1)
+    return table
+
+
+def _box_of_polygon(line: str, where: str) -> list[float]:
+    """A segmentation row `class x y x y x y ...` as `class cx cy w h`."""
+    fields = line.split()
+    if len(fields) < 7 or len(fields) % 2 == 0:
+        raise DataError(
+            where, expected="5 columns (class cx cy w h) or class x y x y x y ...", found=f"{len(fields)} columns"
+        )
+    try:
+        points = np.array(fields[1:], dtype=np.float64).reshape(-1, 2)
+        label = float(fields[0])
+    except ValueError:
+        field = next(field for field in fields if not _is_number(field))
+        raise DataError(where, expected="numbers", found=repr(field)) from None
+    if not np.isfinite(points).all() or _outside(points).any():
+        raise DataError(where, expected="points between 0 and 1, as shares of the image", found=line.strip()[:60])
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [label, *((low + high) / 2), *(high - low)]
+
+
+def _outside(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (shares < -TOLERANCE) | (shares > 1 + TOLERANCE)
+
+
+def _is_number(field: str | float) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def truths_per_image(
+    owners: NDArray[np.int64],
+    count: int,
+    boxes: NDArray[np.float64],
+    classes: NDArray[np.float64],
+    crowd: NDArray[np.bool_],
+) -> list[Truth]:
+    """One Truth per image from rows in any order; `owners` int64 [n] says whose each row is."""
+    order = np.argsort(owners, kind="stable")
+    bounds = np.searchsorted(owners[order], np.arange(count + 1)).tolist()
+    boxes32 = boxes[order].clip(0, 1).astype(np.float32)
+    ids, crowd = classes[order].astype(np.int64), crowd[order]
+    return [Truth(boxes32[a:b], ids[a:b], crowd[a:b]) for a, b in pairwise(bounds)]

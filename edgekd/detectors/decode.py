@@ -1,0 +1,106 @@
+"""From the network's output to detections: head decoding and class-aware non-maximum suppression.
+
+Shared with the device: Python 3.8 and NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekd.detectors.preprocess import Placement, to_frame
+from edgekd.detectors.types import Detections, DetectorSpec, Head
+
+# Candidates beyond this many, best first, are not looked at: it bounds the time of a frame full of noise.
+MAX_CANDIDATES = 30_000
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as a detection.
+
+    confidence: least score; iou: two boxes of one class that overlap more are one object; max_detections per frame;
+    multi_label: whether one box may carry several classes, as COCO scoring wants, or only its best.
+    """
+
+    confidence: float = 0.25
+    iou: float = 0.7
+    max_detections: int = 300
+    multi_label: bool = False
+
+
+SCORING = Thresholds(confidence=0.001, multi_label=True)
+
+
+def decode(
+    output: np.ndarray, spec: DetectorSpec, placement: Placement, thresholds: Thresholds = Thresholds()
+) -> Detections:
+    """The detections in one frame. `output` is the network's, float32, as `spec.head` describes it."""
+    size = (spec.preprocess.height, spec.preprocess.width)
+    boxes, scores, classes = _candidates(output[0], spec.head, size, thresholds)
+    best_first = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    boxes, scores, classes = boxes[best_first], scores[best_first], classes[best_first]
+    if spec.head.nms:
+        kept = suppress(boxes, classes, thresholds.iou, thresholds.max_detections)
+    else:
+        kept = np.arange(min(len(scores), thresholds.max_detections))
+    return Detections(to_frame(boxes[kept], placement), scores[kept], classes[kept])
+
+
+def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> np.ndarray:
+    """Indices, int64, of the boxes that stay: greedy, best first, only against boxes of the same class.
+
+    boxes float32 [n, 4] x1, y1, x2, y2 and classes int64 [n], both sorted by falling score; at most `most` stay.
+    """
+    # Boxes of different classes are moved apart, so that one pass serves all classes.
+    apart = boxes + (classes * (boxes.max(initial=0) - boxes.min(initial=0) + 1)).astype(np.float32)[:, None]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left = np.arange(len(boxes))
+    kept = []
+    while left.size and len(kept) < most:
+        best, left = left[0], left[1:]
+        kept.append(best)
+        low = np.maximum(apart[best, :2], apart[left, :2])
+        high = np.minimum(apart[best, 2:], apart[left, 2:])
+        sides = np.maximum(high - low, 0)
+        overlap = sides[:, 0] * sides[:, 1]
+        left = left[overlap <= iou * (areas[best] + areas[left] - overlap)]
+    return np.array(kept, np.int64)
+
+
+def _candidates(
+    rows: np.ndarray, head: Head, size: tuple[int, int], thresholds: Thresholds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [n, 4] x1, y1, x2, y2 in input pixels, scores [n], classes [n] above the confidence threshold."""
+    if head.kind == "end2end":
+        sure = rows[rows[:, 4] > thresholds.confidence]
+        return sure[:, :4], sure[:, 4], sure[:, 5].astype(np.int64)
+    if head.kind == "yolo":
+        return _select(rows[:4].T, rows[4:], thresholds)
+    centres, strides = _cells(size, head.strides)
+    sure = np.flatnonzero(rows[:, 4] > thresholds.confidence)  # no class can score above the objectness
+    rows, centres, strides = rows[sure], centres[sure], strides[sure]
+    boxes = np.concatenate([(rows[:, :2] + centres) * strides, np.exp(rows[:, 2:4]) * strides], axis=1)
+    return _select(boxes, (rows[:, 5:] * rows[:, 4:5]).T, thresholds)
+
+
+def _select(boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Candidates among boxes [n, 4] cx, cy, w, h with scores [classes, n]."""
+    if thresholds.multi_label:
+        classes, at = np.nonzero(scores > thresholds.confidence)
+    else:
+        at = np.flatnonzero(scores.max(axis=0, initial=0) > thresholds.confidence)
+        classes = scores[:, at].argmax(axis=0) if at.size else at
+    centre, half = boxes[at, :2], boxes[at, 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=1), scores[classes, at], classes.astype(np.int64)
+
+
+def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Grid cell corners float32 [n, 2] x, y in cells, and the stride of each, float32 [n, 1]."""
+    grids, steps = [], []
+    for stride in strides:
+        ys, xs = np.mgrid[: size[0] // stride, : size[1] // stride]
+        grids.append(np.stack([xs.ravel(), ys.ravel()], axis=1))
+        steps.append(np.full((xs.size, 1), stride))
+    return np.concatenate(grids).astype(np.float32), np.concatenate(steps).astype(np.float32)

@@ -1,0 +1,253 @@
+"""Detectors that come as ONNX graphs, with a head that is recognised or described."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.detectors.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.errors import SpecError
+
+SPEC_KEY = "edgekd.detector"
+"""The metadata property in which a graph that edgekd wrote describes itself."""
+
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64))
+_YOLOX_PREPROCESS = {"color": "bgr", "scale": 1.0, "center": False}
+_DESCRIBE = (
+    "describe it with --head yolo|yolox|end2end, or --head FILE.toml with `kind` and, where they differ, `nms`, "
+    "`strides`, `classes`, `color`, `scale`, `mean`, `std`, `pad_value`, `center`"
+)
+
+
+class OnnxDetector:
+    """An ONNX file.
+
+    `head` is a kind of head, or a TOML file that describes it; None to recognise it. `classes` name what the graph does
+    not name itself.
+    """
+
+    family = "onnx"
+
+    def __init__(self, path: Path, head: str | None = None, classes: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self._head = head
+        self._classes = classes
+
+    def export(self, graph: Path, opset: int) -> DetectorSpec:
+        """Write the graph with batch 1 and at most (at least 13, which Q/DQ per channel needs) this opset."""
+        import onnx
+
+        model = load_graph(self.path)
+        spec = describe(model, self.path, self._head, self._classes)
+        shape = model.graph.input[0].type.tensor_type.shape
+        for axis, size in zip(shape.dim, (1, 3, spec.preprocess.height, spec.preprocess.width), strict=True):
+            axis.dim_value = size
+        onnx.save(_at_opset(model, opset, self.path), graph)
+        return spec
+
+    def reference(self, batch: np.ndarray) -> np.ndarray:
+        """What the file itself computes in float32 for batch [1, 3, h, w]."""
+        from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+
+        with ONNXRUNTIME_CPU.load(self.path) as session:
+            return session.run(batch)
+
+
+def load_graph(path: Path) -> Any:
+    """The ModelProto in a file; SpecError where it is none."""
+    import onnx
+
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise SpecError(
+            f"{path}: cannot be read as an ONNX model",
+            found=str(error).strip().split("\n")[0][:200],
+            fix="check that the file is complete, or export it again",
+        ) from error
+    return model
+
+
+def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
+    """The detector in a graph: from what edgekd wrote into it, from `head`, or recognised by its shapes and names.
+
+    `names` are the classes where the graph has no names of its own.
+    """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if head is None and SPEC_KEY in metadata:
+        return spec_from_json(json.loads(metadata[SPEC_KEY]))
+    if len(model.graph.output) != 1:
+        raise SpecError(
+            f"{path}: wrong outputs",
+            expected="one output that holds all detections",
+            found=", ".join(f"{o.name} {_shape(o)}" for o in model.graph.output),
+            fix="export the model with its predictions concatenated",
+        )
+    size = _input_size(model, metadata, path)
+    classes = _class_names(metadata)
+    described = _read_head(head)
+    shape = _shape(model.graph.output[0])
+    kind = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
+    strides = tuple(described.pop("strides", None) or _strides_for(kind, shape, size))
+    nms = described.pop("nms", kind != "end2end")
+    classes = tuple(described.pop("classes", classes)) or names or _numbered(kind, shape, path)
+    preprocess = Preprocess(*size, **(_YOLOX_PREPROCESS if kind == "yolox" else {}))
+    spec = DetectorSpec(classes, _with(preprocess, described, head), Head(kind, nms=nms, strides=strides))
+    _require_shape(spec, shape, path)
+    return spec
+
+
+def describe_in(model: Any, spec: DetectorSpec) -> None:
+    """Write the spec into the graph, for edgekd and, under its own keys, for Ultralytics' `predict` and `val`."""
+    import onnx
+
+    size = [spec.preprocess.height, spec.preprocess.width]
+    entries = {
+        SPEC_KEY: json.dumps(asdict(spec), sort_keys=True),
+        "names": str(dict(enumerate(spec.classes))),
+        "stride": str(max(spec.head.strides)),
+        "task": "detect",
+        "imgsz": str(size),
+    }
+    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
+
+
+def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path) -> str:
+    """The kind of head an output shape can only mean."""
+    if len(shape) == 3:
+        _, rows, columns = shape
+        cells = [_cells(size, strides) for strides in _STRIDES]
+        undecoded = not any(node.op_type == "Exp" for node in model.graph.node)
+        if columns in cells and rows > 4 and classes in (0, rows - 4):
+            return "yolo"
+        if rows in cells and columns > 5 and undecoded and classes in (0, columns - 5):
+            return "yolox"
+        if columns == 6 and 0 < rows <= 1000:
+            return "end2end"
+    raise SpecError(
+        f"{path}: the head is not recognised",
+        expected="one output [1, 4 + classes, n], undecoded [1, n, 5 + classes] or [1, n, 6]",
+        found=f"{shape} for an input of {size[0]}x{size[1]}" + (f" and {classes} class names" if classes else ""),
+        fix=_DESCRIBE,
+    )
+
+
+def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
+    """Refuse a description that the output's shape contradicts."""
+    count, kind = len(spec.classes), spec.head.kind
+    size = (spec.preprocess.height, spec.preprocess.width)
+    expected = {
+        "yolo": [1, 4 + count, _cells(size, spec.head.strides)],
+        "yolox": [1, _cells(size, spec.head.strides), 5 + count],
+        "end2end": [1, shape[1] if len(shape) == 3 else 300, 6],
+    }[kind]
+    if len(shape) != 3 or any(found not in (0, wanted) for found, wanted in zip(shape, expected, strict=True)):
+        raise SpecError(
+            f"{path}: wrong outputs for a {kind} head with {count} classes and strides {list(spec.head.strides)}",
+            expected=str(expected),
+            found=str(shape),
+            fix=_DESCRIBE,
+        )
+
+
+def _read_head(head: str | None) -> dict[str, Any]:
+    if head is None:
+        return {}
+    if head in HEADS:
+        return {"kind": head}
+    from edgekd.toml import read_toml
+
+    if not head.endswith(".toml"):
+        raise SpecError("--head", expected=", ".join(HEADS) + " or a .toml file", found=head)
+    described = read_toml(Path(head))
+    if described.get("kind") not in HEADS:
+        raise SpecError(f"{head}: `kind`", expected=" or ".join(HEADS), found=str(described.get("kind")))
+    return described
+
+
+def _with(preprocess: Preprocess, described: dict[str, Any], source: str | None) -> Preprocess:
+    """The preprocessing with what a head description says of it."""
+    known = set(asdict(preprocess)) - {"height", "width"}
+    unknown = set(described) - known
+    if unknown:
+        raise SpecError(f"{source}: unknown key", expected=", ".join(sorted(known)), found=", ".join(sorted(unknown)))
+    return replace(preprocess, **{key: tuple(v) if isinstance(v, list) else v for key, v in described.items()})
+
+
+def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, int]:
+    """Height and width of the input; for a dynamic input, the size it was trained at where the metadata says it."""
+    known = {initializer.name for initializer in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in known]
+    shape = _shape(inputs[0]) if len(inputs) == 1 else []
+    if len(shape) != 4 or shape[1] != 3:
+        raise SpecError(
+            f"{path}: wrong inputs",
+            expected="one input [1, 3, height, width]",
+            found=", ".join(f"{value.name} {_shape(value)}" for value in inputs),
+            fix="export the network alone, without preprocessing",
+        )
+    height, width = shape[2:]
+    if not (height and width):
+        height, width = ast.literal_eval(metadata.get("imgsz", "(0, 0)"))
+    if not (height and width):
+        raise SpecError(f"{path}: the input size is dynamic", found=str(shape), fix="export it with a fixed size")
+    return height, width
+
+
+def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
+    """Class names as Ultralytics (a dictionary) or a JSON list gives them; empty where there are none."""
+    try:
+        names = ast.literal_eval(metadata.get("names", "()"))
+    except (ValueError, SyntaxError):
+        return ()
+    return tuple(str(names[key]) for key in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
+
+
+def _numbered(kind: str, shape: list[int], path: Path) -> tuple[str, ...]:
+    """Stand-in names for a graph that carries none, as many as its output has classes."""
+    if kind == "end2end" or len(shape) != 3:
+        raise SpecError(
+            f"{path}: the class names are not in the graph",
+            expected="metadata `names`, or `classes` in a head description",
+            fix="add `classes = [...]` to a TOML with `kind` and pass it with --head FILE.toml",
+        )
+    return tuple(f"class{index}" for index in range(shape[1] - 4 if kind == "yolo" else shape[2] - 5))
+
+
+def _strides_for(kind: str, shape: list[int], size: tuple[int, int]) -> tuple[int, ...]:
+    cells = shape[-1] if kind == "yolo" else shape[1]
+    return next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
+
+
+def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:
+    return sum((size[0] // stride) * (size[1] // stride) for stride in strides)
+
+
+def _shape(value: Any) -> list[int]:
+    """The shape of a graph input or output; 0 for a dimension that is not fixed."""
+    return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+def _at_opset(model: Any, most: int, path: Path) -> Any:
+    """The model at an opset between 13 and `most`."""
+    import onnx
+
+    found = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    wanted = min(max(found, 13), most)
+    if found == wanted:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, wanted)
+    except Exception as error:
+        raise SpecError(
+            f"{path}: opset {found} cannot be converted",
+            expected=f"opset {wanted} for this target",
+            found=str(error).strip().split("\n")[0][:200],
+            fix=f"export the model again with opset {wanted}",
+        ) from error

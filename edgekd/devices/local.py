@@ -1,0 +1,115 @@
+"""This machine, with one of its engines."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd.devices import Gpu, HostFacts
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.engines.types import Engine, Session, library_version, usable_cores
+
+_LIBRARIES = ("edgekd", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+_NVIDIA_SMI = ("--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits")
+_NVIDIA_SMI_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LocalDevice:
+    """This machine. `threads` None means every usable core."""
+
+    engine: Engine = ONNXRUNTIME_CPU
+    threads: int | None = None
+    name: str = "local"
+
+    def facts(self) -> HostFacts:
+        """What this machine is."""
+        return host_facts(self.name, self.engine.name, self.threads or usable_cores())
+
+    def load(self, graph: Path) -> Session:
+        """Open the ONNX file `graph` with this device's engine. Raises DeviceError."""
+        return self.engine.load(graph, threads=self.threads)
+
+    def clock(self) -> float:
+        """Seconds of this machine's monotonic high-resolution clock."""
+        return time.perf_counter()
+
+
+def host_facts(device: str, engine: str, threads: int, root: Path = Path("/")) -> HostFacts:
+    """The facts of this machine, read from the /proc, /sys and /etc below `root`."""
+    frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    cpuinfo = _read(root / "proc/cpuinfo") or ""
+    khz = _read(frequency / "scaling_cur_freq")
+    clock_mhz = float(khz) / 1000 if khz else _number(_value(cpuinfo, "cpu MHz"))
+    kib = _number((_value(_read(root / "proc/meminfo") or "", "MemTotal") or "").removesuffix("kB"))
+    versions = {name: version for name in _LIBRARIES if (version := library_version(name))}
+    return HostFacts(
+        device=device,
+        engine=engine,
+        cpu=_value(cpuinfo, "model name") or platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        threads=threads,
+        governor=_read(frequency / "scaling_governor"),
+        clock_mhz=clock_mhz,
+        memory_bytes=int(kib * 1024) if kib else None,
+        board=_read(root / "proc/device-tree/model") or _read(root / "sys/class/dmi/id/product_name"),
+        os=_value(_read(root / "etc/os-release") or "", "PRETTY_NAME", "=") or platform.system(),
+        kernel=platform.release(),
+        machine=platform.machine(),
+        python=platform.python_version(),
+        libraries=versions,
+        gpus=gpus(),
+    )
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that the driver sees; none when there is no driver or it does not answer."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ()
+    try:
+        answer = subprocess.run(
+            (command, *_NVIDIA_SMI), capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_nvidia_smi(answer.stdout)
+
+
+def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
+    """GPUs from lines of `name, driver, compute capability, memory in MiB`."""
+    found = []
+    for line in text.splitlines():
+        fields = [part.strip() for part in line.rsplit(",", 3)]
+        if len(fields) == 4:
+            mib = _number(fields[3])  # "[N/A]" where the GPU shares the host's memory
+            found.append(Gpu(fields[0], fields[1], fields[2], int(mib) * 2**20 if mib else None))
+    return tuple(found)
+
+
+def _read(path: Path) -> str | None:
+    """The text of a small system file; None when it is not there, not for us, or empty."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def _value(text: str, key: str, separator: str = ":") -> str | None:
+    """The value of the first `key<separator>value` line, without quotes."""
+    for line in text.splitlines():
+        name, found, value = line.partition(separator)
+        if found and name.strip() == key:
+            return value.strip().strip('"') or None
+    return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

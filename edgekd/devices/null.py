@@ -1,0 +1,89 @@
+"""A device that computes nothing and takes exactly as long as it was told: for tests of what measures devices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from edgekd.devices import HostFacts
+from edgekd.engines.types import closed
+from edgekd.errors import SpecError
+
+
+class NullDevice:
+    """Runs every graph by returning `output` after the next of `latencies_s`, which repeat; time is its own clock's."""
+
+    name = "null"
+
+    def __init__(self, latencies_s: Sequence[float] = (0.010,), output: np.ndarray | None = None) -> None:
+        if not latencies_s or min(latencies_s) <= 0:
+            raise SpecError("a null device needs latencies", expected="seconds above 0", found=str(list(latencies_s)))
+        self._latencies_s = itertools.cycle(latencies_s)
+        self._output = np.zeros((1, 300, 6), np.float32) if output is None else output
+        self._now_s = 0.0
+
+    def facts(self) -> HostFacts:
+        """Facts that never change."""
+        return HostFacts(
+            device=self.name,
+            engine="null",
+            cpu="none",
+            cores=1,
+            threads=1,
+            governor=None,
+            clock_mhz=None,
+            memory_bytes=None,
+            board=None,
+            os="none",
+            kernel="none",
+            machine="none",
+            python="none",
+        )
+
+    def load(self, graph: Path) -> NullSession:
+        """A session that does not look at `graph`."""
+        return NullSession(self)
+
+    def clock(self) -> float:
+        """Seconds since the device was made: only runs and `advance` move it."""
+        return self._now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        self._now_s += seconds
+
+    def infer(self) -> np.ndarray:
+        """Let the next latency pass; the scripted output."""
+        self.advance(next(self._latencies_s))
+        return self._output
+
+
+class NullSession:
+    """A session on a null device."""
+
+    outputs = ("output",)
+
+    def __init__(self, device: NullDevice) -> None:
+        self._device: NullDevice | None = device
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The scripted output, whatever `batch` is."""
+        if self._device is None:
+            raise closed("null")
+        return self._device.infer()
+
+    def close(self) -> None:
+        """Let go of the device."""
+        self._device = None
+
+    def __enter__(self) -> NullSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,99 @@
+"""Running a graph over a labelled split: detections and their COCO score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekd.data.dataset import Dataset, Split, Truth
+from edgekd.data.images import ReadableImages
+from edgekd.detectors.decode import SCORING, decode
+from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.types import Detections, DetectorSpec
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.engines.types import Engine
+from edgekd.errors import DataError
+from edgekd.progress import SILENT, Progress
+from edgekd.score import Score, score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a graph found in a split: its score, the images in order, their detections, and the files left out."""
+
+    score: Score
+    images: tuple[Path, ...]
+    detections: tuple[Detections, ...]
+    skipped: tuple[tuple[Path, str], ...]
+
+
+def evaluate(
+    graph: Path,
+    spec: DetectorSpec,
+    split: Split,
+    progress: Progress = SILENT,
+    label: str = "score",
+    engine: Engine = ONNXRUNTIME_CPU,
+) -> Evaluation:
+    """Score a graph on every readable image of a split, as it ships: its own preprocessing, decoding and NMS.
+
+    Raises DataError where too many images are unreadable, DeviceError where the graph cannot run.
+    """
+    readable = ReadableImages(split.samples, progress, label=label)
+    images: list[Path] = []
+    found: list[Detections] = []
+    truths: list[tuple[Truth, int, int]] = []
+    with engine.load(graph) as session:
+        for sample, image in readable:
+            batch, placement = letterbox(image, spec.preprocess)
+            found.append(decode(session.run(batch), spec, placement, SCORING))
+            images.append(sample.image)
+            truths.append((sample.truth, image.shape[1], image.shape[0]))
+    return Evaluation(score(found, truths, spec.classes), tuple(images), tuple(found), tuple(readable.skipped))
+
+
+def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
+    """Refuse data whose class numbers cannot mean the detector's classes. Raises DataError."""
+    ours, theirs = spec.classes, dataset.classes
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"{dataset.source}: its classes are not the detector's",
+            expected=f"{len(ours)} classes ({', '.join(ours[:4])}, ...)",
+            found=f"{len(theirs)} ({', '.join(theirs[:4])}, ...)",
+            fix="pass the data set that the detector was trained on",
+        )
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        first = next(index for index, name in enumerate(ours) if name != theirs[index])
+        raise DataError(
+            f"{dataset.source}: its classes are in another order than the detector's",
+            expected=f"class {first} to be {ours[first]}",
+            found=theirs[first],
+            fix="reorder `names` and the labels",
+        )
+
+
+def sure(detections: Detections, confidence: float) -> Detections:
+    """The detections with at least this score."""
+    keep = detections.scores >= confidence
+    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
+
+
+def save_detections(path: Path, detections: Sequence[Detections]) -> None:
+    """Write the detections of several images into one uncompressed `.npz`."""
+    np.savez(
+        path,
+        ends=np.cumsum([len(found) for found in detections], dtype=np.int64),
+        boxes=np.concatenate([found.boxes for found in detections]),
+        scores=np.concatenate([found.scores for found in detections]),
+        classes=np.concatenate([found.classes for found in detections]),
+    )
+
+
+def load_detections(path: Path) -> list[Detections]:
+    """Read what `save_detections` wrote."""
+    with np.load(path) as saved:
+        parts = [np.split(saved[name], saved["ends"][:-1]) for name in ("boxes", "scores", "classes")]
+    return [Detections(boxes, scores, classes) for boxes, scores, classes in zip(*parts, strict=True)]

@@ -1,0 +1,30 @@
+"""TensorRT's calibration cache: the scales of a network's tensors as text, for builds without Q/DQ (DLA, TensorRT 8).
+
+Line 1 names version and calibrator; then `tensor: hex` with the big-endian IEEE-754 float32 scale (range / 127).
+Shared with the device.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Mapping
+
+
+def to_text(scales: Mapping[str, float], tensorrt: str) -> str:
+    """The cache for scales by tensor name, for a TensorRT version such as `8.5.2`."""
+    major, minor, patch = (int(part) for part in (tensorrt + ".0.0").split(".")[:3])
+    number = major * (1000 if major < 10 else 10_000) + minor * 100 + patch  # NV_TENSORRT_VERSION
+    lines = [f"TRT-{number}-EntropyCalibration2"]
+    lines += [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in scales.items()]
+    return "\n".join(lines) + "\n"
+
+
+def from_text(text: str) -> dict[str, float]:
+    """Scales by tensor name. A cache that TensorRT wrote may lack leading zeros. Raises ValueError where malformed."""
+    scales = {}
+    for line in text.splitlines()[1:]:
+        name, separator, digits = line.rpartition(": ")
+        if not separator:
+            raise ValueError(f"expected `tensor: hex`, found {line!r}")
+        scales[name] = struct.unpack(">f", bytes.fromhex(digits.rjust(8, "0")))[0]
+    return scales

@@ -1,0 +1,29 @@
+"""INT8, symmetric: value = scale * code, codes -127..127, zero point 0. Pure NumPy, shared with the device.
+
+-128 is not used, so that a negated tensor has negated codes: TensorRT's rule.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEVELS = 127
+
+
+def quantize_channels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int8 of the same shape and scales float32 [channels] for weights float32 [channels, ...].
+
+    Raises ValueError where a weight is not finite.
+    """
+    if not np.isfinite(weights).all():
+        raise ValueError("weights are not finite")
+    rows = weights.reshape(len(weights), -1)
+    # A scale below the least normal float32 could not be divided by; such a channel is all zero in INT8.
+    scales = np.maximum(np.abs(rows).max(axis=1, initial=0) / LEVELS, np.finfo(np.float32).tiny).astype(np.float32)
+    codes = np.clip(np.rint(rows / scales[:, None]), -LEVELS, LEVELS).astype(np.int8)
+    return codes.reshape(weights.shape), scales
+
+
+def dequantize_channels(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Weights float32 of the codes' shape, from codes int8 [channels, ...] and scales float32 [channels]."""
+    return codes.astype(np.float32) * scales.reshape(-1, *[1] * (codes.ndim - 1))

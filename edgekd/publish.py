@@ -1,0 +1,172 @@
+"""What a build leaves for people and for the camera: the bundle, the report, the ledger."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd import __version__
+from edgekd.budget import Line
+from edgekd.bundle.archive import file_entry, pack
+from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, StageKey, TargetName
+from edgekd.canonical import canonical_json
+from edgekd.files import new_file, write_file
+from edgekd.stages import CACHE, CALIBRATION, GRAPH, Stages, spec_of, tool_versions
+from edgekd.store import Stage, write_ledger
+
+if TYPE_CHECKING:
+    from edgekd.pipeline import Run
+
+_ROLES = {
+    CACHE: "calibration-cache",
+    CALIBRATION: "calibration-set",
+    "evidence.json": "evidence",
+    GRAPH: "graph",
+    "labels.txt": "labels",
+    "report.html": "report",
+}
+
+
+def pack_bundle(run: Run, stages: Stages) -> Path:
+    """Write the report that travels, pack the bundle, and put it, the graph and the calibration set into `job.out`.
+
+    Everything in a bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes.
+    """
+    report = stages.run("report", _identity(run), lambda folder: _write_travelling_report(run, folder))
+    files = _files(run, report)
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        sources = dict(files)
+        for name, content in _texts(run).items():
+            (folder / name).write_bytes(content)
+            sources[name] = folder / name
+        entries = tuple(file_entry(name, source, _ROLES[name]) for name, source in sorted(sources.items()))
+        pack(_manifest(run, entries), sources, folder / "bundle.edgekd")
+        return {"bytes": (folder / "bundle.edgekd").stat().st_size}
+
+    packed = stages.run("pack", {**_identity(run), "report": report.sha256}, work)
+    job = run.job
+    bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
+    _copy(packed.path / "bundle.edgekd", bundle)
+    for name in (GRAPH, CALIBRATION):
+        if name in files:
+            _copy(files[name], job.out / name)
+    return bundle
+
+
+def write_report(run: Run, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
+    """Write the report for people, with this machine's timings, into `job.out`."""
+    from edgekd.report.html import render
+    from edgekd.summary import report_of
+
+    report = report_of(run, lines, bundle.stat().st_size, stages)
+    path = run.job.out / "report.html"
+    write_file(path, render(report).encode("utf-8"))
+    return path
+
+
+def write_build_ledger(run: Run, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
+    """Write `ledger.json`: what every stage took and gave, and where it all came from."""
+    path = run.job.out / "ledger.json"
+    lineage = asdict(_lineage(run))
+    extra = {
+        "edgekd": __version__,
+        "model": run.job.model.name,
+        "target": run.job.target.name,
+        "bundle": bundle.name,
+        "budget": [asdict(line) for line in lines],
+        "lineage": {key: value for key, value in lineage.items() if key != "stages"},
+        "host": run.timing.results["host"],
+    }
+    write_ledger(path, stages, extra)
+    return path
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Everything that a bundle's content follows from."""
+    return {
+        "model": run.job.model.name,
+        "target": [run.job.target.name, run.job.target.compatible],
+        "recipe": run.job.recipe.name,
+        "data": run.data_sha256,
+        "stages": [stage.sha256 for stage in _reproducible(run)],
+        "edgekd": __version__,
+    }
+
+
+def _reproducible(run: Run) -> list[Stage]:
+    """The stages that give the same on every machine: all but compiling, timing and what follows from them."""
+    own = [run.before, run.scores[0], run.calibrated.stage if run.calibrated else None, run.after, run.scores[1]]
+    return list({stage.key: stage for stage in own if stage is not None}.values())
+
+
+def _files(run: Run, report: Stage) -> dict[str, Path]:
+    """Where the files of the bundle lie that earlier stages made."""
+    files = {GRAPH: run.after.path / GRAPH, "report.html": report.path / "report.html"}
+    if CACHE in run.after.files:
+        files[CACHE] = run.after.path / CACHE
+    if run.calibrated:
+        files[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
+    return files
+
+
+def _texts(run: Run) -> dict[str, bytes]:
+    """The small files of the bundle: scores per class, and the class names a line each."""
+    scores = {label: score.results for label, score in zip(("before", "after"), run.scores, strict=True)}
+    labels = "".join(f"{name}\n" for name in spec_of(run.after).classes)
+    return {"evidence.json": canonical_json(scores) + b"\n", "labels.txt": labels.encode("utf-8")}
+
+
+def _manifest(run: Run, entries: tuple[Any, ...]) -> Manifest:
+    job, tensorrt = run.job, run.job.target.software.tensorrt
+    return Manifest(
+        name=job.model.stem,
+        created_by=f"edgekd {__version__}",
+        target=TargetName(job.target.name, job.target.compatible),
+        tensorrt=tensorrt.value if tensorrt else None,
+        detector=json.loads(canonical_json(asdict(spec_of(run.after)))),
+        files=entries,
+        evidence=_evidence(run),
+        lineage=_lineage(run),
+    )
+
+
+def _evidence(run: Run) -> Evidence:
+    before, after = (
+        Score(score.results["map50_95"], score.results["map50"], graph.results["bytes"])
+        for score, graph in zip(run.scores, (run.before, run.after), strict=True)
+    )
+    retention = after.map50_95 / before.map50_95 if before.map50_95 else None
+    return Evidence(images=run.scores[1].results["images"], before=before, after=after, retention=retention)
+
+
+def _lineage(run: Run) -> Lineage:
+    return Lineage(
+        model_sha256=run.model_sha256,
+        data_sha256=run.data_sha256,
+        calibration_sha256=run.calibrated.images.sha256 if run.calibrated else None,
+        recipe=run.job.recipe.name,
+        seed=run.calibrated.images.rule.seed if run.calibrated else 0,
+        tools=tool_versions(*(stage.name for stage in _reproducible(run))),
+        stages=tuple(StageKey(stage.name, stage.key) for stage in _reproducible(run)),
+    )
+
+
+def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
+    from edgekd.report.html import render
+    from edgekd.report.types import for_bundle
+    from edgekd.summary import provenance, report_of
+
+    report = for_bundle(report_of(run, (), None, _reproducible(run)))
+    report = replace(report, provenance=provenance(run), notes=())
+    (folder / "report.html").write_text(render(report), "utf-8")
+    return {}
+
+
+def _copy(source: Path, out: Path) -> None:
+    with source.open("rb") as stream, new_file(out) as copy:
+        shutil.copyfileobj(stream, copy)

@@ -1,0 +1,137 @@
+"""Inline SVG charts that keep their text size at every width.
+
+Positions across are percentages and positions down are pixels, with no viewBox: a chart takes the width of its box, and
+labels stay as large on a phone as on a desk. "Before" and "after" differ in shape as well as in colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from edgekd.report.markup import Html, tag
+from edgekd.report.text import known, milliseconds
+from edgekd.report.types import Latency
+
+STRIP_HEIGHT = 20
+BINS = 60
+ROW_HEIGHT, ROW_GAP, HISTOGRAM_HEIGHT, AXIS_HEIGHT = 124, 18, 52, 24
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
+    """Round numbers that enclose [low, high], in steps of 1, 2 or 5 times a power of ten, roughly `about` of them.
+
+    A range too narrow to tell apart on a page is widened to a thousandth of its place.
+    """
+    high = max(high, low + 1e-3 * max(abs(low), 1.0))
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(index * step for index in range(first, last + 1))
+
+
+def change_axis(ticks: Sequence[float]) -> Html:
+    """The scale above a column of `change_strip`s."""
+    labels = (_text(f"{tick:.2g}", _place(tick, ticks), 14, "middle") for tick in ticks)
+    return tag("svg", *labels, class_="strip axis", height=STRIP_HEIGHT, aria_hidden="true")
+
+
+def change_strip(before: float | None, after: float | None, ticks: Sequence[float]) -> Html:
+    """One row of a dumbbell plot: a ring before, a diamond after, a line between. The numbers stand beside it."""
+    middle = STRIP_HEIGHT / 2
+    parts = [_line(_place(tick, ticks), 0, _place(tick, ticks), STRIP_HEIGHT, "grid") for tick in ticks]
+    if known(before) and known(after):
+        parts.append(_line(_place(before, ticks), middle, _place(after, ticks), middle, "link"))
+    if known(before):
+        parts.append(tag("circle", cx=_place(before, ticks), cy=middle, r=6, class_="before"))
+    if known(after):
+        diamond = tag("path", d="M0-5 5 0 0 5-5 0z")
+        parts.append(tag("svg", diamond, x=_place(after, ticks), y=middle, overflow="visible", class_="after"))
+    return tag("svg", *parts, class_="strip", height=STRIP_HEIGHT, aria_hidden="true")
+
+
+def size_strip(before: int | None, after: int | None, largest: int) -> Html:
+    """One row of a bar chart: an outlined bar before, a filled, thinner bar after."""
+    scale = (0.0, float(max(largest, 1)))
+    bars = []
+    if before is not None:
+        bars.append(tag("rect", x=0, y=3, width=_place(before, scale), height=14, rx=2, class_="before"))
+    if after is not None:
+        bars.append(tag("rect", x=0, y=6, width=_place(after, scale), height=8, rx=1, class_="after"))
+    return tag("svg", *bars, class_="strip", height=STRIP_HEIGHT, aria_hidden="true")
+
+
+def legend(shape: str) -> Html:
+    """What the two marks of a chart mean; `shape` is "dumbbell" or "bars"."""
+    if shape == "dumbbell":
+        marks = (tag("circle", cx=8, cy=8, r=6, class_="before"), tag("path", d="M8 3l5 5-5 5-5-5z", class_="after"))
+    else:
+        bar = {"x": 1, "width": 14, "rx": 2}
+        marks = (tag("rect", y=2, height=12, class_="before", **bar), tag("rect", y=4, height=8, class_="after", **bar))
+    keys = (
+        tag("span", tag("svg", mark, class_="key", width=16, height=16, aria_hidden="true"), f" {word}")
+        for mark, word in zip(marks, ("before", "after"), strict=True)
+    )
+    return tag("p", *keys, class_="legend")
+
+
+def latency_ticks(latencies: Sequence[Latency]) -> tuple[float, ...]:
+    """The scale of `latency_chart`, in ms.
+
+    It ends a little after the slowest p99: rare outliers would squeeze everything else.
+    """
+    lows = [min(row.samples_ms, default=row.p50_ms) for row in latencies]
+    return nice_ticks(min(lows), 1.05 * max(row.p99_ms for row in latencies))
+
+
+def latency_chart(latencies: Sequence[Latency], ticks: Sequence[float]) -> Html:
+    """Histograms of the total latency, one under the other on one scale, with p50, p90 and p99 marked."""
+    plots_end = len(latencies) * (ROW_HEIGHT + ROW_GAP)
+    height = plots_end + AXIS_HEIGHT
+    grid = (_line(_place(tick, ticks), 0, _place(tick, ticks), plots_end, "grid") for tick in ticks)
+    numbers = (_text(f"{tick:g}", _place(tick, ticks), plots_end + 18, "middle", "tick") for tick in ticks)
+    rows = (
+        part for index, row in enumerate(latencies) for part in _latency_row(row, index * (ROW_HEIGHT + ROW_GAP), ticks)
+    )
+    said = "; ".join(f"{row.label} on {row.engine}: median {milliseconds(row.p50_ms)}" for row in latencies)
+    title = tag("title", f"Latency of each frame in milliseconds. {said}.")
+    return tag("svg", title, *grid, *rows, *numbers, class_="latency", role="img", height=height)
+
+
+def _latency_row(row: Latency, top: float, ticks: Sequence[float]) -> list[Html]:
+    base = top + ROW_HEIGHT
+    parts = [_text(f"{row.label} · {row.basis}", "0%", top + 16, "start", f"name {row.label}")]
+    counts, edges = np.histogram(row.samples_ms, bins=BINS, range=(ticks[0], ticks[-1]))
+    for share, (left, right) in zip(counts / max(counts.max(), 1), pairwise(edges), strict=True):
+        if share:
+            height = max(HISTOGRAM_HEIGHT * float(share), 1.0)
+            width = f"{100 * (right - left) / (ticks[-1] - ticks[0]):.2f}%"
+            x = _place(left, ticks)
+            parts.append(
+                tag("rect", x=x, y=f"{base - height:.1f}", width=width, height=f"{height:.1f}", class_=row.label)
+            )
+    parts.append(_line("0%", base, "100%", base, "base"))
+    for index, (name, value) in enumerate((("p50", row.p50_ms), ("p90", row.p90_ms), ("p99", row.p99_ms))):
+        label_y = top + 34 + 14 * index
+        x = _place(value, ticks)
+        parts.append(_line(x, label_y - 10, x, base, "mark"))
+        anchor = ("start", "4") if value - ticks[0] < 0.75 * (ticks[-1] - ticks[0]) else ("end", "-4")
+        parts.append(_text(f"{name} {milliseconds(value)}", x, label_y, anchor[0], "quantile", dx=anchor[1]))
+    return parts
+
+
+def _place(value: float, ticks: Sequence[float]) -> str:
+    share = (value - ticks[0]) / (ticks[-1] - ticks[0])
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+
+
+def _line(x1: str, y1: float, x2: str, y2: float, class_: str) -> Html:
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def _text(text: str, x: str, y: float, anchor: str, class_: str | None = None, dx: str | None = None) -> Html:
+    return tag("text", text, x=x, y=y, dx=dx, text_anchor=anchor, class_=class_)

@@ -1,0 +1,157 @@
+"""COCO scoring of detections against labelled boxes: mAP, per class and by object size.
+
+The arithmetic is faster-coco-eval's. Means go over the classes that occur in the scored images: a class without an
+object there has no score (None), rather than zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.dataset import Truth
+from edgekd.detectors.types import Detections
+from edgekd.errors import DataError
+
+MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
+SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
+
+
+class ClassScore(TypedDict):
+    """One class: its score, and how many images and objects of the split it rests on."""
+
+    map50_95: float | None
+    map50: float | None
+    images: int
+    instances: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good detections are: 1 is perfect, 0 useless.
+
+    map50_95: mean average precision over IoU 0.50, 0.55 ... 0.95; map50: at IoU 0.50. `by_size` is map50_95 of the
+    small, medium and large objects; None where the split has none. `images` counts the scored images.
+    """
+
+    map50_95: float
+    map50: float
+    per_class: Mapping[str, ClassScore]
+    by_size: Mapping[str, float | None]
+    images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The score as plain numbers, text and dictionaries."""
+        return asdict(self)
+
+
+def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, int]], classes: Sequence[str]) -> Score:
+    """Score the detections of each image, boxes in pixels, against (truth, width, height in pixels) of that image.
+
+    Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    frame: dict[str, Any] = {
+        "images": [{"id": index, "width": w, "height": h} for index, (_, w, h) in enumerate(truths, start=1)],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(classes)],
+    }
+    if len(detections) != len(truths):
+        raise ValueError(f"{len(detections)} detections for {len(truths)} images")
+    expected, found = _truth_rows(truths), _detection_rows(detections, len(classes))
+    if not len(expected) or expected[:, 6].all():
+        raise DataError("there is nothing to score against", expected="at least one labelled object in the split")
+    evaluation = COCOeval_faster(
+        COCO({**frame, "annotations": _annotations(expected, "iscrowd")}),
+        COCO({**frame, "annotations": _annotations(found, "score")}),
+        iouType="bbox",
+    )
+    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # [IoU thresholds, recalls, classes, sizes with "all" first, max detections]; -1 where there is nothing to find.
+    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    return Score(
+        map50_95=_required(precision[:, :, :, 0]),
+        map50=_required(precision[0, :, :, 0]),
+        per_class=_per_class(precision[..., 0], expected, classes),
+        by_size={size: _mean(precision[..., 1 + index]) for index, size in enumerate(SIZES)},
+        images=len(truths),
+    )
+
+
+def _truth_rows(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float64]:
+    """[n, 7]: image, class, x, y, width, height in pixels, crowd."""
+    counts = [len(truth) for truth, _, _ in truths]
+    shapes = np.array([(w, h, w, h) for _, w, h in truths], np.float64).reshape(-1, 4)
+    boxes = _stack([truth.boxes for truth, _, _ in truths], 4) * np.repeat(shapes, counts, axis=0)
+    labels = _stack([truth.classes for truth, _, _ in truths], 1)
+    return _rows(counts, labels, boxes, _stack([truth.crowd for truth, _, _ in truths], 1))
+
+
+def _detection_rows(detections: Sequence[Detections], class_count: int) -> NDArray[np.float64]:
+    """[n, 7]: image, class, x, y, width, height in pixels, score."""
+    labels = _stack([found.classes for found in detections], 1)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < class_count:
+        raise DataError(
+            "the detector's classes are not the data set's",
+            expected=f"classes 0 to {class_count - 1}",
+            found=f"class {int(labels.max() if labels.min() >= 0 else labels.min())}",
+            fix="score on a data set with the classes that the detector was trained on",
+        )
+    boxes = _stack([found.boxes for found in detections], 4)
+    return _rows([len(found) for found in detections], labels, boxes, _stack([found.scores for found in detections], 1))
+
+
+def _rows(
+    counts: Sequence[int], labels: NDArray[np.float64], boxes: NDArray[np.float64], last: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    images = np.repeat(np.arange(1.0, len(counts) + 1), counts)[:, None]
+    return np.concatenate([images, labels, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], last], axis=1)
+
+
+def _stack(parts: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float64]:
+    return np.concatenate([np.zeros(0), *(part.ravel() for part in parts)]).reshape(-1, columns)
+
+
+def _annotations(rows: NDArray[np.float64], last: str) -> list[dict[str, Any]]:
+    """Rows as COCO annotations. Ids start at 1: 0 means "unmatched" to the evaluator."""
+    images, labels = rows[:, 0].astype(int).tolist(), rows[:, 1].astype(int).tolist()
+    boxes, areas = rows[:, 2:6].tolist(), (rows[:, 4] * rows[:, 5]).tolist()
+    ends = rows[:, 6].astype(int).tolist() if last == "iscrowd" else rows[:, 6].tolist()
+    return [
+        {"id": index, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0, last: end}
+        for index, (image, label, box, area, end) in enumerate(
+            zip(images, labels, boxes, areas, ends, strict=True), start=1
+        )
+    ]
+
+
+def _per_class(
+    precision: NDArray[np.float64], expected: NDArray[np.float64], classes: Sequence[str]
+) -> dict[str, ClassScore]:
+    objects = expected[expected[:, 6] == 0][:, :2].astype(np.int64)
+    instances = np.bincount(objects[:, 1], minlength=len(classes))
+    images = np.bincount(np.unique(objects, axis=0)[:, 1], minlength=len(classes))
+    return {
+        name: ClassScore(
+            map50_95=_mean(precision[:, :, index]),
+            map50=_mean(precision[0, :, index]),
+            images=int(images[index]),
+            instances=int(instances[index]),
+        )
+        for index, name in enumerate(classes)
+    }
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None
+
+
+def _required(precision: NDArray[np.float64]) -> float:
+    return float(precision[precision > -1].mean())

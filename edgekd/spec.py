@@ -1,0 +1,133 @@
+"""What a user asks for: recipe and budget. TOML and text in, frozen dataclasses out. No I/O beyond the TOML."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import SpecError
+from edgekd.toml import read_toml
+
+RANGES = ("mse", "entropy", "max")
+"""Ways to choose an activation's range; `edgekd.compress.ranges` implements each."""
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Post-training quantization to INT8 Q/DQ. ranges: how far each activation reaches, one of RANGES."""
+
+    ranges: str = "mse"
+
+
+Step = Quantize
+"""The compression steps a recipe may hold."""
+
+_STEPS: dict[str, type[Step]] = {"quantize": Quantize}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Compression steps in the order they run; the order is data."""
+
+    name: str
+    steps: tuple[Step, ...]
+    description: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The precision of the convolutions in the graph that ships."""
+        return "int8" if any(isinstance(step, Quantize) for step in self.steps) else "fp32"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a build must reach; None where anything goes.
+
+    max_bytes: of the bundle; min_retention: share of the detector's own mAP50-95, 0 to 1; min_fps: frames a second,
+    one after the other, from frame to detections.
+    """
+
+    max_bytes: int | None = None
+    min_retention: float | None = None
+    min_fps: float | None = None
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or one from a `.toml` file. Raises SpecError naming what is wrong and where."""
+    if name.endswith(".toml"):
+        return recipe_from(read_toml(Path(name)), name)
+    names = recipe_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        raise SpecError(
+            f"--recipe {name}: no such recipe",
+            expected=", ".join(names) + ", or a .toml file",
+            fix=f"did you mean {near[0]}?" if near else None,
+        )
+    with resources.as_file(resources.files("edgekd.recipes") / f"{name}.toml") as path:
+        return recipe_from(read_toml(path), name)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The names of the shipped recipes."""
+    files = resources.files("edgekd.recipes").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def recipe_from(table: dict[str, Any], source: str) -> Recipe:
+    """The recipe in a TOML table. Raises SpecError naming the key."""
+    _only(table, ("name", "description", "steps"), source)
+    steps = table.get("steps")
+    if not isinstance(table.get("name"), str) or not isinstance(steps, list):
+        raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
+    return Recipe(
+        name=table["name"],
+        steps=tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1)),
+        description=str(table.get("description", "")),
+    )
+
+
+def _step(table: dict[str, Any], where: str) -> Step:
+    kind = table.get("kind")
+    if kind not in _STEPS:
+        raise SpecError(f"{where}: `kind`", expected=" or ".join(_STEPS), found=str(kind))
+    _only(table, ("kind", *_STEPS[kind].__dataclass_fields__), where)
+    step = _STEPS[kind](**{key: value for key, value in table.items() if key != "kind"})
+    if step.ranges not in RANGES:
+        raise SpecError(f"{where}: `ranges`", expected=" or ".join(RANGES), found=str(step.ranges))
+    return step
+
+
+def _only(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise SpecError(
+                f"{where}: unknown key `{key}`",
+                expected=", ".join(known),
+                fix=f"did you mean `{near[0]}`?" if near else "remove it",
+            )
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as `12MB` (10^6), `12MiB` (2^20) or `12000000`. Raises SpecError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise SpecError("size", expected="a number and kB, MB, GB, KiB, MiB or GiB", found=text)
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_share(text: str) -> float:
+    """A share from 0 to 1 in `98%` or `0.98`. Raises SpecError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= share <= 1:
+        raise SpecError("share", expected="a percentage such as 98%, or a number from 0 to 1", found=text)
+    return share

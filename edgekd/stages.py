@@ -1,0 +1,301 @@
+"""The stages of a build: what each takes, does and leaves in the store. `pipeline.build` puts them in order.
+
+A stage's inputs are hashed into its key: names and values of everything that changes what comes out. `VERSION` counts
+changes of the code behind a stage that change its output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.canonical import json_sha256
+from edgekd.data.calibration import CalibrationSet, choose, load_rule, read_calibration, refuse_overlap
+from edgekd.data.calibration import write_calibration as write_calibration_toml
+from edgekd.data.dataset import Dataset, Split
+from edgekd.data.images import ReadableImages, read_image
+from edgekd.detectors import Detector
+from edgekd.detectors.types import DetectorSpec, spec_from_json
+from edgekd.devices.local import LocalDevice
+from edgekd.engines.types import library_version
+from edgekd.errors import DataError, SpecError
+from edgekd.progress import Progress
+from edgekd.spec import Quantize
+from edgekd.store import FileHashes, Stage, Store
+from edgekd.target import Target, to_dict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = {
+    "export": 1,
+    "score": 1,
+    "calibrate": 1,
+    "quantize": 1,
+    "check": 1,
+    "compile": 1,
+    "benchmark": 1,
+    "report": 1,
+    "pack": 1,
+}
+TOOLS = {
+    "export": ("onnx", "onnxslim", "torch", "ultralytics"),
+    "score": ("faster-coco-eval", "numpy", "onnxruntime", "opencv-python-headless"),
+    "calibrate": ("numpy", "opencv-python-headless"),
+    "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
+    "compile": ("tensorrt-rtx",),
+    "report": ("numpy", "opencv-python-headless"),
+}
+"""The libraries whose version a stage's output may depend on."""
+GRAPH, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+    "graph.onnx",
+    "calibration.cache",
+    "calibration.toml",
+    "detections.npz",
+    "samples.json",
+)
+EXPORT_OPSET = 17
+"""The newest opset that gains these networks anything; a target may force an older one."""
+SHOWN_CONFIDENCE = 0.25
+TIMED_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The stage that chose the calibration images, and the images."""
+
+    stage: Stage
+    images: CalibrationSet
+
+
+class Stages:
+    """The stages of one build, run or found in the store, in the order they were asked for."""
+
+    def __init__(self, store: Store, hashes: FileHashes, progress: Progress) -> None:
+        self.done: list[Stage] = []
+        self._store = store
+        self._hashes = hashes
+        self._progress = progress
+
+    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> Stage:
+        """One stage, with a line said about it. `score-int8` has the version of `score`."""
+        kind = name.split("-")[0]
+        stage = self._store.stage(name, VERSION[kind], {**inputs, "tools": tool_versions(kind)}, work)
+        self.done.append(stage)
+        spent = "found in the store" if stage.cached else f"{stage.seconds:.1f} s"
+        score = f", mAP50-95 {stage.results['map50_95']:.4f}" if "map50_95" in stage.results else ""
+        self._progress.note(f"{name}: {spent}{score}")
+        return stage
+
+    def sha256(self, file: Path) -> str:
+        """SHA-256 of a file, read again only when it changed."""
+        return self._hashes.sha256(file)
+
+    def fingerprint(self, split: Split) -> str:
+        """SHA-256 of what a split shows and says: images and labels, wherever they lie."""
+        rows = [
+            [self._hashes.sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
+            for s in self._progress.items(split.samples, f"hash {split.name}")
+        ]
+        self._hashes.save()
+        return json_sha256([split.name, rows])
+
+    def export(self, detector: Detector, head: str | None, classes: Sequence[str], opset: int) -> Stage:
+        """The float32 graph. Results: `detector` (the spec as JSON), `opset`, `error`, `bytes`."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.export import export
+
+            exported = export(detector, folder / GRAPH, opset)
+            size = (folder / GRAPH).stat().st_size
+            return {
+                "detector": asdict(exported.spec),
+                "opset": exported.opset,
+                "error": exported.error,
+                "bytes": size,
+            }
+
+        described = Path(head).read_text("utf-8") if head and head.endswith(".toml") else head
+        inputs = {
+            "model": self.sha256(detector.path),
+            "family": detector.family,
+            "head": described,
+            "classes": list(classes),
+            "opset": opset,
+        }
+        return self.run("export", inputs, work)
+
+    def check(self, graph: Stage, target: Target) -> Stage:
+        """What is impossible or slow on the target. Results: `findings`. Raises SpecError for the impossible."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.check import check_graph
+
+            return {"findings": [asdict(finding) for finding in check_graph(graph.path / GRAPH, target)]}
+
+        stage = self.run("check", {"graph": graph.sha256, "target": to_dict(target)}, work)
+        for finding in stage.results["findings"]:
+            if finding["level"] == "impossible":
+                raise SpecError(f"{target.name}: {finding['what']} ({finding['where']})", fix=finding["change"])
+        return stage
+
+    def score(self, graph: Stage, split: Split, data: str, precision: str) -> Stage:
+        """COCO scores of a graph. Results: `map50_95`, `map50`, `per_class`, `by_size`, `images`, `skipped`."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.evaluate import evaluate, save_detections, sure
+
+            found = evaluate(graph.path / GRAPH, spec_of(graph), split, self._progress, f"score {precision}")
+            save_detections(folder / DETECTIONS, [sure(one, SHOWN_CONFIDENCE) for one in found.detections])
+            why = dict(found.skipped)
+            skipped = [[i, s.image.name, why[s.image]] for i, s in enumerate(split.samples) if s.image in why]
+            return {**found.score.to_json(), "skipped": skipped}
+
+        return self.run(f"score-{precision}", {"graph": graph.sha256, "data": data}, work)
+
+    def calibrate(
+        self, dataset: Dataset, calibration: str | None, scored: Split, data: str, spec: DetectorSpec
+    ) -> Calibrated:
+        """The calibration set: chosen by the shipped rule, N images of it, or read from a TOML. Never scored on."""
+        chosen = _calibration_source(calibration)
+        rule = load_rule()
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            if isinstance(chosen, Path):
+                images = read_calibration(chosen, dataset, self._progress)
+            else:
+                from dataclasses import replace
+
+                wanted = replace(rule, count=chosen) if chosen else rule
+                images = choose(dataset, wanted, preprocess=spec.preprocess, progress=self._progress)
+            refuse_overlap(images, scored, self._progress)
+            write_calibration_toml(images, folder / CALIBRATION)
+            return {"sha256": images.sha256, "images": len(images.files)}
+
+        source = self.sha256(chosen) if isinstance(chosen, Path) else [asdict(rule), chosen]
+        train = None if isinstance(chosen, Path) else self.fingerprint(_training(dataset))
+        inputs = {"source": source, "train": train, "scored": data, "preprocess": asdict(spec.preprocess)}
+        stage = self.run("calibrate", inputs, work)
+        return Calibrated(stage, read_calibration(stage.path / CALIBRATION, dataset))
+
+    def quantize(self, step: Quantize, graph: Stage, calibrated: Calibrated, tensorrt: str | None) -> Stage:
+        """The INT8 Q/DQ graph and TensorRT's calibration cache. Results: as `export`, and `convolutions`."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.compress.quantize import quantize
+            from edgekd.formats.calibration_cache import to_text
+
+            frames = self._frames(calibrated.images, spec_of(graph))
+            done = quantize(graph.path / GRAPH, folder / GRAPH, frames, step.ranges)
+            if tensorrt:
+                (folder / CACHE).write_text(to_text(done.scales, tensorrt), "ascii")
+            size = (folder / GRAPH).stat().st_size
+            return {
+                "detector": graph.results["detector"],
+                "opset": graph.results["opset"],
+                "bytes": size,
+                "convolutions": list(done.convolutions),
+            }
+
+        inputs = {
+            "graph": graph.sha256,
+            "calibration": calibrated.images.sha256,
+            "step": asdict(step),
+            "tensorrt": tensorrt,
+        }
+        return self.run("quantize", inputs, work)
+
+    def compile(self, graph: Stage, target: Target) -> Stage:
+        """The engine where it can be made here, and the parser check where it cannot. Results: `how`, `note`, `check`."""
+        from edgekd.compile import compile_graph
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            return asdict(compile_graph(graph.path / GRAPH, target, folder))
+
+        return self.run("compile", {"graph": graph.sha256, "target": to_dict(target)}, work)
+
+    def benchmark(self, before: Stage, after: Stage, split: Split, data: str, device: LocalDevice, basis: str) -> Stage:
+        """Latency of both graphs, interleaved in one run. Results: `host`, and a summary for each graph."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.timing import time_graphs
+
+            frames = [image for _, image in ReadableImages(split.samples[:TIMED_FRAMES], max_bad_share=0.5)]
+            graphs = {"before": before.path / GRAPH, "after": after.path / GRAPH}
+            self._progress.note(f"benchmark: timing both graphs on {device.engine.name} ...")
+            timings = time_graphs(graphs, spec_of(before), frames, device, basis)
+            samples = {label: timing.total_ms.round(4).tolist() for label, timing in timings.items()}
+            (folder / SAMPLES).write_text(json.dumps(samples), "ascii")
+            return {"host": device.facts().as_json(), **{label: one.summary() for label, one in timings.items()}}
+
+        facts = device.facts()
+        inputs = {
+            "before": before.sha256,
+            "after": after.sha256,
+            "data": data,
+            "host": [facts.cpu, facts.threads, facts.engine, facts.libraries, basis],
+        }
+        return self.run("benchmark", inputs, work)
+
+    def _frames(self, calibration: CalibrationSet, spec: DetectorSpec) -> Iterator[np.ndarray]:
+        from edgekd.detectors.preprocess import letterbox
+
+        for image in self._progress.items(calibration.images, "calibrate"):
+            yield letterbox(read_image(image), spec.preprocess)[0]
+
+
+def tool_versions(*stages: str) -> dict[str, str]:
+    """Versions of the libraries that these kinds of stage use, as far as they are installed."""
+    names = sorted({name for stage in stages for name in TOOLS.get(stage.split("-")[0], ())})
+    return {name: found for name in names if (found := library_version(name))}
+
+
+def spec_of(graph: Stage) -> DetectorSpec:
+    """What the graph of a stage takes and gives."""
+    return spec_from_json(graph.results["detector"])
+
+
+def local_device(name: str) -> LocalDevice:
+    """`local`, with the fastest usable CPU engine, or `local:ENGINE`. Raises SpecError, DeviceError."""
+    from edgekd.engines import engine_named
+    from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+    from edgekd.engines.openvino import OPENVINO_CPU
+    from edgekd.engines.types import require
+
+    place, _, engine = name.partition(":")
+    if place != "local":
+        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu")
+    if not engine:
+        return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)
+    require(engine_named(engine))
+    return LocalDevice(engine_named(engine))
+
+
+def _training(dataset: Dataset) -> Split:
+    if "train" not in dataset.splits:
+        raise DataError(
+            f"{dataset.source} has no training split to calibrate on",
+            expected="train",
+            found=", ".join(dataset.splits),
+            fix="add `train:` with images that are not scored, or pass --calibration SET.toml",
+        )
+    return dataset.split("train")
+
+
+def _calibration_source(calibration: str | None) -> int | Path | None:
+    """How many images, or which set; None for the rule's own number."""
+    if calibration is None:
+        return None
+    if calibration.isdigit() and int(calibration) > 0:
+        return int(calibration)
+    path = Path(calibration)
+    if not path.is_file():
+        raise SpecError(
+            f"--calibration {calibration}",
+            expected="a number of images, or a calibration set written by an earlier build (calibration.toml)",
+            found="neither",
+        )
+    return path

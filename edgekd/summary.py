@@ -1,0 +1,220 @@
+"""A build's stages as the rows and figures of its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd import __version__
+from edgekd.budget import Line
+from edgekd.data.images import read_image
+from edgekd.report.types import (
+    BudgetRow,
+    Change,
+    ClassRow,
+    LayerRow,
+    Latency,
+    Report,
+    SamplePicture,
+    SizeRow,
+    StageRow,
+)
+from edgekd.stages import DETECTIONS, GRAPH, SAMPLES, spec_of, tool_versions
+from edgekd.store import Stage
+
+if TYPE_CHECKING:
+    from edgekd.pipeline import Run
+
+PICTURES = 4
+_BUDGET_NAMES = {
+    "max_bytes": "Bundle size",
+    "min_retention": "mAP50-95 kept",
+    "min_fps": "Frames per second, frame to detections",
+}
+
+
+def report_of(run: Run, lines: Sequence[Line], bundle_bytes: int | None, stages: Sequence[Stage]) -> Report:
+    """The report of a build, with this machine's timings."""
+    before, after = (score.results for score in run.scores)
+    job = run.job
+    limit = next((line.limit for line in lines if line.name == "max_bytes"), None)
+    return Report(
+        title=f"{job.model.stem} for {job.target.title}",
+        model=job.model.name,
+        target=job.target.title,
+        recipe=job.recipe.name,
+        map50_95=Change(before["map50_95"], after["map50_95"]),
+        map50=Change(before["map50"], after["map50"]),
+        bytes=Change(run.before.results["bytes"], run.after.results["bytes"]),
+        bundle_bytes=bundle_bytes,
+        bundle_limit=int(limit) if limit else None,
+        images=after["images"],
+        stages=tuple(stage_row(stage) for stage in stages),
+        budget=tuple(_budget_row(line) for line in lines),
+        classes=tuple(
+            ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"])
+            for name, row in after["per_class"].items()
+        ),
+        sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),
+        layers=layer_rows(run.before.path / GRAPH, run.after.path / GRAPH),
+        latencies=_latencies(run),
+        class_names=spec_of(run.after).classes,
+        pictures=tuple(_pictures(run)),
+        provenance={**provenance(run), **_host(run)},
+        notes=tuple(_notes(run)),
+    )
+
+
+def stage_row(stage: Stage) -> StageRow:
+    """One line of the stages table."""
+    return StageRow(
+        name=stage.name,
+        seconds=stage.seconds,
+        bytes=stage.results.get("bytes"),
+        map50_95=stage.results.get("map50_95"),
+        map50=stage.results.get("map50"),
+        cached=stage.cached,
+        note=_stage_note(stage),
+    )
+
+
+def layer_rows(before: Path, after: Path) -> tuple[LayerRow, ...]:
+    """The layers with weights, in graph order: what their weights are stored as, and their bytes before and after."""
+    pairs = zip(_weights(before), _weights(after), strict=True)
+    return tuple(
+        LayerRow(name, op, shape, precision, size_before, size_after)
+        for (name, op, shape, _, size_before), (_, _, _, precision, size_after) in pairs
+    )
+
+
+def provenance(run: Run) -> dict[str, str]:
+    """Where a bundle came from: hashes and versions, nothing of the machine it was made on."""
+    facts = {
+        "Model": run.job.model.name,
+        "Model SHA-256": run.model_sha256,
+        "Scored images and labels, SHA-256": run.data_sha256,
+    }
+    if run.calibrated:
+        images = run.calibrated.images
+        facts["Calibration set"] = f"{len(images.files)} images of {images.split!r}, rule {images.rule.name}"
+        facts["Calibration set SHA-256"] = images.sha256
+        facts["Seed"] = str(images.rule.seed)
+    facts["Recipe"] = run.job.recipe.name
+    facts["Graph opset"] = str(run.before.results["opset"])
+    tools = tool_versions("export", "score", "calibrate", "quantize")
+    facts["Made with"] = ", ".join([f"edgekd {__version__}", *(f"{name} {version}" for name, version in tools.items())])
+    return facts
+
+
+def _host(run: Run) -> dict[str, str]:
+    host = run.timing.results["host"]
+    clock = f", {host['clock_mhz']:.0f} MHz" if host["clock_mhz"] else ""
+    governor = f", governor {host['governor']}" if host["governor"] else ""
+    return {
+        "Timed on": f"{host['cpu']}, {host['threads']} threads{clock}{governor}, {host['os']}",
+        "Timed with": ", ".join([host["engine"], *(f"{n} {v}" for n, v in host["libraries"].items())]),
+    }
+
+
+def _notes(run: Run) -> list[str]:
+    notes = [f"Engine: {run.compiled.results['note']}."]
+    if run.compiled.results["check"]:
+        check = run.compiled.results["check"]
+        notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {check}.")
+    notes += [
+        f"{finding['level'].capitalize()}: {finding['what']} ({finding['where']}). {finding['change']}"
+        for finding in run.checked.results["findings"]
+    ]
+    notes += [f"Not scored: {name}: {reason}" for _, name, reason in run.scores[1].results["skipped"]]
+    return notes
+
+
+def _stage_note(stage: Stage) -> str:
+    results = stage.results
+    if "convolutions" in results:
+        done, total = results["convolutions"]
+        return f"{done} of {total} convolutions in INT8, the head's last stay float"
+    if stage.name == "calibrate":
+        return f"{results['images']} images"
+    if "error" in results:
+        return f"largest relative error against the source {results['error']:.1e}"
+    return str(results.get("how", ""))
+
+
+def _budget_row(line: Line) -> BudgetRow:
+    def text(value: float) -> str:
+        if line.name == "max_bytes":
+            return f"{value / 1e6:.2f} MB"
+        return f"{value:.1%}" if line.name == "min_retention" else f"{value:.1f}"
+
+    value = None if line.value is None else text(line.value)
+    basis: Any = line.basis
+    return BudgetRow(_BUDGET_NAMES[line.name], text(line.limit), value, line.met, basis, timed=line.name == "min_fps")
+
+
+def _latencies(run: Run) -> tuple[Latency, ...]:
+    samples = json.loads((run.timing.path / SAMPLES).read_bytes())
+    engine = run.timing.results["host"]["engine"]
+    rows = []
+    for label in ("before", "after"):
+        found = run.timing.results[label]
+        total = found["total_ms"]
+        rows.append(
+            Latency(
+                label="before" if label == "before" else "after",
+                engine=engine,
+                basis=found["basis"],
+                samples_ms=samples[label],
+                preprocess_ms=found["preprocess_ms"]["p50"],
+                inference_ms=found["inference_ms"]["p50"],
+                postprocess_ms=found["postprocess_ms"]["p50"],
+                p50_ms=total["p50"],
+                p90_ms=total["p90"],
+                p99_ms=total["p99"],
+                mean_ms=total["mean"],
+                fps=found["fps"],
+            )
+        )
+    return tuple(rows)
+
+
+def _pictures(run: Run) -> list[SamplePicture]:
+    """A few scored frames, from crowded to nearly empty, with what was found before and after."""
+    from edgekd.evaluate import load_detections
+
+    left_out = {index for index, _, _ in run.scores[0].results["skipped"]}
+    samples = [s for index, s in enumerate(run.scored.samples) if index not in left_out]
+    before, after = (load_detections(score.path / DETECTIONS) for score in run.scores)
+    crowded_first = sorted((i for i, s in enumerate(samples) if len(s.truth)), key=lambda i: -len(samples[i].truth))
+    chosen = [crowded_first[at] for at in np.linspace(0, len(crowded_first) - 1, PICTURES + 2).astype(int)[1:-1]]
+    pictures = []
+    for index in dict.fromkeys(chosen):
+        image = read_image(samples[index].image)
+        height, width = image.shape[:2]
+        truth = samples[index].truth.boxes * np.array([width, height, width, height], np.float32)
+        pictures.append(SamplePicture(samples[index].image.name, image, truth, before[index], after[index]))
+    return pictures
+
+
+def _weights(path: Path) -> list[tuple[str, str, tuple[int, ...], str, int]]:
+    """Name, operator, weight shape, stored precision and stored bytes (scales included) of each layer with weights."""
+    import onnx
+
+    from edgekd.compress.graph import Graph
+
+    graph = Graph(onnx.load(path))
+    rows = []
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        source = graph.producer(node.input[1])
+        names = list(source.input) if source is not None else [node.input[1]]
+        values = [value for name in names if (value := graph.constant(name)) is not None]
+        if values and len(values) == len(names):
+            precision = str(values[0].dtype)
+            rows.append((node.name, node.op_type, values[0].shape, precision, sum(v.nbytes for v in values)))
+    return rows

@@ -1,0 +1,47 @@
+"""Timing graphs on a device from frame to detections, before and after, in one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.benchmark import Candidate, Timing, benchmark_interleaved
+from edgekd.detectors.decode import decode
+from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.types import DetectorSpec
+from edgekd.devices import Device
+
+
+def time_graphs(
+    graphs: Mapping[str, Path],
+    spec: DetectorSpec,
+    frames: Sequence[np.ndarray],
+    device: Device,
+    basis: str,
+    **limits: Any,
+) -> dict[str, Timing]:
+    """The timing of each graph on frames uint8 [h, w, 3] BGR; `limits` as in `benchmark_interleaved`."""
+    with ExitStack() as stack:
+        candidates = {
+            label: Candidate(
+                stack.enter_context(device.load(graph)),
+                lambda frame: letterbox(frame, spec.preprocess),
+                lambda output, placement: decode(output, spec, placement),
+            )
+            for label, graph in graphs.items()
+        }
+        return benchmark_interleaved(candidates, frames, clock=device.clock, basis=basis, **limits)
+
+
+def synthetic_frames(spec: DetectorSpec, count: int = 8) -> list[np.ndarray]:
+    """Frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
+
+    Networks take the same time for any picture; decoding takes a little longer for one with many objects.
+    """
+    rng = np.random.default_rng(0)
+    shape = (spec.preprocess.height, spec.preprocess.width, 3)
+    return [rng.integers(0, 256, shape, np.uint8) for _ in range(count)]

@@ -1,0 +1,104 @@
+"""A full report, made of numbers and a rendered frame, for the tests of this folder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgekd.detectors.types import Detections
+from edgekd.report.types import (
+    BudgetRow,
+    Change,
+    ClassRow,
+    Latency,
+    LayerRow,
+    Report,
+    SamplePicture,
+    SizeRow,
+    StageRow,
+)
+
+NAMES = ("helmet", "no-helmet", "no-vest", "person", "vest")
+
+
+def latency(
+    label: str, median: float, engine: str = "ONNX Runtime 1.23, 2 threads", basis: str = "stand-in"
+) -> Latency:
+    """1000 timings with a long tail, as a busy host gives them."""
+    samples = median * np.random.default_rng(7).gamma(40.0, 1 / 40.0, 1000)
+    p50, p90, p99 = np.percentile(samples, (50, 90, 99))
+    parts = (0.12 * median, 0.8 * median, 0.08 * median)
+    return Latency(label, engine, basis, tuple(samples), *parts, p50, p90, p99, samples.mean(), 1000 / samples.mean())  # type: ignore[arg-type]
+
+
+def picture(title: str, seed: int) -> SamplePicture:
+    """A noisy gradient at 1280 x 720 with a dozen boxes, some at the very edge of the frame."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(40, 200, 1280, dtype=np.float32)
+    image = np.clip(slope[None, :, None] + rng.normal(0, 12, (720, 1280, 3)), 0, 255).astype(np.uint8)
+    corner = rng.uniform((0, 0), (1100, 600), (12, 2))
+    truth = np.hstack([corner, corner + rng.uniform(40, 180, (12, 2))]).astype(np.float32)
+    truth[0] = (0, 0, 120, 90)
+    scores = np.linspace(0.96, 0.1, 12, dtype=np.float32)
+    classes = rng.integers(0, len(NAMES), 12)
+    moved = (truth + rng.normal(0, 6, truth.shape)).astype(np.float32)
+    return SamplePicture(
+        title, image, truth, Detections(truth, scores, classes), Detections(moved, scores - 0.03, classes)
+    )
+
+
+@pytest.fixture
+def full_report() -> Report:
+    """Every section filled; two pictures."""
+    layers = tuple(
+        LayerRow(
+            f"/model.{i}/cv{i % 3}/conv/Conv",
+            "Conv",
+            (16 * (i + 1), 16, 3, 3),
+            *stored,
+            9216 * (i + 1),
+            9216 * (i + 1) // d,
+        )
+        for i in range(30)
+        for stored, d in [((("int8",), 4) if i < 26 else (("float32",), 1))]
+    )
+    return Report(
+        title="yolo11n for Jetson AGX Xavier",
+        model="yolo11n.pt",
+        target="Jetson AGX Xavier 32 GB (JetPack 5.1, TensorRT 8.5)",
+        recipe="ptq",
+        map50_95=Change(0.4512, 0.4463),
+        map50=Change(0.6034, 0.6011),
+        bytes=Change(10_742_103, 2_914_220),
+        bundle_bytes=3_405_120,
+        bundle_limit=12_000_000,
+        images=128,
+        stages=(
+            StageRow("load", 1.84, 5_613_764, None, None, cached=True),
+            StageRow("export", 6.2, 10_742_103, 0.4512, 0.6034, note="opset 17, 640 × 640, checked against the source"),
+            StageRow("calibrate", 41.3, None, None, None, note="128 training images, entropy"),
+            StageRow("quantize", 3.1, 2_914_220, 0.4463, 0.6011, note="INT8 in Q/DQ; 9 layers kept in float"),
+            StageRow("compile", None, None, None, None, note="deferred to install: the engine is made on the camera"),
+            StageRow("benchmark", 22.0, None, None, None),
+            StageRow("pack", 0.08, 3_405_120, None, None),
+        ),
+        budget=(
+            BudgetRow("bundle size", "at most 12 MB", "3.41 MB", True, "measured"),
+            BudgetRow("accuracy kept", "at least 98 %", "98.9 %", True, "measured"),
+            BudgetRow("frame rate", "at least 60 FPS", "47.1 FPS", None, "stand-in", timed=True),
+        ),
+        classes=tuple(ClassRow(n, 40 + 97 * i, 0.62 - 0.07 * i, 0.60 - 0.06 * i) for i, n in enumerate(NAMES)),
+        sizes=(SizeRow("small", 0.211, 0.198), SizeRow("medium", 0.482, 0.479), SizeRow("large", 0.641, 0.643)),
+        layers=layers,
+        latencies=(latency("before", 38.2), latency("after", 21.1)),
+        class_names=NAMES,
+        pictures=(picture("Frame 1", 1), picture("Frame 2", 2)),
+        provenance={
+            "command": "edgekd build yolo11n.pt --data site.yaml --target xavier",
+            "model sha256": "9f2b" * 16,
+            "calibration set sha256": "07ac" * 16,
+            "seed": "0",
+            "edgekd": "0.1.0",
+        },
+        notes=("2 of 128 images could not be read and were skipped: yard_0031.jpg, yard_0077.jpg",),
+    )

@@ -1,0 +1,73 @@
+"""The report page in a real browser, at desk and phone width, in both colour schemes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgekd.report.html import render
+from edgekd.report.types import ClassRow, Report, for_bundle
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    if not CHROMIUM.exists():
+        message = f"no browser: {CHROMIUM} is missing (apt-get install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+def wide(report: Report) -> Report:
+    """The report at its widest: long names everywhere, 80 classes."""
+    long = "a_very_long_name_without_any_space_" * 5
+    classes = tuple(ClassRow(f"{long}{i}", 10_000, 0.5, 0.5 + i / 1000) for i in range(80))
+    layers = tuple(replace(row, name=long) for row in report.layers)
+    return replace(
+        report, title=long, model=long, notes=(long,), classes=classes, layers=layers, provenance={long: long}
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["full", "bundled", "wide"])
+def test_page_opens_cleanly(browser, full_report: Report, tmp_path: Path, kind: str, size: str, scheme: str) -> None:
+    report = {"full": full_report, "bundled": for_bundle(full_report), "wide": wide(full_report)}[kind]
+    file = tmp_path / "report.html"
+    file.write_text(render(report), encoding="utf-8")
+    page = browser.new_page(viewport=SIZES[size], color_scheme=scheme)
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+
+    assert complaints == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("h1").inner_text() == report.title
+    assert ("Latency" in page.locator("h2").all_inner_texts()) == (kind != "bundled")
+    widths = page.evaluate("Array.from(document.images, image => image.naturalWidth)")
+    assert len(widths) == 4
+    assert all(widths)
+    page.close()
