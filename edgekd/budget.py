@@ -21,6 +21,26 @@ class Line:
     met: bool | None
     basis: str
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return _LABELS[self.name]
+
+    def text(self, value: float | None) -> str:
+        """A value of this line with its unit."""
+        if value is None:
+            return "-"
+        if self.name == "max_bytes":
+            return f"{value / 1e6:.2f} MB"
+        return f"{value:.1%}" if self.name == "min_retention" else f"{value:.1f}"
+
+
+_LABELS = {
+    "max_bytes": "bundle size",
+    "min_retention": "mAP50-95 kept",
+    "min_fps": "frames per second",
+}
+
 
 def judge(budget: Budget, *, bundle_bytes: int, retention: float | None, fps: float | None, basis: str) -> list[Line]:
     """A line per limit. Frames per second of a stand-in say nothing about the target: such a line stays undecided."""
@@ -31,8 +51,8 @@ def judge(budget: Budget, *, bundle_bytes: int, retention: float | None, fps: fl
         reached = None if retention is None else retention >= budget.min_retention
         lines.append(Line("min_retention", budget.min_retention, retention, reached, "measured"))
     if budget.min_fps is not None:
-        decided = fps is not None and basis == "measured"
-        lines.append(Line("min_fps", budget.min_fps, fps, fps >= budget.min_fps if decided else None, basis))
+        reached = fps >= budget.min_fps if fps is not None and basis == "measured" else None
+        lines.append(Line("min_fps", budget.min_fps, fps, reached, basis))
     return lines
 
 

@@ -8,13 +8,12 @@ matrices), Model-Optimizer's examples/torch_onnx/README.md, and trials with tens
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekd.errors import SpecError
+from edgekd.errors import SpecError, did_you_mean
 from edgekd.onnx_view import KINDS, GraphView, Kind, array, attribute, load_view, view_of, where
 from edgekd.target import PRECISIONS, Target, version
 
@@ -61,8 +60,7 @@ def check_request(target: Target, *, precision: str | None = None, dla: bool = F
     findings: list[Finding] = []
     if precision is not None:
         if precision not in PRECISIONS:
-            close = difflib.get_close_matches(precision, PRECISIONS, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else None
+            fix = did_you_mean(precision, PRECISIONS)
             raise SpecError(f"unknown precision {precision!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)
         if precision not in target.precisions.conv.value:
             findings.append(Finding("impossible", "request", *_no_precision(precision, "conv", target)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, or .onnx.", show_default=False)]
 Data = Annotated[Path, typer.Option(help="Data set: YOLO folder or YAML, COCO folder or JSON.", show_default=False)]
 TargetName = Annotated[str, typer.Option(help="Shipped target (`edgekd targets`) or a .toml of your own.")]
-Head = Annotated[Optional[str], typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
+Head = Annotated[str | None, typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
 Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute whatever the .pt pickle says.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
@@ -45,13 +45,13 @@ def build(
     model: Model,
     data: Data,
     target: TargetName = "xavier",
-    recipe: Annotated[Optional[str], typer.Option(help="Shipped recipe or .toml; default: the target's.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Shipped recipe or .toml; default: the target's.")] = None,
     device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
-    out: Annotated[Optional[Path], typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
-    max_size: Annotated[Optional[str], typer.Option(help="Largest bundle, such as 12MB.")] = None,
-    keep: Annotated[Optional[str], typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")] = None,
-    min_fps: Annotated[Optional[float], typer.Option(help="Least frames per second.", min=0)] = None,
-    calibration: Annotated[Optional[str], typer.Option(help="Number of images, or a calibration set's .toml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Largest bundle, such as 12MB.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")] = None,
+    min_fps: Annotated[float | None, typer.Option(help="Least frames per second.", min=0)] = None,
+    calibration: Annotated[str | None, typer.Option(help="Number of images, or a calibration set's .toml.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
     head: Head = None,
     trust_checkpoint: Trust = False,
@@ -151,7 +151,8 @@ def bench(
     _print_table(["ms", *columns], rows)
     host = result["host"]
     print(
-        f"{timing.fps:.1f} FPS, {result['iterations']} frames, {host['engine']}, {host['threads']} threads, {host['cpu']}"
+        f"{timing.fps:.1f} FPS over {result['iterations']} frames, "
+        f"{host['engine']}, {host['threads']} threads, {host['cpu']}"
     )
 
 
@@ -188,7 +189,7 @@ def check(
 
 @app.command()
 def targets(
-    name: Annotated[Optional[str], typer.Argument(help="Target to explain; all are listed without.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Target to explain; all are listed without.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the targets, or explain one: every number with its source."""
@@ -356,8 +357,8 @@ def _print_outcome(outcome: Outcome) -> None:
         print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
     marks = {True: "met", False: "MISSED", None: "undecided here"}
     for line in outcome.budget:
-        value = "-" if line.value is None else f"{line.value:g}"
-        print(f"budget {line.name}: limit {line.limit:g}, reached {value} ({line.basis}): {marks[line.met]}")
+        reached = f"{line.text(line.value)} ({line.basis})"
+        print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
     print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
 
 

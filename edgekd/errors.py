@@ -16,6 +16,8 @@ This module is shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -47,6 +49,12 @@ class EdgeKDError(Exception):
         if fix:
             parts.append(f"fix: {fix}")
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
+    """The fix for a misspelt word: the nearest choice; None where nothing is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"did you mean '{near[0]}'?" if near else None
 
 
 class SpecError(EdgeKDError):

@@ -80,6 +80,16 @@ def remove_folder(path: Path) -> None:
         path.rename(temporary)
 
 
+def contents(folder: Path) -> list[Path]:
+    """All files and folders below a folder, sorted. Raises OSError, which Path.rglob hides since Python 3.12."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walked = os.walk(folder, onerror=refuse)
+    return sorted(Path(parent, name) for parent, folders, files in walked for name in (*folders, *files))
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes left half-written in a folder: for `name`, or for every name.
 
@@ -143,7 +153,7 @@ def _remove(path: Path) -> None:
 
 def _publish(temporary: Path, path: Path) -> None:
     """Flush a file, or a folder and all in it, then give it its final name: all of it survives a power cut."""
-    for item in (temporary, *temporary.rglob("*")):
+    for item in (temporary, *(contents(temporary) if temporary.is_dir() else ())):
         _flush(item)
     temporary.rename(path)
     _flush(path.parent)

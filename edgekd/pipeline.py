@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.budget import LEVERS, Line, judge, verdict
@@ -30,7 +30,7 @@ class Job:
     target: Target
     recipe: Recipe
     out: Path
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     device: str = "local"
     head: str | None = None
     calibration: str | None = None
@@ -85,7 +85,7 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
     before = stages.export(detector, job.head, dataset.classes, opset_for(job.target))
     require_classes(spec_of(before), dataset)
-    checked = stages.check(before, job.target)
+    checked = stages.check(before, job.target, "fp32")
     data = stages.fingerprint(scored)
     score_before = stages.score(before, scored, data, "fp32")
 
@@ -93,7 +93,10 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     for step in job.recipe.steps:
         calibrated = stages.calibrate(dataset, job.calibration, scored, data, spec_of(before))
         after = stages.quantize(step, after, calibrated, tensorrt_of(job.target))
-    score_after = stages.score(after, scored, data, job.recipe.precision) if job.recipe.steps else score_before
+    score_after = score_before
+    if job.recipe.steps:
+        checked = stages.check(after, job.target, job.recipe.precision)
+        score_after = stages.score(after, scored, data, job.recipe.precision)
 
     compiled = stages.compile(after, job.target)
     timing = stages.benchmark(before, after, scored, data, device, basis)
@@ -149,7 +152,7 @@ def require_met(outcome: Outcome) -> None:
     """Raise BudgetError, naming each number, its limit and the next lever, where the budget is missed."""
     missed = [line for line in outcome.budget if line.met is False]
     if missed:
-        what = "; ".join(f"{line.name}: limit {line.limit:g}, reached {line.value:g}" for line in missed)
+        what = "; ".join(f"{line.label} is {line.text(line.value)}, limit {line.text(line.limit)}" for line in missed)
         raise BudgetError(f"budget missed: {what}", report=outcome, fix="; ".join(LEVERS[line.name] for line in missed))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import SpecError
+from edgekd.errors import SpecError, did_you_mean
 from edgekd.toml import read_toml
 
 RANGES = ("mse", "entropy", "max")
@@ -62,11 +61,10 @@ def load_recipe(name: str) -> Recipe:
         return recipe_from(read_toml(Path(name)), name)
     names = recipe_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
         raise SpecError(
             f"--recipe {name}: no such recipe",
             expected=", ".join(names) + ", or a .toml file",
-            fix=f"did you mean {near[0]}?" if near else None,
+            fix=did_you_mean(name, names),
         )
     with resources.as_file(resources.files("edgekd.recipes") / f"{name}.toml") as path:
         return recipe_from(read_toml(path), name)
@@ -105,11 +103,10 @@ def _step(table: dict[str, Any], where: str) -> Step:
 def _only(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
             raise SpecError(
                 f"{where}: unknown key `{key}`",
                 expected=", ".join(known),
-                fix=f"did you mean `{near[0]}`?" if near else "remove it",
+                fix=did_you_mean(key, known) or "remove it",
             )
 
 

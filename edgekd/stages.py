@@ -128,7 +128,7 @@ class Stages:
         }
         return self.run("export", inputs, work)
 
-    def check(self, graph: Stage, target: Target) -> Stage:
+    def check(self, graph: Stage, target: Target, precision: str) -> Stage:
         """What is impossible or slow on the target. Results: `findings`. Raises SpecError for the impossible."""
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -136,7 +136,7 @@ class Stages:
 
             return {"findings": [asdict(finding) for finding in check_graph(graph.path / GRAPH, target)]}
 
-        stage = self.run("check", {"graph": graph.sha256, "target": to_dict(target)}, work)
+        stage = self.run(f"check-{precision}", {"graph": graph.sha256, "target": to_dict(target)}, work)
         for finding in stage.results["findings"]:
             if finding["level"] == "impossible":
                 raise SpecError(f"{target.name}: {finding['what']} ({finding['where']})", fix=finding["change"])
@@ -209,7 +209,7 @@ class Stages:
         return self.run("quantize", inputs, work)
 
     def compile(self, graph: Stage, target: Target) -> Stage:
-        """The engine where it can be made here, and the parser check where it cannot. Results: `how`, `note`, `check`."""
+        """The engine where it can be made here, else the parser check. Results: `how`, `note`, `check`, `engine`."""
         from edgekd.compile import compile_graph
 
         def work(folder: Path) -> Mapping[str, Any]:

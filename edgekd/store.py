@@ -20,7 +20,7 @@ from typing import Any
 
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import DataError
-from edgekd.files import new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
+from edgekd.files import contents, new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
 from edgekd.progress import SILENT, Progress
 
 Run = Callable[[Path], Mapping[str, Any]]
@@ -164,8 +164,7 @@ def _do(path: Path, name: str, version: int, key: str, inputs: Mapping[str, Any]
 
 def _files(folder: Path) -> dict[str, StageFile]:
     """What is in a stage's folder, but for its record. Raises OSError."""
-    found = sorted(file for file in folder.rglob("*") if not file.is_dir())
-    names = {file.relative_to(folder).as_posix(): file for file in found}
+    names = {file.relative_to(folder).as_posix(): file for file in contents(folder) if not file.is_dir()}
     return {name: StageFile(file.stat().st_size, file_sha256(file)) for name, file in names.items() if name != _RECORD}
 
 

@@ -16,8 +16,8 @@ from edgekd.report.types import (
     BudgetRow,
     Change,
     ClassRow,
-    LayerRow,
     Latency,
+    LayerRow,
     Report,
     SamplePicture,
     SizeRow,
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from edgekd.pipeline import Run
 
 PICTURES = 4
-_BUDGET_NAMES = {
-    "max_bytes": "Bundle size",
-    "min_retention": "mAP50-95 kept",
-    "min_fps": "Frames per second, frame to detections",
-}
 
 
 def report_of(run: Run, lines: Sequence[Line], bundle_bytes: int | None, stages: Sequence[Stage]) -> Report:
@@ -126,7 +121,7 @@ def _notes(run: Run) -> list[str]:
         check = run.compiled.results["check"]
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {check}.")
     notes += [
-        f"{finding['level'].capitalize()}: {finding['what']} ({finding['where']}). {finding['change']}"
+        f"{finding['level'].capitalize()}: {finding['what']} ({finding['where']}): {finding['change']}."
         for finding in run.checked.results["findings"]
     ]
     notes += [f"Not scored: {name}: {reason}" for _, name, reason in run.scores[1].results["skipped"]]
@@ -146,14 +141,10 @@ def _stage_note(stage: Stage) -> str:
 
 
 def _budget_row(line: Line) -> BudgetRow:
-    def text(value: float) -> str:
-        if line.name == "max_bytes":
-            return f"{value / 1e6:.2f} MB"
-        return f"{value:.1%}" if line.name == "min_retention" else f"{value:.1f}"
-
-    value = None if line.value is None else text(line.value)
     basis: Any = line.basis
-    return BudgetRow(_BUDGET_NAMES[line.name], text(line.limit), value, line.met, basis, timed=line.name == "min_fps")
+    value = None if line.value is None else line.text(line.value)
+    name, timed = line.label.capitalize(), line.name == "min_fps"
+    return BudgetRow(name, line.text(line.limit), value, line.met, basis, timed=timed)
 
 
 def _latencies(run: Run) -> tuple[Latency, ...]:

@@ -8,17 +8,15 @@ was read. A plain string is a choice of this project, not a claim about hardware
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from edgekd.errors import SpecError
+from edgekd.errors import SpecError, did_you_mean
 from edgekd.spec import Budget
-from edgekd.toml import read_toml
+from edgekd.toml import parse_table, read_toml
 
 T = TypeVar("T")
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "nvfp4"]
@@ -179,7 +177,7 @@ def load_target(name_or_path: str) -> Target:
         raise SpecError(
             f"unknown target {name_or_path!r}",
             expected="one of " + ", ".join(names) + ", or the path of a .toml file",
-            fix=_nearest(name_or_path, names),
+            fix=did_you_mean(name_or_path, names),
         )
     with resources.as_file(resources.files("edgekd.targets") / f"{name_or_path}.toml") as path:
         return _from_file(path)
@@ -196,7 +194,7 @@ def to_dict(target: Target) -> dict[str, Any]:
 
 
 def _from_file(path: Path) -> Target:
-    target: Target = _parse_table(Target, read_toml(path), f"{path}")
+    target: Target = parse_table(Target, read_toml(path), str(path))
     for problem in _contradictions(target):
         raise SpecError(f"{path}: {problem}")
     return target
@@ -250,69 +248,3 @@ def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# Reading a table into a dataclass: the annotations are the schema.
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` from TOML as the annotated type `kind`; SpecError says at which key (`where`) it is something else."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _parse(next(arg for arg in args if arg is not types.NoneType), value, where)
-    if origin is Literal:
-        return _parse_choice(args, value, where)
-    if origin is tuple:
-        return _parse_list(args, value, where)
-    if dataclasses.is_dataclass(origin or kind):
-        return _parse_table(kind, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise SpecError(where, expected=_KINDS[kind], found=f"{value!r}")
-    return value
-
-
-_KINDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-
-
-def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value not in choices:
-        fix = _nearest(str(value), choices)
-        raise SpecError(where, expected="one of " + ", ".join(choices), found=f"{value!r}", fix=fix)
-    return value
-
-
-def _parse_list(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise SpecError(where, expected="a list", found=f"{value!r}")
-    if args[-1] is not Ellipsis and len(value) != len(args):
-        raise SpecError(where, expected=f"{len(args)} values", found=f"{value!r}")
-    return tuple(_parse(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-
-
-def _parse_table(kind: Any, value: Any, where: str) -> Any:
-    cls = get_origin(kind) or kind
-    keys = [entry.name for entry in dataclasses.fields(cls)]
-    if not isinstance(value, dict):
-        raise SpecError(where, expected="a table with " + ", ".join(keys), found=f"{value!r}")
-    for key in value:
-        if key not in keys:
-            raise SpecError(
-                f"{where}: unknown key {key!r}", expected="one of " + ", ".join(keys), fix=_nearest(key, keys)
-            )
-    for entry in dataclasses.fields(cls):
-        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
-        if not optional and entry.name not in value:
-            raise SpecError(f"{where}: key {entry.name!r} is missing", found=", ".join(value) or "an empty table")
-    hints = get_type_hints(cls)
-    # A generic dataclass (Figure) names its one parameter as a type variable: here is what it stands for.
-    bound = {T: get_args(kind)[0]} if get_origin(kind) else {}
-    return cls(
-        **{key: _parse(bound.get(hints[key], hints[key]), item, f"{where}: {key}") for key, item in value.items()}
-    )
-
-
-def _nearest(word: str, choices: Any) -> str | None:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else None

@@ -93,13 +93,13 @@ class Detector(nn.Module):
         self.classes = classes
         self.stem = nn.Sequential(Unit(3, 16, 3, 2), Unit(16, 32, 3, 2), Stage(32, 32, 1), Unit(32, 64, 3, 2))
         self.level8 = Stage(64, 64, 2)
-        self.level16 = nn.Sequential(Unit(64, 96, 3, 2), Stage(96, 96, 2))
+        self.level16 = nn.Sequential(Unit(64, 96, 3, 2), Stage(96, 96, 1))
         self.level32 = nn.Sequential(Unit(96, 128, 3, 2), Stage(128, 128, 1), Pyramid(128))
         self.grow = nn.Upsample(scale_factor=2, mode="nearest")
         self.up16, self.up8 = Stage(128 + 96, 80, 1), Stage(80 + 64, 64, 1)
         self.shrink16, self.shrink32 = Unit(64, 64, 3, 2), Unit(80, 80, 3, 2)
-        self.down16, self.down32 = Stage(64 + 80, 80, 1), Stage(80 + 128, 112, 1)
-        self.heads = nn.ModuleList(Head(channels, 48, classes) for channels in (64, 80, 112))
+        self.down16, self.down32 = Stage(64 + 80, 80, 1), Stage(80 + 128, 96, 1)
+        self.heads = nn.ModuleList(Head(channels, 40, classes) for channels in (64, 80, 96))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the sides [b, 4 * BINS, cells] and of the classes [b, classes, cells], strides 8, 16, 32 in turn."""

@@ -6,16 +6,14 @@ and large objects. And they must not be scored on, because that flatters the res
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +21,10 @@ from numpy.typing import NDArray
 from edgekd.data.dataset import Dataset, Sample, Split
 from edgekd.data.images import ReadableImages, content_hashes, file_hashes, read_thumbnail
 from edgekd.detectors.types import Preprocess
-from edgekd.errors import DataError, SpecError
+from edgekd.errors import DataError, SpecError, did_you_mean
+from edgekd.files import write_file
 from edgekd.progress import SILENT, Progress
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgekd.toml import parse_table, read_toml
 
 FORMAT = 1
 BRIGHTNESS_BANDS = 8  # equal parts of the grey scale
@@ -37,7 +32,6 @@ SIZE_LIMITS = (0.05, 0.15)  # sides of COCO's small and medium objects, 32 and 9
 POOLED_PER_CLASS = 8  # images of each class that are looked at even if the draw misses them
 
 Traits = NDArray[np.bool_]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,14 +109,14 @@ class CalibrationSet:
 def load_rule(name: str = "cover") -> CalibrationRule:
     """A rule that ships with the package, or one from a .toml file. Raises SpecError when there is none."""
     if name.endswith(".toml"):
-        return _rule(_read_toml(Path(name)), name)
+        return parse_table(CalibrationRule, read_toml(Path(name)), name)
     shipped = {Path(file.name).stem: file for file in resources.files("edgekd.calibration").iterdir()}
     shipped = {stem: file for stem, file in shipped.items() if file.name.endswith(".toml")}
     if name not in shipped:
-        near = difflib.get_close_matches(name, shipped, n=1)
-        fix = f"did you mean {near[0]}?" if near else "or pass the path of a .toml"
+        fix = did_you_mean(name, shipped) or "or pass the path of a .toml"
         raise SpecError(f"no calibration rule {name!r}", expected=f"one of: {', '.join(sorted(shipped))}", fix=fix)
-    return _rule(tomllib.loads(shipped[name].read_text(encoding="utf-8")), name)
+    with resources.as_file(shipped[name]) as path:
+        return parse_table(CalibrationRule, read_toml(path), name)
 
 
 def choose(
@@ -254,7 +248,7 @@ def refuse_overlap(calibration: CalibrationSet, split: Split, progress: Progress
 
 
 def write_calibration(calibration: CalibrationSet, path: Path) -> None:
-    """Write the set as TOML: the same set gives the same bytes. Raises DataError when the file cannot be written."""
+    """Write the set as TOML: the same set gives the same bytes. Raises SpecError when it cannot be written."""
     rule = asdict(calibration.rule)
     weights = rule.pop("weights")
     head = {"format": FORMAT, "sha256": calibration.sha256, "split": calibration.split}
@@ -265,13 +259,7 @@ def write_calibration(calibration: CalibrationSet, path: Path) -> None:
     for name, table in tables.items():
         lines += ["", f"[{name}]", *_toml_lines(table)]
     lines += ["", "[files]", *(f"{_toml(file.path)} = {_toml(file.sha256)}" for file in calibration.files), ""]
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text("\n".join(lines), encoding="utf-8", newline="\n")
-        scratch.replace(path)
-    except (OSError, UnicodeEncodeError) as error:
-        scratch.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error}") from error
+    write_file(path, "\n".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) -> CalibrationSet:
@@ -279,15 +267,17 @@ def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) 
 
     Raises SpecError when the file is malformed, DataError when an image is missing or differs from what was chosen.
     """
-    document = _read_toml(path)
+    document = read_toml(path)
     if document.get("format") != FORMAT:
         raise SpecError(f"{path} is no calibration set", expected=f"format = {FORMAT}")
     keys = {"format", "sha256", "split", "rule", "files"}
     if not keys <= set(document) <= keys | {"preprocess"} or not isinstance(document["files"], dict):
         raise SpecError(f"{path} is no calibration set", expected=", ".join(sorted(keys)), found=", ".join(document))
-    preprocess = _record(Preprocess, document["preprocess"], path) if "preprocess" in document else None
+    preprocess = (
+        parse_table(Preprocess, document["preprocess"], f"{path}: preprocess") if "preprocess" in document else None
+    )
     files = tuple(CalibrationFile(str(name), str(sha256)) for name, sha256 in document["files"].items())
-    rule = _rule(document["rule"], path)
+    rule = parse_table(CalibrationRule, document["rule"], f"{path}: rule")
     calibration = CalibrationSet(files, rule, preprocess, dataset.folder, str(document["split"]))
     if calibration.sha256 != document["sha256"]:
         raise SpecError(f"{path} was changed after it was written", expected=f"sha256 {calibration.sha256}")
@@ -301,42 +291,6 @@ def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) 
                 fix="restore the image, or choose a calibration set anew",
             )
     return calibration
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is no valid TOML: {error}") from error
-
-
-def _rule(table: Mapping[str, Any], source: object) -> CalibrationRule:
-    weights = _record(Weights, table.get("weights", {}), source)
-    return _record(CalibrationRule, {**table, "weights": weights}, source)
-
-
-def _record(kind: type[T], table: Mapping[str, Any], source: object) -> T:
-    """A dataclass from a TOML table that has exactly its fields, with values of their types."""
-    names = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
-    if set(table) != set(names):
-        odd = ", ".join(sorted(set(table) ^ set(names)))
-        raise SpecError(f"{source}: missing or unknown: {odd}", expected=", ".join(names))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-    for name, value in values.items():
-        if not _fits(value, names[name]):
-            raise SpecError(f"{source}: {name} is {value!r}", expected=names[name])
-    return kind(**values)
-
-
-def _fits(value: object, annotation: str) -> bool:
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    if annotation.lower().startswith("tuple"):
-        return isinstance(value, tuple) and len(value) == 3 and all(_fits(part, "float") for part in value)
-    if annotation not in kinds:
-        return True
-    return isinstance(value, kinds[annotation]) and (annotation == "bool" or not isinstance(value, bool))
 
 
 def _toml_lines(table: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ OpenCV is imported when the first image is read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.canonical import file_sha256
 from edgekd.data.dataset import Sample
 from edgekd.errors import DataError
 from edgekd.progress import SILENT, Progress
@@ -156,6 +156,6 @@ def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path
 
 def _sha256(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return file_sha256(file)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error

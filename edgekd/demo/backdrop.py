@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.demo.geometry import SUPERSAMPLE, Array, Camera, Image, Placed, cast_shadow, paint, place
 from edgekd.demo.ground import Street, draw_ground, paint_map, shadow_map
-from edgekd.demo.houses import House, draw_house, houses, noise
+from edgekd.demo.houses import draw_house, houses, noise
 from edgekd.demo.props import props
 
 WIDTH, HEIGHT = 640, 360

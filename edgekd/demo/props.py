@@ -25,9 +25,9 @@ def props(rng: np.random.Generator, street: Street) -> tuple[list[Thing], Array]
         x, y = street.to_world(float(s), side * kerb)
         if y < 5:
             continue
-        things.append((_lamp(), Pose(x, y, street.angle - side * math.pi / 2)))
-        over = street.to_world(float(s), side * (kerb - 1.3))
-        bulbs.append((*over, 5.6))
+        things.append((_lamp(), Pose(x, y, street.angle + side * math.pi / 2)))
+        over = street.to_world(float(s), side * (kerb - 1.25))
+        bulbs.append((*over, 5.66))
     places = _places(rng, street)
     for make, count in ((_tree, 4), (_hedge, 3), (_bin, 2), (_bollard, 4), (_sign, 2), (_bench, 1), (_cabinet, 1)):
         for _ in range(int(rng.integers(count // 2, count + 1))):

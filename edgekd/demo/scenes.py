@@ -5,8 +5,6 @@ Everything follows from integer seeds: with one version of OpenCV and NumPy a se
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,8 @@ from edgekd.demo.geometry import SUPERSAMPLE, Image, cast_shadow, paint
 from edgekd.demo.traffic import CLASSES, Actor, traffic
 from edgekd.demo.weather import Weather, develop, expose, weather
 from edgekd.errors import DataError, SpecError
+from edgekd.files import new_folder, writing
+from edgekd.progress import SILENT, Progress
 
 MIN_VISIBLE = 0.35
 """An object of which a smaller share is seen has no label."""
@@ -27,6 +27,8 @@ MIN_SIDE, MIN_AREA = 5.0, 70.0
 SPLITS = ("train", "val", "detector-train", "detector-val")
 SPLIT_SIZE = 1_000_000
 JPEG_QUALITY = 95
+VERSION = 1
+"""Changes with the pictures, so that a folder of older ones is not taken for today's."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,65 @@ def _share_in_frame(actor: Actor, tag: int, shape: tuple[int, ...], corner: tupl
     full = np.maximum(np.ptp(pixels, axis=0), 1.0)
     inside = np.ptp(np.clip(pixels, 0, (shape[1], shape[0])), axis=0)
     return float(max(np.prod(inside / full), 1e-6))
+
+
+def split_seeds(split: str, count: int, seed: int = 0) -> range:
+    """The scene seeds of a split's first `count` images. Splits, and dataset seeds, share no scene.
+
+    `split` is one of SPLITS; the detector that ships has seen only `detector-train`.
+    """
+    if not 0 < count <= SPLIT_SIZE or seed < 0:
+        raise SpecError(
+            f"cannot make {count} scenes with seed {seed}",
+            expected=f"1 to {SPLIT_SIZE} scenes and a seed of 0 or more",
+            fix="ask for another number",
+        )
+    first = (seed * len(SPLITS) + SPLITS.index(split)) * SPLIT_SIZE
+    return range(first, first + count)
+
+
+def write_dataset(folder: Path, train: int, val: int, seed: int = 0, progress: Progress = SILENT) -> Path:
+    """Render a data set in YOLO layout and return its `data.yaml`; one that is already there is kept.
+
+    The folder appears only when it is complete, so an interrupted run leaves nothing that looks finished.
+    Raises DataError where `folder` holds something else, SpecError for impossible numbers or an unwritable place.
+    """
+    seeds = {"train": split_seeds("train", train, seed), "val": split_seeds("val", val, seed)}
+    config = folder / "data.yaml"
+    description = _yaml(train, val, seed)
+    if config.is_file() and config.read_text() == description:
+        return config
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder}: something else is there",
+            expected="no such folder, an empty one, or the same scenes",
+            fix="name another folder or remove this one",
+        )
+    with new_folder(folder) as made:
+        for split in seeds:
+            (made / "images" / split).mkdir(parents=True)
+            (made / "labels" / split).mkdir(parents=True)
+        jobs = [(split, number) for split, numbers in seeds.items() for number in numbers]
+        with writing(folder):
+            for split, number in progress.items(jobs, "render scenes"):
+                _write_scene(made, split, number)
+            (made / "data.yaml").write_text(description)
+    return config
+
+
+def _yaml(train: int, val: int, seed: int) -> str:
+    names = "".join(f"  {index}: {name}\n" for index, name in enumerate(CLASSES))
+    made = f"# Rendered scenes, version {VERSION}: {train} to train, {val} to validate, seed {seed}.\n"
+    return f"{made}path: .\ntrain: images/train\nval: images/val\nnames:\n{names}"
+
+
+def _write_scene(folder: Path, split: str, number: int) -> None:
+    scene = render(number)
+    name = f"{number:08d}"
+    stream = cv2.imencode(".jpg", scene.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+    (folder / "images" / split / f"{name}.jpg").write_bytes(stream.tobytes())
+    size = np.array([WIDTH, HEIGHT], np.float32)
+    centres, sizes = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2 / size, (scene.boxes[:, 2:] - scene.boxes[:, :2]) / size
+    rows = zip(scene.classes, np.concatenate([centres, sizes], axis=1), strict=True)
+    lines = [f"{kind} " + " ".join(f"{value:.6f}" for value in box) + "\n" for kind, box in rows]
+    (folder / "labels" / split / f"{name}.txt").write_text("".join(lines))

@@ -5,8 +5,9 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
 from edgekd.engines.openvino import OPENVINO_CPU
 from edgekd.engines.tensorrt import TENSORRT
 from edgekd.engines.tensorrt_rtx import TENSORRT_RTX
 from edgekd.engines.types import Availability, Engine, Session
-from edgekd.errors import SpecError
+from edgekd.errors import SpecError, did_you_mean
 
 __all__ = ["ENGINES", "Availability", "Engine", "Session", "engine_named"]
 
@@ -20,7 +18,6 @@ def engine_named(name: str) -> Engine:
     """The engine called `name`. Raises SpecError, suggesting the nearest name."""
     by_name = {engine.name: engine for engine in ENGINES}
     if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, n=1)
-        fix = f"did you mean {near[0]}?" if near else None
-        raise SpecError(f"unknown engine {name}", expected=f"one of {', '.join(by_name)}", fix=fix)
+        expected = f"one of {', '.join(by_name)}"
+        raise SpecError(f"unknown engine {name}", expected=expected, fix=did_you_mean(name, by_name))
     return by_name[name]

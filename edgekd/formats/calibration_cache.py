@@ -7,7 +7,7 @@ Shared with the device.
 from __future__ import annotations
 
 import struct
-from typing import Mapping
+from collections.abc import Mapping
 
 
 def to_text(scales: Mapping[str, float], tensorrt: str) -> str:

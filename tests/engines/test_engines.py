@@ -164,7 +164,7 @@ def test_a_graph_with_two_outputs_is_refused_by_name(tmp_path: Path, engine: Eng
 
 def test_engines_are_found_by_name_and_a_near_miss_is_suggested() -> None:
     assert [engine_named(engine.name) for engine in ENGINES] == list(ENGINES)
-    with pytest.raises(SpecError, match="did you mean openvino-cpu"):
+    with pytest.raises(SpecError, match="did you mean 'openvino-cpu'"):
         engine_named("openvino-cup")
 
 

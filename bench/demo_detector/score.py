@@ -1,0 +1,58 @@
+"""Scores a trained demo detector on scenes that it never saw: `score.py DIR [--out FILE]`, DIR as train.py left it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+from edgekd.data.dataset import Truth
+from edgekd.demo.scenes import render, split_seeds
+from edgekd.demo.traffic import CLASSES
+from edgekd.detectors.decode import SCORING, decode
+from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.types import DetectorSpec, Head, Preprocess
+from edgekd.score import score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scenes", type=int, default=256)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    model = args.folder / "detector.onnx"
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    spec = DetectorSpec(CLASSES, Preprocess(384, 640), Head("yolo"))
+    found, truths = [], []
+    for seed in split_seeds("detector-val", args.scenes):
+        scene = render(seed)
+        batch, placement = letterbox(scene.image, spec.preprocess)
+        found.append(decode(session.run(None, {"images": batch})[0], spec, placement, SCORING))
+        height, width = scene.image.shape[:2]
+        shares = scene.boxes / np.array([width, height, width, height], np.float32)
+        truths.append((Truth(shares, scene.classes, np.zeros(len(shares), np.bool_)), width, height))
+    result = score(found, truths, CLASSES).to_json()
+    record = {
+        "command": "bench/gpu/demo_detector.sh",
+        "training": json.loads((args.folder / "training.json").read_text()),
+        "score": {"scenes": args.scenes, "confidence": SCORING.confidence, "nms_iou": SCORING.iou, **result},
+        "bytes": model.stat().st_size,
+        "scored_with": {
+            "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+    }  # fmt: skip
+    text = json.dumps(record, indent=2) + "\n"
+    if args.out:
+        args.out.write_text(text)
+    print(json.dumps(record["score"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
