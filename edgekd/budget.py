@@ -31,7 +31,7 @@ class Line:
         if value is None:
             return "-"
         if self.name == "max_bytes":
-            return f"{value / 1e6:.2f} MB"
+            return f"{value / 1e6:.2f} MB" if value >= 1e4 else f"{value:.0f} bytes"
         return f"{value:.1%}" if self.name == "min_retention" else f"{value:.1f}"
 
 

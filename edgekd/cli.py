@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from edgekd.pipeline import Outcome
     from edgekd.progress import Progress
 
+INTERRUPTED = 130
+"""What Typer exits with after Ctrl-C: 128 and the number of the signal, as shells count."""
+
 app = typer.Typer(
     name="edgekd",
     help="From a trained detector to a bundle for camera firmware.",
@@ -263,14 +266,15 @@ def demo(
 ) -> None:
     """Run the main job on rendered street scenes and the small detector that ships with edgekd."""
     from edgekd import pipeline
-    from edgekd.demo import demo_model, write_scenes
+    from edgekd.demo import CALIBRATION_SCENES, SCORED_SCENES, demo_model
+    from edgekd.demo.scenes import write_dataset
     from edgekd.spec import load_recipe
     from edgekd.target import load_target
 
     progress = _progress()
     chosen = load_target(target)
     with demo_model() as model:
-        scenes = write_scenes(out / "scenes", progress)
+        scenes = write_dataset(out / "scenes", CALIBRATION_SCENES, SCORED_SCENES, progress=progress)
         job = pipeline.Job(model, scenes, chosen, load_recipe(chosen.recipe), out)
         outcome = pipeline.build(job, progress)
     if as_json:
@@ -286,9 +290,13 @@ def main() -> None:
     except EdgeKDError as error:
         print(f"edgekd: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("edgekd: stopped; the same command resumes", file=sys.stderr)
-        sys.exit(130)
+    except ImportError as error:
+        print(f"edgekd: {error}; fix: `edgekd doctor` says what is missing and how to add it", file=sys.stderr)
+        sys.exit(EdgeKDError.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("edgekd: stopped; a build resumes when it is run again", file=sys.stderr)
+        raise
 
 
 def _progress() -> Progress:
@@ -301,8 +309,8 @@ def _budget(max_size: str | None, keep: str | None, min_fps: float | None) -> An
     from edgekd.spec import Budget, parse_share, parse_size
 
     return Budget(
-        max_bytes=parse_size(max_size) if max_size else None,
-        min_retention=parse_share(keep) if keep else None,
+        max_bytes=None if max_size is None else parse_size(max_size, "--max-size"),
+        min_retention=None if keep is None else parse_share(keep, "--keep"),
         min_fps=min_fps,
     )
 

@@ -49,7 +49,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
             found=f"{error:.3g}",
             fix="export the model to ONNX with its own tools and pass that",
         )
-    return Exported(spec, next(e.version for e in model.opset_import if not e.domain), error)
+    return Exported(spec, next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), error)
 
 
 def probe(spec: DetectorSpec) -> np.ndarray:

@@ -6,20 +6,22 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.errors import SpecError, did_you_mean
-from edgekd.toml import read_toml
-
-RANGES = ("mse", "entropy", "max")
-"""Ways to choose an activation's range; `edgekd.compress.ranges` implements each."""
+from edgekd.toml import parse_table, read_toml
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization to INT8 Q/DQ. ranges: how far each activation reaches, one of RANGES."""
+    """Post-training quantization to INT8 Q/DQ.
 
-    ranges: str = "mse"
+    ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`. min_snr_db: a convolution whose
+    output would be noisier than this in INT8 (signal-to-noise ratio on calibration frames) stays float.
+    """
+
+    ranges: Literal["mse", "entropy", "max"] = "mse"
+    min_snr_db: float = 25.0
 
 
 Step = Quantize
@@ -76,55 +78,44 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
+@dataclass(frozen=True)
+class _Head:
+    name: str
+    description: str = ""
+
+
 def recipe_from(table: dict[str, Any], source: str) -> Recipe:
     """The recipe in a TOML table. Raises SpecError naming the key."""
-    _only(table, ("name", "description", "steps"), source)
     steps = table.get("steps")
-    if not isinstance(table.get("name"), str) or not isinstance(steps, list):
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
-    return Recipe(
-        name=table["name"],
-        steps=tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1)),
-        description=str(table.get("description", "")),
-    )
+    head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
+    found = (_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
+    return Recipe(head.name, tuple(found), head.description)
 
 
 def _step(table: dict[str, Any], where: str) -> Step:
     kind = table.get("kind")
     if kind not in _STEPS:
         raise SpecError(f"{where}: `kind`", expected=" or ".join(_STEPS), found=str(kind))
-    _only(table, ("kind", *_STEPS[kind].__dataclass_fields__), where)
-    step = _STEPS[kind](**{key: value for key, value in table.items() if key != "kind"})
-    if step.ranges not in RANGES:
-        raise SpecError(f"{where}: `ranges`", expected=" or ".join(RANGES), found=str(step.ranges))
-    return step
-
-
-def _only(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise SpecError(
-                f"{where}: unknown key `{key}`",
-                expected=", ".join(known),
-                fix=did_you_mean(key, known) or "remove it",
-            )
+    return parse_table(_STEPS[kind], {key: value for key, value in table.items() if key != "kind"}, where)
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-def parse_size(text: str) -> int:
-    """Bytes in a size such as `12MB` (10^6), `12MiB` (2^20) or `12000000`. Raises SpecError."""
+def parse_size(text: str, name: str) -> int:
+    """Bytes in a size such as `12MB` (10^6), `12MiB` (2^20) or `12000000`. Raises SpecError about the flag `name`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _UNITS:
-        raise SpecError("size", expected="a number and kB, MB, GB, KiB, MiB or GiB", found=text)
+        raise SpecError(f"{name} {text}: no size", expected="a number and kB, MB, GB, KiB, MiB or GiB, such as 12MB")
     return round(float(match[1]) * _UNITS[match[2]])
 
 
-def parse_share(text: str) -> float:
-    """A share from 0 to 1 in `98%` or `0.98`. Raises SpecError."""
+def parse_share(text: str, name: str) -> float:
+    """A share from 0 to 1 in `98%` or `0.98`. Raises SpecError about the flag `name`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
     if not 0 <= share <= 1:
-        raise SpecError("share", expected="a percentage such as 98%, or a number from 0 to 1", found=text)
+        raise SpecError(f"{name} {text}: no share", expected="a percentage such as 98%, or a number from 0 to 1")
     return share

@@ -182,14 +182,14 @@ class Stages:
         return Calibrated(stage, read_calibration(stage.path / CALIBRATION, dataset))
 
     def quantize(self, step: Quantize, graph: Stage, calibrated: Calibrated, tensorrt: str | None) -> Stage:
-        """The INT8 Q/DQ graph and TensorRT's calibration cache. Results: as `export`, and `convolutions`."""
+        """The INT8 Q/DQ graph and TensorRT's calibration cache. Results: as `export`, `convolutions`, `snr_db`."""
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edgekd.compress.quantize import quantize
             from edgekd.formats.calibration_cache import to_text
 
             frames = self._frames(calibrated.images, spec_of(graph))
-            done = quantize(graph.path / GRAPH, folder / GRAPH, frames, step.ranges)
+            done = quantize(graph.path / GRAPH, folder / GRAPH, frames, step.ranges, step.min_snr_db)
             if tensorrt:
                 (folder / CACHE).write_text(to_text(done.scales, tensorrt), "ascii")
             size = (folder / GRAPH).stat().st_size
@@ -197,7 +197,8 @@ class Stages:
                 "detector": graph.results["detector"],
                 "opset": graph.results["opset"],
                 "bytes": size,
-                "convolutions": list(done.convolutions),
+                "convolutions": [len(done.int8), done.convolutions],
+                "snr_db": {name: round(ratio, 2) for name, ratio in done.snr_db.items()},
             }
 
         inputs = {

@@ -22,7 +22,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; SpecError where the file is missing or is not TOML."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SpecError(f"{path}: cannot be read as TOML", found=str(error)) from error
 
 

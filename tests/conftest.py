@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +25,86 @@ def shared() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return SHARED
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What the command line left behind: exit code, and everything on stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout; fails where there is anything else."""
+        return json.loads(self.out)
+
+
+EdgeKD = Callable[..., Ran]
+
+
+@pytest.fixture
+def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> EdgeKD:
+    """Run the command line in this process, with everything written to the real stdout and stderr caught."""
+    from edgekd.cli import main
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["edgekd", *map(str, arguments)])
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        return Ran(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of 64x64 pixels that finds the squares of `tiny_data`: not to be changed."""
+    import tiny
+
+    return tiny.write_model(tmp_path_factory.mktemp("tiny-model") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve and eight scenes with red and green squares: not to be changed."""
+    import tiny
+
+    return tiny.write_data(tmp_path_factory.mktemp("tiny-data"))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build: its folder, the bundle in it, and what `--json` said."""
+
+    out: Path
+    bundle: Path
+    json: Any
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The tiny pair built for xavier by a process of its own: not to be changed, but to be copied."""
+    out = tmp_path_factory.mktemp("tiny-build") / "out"
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "edgekd",
+        "build",
+        tiny_model,
+        "--data",
+        tiny_data,
+        "--out",
+        out,
+        "--json",
+    ]
+    # Sets of names iterate in another order in every process; what a build writes must not.
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    return Built(out, out / "tiny-xavier.edgekd", json.loads(done.stdout))

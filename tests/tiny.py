@@ -60,7 +60,8 @@ def write_model(path: Path, classes: tuple[str, ...] = CLASSES) -> Path:
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 6, CELLS])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    # Opset 13, so that even the oldest target's parser takes it.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     if classes:
         helper.set_model_props(model, {"names": str(dict(enumerate(classes)))})
     onnx.save(model, path)
@@ -102,6 +103,6 @@ def _scene(rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
         low, high = np.clip([centre - size // 2, centre + (size + 1) // 2], 0, SIDE)
         patch = image[low[1] : high[1], low[0] : high[0]]
         patch[:, :, _PLANES[CLASSES[which]]] = rng.integers(150, 256)
-        x, y, w, h = *((low + high) / 2 / SIDE), *((high - low) / SIDE)
+        (x, y), (w, h) = (low + high) / 2 / SIDE, (high - low) / SIDE
         labels.append(f"{which} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n")
     return image, labels

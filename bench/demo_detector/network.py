@@ -5,6 +5,9 @@ arXiv:1803.01534) and decoupled heads on strides 8, 16 and 32. Each side of a bo
 over distances from the cell (Li et al. 2020, arXiv:2006.04388).
 """
 
+# The type checker follows no import of torch, so its classes and decorators have no type here.
+# mypy: disable-error-code="misc"
+
 from __future__ import annotations
 
 from typing import cast
@@ -102,7 +105,7 @@ class Detector(nn.Module):
         self.heads = nn.ModuleList(Head(channels, 40, classes) for channels in (64, 80, 96))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the sides [b, 4 * BINS, cells] and of the classes [b, classes, cells], strides 8, 16, 32 in turn."""
+        """Logits of sides [b, 4 * BINS, cells] and of classes [b, classes, cells]; the cells of stride 8 come first."""
         c8 = self.level8(self.stem(x))
         c16 = self.level16(c8)
         c32 = self.level32(c16)

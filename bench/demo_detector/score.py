@@ -35,7 +35,7 @@ def main() -> None:
         batch, placement = letterbox(scene.image, spec.preprocess)
         found.append(decode(session.run(None, {"images": batch})[0], spec, placement, SCORING))
         height, width = scene.image.shape[:2]
-        shares = scene.boxes / np.array([width, height, width, height], np.float32)
+        shares = (scene.boxes / np.array([width, height, width, height])).astype(np.float32)
         truths.append((Truth(shares, scene.classes, np.zeros(len(shares), np.bool_)), width, height))
     result = score(found, truths, CLASSES).to_json()
     record = {

@@ -12,6 +12,7 @@ Sources: TensorRT developer guide, "Working with Quantized Types"; NVIDIA-AI-IOT
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,21 +38,21 @@ class Placement:
     groups: tuple[tuple[str, ...], ...]
 
 
-def place(graph: Graph) -> Placement:
-    """Where the quantizers of a float detector go."""
-    head = float_head(graph)
+def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
+    """Where the quantizers of a float detector go; the convolutions named in `keep_float` get none."""
+    head = float_head(graph).union(keep_float)
     convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.name not in head]
     edges = [(node.name, 0) for node in convolutions]
     quantized = list(dict.fromkeys(node.input[0] for node in convolutions))
     for node in graph.nodes:
-        skip = _skip_input(graph, node, set(quantized)) if node.op_type == "Add" else None
-        if skip is not None:
-            edges.append((node.name, skip))
+        if node.op_type == "Add" and node.name not in head:
+            skip = _skip_input(graph, node, set(quantized))
+            edges += [] if skip is None else [(node.name, skip)]
     return Placement(
         convolutions=tuple(node.name for node in convolutions),
         edges=tuple(edges),
         quantized=tuple(quantized),
-        groups=_groups(graph, set(quantized)),
+        groups=_groups(graph, quantized),
     )
 
 
@@ -89,7 +90,7 @@ def _skip_input(graph: Graph, node: Any, quantized: set[str]) -> int | None:
     return max(candidates, key=lambda index: len(graph.consumers(node.input[index])), default=None)
 
 
-def _groups(graph: Graph, quantized: set[str]) -> tuple[tuple[str, ...], ...]:
+def _groups(graph: Graph, quantized: list[str]) -> tuple[tuple[str, ...], ...]:
     """Tensors joined by value-moving nodes, in graph order; only groups in which something is quantized."""
     parent: dict[str, str] = {}
 
@@ -105,8 +106,8 @@ def _groups(graph: Graph, quantized: set[str]) -> tuple[tuple[str, ...], ...]:
             # Only the first input of the others carries values; the rest are shapes and indices.
             moved = graph.activations(node) if node.op_type == "Concat" else list(node.input[:1])
             for name in [*moved, *node.output]:
-                parent[root(name)] = root(moved[0])
+                parent[root(name)] = root(node.output[0])
     members: dict[str, list[str]] = {}
     for name in list(parent):
         members.setdefault(root(name), []).append(name)
-    return tuple(tuple(group) for group in members.values() if quantized.intersection(group))
+    return tuple(tuple(group) for group in members.values() if not set(quantized).isdisjoint(group))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from edgekd.compress.calibrate import observe
 from edgekd.compress.graph import Graph
 from edgekd.compress.placement import Placement, place
 from edgekd.compress.ranges import MagnitudeHistogram, merged, scale_of
+from edgekd.compress.sensitivity import signal_to_noise
 from edgekd.errors import CompressError
 from edgekd.formats.int8 import quantize_channels
+
+PROBES = 8
+"""Frames on which each convolution's noise is measured."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +26,23 @@ class Quantized:
     """A Q/DQ graph on disk.
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
-    graph; convolutions: how many run in INT8, of how many.
+    graph; snr_db: signal-to-noise ratio of each convolution in INT8, by node name; int8: those that ship in INT8;
+    convolutions: how many there are in all.
     """
 
     scales: Mapping[str, float]
-    convolutions: tuple[int, int]
+    snr_db: Mapping[str, float]
+    int8: tuple[str, ...]
+    convolutions: int
 
 
-def quantize(source: Path, out: Path, frames: Iterable[np.ndarray], ranges: str) -> Quantized:
+def quantize(
+    source: Path, out: Path, frames: Iterable[np.ndarray], ranges: str = "mse", min_snr_db: float = 25.0
+) -> Quantized:
     """Write `out`, the INT8 Q/DQ version of the float ONNX graph `source`.
 
-    frames: calibration frames float32 [1, 3, h, w], read once. ranges: `entropy`, `mse` or `max`.
+    frames: calibration frames float32 [1, 3, h, w], read once. ranges: `entropy`, `mse` or `max`. min_snr_db: a
+    convolution whose output would be noisier than this in INT8 stays float.
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     import onnx
@@ -45,7 +55,14 @@ def quantize(source: Path, out: Path, frames: Iterable[np.ndarray], ranges: str)
         raise CompressError(
             f"{source.name}: nothing to quantize", expected="convolutions before the head", found="none"
         )
-    scales = group_scales(placement, observe(source, placement.quantized, frames), ranges)
+    probes: list[np.ndarray] = []
+    histograms = observe(source, placement.quantized, _remembering(frames, probes))
+    scales = group_scales(placement, histograms, ranges)
+    snr_db = signal_to_noise(graph, placement, scales, probes)
+    noisy = {name for name, ratio in snr_db.items() if ratio < min_snr_db}
+    if noisy:
+        placement = place(graph, noisy)
+        scales = group_scales(placement, histograms, ranges)
     _insert_activation_pairs(graph, placement, scales)
     for name in placement.convolutions:
         _store_weights_as_int8(graph, name)
@@ -53,7 +70,7 @@ def quantize(source: Path, out: Path, frames: Iterable[np.ndarray], ranges: str)
     onnx.checker.check_model(model)
     onnx.save(model, out)
     total = sum(node.op_type == "Conv" for node in graph.nodes)
-    return Quantized(scales, (len(placement.convolutions), total))
+    return Quantized(scales, snr_db, placement.convolutions, total)
 
 
 def group_scales(placement: Placement, histograms: Mapping[str, MagnitudeHistogram], ranges: str) -> dict[str, float]:
@@ -63,6 +80,14 @@ def group_scales(placement: Placement, histograms: Mapping[str, MagnitudeHistogr
         seen = merged([histograms[name] for name in group if name in histograms])
         scales.update(dict.fromkeys(group, scale_of(seen, ranges)))
     return scales
+
+
+def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, of which the first few are also put into `first`."""
+    for frame in frames:
+        if len(first) < PROBES:
+            first.append(frame)
+        yield frame
 
 
 def _name_nodes(model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ SKY_DEPTH = 220.0
 
 @dataclass(frozen=True)
 class Layer:
-    """A still thing that moving ones pass behind or before: `patch` uint8 [h, w, 4] goes to `corner` where `mask` is."""
+    """A still thing between the moving ones: `patch` uint8 [h, w, 4] goes to `corner` where `mask` is 1."""
 
     distance: float
     corner: tuple[int, int]
@@ -85,16 +86,17 @@ def backdrop(index: int) -> Backdrop:
         draw_house(canvas, windows, depth, camera, house, sun, rng)
     things, bulbs = props(rng, street)
     placed = sorted((place(mesh, pose, camera) for mesh, pose in things), key=lambda p: -p.distance)
-    small_shadow = _halve(shadow)
+    small_shadow: Image = _halve(shadow)
+    small_depth: NDArray[np.float32] = _halve(depth)
     for thing in placed:
         cast_shadow(small_shadow, thing, camera, sun, 255)
     layers = [_layer(thing, camera, sun, FIRST_PROP_ID + k) for k, thing in enumerate(placed)]
     spots, _ = camera.project(bulbs)
-    ground = _halve((depth == bare).astype(np.uint8) * 255) > 127
+    ground: NDArray[np.bool_] = _halve((depth == bare).astype(np.uint8) * 255) > 127
     return Backdrop(
         camera=camera, street=street, sun=sun, canvas=canvas, layers=tuple(x for x in layers if x is not None),
         shadow=cv2.GaussianBlur(small_shadow, (0, 0), 0.9), lamps=_lamp_light(camera, depth, bulbs),
-        depth=_halve(depth), ground=ground & (_halve(depth) < SKY_DEPTH), windows=_halve(windows),
+        depth=small_depth, ground=ground & (small_depth < SKY_DEPTH), windows=_halve(windows),
         bulbs=spots / SUPERSAMPLE,
     )  # fmt: skip
 
@@ -169,8 +171,10 @@ def _lamp_light(camera: Camera, depth: NDArray[np.float32], bulbs: Array) -> NDA
     for bulb in bulbs:
         light += (bulb[2] ** 2 / np.maximum(((seen - bulb) ** 2).sum(axis=-1), 1.0)) ** 1.25
     size = (camera.size[0] // SUPERSAMPLE, camera.size[1] // SUPERSAMPLE)
-    return cv2.resize(np.minimum(light, 1.4).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    full: NDArray[np.float32] = cv2.resize(np.minimum(light, 1.4).astype(np.float32), size)
+    return full
 
 
-def _halve(image: NDArray[np.generic]) -> NDArray[np.generic]:
+def _halve(image: NDArray[np.generic]) -> Any:
+    """The same picture at the frame's size, same dtype."""
     return cv2.resize(image, None, fx=1 / SUPERSAMPLE, fy=1 / SUPERSAMPLE, interpolation=cv2.INTER_AREA)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -42,7 +44,7 @@ class Camera:
     def position(self) -> Array:
         return np.array([0.0, 0.0, self.height])
 
-    @property
+    @cached_property
     def matrix(self) -> Array:
         """float64 [3, 4]: world to homogeneous pixels; the third row gives the depth in metres."""
         c, s = math.cos(self.pitch), math.sin(self.pitch)
@@ -50,7 +52,8 @@ class Camera:
         cr, sr = math.cos(self.roll), math.sin(self.roll)
         view = np.array([[cr, -sr, 0.0], [sr, cr, 0.0], [0.0, 0.0, 1.0]]) @ view
         lens = np.array([[self.focal, 0.0, self.size[0] / 2], [0.0, self.focal, self.size[1] / 2], [0.0, 0.0, 1.0]])
-        return lens @ np.column_stack([view, -view @ self.position])
+        matrix: Array = lens @ np.column_stack([view, -view @ self.position])
+        return matrix
 
     def project(self, points: Array) -> tuple[Array, Array]:
         """World points float64 [n, 3] -> pixels float64 [n, 2] and depths float64 [n] (at least 0.3 m)."""
@@ -122,7 +125,7 @@ class Mesh:
 
     def loft(self, rings: Sequence[Sequence[Point]], colour: Colour, gloss: float = 0.0) -> None:
         """A solid through open rings of equal length (bottom edge left out), closed at both ends."""
-        for near, far in zip(rings, rings[1:], strict=False):
+        for near, far in pairwise(rings):
             for k in range(len(near) - 1):
                 self.face((near[k], near[k + 1], far[k + 1], far[k]), colour, gloss)
         for ring in (rings[0], rings[-1]):
@@ -130,9 +133,14 @@ class Mesh:
 
     def disc(self, centre: Point, radius: float, colour: Colour, sides: int = 14) -> None:
         """A wheel's face: a disc in the object's x-z plane."""
-        turns = np.linspace(0, 2 * math.pi, sides, endpoint=False)
         x, y, z = centre
-        self.face([(x + radius * math.cos(t), y, z + radius * math.sin(t)) for t in turns], colour)
+        self.face([(x + radius * cosine, y, z + radius * sine) for cosine, sine in _circle(sides)], colour)
+
+
+@lru_cache
+def _circle(sides: int) -> list[tuple[float, float]]:
+    turns = np.linspace(0, 2 * math.pi, sides, endpoint=False)
+    return [(math.cos(turn), math.sin(turn)) for turn in turns]
 
 
 def inset(quad: Sequence[Point], u0: float, u1: float, v0: float, v1: float, lift: float = 0.0) -> list[Point]:
@@ -158,7 +166,7 @@ class Pose:
     def place(self, points: Array) -> Array:
         """Points of the object float64 [n, 3] -> world float64 [n, 3]."""
         c, s = math.cos(self.heading), math.sin(self.heading)
-        turned = points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+        turned: Array = points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
         turned[:, 0] += self.x
         turned[:, 1] += self.y
         return turned

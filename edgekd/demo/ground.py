@@ -96,11 +96,12 @@ def _joints(image: NDArray[np.float32], street: Street, edge: float) -> None:
     """Gaps between paving slabs."""
     lines = [((s, -edge), (s, edge)) for s in np.arange(-45, 45, 0.9)]
     lines += [((-90, t), (90, t)) for t in np.arange(-edge, edge, 0.9)]
-    joints = np.zeros(image.shape[:2], np.uint8)
+    shape = (image.shape[0], image.shape[1])
+    joints = np.zeros(shape, np.uint8)
     for a, b in lines:
         p, q = on_map([street.to_world(*a), street.to_world(*b)])
         cv2.line(joints, p.tolist(), q.tolist(), 255, 1)
-    joints &= _band(joints.shape, street, -edge, edge)
+    joints &= _band(shape, street, -edge, edge)
     image[joints > 0] *= np.float32(0.82)
 
 
@@ -130,7 +131,8 @@ def _wear(image: NDArray[np.float32], rng: np.random.Generator, street: Street) 
 
 def _markings(image: NDArray[np.float32], rng: np.random.Generator, street: Street) -> None:
     """Lane lines and a zebra crossing, or the bays of a yard, in worn paint."""
-    mask = np.zeros(image.shape[:2], np.uint8)
+    shape = (image.shape[0], image.shape[1])
+    mask = np.zeros(shape, np.uint8)
 
     def block(s0: float, s1: float, t0: float, t1: float) -> None:
         corners = [street.to_world(s, t) for s, t in ((s0, t0), (s1, t0), (s1, t1), (s0, t1))]
@@ -147,12 +149,12 @@ def _markings(image: NDArray[np.float32], rng: np.random.Generator, street: Stre
         for t in (-road + 0.3, road - 0.3):
             block(-90, 90, t - 0.06, t + 0.06)
         crossing = street_crossing(street)
-        cv2.fillConvexPoly(mask, on_map([street.to_world(s, t) for s, t in (
-            (crossing - 1.6, -road), (crossing + 1.6, -road), (crossing + 1.6, road), (crossing - 1.6, road))]), 0)  # fmt: skip
+        clear = [street.to_world(crossing + s, t) for s, t in ((-1.6, -road), (1.6, -road), (1.6, road), (-1.6, road))]
+        cv2.fillConvexPoly(mask, on_map(clear), 0)
         for t in np.arange(-road + 0.35, road - 0.3, 1.0):
             block(crossing - 1.4, crossing + 1.4, t, t + 0.5)
     painted = mask > 0
-    worn = np.clip(noise(rng, mask.shape, (40, 10, 3), (1, 1, 1))[painted] * 1.6 - 0.1, 0.25, 0.95)
+    worn = np.clip(noise(rng, shape, (40, 10, 3), (1, 1, 1))[painted] * 1.6 - 0.1, 0.25, 0.95)
     worn *= mask[painted] / np.float32(255)
     image[painted] += (np.array(PAINT_WHITE, np.float32) - image[painted]) * worn[:, None]
 

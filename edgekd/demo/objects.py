@@ -30,7 +30,7 @@ FUR = ((52, 82, 122), (36, 38, 40), (90, 130, 170), (200, 208, 214), (60, 66, 90
 
 def pick(rng: np.random.Generator, colours: Sequence[Colour], spread: float = 14.0) -> Colour:
     """One of the colours, moved a little."""
-    b, g, r = np.clip(np.array(colours[rng.integers(len(colours))]) + rng.normal(0, spread / 2, 3), 12, 240)
+    b, g, r = np.clip(np.array(colours[int(rng.integers(len(colours)))]) + rng.normal(0, spread / 2, 3), 12, 240)
     return float(b), float(g), float(r)
 
 

@@ -179,7 +179,10 @@ def _write_scene(folder: Path, split: str, number: int) -> None:
     stream = cv2.imencode(".jpg", scene.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
     (folder / "images" / split / f"{name}.jpg").write_bytes(stream.tobytes())
     size = np.array([WIDTH, HEIGHT], np.float32)
-    centres, sizes = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2 / size, (scene.boxes[:, 2:] - scene.boxes[:, :2]) / size
+    centres, sizes = (
+        (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2 / size,
+        (scene.boxes[:, 2:] - scene.boxes[:, :2]) / size,
+    )
     rows = zip(scene.classes, np.concatenate([centres, sizes], axis=1), strict=True)
     lines = [f"{kind} " + " ".join(f"{value:.6f}" for value in box) + "\n" for kind, box in rows]
     (folder / "labels" / split / f"{name}.txt").write_text("".join(lines))

@@ -156,7 +156,7 @@ def _side_spot(rng: np.random.Generator, street: Street, offset: float, moving: 
 
 
 def lights(actors: list[Actor]) -> Iterator[tuple[Actor, Array, bool]]:
-    """Lamps of vehicles on the move: the actor, the lamp's place float64 [3] in the world, whether it is a headlight."""
+    """Lamps of vehicles on the move: the actor, the lamp's place float64 [3] in the world, whether at the front."""
     for actor in actors:
         if not actor.driving:
             continue

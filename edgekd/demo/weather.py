@@ -64,14 +64,22 @@ def weather(rng: np.random.Generator) -> Weather:
     warm = rng.normal(0, 0.04)
     haze = {"clear": 0.0012, "overcast": 0.003, "rain": rng.uniform(0.005, 0.012), "fog": rng.uniform(0.02, 0.045)}[air]
     grey = rng.uniform(186, 222) * (level if time == "day" else 0.42 * level**0.6)
+    b, g, r = (level * t * (0.9 if dull else 1.0) * (1 + k * warm) for t, k in zip(tint, (-1, 0, 1), strict=True))
     return Weather(
-        hour=hour, sky=tuple(level * t * (0.9 if dull else 1.0) * (1 + k * warm) for t, k in zip(tint, (-1, 0, 1), strict=True)),
+        hour=hour,
+        sky=(b, g, r),
         sun=0.0 if dull or time == "night" else (0.56 if time == "day" else 0.3),
-        lamps=float(lamps), haze=float(haze), haze_colour=(grey * 1.03, grey, grey * 0.97),
-        rain=float(rng.uniform(0.4, 1)) if air == "rain" else 0.0, infrared=bool(infrared), noise=float(noise),
-        blur=float(rng.uniform(0.3, 0.75)), contrast=float(rng.uniform(0.9, 1.12)),
-        saturation=float(rng.uniform(0.55, 0.8) if dull or time == "night" else rng.uniform(0.7, 1.05)), quality=int(rng.integers(38, 90)),
-    )  # fmt: skip
+        lamps=float(lamps),
+        haze=float(haze),
+        haze_colour=(grey * 1.03, grey, grey * 0.97),
+        rain=float(rng.uniform(0.4, 1)) if air == "rain" else 0.0,
+        infrared=bool(infrared),
+        noise=float(noise),
+        blur=float(rng.uniform(0.3, 0.75)),
+        contrast=float(rng.uniform(0.9, 1.12)),
+        saturation=float(rng.uniform(0.55, 0.8) if dull or time == "night" else rng.uniform(0.7, 1.05)),
+        quality=int(rng.integers(38, 90)),
+    )
 
 
 def expose(
@@ -130,7 +138,8 @@ def _beams(shape: tuple[int, ...], view: Backdrop, actors: list[Actor]) -> Pictu
                 continue
             pixels, _ = view.camera.project(world)
             cv2.fillConvexPoly(beam, np.round(pixels / (4 * SUPERSAMPLE)).astype(np.int32), strength)
-    return cv2.resize(cv2.GaussianBlur(beam, (0, 0), 2.5), shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    full: Picture = cv2.resize(cv2.GaussianBlur(beam, (0, 0), 2.5), shape[1::-1])
+    return full
 
 
 def _glow(canvas: Image, ids: Image, view: Backdrop, actors: list[Actor], now: Weather) -> Picture:
@@ -153,13 +162,15 @@ def _glow(canvas: Image, ids: Image, view: Backdrop, actors: list[Actor], now: W
         cv2.circle(shine, (u // SUPERSAMPLE, v // SUPERSAMPLE), radius, colour, -1)
     small = cv2.resize(shine, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA).astype(np.float32)
     halo = cv2.GaussianBlur(small, (0, 0), 1.6) * 0.7 + cv2.GaussianBlur(small, (0, 0), 6) * 0.8
-    return shine.astype(np.float32) + cv2.resize(halo, shine.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    glow: Picture = shine.astype(np.float32) + cv2.resize(halo, shine.shape[1::-1])
+    return glow
 
 
 def _mirror(picture: Picture, wet: Picture) -> Picture:
     """Wet ground shows, smeared downwards, what is above it."""
     smear = cv2.blur(picture, (5, 61), anchor=(2, 60), borderType=cv2.BORDER_REPLICATE)
-    return cv2.blendLinear(picture, smear, 1 - wet, wet * np.float32(1.3)) * np.float32(1.05)
+    mixed: Picture = cv2.blendLinear(picture, smear, 1 - wet, wet * np.float32(1.3)) * np.float32(1.05)
+    return mixed
 
 
 def _blend_haze(picture: Picture, ids: Image, view: Backdrop, actors: list[Actor], now: Weather) -> Picture:
@@ -172,7 +183,8 @@ def _blend_haze(picture: Picture, ids: Image, view: Backdrop, actors: list[Actor
     depth = np.where(ids == 0, view.depth, cv2.LUT(ids, distances))
     clear = cv2.exp(depth * np.float32(-now.haze))
     hazy = cv2.merge([(1 - clear) * np.float32(colour) for colour in now.haze_colour])
-    return picture * cv2.merge([clear] * 3) + hazy
+    faded: Picture = picture * cv2.merge([clear] * 3) + hazy
+    return faded
 
 
 def _draw_rain(picture: Picture, now: Weather, rng: np.random.Generator) -> Picture:
@@ -185,7 +197,8 @@ def _draw_rain(picture: Picture, now: Weather, rng: np.random.Generator) -> Pict
         end = (round(x + slant * long), round(y + long))
         cv2.line(streaks, (round(x), round(y)), end, int(rng.integers(40, 130)), 1, cv2.LINE_AA)
     streaks = cv2.convertScaleAbs(cv2.blur(streaks, (1, 5)), alpha=0.35 + 0.25 * sum(now.sky) / 3)
-    return picture + cv2.merge([streaks] * 3)
+    wet: Picture = picture + cv2.merge([streaks] * 3)
+    return wet
 
 
 def develop(picture: Picture, now: Weather, rng: np.random.Generator) -> Image:
@@ -200,7 +213,7 @@ def develop(picture: Picture, now: Weather, rng: np.random.Generator) -> Image:
     frame = cv2.add(picture, _sensor_noise(height, width, now.infrared, rng) * np.float32(now.noise), dtype=cv2.CV_8U)
     _stamp(frame, now, rng)
     stream = cv2.imencode(".jpg", frame, (cv2.IMWRITE_JPEG_QUALITY, now.quality))[1]
-    return cv2.imdecode(stream, cv2.IMREAD_COLOR)
+    return np.asarray(cv2.imdecode(stream, cv2.IMREAD_COLOR), np.uint8)
 
 
 @lru_cache(maxsize=4)
@@ -216,7 +229,8 @@ def _noise_field(grey: bool) -> Picture:
     common = np.repeat(field.mean(axis=2, keepdims=True), 3, axis=2) * np.float32(1.7)
     field = common if grey else 0.55 * field + 0.45 * common
     field = cv2.GaussianBlur(field, (0, 0), 0.55)
-    return field / field.std()
+    unit: Picture = field / field.std()
+    return unit
 
 
 def _sensor_noise(height: int, width: int, grey: bool, rng: np.random.Generator) -> Picture:

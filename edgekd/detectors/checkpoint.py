@@ -1,44 +1,125 @@
 """Loading a checkpoint without running what is in it.
 
-A `.pt` file is a pickle, and a pickle is a program. PyTorch's weights-only unpickler runs none of it except the names on
-an allow-list; the list here is what an Ultralytics detector needs: network layers, and nothing that opens files,
-downloads or executes.
+A `.pt` file is a pickle, and a pickle is a program: it calls what it names, with arguments of its own. A list of
+harmless names is not protection enough, because constructors of network layers do things, too: Ultralytics'
+DetectionModel evaluates the `activation` in the description it is given, its TorchVision block downloads weights. So
+nothing that the file names is called:
+
+1. PyTorch's weights-only unpickler reads the file; it refuses every name that is not on its allow-list.
+2. The list has the names of network layers, each with a stand-in: an object that only holds attributes.
+3. When all is read, every stand-in gets the class it stands for, and with it the layer's methods.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import SpecError
 
-_LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks")
-_PLAIN_NAMES = ("ultralytics.utils.IterableSimpleNamespace",)
-# A layer whose constructor downloads weights.
-_REFUSED_NAMES = ("ultralytics.nn.modules.block.TorchVision",)
+_LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
+# Results, paths and losses of the training: real checkpoints have them, a detector does not need them.
+_IGNORED_MODULES = ("numpy.", "pathlib.", "ultralytics.utils.loss.", "ultralytics.utils.tal.")
+_IGNORED_NAMES = ("ultralytics.utils.IterableSimpleNamespace",)
 
 
-def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
-    """The dictionary in an Ultralytics checkpoint. With `trust`, whatever the pickle says is executed.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a camera needs of a checkpoint: the network, float32 and in evaluation mode, and how it was trained."""
+
+    model: Any
+    train_args: Mapping[str, Any]
+
+
+def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
+    """The network in an Ultralytics checkpoint. With `trust`, whatever the pickle says is executed.
 
     Raises SpecError for a file that is no checkpoint, or that names anything an Ultralytics detector does not need.
     """
+    from torch import nn
+
+    content = _read(path, weights_only=False) if trust else _read_without_running(path)
+    parts = content if isinstance(content, dict) else {}
+    model = next((parts[key] for key in ("ema", "model") if isinstance(parts.get(key), nn.Module)), None)
+    if model is None:
+        raise SpecError(
+            f"{path}: no network in this checkpoint",
+            expected="a dictionary with a network as `model` or `ema`, as Ultralytics writes it",
+            found=_kind(content),
+            fix="save it with Ultralytics, or export it to ONNX and pass that",
+        )
+    train_args = parts.get("train_args")
+    try:
+        return Checkpoint(model.float().eval(), train_args if isinstance(train_args, dict) else {})
+    except (AttributeError, RecursionError, RuntimeError, TypeError) as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _read_without_running(path: Path) -> Any:
     import torch
 
-    if trust:
-        return _as_dict(_read(path, weights_only=False), path)
     names = _names_in(path)
-    refused = sorted(name for name in names if not _may_load(name))
+    refused = sorted(name for name in names if not name.startswith(_LAYER_MODULES) and not _is_ignored(name))
     if refused:
+        raise _refusal(path, ", ".join(refused[:5]) + (" ..." if len(refused) > 5 else ""))
+    made: list[tuple[Any, type]] = []
+    allowed = [(_Ignored if _is_ignored(name) else _stand_in(_layer(name, path), made), name) for name in names]
+    with torch.serialization.safe_globals(allowed):
+        content = _read(path, weights_only=True)
+    for instance, layer in made:
+        state = dict(vars(instance))
+        instance.__class__ = layer
+        instance.__setstate__(state)  # fills in what layers written by older versions lack
+    return content
+
+
+def _is_ignored(name: str) -> bool:
+    return name in _IGNORED_NAMES or name.startswith(_IGNORED_MODULES)
+
+
+class _Ignored:
+    """What is left of an object that is not needed."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _stand_in(layer: type, made: list[tuple[Any, type]]) -> type:
+    """A class whose instances take the attributes of a layer and do nothing; `made` learns of each."""
+
+    class StandIn:
+        def __new__(cls) -> StandIn:
+            instance = super().__new__(cls)
+            made.append((instance, layer))
+            return instance
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            vars(self).update(state)
+
+    return StandIn
+
+
+def _layer(name: str, path: Path) -> type:
+    """The network layer of that name; only where it is defined, not where another module imports it."""
+    from torch import nn
+
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
         raise SpecError(
-            f"{path}: refused to load",
-            expected="a pickle that names only Ultralytics and PyTorch layers",
-            found=", ".join(refused[:5]) + (" ..." if len(refused) > 5 else ""),
-            fix="if you trust whoever made this file with your machine, add --trust-checkpoint",
-        )
-    with torch.serialization.safe_globals([_resolve(name, path) for name in names]):
-        return _as_dict(_read(path, weights_only=True), path)
+            f"{path}: needs {name}, which the installed libraries do not have",
+            fix="pip install --upgrade ultralytics, or the version that wrote the checkpoint",
+        ) from error
+    if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module:
+        return found
+    raise _refusal(path, name)
 
 
 def _names_in(path: Path) -> list[str]:
@@ -46,7 +127,7 @@ def _names_in(path: Path) -> list[str]:
     import torch
 
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         raise _no_checkpoint(path, error) from error
 
@@ -60,37 +141,21 @@ def _read(path: Path, weights_only: bool) -> Any:
         raise _no_checkpoint(path, error) from error
 
 
-def _as_dict(checkpoint: Any, path: Path) -> dict[str, Any]:
-    if isinstance(checkpoint, dict) and (checkpoint.get("ema") or checkpoint.get("model")) is not None:
-        return checkpoint
-    raise SpecError(
-        f"{path}: no model in this checkpoint",
-        expected="a dictionary with `model` or `ema`, as Ultralytics writes it",
-        found=type(checkpoint).__name__,
-        fix="save it with Ultralytics, or export it to ONNX and pass that",
+def _kind(content: Any) -> str:
+    """What a checkpoint without a network has instead."""
+    held = content.get("model", content) if isinstance(content, dict) else content
+    if isinstance(held, dict) and held and all(type(value).__name__ in ("Tensor", "Parameter") for value in held.values()):
+        return "weights without the layers (a state_dict)"
+    return type(held).__name__
+
+
+def _refusal(path: Path, names: str) -> SpecError:
+    return SpecError(
+        f"{path}: refused to load",
+        expected="a pickle that names only Ultralytics and PyTorch layers",
+        found=names,
+        fix="if you trust whoever made this file with your machine, add --trust-checkpoint",
     )
-
-
-def _may_load(name: str) -> bool:
-    return name in _PLAIN_NAMES or (name.startswith(_LAYER_MODULES) and name not in _REFUSED_NAMES)
-
-
-def _resolve(name: str, path: Path) -> type:
-    """The class of that name; only network layers, and only where they are defined."""
-    from torch import nn
-
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(
-            f"{path}: needs {name}, which the installed libraries do not have",
-            fix="pip install --upgrade ultralytics, or the version that wrote the checkpoint",
-        ) from error
-    is_layer = isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name
-    if name in _PLAIN_NAMES or is_layer:
-        return found
-    raise SpecError(f"{path}: refused to load", expected="network layers", found=name)
 
 
 def _no_checkpoint(path: Path, error: Exception) -> SpecError:

@@ -39,7 +39,8 @@ def decode(
     """The detections in one frame. `output` is the network's, float32, as `spec.head` describes it."""
     size = (spec.preprocess.height, spec.preprocess.width)
     boxes, scores, classes = _candidates(output[0], spec.head, size, thresholds)
-    best_first = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    possible = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    best_first = possible[np.argsort(-scores[possible], kind="stable")[:MAX_CANDIDATES]]
     boxes, scores, classes = boxes[best_first], scores[best_first], classes[best_first]
     if spec.head.nms:
         kept = suppress(boxes, classes, thresholds.iou, thresholds.max_detections)
@@ -53,19 +54,18 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> n
 
     boxes float32 [n, 4] x1, y1, x2, y2 and classes int64 [n], both sorted by falling score; at most `most` stay.
     """
-    # Boxes of different classes are moved apart, so that one pass serves all classes.
-    apart = boxes + (classes * (boxes.max(initial=0) - boxes.min(initial=0) + 1)).astype(np.float32)[:, None]
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    left = np.arange(len(boxes))
-    kept = []
+    # Columns, each contiguous: three times as fast as rows of boxes when there are many.
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+    areas, left = (x2 - x1) * (y2 - y1), np.arange(len(boxes))
+    kept: list[int] = []
     while left.size and len(kept) < most:
-        best, left = left[0], left[1:]
-        kept.append(best)
-        low = np.maximum(apart[best, :2], apart[left, :2])
-        high = np.minimum(apart[best, 2:], apart[left, 2:])
-        sides = np.maximum(high - low, 0)
-        overlap = sides[:, 0] * sides[:, 1]
-        left = left[overlap <= iou * (areas[best] + areas[left] - overlap)]
+        kept.append(int(left[0]))
+        width = np.maximum(np.minimum(x2[0], x2) - np.maximum(x1[0], x1), 0)
+        height = np.maximum(np.minimum(y2[0], y2) - np.maximum(y1[0], y1), 0)
+        overlap = width * height
+        stays = (overlap <= iou * (areas[0] + areas - overlap)) | (classes != classes[0])
+        stays[0] = False
+        x1, y1, x2, y2, areas, classes, left = (part[stays] for part in (x1, y1, x2, y2, areas, classes, left))
     return np.array(kept, np.int64)
 
 
@@ -81,7 +81,8 @@ def _candidates(
     centres, strides = _cells(size, head.strides)
     sure = np.flatnonzero(rows[:, 4] > thresholds.confidence)  # no class can score above the objectness
     rows, centres, strides = rows[sure], centres[sure], strides[sure]
-    boxes = np.concatenate([(rows[:, :2] + centres) * strides, np.exp(rows[:, 2:4]) * strides], axis=1)
+    with np.errstate(over="ignore"):  # a box without limits is not finite, and dropped as such
+        boxes = np.concatenate([(rows[:, :2] + centres) * strides, np.exp(rows[:, 2:4]) * strides], axis=1)
     return _select(boxes, (rows[:, 5:] * rows[:, 4:5]).T, thresholds)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import asdict, replace
+import math
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,12 +18,29 @@ from edgekd.errors import SpecError
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
 
+_FLOAT32 = 1  # TensorProto.FLOAT
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
-_YOLOX_PREPROCESS = {"color": "bgr", "scale": 1.0, "center": False}
 _DESCRIBE = (
     "describe it with --head yolo|yolox|end2end, or --head FILE.toml with `kind` and, where they differ, `nms`, "
-    "`strides`, `classes`, `color`, `scale`, `mean`, `std`, `pad_value`, `center`"
+    "`strides`, `classes`, `color`, `scale`, `mean`, `std`, `pad_value`, `center`, `upscale`"
 )
+
+
+@dataclass(frozen=True)
+class _HeadFile:
+    """What a TOML file may say of a detector; None is what is usual for the kind, or what the graph says."""
+
+    kind: Literal["yolo", "yolox", "end2end"]
+    nms: bool | None = None
+    strides: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    color: Literal["rgb", "bgr"] | None = None
+    scale: float | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    pad_value: int | None = None
+    center: bool | None = None
+    upscale: bool | None = None
 
 
 class OnnxDetector:
@@ -44,6 +63,9 @@ class OnnxDetector:
 
         model = load_graph(self.path)
         spec = describe(model, self.path, self._head, self._classes)
+        inputs = _inputs(model)
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
         shape = model.graph.input[0].type.tensor_type.shape
         for axis, size in zip(shape.dim, (1, 3, spec.preprocess.height, spec.preprocess.width), strict=True):
             axis.dim_value = size
@@ -81,7 +103,10 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if head is None and SPEC_KEY in metadata:
-        return spec_from_json(json.loads(metadata[SPEC_KEY]))
+        try:
+            return spec_from_json(json.loads(metadata[SPEC_KEY]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpecError(f"{path}: its metadata {SPEC_KEY} is damaged", found=repr(error), fix=_DESCRIBE) from error
     if len(model.graph.output) != 1:
         raise SpecError(
             f"{path}: wrong outputs",
@@ -97,8 +122,8 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     strides = tuple(described.pop("strides", None) or _strides_for(kind, shape, size))
     nms = described.pop("nms", kind != "end2end")
     classes = tuple(described.pop("classes", classes)) or names or _numbered(kind, shape, path)
-    preprocess = Preprocess(*size, **(_YOLOX_PREPROCESS if kind == "yolox" else {}))
-    spec = DetectorSpec(classes, _with(preprocess, described, head), Head(kind, nms=nms, strides=strides))
+    usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
+    spec = DetectorSpec(classes, replace(usual, **described), Head(kind, nms=nms, strides=strides))
     _require_shape(spec, shape, path)
     return spec
 
@@ -128,7 +153,7 @@ def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int
             return "yolo"
         if rows in cells and columns > 5 and undecoded and classes in (0, columns - 5):
             return "yolox"
-        if columns == 6 and 0 < rows <= 1000:
+        if columns == 6 and 0 < rows <= 1000 and rows not in cells:
             return "end2end"
     raise SpecError(
         f"{path}: the head is not recognised",
@@ -157,71 +182,89 @@ def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
 
 
 def _read_head(head: str | None) -> dict[str, Any]:
+    """What `--head` says: at least `kind`, where it says anything."""
     if head is None:
         return {}
     if head in HEADS:
         return {"kind": head}
-    from edgekd.toml import read_toml
+    from edgekd.toml import parse_table, read_toml
 
     if not head.endswith(".toml"):
         raise SpecError("--head", expected=", ".join(HEADS) + " or a .toml file", found=head)
-    described = read_toml(Path(head))
-    if described.get("kind") not in HEADS:
-        raise SpecError(f"{head}: `kind`", expected=" or ".join(HEADS), found=str(described.get("kind")))
-    return described
+    described = parse_table(_HeadFile, read_toml(Path(head)), head)
+    for key, values, least, most in (
+        ("strides", described.strides or (), 1, math.inf),
+        ("std", described.std or (), sys.float_info.min, math.inf),
+        ("pad_value", (described.pad_value or 0,), 0, 255),
+    ):
+        if not all(least <= value <= most for value in values):
+            raise SpecError(f"{head}: {key}", expected=f"{least:g} to {most:g}", found=str(values))
+    return {key: value for key, value in asdict(described).items() if value is not None}
 
 
-def _with(preprocess: Preprocess, described: dict[str, Any], source: str | None) -> Preprocess:
-    """The preprocessing with what a head description says of it."""
-    known = set(asdict(preprocess)) - {"height", "width"}
-    unknown = set(described) - known
-    if unknown:
-        raise SpecError(f"{source}: unknown key", expected=", ".join(sorted(known)), found=", ".join(sorted(unknown)))
-    return replace(preprocess, **{key: tuple(v) if isinstance(v, list) else v for key, v in described.items()})
+def _inputs(model: Any) -> list[Any]:
+    """The inputs that are not weights; graphs of IR version 3 list both."""
+    weights = {initializer.name for initializer in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
 
 
 def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, int]:
     """Height and width of the input; for a dynamic input, the size it was trained at where the metadata says it."""
-    known = {initializer.name for initializer in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in known]
+    inputs = _inputs(model)
     shape = _shape(inputs[0]) if len(inputs) == 1 else []
-    if len(shape) != 4 or shape[1] != 3:
+    if len(shape) != 4 or shape[1] != 3 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
         raise SpecError(
             f"{path}: wrong inputs",
-            expected="one input [1, 3, height, width]",
-            found=", ".join(f"{value.name} {_shape(value)}" for value in inputs),
-            fix="export the network alone, without preprocessing",
+            expected="one input float32 [1, 3, height, width]",
+            found=", ".join(f"{value.name} {_type(value)} {_shape(value)}" for value in inputs) or "none",
+            fix="export the network alone, in float32 and without preprocessing",
         )
     height, width = shape[2:]
     if not (height and width):
-        height, width = ast.literal_eval(metadata.get("imgsz", "(0, 0)"))
+        height, width = _size_in(metadata)
     if not (height and width):
         raise SpecError(f"{path}: the input size is dynamic", found=str(shape), fix="export it with a fixed size")
     return height, width
 
 
+def _size_in(metadata: dict[str, str]) -> tuple[int, int]:
+    """Height and width as Ultralytics notes them, `[640, 640]`; zeros where there are none."""
+    size = _literal(metadata.get("imgsz", ""))
+    if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return size[0], size[1]
+    return 0, 0
+
+
 def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
-    """Class names as Ultralytics (a dictionary) or a JSON list gives them; empty where there are none."""
+    """Class names as Ultralytics (a dictionary by number) or a list gives them; empty where there are none."""
+    names = _literal(metadata.get("names", ""))
+    if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+
+
+def _literal(text: str) -> Any:
+    """The value that a Python literal or JSON text stands for; None where it is neither."""
     try:
-        names = ast.literal_eval(metadata.get("names", "()"))
-    except (ValueError, SyntaxError):
-        return ()
-    return tuple(str(names[key]) for key in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError):
+        return None
 
 
 def _numbered(kind: str, shape: list[int], path: Path) -> tuple[str, ...]:
     """Stand-in names for a graph that carries none, as many as its output has classes."""
-    if kind == "end2end" or len(shape) != 3:
+    count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, 0) if len(shape) == 3 else 0
+    if count < 1:
         raise SpecError(
             f"{path}: the class names are not in the graph",
             expected="metadata `names`, or `classes` in a head description",
             fix="add `classes = [...]` to a TOML with `kind` and pass it with --head FILE.toml",
         )
-    return tuple(f"class{index}" for index in range(shape[1] - 4 if kind == "yolo" else shape[2] - 5))
+    return tuple(f"class{index}" for index in range(count))
 
 
 def _strides_for(kind: str, shape: list[int], size: tuple[int, int]) -> tuple[int, ...]:
-    cells = shape[-1] if kind == "yolo" else shape[1]
+    cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     return next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
 
 
@@ -232,6 +275,13 @@ def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:
 def _shape(value: Any) -> list[int]:
     """The shape of a graph input or output; 0 for a dimension that is not fixed."""
     return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+def _type(value: Any) -> str:
+    """The element type of a graph input, such as `float16`."""
+    import onnx
+
+    return str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
 
 
 def _at_opset(model: Any, most: int, path: Path) -> Any:

@@ -14,11 +14,12 @@ from edgekd.detectors.types import Preprocess
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a frame of `width` x `height` pixels lies in the input: scaled by `ratio`, then moved by `left`, `top`."""
+    """Where a frame of `width` x `height` pixels lies in the input: `across` x `down` pixels from `left`, `top`."""
 
-    ratio: float
     left: int
     top: int
+    across: int
+    down: int
     width: int
     height: int
 
@@ -28,11 +29,11 @@ def place(width: int, height: int, how: Preprocess) -> Placement:
     ratio = min(how.height / height, how.width / width)
     if not how.upscale:
         ratio = min(ratio, 1.0)
+    across, down = max(round(width * ratio), 1), max(round(height * ratio), 1)
     left = top = 0
     if how.center:
-        left = round((how.width - round(width * ratio)) / 2 - 0.1)
-        top = round((how.height - round(height * ratio)) / 2 - 0.1)
-    return Placement(ratio, left, top, width, height)
+        left, top = round((how.width - across) / 2 - 0.1), round((how.height - down) / 2 - 0.1)
+    return Placement(left, top, across, down, width, height)
 
 
 def letterbox(frame: np.ndarray, how: Preprocess) -> tuple[np.ndarray, Placement]:
@@ -41,13 +42,12 @@ def letterbox(frame: np.ndarray, how: Preprocess) -> tuple[np.ndarray, Placement
 
     height, width = frame.shape[:2]
     at = place(width, height, how)
-    size = (max(round(width * at.ratio), 1), max(round(height * at.ratio), 1))
-    if size != (width, height):
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+    if (at.across, at.down) != (width, height):
+        frame = cv2.resize(frame, (at.across, at.down), interpolation=cv2.INTER_LINEAR)
     canvas = frame
     if frame.shape[:2] != (how.height, how.width):
         canvas = np.full((how.height, how.width, 3), how.pad_value, np.uint8)
-        canvas[at.top : at.top + size[1], at.left : at.left + size[0]] = frame
+        canvas[at.top : at.top + at.down, at.left : at.left + at.across] = frame
     return to_tensor(canvas, how), at
 
 
@@ -65,6 +65,8 @@ def to_tensor(canvas: np.ndarray, how: Preprocess) -> np.ndarray:
 
 def to_frame(boxes: np.ndarray, at: Placement) -> np.ndarray:
     """Boxes float32 [n, 4] x1, y1, x2, y2 in input pixels as pixels of the frame, clipped to it."""
-    moved = (boxes - np.array([at.left, at.top, at.left, at.top], np.float32)) / np.float32(at.ratio)
-    limits = np.array([at.width, at.height, at.width, at.height], np.float32)
-    return np.clip(moved, 0, limits)
+    corner = np.array([at.left, at.top] * 2, np.float32)
+    size = np.array([at.width, at.height] * 2, np.float32)
+    # Each axis by its own factor: whole pixels across and down are not exactly of the frame's proportions.
+    moved = (boxes - corner) * (size / np.array([at.across, at.down] * 2, np.float32))
+    return np.clip(moved, 0, size)

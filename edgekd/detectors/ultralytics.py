@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
 from edgekd.errors import CompressError, SpecError
+
+_HEADS = ("Detect", "v10Detect")
 
 
 class UltralyticsDetector:
@@ -28,12 +32,10 @@ class UltralyticsDetector:
         An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
         one-to-one branch gives one box per object, so ranking it needs no NMS.
         """
-        checkpoint = _load(self.path, self._trust)
-        model = (checkpoint.get("ema") or checkpoint["model"]).float().eval()
+        model, train_args = self._load()
         head = model.model[-1]
-        _require_detect_head(self.path, model, head)
         nms = _keep_one_branch(head)
-        size = _input_size(checkpoint)
+        size = _input_size(train_args, int(max(head.stride)))
         spec = DetectorSpec(
             classes=tuple(model.names[index] for index in sorted(model.names)),
             preprocess=Preprocess(height=size[0], width=size[1]),
@@ -46,35 +48,34 @@ class UltralyticsDetector:
         """What the checkpoint itself computes in float32 for batch [1, 3, h, w], to compare the export with."""
         import torch
 
-        checkpoint = _load(self.path, self._trust)
-        model = (checkpoint.get("ema") or checkpoint["model"]).float().eval()
-        head = model.model[-1]
-        _keep_one_branch(head)
+        model, _ = self._load()
+        _keep_one_branch(model.model[-1])
         with torch.no_grad():
-            output = model(torch.from_numpy(batch))
-        return (output[0] if isinstance(output, tuple) else output).numpy()
+            prediction, _ = model(torch.from_numpy(batch))
+        return np.asarray(prediction.numpy())
 
-
-def _load(path: Path, trust: bool) -> dict[str, Any]:
-    try:
-        import ultralytics  # noqa: F401
-    except ImportError as error:
-        raise SpecError(
-            f"{path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",
-            found=str(error),
-            fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-        ) from error
-    return load_checkpoint(path, trust)
-
-
-def _require_detect_head(path: Path, model: Any, head: Any) -> None:
-    if type(head).__name__ not in ("Detect", "v10Detect") or getattr(model, "task", "detect") != "detect":
-        raise SpecError(
-            f"{path}: not a box detector",
-            expected="a model whose last layer is Detect",
-            found=type(head).__name__,
-            fix="train with task=detect, or export to ONNX and describe its head with --head",
-        )
+    def _load(self) -> tuple[Any, Mapping[str, Any]]:
+        """The network, which is a box detector, and its training's arguments. Raises SpecError."""
+        try:
+            from ultralytics.nn.tasks import DetectionModel
+        except ImportError as error:
+            raise SpecError(
+                f"{self.path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",
+                found=str(error),
+                fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
+            ) from error
+        checkpoint = load_checkpoint(self.path, self._trust)
+        model = checkpoint.model
+        last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
+        # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
+        if type(model) is not DetectionModel or not last or type(last[0]).__name__ not in _HEADS:
+            raise SpecError(
+                f"{self.path}: not a box detector",
+                expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(_HEADS),
+                found=" with ".join(type(part).__name__ for part in (model, *last)),
+                fix="train with task=detect, or export to ONNX and describe its head with --head",
+            )
+        return model, checkpoint.train_args
 
 
 def _keep_one_branch(head: Any) -> bool:
@@ -83,15 +84,18 @@ def _keep_one_branch(head: Any) -> bool:
         return True
     head.cv2, head.cv3 = head.one2one_cv2, head.one2one_cv3
     head.one2one_cv2 = head.one2one_cv3 = None
+    head.end2end = False
     return False
 
 
-def _input_size(checkpoint: dict[str, Any]) -> tuple[int, int]:
-    """Height and width the network was trained at; 640 where the checkpoint does not say."""
-    size = (checkpoint.get("train_args") or {}).get("imgsz", 640)
+def _input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
+    """Height and width the network was trained at: whole strides, as Ultralytics rounds them; 640 where not said."""
+    size = train_args.get("imgsz") or 640
     if isinstance(size, str):
         size = ast.literal_eval(size)
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+    sides = (size, size) if isinstance(size, (int, float)) else (size[0], size[-1])
+    height, width = (stride * math.ceil(side / stride) for side in sides)
+    return height, width
 
 
 def _write_onnx(model: Any, head: Any, spec: DetectorSpec, graph: Path, opset: int) -> None:

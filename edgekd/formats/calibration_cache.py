@@ -6,8 +6,11 @@ Shared with the device.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
+
+_ENTRY = re.compile(r"(?P<name>.+): (?P<digits>[0-9a-fA-F]{1,8})")
 
 
 def to_text(scales: Mapping[str, float], tensorrt: str) -> str:
@@ -21,10 +24,13 @@ def to_text(scales: Mapping[str, float], tensorrt: str) -> str:
 
 def from_text(text: str) -> dict[str, float]:
     """Scales by tensor name. A cache that TensorRT wrote may lack leading zeros. Raises ValueError where malformed."""
+    header, *lines = text.split("\n")
+    if not header.startswith("TRT-"):
+        raise ValueError(f"expected a first line `TRT-version-calibrator`, found {header!r}")
     scales = {}
-    for line in text.splitlines()[1:]:
-        name, separator, digits = line.rpartition(": ")
-        if not separator:
+    for line in filter(None, lines):
+        entry = _ENTRY.fullmatch(line)
+        if not entry:
             raise ValueError(f"expected `tensor: hex`, found {line!r}")
-        scales[name] = struct.unpack(">f", bytes.fromhex(digits.rjust(8, "0")))[0]
+        scales[entry["name"]] = struct.unpack(">f", bytes.fromhex(entry["digits"].rjust(8, "0")))[0]
     return scales

@@ -26,4 +26,5 @@ def quantize_channels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def dequantize_channels(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Weights float32 of the codes' shape, from codes int8 [channels, ...] and scales float32 [channels]."""
-    return codes.astype(np.float32) * scales.reshape(-1, *[1] * (codes.ndim - 1))
+    weights: np.ndarray = codes.astype(np.float32) * scales.reshape(-1, *[1] * (codes.ndim - 1))
+    return weights

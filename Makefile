@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
+demo: $(VENV)/demo.installed
+	$(BIN)/edgekd demo
+
+## Run all tests. They need ../shared for real models and data; without it those skip visibly.
+test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
+
+## Lint, format, types, size of functions and files.
+check: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy edgekd
+	$(BIN)/python tests/size_gate.py
+
+## Measure again what README and docs claim. Takes about an hour on two cores.
+bench: $(VENV)/dev.installed
+	$(BIN)/python bench/harness_overhead.py
+	$(BIN)/python bench/quantization_baselines.py
+	$(BIN)/python bench/build_vs_ultralytics.py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[openvino,rtx]"
+	touch $@
+
+$(VENV)/dev.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/demo.installed

@@ -1,0 +1,29 @@
+"""Ultralytics' own `val` of ONNX graphs: a JSON line each, `map50_95` and `map50`, or `error`.
+
+    python ultralytics_val.py DATA.yaml SIZE GRAPH.onnx ...
+
+The settings of edgekd's scorer: square letterboxed frames one at a time, ONNX Runtime on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from ultralytics import YOLO
+
+
+def score(data: str, size: int, graph: str) -> dict[str, Any]:
+    """The scores of one graph on the split `val`; why there are none, if it cannot be scored."""
+    settings = {"batch": 1, "rect": False, "device": "cpu", "plots": False, "verbose": False, "workers": 0}
+    try:
+        box = YOLO(graph, task="detect").val(data=data, imgsz=size, **settings).box
+    except Exception as error:  # whatever a peer raises becomes a row of the table
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"map50_95": float(box.map), "map50": float(box.map50)}
+
+
+if __name__ == "__main__":
+    for path in sys.argv[3:]:
+        print("\n" + json.dumps(score(sys.argv[1], int(sys.argv[2]), path)), flush=True)

@@ -1,0 +1,394 @@
+"""INT8 after training: edgekd's beside its peers', on the same graph, the same frames, the same scorer, in one run.
+
+Every tool gets the float32 ONNX graph that edgekd exports and the same calibration frames as edgekd's preprocessing
+makes them, and runs in a process of its own. All graphs are scored on ONNX Runtime's CPU provider by edgekd's scorer;
+those of Ultralytics' models by Ultralytics' `val` as well, which shows how far the two scorers are apart.
+
+    python bench/quantization_baselines.py [--shared FOLDER] [--venvs FOLDER] [--images N]
+
+The environment needs `edgekd[train]`; NNCF and ModelOpt are installed into environments of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import (
+    RESULTS,
+    SHARED,
+    conditions,
+    conditions_lines,
+    copy_data,
+    table,
+    ultralytics_environment,
+    use_cores,
+    without_folders,
+    write_results,
+)
+
+from edgekd.data.dataset import Dataset, load_dataset
+from edgekd.detectors.types import DetectorSpec
+from edgekd.errors import EdgeKDError
+from edgekd.progress import PlainProgress
+
+PEERS = Path(__file__).resolve().parent / "peers"
+MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
+OPSET = 17
+AGREEMENT = 0.005
+"""How far edgekd's mAP50-95 may be from Ultralytics'."""
+ULTRALYTICS_FLOAT = (r".*\.2/Conv$", r".*/dfl/")
+"""The nodes that Ultralytics 8.4.190 keeps from ModelOpt (`utils/export/engine.py`): last head convolutions and DFL."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize: the adapter, what it is told, and its environment (None: this one).
+
+    float_head: which nodes stay in float: none, those edgekd leaves (`edgekd`), those Ultralytics does (`ultralytics`).
+    """
+
+    name: str
+    adapter: str
+    told: str = ""
+    environment: str | None = None
+    float_head: str | None = None
+
+
+RECIPE = Method("edgekd, recipe `ptq` (range by squared error)", "with_edgekd.py", "mse")
+ONNXRUNTIME = Method("ONNX Runtime, min-max, all convolutions", "with_onnxruntime.py", "symmetric")
+METHODS = (
+    ONNXRUNTIME,
+    Method("the same, last head convolutions and DFL float", "with_onnxruntime.py", "symmetric", None, "edgekd"),
+    Method("the same, activations asymmetric", "with_onnxruntime.py", "asymmetric", None, "edgekd"),
+    Method("Ultralytics, `format=onnx quantize=8`", "with_ultralytics.py"),
+    Method("NNCF, preset mixed", "with_nncf.py", "", "nncf"),
+    Method("ModelOpt `max`, excluding what Ultralytics does", "with_modelopt.py", "max", "modelopt", "ultralytics"),
+    Method("ModelOpt `entropy`, same exclusions", "with_modelopt.py", "entropy", "modelopt", "ultralytics"),
+    RECIPE,
+    Method("edgekd, range by entropy", "with_edgekd.py", "entropy"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; what could not be had is None, and `error` says why.
+
+    seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
+    quantizing process; symmetric: whether every zero point is 0, which TensorRT requires.
+    """
+
+    model: str
+    method: str
+    bytes: int | None = None
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    symmetric: bool | None = None
+    map50_95: float | None = None
+    map50: float | None = None
+    ultralytics_map50_95: float | None = None
+    ultralytics_map50: float | None = None
+    error: str | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """edgekd's mAP50-95 less Ultralytics', of the same graph."""
+        if self.map50_95 is None or self.ultralytics_map50_95 is None:
+            return None
+        return self.map50_95 - self.ultralytics_map50_95
+
+
+class Bench:
+    """One run: where its files lie, and what it has learnt."""
+
+    def __init__(self, work: Path, venvs: Path, models: Path, data: Path) -> None:
+        self.progress = PlainProgress(interval_s=30)
+        self.packages: dict[str, dict[str, str]] = {}
+        self._work, self._venvs, self._models = work, venvs, models
+        self._data = data
+        self._dataset: Dataset = load_dataset(data)
+        self._environment = ultralytics_environment(work / "ultralytics")
+        self._pythons: dict[str, Path] = {}
+
+    def rows(self, model: str) -> list[Row]:
+        """Everything about one model: a row for its float graph and one per method."""
+        folder = self._work / Path(model).stem
+        folder.mkdir()
+        source = folder / "float32.onnx"
+        spec = self._export(model, source)
+        frames = self._write_frames(folder / "frames", spec)
+        exclude = {
+            "edgekd": _head(source),
+            "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else _head(source),
+        }
+        rows = [self._scored(Row(model, "float32", source.stat().st_size), source, spec)]
+        graphs = [source]
+        for number, method in enumerate(METHODS, start=1):
+            graph = folder / f"{number}.onnx"
+            done = self._quantize(Row(model, method.name), method, source, frames, graph, exclude)
+            rows.append(self._scored(done, graph, spec) if done.error is None else done)
+            graphs.append(graph)
+        for frame in frames.iterdir():
+            frame.unlink()
+        return self._scored_by_ultralytics(rows, graphs, spec) if model.endswith(".pt") else rows
+
+    def _export(self, model: str, graph: Path) -> DetectorSpec:
+        from edgekd.detectors import load
+        from edgekd.export import export
+
+        return export(load(self._models / model, classes=self._dataset.classes), graph, OPSET).spec
+
+    def _write_frames(self, folder: Path, spec: DetectorSpec) -> Path:
+        """The calibration frames that every tool gets: the training split in order, one `.npy` each."""
+        from edgekd.data.images import ReadableImages
+        from edgekd.detectors.preprocess import letterbox
+
+        folder.mkdir()
+        images = ReadableImages(self._dataset.split("train").samples, self.progress, label="calibration frames")
+        for number, (_, image) in enumerate(images):
+            np.save(folder / f"{number:05}.npy", letterbox(image, spec.preprocess)[0])
+        return folder
+
+    def _quantize(
+        self, row: Row, method: Method, source: Path, frames: Path, graph: Path, exclude: dict[str, Sequence[str]]
+    ) -> Row:
+        """Run an adapter in its environment; the row with what it took, or with why it failed."""
+        command = [str(PEERS / method.adapter), "--model", str(source), "--frames", str(frames), "--out", str(graph)]
+        command += ["--method", method.told] if method.told else []
+        command += [f"--exclude={pattern}" for pattern in exclude.get(method.float_head or "", ())]
+        try:
+            python = self._python(method.environment)
+            done = subprocess.run([str(python), *command], env=self._environment, check=True, **_CAPTURED)
+        except subprocess.CalledProcessError as error:
+            return self._failed(row, error.stdout)
+        took = _last_json(done.stdout)
+        self.packages[method.environment or "this"] = dict(sorted(took["packages"].items()))
+        self.progress.note(f"{row.model}: {method.name}: {took['seconds']:.1f} s")
+        return replace(
+            row,
+            seconds=took["seconds"],
+            peak_bytes=took["peak_bytes"],
+            bytes=graph.stat().st_size,
+            symmetric=_is_symmetric(graph),
+        )
+
+    def _scored(self, row: Row, graph: Path, spec: DetectorSpec) -> Row:
+        from edgekd.evaluate import evaluate
+
+        try:
+            score = evaluate(graph, spec, self._dataset.split("val")).score
+        except EdgeKDError as error:
+            return self._failed(row, str(error))
+        self.progress.note(f"{row.model}: {row.method}: mAP50-95 {score.map50_95:.4f}")
+        return replace(row, map50_95=score.map50_95, map50=score.map50)
+
+    def _scored_by_ultralytics(self, rows: list[Row], graphs: list[Path], spec: DetectorSpec) -> list[Row]:
+        """The rows with what Ultralytics' `val` says of their graphs."""
+        described = {row.method: _described(graph, spec) for row, graph in zip(rows, graphs, strict=True) if row.bytes}
+        size = str(spec.preprocess.height)
+        command = [sys.executable, str(PEERS / "ultralytics_val.py"), str(self._data), size]
+        began = subprocess.Popen(
+            [*command, *map(str, described.values())], env=self._environment, cwd=self._work, **_PIPED
+        )
+        scores: dict[str, Any] = {}
+        with began as process:
+            answers = (json.loads(line) for line in process.stdout or () if line.startswith("{"))
+            for name, answer in zip(described, answers, strict=False):
+                scores[name] = answer
+                self.progress.note(f"{rows[0].model}: {name}: Ultralytics' val {answer}")
+        return [self._with_ultralytics(row, scores.get(row.method, {})) for row in rows]
+
+    def _with_ultralytics(self, row: Row, answer: dict[str, Any]) -> Row:
+        if "map50_95" in answer:
+            return replace(row, ultralytics_map50_95=answer["map50_95"], ultralytics_map50=answer["map50"])
+        missing = f"no score by Ultralytics' val: {answer.get('error', 'it gave none')}"
+        return row if row.error else self._failed(row, missing)
+
+    def _failed(self, row: Row, output: str) -> Row:
+        """The row with the last line of what a tool said."""
+        last = (output.strip() or "no output").splitlines()[-1]
+        error = without_folders(last, self._work, self._venvs, self._models)[:300]
+        self.progress.note(f"{row.model}: {row.method}: failed: {error}")
+        return replace(row, error=error)
+
+    def _python(self, environment: str | None) -> Path:
+        """The interpreter of a peer's environment, made when it is first asked for. Raises CalledProcessError."""
+        if environment is None:
+            return Path(sys.executable)
+        if environment not in self._pythons:
+            self._pythons[environment] = self._install(environment)
+        return self._pythons[environment]
+
+    def _install(self, environment: str) -> Path:
+        requirements = PEERS / f"requirements-{environment}.txt"
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
+        folder = self._venvs / f"{environment}-py{version}-{digest}"
+        python = folder / "bin" / "python"
+        complete = folder / "complete"
+        if not complete.exists():
+            self.progress.note(f"{environment}: installing {requirements.name} ...")
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, **_CAPTURED)
+            subprocess.run([str(python), "-m", "pip", "install", "-r", str(requirements)], check=True, **_CAPTURED)
+            complete.touch()
+        return python
+
+
+_CAPTURED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+_PIPED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+
+
+def _last_json(output: str) -> dict[str, Any]:
+    line = next(line for line in reversed(output.splitlines()) if line.startswith("{"))
+    return dict(json.loads(line))
+
+
+def _head(graph: Path) -> tuple[str, ...]:
+    """Patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
+    import onnx
+
+    from edgekd.compress.graph import Graph
+    from edgekd.compress.placement import float_head
+
+    model = onnx.load(graph)
+    head = float_head(Graph(model))
+    names = [node.name for node in model.graph.node if node.op_type == "Conv" and node.name in head]
+    return tuple(f"^{re.escape(name)}$" for name in names)
+
+
+def _is_symmetric(graph: Path) -> bool:
+    """Whether all zero points are 0 in int8 (int32 for biases)."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(graph)
+    constants = {each.name: each for each in model.graph.initializer}
+    constants.update({n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant"})
+    pairs = [node for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    zeros = [numpy_helper.to_array(constants[node.input[2]]) for node in pairs if len(node.input) > 2]
+    return all(zero.dtype in (np.int8, np.int32) and not zero.any() for zero in zeros)
+
+
+def _described(graph: Path, spec: DetectorSpec) -> Path:
+    """A copy that says its classes and strides, which some tools drop and Ultralytics' `val` needs."""
+    import onnx
+
+    from edgekd.detectors.onnx import describe_in
+
+    model = onnx.load(graph)
+    describe_in(model, spec)
+    copy = graph.with_name(f"{graph.stem}-described.onnx")
+    onnx.save(model, copy)
+    return copy
+
+
+def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the rows must show, and whether they do."""
+    apart = [abs(row.difference) for row in rows if row.difference is not None]
+    found = []
+    if apart:
+        text = f"edgekd's scorer agrees with Ultralytics' val within {AGREEMENT} mAP50-95 on {len(apart)} graphs"
+        found.append({"claim": text, "found": max(apart), "holds": max(apart) <= AGREEMENT})
+    for model in dict.fromkeys(row.model for row in rows):
+        scores = {row.method: row.map50_95 or 0.0 for row in rows if row.model == model}
+        ahead = scores[RECIPE.name] - scores[ONNXRUNTIME.name]
+        text = f"{model}: edgekd's recipe scores higher than ONNX Runtime's static quantization"
+        found.append({"claim": text, "found": ahead, "holds": ahead > 0})
+    return found
+
+
+def page(found: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+    """The result as Markdown."""
+    host = found["host"]
+    header = ["how", "bytes", "seconds", "peak MB", "symmetric", "mAP50-95", "mAP50", "Ultralytics", "difference"]
+    lines = ["# INT8 after training, edgekd beside its peers", "", f"`{found['command']}`", "", *_ABOUT, ""]
+    lines.append(f"{found['images']['train']} calibration images, {found['images']['val']} scored.")
+    for model in dict.fromkeys(row.model for row in rows):
+        lines += ["", f"## {model}", "", *table(header, [_cells(row) for row in rows if row.model == model])]
+    lines += ["", "## What must hold", ""]
+    marks = {True: "yes", False: "**no**"}
+    lines += table(
+        ["", "found", "holds"], [[c["claim"], f"{c['found']:.4f}", marks[c["holds"]]] for c in found["claims"]]
+    )
+    versions = [f"{name} {of[name]}" for of in found["packages"].values() for name in _TOLD if name in of]
+    lines += ["", f"Peers, with what they run on: {', '.join(versions)}.", ""]
+    return [*lines, f"{host['threads']} threads.", "", *conditions_lines(found)]
+
+
+_TOLD = (
+    "nncf",
+    "nvidia-modelopt",
+    "ultralytics",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "faster-coco-eval",
+)
+_ABOUT = (
+    "Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and "
+    "runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak: "
+    "resident memory of that process. Symmetric: every zero point is 0 and INT8, which TensorRT requires. mAP: edgekd's "
+    "scorer on ONNX Runtime's CPU provider. Ultralytics: mAP50-95 of the same graph by its `val` (`rect=False`, batch "
+    "1); difference: edgekd's less that.",
+)
+
+
+def _cells(row: Row) -> list[str]:
+    if row.error and row.map50_95 is None:
+        return [row.method, f"failed: {row.error}", *[""] * 7]
+    symmetric = {True: "yes", False: "no", None: "–"}[row.symmetric]
+    peak = f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes else "–"
+    seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
+    scores = [row.map50_95, row.map50, row.ultralytics_map50_95]
+    difference = "–" if row.difference is None else f"{row.difference:+.4f}"
+    shown = ["–" if score is None else f"{score:.4f}" for score in scores]
+    return [row.method, f"{row.bytes:,}", seconds, peak, symmetric, *shown, difference]
+
+
+def main() -> int:
+    """0 when every claim holds, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/coco256")
+    parser.add_argument(
+        "--venvs", type=Path, default=Path.home() / ".cache" / "edgekd-bench", help="peers' environments"
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--images", type=int, help="of each split; default: all")
+    parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quantization_baselines.json")
+    given = parser.parse_args()
+    use_cores(given.threads)
+    asked = [f"--images {given.images}"] if given.images else []
+    asked += [f"--models {' '.join(given.models)}"] if given.models != list(MODELS) else []
+    found = {
+        "question": "how good, how small and how quick is INT8 after training, beside other tools?",
+        "command": " ".join(["python bench/quantization_baselines.py", *asked, f"--threads {given.threads}"]),
+        "seeds": "no tool here draws random numbers; PYTHONHASHSEED=0",
+        **conditions(given.threads),
+    }
+    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:
+        work = Path(folder)
+        data = copy_data(given.shared.absolute() / "data" / "coco256", work / "data", given.images)
+        bench = Bench(work, given.venvs.absolute(), given.shared.absolute() / "models", data)
+        found["images"] = {name: len(load_dataset(data).split(name)) for name in ("train", "val")}
+        rows = [row for model in given.models for row in bench.rows(model)]
+    found["rows"] = [{**asdict(row), "difference": row.difference} for row in rows]
+    found["claims"] = claims(rows)
+    found["packages"] = bench.packages
+    write_results(given.out, found, page(found, rows))
+    return 0 if all(claim["holds"] for claim in found["claims"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

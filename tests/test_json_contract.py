@@ -1,0 +1,154 @@
+"""The machine-readable output against its published schemas, in docs/schemas."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Built, EdgeKD
+from jsonschema import Draft202012Validator
+
+SCHEMAS = Path(__file__).resolve().parents[1] / "docs" / "schemas"
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text("utf-8"))
+    return document
+
+
+def closed(schema: Any) -> Any:
+    """The schema without room for keys that it does not name: readers must let them pass, edgekd must document them."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shut = {key: closed(value) for key, value in schema.items()}
+    return {"additionalProperties": False, **shut} if "properties" in schema and "type" in schema else shut
+
+
+def assert_documented(document: Any, name: str) -> None:
+    errors = list(Draft202012Validator(closed(schema_of(name))).iter_errors(document))
+    assert not errors, "\n".join(f"{error.json_path}: {error.message}" for error in errors)
+
+
+def objects(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every object described in a schema."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield schema
+        for value in schema.values():
+            yield from objects(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from objects(value)
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_schema_is_valid_and_promises_every_key_it_names(path: Path) -> None:
+    schema = schema_of(path.stem)
+    Draft202012Validator.check_schema(schema)
+    assert schema["$id"] == path.name
+    described = list(objects(schema))
+    assert all(set(each["required"]) == set(each["properties"]) for each in described)
+    assert all(
+        "description" in value or "$ref" in value
+        for each in described
+        for value in each["properties"].values()
+        if "const" not in value and "type" in value
+    )
+
+
+def test_a_schema_refuses_what_is_missing_or_not_documented(tiny_build: Built) -> None:
+    validator = Draft202012Validator(closed(schema_of("build")))
+    assert validator.is_valid(tiny_build.json)
+    assert not validator.is_valid({**tiny_build.json, "extra": 1})
+    assert not validator.is_valid({key: value for key, value in tiny_build.json.items() if key != "met"})
+    assert not validator.is_valid({**tiny_build.json, "stages": [{"name": "export"}]})
+    assert Draft202012Validator(schema_of("build")).is_valid({**tiny_build.json, "extra": 1}), "readers let it pass"
+
+
+def test_build(tiny_build: Built) -> None:
+    assert_documented(tiny_build.json, "build")
+    stages = {stage["name"]: stage for stage in tiny_build.json["stages"]}
+    assert stages["quantize"]["bytes"] == (tiny_build.out / "graph.onnx").stat().st_size
+    assert stages["pack"]["bytes"] == tiny_build.bundle.stat().st_size
+    assert stages["score-fp32"]["map50"] == 1.0
+    assert stages["export"]["map50"] is None
+
+
+def test_build_with_a_budget(
+    edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_build.out, tmp_path / "out")
+    limits = ("--max-size", "1MiB", "--keep", "50%", "--min-fps", "1")
+    ran = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, *limits, "--json")
+    assert_documented(ran.json, "build")
+    assert {line["name"]: (line["limit"], line["met"]) for line in ran.json["budget"]} == {
+        "max_bytes": (2**20, True),
+        "min_retention": (0.5, True),
+        "min_fps": (1.0, None),
+    }
+    assert_documented(json.loads((out / "ledger.json").read_bytes()), "ledger")
+
+
+def test_the_ledger(tiny_build: Built) -> None:
+    assert_documented(json.loads((tiny_build.out / "ledger.json").read_bytes()), "ledger")
+
+
+def test_eval(edgekd: EdgeKD, tiny_model: Path, tiny_data: Path) -> None:
+    found = edgekd("eval", tiny_model, "--data", tiny_data, "--json").json
+    assert_documented(found, "eval")
+    assert found["images"] == 8
+    assert found["seconds"] > 0
+    assert found["by_size"]["large"] is None
+
+
+def test_eval_of_a_bundle(edgekd: EdgeKD, tiny_build: Built, tiny_data: Path) -> None:
+    assert_documented(edgekd("eval", tiny_build.bundle, "--data", tiny_data, "--json").json, "eval")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino-cpu"])
+def test_bench(edgekd: EdgeKD, tiny_build: Built, engine: str) -> None:
+    flags = ("--iterations", 20, "--seconds", 0, "--device", f"local:{engine}", "--json")
+    found = edgekd("bench", tiny_build.bundle, *flags).json
+    assert_documented(found, "bench")
+    assert found["iterations"] >= 20
+    assert found["host"]["engine"] == engine
+    assert found["total_ms"]["p50"] <= found["total_ms"]["p99"]
+    assert found["fps"] < found["engine_fps"]
+
+
+@pytest.mark.parametrize(("target", "possible"), [("xavier", True), ("nano", False), ("rtx-40", True)])
+def test_check(edgekd: EdgeKD, tiny_build: Built, target: str, possible: bool) -> None:
+    ran = edgekd("check", tiny_build.out / "graph.onnx", "--target", target, "--dla", "--json")
+    assert_documented(ran.json, "check")
+    found = ran.json
+    assert found["possible"] is (ran.code == 0)
+    assert bool(found["findings"]) is not (target == "none")
+    assert any("int8" in finding["what"].lower() for finding in found["findings"]) or possible
+
+
+def test_targets(edgekd: EdgeKD) -> None:
+    listed = edgekd("targets", "--json").json
+    assert_documented(listed, "targets")
+    for name in [target["name"] for target in listed]:
+        one = edgekd("targets", name, "--json").json
+        assert_documented(one, "targets")
+        assert one in listed
+
+
+def test_doctor(edgekd: EdgeKD) -> None:
+    ran = edgekd("doctor", "--json")
+    assert_documented(ran.json, "doctor")
+    assert ran.code == int(any(check["state"] == "broken" for check in ran.json))
+
+
+def test_inspect(edgekd: EdgeKD, tiny_build: Built) -> None:
+    found = edgekd("inspect", tiny_build.bundle, "--json").json
+    assert_documented(found, "inspect")
+    assert found["format"] == 0
+    assert found["evidence"]["before"]["map50"] == 1.0
