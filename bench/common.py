@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ def conditions(threads: int) -> dict[str, Any]:
     }
 
 
-def host_line(host: dict[str, Any]) -> str:
+def host_line(host: Mapping[str, Any]) -> str:
     """The machine and its libraries in a sentence."""
     libraries = ", ".join(f"{name} {version}" for name, version in host["libraries"].items())
     return f"Host: {host['cpu']}, {host['cores']} usable cores, {host['os']}, Python {host['python']}; {libraries}."
 
 
-def conditions_lines(found: dict[str, Any]) -> list[str]:
+def conditions_lines(found: Mapping[str, Any]) -> list[str]:
     """Date, load and machine, for the foot of a page."""
     load = f"{found['load_before']:.2f} processes were running on average in the minute before the first row"
     return [f"{found['date']}; {load} (0 is an idle machine).", "", host_line(found["host"])]
@@ -49,7 +49,7 @@ def use_cores(count: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def write_results(out: Path, found: dict[str, Any], page: Sequence[str]) -> None:
+def write_results(out: Path, found: Mapping[str, Any], page: Sequence[str]) -> None:
     """Write a result as JSON and, beside it, as Markdown; print the page."""
     text = "\n".join(page) + "\n"
     write_file(out, (json.dumps(found, indent=1) + "\n").encode())

@@ -10,7 +10,6 @@ second number needs no quiet machine: the harness around a session that does not
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import HERE, RESULTS, conditions, conditions_lines, table, write_results
 
 from edgekd.benchmark import benchmark, summarize
-from edgekd.devices.local import LocalDevice
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntimeSession
-from edgekd.files import write_file
 
-HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "edgekd" / "demo" / "detector.onnx"
 LIMIT = 1.02
 SEED = 0
@@ -94,6 +91,7 @@ def ratios(values: list[float]) -> dict[str, float]:
 
 def report(model: Path, iterations: int, rounds: int, threads: int) -> dict[str, Any]:
     """Run everything; the document that is written."""
+    now = conditions(threads)
     with ONNXRUNTIME_CPU.load(model, threads=threads) as session:
         shape = session.native.get_inputs()[0].shape
         generator = np.random.default_rng(SEED)
@@ -114,39 +112,35 @@ def report(model: Path, iterations: int, rounds: int, threads: int) -> dict[str,
         "reported_ratio": ratios([each.reported_ms / each.bare_ms for each in played]),
         "harness_alone_us_per_frame": round(float(np.median(alone_us)), 3),
         "limit": LIMIT,
-        "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
+        **now,
         "samples": [vars(each) for each in played],
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any]) -> list[str]:
     """The document as a page."""
-    host = found["host"]
-    libraries = ", ".join(f"{name} {version}" for name, version in host["libraries"].items())
     rows = [
         ("wall time, harness / bare loop", found["wall_ratio"]),
         ("latency the harness reports / bare loop", found["reported_ratio"]),
     ]
+    numbers = [[name, *(f"{row[part]:.4f}" for part in ("median", "p10", "p90"))] for name, row in rows]
     alone = found["harness_alone_us_per_frame"]
-    lines = [
+    return [
         "# What the benchmark harness adds",
         "",
         f"`{found['command']}`",
         "",
         f"Model `{found['model']}`, input {found['input']}, {found['bare_ms']:.2f} ms per frame in the bare loop; "
         f"{found['rounds']} rounds of {found['iterations_per_round']} frames each, in turns in one process, "
-        f"{host['threads']} thread(s), seed {found['seed']}.",
+        f"{found['host']['threads']} thread(s), seed {found['seed']}.",
         "",
-        "| ratio | median | 10th percentile | 90th percentile |",
-        "|---|---|---|---|",
-        *(f"| {name} | {row['median']:.4f} | {row['p10']:.4f} | {row['p90']:.4f} |" for name, row in rows),
+        *table(["ratio", "median", "10th percentile", "90th percentile"], numbers),
         "",
         f"The harness around a session that does nothing takes {alone:.2f} µs per frame: "
         f"{alone / found['bare_ms'] / 10:.4f} % of this model's frame. Limit: {found['limit']:.2f}.",
         "",
-        f"Host: {host['cpu']}, {host['cores']} usable cores, {host['os']}, Python {host['python']}; {libraries}.",
+        *conditions_lines(found),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -156,12 +150,10 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=25, help="frames per turn")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "harness_overhead.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "harness_overhead.json")
     arguments = parser.parse_args()
     found = report(arguments.model, arguments.iterations, arguments.rounds, arguments.threads)
-    write_file(arguments.out, (json.dumps(found, indent=1) + "\n").encode())
-    write_file(arguments.out.with_suffix(".md"), markdown(found).encode())
-    print(markdown(found))
+    write_results(arguments.out, found, page(found))
     return 0 if max(found["wall_ratio"]["median"], found["reported_ratio"]["median"]) <= LIMIT else 1
 
 

@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Method:
     float_head: str | None = None
 
 
-RECIPE = Method("edgekd, recipe `ptq` (range by squared error)", "with_edgekd.py", "mse")
+RECIPE = Method("edgekd, recipe `ptq`", "with_edgekd.py")
 ONNXRUNTIME = Method("ONNX Runtime, min-max, all convolutions", "with_onnxruntime.py", "symmetric")
 METHODS = (
     ONNXRUNTIME,
@@ -76,7 +76,7 @@ METHODS = (
     Method("ModelOpt `max`, excluding what Ultralytics does", "with_modelopt.py", "max", "modelopt", "ultralytics"),
     Method("ModelOpt `entropy`, same exclusions", "with_modelopt.py", "entropy", "modelopt", "ultralytics"),
     RECIPE,
-    Method("edgekd, range by entropy", "with_edgekd.py", "entropy"),
+    Method("edgekd, the same, ranges by entropy", "with_edgekd.py", "entropy"),
 )
 
 
@@ -85,7 +85,8 @@ class Row:
     """One line of the table; what could not be had is None, and `error` says why.
 
     seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
-    quantizing process; symmetric: whether every zero point is 0, which TensorRT requires.
+    quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: whether every zero point
+    is 0, which TensorRT requires.
     """
 
     model: str
@@ -93,6 +94,7 @@ class Row:
     bytes: int | None = None
     seconds: float | None = None
     peak_bytes: int | None = None
+    int8_convolutions: tuple[int, int] | None = None
     symmetric: bool | None = None
     map50_95: float | None = None
     map50: float | None = None
@@ -127,10 +129,8 @@ class Bench:
         source = folder / "float32.onnx"
         spec = self._export(model, source)
         frames = self._write_frames(folder / "frames", spec)
-        exclude = {
-            "edgekd": _head(source),
-            "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else _head(source),
-        }
+        head = _head(source)
+        exclude = {"edgekd": head, "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else head}
         rows = [self._scored(Row(model, "float32", source.stat().st_size), source, spec)]
         graphs = [source]
         for number, method in enumerate(METHODS, start=1):
@@ -160,7 +160,7 @@ class Bench:
         return folder
 
     def _quantize(
-        self, row: Row, method: Method, source: Path, frames: Path, graph: Path, exclude: dict[str, Sequence[str]]
+        self, row: Row, method: Method, source: Path, frames: Path, graph: Path, exclude: Mapping[str, Sequence[str]]
     ) -> Row:
         """Run an adapter in its environment; the row with what it took, or with why it failed."""
         command = [str(PEERS / method.adapter), "--model", str(source), "--frames", str(frames), "--out", str(graph)]
@@ -170,7 +170,8 @@ class Bench:
             python = self._python(method.environment)
             done = subprocess.run([str(python), *command], env=self._environment, check=True, **_CAPTURED)
         except subprocess.CalledProcessError as error:
-            return self._failed(row, error.stdout)
+            killed = f"\nkilled by signal {-error.returncode}" if error.returncode < 0 else ""
+            return self._failed(row, error.stdout + killed)
         took = _last_json(done.stdout)
         self.packages[method.environment or "this"] = dict(sorted(took["packages"].items()))
         self.progress.note(f"{row.model}: {method.name}: {took['seconds']:.1f} s")
@@ -179,7 +180,7 @@ class Bench:
             seconds=took["seconds"],
             peak_bytes=took["peak_bytes"],
             bytes=graph.stat().st_size,
-            symmetric=_is_symmetric(graph),
+            **_facts(graph),
         )
 
     def _scored(self, row: Row, graph: Path, spec: DetectorSpec) -> Row:
@@ -205,7 +206,7 @@ class Bench:
             answers = (json.loads(line) for line in process.stdout or () if line.startswith("{"))
             for name, answer in zip(described, answers, strict=False):
                 scores[name] = answer
-                self.progress.note(f"{rows[0].model}: {name}: Ultralytics' val {answer}")
+                self.progress.note(f"{rows[0].model}: {name}: by Ultralytics {answer.get('map50_95', 0):.4f}")
         return [self._with_ultralytics(row, scores.get(row.method, {})) for row in rows]
 
     def _with_ultralytics(self, row: Row, answer: dict[str, Any]) -> Row:
@@ -266,17 +267,24 @@ def _head(graph: Path) -> tuple[str, ...]:
     return tuple(f"^{re.escape(name)}$" for name in names)
 
 
-def _is_symmetric(graph: Path) -> bool:
-    """Whether all zero points are 0 in int8 (int32 for biases)."""
+def _facts(graph: Path) -> dict[str, Any]:
+    """What a quantized graph says of itself: `int8_convolutions` and `symmetric`, as in `Row`."""
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(graph)
-    constants = {each.name: each for each in model.graph.initializer}
-    constants.update({n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant"})
-    pairs = [node for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    loaded = onnx.load(graph).graph
+    nodes = loaded.node
+    constants = {each.name: each for each in loaded.initializer}
+    constants.update({node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"})
+    pairs = [node for node in nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     zeros = [numpy_helper.to_array(constants[node.input[2]]) for node in pairs if len(node.input) > 2]
-    return all(zero.dtype in (np.int8, np.int32) and not zero.any() for zero in zeros)
+    dequantized = {node.output[0] for node in pairs if node.op_type == "DequantizeLinear"}
+    weights = [node.input[1] in dequantized for node in nodes if node.op_type == "Conv"]
+    return {
+        "int8_convolutions": (sum(weights), len(weights)),
+        # Biases are INT32 in some tools' graphs.
+        "symmetric": all(zero.dtype in (np.int8, np.int32) and not zero.any() for zero in zeros),
+    }
 
 
 def _described(graph: Path, spec: DetectorSpec) -> Path:
@@ -307,62 +315,60 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def page(found: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """The result as Markdown."""
-    host = found["host"]
-    header = ["how", "bytes", "seconds", "peak MB", "symmetric", "mAP50-95", "mAP50", "Ultralytics", "difference"]
     lines = ["# INT8 after training, edgekd beside its peers", "", f"`{found['command']}`", "", *_ABOUT, ""]
     lines.append(f"{found['images']['train']} calibration images, {found['images']['val']} scored.")
     for model in dict.fromkeys(row.model for row in rows):
-        lines += ["", f"## {model}", "", *table(header, [_cells(row) for row in rows if row.model == model])]
-    lines += ["", "## What must hold", ""]
+        mine = [row for row in rows if row.model == model]
+        lines += ["", f"## {model}", "", *table(_HEADER, [_cells(row) for row in mine])]
+        lines += [f"\n{row.method}: {row.error}" for row in mine if row.error]
     marks = {True: "yes", False: "**no**"}
-    lines += table(
-        ["", "found", "holds"], [[c["claim"], f"{c['found']:.4f}", marks[c["holds"]]] for c in found["claims"]]
-    )
-    versions = [f"{name} {of[name]}" for of in found["packages"].values() for name in _TOLD if name in of]
-    lines += ["", f"Peers, with what they run on: {', '.join(versions)}.", ""]
-    return [*lines, f"{host['threads']} threads.", "", *conditions_lines(found)]
+    held = [[claim["claim"], f"{claim['found']:.4f}", marks[claim["holds"]]] for claim in found["claims"]]
+    lines += ["", "## What must hold", "", *table(["", "found", "holds"], held), ""]
+    for environment, installed in found["packages"].items():
+        told = ", ".join(f"{name} {installed[name]}" for name in _TOLD if name in installed)
+        lines.append(f"- environment `{environment}`: {told}")
+    return [*lines, "", f"{found['host']['threads']} threads; {found['seeds']}.", "", *conditions_lines(found)]
 
 
+_HEADER = (
+    *("how", "bytes", "seconds", "peak MB", "INT8 convolutions", "symmetric"),
+    *("mAP50-95", "mAP50", "Ultralytics", "difference"),
+)
 _TOLD = (
-    "nncf",
-    "nvidia-modelopt",
-    "ultralytics",
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "faster-coco-eval",
+    *("edgekd", "ultralytics", "nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("torch", "numpy", "faster-coco-eval"),
 )
 _ABOUT = (
-    "Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and "
-    "runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak: "
-    "resident memory of that process. Symmetric: every zero point is 0 and INT8, which TensorRT requires. mAP: edgekd's "
-    "scorer on ONNX Runtime's CPU provider. Ultralytics: mAP50-95 of the same graph by its `val` (`rect=False`, batch "
-    "1); difference: edgekd's less that.",
+    "Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and",
+    "runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:",
+    "resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,",
+    "as TensorRT requires. mAP: edgekd's scorer on ONNX Runtime's CPU provider. Ultralytics: mAP50-95 of the same graph",
+    "by its `val` (`rect=False`, batch 1); difference: edgekd's less that.",
 )
 
 
 def _cells(row: Row) -> list[str]:
-    if row.error and row.map50_95 is None:
-        return [row.method, f"failed: {row.error}", *[""] * 7]
-    symmetric = {True: "yes", False: "no", None: "–"}[row.symmetric]
-    peak = f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes else "–"
-    seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
-    scores = [row.map50_95, row.map50, row.ultralytics_map50_95]
-    difference = "–" if row.difference is None else f"{row.difference:+.4f}"
-    shown = ["–" if score is None else f"{score:.4f}" for score in scores]
-    return [row.method, f"{row.bytes:,}", seconds, peak, symmetric, *shown, difference]
+    """One line of a table; what is not known is a dash."""
+    values = [
+        None if row.bytes is None else f"{row.bytes:,}",
+        None if row.seconds is None else f"{row.seconds:.1f}",
+        None if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
+        None if row.int8_convolutions is None else "{} of {}".format(*row.int8_convolutions),
+        None if row.symmetric is None else ("no", "yes")[row.symmetric],
+        *(None if score is None else f"{score:.4f}" for score in (row.map50_95, row.map50, row.ultralytics_map50_95)),
+        None if row.difference is None else f"{row.difference:+.4f}",
+    ]
+    return [row.method, *(value or "–" for value in values)]
 
 
 def main() -> int:
     """0 when every claim holds, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/coco256")
-    parser.add_argument(
-        "--venvs", type=Path, default=Path.home() / ".cache" / "edgekd-bench", help="peers' environments"
-    )
+    cache = Path.home() / ".cache" / "edgekd-bench"
+    parser.add_argument("--venvs", type=Path, default=cache, help="the peers' environments, kept from run to run")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--images", type=int, help="of each split; default: all")
     parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")

@@ -15,6 +15,7 @@ from edgekd.errors import EdgeKDError
 if TYPE_CHECKING:
     from edgekd.pipeline import Outcome
     from edgekd.progress import Progress
+    from edgekd.spec import Budget
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C: 128 and the number of the signal, as shells count."""
@@ -72,7 +73,7 @@ def build(
         target=chosen,
         recipe=load_recipe(recipe or chosen.recipe),
         out=out or Path("runs") / f"{model.stem}-{chosen.name}",
-        budget=_budget(max_size, keep, min_fps),
+        budget=_budget(max_size, keep, min_fps, chosen.budget),
         device=device,
         head=head,
         calibration=calibration,
@@ -305,13 +306,14 @@ def _progress() -> Progress:
     return for_stderr()
 
 
-def _budget(max_size: str | None, keep: str | None, min_fps: float | None) -> Any:
+def _budget(max_size: str | None, keep: str | None, min_fps: float | None, usual: Budget) -> Budget:
+    """What the flags ask for, and the target's own limits where they ask for nothing."""
     from edgekd.spec import Budget, parse_share, parse_size
 
     return Budget(
-        max_bytes=None if max_size is None else parse_size(max_size, "--max-size"),
-        min_retention=None if keep is None else parse_share(keep, "--keep"),
-        min_fps=min_fps,
+        max_bytes=usual.max_bytes if max_size is None else parse_size(max_size, "--max-size"),
+        min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
+        min_fps=usual.min_fps if min_fps is None else min_fps,
     )
 
 

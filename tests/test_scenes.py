@@ -173,7 +173,8 @@ def test_the_shipped_detector_finds_the_objects_of_scenes_it_never_saw() -> None
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(DETECTOR), providers=["CPUExecutionProvider"])
-    spec = DetectorSpec(CLASSES, Preprocess(384, 640), Head("yolo"))
+    height, width = session.get_inputs()[0].shape[2:]
+    spec = DetectorSpec(CLASSES, Preprocess(height, width), Head("yolo"))
     found, truths = [], []
     for seed in split_seeds("val", 48):
         scene = render(seed)

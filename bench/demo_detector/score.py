@@ -28,7 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     model = args.folder / "detector.onnx"
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    spec = DetectorSpec(CLASSES, Preprocess(384, 640), Head("yolo"))
+    rows, columns = session.get_inputs()[0].shape[2:]
+    spec = DetectorSpec(CLASSES, Preprocess(rows, columns), Head("yolo"))
     found, truths = [], []
     for seed in split_seeds("detector-val", args.scenes):
         scene = render(seed)
@@ -38,9 +39,13 @@ def main() -> None:
         shares = (scene.boxes / np.array([width, height, width, height])).astype(np.float32)
         truths.append((Truth(shares, scene.classes, np.zeros(len(shares), np.bool_)), width, height))
     result = score(found, truths, CLASSES).to_json()
+    training = json.loads((args.folder / "training.json").read_text())
+    # Where files lay on the training machine means nothing elsewhere.
+    arguments = {name: value for name, value in training.pop("arguments").items() if name not in ("out", "start")}
+    options = " ".join(f"--{name} {value}" for name, value in arguments.items())
     record = {
-        "command": "bench/gpu/demo_detector.sh",
-        "training": json.loads((args.folder / "training.json").read_text()),
+        "command": f"train.py {options}; score.py --scenes {args.scenes}",
+        "training": training,
         "score": {"scenes": args.scenes, "confidence": SCORING.confidence, "nms_iou": SCORING.iou, **result},
         "bytes": model.stat().st_size,
         "scored_with": {

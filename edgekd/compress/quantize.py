@@ -51,18 +51,25 @@ def quantize(
     _name_nodes(model)
     graph = Graph(model)
     placement = place(graph)
-    if not placement.convolutions:
-        raise CompressError(
-            f"{source.name}: nothing to quantize", expected="convolutions before the head", found="none"
-        )
+    _require_weights(graph, placement, source)
+    frame = model.graph.input[0].name
     probes: list[np.ndarray] = []
     histograms = observe(source, placement.quantized, _remembering(frames, probes))
-    scales = group_scales(placement, histograms, ranges)
+    if not probes:
+        raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
+    scales = group_scales(placement, histograms, ranges, frame)
     snr_db = signal_to_noise(graph, placement, scales, probes)
     noisy = {name for name, ratio in snr_db.items() if ratio < min_snr_db}
     if noisy:
         placement = place(graph, noisy)
-        scales = group_scales(placement, histograms, ranges)
+        scales = group_scales(placement, histograms, ranges, frame)
+    if not placement.convolutions:
+        raise CompressError(
+            f"{source.name}: every convolution is too noisy in INT8",
+            expected=f"at least one with {min_snr_db:g} dB",
+            found=f"at best {max(snr_db.values()):.1f} dB",
+            fix="lower `min_snr_db` in the recipe, or use recipe float",
+        )
     _insert_activation_pairs(graph, placement, scales)
     for name in placement.convolutions:
         _store_weights_as_int8(graph, name)
@@ -73,13 +80,29 @@ def quantize(
     return Quantized(scales, snr_db, placement.convolutions, total)
 
 
-def group_scales(placement: Placement, histograms: Mapping[str, MagnitudeHistogram], ranges: str) -> dict[str, float]:
-    """One scale per group, for each of its tensors."""
+def group_scales(
+    placement: Placement, histograms: Mapping[str, MagnitudeHistogram], ranges: str, frame: str
+) -> dict[str, float]:
+    """One scale per group, for each of its tensors. The frame itself is never clipped: white is a value like others."""
     scales = {}
     for group in placement.groups:
         seen = merged([histograms[name] for name in group if name in histograms])
-        scales.update(dict.fromkeys(group, scale_of(seen, ranges)))
+        scales.update(dict.fromkeys(group, scale_of(seen, "max" if frame in group else ranges)))
     return scales
+
+
+def _require_weights(graph: Graph, placement: Placement, source: Path) -> None:
+    """Refuse a graph with no convolution to quantize, or with one whose weights INT8 cannot hold."""
+    if not placement.convolutions:
+        raise CompressError(
+            f"{source.name}: nothing to quantize", expected="convolutions before the head", found="none"
+        )
+    for node in graph.nodes:
+        if node.name in placement.convolutions:
+            weights = graph.constant(node.input[1])
+            if weights is None or not np.isfinite(weights).all():
+                found = "computed ones" if weights is None else "a weight that is not finite"
+                raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
 
 
 def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -133,12 +156,8 @@ def _store_weights_as_int8(graph: Graph, name: str) -> None:
     at = next(index for index, node in enumerate(graph.nodes) if node.name == name)
     node = graph.nodes[at]
     weights = graph.constant(node.input[1])
-    if weights is None:
-        raise CompressError(f"quantize: layer {name}", expected="constant weights", found="computed ones")
-    try:
-        codes, scales = quantize_channels(weights)
-    except ValueError as error:
-        raise CompressError(f"quantize: layer {name}", found=str(error)) from error
+    assert weights is not None, "checked before calibration"
+    codes, scales = quantize_channels(weights)
     stem = f"{node.input[1]}/{name}"
     zeros = np.zeros(len(scales), np.int8)
     names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]

@@ -11,6 +11,7 @@ import numpy as np
 
 BINS = 2048
 LEVELS = 127
+ENTROPY_BINS = 256
 
 
 class MagnitudeHistogram:
@@ -43,8 +44,8 @@ class MagnitudeHistogram:
         if not np.isfinite(largest):
             raise ValueError("a value is not finite")
         self.largest = max(self.largest, largest)
-        if self.width == 0:
-            self.width = 1.25 * self.largest / BINS
+        if self.width == 0 and largest:
+            self.width = max(1.25 * largest / BINS, 1e-30)  # float32 cannot divide by much less
         while self.largest > self.width * BINS:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
@@ -86,30 +87,37 @@ def range_by_mse(histogram: MagnitudeHistogram) -> float:
 def range_by_entropy(histogram: MagnitudeHistogram) -> float:
     """The range whose quantized distribution diverges least (Kullback-Leibler) from the clipped one.
 
-    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017.
+    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, on `ENTROPY_BINS` bins up to the largest value and not
+    on 2048: the finer the bins, the more the shape of the peak at zero counts against the reach, and SiLU networks
+    were clipped to a quarter of it. ONNX Runtime's calibrator starts with 128 bins for both signs.
     """
-    counts = histogram.counts.astype(np.float64).copy()
+    below = np.interp(
+        histogram.largest * np.linspace(0, 1, ENTROPY_BINS + 1),
+        np.arange(BINS + 1) * histogram.width,
+        np.concatenate([[0], np.cumsum(histogram.counts)]),
+    )
+    below[-1] = histogram.counts.sum()
+    counts = np.diff(below)
     counts[0] = counts[1]  # exact zeros say nothing about the range, and would decide everything
-    ends = np.unique(np.rint(_candidates(histogram) / histogram.width).astype(int).clip(LEVELS + 1, BINS))
-    divergences = [_divergence(counts, end) for end in ends]
-    return float(min(ends[int(np.argmin(divergences))] * histogram.width, histogram.largest))
+    ends = range(ENTROPY_BINS, LEVELS, -1)  # of two equally good ranges the wider one comes first
+    best = ends[int(np.argmin([_divergence(counts, end) for end in ends]))]
+    return float(histogram.largest * best / ENTROPY_BINS)
 
 
 def _divergence(counts: np.ndarray, end: int) -> float:
     """KL divergence between the first `end` bins, with all beyond clipped into the last, and their INT8 version."""
-    reference = counts[:end].copy()
-    kept = reference.copy()
-    reference[-1] += counts[end:].sum()
-    level = np.arange(end) * (LEVELS + 1) // end
+    kept, level = counts[:end], np.arange(end) * (LEVELS + 1) // end
     occupied = kept > 0
     totals = np.bincount(level, weights=kept, minlength=LEVELS + 1)
     spread = np.bincount(level, weights=occupied, minlength=LEVELS + 1)
     quantized = np.where(occupied, (totals / np.maximum(spread, 1))[level], 0)
-    if not quantized.sum():
-        return np.inf
-    p, q = reference / reference.sum(), quantized / quantized.sum()
-    seen = p > 0
-    return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
+    reference = kept.copy()
+    reference[-1] += counts[end:].sum()
+    seen = reference > 0
+    if not quantized[seen].all():
+        return np.inf  # something that was seen could not be written
+    p, q = reference[seen] / reference.sum(), quantized[seen] / quantized.sum()
+    return float((p * np.log(p / q)).sum())
 
 
 def _candidates(histogram: MagnitudeHistogram) -> np.ndarray:

@@ -144,7 +144,11 @@ def _read(path: Path, weights_only: bool) -> Any:
 def _kind(content: Any) -> str:
     """What a checkpoint without a network has instead."""
     held = content.get("model", content) if isinstance(content, dict) else content
-    if isinstance(held, dict) and held and all(type(value).__name__ in ("Tensor", "Parameter") for value in held.values()):
+    if (
+        isinstance(held, dict)
+        and held
+        and all(type(value).__name__ in ("Tensor", "Parameter") for value in held.values())
+    ):
         return "weights without the layers (a state_dict)"
     return type(held).__name__
 

@@ -87,7 +87,9 @@ def test_boxes_come_back_to_where_they_were(
     fractions = np.array(relative, np.float32).reshape(-1, 4)
     boxes = fractions * [width, height, width, height]
     inside = fractions * [at.across, at.down, at.across, at.down] + [at.left, at.top, at.left, at.top]
-    np.testing.assert_allclose(to_frame(inside.astype(np.float32), at), boxes, atol=1e-6 * max(width, height) * 640 / min(at.across, at.down))
+    np.testing.assert_allclose(
+        to_frame(inside.astype(np.float32), at), boxes, atol=1e-6 * max(width, height) * 640 / min(at.across, at.down)
+    )
 
 
 def test_boxes_are_clipped_to_the_frame() -> None:

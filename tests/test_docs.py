@@ -1,0 +1,197 @@
+"""The documentation against the program: links, flags, commands, examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from conftest import EdgeKD
+from jsonschema import Draft202012Validator
+
+from edgekd.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "docker/**/*.md", "bench/**/*.md")
+    for page in ROOT.glob(pattern)
+    if "node_modules" not in page.parts
+)
+BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<to>[^)\s]+)\)")
+
+
+def blocks(page: Path, info: str) -> list[str]:
+    """The bodies of the fenced blocks whose opening line says exactly `info`."""
+    return [found["body"] for found in BLOCK.finditer(page.read_text("utf-8")) if found["info"] == info]
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page can be linked by, made as GitHub makes it."""
+    text = BLOCK.sub("", page.read_text("utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command of the program, and its flags."""
+    group = typer.main.get_command(app)
+    found = {name: command.params for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    return {
+        name: {flag for each in params for flag in (*each.opts, *each.secondary_opts) if flag.startswith("--")}
+        for name, params in found.items()
+    }
+
+
+def calls(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every `edgekd COMMAND ...` on a page, in its blocks and its text, with the flags it uses."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    for line in re.findall(r"(?:^|[`\s/])edgekd ((?:[a-z]+|--\w+)[^`\n|]*)", text):
+        words = line.split()
+        if words[0] in commands():
+            yield words[0], [word.split("=")[0] for word in words if word.startswith("--")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.finditer(BLOCK.sub("", page.read_text("utf-8"))):
+        path, _, anchor = link["to"].partition("#")
+        if "://" in path:
+            continue
+        goal = (page.parent / path).resolve() if path else page
+        assert goal.exists(), f"{page.name}: {link['to']}"
+        if anchor:
+            assert anchor in anchors(goal), f"{page.name}: {link['to']}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_call_uses_flags_that_exist(page: Path) -> None:
+    known = commands()
+    for command, flags in calls(page):
+        for flag in flags:
+            assert flag in known[command] | {"--help"}, f"{page.name}: edgekd {command} {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_flag_in_the_text_is_one_of_some_command(page: Path) -> None:
+    known = set().union(*commands().values(), {"--help", "--version"})
+    for flag in re.findall(r"`(--[a-z][\w-]*)", BLOCK.sub("", page.read_text("utf-8"))):
+        assert flag in known | {"--platform"}, f"{page.name}: {flag}"
+
+
+def test_the_guide_names_every_command_and_every_flag() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    pages = guide + "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("json.md", "targets.md"))
+    for command, flags in commands().items():
+        assert f"edgekd {command}" in guide
+        if command == "build":
+            missing = [flag for flag in flags if flag not in pages and flag != "--resume"]
+            assert not missing, f"edgekd {command}: {missing}"
+
+
+def test_the_changelog_and_the_json_page_name_every_command() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    contract = (ROOT / "docs" / "json.md").read_text("utf-8")
+    for command in commands():
+        assert f"`{command}`" in changes or f"`edgekd {command}`" in changes
+        assert f"edgekd {command}" in contract
+
+
+@pytest.mark.parametrize("name", ["build", "eval", "check", "doctor"])
+def test_examples_of_json_fit_their_schema(name: str) -> None:
+    schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.json").read_text("utf-8"))
+    examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
+    assert examples
+    for example in examples:
+        Draft202012Validator(schema).validate(json.loads(example))
+
+
+def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
+    page = (ROOT / "docs" / "json.md").read_text("utf-8")
+    for path in sorted((ROOT / "docs" / "schemas").glob("*.json")):
+        assert f"(schemas/{path.name})" in page
+        if path.stem not in ("inspect", "targets"):  # explained by bundle.md and targets.md
+            for key in re.findall(r'"([a-z_0-9]+)": \{\s*"(?:type|\$ref)"', path.read_text("utf-8")):
+                assert f"`{key}`" in page or key in ("name", "compute_capability", "driver", "line", "host", "stats"), (
+                    key
+                )
+
+
+def test_the_targets_page_explains_every_key_of_a_target() -> None:
+    from dataclasses import fields
+
+    from edgekd.target import Dla, Memory, Peaks, Power, Software, Target
+
+    page = (ROOT / "docs" / "targets.md").read_text("utf-8")
+    for kind in (Target, Software, Dla, Memory, Peaks, Power):
+        for entry in fields(kind):
+            assert f"`{entry.name}`" in page or f"power.{entry.name}" in page, entry.name
+
+
+def test_the_design_page_names_every_module() -> None:
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    for module in (ROOT / "edgekd").glob("*.py"):
+        if not module.stem.startswith("__"):
+            assert f"`{module.name}`" in page, module.name
+    for folder in (ROOT / "edgekd").glob("*/__init__.py"):
+        assert f"{folder.parent.name}/" in page, folder.parent.name
+    for named in re.findall(r"^\| `([\w/]+\.py)`", page, re.MULTILINE):
+        assert (ROOT / "edgekd" / named).is_file(), named
+
+
+def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
+    from edgekd import errors
+
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    for name in [name for name in vars(errors) if name.endswith("Error")]:
+        assert name in page
+
+
+def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
+    from edgekd.compress.quantize import PROBES
+    from edgekd.compress.ranges import BINS
+    from edgekd.spec import Quantize
+
+    page = (ROOT / "docs" / "quantization.md").read_text("utf-8")
+    assert f"{BINS} equal bins" in page
+    assert f"first {PROBES} calibration images" in page
+    assert f"`min_snr_db` ({Quantize().min_snr_db:g} by default)" in page
+    assert f"**`{Quantize().ranges}`** (the default)" in page
+
+
+@pytest.fixture
+def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
+    """A folder in which the commands of a page find what they speak of."""
+    shutil.copy(tiny_model, tmp_path / "detector.onnx")
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "targets").symlink_to(ROOT / "targets")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "guide.md", ROOT / "docs" / "targets.md"], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_work_in_their_order(page: Path, workplace: Path) -> None:
+    scripts = blocks(page, "sh run")
+    assert scripts
+    (workplace / "edgekd").write_text(f'#!/bin/sh\nexec {sys.executable} -m edgekd "$@"\n')
+    (workplace / "edgekd").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{workplace}:{os.environ['PATH']}"}
+    script = "set -eux\n" + "".join(scripts)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_what_the_guide_says_of_files_is_so(edgekd: EdgeKD, tiny_build: object) -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    out = tiny_build.out  # type: ignore[attr-defined]
+    for name in (path.name for path in out.iterdir()):
+        assert name.replace("tiny-", "detector-") in guide
