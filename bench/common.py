@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -86,10 +87,11 @@ def copy_data(source: Path, folder: Path, images: int | None) -> Path:
 
 def ultralytics_environment(folder: Path) -> dict[str, str]:
     """The environment in which Ultralytics installs, downloads and reports nothing; its settings go to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "Ultralytics"
+    settings.mkdir(parents=True)
     # A font that is there is not downloaded. Nothing is drawn with it.
-    (folder / "Arial.ttf").touch()
-    return {
+    (settings / "Arial.ttf").touch()
+    environment = {
         **os.environ,
         "YOLO_CONFIG_DIR": str(folder),
         "YOLO_OFFLINE": "True",
@@ -97,6 +99,10 @@ def ultralytics_environment(folder: Path) -> dict[str, str]:
         "MPLCONFIGDIR": str(folder),
         "PYTHONHASHSEED": "0",
     }
+    # Its first start writes its settings, and says so on stdout: not in anybody's measured time.
+    yolo = Path(sys.executable).with_name("yolo")
+    subprocess.run([yolo, "settings", "sync=False"], env=environment, check=True, capture_output=True)
+    return environment
 
 
 def without_folders(text: str, *folders: Path) -> str:

@@ -344,8 +344,8 @@ _ABOUT = (
     "Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and",
     "runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:",
     "resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,",
-    "as TensorRT requires. mAP: edgekd's scorer on ONNX Runtime's CPU provider. Ultralytics: mAP50-95 of the same graph",
-    "by its `val` (`rect=False`, batch 1); difference: edgekd's less that.",
+    "as TensorRT requires. mAP: edgekd's scorer on ONNX Runtime's CPU provider. Ultralytics: mAP50-95 of the same",
+    "graph by its `val` (`rect=False`, batch 1); difference: edgekd's less that.",
 )
 
 

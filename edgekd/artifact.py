@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgekd.detectors import load
 from edgekd.detectors.types import DetectorSpec
+from edgekd.errors import SpecError
 from edgekd.target import Target
 
 BUNDLE_SUFFIX = ".edgekd"
@@ -42,14 +43,16 @@ def opened(
 
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
-    """The graph of a model as an ONNX file: an ONNX model itself, a checkpoint as it would be exported for `target`."""
+    """The graph of a model as a build for `target` would begin with it; an ONNX file that no build takes, as it is."""
     from edgekd.pipeline import opset_for
 
     detector = load(model, head, (), trust_checkpoint)
-    if detector.family == "onnx":
-        yield model
-        return
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / "graph.onnx"
-        detector.export(graph, opset_for(target))
+        try:
+            detector.export(graph, opset_for(target))
+        except SpecError:
+            if detector.family != "onnx":
+                raise
+            graph = model
         yield graph

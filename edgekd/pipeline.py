@@ -13,7 +13,7 @@ from edgekd.evaluate import require_classes
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import pack_bundle, write_build_ledger, write_report
 from edgekd.spec import Budget, Recipe
-from edgekd.stages import EXPORT_OPSET, Calibrated, Stages, local_device, spec_of
+from edgekd.stages import EXPORT_OPSET, Calibrated, Stages, calibration_source, local_device, spec_of
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target
 
@@ -54,6 +54,13 @@ class Run:
     timing: Stage
     checked: Stage
 
+    @property
+    def reproducible(self) -> list[Stage]:
+        """The stages that give the same on every machine: all but compiling, timing and what follows from them."""
+        chosen = self.calibrated.stage if self.calibrated else None
+        own = [self.before, self.scores[0], chosen, self.after, self.scores[1]]
+        return list({stage.key: stage for stage in own if stage is not None}.values())
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -77,6 +84,8 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     refuse_impossible(job)
     dataset = load_dataset(job.data)
     scored = dataset.split(SCORED)
+    if job.recipe.steps:
+        calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
     device = local_device(job.device)
     basis = "measured" if job.target.kind == "cpu" else "stand-in"
     store = Store(job.out / "stages", job.fresh, progress)
@@ -91,7 +100,8 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
 
     after, calibrated = before, None
     for step in job.recipe.steps:
-        calibrated = stages.calibrate(dataset, job.calibration, scored, data, spec_of(before))
+        source = calibration_source(job.calibration, dataset)
+        calibrated = stages.calibrate(source, dataset, scored, data, spec_of(before))
         after = stages.quantize(step, after, calibrated, tensorrt_of(job.target))
     score_after = score_before
     if job.recipe.steps:

@@ -15,7 +15,7 @@ from edgekd.bundle.archive import file_entry, pack
 from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, StageKey, TargetName
 from edgekd.canonical import canonical_json
 from edgekd.files import new_file, write_file
-from edgekd.stages import CACHE, CALIBRATION, GRAPH, Stages, spec_of, tool_versions
+from edgekd.stages import CACHE, CALIBRATION, GRAPH, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 
 if TYPE_CHECKING:
@@ -93,15 +93,9 @@ def _identity(run: Run) -> dict[str, Any]:
         "target": [run.job.target.name, run.job.target.compatible],
         "recipe": run.job.recipe.name,
         "data": run.data_sha256,
-        "stages": [stage.sha256 for stage in _reproducible(run)],
+        "stages": [stage.sha256 for stage in run.reproducible],
         "edgekd": __version__,
     }
-
-
-def _reproducible(run: Run) -> list[Stage]:
-    """The stages that give the same on every machine: all but compiling, timing and what follows from them."""
-    own = [run.before, run.scores[0], run.calibrated.stage if run.calibrated else None, run.after, run.scores[1]]
-    return list({stage.key: stage for stage in own if stage is not None}.values())
 
 
 def _files(run: Run, report: Stage) -> dict[str, Path]:
@@ -151,8 +145,8 @@ def _lineage(run: Run) -> Lineage:
         calibration_sha256=run.calibrated.images.sha256 if run.calibrated else None,
         recipe=run.job.recipe.name,
         seed=run.calibrated.images.rule.seed if run.calibrated else 0,
-        tools=tool_versions(*(stage.name for stage in _reproducible(run))),
-        stages=tuple(StageKey(stage.name, stage.key) for stage in _reproducible(run)),
+        tools=tools_of(run.reproducible),
+        stages=tuple(StageKey(stage.name, stage.key) for stage in run.reproducible),
     )
 
 
@@ -161,7 +155,7 @@ def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
     from edgekd.report.types import for_bundle
     from edgekd.summary import provenance, report_of
 
-    report = for_bundle(report_of(run, (), None, _reproducible(run)))
+    report = for_bundle(report_of(run, (), None, run.reproducible))
     report = replace(report, provenance=provenance(run), notes=())
     (folder / "report.html").write_text(render(report), "utf-8")
     return {}

@@ -7,13 +7,20 @@ changes of the code behind a stage that change its output.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.canonical import json_sha256
-from edgekd.data.calibration import CalibrationSet, choose, load_rule, read_calibration, refuse_overlap
+from edgekd.data.calibration import (
+    CalibrationRule,
+    CalibrationSet,
+    choose,
+    load_rule,
+    read_calibration,
+    refuse_overlap,
+)
 from edgekd.data.calibration import write_calibration as write_calibration_toml
 from edgekd.data.dataset import Dataset, Split
 from edgekd.data.images import ReadableImages, read_image
@@ -26,6 +33,7 @@ from edgekd.progress import Progress
 from edgekd.spec import Quantize
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target, to_dict
+from edgekd.toml import read_toml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +50,7 @@ VERSION = {
     "pack": 1,
 }
 TOOLS = {
-    "export": ("onnx", "onnxslim", "torch", "ultralytics"),
+    "export": ("onnx", "onnxslim"),
     "score": ("faster-coco-eval", "numpy", "onnxruntime", "opencv-python-headless"),
     "calibrate": ("numpy", "opencv-python-headless"),
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
@@ -80,10 +88,21 @@ class Stages:
         self._hashes = hashes
         self._progress = progress
 
-    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> Stage:
-        """One stage, with a line said about it. `score-int8` has the version of `score`."""
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        work: Callable[[Path], Mapping[str, Any]],
+        libraries: Sequence[str] = (),
+    ) -> Stage:
+        """One stage, with a line said about it. `score-int8` has the version and the tools of `score`.
+
+        Versions of its `TOOLS`, and of further `libraries`, are part of its key; its results state them as `tools`.
+        """
         kind = name.split("-")[0]
-        stage = self._store.stage(name, VERSION[kind], {**inputs, "tools": tool_versions(kind)}, work)
+        tools = tool_versions(*TOOLS.get(kind, ()), *libraries)
+        key = {**inputs, "tools": tools}
+        stage = self._store.stage(name, VERSION[kind], key, lambda folder: {**work(folder), "tools": tools})
         self.done.append(stage)
         spent = "found in the store" if stage.cached else f"{stage.seconds:.1f} s"
         score = f", mAP50-95 {stage.results['map50_95']:.4f}" if "map50_95" in stage.results else ""
@@ -118,7 +137,7 @@ class Stages:
                 "bytes": size,
             }
 
-        described = Path(head).read_text("utf-8") if head and head.endswith(".toml") else head
+        described = read_toml(Path(head)) if head and head.endswith(".toml") else head
         inputs = {
             "model": self.sha256(detector.path),
             "family": detector.family,
@@ -126,7 +145,7 @@ class Stages:
             "classes": list(classes),
             "opset": opset,
         }
-        return self.run("export", inputs, work)
+        return self.run("export", inputs, work, detector.libraries)
 
     def check(self, graph: Stage, target: Target, precision: str) -> Stage:
         """What is impossible or slow on the target. Results: `findings`. Raises SpecError for the impossible."""
@@ -157,28 +176,25 @@ class Stages:
         return self.run(f"score-{precision}", {"graph": graph.sha256, "data": data}, work)
 
     def calibrate(
-        self, dataset: Dataset, calibration: str | None, scored: Split, data: str, spec: DetectorSpec
+        self, source: CalibrationRule | Path, dataset: Dataset, scored: Split, data: str, spec: DetectorSpec
     ) -> Calibrated:
-        """The calibration set: chosen by the shipped rule, N images of it, or read from a TOML. Never scored on."""
-        chosen = _calibration_source(calibration)
-        rule = load_rule()
+        """The calibration set: chosen from the training split by a rule, or read from a TOML. Never scored on."""
 
         def work(folder: Path) -> Mapping[str, Any]:
-            if isinstance(chosen, Path):
-                images = read_calibration(chosen, dataset, self._progress)
+            if isinstance(source, Path):
+                images = read_calibration(source, dataset, self._progress)
             else:
-                from dataclasses import replace
-
-                wanted = replace(rule, count=chosen) if chosen else rule
-                images = choose(dataset, wanted, preprocess=spec.preprocess, progress=self._progress)
+                images = choose(dataset, source, preprocess=spec.preprocess, progress=self._progress)
             refuse_overlap(images, scored, self._progress)
             write_calibration_toml(images, folder / CALIBRATION)
             return {"sha256": images.sha256, "images": len(images.files)}
 
-        source = self.sha256(chosen) if isinstance(chosen, Path) else [asdict(rule), chosen]
-        train = None if isinstance(chosen, Path) else self.fingerprint(_training(dataset))
-        inputs = {"source": source, "train": train, "scored": data, "preprocess": asdict(spec.preprocess)}
-        stage = self.run("calibrate", inputs, work)
+        chosen_from: dict[str, Any]
+        if isinstance(source, Path):
+            chosen_from = {"set": self.sha256(source)}
+        else:
+            chosen_from = {"rule": asdict(source), "train": self.fingerprint(dataset.split("train"))}
+        stage = self.run("calibrate", {**chosen_from, "scored": data, "preprocess": asdict(spec.preprocess)}, work)
         return Calibrated(stage, read_calibration(stage.path / CALIBRATION, dataset))
 
     def quantize(self, step: Quantize, graph: Stage, calibrated: Calibrated, tensorrt: str | None) -> Stage:
@@ -251,10 +267,15 @@ class Stages:
             yield letterbox(read_image(image), spec.preprocess)[0]
 
 
-def tool_versions(*stages: str) -> dict[str, str]:
-    """Versions of the libraries that these kinds of stage use, as far as they are installed."""
-    names = sorted({name for stage in stages for name in TOOLS.get(stage.split("-")[0], ())})
-    return {name: found for name in names if (found := library_version(name))}
+def tool_versions(*names: str) -> dict[str, str]:
+    """Versions of these libraries, as far as they are installed."""
+    return {name: found for name in sorted(names) if (found := library_version(name))}
+
+
+def tools_of(stages: Iterable[Stage]) -> dict[str, str]:
+    """Versions of the libraries that these stages used."""
+    found = {name: version for stage in stages for name, version in stage.results["tools"].items()}
+    return dict(sorted(found.items()))
 
 
 def spec_of(graph: Stage) -> DetectorSpec:
@@ -278,28 +299,25 @@ def local_device(name: str) -> LocalDevice:
     return LocalDevice(engine_named(engine))
 
 
-def _training(dataset: Dataset) -> Split:
-    if "train" not in dataset.splits:
-        raise DataError(
-            f"{dataset.source} has no training split to calibrate on",
-            expected="train",
-            found=", ".join(dataset.splits),
-            fix="add `train:` with images that are not scored, or pass --calibration SET.toml",
-        )
-    return dataset.split("train")
+def calibration_source(calibration: str | None, dataset: Dataset) -> CalibrationRule | Path:
+    """The shipped rule, with N images where `calibration` is a number, or the set's file that it names.
 
-
-def _calibration_source(calibration: str | None) -> int | Path | None:
-    """How many images, or which set; None for the rule's own number."""
-    if calibration is None:
-        return None
-    if calibration.isdigit() and int(calibration) > 0:
-        return int(calibration)
-    path = Path(calibration)
-    if not path.is_file():
+    Raises SpecError where it is neither, DataError where there is no training split to choose from.
+    """
+    if calibration is None or (calibration.isdigit() and int(calibration) > 0):
+        if "train" not in dataset.splits:
+            raise DataError(
+                f"{dataset.source} has no training split to calibrate on",
+                expected="train",
+                found=", ".join(dataset.splits),
+                fix="add `train:` with images that are not scored, or pass --calibration SET.toml",
+            )
+        rule = load_rule()
+        return replace(rule, count=int(calibration)) if calibration else rule
+    if not Path(calibration).is_file():
         raise SpecError(
             f"--calibration {calibration}",
             expected="a number of images, or a calibration set written by an earlier build (calibration.toml)",
             found="neither",
         )
-    return path
+    return Path(calibration)

@@ -23,7 +23,7 @@ from edgekd.report.types import (
     SizeRow,
     StageRow,
 )
-from edgekd.stages import DETECTIONS, GRAPH, SAMPLES, spec_of, tool_versions
+from edgekd.stages import DETECTIONS, GRAPH, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def provenance(run: Run) -> dict[str, str]:
         facts["Seed"] = str(images.rule.seed)
     facts["Recipe"] = run.job.recipe.name
     facts["Graph opset"] = str(run.before.results["opset"])
-    tools = tool_versions("export", "score", "calibrate", "quantize")
+    tools = tools_of(run.reproducible)
     facts["Made with"] = ", ".join([f"edgekd {__version__}", *(f"{name} {version}" for name, version in tools.items())])
     return facts
 

@@ -136,6 +136,7 @@ def test_missing_data(refuses: Callable[..., None]) -> None:
         (("--calibration", "0"), ("--calibration 0", "a number of images")),
         (("--calibration", "none.toml"), ("--calibration none.toml", "calibration.toml")),
         (("--head", "ssd"), ("--head", "yolo, yolox, end2end", "ssd")),
+        (("--head", "none.toml"), ("none.toml", "check the path")),
         (("--head", "yolox"), ("tiny.onnx", "yolox", "expected [1, 84, 7]", "found [1, 6, 84]")),
     ],
 )
@@ -146,7 +147,7 @@ def test_a_wrong_argument(refuses: Callable[..., None], flags: tuple[str, ...], 
 def test_an_unknown_key_in_a_recipe_suggests_the_nearest(refuses: Callable[..., None], tmp_path: Path) -> None:
     recipe = tmp_path / "own.toml"
     recipe.write_text('name = "own"\n[[steps]]\nkind = "quantize"\nrange = "mse"\n', "utf-8")
-    refuses("own.toml: step 1", "unknown key `range`", "did you mean 'ranges'?", flags=("--recipe", recipe))
+    refuses("own.toml: step 1", "unknown key 'range'", "did you mean 'ranges'?", flags=("--recipe", recipe))
 
 
 def test_wrong_onnx_outputs(refuses: Callable[..., None], tiny_model: Path, tmp_path: Path) -> None:

@@ -302,13 +302,13 @@ def test_a_detector_without_class_names_takes_those_of_the_data(
 
 
 @pytest.fixture(scope="module")
-def coco32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty-two images of COCO to calibrate on and thirty-two others to score, and their labels."""
-    source, folder = shared / "data" / "coco256", tmp_path_factory.mktemp("coco32")
+def coco16(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen images of COCO to calibrate on and sixteen others to score, and their labels."""
+    source, folder = shared / "data" / "coco256", tmp_path_factory.mktemp("coco16")
     for split in ("train2017", "val2017"):
         (folder / "images" / split).mkdir(parents=True)
         (folder / "labels" / split).mkdir(parents=True)
-        for image in sorted((source / "images" / split).iterdir())[:32]:
+        for image in sorted((source / "images" / split).iterdir())[:16]:
             (folder / "images" / split / image.name).symlink_to(image)
             labels = source / "labels" / split / f"{image.stem}.txt"
             if labels.is_file():
@@ -323,17 +323,17 @@ def coco32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("yolo11n.pt", "xavier", 0.93), ("yolo26n.pt", "agx-orin", 0.93), ("yolox_nano.onnx", "xavier-nx", 0.93)],
 )
 def test_a_real_detector_end_to_end(
-    edgekd: EdgeKD, shared: Path, coco32: Path, tmp_path: Path, name: str, target: str, kept: float
+    edgekd: EdgeKD, shared: Path, coco16: Path, tmp_path: Path, name: str, target: str, kept: float
 ) -> None:
     model = shared / "models" / name
-    ran = edgekd("build", model, "--data", coco32, "--target", target, "--out", tmp_path, "--keep", kept, "--json")
+    ran = edgekd("build", model, "--data", coco16, "--target", target, "--out", tmp_path, "--keep", kept, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["met"] is True
     bundle = Path(ran.json["bundle"])
     manifest = verify(bundle)
     assert manifest.evidence.before.map50_95 > 0.25, "it is a working detector to begin with"
     assert manifest.evidence.after.bytes < 0.45 * manifest.evidence.before.bytes
-    found = edgekd("eval", bundle, "--data", coco32, "--json").json
+    found = edgekd("eval", bundle, "--data", coco16, "--json").json
     assert found["map50_95"] == manifest.evidence.after.map50_95
-    again = edgekd("build", model, "--data", coco32, "--target", target, "--out", tmp_path, "--json")
+    again = edgekd("build", model, "--data", coco16, "--target", target, "--out", tmp_path, "--json")
     assert all(stage["cached"] for stage in again.json["stages"])

@@ -17,6 +17,8 @@ class Detector(Protocol):
     """A trained detector on disk. Making one reads nothing; `export` does the work."""
 
     family: str
+    libraries: tuple[str, ...]
+    """Packages whose version what `export` writes may depend on, besides onnx."""
     path: Path
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:

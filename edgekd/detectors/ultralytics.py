@@ -21,6 +21,7 @@ class UltralyticsDetector:
     """A `.pt` checkpoint; nothing is read from it until `export`."""
 
     family = "ultralytics"
+    libraries: tuple[str, ...] = ("torch", "ultralytics")
 
     def __init__(self, path: Path, trust: bool = False) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""A network with everything that placement has rules for, small enough to read: residual, concat, pooling, DFL, head."""
+"""A network with everything that placement has rules for, and small: residual, concat, pooling, DFL, head."""
 
 from __future__ import annotations
 

