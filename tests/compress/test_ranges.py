@@ -51,6 +51,7 @@ def mean_squared_error(values: np.ndarray, reach: float) -> float:
     return float(((fake_quantized(values.astype(np.float64), reach) - values) ** 2).mean())
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_the_largest_magnitude_is_exact_and_every_value_is_counted(batches: list[np.ndarray]) -> None:
     histogram = histogram_of(*batches)
@@ -61,6 +62,7 @@ def test_the_largest_magnitude_is_exact_and_every_value_is_counted(batches: list
     assert histogram.counts.sum() == sum(batch.size for batch in batches[first:])  # zeros alone have no width
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_every_value_lies_in_its_bin(batches: list[np.ndarray]) -> None:
     histogram = histogram_of(*batches)
@@ -77,6 +79,7 @@ def test_every_value_lies_in_its_bin(batches: list[np.ndarray]) -> None:
     assert (below <= most).all()
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_histograms_of_parts_merge_into_that_of_the_whole(batches: list[np.ndarray]) -> None:
     parts = [histogram_of(batch) for batch in batches]
@@ -167,7 +170,7 @@ def test_a_tensor_that_is_always_zero_has_scale_one(method: str) -> None:
     assert scale_of(MagnitudeHistogram(), method) == 1.0
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(BATCHES, st.sampled_from(sorted(METHODS)))
 def test_scales_are_positive_float32_and_reach_at_most_the_maximum(batches: list[np.ndarray], method: str) -> None:
     histogram = histogram_of(*batches)

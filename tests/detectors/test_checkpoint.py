@@ -261,6 +261,7 @@ def test_a_trusted_checkpoint_loads(network: Any, tmp_path: Path) -> None:
     assert type(found.model) is tasks.DetectionModel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11n.pt", "yolo26n.pt", "yolo11n-ppe.pt"])
 def test_real_checkpoints_load_as_if_they_were_trusted(shared: Path, name: str) -> None:
     path = shared / "models" / name

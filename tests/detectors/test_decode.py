@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -46,6 +46,7 @@ def candidates(draw: st.DrawFn, most: int = 40) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float32), classes
 
 
+@settings(deadline=None)
 @given(candidates(), IOUS)
 def test_kept_boxes_of_one_class_overlap_at_most_as_told(found: tuple[np.ndarray, np.ndarray], iou: float) -> None:
     boxes, classes = found
@@ -56,6 +57,7 @@ def test_kept_boxes_of_one_class_overlap_at_most_as_told(found: tuple[np.ndarray
         assert (overlaps(boxes[box], boxes[same]) <= iou + 1e-6).all()
 
 
+@settings(deadline=None)
 @given(candidates(), IOUS)
 def test_every_suppressed_box_has_a_better_one_of_its_class(found: tuple[np.ndarray, np.ndarray], iou: float) -> None:
     boxes, classes = found
@@ -66,6 +68,7 @@ def test_every_suppressed_box_has_a_better_one_of_its_class(found: tuple[np.ndar
         assert (overlaps(boxes[box], boxes[better]) >= iou - 1e-6).any()
 
 
+@settings(deadline=None)
 @given(candidates(), IOUS, st.integers(1, 10))
 def test_at_most_so_many_boxes_stay_and_they_are_the_best(
     found: tuple[np.ndarray, np.ndarray], iou: float, most: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.detectors.preprocess import letterbox, place, to_frame, to_tensor
@@ -66,6 +66,7 @@ def test_mean_and_deviation_belong_to_the_channel_order_of_the_network() -> None
     np.testing.assert_allclose(to_tensor(blue, how).ravel(), [-0.1, -0.1, 0.175], rtol=1e-6)
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), st.booleans(), st.booleans())
 def test_a_frame_of_any_size_lies_inside_the_input(
     height: int, width: int, rows: int, columns: int, center: bool, upscale: bool
@@ -79,6 +80,7 @@ def test_a_frame_of_any_size_lies_inside_the_input(
     assert upscale <= (at.across == how.width or at.down == how.height)
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.booleans(), st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=5))
 def test_boxes_come_back_to_where_they_were(
     height: int, width: int, center: bool, relative: list[tuple[float, ...]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.formats.calibration_cache import from_text, to_text
@@ -12,6 +12,7 @@ from edgekd.formats.calibration_cache import from_text, to_text
 NAMES = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.floats(0, width=32, allow_nan=False)), st.sampled_from(["8.5.2", "10.3.0"]))
 def test_scales_come_back_bit_for_bit(scales: dict[str, float], tensorrt: str) -> None:
     found = from_text(to_text(scales, tensorrt))

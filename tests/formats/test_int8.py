@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -15,6 +15,7 @@ TINY = np.finfo(np.float32).tiny
 FLOATS = st.floats(-(2.0**127), 2.0**127, width=32) | st.floats(-1, 1, width=32) | st.sampled_from([0.0, 1e-45, 1e38])
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, SHAPES, elements=FLOATS))
 def test_the_error_is_at_most_half_a_step(weights: np.ndarray) -> None:
     codes, scales = quantize_channels(weights)
@@ -26,6 +27,7 @@ def test_the_error_is_at_most_half_a_step(weights: np.ndarray) -> None:
     assert (np.abs(found.astype(np.float64) - weights) <= steps * (0.5 + 1e-4)).all()
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, SHAPES, elements=FLOATS))
 def test_negated_weights_have_negated_codes(weights: np.ndarray) -> None:
     codes, scales = quantize_channels(weights)
@@ -35,6 +37,7 @@ def test_negated_weights_have_negated_codes(weights: np.ndarray) -> None:
     assert codes.min() >= -LEVELS
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.int8, SHAPES, elements=st.integers(-LEVELS, LEVELS)), st.floats(2.0**-100, 2.0**100, width=32))
 def test_weights_on_the_grid_are_kept(codes: np.ndarray, scale: float) -> None:
     rows = codes.reshape(len(codes), -1)
