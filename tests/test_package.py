@@ -12,15 +12,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def source_files() -> list[str]:
+    """The files of this checkout that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel of this checkout, built from a copy so that no build folder is left in it."""
     place = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    for name in filter(None, tracked.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / "source" / name).write_bytes((ROOT / name).read_bytes())
+    for name in source_files():
+        (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "source" / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
     subprocess.run([*command, str(place), str(place / "source")], check=True)
     return zipfile.ZipFile(next(place.glob("*.whl")))
@@ -28,11 +33,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_every_source_file_and_data_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     carried = set(wheel.namelist())
-    for folder, package in (("edgekd", "edgekd"), ("targets", "edgekd/targets"), ("calibration", "edgekd/calibration")):
-        for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:
-                name = f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
-                assert name in carried, f"{path.relative_to(ROOT)} is missing in the wheel"
+    packages = {"edgekd": "edgekd", "targets": "edgekd/targets", "calibration": "edgekd/calibration"}
+    for name in source_files():
+        folder, _, rest = name.partition("/")
+        if folder in packages:
+            assert f"{packages[folder]}/{rest}" in carried, f"{name} is missing in the wheel"
 
 
 def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:

@@ -155,6 +155,8 @@ def write_dataset(folder: Path, train: int, val: int, seed: int = 0, progress: P
             expected="no such folder, an empty one, or the same scenes",
             fix="name another folder or remove this one",
         )
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as made:
         for split in seeds:
             (made / "images" / split).mkdir(parents=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,9 @@ class UltralyticsDetector:
     def _load(self) -> tuple[Any, Mapping[str, Any]]:
         """The network, which is a box detector, and its training's arguments. Raises SpecError."""
         try:
-            from ultralytics.nn.tasks import DetectionModel
+            # Ultralytics logs to stdout, at its first start and later, where only results belong.
+            with redirect_stdout(sys.stderr):
+                from ultralytics.nn.tasks import DetectionModel
         except ImportError as error:
             raise SpecError(
                 f"{self.path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",

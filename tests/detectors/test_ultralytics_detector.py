@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,3 +207,21 @@ def test_a_file_is_loaded_by_its_kind(tmp_path: Path) -> None:
     for name, kind in (("a.pt", UltralyticsDetector), ("a.onnx", OnnxDetector)):
         (tmp_path / name).touch()
         assert isinstance(load(tmp_path / name), kind)
+
+
+@pytest.mark.slow
+def test_the_first_start_of_ultralytics_leaves_stdout_to_results(shared: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "edgekd",
+        "check",
+        str(shared / "models/yolo11n.pt"),
+        "--target",
+        "xavier",
+        "--json",
+    ]
+    environment = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path)}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(ran.stdout)["target"] == "xavier"
+    assert "Ultralytics Settings" in ran.stderr, "the first start is what this test is about"
