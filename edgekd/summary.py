@@ -132,7 +132,7 @@ def _stage_note(stage: Stage) -> str:
     results = stage.results
     if "convolutions" in results:
         done, total = results["convolutions"]
-        return f"{done} of {total} convolutions in INT8, the head's last stay float"
+        return f"{done} of {total} convolutions in INT8, the others float"
     if stage.name == "calibrate":
         return f"{results['images']} images"
     if "error" in results:

@@ -15,6 +15,8 @@ from edgekd.compress.graph import Graph
 from edgekd.compress.placement import Placement
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 
+NOISELESS_DB = 120.0
+
 
 def signal_to_noise(
     graph: Graph, placement: Placement, scales: Mapping[str, float], frames: Iterable[np.ndarray]
@@ -26,7 +28,10 @@ def signal_to_noise(
     for frame in frames:
         power += np.array([float(value) for value in session.run(names, {input_name: frame})])
     noise, signal = power[0::2], power[1::2]
-    ratios = 10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-30))
+    # Without noise (an output that is always zero, say) nothing is lost.
+    ratios = np.full(len(noise), NOISELESS_DB)
+    noisy = noise > 0
+    ratios[noisy] = np.minimum(10 * np.log10(np.maximum(signal[noisy], 1e-30) / noise[noisy]), NOISELESS_DB)
     return dict(zip(placement.convolutions, ratios.tolist(), strict=True))
 
 
