@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import Built, EdgeKD, Ran, build_command
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -25,23 +24,6 @@ def shared() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return SHARED
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What the command line left behind: exit code, and everything on stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout; fails where there is anything else."""
-        return json.loads(self.out)
-
-
-EdgeKD = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -78,31 +60,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_data(tmp_path_factory.mktemp("tiny-data"))
 
 
-@dataclass(frozen=True)
-class Built:
-    """A finished build: its folder, the bundle in it, and what `--json` said."""
-
-    out: Path
-    bundle: Path
-    json: Any
-
-
 @pytest.fixture(scope="session")
 def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The tiny pair built for xavier by a process of its own: not to be changed, but to be copied."""
     out = tmp_path_factory.mktemp("tiny-build") / "out"
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "edgekd",
-        "build",
-        tiny_model,
-        "--data",
-        tiny_data,
-        "--out",
-        out,
-        "--json",
-    ]
+    command = build_command(tiny_model, tiny_data, out, "--json")
     # Sets of names iterate in another order in every process; what a build writes must not.
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)

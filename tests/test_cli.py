@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 import pytest
 import tiny
-from conftest import Built, EdgeKD, Ran
+from running import Built, EdgeKD, Ran, build_command
 
 COMMANDS = ("build", "eval", "bench", "check", "targets", "doctor", "inspect", "demo")
 
@@ -325,17 +325,7 @@ def test_check_exits_with_1_where_the_target_cannot(edgekd: EdgeKD, tiny_build: 
 
 
 def test_an_interrupt_exits_with_130_and_one_line(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "edgekd",
-        "build",
-        tiny_model,
-        "--data",
-        tiny_data,
-        "--out",
-        tmp_path / "out",
-    ]
+    command = build_command(tiny_model, tiny_data, tmp_path / "out")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     said = next(line for line in process.stderr if line.startswith("benchmark"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from conftest import Built
 from jsonschema import Draft202012Validator
+from running import Built
 from test_json_contract import SCHEMAS, objects, schema_of
 
 from edgekd.cli import app

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Built, EdgeKD
 from jsonschema import Draft202012Validator
+from running import Built, EdgeKD
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "docs" / "schemas"
 

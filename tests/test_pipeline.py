@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import pytest
 import tiny
-from conftest import Built, EdgeKD
+from running import Built, EdgeKD, build_command
 
 from edgekd.bundle.archive import verify
 from edgekd.canonical import file_sha256
@@ -210,18 +210,7 @@ def test_two_builds_at_once_share_the_work(
     tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "edgekd",
-        "build",
-        tiny_model,
-        "--data",
-        tiny_data,
-        "--out",
-        out,
-        "--json",
-    ]
+    command = build_command(tiny_model, tiny_data, out, "--json")
     environment = {**os.environ, "PYTHONHASHSEED": "2"}
     pair = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) for _ in range(2)

@@ -17,8 +17,6 @@ from edgekd.engines.types import Availability, Session, import_problem, library_
 from edgekd.errors import DeviceError
 from edgekd.files import new_file
 
-CHECK_LABEL = "parser and builder check by TensorRT for RTX, not the target's engine"
-
 
 @dataclass(frozen=True)
 class CompileResult:
