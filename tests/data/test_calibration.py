@@ -244,7 +244,7 @@ def test_shipped_rule_is_found_by_name_and_others_by_path(tmp_path: Path) -> Non
     text = "\n".join(f"{key} = {value!r}" for key, value in asdict(RULE).items() if key != "weights")
     (tmp_path / "mine.toml").write_text(f"{text}\n[weights]\nclasses = 1\nbrightness = 0\nsize = 0.5\n")
     assert load_rule(str(tmp_path / "mine.toml")) == replace(RULE, weights=Weights(1, 0, 0.5))
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="cannot read"):
         load_rule(str(tmp_path / "gone.toml"))
 
 
