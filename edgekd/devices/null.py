@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from edgekd.devices import HostFacts
-from edgekd.engines.types import closed
+from edgekd.engines.types import ClosedByWith, closed
 from edgekd.errors import SpecError
 
 
@@ -62,7 +61,7 @@ class NullDevice:
         return self._output
 
 
-class NullSession:
+class NullSession(ClosedByWith):
     """A session on a null device."""
 
     outputs = ("output",)
@@ -79,11 +78,3 @@ class NullSession:
     def close(self) -> None:
         """Let go of the device."""
         self._device = None
-
-    def __enter__(self) -> NullSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

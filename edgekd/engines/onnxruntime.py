@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.engines.types import (
     Availability,
+    ClosedByWith,
     closed,
     import_problem,
     library_version,
@@ -85,7 +85,7 @@ class OnnxRuntime:
         return OnnxRuntimeSession(native)
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(ClosedByWith):
     """A graph loaded by ONNX Runtime; `native` is its `InferenceSession`, for measurements of the bare runtime."""
 
     def __init__(self, native: Any) -> None:
@@ -107,14 +107,6 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Free the graph."""
         self.native = None
-
-    def __enter__(self) -> OnnxRuntimeSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _unloadable(library: str) -> str | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.engines.types import (
     Availability,
+    ClosedByWith,
     closed,
     import_problem,
     library_version,
@@ -63,7 +63,7 @@ class OpenVino:
         return OpenVinoSession(native)
 
 
-class OpenVinoSession:
+class OpenVinoSession(ClosedByWith):
     """A graph compiled by OpenVINO."""
 
     def __init__(self, native: Any) -> None:
@@ -83,14 +83,6 @@ class OpenVinoSession:
     def close(self) -> None:
         """Free the graph."""
         self._request = None
-
-    def __enter__(self) -> OpenVinoSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _names(ports: list[Any]) -> tuple[str, ...]:

@@ -6,15 +6,19 @@ Every engine wraps the errors of its library once, as `DeviceError`; nothing abo
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+S = TypeVar("S", bound="ClosedByWith")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,22 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class ClosedByWith(ABC):
+    """The part that all sessions share: leaving the `with` block closes them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the session holds."""
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class Engine(Protocol):
