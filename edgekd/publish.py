@@ -17,6 +17,7 @@ from edgekd.canonical import canonical_json
 from edgekd.files import new_file, write_file
 from edgekd.stages import CACHE, CALIBRATION, GRAPH, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
+from edgekd.target import to_dict
 
 if TYPE_CHECKING:
     from edgekd.pipeline import Run
@@ -90,9 +91,8 @@ def _identity(run: Run) -> dict[str, Any]:
     """Everything that a bundle's content follows from."""
     return {
         "model": run.job.model.name,
-        "target": [run.job.target.name, run.job.target.compatible],
-        "recipe": run.job.recipe.name,
-        "data": run.data_sha256,
+        "target": to_dict(run.job.target),
+        "lineage": asdict(_lineage(run)),
         "stages": [stage.sha256 for stage in run.reproducible],
         "edgekd": __version__,
     }

@@ -278,6 +278,20 @@ def test_an_own_target_and_an_own_recipe(edgekd: EdgeKD, tiny_model: Path, tiny_
     assert (manifest.target.name, manifest.lineage.recipe, manifest.tensorrt) == ("gate-7", "sharp", None)
 
 
+def test_a_target_edited_under_its_name_gives_a_new_bundle(
+    edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    target, out = tmp_path / "gate.toml", tmp_path / "out"
+    text = (Path(__file__).resolve().parents[1] / "targets" / "agx-orin.toml").read_text("utf-8")
+    command = ("build", tiny_model, "--data", tiny_data, "--target", target, "--recipe", "float", "--out", out)
+    seen = []
+    for newest in ("10.3.0", "10.7.0"):
+        target.write_text(text.replace('["10.3.0", "10.3.0"]', f'["10.3.0", "{newest}"]'), "utf-8")
+        assert edgekd(*command).code == 0
+        seen.append(verify(out / "tiny-agx-orin.edgekd").tensorrt)
+    assert seen == [("10.3.0", "10.3.0"), ("10.3.0", "10.7.0")]
+
+
 def test_a_detector_without_class_names_takes_those_of_the_data(
     edgekd: EdgeKD, tiny_data: Path, tmp_path: Path
 ) -> None:
