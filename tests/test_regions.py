@@ -22,13 +22,21 @@ HEAVY = (
     "onnxslim",
     "openvino",
     "rich",
+    "scipy",
     "torch",
     "torchvision",
     "typer",
 )
 HOST_ONLY = (*HEAVY, "tensorrt", "tensorrt_rtx", "ultralytics", "yaml")
 STANDARD = ("errors", "canonical", "files", "formats.calibration_cache", "bundle.manifest", "bundle.archive")
-WITH_NUMPY = ("detectors.types", "detectors.preprocess", "detectors.decode", "formats.int8")
+WITH_NUMPY = (
+    "detectors.types",
+    "detectors.preprocess",
+    "detectors.decode",
+    "formats.int8",
+    "formats.fp4x",
+    "formats.packed_graph",
+)
 
 # Imports the modules named by the arguments after the first, with the packages in the first refused.
 IMPORT = """
@@ -49,6 +57,7 @@ import numpy as np
 from edgekd.detectors.decode import SCORING, decode
 from edgekd.detectors.preprocess import place, to_tensor
 from edgekd.detectors.types import spec_from_json
+from edgekd.formats import fp4x, packed_graph
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 how = dict(height=64, width=64, color="rgb", scale=1 / 255, mean=[0, 0, 0], std=[1, 1, 1], pad_value=114)
 how.update(center=True, upscale=True)
@@ -65,6 +74,15 @@ weights = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2)
 codes, scales = quantize_channels(weights)
 assert codes.dtype == np.int8 and scales.dtype == np.float32
 assert np.abs(dequantize_channels(codes, scales) - weights).max() < 0.005
+weights = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16)
+codes, scales = fp4x.quantize(weights)
+assert np.array_equal(fp4x.unpack(fp4x.pack(codes), codes.shape), codes)
+assert np.abs(dequantize_channels(codes, scales) - weights).max() < 0.2
+tensor = b"\\x08\\x04\\x08\\x10\\x10\\x03\\x4a\\x40" + codes.tobytes()
+graph = b"\\x3a\\x4a\\x2a\\x48" + tensor
+packed = packed_graph.pack(graph)
+assert packed_graph.unpack(packed) == graph
+assert [section.encoding for section in packed_graph.sections(packed)] == ["fp4x", "skeleton"]
 """
 
 
@@ -143,9 +161,9 @@ finally:
     assert not loaded & {"torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
 
 
-def test_only_one_module_imports_ultralytics() -> None:
+def test_only_two_modules_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == ["detectors/ultralytics.py"]
+    assert users == ["detectors/ultralytics.py", "detectors/ultralytics_trainer.py"]
 
 
 def test_only_engines_import_tensorrt() -> None:

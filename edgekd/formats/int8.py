@@ -18,10 +18,16 @@ def quantize_channels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(weights).all():
         raise ValueError("weights are not finite")
     rows = weights.reshape(len(weights), -1)
-    # A scale below the least normal float32 could not be divided by; such a channel is all zero in INT8.
-    scales = np.maximum(np.abs(rows).max(axis=1, initial=0) / LEVELS, np.finfo(np.float32).tiny).astype(np.float32)
+    scales = channel_scales(rows)
     codes = np.clip(np.rint(rows / scales[:, None]), -LEVELS, LEVELS).astype(np.int8)
     return codes.reshape(weights.shape), scales
+
+
+def channel_scales(rows: np.ndarray) -> np.ndarray:
+    """Scales float32 [channels] at which the largest of each row float32 [channels, n] is the largest code."""
+    # A scale below the least normal float32 could not be divided by; such a channel is all zero in INT8.
+    found: np.ndarray = np.maximum(np.abs(rows).max(axis=1, initial=0) / LEVELS, np.finfo(np.float32).tiny)
+    return found.astype(np.float32)
 
 
 def dequantize_channels(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

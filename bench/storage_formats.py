@@ -1,0 +1,459 @@
+"""How weights are stored: what fp4x costs in accuracy of the weights, in time, and in bytes after entropy coding.
+
+Nothing here scores a detector. Three questions, on random weights and on the convolutions of real detectors:
+how near do 4-bit formats come to float weights; how long do quantizing, packing and unpacking take on one core;
+what do general compressors gain on INT8 and fp4x weights, and what do whole ONNX files take.
+
+    python bench/storage_formats.py [--shared DIR]
+
+zstd is measured where the package `zstandard` is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import lzma
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
+
+from edgekd.compress.graph import Graph
+from edgekd.compress.placement import place
+from edgekd.compress.rewrite import apply, insert_activation_pairs, name_nodes, store_weights
+from edgekd.detectors import load
+from edgekd.export import export
+from edgekd.formats import fp4x, packed_graph
+from edgekd.formats.int8 import quantize_channels
+
+MODELS = ("yolo11n.pt", "yolo11n-ppe.pt", "yolox_nano.onnx")
+SEEDS = range(5)
+YOLO11X = 57_000_000
+"""About how many weights YOLO11x has."""
+E2M1 = np.array(fp4x.MAGNITUDES, np.float32)
+E4M3 = np.array([m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)])
+E4M3_MAX = 448
+
+Codes = tuple[np.ndarray, np.ndarray]
+Quantizer = Callable[[np.ndarray], Codes]
+Coder = Callable[[bytes], bytes]
+Timed = Mapping[str, float]
+
+
+# --- What other formats make of a matrix of weights [O, K], as float32 again; blocks along K, filled with zeros.
+
+
+def blocks_of(rows: np.ndarray, size: int) -> np.ndarray:
+    """[O, blocks, size]"""
+    filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % size)))
+    return filled.reshape(len(rows), -1, size)
+
+
+def nearest(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Each value's nearest of `grid`, ascending from 0, with its sign; beyond the last, the last."""
+    found = grid[np.searchsorted((grid[1:] + grid[:-1]) / 2, np.abs(values))]
+    signed: np.ndarray = np.copysign(found, values)
+    return signed
+
+
+def scaled(blocks: np.ndarray, scales: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Blocks as multiples, by `grid`, of scales [O, blocks, 1]; zero where the scale is zero."""
+    found: np.ndarray = scales * nearest(blocks / np.where(scales > 0, scales, 1), grid)
+    return found
+
+
+def least(blocks: np.ndarray, choices: Sequence[np.ndarray]) -> np.ndarray:
+    """For each block that of several versions with the least squared error."""
+    errors = np.array([((choice - blocks) ** 2).sum(axis=2) for choice in choices])
+    found: np.ndarray = np.take_along_axis(np.array(choices), errors.argmin(axis=0)[None, ..., None], 0)[0]
+    return found
+
+
+def e4m3(values: np.ndarray) -> np.ndarray:
+    return nearest(values, E4M3[E4M3 <= E4M3_MAX])
+
+
+def nvfp4(rows: np.ndarray) -> np.ndarray:
+    """Blocks of 16, scale in E4M3 relative to one float32 a tensor: the largest weight of a block becomes 6."""
+    blocks = blocks_of(rows, 16)
+    peaks = np.abs(blocks).max(axis=2, keepdims=True)
+    whole = peaks.max() / (6 * E4M3_MAX)
+    return scaled(blocks, whole * e4m3(peaks / 6 / whole), E2M1)
+
+
+def nvfp4_four_over_six(rows: np.ndarray) -> np.ndarray:
+    """NVFP4 whose blocks choose whether their largest weight becomes 6 or 4 (arXiv 2512.02010, with its 256)."""
+    blocks = blocks_of(rows, 16)
+    peaks = np.abs(blocks).max(axis=2, keepdims=True)
+    whole = peaks.max() / (6 * 256)
+    return least(blocks, [scaled(blocks, whole * e4m3(peaks / top / whole), E2M1) for top in (6, 4)])
+
+
+def mxfp4(rows: np.ndarray) -> np.ndarray:
+    """Blocks of 32, scale a power of two (OCP Microscaling Formats 1.0)."""
+    blocks = blocks_of(rows, 32)
+    peaks = np.abs(blocks).max(axis=2, keepdims=True)
+    return scaled(blocks, np.where(peaks > 0, 2.0 ** (np.floor(np.log2(np.where(peaks > 0, peaks, 1))) - 2), 0), E2M1)
+
+
+def int4(rows: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    """Groups of 16, codes -7 to 7, scale in float16 relative to the tensor's largest: best of some times peak / 7."""
+    blocks = blocks_of(rows, 16)
+    whole = np.abs(blocks).max()
+    peaks = np.abs(blocks).max(axis=2, keepdims=True) / whole
+    scales = [whole * (peaks / 7 * factor).astype(np.float16).astype(np.float32) for factor in factors]
+    return least(blocks, [scaled(blocks, each, np.arange(8, dtype=np.float32)) for each in scales])
+
+
+def coded(rows: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """A format of whole channels."""
+    codes, scales = quantizer(rows)
+    return blocks_of(codes * scales[:, None], 16)
+
+
+FORMATS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "fp4x": (4.25, partial(coded, quantizer=fp4x.quantize)),
+    "NVFP4": (4.5, nvfp4),
+    "NVFP4, four over six": (4.5, nvfp4_four_over_six),
+    "MXFP4": (4.25, mxfp4),
+    "INT4, groups of 16, peak": (5.0, partial(int4, factors=[1.0])),
+    "INT4, groups of 16, least error": (5.0, partial(int4, factors=[step / 20 for step in range(12, 23)])),
+    "INT8 per channel": (8.0, partial(coded, quantizer=quantize_channels)),
+}
+"""Bits a weight, scales of blocks counted and scales of channels and tensors not; and the weights as blocks."""
+
+
+def snr_db(rows: np.ndarray, form: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Signal-to-noise ratio of a matrix in a format."""
+    found = form(rows)
+    noise = (blocks_of(rows, found.shape[2]).astype(np.float64) - found) ** 2
+    return float(10 * np.log10((rows.astype(np.float64) ** 2).sum() / noise.sum()))
+
+
+# --- The graphs
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A detector: its float graph, and the weights of the convolutions that quantization converts."""
+
+    name: str
+    graph: Path
+    weights: dict[str, np.ndarray]
+
+    @property
+    def count(self) -> int:
+        return sum(each.size for each in self.weights.values())
+
+
+def sample(source: Path, folder: Path) -> Sample:
+    path = folder / f"{source.stem}.onnx"
+    export(load(source), path, 17)
+    graph = opened(path)
+    weights = {}
+    for node in graph.nodes:
+        if node.name in place(graph).convolutions:
+            found = graph.constant(node.input[1])
+            assert found is not None, "a detector of this list has constant weights"
+            weights[node.name] = found
+    return Sample(source.name, path, weights)
+
+
+def opened(path: Path) -> Graph:
+    model = onnx.load(path)
+    name_nodes(model)
+    return Graph(model)
+
+
+def shipped(of: Sample, quantizer: Quantizer) -> bytes:
+    """The Q/DQ graph with these weights. Ranges of activations are all 1: they change no byte count."""
+    graph = opened(of.graph)
+    placement = place(graph)
+    insert_activation_pairs(graph, placement, dict.fromkeys(placement.quantized, 1.0))
+    store_weights(graph, {name: quantizer(value) for name, value in of.weights.items()})
+    apply(graph)
+    content: bytes = graph.model.SerializeToString()
+    return content
+
+
+# --- Time
+
+
+def timed(work: Callable[[], Any], repeats: int) -> Timed:
+    """Seconds: median, least and most of several runs after one that is not counted."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return {
+        "median": round(float(np.median(seconds)), 4),
+        "least": round(min(seconds), 4),
+        "most": round(max(seconds), 4),
+    }
+
+
+def speed(of: Sample, copies: int, repeats: int) -> dict[str, Any]:
+    """Quantizing, packing and unpacking all weights of a detector `copies` times, layer by layer."""
+    layers = list(of.weights.values()) * copies
+    codes = [fp4x.quantize(each)[0] for each in of.weights.values()] * copies
+    packed = [fp4x.pack(each) for each in codes]
+    pairs = [(data, each.shape) for data, each in zip(packed, codes, strict=True)]
+    return {
+        "weights": of.count * copies,
+        "bytes": sum(map(len, packed)),
+        "repeats": repeats,
+        "quantize_s": timed(lambda: [fp4x.quantize(each) for each in layers], repeats),
+        "pack_s": timed(lambda: [fp4x.pack(each) for each in codes], repeats),
+        "unpack_s": timed(lambda: [fp4x.unpack(*pair) for pair in pairs], repeats),
+    }
+
+
+# --- Entropy coding
+
+
+def deflate(strategy: int, content: bytes) -> bytes:
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    return coder.compress(content) + coder.flush()
+
+
+def coders() -> dict[str, tuple[Coder, Coder]]:
+    """Compressors and what undoes them."""
+
+    inflate = partial(zlib.decompress, wbits=-zlib.MAX_WBITS)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
+    found: dict[str, tuple[Coder, Coder]] = {
+        "DEFLATE": (partial(deflate, zlib.Z_DEFAULT_STRATEGY), inflate),
+        "DEFLATE, Huffman only": (partial(deflate, zlib.Z_HUFFMAN_ONLY), inflate),
+        "DEFLATE, runs (used)": (partial(deflate, zlib.Z_RLE), inflate),
+        "LZMA2": (
+            partial(lzma.compress, format=lzma.FORMAT_RAW, filters=filters),
+            partial(lzma.decompress, format=lzma.FORMAT_RAW, filters=filters),
+        ),
+    }
+    if find_spec("zstandard"):
+        zstd = importlib.import_module("zstandard")
+        found["zstd 19"] = (zstd.ZstdCompressor(level=19).compress, zstd.ZstdDecompressor().decompress)
+    return found
+
+
+def apply_all(coder: Coder, streams: Sequence[bytes]) -> list[bytes]:
+    return [coder(stream) for stream in streams]
+
+
+def entropy_bits(stream: bytes) -> float:
+    """What an ideal coder of single bytes with one table needs, in bits."""
+    counts = np.bincount(np.frombuffer(stream, np.uint8), minlength=256).astype(np.float64)
+    shares = counts[counts > 0] / len(stream)
+    return float(-(shares * np.log2(shares)).sum() * len(stream))
+
+
+def streams_of(of: Sample) -> dict[str, list[bytes]]:
+    """All weights of a detector as the streams that a packed graph has of them."""
+    codes = [fp4x.quantize(each)[0] for each in of.weights.values()]
+    packed = [(fp4x.pack(each), fp4x.packed_bytes(each.shape)[0]) for each in codes]
+    return {
+        "INT8": [b"".join(quantize_channels(each)[0].tobytes() for each in of.weights.values())],
+        "fp4x": [b"".join(data[:end] for data, end in packed), b"".join(data[end:] for data, end in packed)],
+    }
+
+
+def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
+    """Bits a weight and speed of decoding of each compressor, on a detector's weights in INT8 and fp4x."""
+    rows = []
+    for form, streams in streams_of(of).items():
+        common = {"model": of.name, "form": form, "stored_bits": round(8 * sum(map(len, streams)) / of.count, 3)}
+        bits = sum(map(entropy_bits, streams)) / of.count
+        rows.append({**common, "coder": "entropy of the bytes", "bits": round(bits, 3), "decode_s": None})
+        for name, (compress, expand) in coders().items():
+            stored = apply_all(compress, streams)
+            assert apply_all(expand, stored) == streams, name
+            bits = 8 * sum(map(len, stored)) / of.count
+            seconds = timed(partial(apply_all, expand, stored), repeats)
+            speed_mb = sum(map(len, streams)) / seconds["median"] / 1e6
+            row = {"coder": name, "bits": round(bits, 3), "decode_s": seconds, "decode_mb_s": round(speed_mb, 1)}
+            rows.append({**common, **row})
+    return rows
+
+
+def files(of: Sample, repeats: int) -> list[dict[str, Any]]:
+    """Whole ONNX files, packed: bytes, and seconds to unpack."""
+    whole = of.graph.read_bytes()
+    graphs = {"float32": whole, "INT8": shipped(of, quantize_channels), "fp4x": shipped(of, fp4x.quantize)}
+    rows = []
+    for form, content in graphs.items():
+        packed = packed_graph.pack(content)
+        assert packed_graph.unpack(packed) == content
+        taken: dict[str, int] = {}
+        for section in packed_graph.sections(packed):
+            taken[section.encoding] = taken.get(section.encoding, 0) + section.stored_bytes
+        rows.append(
+            {
+                "model": of.name,
+                "form": form,
+                "onnx_bytes": len(content),
+                "packed_bytes": len(packed),
+                "times_smaller": round(len(whole) / len(packed), 3),
+                "by_encoding": taken,
+                "pack_s": timed(partial(packed_graph.pack, content), repeats),
+                "unpack_s": timed(partial(packed_graph.unpack, packed), repeats),
+            }
+        )
+    return rows
+
+
+# --- The document
+
+
+def distances(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Signal-to-noise ratio of every format: on random weights by seed, on detectors by convolution."""
+    drawn = {"Gaussian": np.random.Generator.normal, "Laplace": np.random.Generator.laplace}
+    sets = {
+        name: [draw(np.random.default_rng(seed), size=(256, 1152)).astype(np.float32) for seed in SEEDS]
+        for name, draw in drawn.items()
+    }
+    sets |= {of.name: [each.reshape(len(each), -1) for each in of.weights.values()] for of in samples}
+    rows = []
+    for name, (bits, form) in FORMATS.items():
+        found = {
+            key: np.percentile([snr_db(each, form) for each in group], (10, 50, 90)) for key, group in sets.items()
+        }
+        spread = {
+            key: dict(zip(("p10", "median", "p90"), each.round(2).tolist(), strict=True)) for key, each in found.items()
+        }
+        rows.append({"format": name, "bits": bits, "snr_db": spread})
+    return rows
+
+
+def report(shared: Path, repeats: int) -> dict[str, Any]:
+    """Run everything; the document that is written."""
+    now = conditions(1)
+    if find_spec("zstandard"):
+        now["host"]["libraries"]["zstandard"] = version("zstandard")
+    now["host"]["libraries"]["zlib"] = zlib.ZLIB_RUNTIME_VERSION
+    with tempfile.TemporaryDirectory() as folder:
+        samples = [sample(shared / "models" / name, Path(folder)) for name in MODELS]
+        nano = samples[0]
+        copies = round(YOLO11X / nano.count)
+        return {
+            "question": "what does storing weights as fp4x cost in accuracy of the weights, time and bytes?",
+            "command": f"python bench/storage_formats.py --repeats {repeats}",
+            "seeds": list(SEEDS),
+            "snr": distances(samples),
+            "speed": [speed(nano, 1, repeats), speed(nano, copies, max(3, repeats // 3))],
+            "coding": [row for of in samples for row in coding(of, repeats)],
+            "files": [row for of in samples for row in files(of, repeats)],
+            **now,
+        }
+
+
+def span(seconds: Timed) -> str:
+    return f"{seconds['median']:.3f} ({seconds['least']:.3f} to {seconds['most']:.3f})"
+
+
+def page(found: dict[str, Any]) -> list[str]:
+    """The document as a page."""
+    sets = list(found["snr"][0]["snr_db"])
+    snr = [
+        [
+            row["format"],
+            f"{row['bits']:g}",
+            *("{median:.2f} ({p10:.1f} to {p90:.1f})".format(**row["snr_db"][each]) for each in sets),
+        ]
+        for row in found["snr"]
+    ]
+    times = [
+        [
+            f"{row['weights'] / 1e6:.1f} M",
+            f"{row['bytes']:,}",
+            *(span(row[f"{what}_s"]) for what in ("quantize", "pack", "unpack")),
+        ]
+        for row in found["speed"]
+    ]
+    coded_rows = [
+        [
+            row["model"],
+            row["form"],
+            f"{row['stored_bits']:.2f}",
+            row["coder"],
+            f"{row['bits']:.3f}",
+            f"{row['decode_mb_s']:.0f}" if row["decode_s"] else "",
+        ]
+        for row in found["coding"]
+    ]
+    whole = [
+        [
+            row["model"],
+            row["form"],
+            f"{row['onnx_bytes']:,}",
+            f"{row['packed_bytes']:,}",
+            f"1/{row['times_smaller']:.2f}",
+            span(row["unpack_s"]),
+        ]
+        for row in found["files"]
+    ]
+    return [
+        "# Storage formats of weights",
+        "",
+        f"`{found['command']}`",
+        "",
+        "Measured here on x86, on one core; not measured on a board. No detector is scored here.",
+        "",
+        "## How near weights come to float",
+        "",
+        "Signal-to-noise ratio in dB: the median and, in brackets, the 10th to 90th percentile, over "
+        f"{len(found['seeds'])} seeds (random [256, 1152]) or over the convolutions that quantization converts. Bits a "
+        "weight count the scales of blocks, and not those of channels and tensors.",
+        "",
+        *table(["format", "bits", *sets], snr),
+        "",
+        "## Time",
+        "",
+        "Seconds on one core, median (least to most): all convolutions of yolo11n, layer by layer, once and "
+        "as often as makes the size of yolo11x.",
+        "",
+        *table(["weights", "bytes", "quantize", "pack", "unpack"], times),
+        "",
+        "## Entropy coding",
+        "",
+        "Bits a weight; MB of stored bytes decoded in a second. fp4x is two streams, weights and multipliers. The "
+        "entropy is that of single bytes with one table for all; coders with tables that change can go below it.",
+        "",
+        *table(["model", "form", "bits stored", "coder", "bits coded", "MB/s"], coded_rows),
+        "",
+        "## Whole files",
+        "",
+        "ONNX files of the float graph, and of the Q/DQ graph with the weights of its INT8 convolutions in INT8 or "
+        "fp4x, packed; beside the bytes of the float file. Convolutions of the head stay float32 as they are.",
+        "",
+        *table(["model", "weights", "ONNX bytes", "packed bytes", "of the float file", "seconds to unpack"], whole),
+        "",
+        *conditions_lines(found),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULTS / "storage_formats.json")
+    arguments = parser.parse_args()
+    use_cores(1)
+    found = report(arguments.shared, arguments.repeats)
+    write_results(arguments.out, found, page(found))
+
+
+if __name__ == "__main__":
+    main()
