@@ -3,31 +3,79 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekd.compress.plan import Form
 from edgekd.errors import SpecError, did_you_mean
 from edgekd.toml import parse_table, read_toml
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization to INT8 Q/DQ.
+    """Post-training quantization to Q/DQ.
 
-    ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`. min_snr_db: a convolution whose
-    output would be noisier than this in INT8 (signal-to-noise ratio on calibration frames) stays float.
+    ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`; `best`: layer by layer the one
+    that costs the convolutions which read it least. min_snr_db: a convolution whose output would be noisier than this
+    in INT8 (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on
+    which weights and biases are fitted to what is quantized before them. int8_rounding: `feedback` lets later weights
+    make up for the rounding of earlier ones, as fp4x always does; in INT8 that is a hundredth of the noise, and
+    `nearest` is quicker.
+
+    formats: what weights may be stored as. INT8 alone needs no plan; with more, a planner gives every convolution one
+    of them, under `max_size` (of the packed graph, such as `3MB`) or what the build's budget leaves for it. plan: a
+    TOML file that an earlier planner wrote, or a hand edited, to be run as it is.
     """
 
-    ranges: Literal["mse", "entropy", "max"] = "mse"
+    ranges: Literal["best", "mse", "entropy", "percentile", "max"] = "best"
     min_snr_db: float = 25.0
+    frames: int = 12
+    int8_rounding: Literal["nearest", "feedback"] = "nearest"
+    formats: tuple[Form, ...] = ("int8",)
+    max_size: str | None = None
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise SpecError("quantize: formats", expected="at least one of float16, int8 and fp4x", found="none")
+        _ = self.max_bytes  # raises where it is no size
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_size` in bytes."""
+        return None if self.max_size is None else parse_size(self.max_size, "max_size")
+
+    @property
+    def planned(self) -> bool:
+        """Whether a planner, or a plan from a file, chooses the formats."""
+        return self.plan is not None or self.formats != ("int8",)
 
 
-Step = Quantize
+@dataclass(frozen=True)
+class QuantAwareDistill:
+    """Training of the quantized detector until it does again what the float detector does.
+
+    epochs: passes over the training split; batch: images a step; learning_rate: how far a step moves a weight at most,
+    as a share of its channel's range; image_size: side of the training images in pixels, the graph's own if None;
+    ranges: whether scales stay as calibrated or are trained, too; labels: how much the labels count beside the float
+    detector, 0 for not at all; seed: of the order of the images and how they are varied.
+    """
+
+    epochs: int = 10
+    batch: int = 8
+    learning_rate: float = 2e-4
+    image_size: int | None = None
+    ranges: Literal["fixed", "learned"] = "fixed"
+    labels: float = 0.0
+    seed: int = 0
+
+
+Step = Quantize | QuantAwareDistill
 """The compression steps a recipe may hold."""
 
-_STEPS: dict[str, type[Step]] = {"quantize": Quantize}
+_STEPS: dict[str, type[Step]] = {"quantize": Quantize, "quant_aware_distill": QuantAwareDistill}
 
 
 @dataclass(frozen=True)
@@ -41,7 +89,25 @@ class Recipe:
     @property
     def precision(self) -> str:
         """The precision of the convolutions in the graph that ships."""
-        return "int8" if any(isinstance(step, Quantize) for step in self.steps) else "fp32"
+        return "int8" if self.quantize else "fp32"
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The step that quantizes; None in a recipe that ships the float graph."""
+        return next((step for step in self.steps if isinstance(step, Quantize)), None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step needs a checkpoint and labelled training data."""
+        return any(isinstance(step, QuantAwareDistill) for step in self.steps)
+
+    def with_plan(self, plan: Path) -> Recipe:
+        """The recipe with the plan in this file in place of its own choice. Raises SpecError where it has none."""
+        if self.quantize is None:
+            raise SpecError(f"--plan {plan}: recipe {self.name} quantizes nothing", fix="pass --recipe mixed or ptq")
+        return replace(
+            self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +126,9 @@ class Budget:
 def load_recipe(name: str) -> Recipe:
     """A shipped recipe by name, or one from a `.toml` file. Raises SpecError naming what is wrong and where."""
     if name.endswith(".toml"):
-        return recipe_from(read_toml(Path(name)), name)
+        recipe = recipe_from(read_toml(Path(name)), name)
+        plan = recipe.quantize.plan if recipe.quantize else None
+        return recipe.with_plan(Path(name).parent / plan) if plan else recipe
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -90,8 +158,11 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
     head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
-    found = (_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
-    return Recipe(head.name, tuple(found), head.description)
+    found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
+    if [isinstance(step, Quantize) for step in found] != [True, *([False] * (len(found) - 1))][: len(found)]:
+        kinds = ", ".join(str(step["kind"]) for step in steps)
+        raise SpecError(f"{source}: steps", expected="quantize once and first, then quant_aware_distill", found=kinds)
+    return Recipe(head.name, found, head.description)
 
 
 def _step(table: dict[str, Any], where: str) -> Step:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,10 @@ from edgekd.errors import CompressError
 def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> dict[str, MagnitudeHistogram]:
     """Histograms of the magnitudes of `tensors` over `frames`, each float32 [1, 3, h, w].
 
-    Memory: the activations of one frame and 16 KiB a tensor, however many frames there are.
+    Memory: the activations of two frames and 16 KiB a tensor, however many frames there are.
     """
-    session, input_name = _session_with_outputs(graph, tensors)
     histograms = {name: MagnitudeHistogram() for name in tensors}
-    watched = [name for name in tensors if name != input_name]
-    for frame in frames:
-        values = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True))
-        if input_name in histograms:
-            values[input_name] = frame
+    for values in _values(graph, tensors, frames):
         for name, value in values.items():
             try:
                 histograms[name].add(value)
@@ -32,6 +28,26 @@ def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
                     f"calibration: tensor {name}", expected="finite values", found=str(error)
                 ) from error
     return histograms
+
+
+def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors for each frame; the next frame runs while this one is looked at."""
+    session, input_name = _session_with_outputs(graph, tensors)
+    watched = [name for name in tensors if name != input_name]
+
+    def run(frame: np.ndarray) -> dict[str, np.ndarray]:
+        found = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True))
+        return {**found, input_name: frame} if input_name in tensors else found
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: Future[dict[str, np.ndarray]] | None = None
+        for frame in frames:
+            running = ahead.submit(run, frame)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = running
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str]:

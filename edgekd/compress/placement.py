@@ -68,12 +68,12 @@ def float_head(graph: Graph) -> set[str]:
         if node.name in head:
             continue
         head.add(node.name)
-        if node.op_type != "Conv" or _is_dfl(graph, node):
+        if node.op_type != "Conv" or is_dfl(graph, node):
             waiting.extend(graph.upstream(node))
     return head
 
 
-def _is_dfl(graph: Graph, node: Any) -> bool:
+def is_dfl(graph: Graph, node: Any) -> bool:
     """Whether a convolution is the fixed sum of distances in Distribution Focal Loss (weights 0, 1, 2, ...)."""
     weights = graph.constant(node.input[1])
     if weights is None or weights.shape[0] != 1:

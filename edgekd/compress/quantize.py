@@ -1,8 +1,10 @@
-"""INT8 as explicit Q/DQ: the float graph in, the graph that ships out."""
+"""Post-training quantization without labels: the float graph in, the Q/DQ graph that ships out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,30 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.calibrate import observe
+from edgekd.compress.convolution import Convolution, convolution
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import Placement, place
-from edgekd.compress.ranges import MagnitudeHistogram, merged, scale_of
-from edgekd.compress.sensitivity import signal_to_noise
+from edgekd.compress.placement import Placement, is_dfl, place
+from edgekd.compress.plan import Form
+from edgekd.compress.reconstruct import Moments, bias_for, moments_of, pooled, refit, round_with_feedback
+from edgekd.compress.rewrite import apply, insert_activation_pairs, name_nodes, own_parameters, store_weights
+from edgekd.compress.scales import choose_scales
+from edgekd.compress.walk import Walk, bytes_per_frame, levels_of
 from edgekd.errors import CompressError
-from edgekd.formats.int8 import quantize_channels
+from edgekd.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.spec import Quantize
 
-PROBES = 8
+PROBES = 4
 """Frames on which each convolution's noise is measured."""
+PATCHES = 3072
+PATCHES_PER_WEIGHT = 2
+"""Patches of its input, over all frames, by which a convolution's weights are decided: this many at least, and this
+many for each weight of an output."""
+
+
+WORKERS = min(os.cpu_count() or 1, 4)
+"""Layers of one level that are decided at the same time; each holds its patches in memory."""
+WALK_BYTES = 2 << 30
+"""Memory for the tensors of the frames on which weights are fitted: with large layers fewer frames are taken."""
 
 
 @dataclass(frozen=True)
@@ -26,152 +43,200 @@ class Quantized:
     """A Q/DQ graph on disk.
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
-    graph; snr_db: signal-to-noise ratio of each convolution in INT8, by node name; int8: those that ship in INT8;
-    convolutions: how many there are in all.
+    graph; snr_db: signal-to-noise ratio of each convolution in INT8, by node name; forms: how the weights of each are
+    stored, in graph order; convolutions: how many there are in all.
     """
 
     scales: Mapping[str, float]
     snr_db: Mapping[str, float]
-    int8: tuple[str, ...]
+    forms: Mapping[str, Form]
     convolutions: int
+
+    @property
+    def int8(self) -> tuple[str, ...]:
+        """The convolutions that compute in INT8."""
+        return tuple(name for name, form in self.forms.items() if form != "float16")
 
 
 def quantize(
-    source: Path, out: Path, frames: Iterable[np.ndarray], ranges: str = "mse", min_snr_db: float = 25.0
+    source: Path, out: Path, frames: Iterable[np.ndarray], step: Quantize, plan: Mapping[str, Form] | None = None
 ) -> Quantized:
-    """Write `out`, the INT8 Q/DQ version of the float ONNX graph `source`.
+    """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
-    frames: calibration frames float32 [1, 3, h, w], read once. ranges: `entropy`, `mse` or `max`. min_snr_db: a
-    convolution whose output would be noisier than this in INT8 stays float.
+    frames: calibration frames float32 [1, 3, h, w], read once. plan: the format of each convolution's weights, by node
+    name; without one all are INT8, but for the head and those that would be too noisy.
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     import onnx
 
-    model = onnx.load(source)
-    _name_nodes(model)
-    graph = Graph(model)
-    placement = place(graph)
-    _require_weights(graph, placement, source)
-    frame = model.graph.input[0].name
-    probes: list[np.ndarray] = []
-    histograms = observe(source, placement.quantized, _remembering(frames, probes))
-    if not probes:
+    graph = prepared(source)
+    kept_float = unreadable(graph)
+    placement = place(graph, kept_float + [name for name, form in (plan or {}).items() if form == "float16"])
+    require_weights(graph, placement, source)
+    kept: list[np.ndarray] = []
+    affordable = max(WALK_BYTES // (2 * bytes_per_frame(graph) + 1), 1)
+    histograms = observe(source, placement.quantized, _remembering(frames, kept, min(step.frames, affordable)))
+    if not kept:
         raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
-    scales = group_scales(placement, histograms, ranges, frame)
-    snr_db = signal_to_noise(graph, placement, scales, probes)
-    noisy = {name for name, ratio in snr_db.items() if ratio < min_snr_db}
-    if noisy:
-        placement = place(graph, noisy)
-        scales = group_scales(placement, histograms, ranges, frame)
-    if not placement.convolutions:
-        raise CompressError(
-            f"{source.name}: every convolution is too noisy in INT8",
-            expected=f"at least one with {min_snr_db:g} dB",
-            found=f"at best {max(snr_db.values()):.1f} dB",
-            fix="lower `min_snr_db` in the recipe, or use recipe float",
-        )
-    _insert_activation_pairs(graph, placement, scales)
-    for name in placement.convolutions:
-        _store_weights_as_int8(graph, name)
-    _rebuild(model, graph)
-    onnx.checker.check_model(model)
-    onnx.save(model, out)
+    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES])
+    if plan is None:
+        placement = place(graph, kept_float + [name for name, ratio in snr_db.items() if ratio < step.min_snr_db])
+        _require_quiet(placement, snr_db, step, source)
+
+    forms = _forms(graph, placement, plan or {})
+    quantized = Graph(_copy(graph.model))
+    insert_activation_pairs(quantized, placement, scales)
+    store_weights(quantized, _reconstruct(graph, quantized, forms, kept, step.int8_rounding))
+    apply(quantized)
+    onnx.checker.check_model(quantized.model)
+    onnx.save(quantized.model, out)
     total = sum(node.op_type == "Conv" for node in graph.nodes)
-    return Quantized(scales, snr_db, placement.convolutions, total)
+    used = {name: scales[name] for group in placement.groups for name in group}
+    return Quantized(used, snr_db, forms, total)
 
 
-def group_scales(
-    placement: Placement, histograms: Mapping[str, MagnitudeHistogram], ranges: str, frame: str
-) -> dict[str, float]:
-    """One scale per group, for each of its tensors. The frame itself is never clipped: white is a value like others."""
-    scales = {}
-    for group in placement.groups:
-        seen = merged([histograms[name] for name in group if name in histograms])
-        scales.update(dict.fromkeys(group, scale_of(seen, "max" if frame in group else ranges)))
-    return scales
+def prepared(source: Path) -> Graph:
+    """The float graph, with a name for every node, and parameters of its own for every convolution."""
+    import onnx
+
+    model = onnx.load(source)
+    name_nodes(model)
+    own_parameters(model)
+    return Graph(model)
 
 
-def _require_weights(graph: Graph, placement: Placement, source: Path) -> None:
+def _copy(model: Any) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def unreadable(graph: Graph) -> list[str]:
+    """The convolutions with constant weights that cannot be reconstructed: they are not two-dimensional, say."""
+    return [
+        node.name
+        for node in graph.nodes
+        if node.op_type == "Conv" and graph.constant(node.input[1]) is not None and convolution(graph, node) is None
+    ]
+
+
+def require_weights(graph: Graph, placement: Placement, source: Path) -> None:
     """Refuse a graph with no convolution to quantize, or with one whose weights INT8 cannot hold."""
     if not placement.convolutions:
         raise CompressError(
             f"{source.name}: nothing to quantize", expected="convolutions before the head", found="none"
         )
     for node in graph.nodes:
-        if node.name in placement.convolutions:
-            weights = graph.constant(node.input[1])
-            if weights is None or not np.isfinite(weights).all():
-                found = "computed ones" if weights is None else "a weight that is not finite"
+        if node.op_type == "Conv":
+            values = [graph.constant(name) for name in node.input[1:]]
+            computed = node.name in placement.convolutions and values[0] is None
+            if computed or not all(np.isfinite(value).all() for value in values if value is not None):
+                found = "computed ones" if computed else "one that is not finite"
                 raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
 
 
-def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The frames, of which the first few are also put into `first`."""
+def _require_quiet(placement: Placement, snr_db: Mapping[str, float], step: Quantize, source: Path) -> None:
+    if not placement.convolutions:
+        raise CompressError(
+            f"{source.name}: every convolution is too noisy in INT8",
+            expected=f"at least one with {step.min_snr_db:g} dB",
+            found=f"at best {max(snr_db.values()):.1f} dB",
+            fix="lower `min_snr_db` in the recipe, or use recipe float",
+        )
+
+
+def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The frames, of which the first `count` are also put into `first`."""
     for frame in frames:
-        if len(first) < PROBES:
+        if len(first) < count:
             first.append(frame)
         yield frame
 
 
-def _name_nodes(model: Any) -> None:
-    """Names for nodes that have none: placement speaks of nodes by name."""
-    taken = {node.name for node in model.graph.node}
-    for index, node in enumerate(model.graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_{index}" if f"{node.op_type}_{index}" not in taken else f"edgekd_{index}"
+def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict[str, Form]:
+    """How the weights of every convolution are stored; DFL's constants are no weights."""
+    quantized = set(placement.convolutions)
+    return {
+        node.name: plan.get(node.name, "int8") if node.name in quantized else "float16"
+        for node in graph.nodes
+        if node.op_type == "Conv" and not is_dfl(graph, node) and convolution(graph, node) is not None
+    }
 
 
-def _insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> None:
-    """One QuantizeLinear/DequantizeLinear pair per quantized tensor; the placement's edges read its output."""
-    from onnx import helper, numpy_helper
+def _reconstruct(
+    graph: Graph, quantized: Graph, forms: Mapping[str, Form], frames: list[np.ndarray], int8_rounding: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Decide the weights of all layers, in the order they run; returns codes and scales of those that have them.
 
-    pairs: dict[str, list[Any]] = {}
-    for name in placement.quantized:
-        scale, zero = f"{name}/scale", f"{name}/zero_point"
-        graph.model.graph.initializer.extend(
-            [
-                numpy_helper.from_array(np.array(scales[name], np.float32), scale),
-                numpy_helper.from_array(np.array(0, np.int8), zero),
-            ]
-        )
-        pairs[name] = [
-            helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/int8"], f"{name}/quantize"),
-            helper.make_node("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/dq"], f"{name}/dequantize"),
-        ]
-    by_name = {node.name: node for node in graph.nodes}
-    for node_name, index in placement.edges:
-        by_name[node_name].input[index] += "/dq"
-    ordered = [*pairs.get(graph.model.graph.input[0].name, [])]
-    for node in graph.nodes:
-        ordered.append(node)
-        for output in node.output:
-            ordered.extend(pairs.get(output, []))
-    graph.nodes = ordered
+    Biases and the weights that stay floating point are changed in `quantized` itself.
+    """
+    stored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    wanted, read = Walk(graph, frames), Walk(quantized, frames)
+    nodes = {node.name: node for node in graph.nodes}
+    inputs = {node.name: node.input for node in quantized.nodes}
+    levels = levels_of(graph)
 
+    def decide(name: str) -> _Decided:
+        layer = convolution(graph, nodes[name])
+        assert layer is not None, "only such layers have a format"
+        pair = wanted.values(nodes[name].input[0]), read.values(inputs[name][0])
+        return _decide(layer, forms[name], *pair, feedback=forms[name] == "fp4x" or int8_rounding == "feedback")
 
-def _store_weights_as_int8(graph: Graph, name: str) -> None:
-    """Replace a convolution's float weights by INT8 codes and a per-channel DequantizeLinear."""
-    from onnx import helper, numpy_helper
-
-    at = next(index for index, node in enumerate(graph.nodes) if node.name == name)
-    node = graph.nodes[at]
-    weights = graph.constant(node.input[1])
-    assert weights is not None, "checked before calibration"
-    codes, scales = quantize_channels(weights)
-    stem = f"{node.input[1]}/{name}"
-    zeros = np.zeros(len(scales), np.int8)
-    names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]
-    for value, label in zip((codes, scales, zeros), names, strict=True):
-        graph.model.graph.initializer.append(numpy_helper.from_array(value, label))
-    graph.nodes.insert(at, helper.make_node("DequantizeLinear", names, [f"{stem}/dq"], f"{stem}/dequantize", axis=0))
-    node.input[1] = f"{stem}/dq"
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for level in range(1, max(levels.values()) + 1):
+            names = [name for name in forms if levels[name] == level]
+            for name, (values, bias, codes) in zip(names, pool.map(decide, names), strict=True):
+                read.replace(inputs[name][1], values)
+                read.replace(inputs[name][2], bias)
+                if codes is not None:
+                    stored[name] = codes
+            wanted.advance(level)
+            read.advance(level)
+    return stored
 
 
-def _rebuild(model: Any, graph: Graph) -> None:
-    """Put the nodes back in order and drop the initializers and shapes that nothing refers to any more."""
-    nodes = list(graph.nodes)
-    used = {name for node in nodes for name in node.input}
-    initializers = [initializer for initializer in model.graph.initializer if initializer.name in used]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(initializers)
+_Codes = tuple[np.ndarray, np.ndarray]
+_Decided = tuple[np.ndarray, np.ndarray, _Codes | None]
+
+
+def _decide(
+    layer: Convolution, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], feedback: bool
+) -> _Decided:
+    """Weights and bias of a layer as they will be used, and its codes and scales where it has them."""
+    halves = _halves(layer, wanted, read)
+    fit = refit(layer.matrices, halves)
+    moments = pooled(*halves)
+    codes = None
+    if form == "float16":
+        used = _half(fit.weights)
+    else:
+        if feedback:
+            rounded, scales = round_with_feedback(fit.weights, moments.covariance, form)
+            codes = rounded.reshape(layer.weights.shape), scales.ravel()
+        else:
+            codes = quantize_channels(fit.weights.reshape(layer.weights.shape))
+        used = dequantize_channels(*codes).reshape(fit.weights.shape)
+    bias = layer.bias + bias_for(fit, used, moments).ravel()
+    return used.reshape(layer.weights.shape), _half(bias), codes
+
+
+def _half(values: np.ndarray) -> np.ndarray:
+    """Values float32 as float16 can hold them: half the bytes, and no noise beside that of INT8."""
+    found: np.ndarray = np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
+    return found
+
+
+def _halves(layer: Convolution, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
+    """The moments of patches from the same places in both graphs, for each half of the frames."""
+    size = int(np.prod(layer.positions(*wanted[0].shape[2:])))
+    needed = max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2])
+    count = min(-(-needed // len(wanted)), size)
+    rng = np.random.default_rng(0)
+    places = [rng.choice(size, count, replace=False, shuffle=False) for _ in wanted]
+    middle = max(len(wanted) * count // 2, 1)
+    seen = [
+        np.concatenate([layer.patches(value, at) for value, at in zip(values, places, strict=True)], axis=1)
+        for values in (wanted, read)
+    ]
+    first, second = [each[:, :middle] for each in seen], [each[:, -middle:] for each in seen]
+    return moments_of(layer.matrices, *first), moments_of(layer.matrices, *second)

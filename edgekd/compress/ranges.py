@@ -12,6 +12,7 @@ import numpy as np
 BINS = 2048
 LEVELS = 127
 ENTROPY_BINS = 256
+PERCENTILE = 99.99
 
 
 class MagnitudeHistogram:
@@ -20,7 +21,7 @@ class MagnitudeHistogram:
     One pass over the data and constant memory: nothing is read twice to learn the range first.
     """
 
-    def __init__(self, sample: int = 1 << 16) -> None:
+    def __init__(self, sample: int = 1 << 14) -> None:
         self.counts = np.zeros(BINS, np.int64)
         self.width = 0.0
         self.largest = 0.0
@@ -84,6 +85,13 @@ def range_by_mse(histogram: MagnitudeHistogram) -> float:
     return float(candidates[errors.argmin()])
 
 
+def range_by_percentile(histogram: MagnitudeHistogram) -> float:
+    """The range that `PERCENTILE` percent of the values lie in."""
+    below = np.cumsum(histogram.counts) / max(histogram.counts.sum(), 1)
+    inside = float((np.searchsorted(below, PERCENTILE / 100) + 1) * histogram.width)
+    return min(inside, histogram.largest)
+
+
 def range_by_entropy(histogram: MagnitudeHistogram) -> float:
     """The range whose quantized distribution diverges least (Kullback-Leibler) from the clipped one.
 
@@ -129,6 +137,7 @@ METHODS: dict[str, Callable[[MagnitudeHistogram], float]] = {
     "entropy": range_by_entropy,
     "max": range_by_max,
     "mse": range_by_mse,
+    "percentile": range_by_percentile,
 }
 
 

@@ -1,12 +1,13 @@
 """How much each convolution loses in INT8, measured where it happens: at its own output.
 
-Beside every convolution of the float graph runs its INT8 twin, on the same float input. Neither needs labels, and no
-error is carried from layer to layer, so the numbers can be compared.
+Beside every convolution of the float graph run its INT8 twins, on the same float input: one for each scale that its
+input might get. None needs labels, and no error is carried from layer to layer, so the numbers can be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,66 +19,102 @@ from edgekd.formats.int8 import dequantize_channels, quantize_channels
 NOISELESS_DB = 120.0
 
 
-def signal_to_noise(
-    graph: Graph, placement: Placement, scales: Mapping[str, float], frames: Iterable[np.ndarray]
-) -> dict[str, float]:
-    """Signal-to-quantization-noise ratio in dB of each INT8 convolution's output, over frames float32 [1, 3, h, w]."""
-    session, input_name = _twin_session(graph, placement, scales)
+@dataclass(frozen=True)
+class OutputNoise:
+    """Sums of squares over the outputs of each convolution: `noise` [choices, n] of its twins, `signal` [n]."""
+
+    convolutions: tuple[str, ...]
+    noise: np.ndarray
+    signal: np.ndarray
+
+    def relative(self, convolution: str) -> np.ndarray:
+        """Noise by signal, float64 [choices]; 0 where there is no noise."""
+        at = self.convolutions.index(convolution)
+        found: np.ndarray = self.noise[:, at] / max(self.signal[at], 1e-30)
+        return found
+
+
+def decibels(relative: float) -> float:
+    """Signal-to-noise ratio in dB of noise relative to the signal."""
+    return float(min(-10 * np.log10(max(relative, 1e-30)), NOISELESS_DB))
+
+
+def output_noise(
+    graph: Graph, placement: Placement, choices: Sequence[Mapping[str, float]], frames: Iterable[np.ndarray]
+) -> OutputNoise:
+    """The noise of each INT8 convolution for several choices of scales, over frames float32 [1, 3, h, w]."""
+    by_name = {node.name: node for node in graph.nodes}
+    inputs = [by_name[name].input[0] for name in placement.convolutions]
+    scales = [[choice[tensor] for choice in choices] for tensor in inputs]
+    session, frame_name = _twin_session(graph, [by_name[name] for name in placement.convolutions], scales)
     names = [output.name for output in session.get_outputs()]
-    power = np.zeros(len(names))
+    power = dict.fromkeys(names, 0.0)
     for frame in frames:
-        power += np.array([float(value) for value in session.run(names, {input_name: frame})])
-    noise, signal = power[0::2], power[1::2]
-    # Without noise (an output that is always zero, say) nothing is lost.
-    ratios = np.full(len(noise), NOISELESS_DB)
-    noisy = noise > 0
-    ratios[noisy] = np.minimum(10 * np.log10(np.maximum(signal[noisy], 1e-30) / noise[noisy]), NOISELESS_DB)
-    return dict(zip(placement.convolutions, ratios.tolist(), strict=True))
+        for name, value in zip(names, session.run(names, {frame_name: frame}), strict=True):
+            power[name] += float(value)
+    noise = [[power[_noise(c, scale)] for scale in of] for c, of in zip(placement.convolutions, scales, strict=True)]
+    signal = [power[_signal(name)] for name in placement.convolutions]
+    return OutputNoise(placement.convolutions, np.array(noise).T, np.array(signal))
 
 
-def _twin_session(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> tuple[Any, str]:
-    """A session on the float graph that returns noise and signal power of each convolution, and its input's name."""
+def _noise(convolution: str, scale: float) -> str:
+    return f"{convolution}/noise/{scale.hex()}"
+
+
+def _signal(convolution: str) -> str:
+    return f"{convolution}/signal"
+
+
+def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[float]]) -> tuple[Any, str]:
+    """A session on the float graph that returns noise and signal of each convolution, and its input's name."""
     import onnx
     import onnxruntime
+    from onnx import helper
 
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     del model.graph.output[:]
-    by_name = {node.name: node for node in graph.nodes}
-    for name in placement.convolutions:
-        nodes, constants, outputs = _twin(graph, by_name[name], scales[by_name[name].input[0]])
-        model.graph.node.extend(nodes)
-        model.graph.initializer.extend(constants)
-        model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
+    outputs: list[str] = []
+    for node, choices in zip(nodes, scales, strict=True):
+        weights = graph.constant(node.input[1])
+        assert weights is not None, "placement quantizes only constant weights"
+        model.graph.initializer.append(_constant(f"{node.name}/twin", dequantize_channels(*quantize_channels(weights))))
+        for scale in dict.fromkeys(choices):
+            twin, constants = _twin(node, scale)
+            model.graph.node.extend(twin)
+            model.graph.initializer.extend(constants)
+            outputs.append(_noise(node.name, scale))
+        outputs.append(_signal(node.name))
+        power = helper.make_node("ReduceSumSquare", [node.output[0]], [outputs[-1]], keepdims=0)
+        model.graph.node.append(power)
+    model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, model.graph.input[0].name
 
 
-def _twin(graph: Graph, node: Any, scale: float) -> tuple[list[Any], list[Any], tuple[str, str]]:
-    """The nodes and constants of one convolution's INT8 twin, and the names of its noise and signal power."""
-    from onnx import helper, numpy_helper
+def _twin(node: Any, scale: float) -> tuple[list[Any], list[Any]]:
+    """The nodes and constants of a convolution's INT8 twin, up to the power of its noise."""
+    from onnx import helper
 
-    stem = f"{node.name}/twin"
-    weights = graph.constant(node.input[1])
-    assert weights is not None, "placement quantizes only constant weights"
-    rounded = dequantize_channels(*quantize_channels(weights))
-    constants = [
-        numpy_helper.from_array(np.array(scale, np.float32), f"{stem}/scale"),
-        numpy_helper.from_array(np.array(0, np.int8), f"{stem}/zero"),
-        numpy_helper.from_array(rounded, f"{stem}/weights"),
-    ]
+    stem = f"{node.name}/twin/{scale.hex()}"
+    constants = [_constant(f"{stem}/scale", np.float32(scale)), _constant(f"{stem}/zero", np.int8(0))]
     twin = type(node)()
     twin.CopyFrom(node)
     twin.name = stem
-    twin.input[0], twin.input[1], twin.output[0] = f"{stem}/x", f"{stem}/weights", f"{stem}/y"
+    twin.input[0], twin.input[1], twin.output[0] = f"{stem}/x", f"{node.name}/twin", f"{stem}/y"
     nodes = [
         helper.make_node("QuantizeLinear", [node.input[0], f"{stem}/scale", f"{stem}/zero"], [f"{stem}/q"]),
         helper.make_node("DequantizeLinear", [f"{stem}/q", f"{stem}/scale", f"{stem}/zero"], [f"{stem}/x"]),
         twin,
         helper.make_node("Sub", [node.output[0], f"{stem}/y"], [f"{stem}/difference"]),
-        helper.make_node("ReduceSumSquare", [f"{stem}/difference"], [f"{stem}/noise"], keepdims=0),
-        helper.make_node("ReduceSumSquare", [node.output[0]], [f"{stem}/signal"], keepdims=0),
+        helper.make_node("ReduceSumSquare", [f"{stem}/difference"], [_noise(node.name, scale)], keepdims=0),
     ]
-    return nodes, constants, (f"{stem}/noise", f"{stem}/signal")
+    return nodes, constants
+
+
+def _constant(name: str, value: Any) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.asarray(value), name)

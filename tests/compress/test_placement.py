@@ -6,12 +6,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from real_graphs import NAMES, real_graph
 from small_graph import small_model
 
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import Placement, float_head, place
+from edgekd.compress.placement import Placement, float_head, is_dfl, place
 
 
 def small() -> tuple[Graph, Placement]:
@@ -79,6 +79,15 @@ def test_an_addition_of_a_constant_is_no_residual() -> None:
     addition = next(node for node in model.graph.node if node.name == "sum")
     addition.input[1] = "stem.bias"
     assert "sum" not in {name for name, _ in place(Graph(model)).edges}
+
+
+def test_dfl_is_known_by_its_weights_alone() -> None:
+    graph = Graph(small_model())
+    assert [node.name for node in graph.nodes if node.op_type == "Conv" and is_dfl(graph, node)] == ["dfl"]
+    model = small_model()
+    weights = next(each for each in model.graph.initializer if each.name == "dfl.weight")
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 2, weights.name))
+    assert "boxes" not in float_head(Graph(model))
 
 
 def test_only_the_values_a_node_moves_are_joined_not_its_shapes() -> None:

@@ -12,11 +12,13 @@ from edgekd.compress.ranges import (
     BINS,
     LEVELS,
     METHODS,
+    PERCENTILE,
     MagnitudeHistogram,
     merged,
     range_by_entropy,
     range_by_max,
     range_by_mse,
+    range_by_percentile,
     scale_of,
 )
 
@@ -142,6 +144,21 @@ def test_entropy_ignores_one_far_outlier_and_keeps_a_far_bulk() -> None:
     assert range_by_entropy(histogram_of(np.append(values, np.float32(7)))) < 5.5
     far = np.concatenate([values, np.random.default_rng(1).uniform(6, 7, values.size).astype(np.float32)])
     assert range_by_entropy(histogram_of(far)) > 6.9
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_percentile_leaves_out_what_it_says_and_reaches_at_most_one_bin_farther(kind: str) -> None:
+    values = samples(kind)
+    histogram = histogram_of(values)
+    reach, outside = range_by_percentile(histogram), 1 - PERCENTILE / 100
+    assert (np.abs(values) > reach).mean() <= outside < (np.abs(values) > reach - 1.01 * histogram.width).mean()
+
+
+def test_the_percentile_clips_a_rare_outlier_but_not_a_frequent_one() -> None:
+    values = np.abs(samples("gaussian"))
+    rare, frequent = (np.append(values, np.full(count, 50, np.float32)) for count in (2, 60))
+    assert 3.5 < range_by_percentile(histogram_of(rare)) < 5
+    assert range_by_percentile(histogram_of(frequent)) == pytest.approx(50, rel=0.01)
 
 
 def test_entropy_equals_the_published_procedure() -> None:

@@ -1,0 +1,163 @@
+"""What each convolution, alone, costs the network when its weights have 4 bits: measured without labels.
+
+A walk through the float graph brings what each convolution reads. Its weights are rounded as they will be when the
+graph is quantized, so that they make up for each other's errors, and the rest of the graph is run with them. Errors are
+measured on other frames than the rounding has seen: a layer with many inputs, which can make up for everything on a few
+frames, would look better than it is.
+
+They are measured where the last convolutions and matrix products end. What follows (sigmoid, box decoding, selection)
+says the same in other units, in which a few sure objects are nearly all there is to scores. Of 24 random plans for a
+YOLO11n, rounded to the nearest, the sums of these errors ranked the lost overlap of boxes with 0.97 (Spearman), sums of
+errors of the decoded rows with 0.92, and noise at the layers' own outputs with 0.71; for mAP it was 0.92, 0.90, 0.61.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.convolution import Convolution, convolution
+from edgekd.compress.graph import Graph
+from edgekd.compress.placement import is_dfl
+from edgekd.compress.reconstruct import moments_of, round_with_feedback
+from edgekd.compress.walk import Walk, levels_of
+from edgekd.formats.int8 import dequantize_channels
+
+MEASURED = 4
+"""Frames on which errors are measured, the last ones: so many, but a quarter of few. The others are for rounding."""
+PATCHES = 8192
+"""Patches of its input, over all frames, by which a convolution's weights are rounded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """The convolution `name` in fp4x: INT8 codes int8 [O, I / groups, kh, kw], scales and bias float32 [O].
+
+    local_noise: noise by signal at its own output; output_error: where the network ends (`relative_error`).
+    """
+
+    name: str
+    codes: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray
+    local_noise: float
+    output_error: float
+
+
+def measure_fp4x(graph: Graph, names: Collection[str], frames: Sequence[np.ndarray]) -> Iterator[Rounded]:
+    """Each of the convolutions `names` in fp4x, as the only one in a float graph, on frames float32 [1, 3, h, w].
+
+    They must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
+    Memory: the tensors that are live between two convolutions, for each frame.
+    """
+    walk, levels = Walk(graph, frames), levels_of(graph)
+    ends = last_products(graph)
+    measured = min(max(len(frames) // 4, 1), MEASURED)
+    wanted = _Rest(graph, walk, levels, 1, ends).run({}, measured)
+    for level in range(1, max(levels.values(), default=0) + 1):
+        rest = _Rest(graph, walk, levels, level, ends)
+        for node in graph.nodes:
+            if node.name in names and levels[node.name] == level:
+                layer = convolution(graph, node)
+                assert layer is not None, "only convolutions with constant weights are asked for"
+                codes, scales, bias, noise = _round(layer, walk.values(node.input[0]), measured)
+                changed = {node.input[1]: dequantize_channels(codes, scales), node.input[2]: bias}
+                found = rest.run(changed, measured)
+                # What was made before this level is as it was.
+                errors = [relative_error(wanted[end], value) for end, value in found.items()]
+                yield Rounded(node.name, codes, scales, bias, noise, sum(errors) / len(ends))
+        walk.advance(level)
+
+
+def last_products(graph: Graph) -> tuple[str, ...]:
+    """The outputs of the last convolutions and matrix products; the graph's own where it has none. In graph order."""
+    found: set[str] = set()
+    passed: set[str] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        name = waiting.pop()
+        node = graph.producer(name)
+        if node is None or name in passed:
+            continue
+        passed.add(name)
+        if node.op_type in ("Gemm", "MatMul") or (node.op_type == "Conv" and not is_dfl(graph, node)):
+            found.add(name)
+        else:
+            waiting.extend(graph.activations(node))
+    return tuple(name for node in graph.nodes for name in node.output if name in found) or tuple(graph.outputs)
+
+
+def relative_error(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Noise by signal of a tensor on several frames: so normalised, boxes and scores count alike.
+
+    The signal is what varies: a constant for each channel (axis 1, where there are two more) says nothing.
+    """
+    stacked = np.concatenate(wanted).astype(np.float64)
+    noise = np.square(np.concatenate(found) - stacked).sum()
+    over = (0, *range(2, stacked.ndim)) if stacked.ndim > 2 else None
+    return float(noise / max(np.square(stacked - stacked.mean(axis=over, keepdims=True)).sum(), 1e-30))
+
+
+def _round(
+    layer: Convolution, inputs: Sequence[np.ndarray], measured: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Codes, scales and bias of a layer in fp4x, from what it reads on each frame; local noise on the last ones."""
+    positions = int(np.prod(layer.positions(*inputs[0].shape[2:])))
+    count = min(-(-PATCHES // len(inputs)), positions)
+    rng = np.random.default_rng(0)
+    places = [rng.choice(positions, count, replace=False, shuffle=False) for _ in inputs]
+    patches = [layer.patches(value, at) for value, at in zip(inputs, places, strict=True)]
+    seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
+    moments = moments_of(layer.matrices, seen, seen)
+    rounded, scales = round_with_feedback(layer.matrices, moments.covariance, "fp4x")
+    codes = rounded.reshape(layer.weights.shape)
+    change = dequantize_channels(codes, scales.ravel()).reshape(layer.matrices.shape) - layer.matrices
+    noise = (unseen - moments.mean[:, None]) @ change.transpose(0, 2, 1)
+    signal = unseen @ layer.matrices.transpose(0, 2, 1) + layer.bias.reshape(layer.groups, 1, -1)
+    bias = layer.bias - (change @ moments.mean[:, :, None]).ravel()
+    return codes, scales.ravel(), bias, float(np.square(noise).sum() / max(np.square(signal).sum(), 1e-30))
+
+
+class _Rest:
+    """What a walk that has come to a level still has before it, up to the tensors `ends`."""
+
+    def __init__(self, graph: Graph, walk: Walk, levels: Mapping[str, int], level: int, ends: Sequence[str]) -> None:
+        self._walk = walk
+        self._source = graph.model
+        self._nodes = [node for node in graph.nodes if levels[node.name] >= level]
+        made = {name for node in self._nodes for name in node.output}
+        read = {name for node in self._nodes for name in node.input if name and name not in made}
+        self._constants = [each for each in graph.model.graph.initializer if each.name in read]
+        self._inputs = sorted(read.difference(each.name for each in self._constants))
+        self._ends = [name for name in ends if name in made]
+
+    def run(self, changed: Mapping[str, np.ndarray], frames: int) -> dict[str, list[np.ndarray]]:
+        """Those of `ends` that are still to be made, on each of the last frames, with some initializers changed."""
+        session = self._session(changed)
+        values = zip(*(self._walk.values(name)[-frames:] for name in self._inputs), strict=True)
+        found = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
+        return {name: [each[at] for each in found] for at, name in enumerate(self._ends)}
+
+    def _session(self, changed: Mapping[str, np.ndarray]) -> Any:
+        import onnxruntime
+        from onnx import ValueInfoProto, helper, numpy_helper
+
+        samples = [(name, self._walk.values(name)[0]) for name in self._inputs]
+        element = helper.np_dtype_to_tensor_dtype
+        graph = helper.make_graph(
+            self._nodes,
+            "rest",
+            [helper.make_tensor_value_info(name, element(value.dtype), value.shape) for name, value in samples],
+            [ValueInfoProto(name=name) for name in self._ends],
+            [
+                numpy_helper.from_array(changed[each.name], each.name) if each.name in changed else each
+                for each in self._constants
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=self._source.opset_import, ir_version=self._source.ir_version)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
