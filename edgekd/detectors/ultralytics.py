@@ -35,9 +35,9 @@ class UltralyticsDetector:
         An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
         one-to-one branch gives one box per object, so ranking it needs no NMS.
         """
-        model, train_args = self._load()
+        model, train_args = self.network()
         head = model.model[-1]
-        nms = _keep_one_branch(head)
+        nms = keep_one_branch(head)
         size = _input_size(train_args, int(max(head.stride)))
         spec = DetectorSpec(
             classes=tuple(model.names[index] for index in sorted(model.names)),
@@ -51,13 +51,13 @@ class UltralyticsDetector:
         """What the checkpoint itself computes in float32 for batch [1, 3, h, w], to compare the export with."""
         import torch
 
-        model, _ = self._load()
-        _keep_one_branch(model.model[-1])
+        model, _ = self.network()
+        keep_one_branch(model.model[-1])
         with torch.no_grad():
             prediction, _ = model(torch.from_numpy(batch))
         return np.asarray(prediction.numpy())
 
-    def _load(self) -> tuple[Any, Mapping[str, Any]]:
+    def network(self) -> tuple[Any, Mapping[str, Any]]:
         """The network, which is a box detector, and its training's arguments. Raises SpecError."""
         try:
             # Ultralytics logs to stdout, at its first start and later, where only results belong.
@@ -83,7 +83,7 @@ class UltralyticsDetector:
         return model, checkpoint.train_args
 
 
-def _keep_one_branch(head: Any) -> bool:
+def keep_one_branch(head: Any) -> bool:
     """Drop the head branch that does not run on the camera; return whether the one that stays needs NMS."""
     if not getattr(head, "end2end", False):
         return True

@@ -1,0 +1,365 @@
+"""Quantization-aware distillation of Ultralytics detectors, inside Ultralytics' own trainer.
+
+With `detectors/ultralytics.py` the only module that imports Ultralytics, which is AGPL-3.0. Nothing of its trainer is
+copied: it brings the loop, the augmentation, the moving average and the detection loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.qdq import Layer, read_layers, write_layers
+from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.images import ReadableImages
+from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
+from edgekd.errors import CompressError, SpecError
+from edgekd.evaluate import require_classes
+from edgekd.progress import SILENT, Progress
+from edgekd.spec import QuantAwareDistill
+
+try:
+    import torch
+
+    with redirect_stdout(sys.stderr):
+        from ultralytics.data.dataset import YOLODataset
+        from ultralytics.models.yolo.detect import DetectionTrainer
+        from ultralytics.utils import LOGGER
+        from ultralytics.utils.loss import v8DetectionLoss
+except ImportError as error:
+    raise SpecError(
+        "training needs Ultralytics and PyTorch",
+        found=str(error),
+        fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
+    ) from error
+
+from edgekd.compress import distill
+from edgekd.compress.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
+from edgekd.formats import int8
+
+BOX_WEIGHT = 5.0
+"""How much more the boxes' distance counts than the classes' and the features'."""
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises; in the rest it falls to zero along a cosine."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did: epochs, the mean of each loss in each epoch, and how long it took."""
+
+    epochs: int
+    losses: tuple[Mapping[str, float], ...]
+    seconds: float
+
+
+def distill_quantized(
+    checkpoint: Path,
+    graph: Path,
+    out: Path,
+    data: Path,
+    step: QuantAwareDistill,
+    trust: bool = False,
+    progress: Progress = SILENT,
+) -> Trained:
+    """Write `out`: the Q/DQ graph `graph` with weights trained to do what the float `checkpoint` does.
+
+    graph: exported from `checkpoint` and quantized by `compress.quantize`; data: a data set, of which only the split
+    `train` is read; nothing is written beside it. Without a GPU it runs on the CPU, and then the same arguments give
+    the same graph.
+    Raises SpecError for a checkpoint that is no detector and a step that cannot train, DataError for unusable data,
+    CompressError where graph and checkpoint do not belong together or training diverges.
+    """
+    _require_sensible(step)
+    began = time.monotonic()
+    dataset = load_dataset(data)
+    spec = describe(load_graph(graph), graph)
+    require_classes(spec, dataset)
+    samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
+    layers = read_layers(graph)
+    teacher, one_to_one = float_network(checkpoint, trust)
+    student = quantized_network(teacher, layers, step.ranges == "learned")
+    side = step.image_size or max(spec.preprocess.height, spec.preprocess.width)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, _quiet():
+        trainer = _Trainer(_settings(step, side, scratch), samples, spec.classes, progress)
+        trainer.model, trainer.rate = student, step.learning_rate
+        trainer.make_loss = lambda model: DistillationLoss(model, teacher, step.labels, one_to_one)
+        trainer.train()
+    write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
+    return Trained(step.epochs, tuple(trainer.losses), time.monotonic() - began)
+
+
+def _require_sensible(step: QuantAwareDistill) -> None:
+    for name in ("epochs", "batch", "learning_rate"):
+        value = getattr(step, name)
+        if not value > 0:
+            raise SpecError(f"quantization-aware distillation: {name}", expected="more than 0", found=str(value))
+
+
+def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
+    """The branch of the network that ships, batch norms folded in, and whether it gives one box per object."""
+    network, _ = UltralyticsDetector(checkpoint, trust).network()
+    needs_nms = keep_one_branch(network.model[-1])
+    network.fuse(verbose=False)
+    return network.eval().requires_grad_(False), not needs_nms
+
+
+def quantized_network(network: Any, layers: Sequence[Layer], learned: bool) -> Any:
+    """A copy of a float network that computes what the Q/DQ graph with these layers computes, ready for training.
+
+    Raises CompressError where the layers are not this network's.
+    """
+    student = deepcopy(network).requires_grad_(True)
+    # Ranges that were found for a group of tensors are the same number, and stay the same one.
+    ranges = {
+        layer.input_scale: ActivationRange(layer.input_scale, learned)
+        for layer in layers
+        if layer.input_scale is not None
+    }
+    for layer in layers:
+        name = layer.parameter.removesuffix(".weight")
+        found = _convolution(student, name, layer)
+        if layer.bias is not None:
+            found.bias = torch.nn.Parameter(torch.tensor(layer.bias))  # the graph may have one where there was none
+        if layer.scales is None:
+            found.weight.data = torch.tensor(layer.weights)
+            continue
+        codes, scales = torch.tensor(layer.weights).float(), torch.tensor(layer.scales)
+        latent = latent_weights(found.weight.data, codes, scales, layer.form)
+        entry = None if layer.input_scale is None else ranges[layer.input_scale]
+        student.set_submodule(name, FakeQuantConv2d(found, latent, scales, layer.form, entry, learned))
+    _quantize_skips(student)
+    return student
+
+
+def _convolution(student: Any, name: str, layer: Layer) -> Any:
+    found = dict(student.named_modules()).get(name)
+    shape = list(found.weight.shape) if isinstance(found, torch.nn.Conv2d) else None
+    if shape != list(layer.weights.shape):
+        raise CompressError(
+            f"layer {layer.node}: the checkpoint is not what the graph was made from",
+            expected=f"a convolution {name} of shape {list(layer.weights.shape)}",
+            found="none" if shape is None else str(shape),
+            fix="pass the checkpoint that was exported",
+        )
+    return found
+
+
+def _quantize_skips(student: Any) -> None:
+    """Quantize what residual blocks add to their result, as the graph does: it is what their first layer reads."""
+    for block in student.modules():
+        if not getattr(block, "add", False):
+            continue
+        if _first_range(block) is not None:
+            block.register_forward_pre_hook(_quantize_input)
+        # Attention blocks have a second residual, around a part of theirs and with a sum that no hook sees.
+        if hasattr(block, "ffn") and _first_range(block.ffn) is not None:
+            block.ffn.register_forward_hook(_correct_sum)
+
+
+def _first_range(block: Any) -> Any:
+    """The range of what a block's first convolution reads; None where it reads floats."""
+    kinds = (torch.nn.Conv2d, FakeQuantConv2d)
+    return getattr(next(part for part in block.modules() if isinstance(part, kinds)), "entry", None)
+
+
+def _quantize_input(block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (_first_range(block)(inputs[0]),)
+
+
+def _correct_sum(part: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+    """What makes the sum of unquantized input and output that of quantized input and output."""
+    return output + (_first_range(part)(inputs[0]) - inputs[0])
+
+
+def trained_layers(student: Any, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers with the numbers of a student made from them."""
+    return tuple(_trained(student.get_submodule(layer.parameter.removesuffix(".weight")), layer) for layer in layers)
+
+
+def _trained(module: Any, layer: Layer) -> Layer:
+    bias = None if layer.bias is None else module.bias.detach().cpu().numpy()
+    if layer.scales is None:
+        # Not rounded while it was trained: a half-precision step is far below what a training step moves.
+        return replace(layer, weights=module.weight.detach().half().float().cpu().numpy(), bias=bias)
+    return replace(
+        layer,
+        weights=module.codes().detach().cpu().numpy().astype(np.int8),
+        scales=module.scales.detach().cpu().numpy(),
+        bias=bias,
+        input_scale=None if layer.input_scale is None else float(module.entry.scale),
+    )
+
+
+class DistillationLoss:
+    """The distance of a student from its teacher on a batch, and with `labels` from what is in the images.
+
+    Called by Ultralytics with the student's raw predictions. one_to_one: whether the head gives one box per object, and
+    so learns from one anchor per object.
+    """
+
+    def __init__(self, student: Any, teacher: Any, labels: float, one_to_one: bool) -> None:
+        self._teacher = teacher.to(next(student.parameters()).device)
+        self._distances = teacher.model[-1].dfl
+        self._labels = labels
+        # As Ultralytics trains its one-to-one branch.
+        anchors = {"tal_topk": 7, "tal_topk2": 1} if one_to_one else {}
+        self._detection = v8DetectionLoss(student, **anchors) if labels else None
+
+    def __call__(self, found: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The loss, and its parts by name."""
+        with torch.no_grad():
+            wanted = self._teacher(batch["img"])[1]
+        boxes, wanted_boxes = (self._distances(predictions["boxes"]) for predictions in (found, wanted))
+        certainty = distill.certainty(wanted["scores"])
+        parts = {
+            "class": distill.class_loss(found["scores"], wanted["scores"]),
+            "box": BOX_WEIGHT * distill.box_loss(boxes, wanted_boxes, certainty),
+            "feature": distill.feature_loss(found["feats"], wanted["feats"]),
+        }
+        if self._detection is not None:
+            loss, _ = self._detection(found, batch)
+            parts["labels"] = self._labels * loss.sum() / len(batch["img"])
+        return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
+
+
+class _LabelledImages(YOLODataset):  # type: ignore[misc]
+    """Samples as edgekd has read them: Ultralytics would write caches beside the user's files."""
+
+    def get_img_files(self, img_path: Sequence[Sample]) -> list[str]:
+        return [str(sample.image) for sample in img_path]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        return [ultralytics_label(sample) for sample in self.img_path]
+
+
+def ultralytics_label(sample: Sample) -> dict[str, Any]:
+    """A sample in Ultralytics' words. A box around a crowd is no box around an object."""
+    single = ~sample.truth.crowd
+    corners = sample.truth.boxes[single]
+    low, high = corners[:, :2], corners[:, 2:]
+    return {
+        "im_file": str(sample.image),
+        "cls": sample.truth.classes[single, None].astype(np.float32),
+        "bboxes": np.concatenate([(low + high) / 2, high - low], axis=1),
+        "segments": [],
+        "keypoints": None,
+        "normalized": True,
+        "bbox_format": "xywh",
+    }
+
+
+def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]:
+    """What Ultralytics' trainer is told: its loop is wanted, its schedule, checks, files and pictures are not."""
+    return {
+        **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
+        **{"epochs": step.epochs, "batch": step.batch, "nbs": step.batch, "imgsz": side, "seed": step.seed},
+        **{"lrf": 1.0, "cos_lr": False, "warmup_epochs": 0.0},
+        **{"amp": False, "val": False, "plots": False, "save": False, "verbose": False, "patience": 0},
+        # Mild: the student has to follow its teacher where the teacher is good.
+        **{"mosaic": 0.0, "close_mosaic": 0, "scale": 0.25, "translate": 0.1, "fliplr": 0.5},
+    }
+
+
+class _Trainer(DetectionTrainer):  # type: ignore[misc]
+    """Ultralytics' loop around a network, a loss and samples of ours. It leaves nothing behind but its `ema`.
+
+    Set before training: `model`, `rate`, its learning rate, and `make_loss`, from the model in training to its
+    criterion. losses: the means of each epoch.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], samples: Sequence[Sample], classes: Sequence[str], progress: Progress
+    ) -> None:
+        self.rate: float
+        self.make_loss: Callable[[Any], Any]
+        self.losses: list[dict[str, float]] = []
+        self._samples = samples
+        self._classes = classes
+        self._progress = progress
+        self._ticks: Iterator[int] = iter(())
+        self._steps = self._done = 0
+        threads = torch.get_num_threads()
+        super().__init__(overrides=dict(settings))
+        torch.set_num_threads(threads)  # it has taken one fewer than there are cores
+
+    def run_callbacks(self, event: str) -> None:
+        """Follow what happens. Ultralytics' own listeners, which upload and log, hear nothing."""
+        if event == "on_train_start":
+            self._steps = len(self.train_loader) * self.epochs
+            self._ticks = self._progress.items(range(self._steps), "distill", self._steps)
+        elif event in ("on_train_batch_start", "on_train_end"):
+            next(self._ticks, None)
+        elif event == "on_train_epoch_end":
+            self._note_losses({name: float(value) for name, value in self.tloss.items()})
+
+    def _note_losses(self, losses: dict[str, float]) -> None:
+        if not all(map(math.isfinite, losses.values())):
+            raise CompressError(
+                f"training diverged in epoch {self.epoch + 1}",
+                expected="finite losses",
+                found=", ".join(f"{name} {value:g}" for name, value in losses.items()),
+                fix="lower learning_rate",
+            )
+        self.losses.append(losses)
+
+    def get_dataset(self) -> dict[str, Any]:
+        names = dict(enumerate(self._classes))
+        return {"train": self._samples, "val": self._samples, "names": names, "nc": len(names), "channels": 3}
+
+    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
+        return _LabelledImages(img_path, self.args.imgsz, hyp=self.args, data=self.data, batch_size=batch)
+
+    def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        if mode == "val":
+            return self.train_loader  # nothing is validated, but the trainer wants something to hold
+        return super().get_dataloader(dataset_path, batch_size, rank, mode)
+
+    def build_optimizer(self, model: Any, *_: Any, **__: Any) -> Any:
+        """Adam, whose steps are as large as the learning rate says, in each parameter's own unit."""
+        latent = [module.weight for module in model.modules() if isinstance(module, FakeQuantConv2d)]
+        known = set(map(id, latent))
+        others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        groups = [{"params": latent, "lr": self.rate * int8.LEVELS}, {"params": others, "lr": self.rate}]
+        return torch.optim.Adam(groups)
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        # Only now: the moving average has copied the model, and needs no copy of the teacher.
+        self.model.criterion = self.make_loss(self.model)
+
+    def optimizer_step(self) -> None:
+        rising = (self._done + 1) / max(WARM_UP * self._steps, 1)
+        falling = 0.5 + 0.5 * math.cos(math.pi * self._done / self._steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * min(rising, falling)
+        self._done += 1
+        super().optimizer_step()
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        return {}, 0.0
+
+    def save_model(self) -> bool:
+        return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ultralytics' messages and bars off: what there is to say goes through `Progress`."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
