@@ -12,16 +12,17 @@ from edgekd.detectors.types import DetectorSpec
 from edgekd.errors import SpecError
 from edgekd.target import Target
 
-BUNDLE_SUFFIX = ".edgekd"
+BUNDLE_SUFFIX, PACKED_SUFFIX = ".edgekd", ".packed"
 
 
 @contextmanager
 def opened(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec]]:
-    """The graph in a `.pt`, `.onnx` or bundle as an ONNX file, and what it takes and gives, while the block lasts.
+    """The graph in a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, and what it takes and gives.
 
-    An ONNX file is used as it is; a checkpoint is exported; a bundle is verified. Raises SpecError, BundleError.
+    It is there while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
+    expanded; a bundle is verified. Raises SpecError, BundleError.
     """
     from edgekd.detectors.onnx import describe, load_graph
     from edgekd.export import export
@@ -33,12 +34,27 @@ def opened(
 
             manifest = extract(artifact, Path(scratch) / "bundle")
             artifact = Path(scratch) / "bundle" / manifest.graph.path
+        if artifact.suffix == PACKED_SUFFIX:
+            artifact = expanded(artifact, Path(scratch) / GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if detector.family == "onnx":
             yield artifact, describe(load_graph(artifact), artifact, head, classes)
         else:
             graph = Path(scratch) / GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
+
+
+def expanded(packed: Path, graph: Path) -> Path:
+    """Write `graph`, the ONNX file in a packed graph, and return its path. Raises SpecError."""
+    from edgekd.formats.packed_graph import unpack
+
+    try:
+        graph.write_bytes(unpack(packed.read_bytes()))
+    except OSError as error:
+        raise SpecError(f"{packed}: cannot read", found=error.strerror, fix="check the path") from error
+    except ValueError as error:
+        raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="get it again") from error
+    return graph
 
 
 @contextmanager

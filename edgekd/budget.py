@@ -11,7 +11,8 @@ from edgekd.spec import Budget
 class Line:
     """One limit of a budget.
 
-    name: `max_bytes`, `min_retention` or `min_fps`; met: None where the value could not be had;
+    name: `max_bytes` (of a bundle), `max_graph_bytes` (of a packed graph), `min_retention` (mAP50-95 after / before),
+    `min_output` (1 - the relative error of the outputs) or `min_fps`; met: None where the value could not be had;
     basis: `measured`, or `stand-in` where another machine than the target ran it.
     """
 
@@ -22,6 +23,16 @@ class Line:
     basis: str
 
     @property
+    def is_size(self) -> bool:
+        """Whether it limits bytes."""
+        return self.name in ("max_bytes", "max_graph_bytes")
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is a share to be kept."""
+        return self.name in ("min_retention", "min_output")
+
+    @property
     def label(self) -> str:
         """What people call it."""
         return _LABELS[self.name]
@@ -30,14 +41,21 @@ class Line:
         """A value of this line with its unit."""
         if value is None:
             return "-"
-        if self.name == "max_bytes":
-            return f"{value / 1e6:.2f} MB" if value >= 1e4 else f"{value:.0f} bytes"
-        return f"{value:.1%}" if self.name == "min_retention" else f"{value:.1f}"
+        if self.is_size:
+            return size_text(value)
+        return f"{value:.1%}" if self.is_accuracy else f"{value:.1f}"
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 12.30 MB, or 1234 bytes."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count:.0f} bytes"
 
 
 _LABELS = {
     "max_bytes": "bundle size",
+    "max_graph_bytes": "packed graph",
     "min_retention": "mAP50-95 kept",
+    "min_output": "output kept",
     "min_fps": "frames per second",
 }
 
@@ -62,11 +80,3 @@ def verdict(lines: list[Line]) -> bool | None:
     if False in reached:
         return False
     return None if None in reached else True
-
-
-LEVERS = {
-    "max_bytes": "a smaller model of the family, or a larger --max-size",
-    "min_retention": 'more calibration images (--calibration), ranges = "entropy" in a recipe, or a lower --keep',
-    "min_fps": "a smaller model of the family, or a smaller input size",
-}
-"""What to try next where a line is missed."""

@@ -13,6 +13,9 @@ from edgekd import __version__
 from edgekd.errors import EdgeKDError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgekd.budget import Line
     from edgekd.pipeline import Outcome
     from edgekd.progress import Progress
     from edgekd.spec import Budget
@@ -33,6 +36,9 @@ Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, 
 Data = Annotated[Path, typer.Option(help="Data set: YOLO folder or YAML, COCO folder or JSON.", show_default=False)]
 TargetName = Annotated[str, typer.Option(help="Shipped target (`edgekd targets`) or a .toml of your own.")]
 Head = Annotated[str | None, typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
+RecipeName = Annotated[str | None, typer.Option(help="Shipped recipe or .toml of your own.")]
+PlanFile = Annotated[Path | None, typer.Option(help="Run this plan.toml as it is.", show_default=False)]
+Keep = Annotated[str | None, typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")]
 Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute whatever the .pt pickle says.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
@@ -49,11 +55,12 @@ def build(
     model: Model,
     data: Data,
     target: TargetName = "xavier",
-    recipe: Annotated[str | None, typer.Option(help="Shipped recipe or .toml; default: the target's.")] = None,
+    recipe: RecipeName = None,
+    plan: PlanFile = None,
     device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
     out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
     max_size: Annotated[str | None, typer.Option(help="Largest bundle, such as 12MB.")] = None,
-    keep: Annotated[str | None, typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")] = None,
+    keep: Keep = None,
     min_fps: Annotated[float | None, typer.Option(help="Least frames per second.", min=0)] = None,
     calibration: Annotated[str | None, typer.Option(help="Number of images, or a calibration set's .toml.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
@@ -67,11 +74,12 @@ def build(
     from edgekd.target import load_target
 
     chosen = load_target(target)
+    steps = load_recipe(recipe or chosen.recipe)
     job = pipeline.Job(
         model=model,
         data=data,
         target=chosen,
-        recipe=load_recipe(recipe or chosen.recipe),
+        recipe=steps.with_plan(plan) if plan else steps,
         out=out or Path("runs") / f"{model.stem}-{chosen.name}",
         budget=_budget(max_size, keep, min_fps, chosen.budget),
         device=device,
@@ -88,9 +96,51 @@ def build(
     pipeline.require_met(outcome)
 
 
+@app.command()
+def quantize(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Labelled data, or a folder of images or arrays.", show_default=False)],
+    recipe: RecipeName = None,
+    plan: PlanFile = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-quantized.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Largest packed graph, such as 2MB.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Least share of the mAP50-95, or of the outputs, kept.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Number of images, or a calibration set's .toml.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a detector or any other ONNX network, for no target: graph, packed graph, plan, and what it keeps."""
+    from edgekd import gate, quantizing
+    from edgekd.spec import Budget, load_recipe
+
+    # Where there is something to plan for, every format is a choice; else INT8 costs nearly nothing.
+    chosen = load_recipe(recipe or ("mixed" if max_size or keep else "ptq"))
+    job = quantizing.QuantizeJob(
+        model=model,
+        data=data,
+        recipe=chosen.with_plan(plan) if plan else chosen,
+        out=out or Path("runs") / f"{model.stem}-quantized",
+        budget=_budget(max_size, keep, None, Budget()),
+        head=head,
+        calibration=calibration,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    outcome = quantizing.run(job, _progress())
+    if as_json:
+        _print_json(outcome.result)
+    else:
+        _print_quantized(outcome.result)
+        _print_budget(outcome.budget)
+        print(f"results: {job.out}")
+    gate.require_met(outcome.budget, job.recipe, outcome.stages, outcome)
+
+
 @app.command("eval")
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx or .edgekd bundle.", show_default=False)],
+    artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)],
     data: Data,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     head: Head = None,
@@ -127,7 +177,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx or .edgekd bundle.", show_default=False)],
+    artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)],
     device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
     iterations: Annotated[int, typer.Option(help="At least this many frames ...", min=1)] = 200,
     seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
@@ -253,7 +303,7 @@ def inspect(
     print(f"TensorRT {' to '.join(manifest.tensorrt) if manifest.tensorrt else 'not used'}")
     print(
         f"mAP50-95 {evidence.before.map50_95:.4f} -> {evidence.after.map50_95:.4f} on {evidence.images} images, "
-        f"graph {_size(evidence.before.bytes)} -> {_size(evidence.after.bytes)}"
+        f"graph {_size(evidence.before.bytes)} -> {_size(evidence.after.bytes)} packed"
     )
     rows = [[entry.path, entry.role, str(entry.length), entry.sha256[:16]] for entry in manifest.files]
     _print_table(["file", "role", "bytes", "sha256"], rows)
@@ -321,23 +371,14 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     """The documented result of `edgekd build --json`: docs/json.md."""
     from dataclasses import asdict
 
-    stages = [
-        {
-            "name": stage.name,
-            "seconds": round(stage.seconds, 3),
-            "bytes": stage.results.get("bytes", stage.bytes),
-            "map50_95": stage.results.get("map50_95"),
-            "map50": stage.results.get("map50"),
-            "cached": stage.cached,
-        }
-        for stage in outcome.stages
-    ]
+    from edgekd.stages import stage_json
+
     return {
         "bundle": str(outcome.bundle),
         "report": str(outcome.report),
         "ledger": str(outcome.ledger),
         "target": outcome.run.job.target.name,
-        "stages": stages,
+        "stages": [stage_json(stage) for stage in outcome.stages],
         "met": outcome.met,
         "budget": [asdict(line) for line in outcome.budget],
     }
@@ -347,7 +388,6 @@ def _print_outcome(outcome: Outcome) -> None:
     run = outcome.run
     scores = [score.results for score in run.scores]
     timings = [run.timing.results[label] for label in ("before", "after")]
-    graphs = [graph.results["bytes"] for graph in (run.before, run.after)]
     timed = [f"{t['total_ms']['p50']:.1f} ms, {t['fps']:.1f} FPS" for t in timings]
     host = run.timing.results["host"]
     _print_table(
@@ -355,7 +395,7 @@ def _print_outcome(outcome: Outcome) -> None:
         [
             ["mAP50-95", *(_score(score["map50_95"]) for score in scores)],
             ["mAP50", *(_score(score["map50"]) for score in scores)],
-            ["graph", *(_size(size) for size in graphs)],
+            ["graph", _size(run.before.results["bytes"]), f"{_size(run.encoded.results['bytes'])} packed"],
             ["bundle", "", _size(outcome.bundle.stat().st_size)],
             [f"latency p50 ({timings[0]['basis']})", *timed],
         ],
@@ -365,11 +405,32 @@ def _print_outcome(outcome: Outcome) -> None:
     )
     if run.compiled.results["check"]:
         print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
+    _print_budget(outcome.budget)
+    print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
+
+
+def _print_quantized(result: Mapping[str, Any]) -> None:
+    before, after = result["before"], result["after"]
+    rows = [["graph", _size(before["bytes"]), f"{_size(after['bytes'])} packed, {_size(after['onnx_bytes'])} ONNX"]]
+    if result["metric"] == "map50_95":
+        scores = [[label, _score(before[key]), _score(after[key])] for label, key in _METRICS.items()]
+        rows = [*scores, *rows]
+    _print_table(["", "before", "after"], rows)
+    for output in result["outputs"]:
+        error, ratio = output["relative_error"], output["snr_db"]
+        print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
+    formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
+    print(f"convolutions: {formats}")
+
+
+_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
+
+
+def _print_budget(lines: Sequence[Line]) -> None:
     marks = {True: "met", False: "MISSED", None: "undecided here"}
-    for line in outcome.budget:
+    for line in lines:
         reached = f"{line.text(line.value)} ({line.basis})"
         print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
-    print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
 
 
 def _print_json(value: Any) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from edgekd.budget import LEVERS, Line, judge, verdict
-from edgekd.data.dataset import Split, load_dataset
-from edgekd.detectors import load
-from edgekd.errors import BudgetError, SpecError
+from edgekd import gate
+from edgekd.budget import Line, judge, verdict
+from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.detectors import Detector, load
+from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes
+from edgekd.planning import Limits, detector_trial, quantized, refuse_recipe, room, searches
 from edgekd.progress import SILENT, Progress
-from edgekd.publish import pack_bundle, write_build_ledger, write_report
-from edgekd.spec import Budget, Recipe
-from edgekd.stages import EXPORT_OPSET, Calibrated, Stages, calibration_source, local_device, spec_of
+from edgekd.publish import bytes_beside_graph, pack_bundle, write_build_ledger, write_report
+from edgekd.spec import Budget, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.stages import CACHE, EXPORT_OPSET, PLAN, Calibrated, Stages, calibration_source, local_device, spec_of
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target
 
 SCORED = "val"
-"""The split that is scored; nothing is chosen or calibrated on it."""
+"""The split that is scored; nothing is chosen, calibrated or trained on it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A build's stages, before they are summed up. `before` and `after` are the graphs, scored in `scores`."""
+    """What a build compressed and scored: the same on every machine.
+
+    `before` and `after` are the graphs, scored in `scores`; `encoded` is `after` as it ships; `steps` led to it.
+    """
 
     job: Job
     model_sha256: str
@@ -48,25 +54,32 @@ class Run:
     data_sha256: str
     before: Stage
     after: Stage
+    encoded: Stage
     scores: tuple[Stage, Stage]
     calibrated: Calibrated | None
-    compiled: Stage
-    timing: Stage
     checked: Stage
+    steps: tuple[Stage, ...] = ()
 
     @property
     def reproducible(self) -> list[Stage]:
-        """The stages that give the same on every machine: all but compiling, timing and what follows from them."""
-        chosen = self.calibrated.stage if self.calibrated else None
-        own = [self.before, self.scores[0], chosen, self.after, self.scores[1]]
-        return list({stage.key: stage for stage in own if stage is not None}.values())
+        """Its stages that lead to what ships, without repetition."""
+        own = [self.before, self.scores[0], *self.steps, self.scores[1], self.encoded]
+        return list({stage.key: stage for stage in own}.values())
+
+
+@dataclass(frozen=True)
+class TimedRun(Run):
+    """A run with what this machine made of it."""
+
+    compiled: Stage = field(kw_only=True)
+    timing: Stage = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a build left behind. `met`: the budget; None where a limit could not be judged here."""
 
-    run: Run
+    run: TimedRun
     bundle: Path
     report: Path
     ledger: Path
@@ -96,37 +109,64 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     require_classes(spec_of(before), dataset)
     checked = stages.check(before, job.target, "fp32")
     data = stages.fingerprint(scored)
-    score_before = stages.score(before, scored, data, "fp32")
+    score = stages.score(before, scored, data, "fp32")
 
-    after, calibrated = before, None
-    for step in job.recipe.steps:
-        source = calibration_source(job.calibration, dataset)
-        calibrated = stages.calibrate(source, dataset, scored, data, spec_of(before))
-        after = stages.quantize(step, after, calibrated, tensorrt_of(job.target))
-    score_after = score_before
-    if job.recipe.steps:
-        checked = stages.check(after, job.target, job.recipe.precision)
-        score_after = stages.score(after, scored, data, job.recipe.precision)
-
-    compiled = stages.compile(after, job.target)
-    timing = stages.benchmark(before, after, scored, data, device, basis)
     run = Run(
         job=job,
         model_sha256=stages.sha256(job.model),
         scored=scored,
         data_sha256=data,
         before=before,
-        after=after,
-        scores=(score_before, score_after),
-        calibrated=calibrated,
-        compiled=compiled,
-        timing=timing,
+        after=before,
+        encoded=stages.encode(before, "fp32"),
+        scores=(score, score),
+        calibrated=None,
         checked=checked,
     )
-    return publish(run, stages)
+    for step in job.recipe.steps:
+        run = compress(step, run, dataset, detector, stages)
+    if job.recipe.steps:
+        run = checked_and_scored(run, stages)
+    compiled = stages.compile(run.after, job.target)
+    timing = stages.benchmark(before, run.after, scored, data, device, basis)
+    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages)
 
 
-def publish(run: Run, stages: Stages) -> Outcome:
+def compress(step: Step, run: Run, dataset: Dataset, detector: Detector, stages: Stages) -> Run:
+    """One step of the recipe, from the graph that the one before left."""
+    job, tensorrt, done = run.job, tensorrt_of(run.job.target), len(stages.done)
+    if isinstance(step, QuantAwareDistill):
+        stages.refuse_shared(dataset.split("train"), run.scored)
+        after = stages.distill(step, detector, run.after, dataset, job.trust_checkpoint, tensorrt)
+    else:
+        source = calibration_source(job.calibration, dataset, searching=searches(step, job.budget))
+        calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.before))
+        run = replace(run, calibrated=calibrated)
+        trial = partial(detector_trial, dataset, run.before, calibrated, run.scored, stages)
+        limits = _limits(run, step, stages)
+        after = quantized(stages, step, run.after, calibrated.frames, limits, trial, tensorrt)
+    return replace(run, after=after, steps=(*run.steps, *stages.done[done:]))
+
+
+def checked_and_scored(run: Run, stages: Stages) -> Run:
+    """The run with the graph that ships checked for the target, scored, and packed."""
+    precision = run.job.recipe.precision
+    checked = stages.check(run.after, run.job.target, precision)
+    score = stages.score(run.after, run.scored, run.data_sha256, precision)
+    encoded = stages.encode(run.after, precision)
+    return replace(run, checked=checked, scores=(run.scores[0], score), encoded=encoded)
+
+
+def _limits(run: Run, step: Quantize, stages: Stages) -> Limits:
+    """What a plan is for: its step's own size, or what the rest of the bundle leaves of the budget; and accuracy."""
+    job = run.job
+    if not step.planned or step.plan or step.max_bytes is not None or job.budget.max_bytes is None:
+        return Limits(room(job.recipe, step.max_bytes), job.budget.min_retention)
+    most = job.budget.max_bytes - bytes_beside_graph(run, stages)
+    return Limits(room(job.recipe, most), job.budget.min_retention, beside=(CACHE, PLAN))
+
+
+def publish(run: TimedRun, stages: Stages) -> Outcome:
     """Pack the bundle, judge the budget, and write what the user reads."""
     bundle = pack_bundle(run, stages)
     before, after = (score.results["map50_95"] for score in run.scores)
@@ -153,17 +193,15 @@ def refuse_impossible(job: Job) -> None:
     """Refuse what the target cannot run, before anything is computed. Raises SpecError."""
     from edgekd.check import check_request
 
+    refuse_recipe(job.recipe, job.budget, job.model)
     for finding in check_request(job.target, precision=job.recipe.precision):
         if finding.level == "impossible":
             raise SpecError(f"recipe {job.recipe.name} for {job.target.name}: {finding.what}", fix=finding.change)
 
 
 def require_met(outcome: Outcome) -> None:
-    """Raise BudgetError, naming each number, its limit and the next lever, where the budget is missed."""
-    missed = [line for line in outcome.budget if line.met is False]
-    if missed:
-        what = "; ".join(f"{line.label} is {line.text(line.value)}, limit {line.text(line.limit)}" for line in missed)
-        raise BudgetError(f"budget missed: {what}", report=outcome, fix="; ".join(LEVERS[line.name] for line in missed))
+    """Raise BudgetError, naming each number, its limit, the layers and the next lever, where the budget is missed."""
+    gate.require_met(outcome.budget, outcome.run.job.recipe, outcome.stages, outcome)
 
 
 def opset_for(target: Target) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +16,30 @@ from edgekd.bundle.archive import file_entry, pack
 from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, StageKey, TargetName
 from edgekd.canonical import canonical_json
 from edgekd.files import new_file, write_file
-from edgekd.stages import CACHE, CALIBRATION, GRAPH, Stages, spec_of, tools_of
+from edgekd.stages import CACHE, CALIBRATION, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 from edgekd.target import to_dict
 
 if TYPE_CHECKING:
-    from edgekd.pipeline import Run
+    from edgekd.pipeline import Run, TimedRun
 
 _ROLES = {
     CACHE: "calibration-cache",
     CALIBRATION: "calibration-set",
     "evidence.json": "evidence",
-    GRAPH: "graph",
+    PACKED: "graph",
     "labels.txt": "labels",
+    PLAN: "evidence",
     "report.html": "report",
 }
+_BESIDE = (PACKED, PLAN, CALIBRATION)
+"""What of a bundle's files also lies beside it, for people and for the next build."""
+MARGIN = 4096
+"""Bytes by which the rest of a bundle may grow from before to after: a plan, and other digits in the report."""
 
 
 def pack_bundle(run: Run, stages: Stages) -> Path:
-    """Write the report that travels, pack the bundle, and put it, the graph and the calibration set into `job.out`.
+    """Write the report that travels, pack the bundle, and put it, the graphs and the calibration set into `job.out`.
 
     Everything in a bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes.
     """
@@ -41,36 +47,42 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     files = _files(run, report)
 
     def work(folder: Path) -> Mapping[str, Any]:
-        sources = dict(files)
-        for name, content in _texts(run).items():
-            (folder / name).write_bytes(content)
-            sources[name] = folder / name
-        entries = tuple(file_entry(name, source, _ROLES[name]) for name, source in sorted(sources.items()))
-        pack(_manifest(run, entries), sources, folder / "bundle.edgekd")
-        return {"bytes": (folder / "bundle.edgekd").stat().st_size}
+        return {"bytes": _pack(run, files, folder)}
 
     packed = stages.run("pack", {**_identity(run), "report": report.sha256}, work)
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
     _copy(packed.path / "bundle.edgekd", bundle)
-    for name in (GRAPH, CALIBRATION):
-        if name in files:
-            _copy(files[name], job.out / name)
+    beside = {GRAPH: run.after.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
+    for name, source in beside.items():
+        _copy(source, job.out / name)
     return bundle
 
 
-def write_report(run: Run, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
+def bytes_beside_graph(run: Run, stages: Stages) -> int:
+    """About how large a bundle is without its graph and calibration cache: that of a run that changed nothing yet."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        folder = Path(scratch)
+        _write_travelling_report(run, folder)
+        sources = {"report.html": folder / "report.html", PACKED: run.encoded.path / PACKED}
+        if run.calibrated:
+            sources[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
+        size = _pack(run, sources, folder)
+    return size - int(run.encoded.results["bytes"]) + MARGIN
+
+
+def write_report(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
     """Write the report for people, with this machine's timings, into `job.out`."""
     from edgekd.report.html import render
-    from edgekd.summary import report_of
+    from edgekd.summary import full_report
 
-    report = report_of(run, lines, bundle.stat().st_size, stages)
+    report = full_report(run, lines, bundle.stat().st_size, stages)
     path = run.job.out / "report.html"
     write_file(path, render(report).encode("utf-8"))
     return path
 
 
-def write_build_ledger(run: Run, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
+def write_build_ledger(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
     """Write `ledger.json`: what every stage took and gave, and where it all came from."""
     path = run.job.out / "ledger.json"
     lineage = asdict(_lineage(run))
@@ -80,11 +92,23 @@ def write_build_ledger(run: Run, lines: Sequence[Line], bundle: Path, stages: Se
         "target": run.job.target.name,
         "bundle": bundle.name,
         "budget": [asdict(line) for line in lines],
+        "losses": run.after.results.get("losses", []),
         "lineage": {key: value for key, value in lineage.items() if key != "stages"},
         "host": run.timing.results["host"],
     }
     write_ledger(path, stages, extra)
     return path
+
+
+def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:
+    """Write `bundle.edgekd` with these files and the small ones into a folder, and return its size in bytes."""
+    sources = dict(files)
+    for name, content in _texts(run).items():
+        (folder / name).write_bytes(content)
+        sources[name] = folder / name
+    entries = tuple(file_entry(name, source, _ROLES[name]) for name, source in sorted(sources.items()))
+    pack(_manifest(run, entries), sources, folder / "bundle.edgekd")
+    return (folder / "bundle.edgekd").stat().st_size
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -100,9 +124,11 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def _files(run: Run, report: Stage) -> dict[str, Path]:
     """Where the files of the bundle lie that earlier stages made."""
-    files = {GRAPH: run.after.path / GRAPH, "report.html": report.path / "report.html"}
+    files = {PACKED: run.encoded.path / PACKED, "report.html": report.path / "report.html"}
     if CACHE in run.after.files:
         files[CACHE] = run.after.path / CACHE
+    if PLAN in run.after.files:
+        files[PLAN] = run.after.path / PLAN
     if run.calibrated:
         files[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
     return files
@@ -132,7 +158,7 @@ def _manifest(run: Run, entries: tuple[Any, ...]) -> Manifest:
 def _evidence(run: Run) -> Evidence:
     before, after = (
         Score(score.results["map50_95"], score.results["map50"], graph.results["bytes"])
-        for score, graph in zip(run.scores, (run.before, run.after), strict=True)
+        for score, graph in zip(run.scores, (run.before, run.encoded), strict=True)
     )
     retention = after.map50_95 / before.map50_95 if before.map50_95 else None
     return Evidence(images=run.scores[1].results["images"], before=before, after=after, retention=retention)
@@ -153,10 +179,9 @@ def _lineage(run: Run) -> Lineage:
 def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
     from edgekd.report.html import render
     from edgekd.report.types import for_bundle
-    from edgekd.summary import provenance, report_of
+    from edgekd.summary import report_of
 
-    report = for_bundle(report_of(run, (), None, run.reproducible))
-    report = replace(report, provenance=provenance(run), notes=())
+    report = for_bundle(report_of(run, run.reproducible))
     (folder / "report.html").write_text(render(report), "utf-8")
     return {}
 

@@ -7,12 +7,14 @@ changes of the code behind a stage that change its output.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.canonical import json_sha256
+from edgekd.canonical import canonical_json, json_sha256
 from edgekd.data.calibration import (
     CalibrationRule,
     CalibrationSet,
@@ -28,9 +30,9 @@ from edgekd.detectors import Detector
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.devices.local import LocalDevice
 from edgekd.engines.types import library_version
-from edgekd.errors import DataError, SpecError
+from edgekd.errors import CompressError, DataError, SpecError
 from edgekd.progress import Progress
-from edgekd.spec import Quantize
+from edgekd.spec import QuantAwareDistill, Quantize
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target, to_dict
 from edgekd.toml import read_toml
@@ -38,28 +40,42 @@ from edgekd.toml import read_toml
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.compress.plan import Plan
+
 VERSION = {
     "export": 1,
     "score": 1,
     "calibrate": 1,
-    "quantize": 1,
+    "plan": 1,
+    "search": 1,
+    "quantize": 2,
+    "quant_aware_distill": 1,
+    "compare": 1,
+    "encode": 1,
     "check": 1,
     "compile": 1,
     "benchmark": 1,
-    "report": 1,
-    "pack": 1,
+    "report": 2,
+    "pack": 2,
 }
 TOOLS = {
     "export": ("onnx", "onnxslim"),
     "score": ("faster-coco-eval", "numpy", "onnxruntime", "opencv-python-headless"),
     "calibrate": ("numpy", "opencv-python-headless"),
+    "plan": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
+    "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
+    "quant_aware_distill": ("numpy", "onnx", "torch", "ultralytics"),
+    "compare": ("numpy", "onnxruntime", "opencv-python-headless"),
     "compile": ("tensorrt-rtx",),
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "graph.onnx",
+    "graph.packed",
+    "plan.toml",
+    "costs.json",
     "calibration.cache",
     "calibration.toml",
     "detections.npz",
@@ -72,11 +88,20 @@ TIMED_FRAMES = 16
 
 
 @dataclass(frozen=True)
+class Frames:
+    """What a network is calibrated on. sha256: of what is read, and how; read: the frames float32, one at a time."""
+
+    sha256: str
+    read: Callable[[], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Calibrated:
-    """The stage that chose the calibration images, and the images."""
+    """The stage that chose the calibration images, the images, and the frames that they are to the network."""
 
     stage: Stage
     images: CalibrationSet
+    frames: Frames
 
 
 class Stages:
@@ -103,11 +128,16 @@ class Stages:
         tools = tool_versions(*TOOLS.get(kind, ()), *libraries)
         key = {**inputs, "tools": tools}
         stage = self._store.stage(name, VERSION[kind], key, lambda folder: {**work(folder), "tools": tools})
-        self.done.append(stage)
+        if stage.key not in {other.key for other in self.done}:
+            self.done.append(stage)
         spent = "found in the store" if stage.cached else f"{stage.seconds:.1f} s"
         score = f", mAP50-95 {stage.results['map50_95']:.4f}" if "map50_95" in stage.results else ""
         self._progress.note(f"{name}: {spent}{score}")
         return stage
+
+    def note(self, text: str) -> None:
+        """Say one thing to whoever waits."""
+        self._progress.note(text)
 
     def sha256(self, file: Path) -> str:
         """SHA-256 of a file, read again only when it changed."""
@@ -121,6 +151,17 @@ class Stages:
         ]
         self._hashes.save()
         return json_sha256([split.name, rows])
+
+    def refuse_shared(self, trained: Split, scored: Split) -> None:
+        """Raise DataError where an image of a split that is trained on is also scored."""
+        seen = {self.sha256(sample.image): sample.image for sample in scored.samples}
+        for sample in trained.samples:
+            if (found := seen.get(self.sha256(sample.image))) is not None:
+                raise DataError(
+                    f"{sample.image} is trained on and, as {found}, scored in split {scored.name!r}",
+                    expected="training and scoring to share no image",
+                    fix="take the image out of one of the splits",
+                )
 
     def export(self, detector: Detector, head: str | None, classes: Sequence[str], opset: int) -> Stage:
         """The float32 graph. Results: `detector` (the spec as JSON), `opset`, `error`, `bytes`."""
@@ -195,35 +236,120 @@ class Stages:
         else:
             chosen_from = {"rule": asdict(source), "train": self.fingerprint(dataset.split("train"))}
         stage = self.run("calibrate", {**chosen_from, "scored": data, "preprocess": asdict(spec.preprocess)}, work)
-        return Calibrated(stage, read_calibration(stage.path / CALIBRATION, dataset))
+        images = read_calibration(stage.path / CALIBRATION, dataset)
+        return Calibrated(stage, images, Frames(images.sha256, lambda: self._frames(images, spec)))
 
-    def quantize(self, step: Quantize, graph: Stage, calibrated: Calibrated, tensorrt: str | None) -> Stage:
-        """The INT8 Q/DQ graph and TensorRT's calibration cache. Results: as `export`, `convolutions`, `snr_db`."""
+    def plan(self, step: Quantize, graph: Stage, frames: Frames) -> Stage:
+        """What every format of every convolution would cost, in the file COSTS. Results: `layers`, their number."""
 
         def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.compress.planner import measure_costs
+
+            self._progress.note("plan: measuring what each format of each layer costs ...")
+            costs = measure_costs(graph.path / GRAPH, list(islice(frames.read(), step.frames)), step)
+            (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
+            return {"layers": len(costs.layers)}
+
+        inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}
+        return self.run("plan", inputs, work)
+
+    def quantize(
+        self, step: Quantize, graph: Stage, frames: Frames, plan: Plan | None = None, tensorrt: str | None = None
+    ) -> Stage:
+        """The Q/DQ graph, its plan if it has one, and TensorRT's calibration cache for a version of it.
+
+        Results: as `export`, `convolutions` (INT8, all), `forms`, `snr_db`, and `errors`: what each convolution is
+        thought to cost, by the plan, or else the noise at its own output relative to the signal.
+        """
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.compress.plan import plan_toml
             from edgekd.compress.quantize import quantize
             from edgekd.formats.calibration_cache import to_text
 
-            frames = self._frames(calibrated.images, spec_of(graph))
-            done = quantize(graph.path / GRAPH, folder / GRAPH, frames, step.ranges, step.min_snr_db)
+            done = quantize(graph.path / GRAPH, folder / GRAPH, frames.read(), step, plan.forms if plan else None)
+            if plan:
+                (folder / PLAN).write_text(plan_toml(plan), "utf-8")
             if tensorrt:
                 (folder / CACHE).write_text(to_text(done.scales, tensorrt), "ascii")
-            size = (folder / GRAPH).stat().st_size
+            noises = {name: 10 ** (-done.snr_db[name] / 10) for name in done.int8}
+            errors = {layer.name: layer.error for layer in plan.layers} if plan else noises
             return {
                 "detector": graph.results["detector"],
                 "opset": graph.results["opset"],
-                "bytes": size,
+                "bytes": (folder / GRAPH).stat().st_size,
                 "convolutions": [len(done.int8), done.convolutions],
+                "forms": dict(done.forms),
                 "snr_db": {name: round(ratio, 2) for name, ratio in done.snr_db.items()},
+                "errors": {name: float(f"{error:.4g}") for name, error in errors.items()},
             }
 
         inputs = {
             "graph": graph.sha256,
-            "calibration": calibrated.images.sha256,
-            "step": asdict(step),
+            "calibration": frames.sha256,
+            "step": settings_of(step),
+            "plan": asdict(plan) if plan else None,
             "tensorrt": tensorrt,
         }
         return self.run("quantize", inputs, work)
+
+    def distill(
+        self,
+        step: QuantAwareDistill,
+        detector: Detector,
+        graph: Stage,
+        dataset: Dataset,
+        trust: bool = False,
+        tensorrt: str | None = None,
+    ) -> Stage:
+        """The quantized graph with weights trained beside its float detector, on the training split.
+
+        Results: as `quantize`, without what training changes; `epochs`, and `losses`: of each epoch, by name.
+        """
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.compress.qdq import read_layers
+            from edgekd.detectors.ultralytics_trainer import distill_quantized
+            from edgekd.formats.calibration_cache import from_text, to_text
+
+            source, out = graph.path / GRAPH, folder / GRAPH
+            done = distill_quantized(detector.path, source, out, dataset.source, step, trust, self._progress)
+            if tensorrt:
+                pairs = zip(read_layers(source), read_layers(out), strict=True)
+                # Tensors that share a scale have one number, before as after.
+                changed = {old.input_scale: new.input_scale for old, new in pairs}
+                scales = from_text((graph.path / CACHE).read_text("ascii"))
+                trained = {name: changed.get(scale) or scale for name, scale in scales.items()}
+                (folder / CACHE).write_text(to_text(trained, tensorrt), "ascii")
+            if PLAN in graph.files:
+                shutil.copyfile(graph.path / PLAN, folder / PLAN)
+            kept = {name: graph.results[name] for name in ("detector", "opset", "convolutions", "forms")}
+            losses = [{name: float(f"{loss:.6g}") for name, loss in epoch.items()} for epoch in done.losses]
+            return {**kept, "bytes": out.stat().st_size, "epochs": done.epochs, "losses": losses}
+
+        inputs = {
+            "graph": graph.sha256,
+            "checkpoint": self.sha256(detector.path),
+            "train": self.fingerprint(dataset.split("train")),
+            "step": asdict(step),
+            "tensorrt": tensorrt,
+        }
+        return self.run("quant_aware_distill", inputs, work)
+
+    def encode(self, graph: Stage, precision: str) -> Stage:
+        """The graph as it ships: packed, and proven to expand to itself. Results: `bytes`, `onnx_bytes`."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.formats.packed_graph import pack, unpack
+
+            content = (graph.path / GRAPH).read_bytes()
+            packed = pack(content)
+            if unpack(packed) != content:
+                raise CompressError("encode: the packed graph does not expand to the graph that was packed")
+            (folder / PACKED).write_bytes(packed)
+            return {"bytes": len(packed), "onnx_bytes": len(content)}
+
+        return self.run(f"encode-{precision}", {"graph": graph.files[GRAPH].sha256}, work)
 
     def compile(self, graph: Stage, target: Target) -> Stage:
         """The engine where it can be made here, else the parser check. Results: `how`, `note`, `check`, `engine`."""
@@ -267,6 +393,11 @@ class Stages:
             yield letterbox(read_image(image), spec.preprocess)[0]
 
 
+def settings_of(step: Quantize) -> dict[str, Any]:
+    """What of a step changes a graph, its plan aside."""
+    return {name: value for name, value in asdict(step).items() if name not in ("formats", "max_size", "plan")}
+
+
 def tool_versions(*names: str) -> dict[str, str]:
     """Versions of these libraries, as far as they are installed."""
     return {name: found for name in sorted(names) if (found := library_version(name))}
@@ -281,6 +412,18 @@ def tools_of(stages: Iterable[Stage]) -> dict[str, str]:
 def spec_of(graph: Stage) -> DetectorSpec:
     """What the graph of a stage takes and gives."""
     return spec_from_json(graph.results["detector"])
+
+
+def stage_json(stage: Stage) -> dict[str, Any]:
+    """A stage as commands print it: docs/json.md."""
+    return {
+        "name": stage.name,
+        "seconds": round(stage.seconds, 3),
+        "bytes": stage.results.get("bytes", stage.bytes),
+        "map50_95": stage.results.get("map50_95"),
+        "map50": stage.results.get("map50"),
+        "cached": stage.cached,
+    }
 
 
 def local_device(name: str) -> LocalDevice:
@@ -299,9 +442,10 @@ def local_device(name: str) -> LocalDevice:
     return LocalDevice(engine_named(engine))
 
 
-def calibration_source(calibration: str | None, dataset: Dataset) -> CalibrationRule | Path:
+def calibration_source(calibration: str | None, dataset: Dataset, searching: bool = False) -> CalibrationRule | Path:
     """The shipped rule, with N images where `calibration` is a number, or the set's file that it names.
 
+    searching: leave at least half of the training split to judge plans on, unless a number is given.
     Raises SpecError where it is neither, DataError where there is no training split to choose from.
     """
     if calibration is None or (calibration.isdigit() and int(calibration) > 0):
@@ -313,7 +457,10 @@ def calibration_source(calibration: str | None, dataset: Dataset) -> Calibration
                 fix="add `train:` with images that are not scored, or pass --calibration SET.toml",
             )
         rule = load_rule()
-        return replace(rule, count=int(calibration)) if calibration else rule
+        if calibration:
+            return replace(rule, count=int(calibration))
+        most = max(len(dataset.split("train")) // 2, 1) if searching else rule.count
+        return replace(rule, count=min(rule.count, most))
     if not Path(calibration).is_file():
         raise SpecError(
             f"--calibration {calibration}",

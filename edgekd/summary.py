@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from edgekd import __version__
 from edgekd.budget import Line
+from edgekd.compress.plan import FORMS
 from edgekd.data.images import read_image
 from edgekd.report.types import (
     BudgetRow,
@@ -23,42 +26,54 @@ from edgekd.report.types import (
     SizeRow,
     StageRow,
 )
-from edgekd.stages import DETECTIONS, GRAPH, SAMPLES, spec_of, tools_of
+from edgekd.stages import DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
 
 if TYPE_CHECKING:
-    from edgekd.pipeline import Run
+    from edgekd.pipeline import Run, TimedRun
 
 PICTURES = 4
 
 
-def report_of(run: Run, lines: Sequence[Line], bundle_bytes: int | None, stages: Sequence[Stage]) -> Report:
-    """The report of a build, with this machine's timings."""
+def report_of(run: Run, stages: Sequence[Stage]) -> Report:
+    """The report of what a build compressed and scored, without what belongs to the machine it ran on."""
     before, after = (score.results for score in run.scores)
-    job = run.job
-    limit = next((line.limit for line in lines if line.name == "max_bytes"), None)
     return Report(
-        title=f"{job.model.stem} for {job.target.title}",
-        model=job.model.name,
-        target=job.target.title,
-        recipe=job.recipe.name,
+        title=f"{run.job.model.stem} for {run.job.target.title}",
+        model=run.job.model.name,
+        target=run.job.target.title,
+        recipe=run.job.recipe.name,
         map50_95=Change(before["map50_95"], after["map50_95"]),
         map50=Change(before["map50"], after["map50"]),
-        bytes=Change(run.before.results["bytes"], run.after.results["bytes"]),
-        bundle_bytes=bundle_bytes,
-        bundle_limit=int(limit) if limit else None,
+        bytes=Change(run.before.results["bytes"], run.encoded.results["bytes"]),
         images=after["images"],
         stages=tuple(stage_row(stage) for stage in stages),
-        budget=tuple(_budget_row(line) for line in lines),
         classes=tuple(
             ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"])
             for name, row in after["per_class"].items()
         ),
         sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),
-        layers=layer_rows(run.before.path / GRAPH, run.after.path / GRAPH),
-        latencies=_latencies(run),
+        layers=layer_rows(
+            run.before.path / GRAPH,
+            run.after.path / GRAPH,
+            run.encoded.path / PACKED,
+            run.after.results.get("errors", {}),
+        ),
         class_names=spec_of(run.after).classes,
         pictures=tuple(_pictures(run)),
+        provenance=provenance(run),
+    )
+
+
+def full_report(run: TimedRun, lines: Sequence[Line], bundle_bytes: int, stages: Sequence[Stage]) -> Report:
+    """The report of a build with its budget and this machine's timings."""
+    limit = next((line.limit for line in lines if line.name == "max_bytes"), None)
+    return replace(
+        report_of(run, stages),
+        bundle_bytes=bundle_bytes,
+        bundle_limit=int(limit) if limit else None,
+        budget=tuple(_budget_row(line) for line in lines),
+        latencies=_latencies(run),
         provenance={**provenance(run), **_host(run)},
         notes=tuple(_notes(run)),
     )
@@ -77,13 +92,32 @@ def stage_row(stage: Stage) -> StageRow:
     )
 
 
-def layer_rows(before: Path, after: Path) -> tuple[LayerRow, ...]:
-    """The layers with weights, in graph order: what their weights are stored as, and their bytes before and after."""
-    pairs = zip(_weights(before), _weights(after), strict=True)
-    return tuple(
-        LayerRow(name, op, shape, precision, size_before, size_after)
-        for (name, op, shape, _, size_before), (_, _, _, precision, size_after) in pairs
-    )
+def layer_rows(before: Path, after: Path, packed: Path, errors: Mapping[str, float]) -> tuple[LayerRow, ...]:
+    """The layers with weights, in graph order: how the packed graph stores them, and their bytes before and after.
+
+    errors: what each of them is thought to cost, by its name, in any unit.
+    """
+    from edgekd.formats.packed_graph import sections
+
+    stored = {section.name: section for section in sections(packed.read_bytes())}
+    total = sum(errors.values())
+    rows = []
+    for given, shipped in zip(_weights(before), _weights(after), strict=True):
+        found = stored.get(next(iter(shipped.bytes)))
+        encoding = found.encoding if found else "raw"
+        sizes = [stored[name].stored_bytes if name in stored else count for name, count in shipped.bytes.items()]
+        rows.append(
+            LayerRow(
+                name=shipped.name,
+                op=shipped.op,
+                shape=shipped.shape,
+                precision=shipped.dtype if encoding == "raw" else encoding,
+                bytes_before=sum(given.bytes.values()),
+                bytes_after=sum(sizes),
+                error_share=errors[shipped.name] / total if total and shipped.name in errors else None,
+            )
+        )
+    return tuple(rows)
 
 
 def provenance(run: Run) -> dict[str, str]:
@@ -105,7 +139,7 @@ def provenance(run: Run) -> dict[str, str]:
     return facts
 
 
-def _host(run: Run) -> dict[str, str]:
+def _host(run: TimedRun) -> dict[str, str]:
     host = run.timing.results["host"]
     clock = f", {host['clock_mhz']:.0f} MHz" if host["clock_mhz"] else ""
     governor = f", governor {host['governor']}" if host["governor"] else ""
@@ -115,7 +149,7 @@ def _host(run: Run) -> dict[str, str]:
     }
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(run: TimedRun) -> list[str]:
     notes = [f"Engine: {run.compiled.results['note']}."]
     if run.compiled.results["check"]:
         check = run.compiled.results["check"]
@@ -130,9 +164,17 @@ def _notes(run: Run) -> list[str]:
 
 def _stage_note(stage: Stage) -> str:
     results = stage.results
-    if "convolutions" in results:
-        done, total = results["convolutions"]
-        return f"{done} of {total} convolutions in INT8, the others float"
+    if "losses" in results:
+        first, last = (sum(results["losses"][at].values()) for at in (0, -1))
+        return f"{results['epochs']} epochs, loss {first:.4g} in the first and {last:.4g} in the last"
+    if "forms" in results:
+        counts = Counter(results["forms"].values())
+        return ", ".join(f"{counts[form]} convolutions in {form}" for form in FORMS if counts[form])
+    if "tried" in results:
+        tried = ", ".join(f"{each['bytes'] / 1e6:.2f} MB keeps {each['kept']:.1%}" for each in results["tried"])
+        return f"the smallest that keeps {results['keep']:.1%} of {results['frames']}: {tried}"
+    if "onnx_bytes" in results:
+        return f"the ONNX file of {results['onnx_bytes'] / 1e6:.2f} MB, packed without loss"
     if stage.name == "calibrate":
         return f"{results['images']} images"
     if "error" in results:
@@ -147,7 +189,7 @@ def _budget_row(line: Line) -> BudgetRow:
     return BudgetRow(name, line.text(line.limit), value, line.met, basis, timed=timed)
 
 
-def _latencies(run: Run) -> tuple[Latency, ...]:
+def _latencies(run: TimedRun) -> tuple[Latency, ...]:
     samples = json.loads((run.timing.path / SAMPLES).read_bytes())
     engine = run.timing.results["host"]["engine"]
     rows = []
@@ -191,8 +233,22 @@ def _pictures(run: Run) -> list[SamplePicture]:
     return pictures
 
 
-def _weights(path: Path) -> list[tuple[str, str, tuple[int, ...], str, int]]:
-    """Name, operator, weight shape, stored precision and stored bytes (scales included) of each layer with weights."""
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of one layer as an ONNX file has them.
+
+    bytes: of each initializer by its name: the weights or their codes first, then scales and zero points.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: Mapping[str, int]
+
+
+def _weights(path: Path) -> list[_Weights]:
+    """The layers with constant weights, in graph order."""
     import onnx
 
     from edgekd.compress.graph import Graph
@@ -204,8 +260,9 @@ def _weights(path: Path) -> list[tuple[str, str, tuple[int, ...], str, int]]:
             continue
         source = graph.producer(node.input[1])
         names = list(source.input) if source is not None else [node.input[1]]
-        values = [value for name in names if (value := graph.constant(name)) is not None]
+        values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):
-            precision = str(values[0].dtype)
-            rows.append((node.name, node.op_type, values[0].shape, precision, sum(v.nbytes for v in values)))
+            first = values[names[0]]
+            sizes = {name: value.nbytes for name, value in values.items()}
+            rows.append(_Weights(node.name, node.op_type, first.shape, str(first.dtype), sizes))
     return rows

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from running import Built, EdgeKD, Ran, build_command
 
-COMMANDS = ("build", "eval", "bench", "check", "targets", "doctor", "inspect", "demo")
+COMMANDS = ("build", "quantize", "eval", "bench", "check", "targets", "doctor", "inspect", "demo")
 
 
 def subprocess_of(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -267,6 +267,8 @@ def test_a_full_disk(edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path
         (("eval", "none.onnx", "--data", "DATA"), ("none.onnx", "no such file")),
         (("eval", "MODEL", "--data", "DATA", "--split", "test"), ("no split 'test'", "train, val")),
         (("eval", "none.edgekd", "--data", "DATA"), ("none.edgekd", "check the path")),
+        (("eval", "none.packed", "--data", "DATA"), ("none.packed", "check the path")),
+        (("eval", "WRONG", "--data", "DATA"), ("wrong.packed", "cannot be read as a packed graph", "EDGEKDPG")),
         (("bench", "none.onnx"), ("none.onnx", "no such file")),
         (("bench", "MODEL", "--device", "local:tpu"), ("tpu", "onnxruntime-cpu")),
         (("check", "none.onnx"), ("none.onnx", "no such file")),
@@ -277,9 +279,15 @@ def test_a_full_disk(edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path
     ],
 )
 def test_a_mistake_in_another_command(
-    edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+    edgekd: EdgeKD,
+    tiny_model: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
 ) -> None:
-    places = {"MODEL": tiny_model, "DATA": tiny_data}
+    places = {"MODEL": tiny_model, "DATA": tiny_data, "WRONG": tmp_path / "wrong.packed"}
+    places["WRONG"].write_bytes(b"no packed graph")
     assert_refused(edgekd(*(places.get(argument, argument) for argument in arguments)), *words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,21 +20,32 @@ from running import Built, EdgeKD, build_command
 
 from edgekd.bundle.archive import verify
 from edgekd.canonical import file_sha256
+from edgekd.formats.packed_graph import unpack
 
 STAGES = [
     "export",
     "check-fp32",
     "score-fp32",
+    "encode-fp32",
     "calibrate",
     "quantize",
     "check-int8",
     "score-int8",
+    "encode-int8",
     "compile",
     "benchmark",
     "report",
     "pack",
 ]
-RESULTS = {"calibration.toml", "graph.onnx", "ledger.json", "report.html", "stages", "tiny-xavier.edgekd"}
+RESULTS = {
+    "calibration.toml",
+    "graph.onnx",
+    "graph.packed",
+    "ledger.json",
+    "report.html",
+    "stages",
+    "tiny-xavier.edgekd",
+}
 
 
 def ledger(out: Path) -> dict[str, Any]:
@@ -101,12 +113,28 @@ def test_the_bundle_carries_the_files_that_lie_beside_it(tiny_build: Built) -> N
         "calibration.cache",
         "calibration.toml",
         "evidence.json",
-        "graph.onnx",
+        "graph.packed",
         "labels.txt",
         "report.html",
     }
-    for name in ("graph.onnx", "calibration.toml"):
+    for name in ("graph.packed", "calibration.toml"):
         assert packed[name] == file_sha256(tiny_build.out / name)
+
+
+def test_the_graph_in_the_bundle_expands_to_the_one_that_was_scored(tiny_build: Built) -> None:
+    (entry,) = [entry for entry in verify(tiny_build.bundle).files if entry.role == "graph"]
+    packed = (tiny_build.out / entry.path).read_bytes()
+    scored = ledger(tiny_build.out)["stages"][5]["files"]["graph.onnx"]
+    assert hashlib.sha256(unpack(packed)).hexdigest() == scored == file_sha256(tiny_build.out / "graph.onnx")
+    assert verify(tiny_build.bundle).evidence.after.bytes == len(packed) == entry.length
+
+
+def test_a_packed_graph_is_scored_like_the_bundle_it_is_in(edgekd: EdgeKD, tiny_build: Built, tiny_data: Path) -> None:
+    scores = [
+        edgekd("eval", artifact, "--data", tiny_data, "--json").json["map50_95"]
+        for artifact in (tiny_build.bundle, tiny_build.out / "graph.packed")
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_the_bundle_says_nothing_of_the_machine_it_was_made_on(tiny_build: Built) -> None:
@@ -258,7 +286,7 @@ def test_a_target_without_int8_gets_the_float_graph_and_no_calibration(
     assert manifest.lineage.recipe == "float"
     assert manifest.lineage.calibration_sha256 is None
     assert manifest.evidence.retention == 1.0
-    assert {entry.path for entry in manifest.files} == {"evidence.json", "graph.onnx", "labels.txt", "report.html"}
+    assert {entry.path for entry in manifest.files} == {"evidence.json", "graph.packed", "labels.txt", "report.html"}
     opsets = onnx.load(tmp_path / "graph.onnx").opset_import
     assert [entry.version for entry in opsets if not entry.domain] == [13]
 

@@ -78,7 +78,8 @@ def _headline(report: Report) -> Html:
 
 def _legend_text(report: Report) -> str:
     scored = f" Accuracy is scored on {text.count(report.images)} labelled images." if report.images else ""
-    return f"“Before” is the detector as it was given, “after” is the graph that ships.{scored}"
+    graphs = "“Before” is the detector as it was given, as a float ONNX file; “after” is the packed graph that ships."
+    return graphs + scored
 
 
 def _figures(report: Report) -> Html:
@@ -256,42 +257,51 @@ def _layers(report: Report) -> Html:
     rows = report.layers
     if not rows:
         return Html()
+    estimated = any(text.known(row.error_share) for row in rows)
     listed = sorted(rows, key=_weight, reverse=True)[:CHART_ROWS]
     which = "The layers" if len(listed) == len(rows) else f"The {len(listed)} largest of {len(rows)} layers"
-    heads = ("Layer", "Stored as", "Before", "After")
+    why = f"{which} that hold weights, the largest first. Bits are stored bits per weight, scales included."
+    if estimated:
+        why += " Error is a layer’s part of what quantizing was estimated to cost, on calibration frames."
+    heads = ("Stored as", "Bits", "Before", "After", *(("Error",) if estimated else ()))
+    largest = _weight(listed[0])
     cells = (
-        (_plotted(_path(r.name), charts.size_strip(r.bytes_before, r.bytes_after, _weight(listed[0]))), *_sizes_of(r))
+        (_plotted(_path(r.name), charts.size_strip(r.bytes_before, r.bytes_after, largest)), *_stored(r, estimated))
         for r in listed
     )
-    every = ((_path(row.name), row.op, _shape(row.shape), *_sizes_of(row)) for row in rows)
-    every_heads = ("Layer", "Operator", "Shape", "Stored as", "Before", "After")
+    every = ((_path(row.name), row.op, _shape(row.shape), *_stored(row, estimated)) for row in rows)
+    every_heads = ("Layer", "Operator", "Shape", *heads)
     return _section(
         "Size by layer",
-        f"{which} that hold weights, the largest first.",
+        why,
         _precisions(rows),
         charts.legend("bars"),
-        table("Size by layer", heads, cells, class_="plot"),
+        table("Size by layer", ("Layer", *heads), cells, class_="plot"),
         _details(f"All {len(rows)} layers", table("Every layer with weights, in graph order", every_heads, every)),
     )
 
 
 def _precisions(rows: Sequence[LayerRow]) -> Html:
-    """How many layers are stored as what, and the bytes of each kind."""
-    kinds = sorted({row.precision for row in rows})
+    """How many layers are stored as what, the bytes of each kind, and its part of the error."""
+    estimated = any(text.known(row.error_share) for row in rows)
     cells = []
-    for kind in kinds:
+    for kind in sorted({row.precision for row in rows}):
         those = [row for row in rows if row.precision == kind]
         totals = (sum(row.bytes_before or 0 for row in those), sum(row.bytes_after or 0 for row in those))
-        cells.append((kind, text.count(len(those)), *map(text.size, totals)))
-    return table("Weights by how they are stored", ("Stored as", "Layers", "Before", "After"), cells)
+        error = (text.percent(sum(row.error_share or 0 for row in those)),) if estimated else ()
+        cells.append((kind, text.count(len(those)), *map(text.size, totals), *error))
+    heads = ("Stored as", "Layers", "Before", "After", *(("Error",) if estimated else ()))
+    return table("Weights by how they are stored", heads, cells)
 
 
 def _weight(row: LayerRow) -> int:
     return max(row.bytes_before or 0, row.bytes_after or 0)
 
 
-def _sizes_of(row: LayerRow) -> tuple[str, str, str]:
-    return row.precision, text.size(row.bytes_before), text.size(row.bytes_after)
+def _stored(row: LayerRow, estimated: bool) -> tuple[str, ...]:
+    bits = text.MISSING if row.bits is None else f"{row.bits:.2f}"
+    sizes = (row.precision, bits, text.size(row.bytes_before), text.size(row.bytes_after))
+    return (*sizes, text.percent(row.error_share)) if estimated else sizes
 
 
 def _path(name: str) -> Html:

@@ -6,6 +6,7 @@ shown as "–". Accuracies are shares from 0 to 1, sizes are bytes, times are in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -84,7 +85,11 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer that holds weights, in graph order; `precision` is what the weights are stored as, such as "int8"."""
+    """One layer that holds weights, in graph order.
+
+    precision: what the weights are stored as, such as "int8"; error_share: its part of what quantizing is thought to
+    cost, 0 to 1, None where that was not estimated.
+    """
 
     name: str
     op: str
@@ -92,6 +97,13 @@ class LayerRow:
     precision: str
     bytes_before: int | None
     bytes_after: int | None
+    error_share: float | None = None
+
+    @property
+    def bits(self) -> float | None:
+        """Stored bits per weight, scales included."""
+        weights = math.prod(self.shape)
+        return None if self.bytes_after is None or not weights else 8 * self.bytes_after / weights
 
 
 @dataclass(frozen=True)

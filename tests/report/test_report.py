@@ -205,8 +205,8 @@ def test_a_class_without_numbers_is_last_and_dashed(full_report: Report) -> None
 
 def test_layers_are_summed_by_precision(full_report: Report) -> None:
     page = Page(render(full_report)).text
-    assert "float3241.05 MB1.05 MB" in page
-    assert "int8263.23 MB809 kB" in page
+    assert "float3241.05 MB1.05 MB0.0 %" in page
+    assert "int8263.23 MB809 kB100.0 %" in page
 
 
 @pytest.mark.parametrize(
