@@ -19,10 +19,11 @@ check: $(VENV)/dev.installed
 	$(BIN)/mypy edgekd
 	$(BIN)/python tests/size_gate.py
 
-## Measure again what README and docs claim. Takes about half an hour on two cores.
+## Measure again what README and docs claim. Takes about an hour on two cores.
 bench: $(VENV)/dev.installed
 	$(BIN)/python bench/harness_overhead.py
 	$(BIN)/python bench/quantization_baselines.py
+	$(BIN)/python bench/storage_formats.py
 	$(BIN)/python bench/scorer_agreement.py
 	$(BIN)/python bench/build_vs_ultralytics.py
 

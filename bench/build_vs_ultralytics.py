@@ -44,7 +44,10 @@ from edgekd.progress import PlainProgress
 IMAGE_SIZE = 640
 EXPORT = ("format=onnx", "quantize=8", "split=train", "device=cpu")
 VAL = ("batch=1", "rect=False", "device=cpu", "plots=False")
-EXTRA = ("score-fp32", "check-fp32", "check-int8", "compile", "benchmark", "report", "pack")
+EXTRA = (
+    *("score-fp32", "encode-fp32", "check-fp32", "check-int8", "encode-int8"),
+    *("compile", "benchmark", "report", "pack"),
+)
 """The stages of a build that have no counterpart in Ultralytics' two commands."""
 REST = "interpreter start, imports, hashing"
 PACKAGES = ("edgekd", "ultralytics", "torch", "onnx", "onnxruntime", "onnxslim", "openvino", "tensorrt-rtx")

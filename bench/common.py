@@ -69,7 +69,8 @@ def copy_data(source: Path, folder: Path, images: int | None) -> Path:
     images: of each split, in the order of their names; None for all.
     """
     described = yaml.safe_load((source / "data.yaml").read_text("utf-8"))
-    for split in ("train", "val"):
+    splits = [split for split in ("train", "val", "test") if split in described]
+    for split in splits:
         shown = Path(described[split])
         told = Path("labels", *shown.parts[1:])
         (folder / shown).mkdir(parents=True)
@@ -80,7 +81,7 @@ def copy_data(source: Path, folder: Path, images: int | None) -> Path:
             if (source / label).is_file():  # an image with nothing in it may have none
                 shutil.copyfile(source / label, folder / label)
     file = folder / "data.yaml"
-    kept = {key: described[key] for key in ("train", "val", "names")}
+    kept = {key: described[key] for key in (*splits, "names")}
     file.write_text(yaml.safe_dump({"path": str(folder), **kept}), "utf-8")
     return file
 

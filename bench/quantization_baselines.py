@@ -2,9 +2,9 @@
 
 Every tool gets the float32 ONNX graph that edgekd exports and the same calibration frames as edgekd's preprocessing
 makes them, and runs in a process of its own. All graphs are scored on ONNX Runtime's CPU provider by edgekd's scorer;
-those of Ultralytics' models by Ultralytics' `val` as well, which shows how far the two scorers are apart.
+with `--ultralytics-val` those of Ultralytics' models by Ultralytics' `val`, too, to compare the scorers.
 
-    python bench/quantization_baselines.py [--shared FOLDER] [--venvs FOLDER] [--images N]
+    python bench/quantization_baselines.py [--models M ...] [--data coco256 | ppe] [--scored val test]
 
 The environment needs `edgekd[train]`; NNCF and ModelOpt are installed into environments of their own.
 """
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,13 @@ from common import (
 from edgekd.data.dataset import Dataset, load_dataset
 from edgekd.detectors.types import DetectorSpec
 from edgekd.errors import EdgeKDError
+from edgekd.formats.packed_graph import pack
 from edgekd.progress import PlainProgress
 
 PEERS = Path(__file__).resolve().parent / "peers"
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
+FRAMES = 128
+"""Calibration frames that every tool gets, evenly taken from the training split."""
 OPSET = 17
 AGREEMENT = 0.005
 """How far edgekd's mAP50-95 may be from Ultralytics'."""
@@ -66,6 +69,11 @@ class Method:
 
 
 RECIPE = Method("edgekd, recipe `ptq`", "with_edgekd.py")
+MIXED = {
+    share: Method(f"edgekd, recipe `mixed`, packed into 1/{share} of the float file", "with_edgekd.py", str(share))
+    for share in (5, 7)
+}
+MODELOPT = Method("ModelOpt `entropy`, same exclusions", "with_modelopt.py", "entropy", "modelopt", "ultralytics")
 ONNXRUNTIME = Method("ONNX Runtime, min-max, all convolutions", "with_onnxruntime.py", "symmetric")
 METHODS = (
     ONNXRUNTIME,
@@ -74,9 +82,9 @@ METHODS = (
     Method("Ultralytics, `format=onnx quantize=8`", "with_ultralytics.py"),
     Method("NNCF, preset mixed", "with_nncf.py", "", "nncf"),
     Method("ModelOpt `max`, excluding what Ultralytics does", "with_modelopt.py", "max", "modelopt", "ultralytics"),
-    Method("ModelOpt `entropy`, same exclusions", "with_modelopt.py", "entropy", "modelopt", "ultralytics"),
+    MODELOPT,
     RECIPE,
-    Method("edgekd, the same, ranges by entropy", "with_edgekd.py", "entropy"),
+    *MIXED.values(),
 )
 
 
@@ -86,7 +94,8 @@ class Row:
 
     seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
     quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: whether every zero point
-    is 0, which TensorRT requires.
+    is 0, which TensorRT requires; packed_bytes: size in edgekd's lossless packed form; scores: mAP50-95 and mAP50 on
+    each scored split.
     """
 
     model: str
@@ -96,8 +105,8 @@ class Row:
     peak_bytes: int | None = None
     int8_convolutions: tuple[int, int] | None = None
     symmetric: bool | None = None
-    map50_95: float | None = None
-    map50: float | None = None
+    packed_bytes: int | None = None
+    scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ultralytics_map50_95: float | None = None
     ultralytics_map50: float | None = None
     error: str | None = None
@@ -105,19 +114,21 @@ class Row:
     @property
     def difference(self) -> float | None:
         """edgekd's mAP50-95 less Ultralytics', of the same graph."""
-        if self.map50_95 is None or self.ultralytics_map50_95 is None:
+        if not self.scores or self.ultralytics_map50_95 is None:
             return None
-        return self.map50_95 - self.ultralytics_map50_95
+        return next(iter(self.scores.values()))[0] - self.ultralytics_map50_95
 
 
 class Bench:
     """One run: where its files lie, and what it has learnt."""
 
-    def __init__(self, work: Path, venvs: Path, models: Path, data: Path) -> None:
+    def __init__(
+        self, work: Path, venvs: Path, models: Path, data: Path, scored: Sequence[str], both_scorers: bool
+    ) -> None:
         self.progress = PlainProgress(interval_s=30)
         self.packages: dict[str, dict[str, str]] = {}
         self._work, self._venvs, self._models = work, venvs, models
-        self._data = data
+        self._data, self._scored_splits, self._both = data, scored, both_scorers
         self._dataset: Dataset = load_dataset(data)
         self._environment = ultralytics_environment(work / "ultralytics")
         self._pythons: dict[str, Path] = {}
@@ -140,7 +151,7 @@ class Bench:
             graphs.append(graph)
         for frame in frames.iterdir():
             frame.unlink()
-        return self._scored_by_ultralytics(rows, graphs, spec) if model.endswith(".pt") else rows
+        return self._scored_by_ultralytics(rows, graphs, spec) if self._both and model.endswith(".pt") else rows
 
     def _export(self, model: str, graph: Path) -> DetectorSpec:
         from edgekd.detectors import load
@@ -149,12 +160,14 @@ class Bench:
         return export(load(self._models / model, classes=self._dataset.classes), graph, OPSET).spec
 
     def _write_frames(self, folder: Path, spec: DetectorSpec) -> Path:
-        """The calibration frames that every tool gets: the training split in order, one `.npy` each."""
+        """The calibration frames that every tool gets: one `.npy` each."""
         from edgekd.data.images import ReadableImages
         from edgekd.detectors.preprocess import letterbox
 
         folder.mkdir()
-        images = ReadableImages(self._dataset.split("train").samples, self.progress, label="calibration frames")
+        samples = self._dataset.split("train").samples
+        chosen = [samples[at] for at in np.linspace(0, len(samples) - 1, min(FRAMES, len(samples))).astype(int)]
+        images = ReadableImages(chosen, self.progress, label="calibration frames")
         for number, (_, image) in enumerate(images):
             np.save(folder / f"{number:05}.npy", letterbox(image, spec.preprocess)[0])
         return folder
@@ -186,12 +199,15 @@ class Bench:
     def _scored(self, row: Row, graph: Path, spec: DetectorSpec) -> Row:
         from edgekd.evaluate import evaluate
 
-        try:
-            score = evaluate(graph, spec, self._dataset.split("val")).score
-        except EdgeKDError as error:
-            return self._failed(row, str(error))
-        self.progress.note(f"{row.model}: {row.method}: mAP50-95 {score.map50_95:.4f}")
-        return replace(row, map50_95=score.map50_95, map50=score.map50)
+        scores = {}
+        for split in self._scored_splits:
+            try:
+                score = evaluate(graph, spec, self._dataset.split(split)).score
+            except EdgeKDError as error:
+                return self._failed(row, str(error))
+            scores[split] = (score.map50_95, score.map50)
+            self.progress.note(f"{row.model}: {row.method}: {split}: mAP50-95 {score.map50_95:.4f}")
+        return replace(row, scores=scores, packed_bytes=len(pack(graph.read_bytes())))
 
     def _scored_by_ultralytics(self, rows: list[Row], graphs: list[Path], spec: DetectorSpec) -> list[Row]:
         """The rows with what Ultralytics' `val` says of their graphs."""
@@ -306,22 +322,51 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     if apart:
         text = f"edgekd's scorer agrees with Ultralytics' val within {AGREEMENT} mAP50-95 on {len(apart)} graphs"
-        found.append({"claim": text, "found": max(apart), "holds": max(apart) <= AGREEMENT})
+        found.append(_claim(text, max(apart), max(apart) <= AGREEMENT))
     for model in dict.fromkeys(row.model for row in rows):
-        scores = {row.method: row.map50_95 or 0.0 for row in rows if row.model == model}
-        ahead = scores[RECIPE.name] - scores[ONNXRUNTIME.name]
-        text = f"{model}: edgekd's recipe scores higher than ONNX Runtime's static quantization"
-        found.append({"claim": text, "found": ahead, "holds": ahead > 0})
+        by_method = {row.method: row for row in rows if row.model == model}
+        exact, ours, peer = (by_method[name] for name in ("float32", RECIPE.name, MODELOPT.name))
+        for split in exact.scores:
+            found += _claims_about(f"{model}, {split}", split, exact, ours, peer)
+        for share, method in MIXED.items():
+            found += _claims_about_size(model, share, exact, by_method[method.name])
+        if ours.seconds and peer.seconds:
+            quicker = ours.seconds / peer.seconds
+            found.append(_claim(f"{model}: at most a quarter of ModelOpt entropy's time", quicker, quicker <= 0.25))
     return found
+
+
+def _claims_about(where: str, split: str, exact: Row, ours: Row, peer: Row) -> list[dict[str, Any]]:
+    score, reference = (row.scores.get(split, (0.0,))[0] for row in (ours, exact))
+    kept, ahead = score / reference, score - peer.scores.get(split, (0.0,))[0]
+    return [
+        _claim(f"{where}: INT8 keeps at least 99.5 % of the float mAP50-95", kept, kept >= 0.995),
+        _claim(f"{where}: INT8 is not below ModelOpt entropy", ahead, ahead >= 0),
+    ]
+
+
+def _claims_about_size(model: str, share: int, exact: Row, row: Row) -> list[dict[str, Any]]:
+    found = []
+    for split, (reference, _) in exact.scores.items():
+        smaller = (row.packed_bytes or 0) * share <= (exact.bytes or 0)
+        kept = row.scores.get(split, (0.0,))[0] / reference
+        text = f"{model}, {split}: 1/{share} of the float file keeps at least 97 %"
+        found.append(_claim(text, kept, smaller and kept >= 0.97))
+    return found
+
+
+def _claim(text: str, found: float, holds: bool) -> dict[str, Any]:
+    return {"claim": text, "found": found, "holds": holds}
 
 
 def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """The result as Markdown."""
     lines = ["# INT8 after training, edgekd beside its peers", "", f"`{found['command']}`", "", *_ABOUT, ""]
-    lines.append(f"{found['images']['train']} calibration images, {found['images']['val']} scored.")
+    told = ", ".join(f"{found['images'][split]} scored of `{split}`" for split in found["scored"])
+    lines.append(f"Data: {found['data']}; {found['images']['calibration']} calibration images, {told}.")
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]
-        lines += ["", f"## {model}", "", *table(_HEADER, [_cells(row) for row in mine])]
+        lines += ["", f"## {model}", "", *table(_header(found["scored"]), [_cells(row, mine[0]) for row in mine])]
         lines += [f"\n{row.method}: {row.error}" for row in mine if row.error]
     marks = {True: "yes", False: "**no**"}
     held = [[claim["claim"], f"{claim['found']:.4f}", marks[claim["holds"]]] for claim in found["claims"]]
@@ -332,10 +377,12 @@ def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     return [*lines, "", f"{found['host']['threads']} threads; {found['seeds']}.", "", *conditions_lines(found)]
 
 
-_HEADER = (
-    *("how", "bytes", "seconds", "peak MB", "INT8 convolutions", "symmetric"),
-    *("mAP50-95", "mAP50", "Ultralytics", "difference"),
-)
+def _header(scored: Sequence[str]) -> list[str]:
+    scores = [title for split in scored for title in (f"{split} mAP50-95", "of float", "mAP50")]
+    columns = ["how", "bytes", "packed", "seconds", "peak MB", "INT8 convolutions", "symmetric"]
+    return [*columns, *scores, "Ultralytics", "difference"]
+
+
 _TOLD = (
     *("edgekd", "ultralytics", "nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu"),
     *("torch", "numpy", "faster-coco-eval"),
@@ -344,20 +391,27 @@ _ABOUT = (
     "Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and",
     "runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:",
     "resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,",
-    "as TensorRT requires. mAP: edgekd's scorer on ONNX Runtime's CPU provider. Ultralytics: mAP50-95 of the same",
-    "graph by its `val` (`rect=False`, batch 1); difference: edgekd's less that.",
+    "as TensorRT requires. Packed: the graph in edgekd's lossless packed form, whoever made it. mAP: edgekd's scorer,",
+    "on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 of the same graph by its `val`",
+    "(`rect=False`, batch 1) on the first split; difference: edgekd's less that.",
 )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, exact: Row) -> list[str]:
     """One line of a table; what is not known is a dash."""
+    scores = []
+    for split, (reference, _) in exact.scores.items():
+        found = row.scores.get(split)
+        scores += [f"{found[0]:.4f}", f"{found[0] / reference:.1%}", f"{found[1]:.4f}"] if found else [None] * 3
     values = [
         None if row.bytes is None else f"{row.bytes:,}",
+        None if row.packed_bytes is None else f"{row.packed_bytes:,}",
         None if row.seconds is None else f"{row.seconds:.1f}",
         None if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
         None if row.int8_convolutions is None else "{} of {}".format(*row.int8_convolutions),
         None if row.symmetric is None else ("no", "yes")[row.symmetric],
-        *(None if score is None else f"{score:.4f}" for score in (row.map50_95, row.map50, row.ultralytics_map50_95)),
+        *scores,
+        None if row.ultralytics_map50_95 is None else f"{row.ultralytics_map50_95:.4f}",
         None if row.difference is None else f"{row.difference:+.4f}",
     ]
     return [row.method, *(value or "–" for value in values)]
@@ -370,6 +424,9 @@ def main() -> int:
     cache = Path.home() / ".cache" / "edgekd-bench"
     parser.add_argument("--venvs", type=Path, default=cache, help="the peers' environments, kept from run to run")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--data", default="coco256", help="data set beside the models")
+    parser.add_argument("--scored", nargs="+", default=["val"], help="splits")
+    parser.add_argument("--ultralytics-val", action="store_true", help="score with Ultralytics' val, too")
     parser.add_argument("--images", type=int, help="of each split; default: all")
     parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")
     parser.add_argument("--out", type=Path, default=RESULTS / "quantization_baselines.json")
@@ -377,17 +434,22 @@ def main() -> int:
     use_cores(given.threads)
     asked = [f"--images {given.images}"] if given.images else []
     asked += [f"--models {' '.join(given.models)}"] if given.models != list(MODELS) else []
+    asked += [f"--data {given.data} --scored {' '.join(given.scored)}"] if given.data != "coco256" else []
     found = {
         "question": "how good, how small and how quick is INT8 after training, beside other tools?",
         "command": " ".join(["python bench/quantization_baselines.py", *asked, f"--threads {given.threads}"]),
         "seeds": "no tool here draws random numbers; PYTHONHASHSEED=0",
+        "data": given.data,
+        "scored": given.scored,
         **conditions(given.threads),
     }
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:
         work = Path(folder)
-        data = copy_data(given.shared.absolute() / "data" / "coco256", work / "data", given.images)
-        bench = Bench(work, given.venvs.absolute(), given.shared.absolute() / "models", data)
-        found["images"] = {name: len(load_dataset(data).split(name)) for name in ("train", "val")}
+        data = copy_data(given.shared.absolute() / "data" / given.data, work / "data", given.images)
+        models = given.shared.absolute() / "models"
+        bench = Bench(work, given.venvs.absolute(), models, data, given.scored, given.ultralytics_val)
+        sizes = {name: len(load_dataset(data).split(name)) for name in ("train", *given.scored)}
+        found["images"] = {**sizes, "calibration": min(FRAMES, sizes["train"])}
         rows = [row for model in given.models for row in bench.rows(model)]
     found["rows"] = [{**asdict(row), "difference": row.difference} for row in rows]
     found["claims"] = claims(rows)

@@ -1,17 +1,30 @@
-"""edgekd's own row: what the recipe `ptq` does to a graph."""
+"""edgekd's own rows: what its recipes `ptq` and `mixed` do to a graph."""
 
 from __future__ import annotations
 
 from adapter import Job, run
 
+from edgekd.compress.planner import measure_costs, plan_for
 from edgekd.compress.quantize import quantize
-from edgekd.spec import load_recipe
+from edgekd.formats.packed_graph import pack
+from edgekd.spec import Quantize, load_recipe
 
 
 def edgekd(job: Job) -> None:
-    """`--method`: how ranges are found, where it is not as the recipe says."""
-    (step,) = load_recipe("ptq").steps
-    quantize(job.model, job.out, job.batches(), job.method or step.ranges, step.min_snr_db)
+    """`--method`: nothing for `ptq`, or how often the packed graph of `mixed` must go into the float file."""
+    (step,) = load_recipe("mixed" if job.method else "ptq").steps
+    assert isinstance(step, Quantize)
+    if not job.method:
+        quantize(job.model, job.out, job.batches(), step)
+        return
+    most = limit = job.model.stat().st_size // int(job.method)
+    costs = measure_costs(job.model, list(job.batches()), step)
+    while True:
+        quantize(job.model, job.out, job.batches(), step, plan_for(costs, limit).forms)
+        over = len(pack(job.out.read_bytes())) - most
+        if over <= 0:
+            return
+        limit -= over
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Quantization-aware training on a GPU: trains a float YOLO on the PPE images, then lets edgekd's distillation and
+# Ultralytics' training with `quantize=8` start from it, and scores what they make. One model a call, within LIMIT
+# seconds; what is done by then is in $OUT (default: runs/gpu/quantization_aware), and a call with START=that folder goes
+# on: $MODEL.json and .md (the result so far), $MODEL-rows.json, and the float checkpoint in parts, $MODEL.pt.00 ...
+# Run in the repository's root. MODEL: yolo11s, yolo11m, ...; WEIGHTS: a trained float checkpoint, which is then not
+# trained here; SHARED: a folder with data/ppe. Further arguments go to bench/quantization_aware.py.
+# Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, ONNX Runtime, setuptools; and in WHEELS what
+# is missing of ultralytics ultralytics-thop ultralytics-platform nvidia-modelopt omegaconf pulp huggingface_hub onnxslim
+# faster-coco-eval. Ultralytics has to be there. Nothing is fetched.
+set -euo pipefail
+OUT=${OUT:-runs/gpu/quantization_aware}
+MODEL=${MODEL:-yolo11s}
+WHEELS=${WHEELS:-.whl}
+SHARED=${SHARED:-../shared}
+DEVICE=${DEVICE:-0}
+SIZE=${SIZE:-640}
+LIMIT=${LIMIT:-560}
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+mkdir -p "$OUT" "$WORK/ultralytics/Ultralytics" "$WORK/bench"
+touch "$WORK/ultralytics/Ultralytics/Arial.ttf" # a font that is there is not downloaded
+export PYTHONUNBUFFERED=1 YOLO_CONFIG_DIR=$WORK/ultralytics YOLO_OFFLINE=True YOLO_AUTOINSTALL=False
+
+# An environment that sees the machine's packages: Ultralytics' command has to lie beside its interpreter.
+site='import sysconfig; print(sysconfig.get_paths()["purelib"])'
+python3 -m venv --without-pip "$WORK/venv"
+python=$WORK/venv/bin/python
+python3 -c "$site" >"$("$python" -c "$site")/machine.pth"
+install=(python3 -m pip --python "$python" install -q --no-index --no-deps)
+"${install[@]}" --ignore-installed "$WHEELS"/*.whl
+"${install[@]}" --no-build-isolation -e .
+# Ultralytics reads its own log with polars, and does without where that fails; the import must not.
+"$python" -c 'import polars' 2>/dev/null || touch "$("$python" -c "$site")/polars.py"
+
+TEACHER=$WORK/$MODEL.pt
+if [ -n "${START:-}" ]; then
+    cat "$START/$MODEL.pt".* >"$TEACHER"
+    if [ -f "$START/$MODEL-rows.json" ]; then cp "$START/$MODEL-rows.json" "$WORK/bench/rows.json"; fi
+elif [ -n "${WEIGHTS:-}" ]; then
+    cp "$WEIGHTS" "$TEACHER"
+else
+    "$python" - "$MODEL" "$SHARED/data/ppe" "$WORK" "$DEVICE" "$SIZE" "${MINUTES_TO_TRAIN:-4}" "${IMAGES:-}" <<'PYTHON'
+import shutil, sys
+from pathlib import Path
+
+sys.path.insert(0, "bench")
+from common import copy_data
+from ultralytics import YOLO
+
+model, data, work, device, size, minutes, images = sys.argv[1:]
+copied = copy_data(Path(data), Path(work, "data"), int(images) if images else None)
+yolo = YOLO(f"{model}.yaml")
+hardware = {"amp": False, "workers": 0} if device == "cpu" else {"amp": "bf16", "cache": "ram"}
+settings = {"time": float(minutes) / 60, "imgsz": int(size), "batch": 32, "plots": False, "device": device, **hardware}
+yolo.train(data=copied, project=work, name="float", **settings)
+shutil.copy(yolo.trainer.best, Path(work, f"{model}.pt"))
+PYTHON
+fi
+split -b 15M -d "$TEACHER" "$OUT/$MODEL.pt."
+
+bench=("$python" bench/quantization_aware.py --model "$TEACHER" --data "$SHARED/data/ppe" --work "$WORK/bench")
+bench+=(--out "$OUT/$MODEL.json" --peer "$python" --device "$DEVICE" --threads "$(nproc)" --image-size "$SIZE")
+bench+=(--epochs "${EPOCHS:-20}" --batch "${BATCH:-32}" ${IMAGES:+--images "$IMAGES"} --smaller 7.5 --keep 0.99)
+timeout --kill-after 10 "$((LIMIT - SECONDS))" "${bench[@]}" "$@" || echo "stopped with status $? (124: out of time)"
+tar -czf "$OUT/$MODEL-logs.tgz" -C "$WORK/bench" $(cd "$WORK/bench" && ls ./*.log)
+cp "$WORK/bench/rows.json" "$OUT/$MODEL-rows.json"
