@@ -137,13 +137,15 @@ class _Stream:
             part, more = self._step(1)
             if part or not more:
                 raise ValueError("a stream does not end where it should")
-        if self._inflate.unused_data or self._fed < len(self._stored):
+        if self._inflate.unused_data or self._inflate.unconsumed_tail or self._fed < len(self._stored):
             raise ValueError("something follows the end of a stream")
 
     def _step(self, count: int) -> tuple[bytes, bool]:
         """At most `count` bytes, and whether stored bytes were there to make more of."""
+        if self._inflate.eof:
+            return b"", False  # it may still hold a tail, which it would take in again and again
         stored: Any = self._inflate.unconsumed_tail
-        if not stored and not self._inflate.eof:
+        if not stored:
             stored = self._stored[self._fed : self._fed + _CHUNK]
             self._fed += len(stored)
         try:

@@ -8,7 +8,7 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,19 @@ def test_bytes_after_the_end_of_a_stream_are_found() -> None:
     longer = [*header["streams"][:-1], [name, length + 1]]
     with pytest.raises(ValueError, match="follows the end"):
         unpack(sealed(canonical_json({**header, "streams": longer}), streams + b"\0"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_heavy_damage_behind_the_checksum_ends_soon(seed: int) -> None:
+    """A stream that ends before its bytes do must not be read for ever."""
+    header, streams = opened(pack(SMALL))
+    rng = np.random.default_rng(seed)
+    for _ in range(200):
+        damaged = bytearray(streams)
+        for at in rng.integers(0, len(damaged), 3):
+            damaged[at] ^= int(rng.integers(1, 256))
+        with suppress(ValueError):
+            assert unpack(sealed(canonical_json(header), bytes(damaged))) == SMALL
 
 
 @settings(deadline=None, max_examples=500)
