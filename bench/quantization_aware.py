@@ -408,7 +408,8 @@ _ABOUT = (
     "floats that are quantized when it is loaded; so there is also what its file would be zipped, and with those",
     "weights stored as INT8 and packed by edgekd. Seconds: from the float checkpoint to the quantized graph, with the",
     "calibration, and for Ultralytics the validation after each epoch, by which it picks the epoch that it exports:",
-    "it has looked at the split val. edgekd has not. Both train in float32. As gently as edgekd:",
+    "it has looked at the split val. edgekd's defaults were compared on ppe's val, too: test is the split to compare.",
+    "Both train in float32. As gently as edgekd:",
     f"{', '.join(f'`{name}={value}`' for name, value in GENTLE.items())}; the rest are Ultralytics' defaults.",
     "mAP: edgekd's scorer on ONNX Runtime's CPU provider.",
 )
