@@ -74,7 +74,7 @@ def build(
     from edgekd.target import load_target
 
     chosen = load_target(target)
-    steps = load_recipe(recipe or chosen.recipe)
+    steps = load_recipe(recipe or ("mixed" if plan else chosen.recipe))
     job = pipeline.Job(
         model=model,
         data=data,
@@ -116,7 +116,7 @@ def quantize(
     from edgekd.spec import Budget, load_recipe
 
     # Where there is something to plan for, every format is a choice; else INT8 costs nearly nothing.
-    chosen = load_recipe(recipe or ("mixed" if max_size or keep else "ptq"))
+    chosen = load_recipe(recipe or ("mixed" if max_size or keep or plan else "ptq"))
     job = quantizing.QuantizeJob(
         model=model,
         data=data,
