@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.ranges import MagnitudeHistogram
+from edgekd.compress.session import cpu_session
 from edgekd.errors import CompressError
 
 
@@ -53,14 +54,11 @@ def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
 def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str]:
     """An ONNX Runtime session that also returns the given inner tensors, and the name of the graph's input."""
     import onnx
-    import onnxruntime
 
     model = onnx.load(graph)
     present = {value.name for value in [*model.graph.output, *model.graph.input]}
     for name in tensors:
         if name not in present:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model)
     return session, model.graph.input[0].name

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekd.compress.graph import Graph
 from edgekd.compress.placement import Placement
+from edgekd.compress.session import cpu_session
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 
 NOISELESS_DB = 120.0
@@ -68,7 +69,6 @@ def _signal(convolution: str) -> str:
 def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[float]]) -> tuple[Any, str]:
     """A session on the float graph that returns noise and signal of each convolution, and its input's name."""
     import onnx
-    import onnxruntime
     from onnx import helper
 
     model = onnx.ModelProto()
@@ -88,9 +88,7 @@ def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[
         power = helper.make_node("ReduceSumSquare", [node.output[0]], [outputs[-1]], keepdims=0)
         model.graph.node.append(power)
     model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model)
     return session, model.graph.input[0].name
 
 

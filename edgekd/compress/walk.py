@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.graph import Graph
+from edgekd.compress.session import cpu_session
 
 SOURCE = 0
 """The level of the graph's input and of what is computed from it before any convolution."""
@@ -58,7 +59,6 @@ class Walk:
                 del seen[name]
 
     def _session(self, nodes: list[Any], inputs: list[str], outputs: list[str]) -> Any:
-        import onnxruntime
         from onnx import ValueInfoProto, helper
 
         first = self._seen[0]
@@ -74,10 +74,7 @@ class Walk:
         )
         source = self._graph.model
         model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return cpu_session(model, spinning=False)
 
 
 def bytes_per_frame(graph: Graph) -> int:
