@@ -24,7 +24,7 @@ from edgekd.errors import CompressError
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.spec import Quantize
 
-PROBES = 4
+PROBES = 12
 """Frames on which each convolution's noise is measured."""
 PATCHES = 3072
 PATCHES_PER_WEIGHT = 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from edgekd.formats.int8 import LEVELS, channel_scales
 DAMPING = 0.003
 """What is added to a covariance's diagonal, as a share of its mean: patches that were never seen stay harmless."""
 _BLOCK = fp4x.BLOCK
+_Factor = TypeVar("_Factor")
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,15 @@ def refit(weights: np.ndarray, halves: tuple[Moments, Moments]) -> Fit:
 
 def _correction(moments: Moments) -> np.ndarray:
     """The change of the weights that explains most of the error."""
-    found: np.ndarray = np.linalg.solve(_damped(moments.covariance), moments.cross.transpose(0, 2, 1))
-    return found.transpose(0, 2, 1)
+    from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
+
+    def solved(covariance: np.ndarray, cross: np.ndarray) -> np.ndarray:
+        # A covariance is symmetric and positive: its Cholesky factor costs half of what elimination does.
+        factor = _of_positive(covariance, lambda each: cho_factor(each, check_finite=False))
+        found: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
+        return found.T
+
+    return np.stack([solved(*each) for each in zip(_damped(moments.covariance), moments.cross, strict=True)])
 
 
 def _gain(correction: np.ndarray, moments: Moments) -> np.ndarray:
@@ -183,16 +192,22 @@ def _inverse_factor(damped: np.ndarray) -> np.ndarray:
 
     With rows and columns in reverse order a covariance is R R' with R upper triangular, and U is the inverse of R.
     """
-    matrix = damped[:, ::-1, ::-1].astype(np.float64)
-    diagonal = np.diagonal(matrix, axis1=1, axis2=2).mean(axis=1)[:, None, None] * np.eye(matrix.shape[1])
+    reversed_ = damped[:, ::-1, ::-1].astype(np.float64)
+    upper = np.stack([_of_positive(each, np.linalg.cholesky) for each in reversed_])[:, ::-1, ::-1]
+    # A factor is as well conditioned as its covariance's square root: single precision inverts it.
+    found: np.ndarray = np.linalg.inv(upper.astype(np.float32))
+    return found
+
+
+def _of_positive(covariance: np.ndarray, factor: Callable[[np.ndarray], _Factor]) -> _Factor:
+    """The factor of a covariance [K, K], with as much added to its diagonal as that needs."""
+    diagonal = np.diagonal(covariance).mean() * np.eye(len(covariance), dtype=covariance.dtype)
     for extra in (0.0, 0.01, 0.1, 1.0):
         # Few patches of many inputs: float32 then leaves directions with less than no variance.
         try:
-            upper = np.linalg.cholesky(matrix + extra * diagonal)[:, ::-1, ::-1]
+            return factor(covariance + extra * diagonal if extra else covariance)
         except np.linalg.LinAlgError:
             continue
-        # A factor is as well conditioned as its covariance's square root: single precision inverts it.
-        return np.linalg.inv(upper.astype(np.float32))
     raise CompressError("quantize: a layer reads what has no covariance", expected="finite values", found="others")
 
 
