@@ -36,10 +36,12 @@ from common import (
     without_folders,
     write_results,
 )
+from fidelity import RESAMPLES, Difference, Reference, difference
 
 from edgekd.data.dataset import Dataset, load_dataset
 from edgekd.detectors.types import DetectorSpec
 from edgekd.errors import EdgeKDError
+from edgekd.evaluate import Evaluation
 from edgekd.formats.packed_graph import pack
 from edgekd.progress import PlainProgress
 
@@ -47,6 +49,8 @@ PEERS = Path(__file__).resolve().parent / "peers"
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 FRAMES = 128
 """Calibration frames that every tool gets, evenly taken from the training split."""
+JUDGED = 32
+"""Frames of the first scored split on which noise is measured."""
 OPSET = 17
 AGREEMENT = 0.005
 """How far edgekd's mAP50-95 may be from Ultralytics'."""
@@ -92,6 +96,7 @@ METHODS = (
 class Row:
     """One line of the table; what could not be had is None, and `error` says why.
 
+    noise: relative to the float graph's signal, where its last convolutions end (`fidelity.Reference`);
     seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
     quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: whether every zero point
     is 0, which TensorRT requires; packed_bytes: size in edgekd's lossless packed form; scores: mAP50-95 and mAP50 on
@@ -106,6 +111,7 @@ class Row:
     int8_convolutions: tuple[int, int] | None = None
     symmetric: bool | None = None
     packed_bytes: int | None = None
+    noise: float | None = None
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ultralytics_map50_95: float | None = None
     ultralytics_map50: float | None = None
@@ -132,6 +138,19 @@ class Bench:
         self._dataset: Dataset = load_dataset(data)
         self._environment = ultralytics_environment(work / "ultralytics")
         self._pythons: dict[str, Path] = {}
+        self._found: dict[tuple[str, str], Evaluation] = {}
+
+    def differences(self, model: str) -> dict[str, dict[str, float]]:
+        """On each scored split the mAP50-95 of recipe `ptq` less that of the float graph and of ModelOpt `entropy`."""
+        found: dict[str, dict[str, float]] = {}
+        for split in self._scored_splits:
+            for name in ("float32", MODELOPT.name):
+                ours, other = (self._found.get((method, split)) for method in (RECIPE.name, name))
+                if ours and other:
+                    self.progress.note(f"{model}: {split}: drawing images anew, against {name} ...")
+                    apart = difference(ours, other, self._dataset.classes)
+                    found[f"{model}, {split}: edgekd `ptq` less {name}"] = asdict(apart)
+        return found
 
     def rows(self, model: str) -> list[Row]:
         """Everything about one model: a row for its float graph and one per method."""
@@ -139,15 +158,20 @@ class Bench:
         folder.mkdir()
         source = folder / "float32.onnx"
         spec = self._export(model, source)
-        frames = self._write_frames(folder / "frames", spec)
+        frames = self._write_frames(folder / "frames", spec, "train", FRAMES)
         head = _head(source)
         exclude = {"edgekd": head, "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else head}
+        self._found.clear()
+        judged = self._write_frames(folder / "judged", spec, self._scored_splits[0], JUDGED)
+        reference = Reference(source, [np.load(frame) for frame in sorted(judged.iterdir())])
         rows = [self._scored(Row(model, "float32", source.stat().st_size), source, spec)]
         graphs = [source]
         for number, method in enumerate(METHODS, start=1):
             graph = folder / f"{number}.onnx"
             done = self._quantize(Row(model, method.name), method, source, frames, graph, exclude)
-            rows.append(self._scored(done, graph, spec) if done.error is None else done)
+            if done.error is None:
+                done = self._scored(replace(done, noise=reference.noise(graph)), graph, spec)
+            rows.append(done)
             graphs.append(graph)
         for frame in frames.iterdir():
             frame.unlink()
@@ -159,15 +183,15 @@ class Bench:
 
         return export(load(self._models / model, classes=self._dataset.classes), graph, OPSET).spec
 
-    def _write_frames(self, folder: Path, spec: DetectorSpec) -> Path:
-        """The calibration frames that every tool gets: one `.npy` each."""
+    def _write_frames(self, folder: Path, spec: DetectorSpec, split: str, most: int) -> Path:
+        """Frames of a split, evenly taken: one `.npy` each. What every tool is calibrated on is written so."""
         from edgekd.data.images import ReadableImages
         from edgekd.detectors.preprocess import letterbox
 
         folder.mkdir()
-        samples = self._dataset.split("train").samples
-        chosen = [samples[at] for at in np.linspace(0, len(samples) - 1, min(FRAMES, len(samples))).astype(int)]
-        images = ReadableImages(chosen, self.progress, label="calibration frames")
+        samples = self._dataset.split(split).samples
+        chosen = [samples[at] for at in np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int)]
+        images = ReadableImages(chosen, self.progress, label=f"frames of {split}")
         for number, (_, image) in enumerate(images):
             np.save(folder / f"{number:05}.npy", letterbox(image, spec.preprocess)[0])
         return folder
@@ -202,9 +226,10 @@ class Bench:
         scores = {}
         for split in self._scored_splits:
             try:
-                score = evaluate(graph, spec, self._dataset.split(split)).score
+                found = evaluate(graph, spec, self._dataset.split(split))
             except EdgeKDError as error:
                 return self._failed(row, str(error))
+            self._found[row.method, split], score = found, found.score
             scores[split] = (score.map50_95, score.map50)
             self.progress.note(f"{row.model}: {row.method}: {split}: mAP50-95 {score.map50_95:.4f}")
         return replace(row, scores=scores, packed_bytes=len(pack(graph.read_bytes())))
@@ -339,7 +364,9 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _claims_about(where: str, split: str, exact: Row, ours: Row, peer: Row) -> list[dict[str, Any]]:
     score, reference = (row.scores.get(split, (0.0,))[0] for row in (ours, exact))
     kept, ahead = score / reference, score - peer.scores.get(split, (0.0,))[0]
+    quieter = (ours.noise or np.inf) / (peer.noise or np.inf)
     return [
+        _claim(f"{where}: INT8 noise by ModelOpt entropy's", quieter, quieter <= 1),
         _claim(f"{where}: INT8 keeps at least 99.5 % of the float mAP50-95", kept, kept >= 0.995),
         _claim(f"{where}: INT8 is not below ModelOpt entropy", ahead, ahead >= 0),
     ]
@@ -370,7 +397,9 @@ def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         lines += [f"\n{row.method}: {row.error}" for row in mine if row.error]
     marks = {True: "yes", False: "**no**"}
     held = [[claim["claim"], f"{claim['found']:.4f}", marks[claim["holds"]]] for claim in found["claims"]]
-    lines += ["", "## What must hold", "", *table(["", "found", "holds"], held), ""]
+    lines += ["", "## What must hold", "", *table(["", "found", "holds"], held), "", *_ABOUT_DIFFERENCES, ""]
+    apart = [[name, str(Difference(**each))] for name, each in found["differences"].items()]
+    lines += [*table(["mAP50-95", "difference ± its standard error"], apart), ""]
     for environment, installed in found["packages"].items():
         told = ", ".join(f"{name} {installed[name]}" for name in _TOLD if name in installed)
         lines.append(f"- environment `{environment}`: {told}")
@@ -379,7 +408,7 @@ def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 def _header(scored: Sequence[str]) -> list[str]:
     scores = [title for split in scored for title in (f"{split} mAP50-95", "of float", "mAP50")]
-    columns = ["how", "bytes", "packed", "seconds", "peak MB", "INT8 convolutions", "symmetric"]
+    columns = ["how", "bytes", "packed", "seconds", "peak MB", "INT8 convolutions", "symmetric", "noise"]
     return [*columns, *scores, "Ultralytics", "difference"]
 
 
@@ -391,9 +420,16 @@ _ABOUT = (
     "Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and",
     "runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:",
     "resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,",
-    "as TensorRT requires. Packed: the graph in edgekd's lossless packed form, whoever made it. mAP: edgekd's scorer,",
-    "on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 of the same graph by its `val`",
+    "as TensorRT requires. Packed: the graph in edgekd's lossless packed form, whoever made it. Noise: relative to the",
+    f"signal, where the float graph's last convolutions end, on {JUDGED} frames of the first split. mAP: edgekd's",
+    "scorer, on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 of the same graph by its `val`",
     "(`rect=False`, batch 1) on the first split; difference: edgekd's less that.",
+)
+
+
+_ABOUT_DIFFERENCES = (
+    f"How much of a difference is due to which images are scored: drawn anew {RESAMPLES} times, with repetition, the same",
+    "for both graphs.",
 )
 
 
@@ -410,6 +446,7 @@ def _cells(row: Row, exact: Row) -> list[str]:
         None if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
         None if row.int8_convolutions is None else "{} of {}".format(*row.int8_convolutions),
         None if row.symmetric is None else ("no", "yes")[row.symmetric],
+        None if row.noise is None else f"{row.noise:.4f}",
         *scores,
         None if row.ultralytics_map50_95 is None else f"{row.ultralytics_map50_95:.4f}",
         None if row.difference is None else f"{row.difference:+.4f}",
@@ -450,7 +487,11 @@ def main() -> int:
         bench = Bench(work, given.venvs.absolute(), models, data, given.scored, given.ultralytics_val)
         sizes = {name: len(load_dataset(data).split(name)) for name in ("train", *given.scored)}
         found["images"] = {**sizes, "calibration": min(FRAMES, sizes["train"])}
-        rows = [row for model in given.models for row in bench.rows(model)]
+        rows = []
+        found["differences"] = {}
+        for model in given.models:
+            rows += bench.rows(model)
+            found["differences"].update(bench.differences(model))
     found["rows"] = [{**asdict(row), "difference": row.difference} for row in rows]
     found["claims"] = claims(rows)
     found["packages"] = bench.packages

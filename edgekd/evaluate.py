@@ -22,11 +22,15 @@ from edgekd.score import Score, score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a graph found in a split: its score, the images in order, their detections, and the files left out."""
+    """What a graph found in a split: its score, the images in order, their detections, and the files left out.
+
+    truths: of each image, as `edgekd.score.score` takes them: its labels, and its width and height in pixels.
+    """
 
     score: Score
     images: tuple[Path, ...]
     detections: tuple[Detections, ...]
+    truths: tuple[tuple[Truth, int, int], ...]
     skipped: tuple[tuple[Path, str], ...]
 
 
@@ -52,7 +56,13 @@ def evaluate(
             found.append(decode(session.run(batch), spec, placement, SCORING))
             images.append(sample.image)
             truths.append((sample.truth, image.shape[1], image.shape[0]))
-    return Evaluation(score(found, truths, spec.classes), tuple(images), tuple(found), tuple(readable.skipped))
+    return Evaluation(
+        score=score(found, truths, spec.classes),
+        images=tuple(images),
+        detections=tuple(found),
+        truths=tuple(truths),
+        skipped=tuple(readable.skipped),
+    )
 
 
 def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
