@@ -46,9 +46,9 @@ VERSION = {
     "export": 1,
     "score": 1,
     "calibrate": 1,
-    "plan": 1,
-    "search": 1,
-    "quantize": 2,
+    "plan": 2,
+    "search": 2,
+    "quantize": 3,
     "quant_aware_distill": 1,
     "compare": 1,
     "encode": 1,
@@ -240,7 +240,7 @@ class Stages:
         return Calibrated(stage, images, Frames(images.sha256, lambda: self._frames(images, spec)))
 
     def plan(self, step: Quantize, graph: Stage, frames: Frames) -> Stage:
-        """What every format of every convolution would cost, in the file COSTS. Results: `layers`, their number."""
+        """What every format of every layer would cost, in the file COSTS. Results: `layers`, their number."""
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edgekd.compress.planner import measure_costs
@@ -258,8 +258,8 @@ class Stages:
     ) -> Stage:
         """The Q/DQ graph, its plan if it has one, and TensorRT's calibration cache for a version of it.
 
-        Results: as `export`, `convolutions` (INT8, all), `forms`, `snr_db`, and `errors`: what each convolution is
-        thought to cost, by the plan, or else the noise at its own output relative to the signal.
+        Results: as `export`, `layers` (INT8, all), `forms`, `snr_db`, and `errors`: what each layer is thought to cost,
+        by the plan, or else the noise at its own output relative to the signal.
         """
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -278,7 +278,7 @@ class Stages:
                 "detector": graph.results["detector"],
                 "opset": graph.results["opset"],
                 "bytes": (folder / GRAPH).stat().st_size,
-                "convolutions": [len(done.int8), done.convolutions],
+                "layers": [len(done.int8), done.layers],
                 "forms": dict(done.forms),
                 "snr_db": {name: round(ratio, 2) for name, ratio in done.snr_db.items()},
                 "errors": {name: float(f"{error:.4g}") for name, error in errors.items()},
@@ -323,7 +323,7 @@ class Stages:
                 (folder / CACHE).write_text(to_text(trained, tensorrt), "ascii")
             if PLAN in graph.files:
                 shutil.copyfile(graph.path / PLAN, folder / PLAN)
-            kept = {name: graph.results[name] for name in ("detector", "opset", "convolutions", "forms")}
+            kept = {name: graph.results[name] for name in ("detector", "opset", "layers", "forms")}
             losses = [{name: float(f"{loss:.6g}") for name, loss in epoch.items()} for epoch in done.losses]
             return {**kept, "bytes": out.stat().st_size, "epochs": done.epochs, "losses": losses}
 

@@ -104,7 +104,7 @@ def test_a_folder_of_images_serves_a_network_and_a_detector_without_labels(
 def test_without_json_it_prints_what_it_kept(edgekd: EdgeKD, network: Path, arrays: Path, tmp_path: Path) -> None:
     ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path)
     assert "output output0: relative error 0.0" in ran.out
-    assert re.search(r"convolutions: 2 in float16, 3 in int8", ran.out)
+    assert re.search(r"layers: 2 in float16, 3 in int8", ran.out)
     assert f"results: {tmp_path}" in ran.out
 
 

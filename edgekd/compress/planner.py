@@ -1,4 +1,4 @@
-"""The planner: which convolution gets which number format, so that a packed graph keeps a byte limit at least error.
+"""The planner: which layer gets which number format, so that a packed graph keeps a byte limit at least error.
 
     costs = measure_costs(source, frames, step)     once for a graph; JSON, so that it can be a stored stage
     plan = plan_for(costs, max_bytes)               as often as needed: milliseconds
@@ -22,13 +22,13 @@ import numpy as np
 
 from edgekd.canonical import file_sha256
 from edgekd.compress.calibrate import observe
-from edgekd.compress.convolution import convolution
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.output_error import Rounded, measure_fp4x
-from edgekd.compress.placement import Placement, is_dfl, place
+from edgekd.compress.placement import Placement, place
 from edgekd.compress.plan import FORMS, Form, Plan, PlannedLayer
 from edgekd.compress.quantize import PROBES, WALK_BYTES, prepared, require_weights, unreadable
-from edgekd.compress.rewrite import apply, insert_activation_pairs, store_weights
+from edgekd.compress.rewrite import apply, insert_activation_pairs, store_weights, weights_pair
 from edgekd.compress.scales import choose_scales
 from edgekd.compress.walk import bytes_per_frame
 from edgekd.errors import CompressError
@@ -42,7 +42,7 @@ _Codes = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Option:
-    """A form that a convolution can have: stored bytes of its weights and scales, and the output error it adds."""
+    """A form that a layer can have: stored bytes of its weights and scales, and the output error it adds."""
 
     form: Form
     bytes: int
@@ -51,7 +51,7 @@ class Option:
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """The forms that the convolution `name` with so many `weights` can have."""
+    """The forms that the layer `name` with so many `weights` can have."""
 
     name: str
     weights: int
@@ -77,7 +77,7 @@ def costs_from(value: Any) -> Costs:
 
 
 def measure_costs(source: Path, frames: Sequence[np.ndarray], step: Quantize) -> Costs:
-    """What each form of each convolution of the float ONNX graph `source` costs, on calibration frames [1, 3, h, w].
+    """What each form of each layer of the float ONNX graph `source` costs, on calibration frames [1, 3, h, w].
 
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
@@ -88,12 +88,12 @@ def measure_costs(source: Path, frames: Sequence[np.ndarray], step: Quantize) ->
         raise CompressError("plan: nothing to measure with", expected="at least one frame", found="none")
     histograms = observe(source, placement.quantized, seen)
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, seen[:PROBES])
-    rounded = {layer.name: layer for layer in measure_fp4x(graph, placement.convolutions, seen)}
+    rounded = {layer.name: layer for layer in measure_fp4x(graph, placement.layers, seen)}
 
-    weights = _weights(graph)
+    read = _layers(graph)
     codes: dict[Form, Mapping[str, _Codes]] = {
         "float16": {},
-        "int8": {name: quantize_channels(weights[name]) for name in rounded},
+        "int8": {name: quantize_channels(read[name].weights) for name in rounded},
         "fp4x": {name: (layer.codes, layer.scales) for name, layer in rounded.items()},
     }
     sizes = {form: _stored_bytes(graph, placement, scales, codes[form]) for form in FORMS}
@@ -103,17 +103,17 @@ def measure_costs(source: Path, frames: Sequence[np.ndarray], step: Quantize) ->
         return Option(form, sizes[form][0][name], _short(error))
 
     layers = []
-    for name, values in weights.items():
+    for name, layer in read.items():
         quiet = name in rounded and snr_db[name] >= step.min_snr_db
         forms = [form for form in _forms(name, placement) if not (quiet and form == "float16")]
-        layers.append(LayerCosts(name, values.size, tuple(option(form, name) for form in forms)))
+        layers.append(LayerCosts(name, layer.weights.size, tuple(option(form, name) for form in forms)))
     return Costs(file_sha256(source), sizes["int8"][1], tuple(layers))
 
 
 def choices(source: Path) -> dict[str, tuple[Form, ...]]:
-    """The forms that each convolution of the float ONNX graph `source` can have: for `plan.require_fits`."""
+    """The forms that each layer of the float ONNX graph `source` can have: for `plan.require_fits`."""
     graph, placement = _read(source)
-    return {name: _forms(name, placement) for name in _weights(graph)}
+    return {name: _forms(name, placement) for name in _layers(graph)}
 
 
 def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
@@ -177,21 +177,21 @@ def _smallest(costs: Costs) -> int:
 
 
 def _read(source: Path) -> tuple[Graph, Placement]:
-    """The graph as it will be quantized, and its placement where all convolutions that can be INT8 are."""
+    """The graph as it will be quantized, and its placement where all layers that can be INT8 are."""
     graph = prepared(source)
     placement = place(graph, unreadable(graph))
     require_weights(graph, placement, source)
     return graph, placement
 
 
-def _weights(graph: Graph) -> dict[str, np.ndarray]:
-    """The weights of every convolution that has a form, in graph order; DFL's constants are no weights."""
-    layers = [convolution(graph, node) for node in graph.nodes if node.op_type == "Conv" and not is_dfl(graph, node)]
-    return {layer.name: layer.weights for layer in layers if layer is not None}
+def _layers(graph: Graph) -> dict[str, LayerView]:
+    """Every layer that has a form, in graph order; DFL's constants are no weights."""
+    layers = [layer_of(graph, node) for node in graph.nodes if is_layer(graph, node) and not is_dfl(graph, node)]
+    return {layer.name: layer for layer in layers if layer is not None}
 
 
 def _forms(name: str, placement: Placement) -> tuple[Form, ...]:
-    return FORMS if name in placement.convolutions else ("float16",)
+    return FORMS if name in placement.layers else ("float16",)
 
 
 def _error(form: Form, rounded: Rounded, snr_db: float) -> float:
@@ -206,17 +206,17 @@ def _error(form: Form, rounded: Rounded, snr_db: float) -> float:
 def _stored_bytes(
     graph: Graph, placement: Placement, scales: Mapping[str, float], codes: Mapping[str, _Codes]
 ) -> tuple[dict[str, int], int]:
-    """What each convolution's weights and scales take in a packed graph, and what the rest of it takes.
+    """What each layer's weights and scales take in a packed graph, and what the rest of it takes.
 
-    codes: INT8 codes and their scales of some convolutions; the others are stored as float16.
+    codes: INT8 codes and their scales of some layers; the others are stored as float16.
     """
     from onnx import numpy_helper
 
     model = type(graph.model)()
     model.CopyFrom(graph.model)
-    names = set(_weights(graph))
-    layers = {node.name: node.input for node in graph.nodes if node.name in names}
-    halved = {name for inputs in layers.values() for name in inputs[1:3]}  # what gets codes is replaced once more
+    layers = _layers(graph)
+    # What gets codes is replaced once more.
+    halved = {name for layer in layers.values() for name in layer.initializers(layer.weights, layer.bias)}
     for initializer in model.graph.initializer:
         if initializer.name in halved:
             half = numpy_helper.to_array(initializer).astype(np.float16).astype(np.float32)
@@ -231,7 +231,7 @@ def _stored_bytes(
     taken = {}
     for node in written.nodes:
         if node.name in layers:
-            pair = written.producer(node.input[1])
+            pair = weights_pair(written, node)
             parts = node.input[1:2] if pair is None else pair.input
             taken[node.name] = sum(bytes_of.get(name, 0) for name in parts)
     return taken, len(packed) - sum(taken.values())

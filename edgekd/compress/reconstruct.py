@@ -1,6 +1,6 @@
 """Weights that make up for what quantization did before them, and rounding that knows what a layer reads. Pure NumPy.
 
-A convolution is a matrix W [O, K] on patches x [K]. Its quantized version reads other patches z, because what is
+A layer is a matrix W [O, K] on patches x [K]. Its quantized version reads other patches z, because what is
 before it is quantized, too. Two steps, both in closed form and without labels:
 
 - refit: the weights and bias that bring W' z closest to W x (ridge regression, kept near W);
@@ -33,7 +33,8 @@ class Moments:
     """What rounding must know of a layer's patches, for each of its g groups.
 
     covariance [g, K, K] and mean [g, K] of the patches z that the quantized layer reads; cross [g, o, K]: covariance of
-    the error W x - W z that its own weights would make with z; error [g, o]: that error's mean. All float32.
+    the error W x - W z that its own weights would make with z; error [g, o]: that error's mean. All float32. For a
+    layer without a bias all is about zero and not about the mean: its weights alone must make up for both.
     """
 
     covariance: np.ndarray
@@ -42,12 +43,15 @@ class Moments:
     error: np.ndarray
 
 
-def moments_of(weights: np.ndarray, wanted: np.ndarray, read: np.ndarray) -> Moments:
-    """Moments for weights [g, o, K], patches `wanted` [g, n, K] of the float layer and `read` of the quantized one."""
+def moments_of(weights: np.ndarray, wanted: np.ndarray, read: np.ndarray, biased: bool = True) -> Moments:
+    """Moments for weights [g, o, K], patches `wanted` [g, n, K] of the float layer and `read` of the quantized one.
+
+    biased: whether there is a bias, which takes care of the means.
+    """
     count = np.float32(read.shape[1])
-    mean = read.mean(axis=1)
+    mean = read.mean(axis=1) * np.float32(biased)
     errors = (wanted - read) @ weights.transpose(0, 2, 1)
-    error = errors.mean(axis=1)
+    error = errors.mean(axis=1) * np.float32(biased)
     centred = read - mean[:, None]
     # Group by group: of a matrix with itself BLAS computes one half only.
     covariance = np.stack([each.T @ each for each in centred]) / count

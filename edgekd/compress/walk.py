@@ -1,7 +1,7 @@
 """A graph run level by level over several frames: what a layer reads can be seen before its weights are decided.
 
-A level is everything between one convolution and the next: a node's level is the number of convolutions on the longest
-way to it. What a level reads was computed before and is kept; what nobody will read again is dropped.
+A level is everything between one layer and the next: a node's level is the number of layers on the longest way to it.
+What a level reads was computed before and is kept; what nobody will read again is dropped.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import is_layer
 from edgekd.compress.session import cpu_session
 
 SOURCE = 0
-"""The level of the graph's input and of what is computed from it before any convolution."""
+"""The level of the graph's input and of what is computed from it before any layer."""
 
 
 class Walk:
@@ -107,6 +108,6 @@ def levels_of(graph: Graph) -> dict[str, int]:
     levels: dict[str, int] = {}
     for node in graph.nodes:
         before = max((tensors.get(name, SOURCE) for name in node.input), default=SOURCE)
-        levels[node.name] = before + (node.op_type == "Conv")
+        levels[node.name] = before + is_layer(graph, node)
         tensors.update(dict.fromkeys(node.output, levels[node.name]))
     return levels

@@ -11,7 +11,8 @@ from real_graphs import NAMES, real_graph
 from small_graph import small_model
 
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import Placement, float_head, is_dfl, place
+from edgekd.compress.layers import is_dfl
+from edgekd.compress.placement import Placement, float_head, place
 
 
 def small() -> tuple[Graph, Placement]:
@@ -25,7 +26,7 @@ def group_of(placement: Placement, tensor: str) -> set[str]:
 
 def test_the_convolutions_before_the_head_are_quantized() -> None:
     _, placement = small()
-    assert placement.convolutions == ("stem", "body", "neck")
+    assert placement.layers == ("stem", "body", "neck")
     assert {("stem", 0), ("body", 0), ("neck", 0)} <= set(placement.edges)
 
 
@@ -69,7 +70,7 @@ def test_the_heads_tensors_are_in_no_group() -> None:
 
 def test_a_convolution_may_be_kept_float() -> None:
     placement = place(Graph(small_model()), {"body"})
-    assert placement.convolutions == ("stem", "neck")
+    assert placement.layers == ("stem", "neck")
     assert ("body", 0) not in placement.edges
     assert "stem.relu" not in placement.quantized
 
@@ -98,7 +99,7 @@ def test_only_the_values_a_node_moves_are_joined_not_its_shapes() -> None:
 def test_nodes_between_constants_are_no_obstacle() -> None:
     model = small_model()
     model.graph.node.insert(0, helper.make_node("Concat", ["stem.bias", "body.bias"], ["both"], "both", axis=0))
-    assert place(Graph(model)).convolutions == ("stem", "body", "neck")
+    assert place(Graph(model)).layers == ("stem", "body", "neck")
 
 
 @pytest.mark.slow
@@ -108,7 +109,7 @@ def test_real_detectors_keep_only_their_last_convolutions_float(
 ) -> None:
     graph = Graph(onnx.load(real_graph(name, shared, tmp_path_factory).path))
     placement = place(graph)
-    floating = {n.name for n in graph.nodes if n.op_type == "Conv" and n.name not in placement.convolutions}
+    floating = {n.name for n in graph.nodes if n.op_type == "Conv" and n.name not in placement.layers}
     dfl = {name for name in floating if "dfl" in name}
     assert len(dfl) == (name == "yolo11n.pt")
     if name == "yolox_nano.onnx":

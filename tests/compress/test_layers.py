@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.compress.convolution import Convolution, convolution
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import Convolution, layer_of
 
 SMALL = st.integers(1, 3)
 
@@ -33,8 +33,8 @@ def conv_model(weights: np.ndarray, bias: np.ndarray | None, shape: tuple[int, .
 
 def read(model: Any) -> Convolution:
     graph = Graph(model)
-    found = convolution(graph, graph.nodes[-1])
-    assert found is not None
+    found = layer_of(graph, graph.nodes[-1])
+    assert isinstance(found, Convolution)
     return found
 
 
@@ -119,10 +119,10 @@ def test_computed_parameters_are_no_matrix(computed: str) -> None:
     node.input[1 if computed == "w" else 2] = "relu"
     model.graph.node.insert(0, helper.make_node("Relu", [computed], ["relu"], "relu"))
     graph = Graph(model)
-    assert convolution(graph, graph.nodes[-1]) is None
+    assert layer_of(graph, graph.nodes[-1]) is None
 
 
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_other_dimensions_than_two_are_no_matrix(dimensions: int) -> None:
     graph = Graph(conv_model(np.ones((4, 2, *[1] * dimensions), np.float32), None, (1, 2, *[3] * dimensions)))
-    assert convolution(graph, graph.nodes[0]) is None
+    assert layer_of(graph, graph.nodes[0]) is None
