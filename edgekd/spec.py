@@ -20,7 +20,8 @@ class Quantize:
     ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`; `best`: layer by layer the one
     that costs the layers which read it least. min_snr_db: a layer whose output would be noisier than this
     in INT8 (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on
-    which weights and biases are fitted to what is quantized before them. int8_rounding: `feedback` lets later weights
+    which weights and biases are fitted to what is quantized before them; for fp4x more, where a layer reads next to
+    nothing of each. int8_rounding: `feedback` lets later weights
     make up for the rounding of earlier ones, as fp4x always does; in INT8 that is a hundredth of the noise, and
     `nearest` is quicker.
 

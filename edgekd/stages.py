@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +245,7 @@ class Stages:
             from edgekd.compress.planner import measure_costs
 
             self._progress.note("plan: measuring what each format of each layer costs ...")
-            costs = measure_costs(graph.path / GRAPH, list(islice(frames.read(), step.frames)), step)
+            costs = measure_costs(graph.path / GRAPH, frames.read(), step)
             (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
             return {"layers": len(costs.layers)}
 

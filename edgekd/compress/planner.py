@@ -13,8 +13,9 @@ elsewhere it would buy accuracy that INT8 does not lack with the speed that it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,9 @@ from edgekd.compress.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.output_error import Rounded, measure_fp4x
 from edgekd.compress.placement import Placement, place
 from edgekd.compress.plan import FORMS, Form, Plan, PlannedLayer
-from edgekd.compress.quantize import PROBES, WALK_BYTES, prepared, require_weights, unreadable
+from edgekd.compress.quantize import PROBES, frames_to_fit, prepared, require_weights, unreadable
 from edgekd.compress.rewrite import apply, insert_activation_pairs, store_weights, weights_pair
 from edgekd.compress.scales import choose_scales
-from edgekd.compress.walk import bytes_per_frame
 from edgekd.errors import CompressError
 from edgekd.formats import packed_graph
 from edgekd.formats.int8 import quantize_channels
@@ -76,14 +76,13 @@ def costs_from(value: Any) -> Costs:
     return parse_table(Costs, value, "costs")
 
 
-def measure_costs(source: Path, frames: Sequence[np.ndarray], step: Quantize) -> Costs:
-    """What each form of each layer of the float ONNX graph `source` costs, on calibration frames [1, 3, h, w].
+def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
+    """What each form of each layer of the float ONNX graph `source` costs, on calibration frames of its input's shape.
 
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     graph, placement = _read(source)
-    affordable = max(WALK_BYTES // (bytes_per_frame(graph) + 1), 1)
-    seen = list(frames[:affordable])
+    seen = list(islice(frames, frames_to_fit(graph, placement, step.frames, feedback=True, walks=1)))
     if not seen:
         raise CompressError("plan: nothing to measure with", expected="at least one frame", found="none")
     histograms = observe(source, placement.quantized, seen)

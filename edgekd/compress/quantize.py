@@ -19,7 +19,7 @@ from edgekd.compress.plan import Form
 from edgekd.compress.reconstruct import Moments, bias_for, moments_of, pooled, refit, round_with_feedback
 from edgekd.compress.rewrite import apply, insert_activation_pairs, name_nodes, own_parameters, store_weights
 from edgekd.compress.scales import choose_scales
-from edgekd.compress.walk import Walk, bytes_per_frame, levels_of
+from edgekd.compress.walk import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.errors import CompressError
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.spec import Quantize
@@ -31,7 +31,9 @@ PATCHES_PER_WEIGHT = 2
 """Patches of its input, over all frames, by which a layer's weights are decided: this many at least, and this many for
 each weight of an output."""
 
-
+FEWEST_PATCHES = 512
+"""Patches that rounding with feedback needs of each layer, or twice as many as the weights of an output: what it makes
+up for on a handful of them, it ruins for all others. Only layers that read next to nothing of a frame have fewer."""
 WORKERS = min(os.cpu_count() or 1, 4)
 """Layers of one level that are decided at the same time; each holds its patches in memory."""
 WALK_BYTES = 2 << 30
@@ -74,8 +76,9 @@ def quantize(
     placement = place(graph, kept_float + [name for name, form in (plan or {}).items() if form == "float16"])
     require_weights(graph, placement, source)
     kept: list[np.ndarray] = []
-    affordable = max(WALK_BYTES // (2 * bytes_per_frame(graph) + 1), 1)
-    histograms = observe(source, placement.quantized, _remembering(frames, kept, min(step.frames, affordable)))
+    feedback = step.int8_rounding == "feedback" or "fp4x" in (plan or {}).values()
+    count = frames_to_fit(graph, placement, step.frames, feedback, walks=2)
+    histograms = observe(source, placement.quantized, _remembering(frames, kept, count))
     if not kept:
         raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES])
@@ -93,6 +96,20 @@ def quantize(
     total = sum(is_layer(graph, node) for node in graph.nodes)
     used = {name: scales[name] for group in placement.groups for name in group}
     return Quantized(used, snr_db, forms, total)
+
+
+def frames_to_fit(graph: Graph, placement: Placement, frames: int, feedback: bool, walks: int) -> int:
+    """How many frames weights are fitted on: `frames`, or what rounding with feedback needs, as far as memory allows.
+
+    walks: how many graphs are run side by side.
+    """
+    nodes, shapes = {node.name: node for node in graph.nodes}, shapes_of(graph)
+    for name in placement.layers if feedback else ():
+        layer, shape = layer_of(graph, nodes[name]), shapes.get(nodes[name].input[0], ())
+        if layer is not None and shape and all(shape):
+            needed = min(FEWEST_PATCHES, 2 * layer.matrices.shape[2])
+            frames = max(frames, -(-needed // layer.count(shape)))
+    return min(frames, max(WALK_BYTES // (walks * bytes_per_frame(graph) + 1), 1))
 
 
 def prepared(source: Path) -> Graph:

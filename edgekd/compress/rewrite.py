@@ -34,10 +34,10 @@ def own_parameters(model: Any) -> None:
         elif node.op_type == "Conv" and len(node.input) == 2 and (shape := graph.shape(node.input[1])) is not None:
             node.input.append(f"{node.name}/bias")
             _add_initializer(graph, node.input[2], np.zeros(shape[0], np.float32))
-        _own(graph, node, range(1, len(node.input)))
         if node.op_type == "MatMul" and bias_of_product(graph, node) is not None:
             addition, at = graph.consumers(node.output[0])[0]
             _own(graph, addition, [1 - at])
+        _own(graph, node, range(1, len(node.input)))
 
 
 def _plain_gemm(graph: Graph, node: Any) -> None:

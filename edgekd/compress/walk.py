@@ -80,17 +80,22 @@ class Walk:
 
 def bytes_per_frame(graph: Graph) -> int:
     """The most memory that the tensors of one frame take between two levels; 4 bytes an element."""
-    import onnx
-
     levels = levels_of(graph)
     made = {name: levels[node.name] for node in graph.nodes for name in node.output}
     read = _last_read(graph, levels)
     alive = np.zeros(max(levels.values(), default=SOURCE) + 1, np.int64)
-    described = onnx.shape_inference.infer_shapes(graph.model).graph
-    for value in [*described.input, *described.value_info, *described.output]:
-        sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
-        alive[made.get(value.name, SOURCE) : read.get(value.name, SOURCE)] += 4 * int(np.prod(sides))
+    for name, shape in shapes_of(graph).items():
+        alive[made.get(name, SOURCE) : read.get(name, SOURCE)] += 4 * int(np.prod(shape))
     return int(alive.max())
+
+
+def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs and computed tensors, by name; 0 for a side that does not follow from the graph."""
+    import onnx
+
+    described = onnx.shape_inference.infer_shapes(graph.model).graph
+    values = [*described.input, *described.value_info, *described.output]
+    return {value.name: tuple(side.dim_value for side in value.type.tensor_type.shape.dim) for value in values}
 
 
 def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
@@ -100,6 +101,51 @@ def test_nodes_between_constants_are_no_obstacle() -> None:
     model = small_model()
     model.graph.node.insert(0, helper.make_node("Concat", ["stem.bias", "body.bias"], ["both"], "both", axis=0))
     assert place(Graph(model)).layers == ("stem", "body", "neck")
+
+
+def test_products_behind_the_head_that_only_sum_or_convert_are_passed_through() -> None:
+    """Distances summed by a product, as NanoDet writes them, and boxes converted by one of four by four."""
+    model = small_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "convert"))
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(16, dtype=np.float32)[:, None], "count"))
+    head = {"boxes", "scores", "dfl", "converted", "counted"}
+    for name, source, weights in (("converted", "output0", "convert"), ("counted", "output0", "count")):
+        model.graph.node.append(helper.make_node("MatMul", [source, weights], [name], name))
+    model.graph.output[0].name = "converted"
+    model.graph.output.append(onnx.ValueInfoProto(name="counted"))
+    graph = Graph(model)
+    assert head <= float_head(graph)
+    assert place(graph).layers == ("stem", "body", "neck")
+
+
+def test_a_product_at_the_end_is_the_head_and_those_before_it_are_quantized() -> None:
+    graph = Graph(perceptron(3))
+    placement = place(graph)
+    assert placement.layers == ("product0", "product1")
+    assert placement.edges == (("product0", 0), ("product1", 0))
+    assert "product2" in float_head(graph)
+
+
+def test_a_sum_around_products_stays_float() -> None:
+    model = perceptron(3)
+    model.graph.node.insert(3, helper.make_node("Add", ["relu0", "y1"], ["sum"], "sum"))
+    model.graph.node[4].input[0] = "sum"
+    placement = place(Graph(model))
+    assert "relu0" in placement.quantized, "as what the second product reads"
+    assert placement.edges == (("product0", 0), ("product1", 0))
+
+
+def perceptron(depth: int) -> onnx.ModelProto:
+    """x [1, 16] -> product0 -> relu0 -> product1 -> relu1 ... -> relu of the last."""
+    nodes, weights, last = [], [], "x"
+    for index in range(depth):
+        weights.append(numpy_helper.from_array(np.eye(16, dtype=np.float32), f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [last, f"w{index}"], [f"y{index}"], f"product{index}"))
+        nodes.append(helper.make_node("Relu", [f"y{index}"], [f"relu{index}"], f"relu{index}"))
+        last = f"relu{index}"
+    described = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16])
+    graph = helper.make_graph(nodes, "perceptron", [described], [onnx.ValueInfoProto(name=last)], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
 @pytest.mark.slow

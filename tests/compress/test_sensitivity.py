@@ -34,7 +34,7 @@ def written_out(graph: Graph, name: str, scale: float, frame: np.ndarray) -> tup
     values = tensor(graph, node.input[0], frame)
     coarse = np.clip(np.rint(values / np.float32(scale)), -127, 127) * np.float32(scale)
     rounded = dequantize_channels(*quantize_channels(layer.weights)).reshape(layer.matrices.shape)
-    everywhere = np.arange(int(np.prod(layer.positions(*values.shape[2:]))))
+    everywhere = np.arange(layer.count(values.shape))
     exact = layer.patches(values, everywhere) @ layer.matrices.transpose(0, 2, 1)
     twin = layer.patches(coarse, everywhere) @ rounded.transpose(0, 2, 1)
     return float(((exact - twin) ** 2).sum()), float(((exact[0] + layer.bias) ** 2).sum())
