@@ -25,7 +25,7 @@ class Quantize:
     make up for the rounding of earlier ones, as fp4x always does; in INT8 that is a hundredth of the noise, and
     `nearest` is quicker.
 
-    formats: what weights may be stored as. INT8 alone needs no plan; with more, a planner gives every layer one
+    formats: what weights may be stored as; `nvfp4` only those of matrix products. INT8 alone needs no plan; with more, a planner gives every layer one
     of them, under `max_size` (of the packed graph, such as `3MB`) or what the build's budget leaves for it. plan: a
     TOML file that an earlier planner wrote, or a hand edited, to be run as it is.
     """
@@ -40,7 +40,7 @@ class Quantize:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise SpecError("quantize: formats", expected="at least one of float16, int8 and fp4x", found="none")
+            raise SpecError("quantize: formats", expected="at least one of float16, int8, fp4x and nvfp4", found="none")
         _ = self.max_bytes  # raises where it is no size
 
     @property

@@ -250,7 +250,7 @@ class Stages:
             return {"layers": len(costs.layers)}
 
         inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}
-        return self.run("plan", inputs, work)
+        return self.run("plan", inputs | {"nvfp4": "nvfp4" in step.formats}, work)
 
     def quantize(
         self, step: Quantize, graph: Stage, frames: Frames, plan: Plan | None = None, tensorrt: str | None = None

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 from edgekd.errors import SpecError, did_you_mean
 from edgekd.toml import parse_table, read_toml
 
-Form = Literal["float16", "int8", "fp4x"]
-"""How the weights of a layer (a convolution or a matrix product) are stored. `float16` also means that it computes in
-floating point; the two others compute in INT8."""
+Form = Literal["float16", "int8", "fp4x", "nvfp4"]
+"""How the weights of a layer (a convolution or a matrix product) are stored. `int8` and `fp4x` also mean that it
+computes in INT8; the two others compute in floating point, and `nvfp4` is for products alone."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -77,6 +77,7 @@ _HEADER = (
     "#   fp4x     4 bits a weight, computes in INT8",
     "#   int8     8 bits a weight, computes in INT8",
     "#   float16  16 bits a weight, computes in floating point; the head has no other form",
+    "#   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it",
     "# bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by",
     "# signal) of the network's outputs that it adds. They need not be changed along with a form.",
 )

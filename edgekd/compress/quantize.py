@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from edgekd.compress.graph import Graph
 from edgekd.compress.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.placement import Placement, place
 from edgekd.compress.plan import Form
-from edgekd.compress.reconstruct import Moments, bias_for, moments_of, pooled, refit, round_with_feedback
+from edgekd.compress.reconstruct import Moments, Stored, bias_for, moments_of, pooled, refit, stored_in
 from edgekd.compress.rewrite import apply, insert_activation_pairs, name_nodes, own_parameters, store_weights
 from edgekd.compress.scales import choose_scales
 from edgekd.compress.walk import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.errors import CompressError
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.onnx_fp4 import OPSET, at_opset
 from edgekd.spec import Quantize
 
 PROBES = 4
@@ -57,7 +59,7 @@ class Quantized:
     @property
     def int8(self) -> tuple[str, ...]:
         """The layers that compute in INT8."""
-        return tuple(name for name, form in self.forms.items() if form != "float16")
+        return tuple(name for name, form in self.forms.items() if form in ("int8", "fp4x"))
 
 
 def quantize(
@@ -71,22 +73,25 @@ def quantize(
     """
     import onnx
 
-    graph = prepared(source)
+    planned = plan or {}
+    graph = prepared(source, "nvfp4" in planned.values())
     kept_float = unreadable(graph)
-    placement = place(graph, kept_float + [name for name, form in (plan or {}).items() if form == "float16"])
-    require_weights(graph, placement, source)
-    kept: list[np.ndarray] = []
-    feedback = step.int8_rounding == "feedback" or "fp4x" in (plan or {}).values()
-    count = frames_to_fit(graph, placement, step.frames, feedback, walks=2)
-    histograms = observe(source, placement.quantized, _remembering(frames, kept, count))
+    placement = place(graph, kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")])
+    in_nvfp4 = [name for name, form in planned.items() if form == "nvfp4"]
+    require_weights(graph, [*placement.layers, *in_nvfp4], source)
+    four_bits = [name for name, form in planned.items() if form in ("fp4x", "nvfp4")]
+    with_feedback = placement.layers if step.int8_rounding == "feedback" else four_bits
+    count = frames_to_fit(graph, with_feedback, step.frames, walks=2)
+    kept: list[np.ndarray] = [] if placement.layers else list(islice(frames, count))
+    histograms = observe(source, placement.quantized, _remembering(frames, kept, count)) if placement.layers else {}
     if not kept:
         raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
-    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES])
+    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES]) if histograms else ({}, {})
     if plan is None:
         placement = place(graph, kept_float + [name for name, ratio in snr_db.items() if ratio < step.min_snr_db])
         _require_quiet(placement, snr_db, step, source)
 
-    forms = _forms(graph, placement, plan or {})
+    forms = _forms(graph, placement, planned)
     quantized = Graph(_copy(graph.model))
     insert_activation_pairs(quantized, placement, scales)
     store_weights(quantized, _reconstruct(graph, quantized, forms, kept, step.int8_rounding))
@@ -98,13 +103,13 @@ def quantize(
     return Quantized(used, snr_db, forms, total)
 
 
-def frames_to_fit(graph: Graph, placement: Placement, frames: int, feedback: bool, walks: int) -> int:
+def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
     """How many frames weights are fitted on: `frames`, or what rounding with feedback needs, as far as memory allows.
 
-    walks: how many graphs are run side by side.
+    with_feedback: the layers that are rounded so; walks: how many graphs are run side by side.
     """
     nodes, shapes = {node.name: node for node in graph.nodes}, shapes_of(graph)
-    for name in placement.layers if feedback else ():
+    for name in with_feedback:
         layer, shape = layer_of(graph, nodes[name]), shapes.get(nodes[name].input[0], ())
         if layer is not None and shape and all(shape):
             needed = min(FEWEST_PATCHES, 2 * layer.matrices.shape[2])
@@ -112,11 +117,24 @@ def frames_to_fit(graph: Graph, placement: Placement, frames: int, feedback: boo
     return min(frames, max(WALK_BYTES // (walks * bytes_per_frame(graph) + 1), 1))
 
 
-def prepared(source: Path) -> Graph:
-    """The float graph, with a name for every node, and parameters of its own for every layer."""
+def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
+    """The float graph, with a name for every node, and parameters of its own for every layer.
+
+    for_nvfp4: at the opset that has NVFP4. Raises CompressError where that cannot be.
+    """
     import onnx
 
     model = onnx.load(source)
+    name_nodes(model)  # before nodes are added, which names by their number would depend on
+    try:
+        model = at_opset(model) if for_nvfp4 else model
+    except RuntimeError as error:
+        raise CompressError(
+            f"{source.name}: its opset cannot be raised",
+            expected=f"opset {OPSET}, for nvfp4",
+            found=str(error),
+            fix="export it at that opset, or plan without nvfp4",
+        ) from error
     name_nodes(model)
     own_parameters(model)
     return Graph(model)
@@ -137,10 +155,10 @@ def unreadable(graph: Graph) -> list[str]:
     ]
 
 
-def require_weights(graph: Graph, placement: Placement, source: Path) -> None:
-    """Refuse a graph with no layer to quantize, or with one whose weights INT8 cannot hold."""
+def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> None:
+    """Refuse a graph where no layer is `quantized`, or one has weights that INT8 cannot hold."""
     layers = [node for node in graph.nodes if is_layer(graph, node)]
-    if not placement.layers:
+    if not quantized:
         raise CompressError(
             f"{source.name}: nothing to quantize",
             expected="convolutions, or products with constant matrices, before the last ones, which stay float",
@@ -148,7 +166,7 @@ def require_weights(graph: Graph, placement: Placement, source: Path) -> None:
         )
     for node in layers:
         values = [graph.constant(name) for name in node.input[1:]]
-        computed = node.name in placement.layers and values[0] is None
+        computed = node.name in quantized and values[0] is None
         if computed or not all(np.isfinite(value).all() for value in values if value is not None):
             found = "computed ones" if computed else "one that is not finite"
             raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
@@ -174,7 +192,7 @@ def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: i
 
 def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict[str, Form]:
     """How the weights of every layer are stored; DFL's constants are no weights."""
-    quantized = set(placement.layers)
+    quantized = {*placement.layers, *(name for name, form in plan.items() if form == "nvfp4")}
     return {
         node.name: plan.get(node.name, "int8") if node.name in quantized else "float16"
         for node in graph.nodes
@@ -184,12 +202,12 @@ def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict
 
 def _reconstruct(
     graph: Graph, quantized: Graph, forms: Mapping[str, Form], frames: list[np.ndarray], int8_rounding: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Decide the weights of all layers, in the order they run; returns codes and scales of those that have them.
+) -> dict[str, Stored]:
+    """Decide the weights of all layers, in the order they run; returns what is stored of those that are quantized.
 
     Biases and the weights that stay floating point are changed in `quantized` itself.
     """
-    stored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    stored: dict[str, Stored] = {}
     wanted, read = Walk(graph, frames), Walk(quantized, frames)
     nodes = {node.name: node for node in graph.nodes}
     inputs = {node.name: node.input for node in quantized.nodes}
@@ -199,7 +217,7 @@ def _reconstruct(
         layer = layer_of(graph, nodes[name])
         assert layer is not None, "only such layers have a format"
         pair = wanted.values(nodes[name].input[0]), read.values(inputs[name][0])
-        return _decide(layer, forms[name], *pair, feedback=forms[name] == "fp4x" or int8_rounding == "feedback")
+        return _decide(layer, forms[name], *pair, int8_rounding == "feedback")
 
     with ThreadPoolExecutor(WORKERS) as pool:
         for level in range(1, max(levels.values()) + 1):
@@ -214,27 +232,26 @@ def _reconstruct(
     return stored
 
 
-_Codes = tuple[np.ndarray, np.ndarray]
-_Decided = tuple[dict[str, np.ndarray], _Codes | None]
+_Decided = tuple[dict[str, np.ndarray], Stored | None]
 
 
-def _decide(layer: LayerView, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], feedback: bool) -> _Decided:
-    """A layer's initializers as they will be used, and its codes and scales where it has them."""
+def _decide(
+    layer: LayerView, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
+) -> _Decided:
+    """A layer's initializers as they will be used, and what is stored where that is not floating point."""
     halves = _halves(layer, wanted, read)
     fit = refit(layer.matrices, halves)
     moments = pooled(*halves)
-    codes = None
+    stored: Stored | None = None
     if form == "float16":
         used = _half(fit.weights)
+    elif form == "int8" and not int8_feedback:
+        codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
+        stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
-        if feedback:
-            rounded, scales = round_with_feedback(fit.weights, moments.covariance, form)
-            codes = rounded.reshape(layer.weights.shape), scales.ravel()
-        else:
-            codes = quantize_channels(fit.weights.reshape(layer.weights.shape))
-        used = dequantize_channels(*codes).reshape(fit.weights.shape)
+        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
-    return layer.initializers(used.reshape(layer.weights.shape), _half(bias)), codes
+    return layer.initializers(used.reshape(layer.weights.shape), _half(bias)), stored
 
 
 def _half(values: np.ndarray) -> np.ndarray:

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import onnx_fp4
 from edgekd.compress.graph import Graph
 from edgekd.compress.layers import attributes, bias_of_product, is_dfl, is_layer
 from edgekd.compress.placement import Placement
+from edgekd.compress.reconstruct import Stored
+from edgekd.formats.nvfp4 import Nvfp4
 
 
 def name_nodes(model: Any) -> None:
@@ -104,8 +107,8 @@ def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[
     graph.nodes = ordered
 
 
-def store_weights(graph: Graph, stored: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Replace weights by INT8 codes [O, ...], scales float32 [O] and a DequantizeLinear, by name of the layer.
+def store_weights(graph: Graph, stored: Mapping[str, Stored]) -> None:
+    """Replace weights by what stores them and by DequantizeLinear nodes, by name of the layer.
 
     Outputs come first for every layer, so that all are packed alike; what a MatMul takes is turned behind it.
     """
@@ -114,12 +117,10 @@ def store_weights(graph: Graph, stored: Mapping[str, tuple[np.ndarray, np.ndarra
     ordered = []
     for node in graph.nodes:
         if node.name in stored:
-            codes, scales = stored[node.name]
             stem = f"{node.input[1]}/{node.name}"
-            names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]
-            for name, value in zip(names, (codes, scales, np.zeros(len(scales), np.int8)), strict=True):
-                _add_initializer(graph, name, value)
-            ordered.append(helper.make_node("DequantizeLinear", names, [f"{stem}/dq"], f"{stem}/dequantize", axis=0))
+            nodes, initializers = _dequantizers(stored[node.name], stem)
+            graph.model.graph.initializer.extend(initializers)
+            ordered.extend(nodes)
             node.input[1] = f"{stem}/dq"
             if node.op_type == "MatMul":
                 turned = f"{stem}/turned"
@@ -129,12 +130,33 @@ def store_weights(graph: Graph, stored: Mapping[str, tuple[np.ndarray, np.ndarra
     graph.nodes = ordered
 
 
+def _dequantizers(stored: Stored, stem: str) -> tuple[list[Any], list[Any]]:
+    """Nodes that give the weights as `stem`/dq, and the initializers they read."""
+    from onnx import helper, numpy_helper
+
+    if isinstance(stored, Nvfp4):
+        return onnx_fp4.dequantizers(stored, stem)
+    names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]
+    values = (*stored, np.zeros(len(stored[1]), np.int8))
+    node = helper.make_node("DequantizeLinear", names, [f"{stem}/dq"], f"{stem}/dequantize", axis=0)
+    return [node], list(map(numpy_helper.from_array, values, names))
+
+
 def weights_pair(graph: Graph, node: Any) -> Any | None:
     """The DequantizeLinear that `store_weights` gave a layer; None for one with float weights."""
     found = graph.producer(node.input[1])
     if found is not None and found.op_type == "Transpose":
         found = graph.producer(found.input[0])
     return found if found is not None and found.op_type == "DequantizeLinear" else None
+
+
+def stored_names(graph: Graph, node: Any) -> list[str]:
+    """The initializers that hold a layer's weights, however they are stored."""
+    pair = weights_pair(graph, node)
+    if pair is None:
+        return [node.input[1]]
+    scales = graph.producer(pair.input[1])
+    return [*pair.input, *(scales.input if scales is not None else ())]
 
 
 def apply(graph: Graph) -> None:

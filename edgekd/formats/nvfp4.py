@@ -88,13 +88,15 @@ def tensor_scale(weights: np.ndarray) -> np.float32:
 def block_scales(peaks: np.ndarray) -> np.ndarray:
     """The scales to try for blocks with these largest magnitudes, in units of the tensor's scale: uint8 [2, ...]."""
     wanted = np.stack([peaks / np.float32(peak) for peak in PEAKS])
-    return np.maximum(_place(wanted, _SCALE_MIDDLES), 1).astype(np.uint8)
+    found: np.ndarray = np.maximum(_place(wanted, _SCALE_MIDDLES), 1).astype(np.uint8)
+    return found
 
 
 def nearest(units: np.ndarray) -> np.ndarray:
     """The nibbles uint8 nearest to weights in units of their scales; of two equally near ones the even."""
     index = _place(np.abs(units), _ELEMENT_MIDDLES)
-    return (index | 8 * ((units < 0) & (index > 0))).astype(np.uint8)
+    found: np.ndarray = (index | 8 * ((units < 0) & (index > 0))).astype(np.uint8)
+    return found
 
 
 def pack_nibbles(nibbles: np.ndarray) -> bytes:

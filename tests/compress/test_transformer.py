@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from transformer import LAYERS, pictures, write_transformer
 
 from edgekd.compress.graph import Graph
 from edgekd.compress.plan import Form, require_fits
-from edgekd.compress.planner import choices, ladder, measure_costs
+from edgekd.compress.planner import choices, ladder, measure_costs, plan_for
 from edgekd.compress.qdq import read_layers
 from edgekd.compress.quantize import Quantized, quantize
 from edgekd.compress.rewrite import weights_pair
 from edgekd.engines.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.errors import CompressError
-from edgekd.formats import fp4x
+from edgekd.formats import fp4x, nvfp4
 from edgekd.formats.int8 import dequantize_channels
-from edgekd.formats.packed_graph import pack, sections
+from edgekd.formats.packed_graph import pack, sections, unpack
 from edgekd.network import output_errors
 from edgekd.spec import Quantize
 
@@ -105,15 +105,25 @@ def test_four_bits_lose_more_but_much_less_than_rounding_to_the_nearest(
     assert sum(section.encoding == "fp4x" for section in sections(packed)) == LAYERS - 1
 
 
-def nearest(network: Path, done: Quantized, out: Path) -> None:
-    """The float graph with the weights of its products in the nearest fp4x."""
+def in_nearest_fp4x(weights: np.ndarray) -> np.ndarray:
+    return dequantize_channels(*fp4x.quantize(weights))
+
+
+def nearest(
+    network: Path,
+    done: Quantized,
+    out: Path,
+    rounded: Callable[[np.ndarray], np.ndarray] = in_nearest_fp4x,
+    form: str = "int8",
+) -> None:
+    """The float graph with the weights of those layers that are in a form rounded to the nearest."""
     model = onnx.load(network)
-    read = {node.input[1] for node in model.graph.node if done.forms.get(node.name) == "int8"}
+    read = {node.input[1] for node in model.graph.node if done.forms.get(node.name) == form}
     for initializer in model.graph.initializer:
         if initializer.name in read:
             weights = numpy_helper.to_array(initializer)
             turned = weights.T if weights.ndim == 2 and "MatMul" in initializer.name else weights
-            values = dequantize_channels(*fp4x.quantize(turned))
+            values = rounded(turned)
             values = values.T if turned is not weights else values
             initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), initializer.name))
     onnx.save(model, out)
@@ -133,6 +143,60 @@ def test_plans_are_made_for_products_and_give_what_they_promise(network: Path, t
         quantize(network, out, SEEN, Quantize(), plan.forms)
         assert len(pack(out.read_bytes())) == pytest.approx(plan.predicted_bytes, rel=0.05)
         assert error(network, out) < 0.03
+
+
+def in_nvfp4(done: Quantized) -> dict[str, Form]:
+    """The products in NVFP4, and the embedding, a convolution, in INT8."""
+    return {name: "nvfp4" if form == "int8" and "embed" not in name else form for name, form in done.forms.items()}
+
+
+def test_products_may_be_nvfp4_with_float_activations(
+    network: Path, int8: tuple[Path, Quantized], tmp_path: Path
+) -> None:
+    plan = in_nvfp4(int8[1])
+    done = quantize(network, tmp_path / "nvfp4.onnx", SEEN, Quantize(), plan)
+    assert done.forms == plan
+    assert done.int8 == ("/embed/Conv",)
+    model = onnx.load(tmp_path / "nvfp4.onnx")
+    codes = [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT4E2M1]
+    assert len(codes) == LAYERS - 2
+    assert all(each.dims[1] in (64, 256) and len(each.raw_data) == each.dims[0] * each.dims[1] // 2 for each in codes)
+    quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert [node.input[0] for node in quantizers] == ["images"], "no activation but the frame"
+    assert error(network, tmp_path / "nvfp4.onnx") < 0.03
+    without = tmp_path / "nearest.onnx"
+    nearest(network, done, without, lambda weights: nvfp4.quantize(weights).values, "nvfp4")
+    assert error(network, tmp_path / "nvfp4.onnx") < error(network, without) / 2
+    packed = pack((tmp_path / "nvfp4.onnx").read_bytes())
+    assert len(packed) < 0.7 * len(pack(int8[0].read_bytes()))
+    assert unpack(packed) == (tmp_path / "nvfp4.onnx").read_bytes()
+
+
+def test_a_network_may_be_nvfp4_alone(tmp_path: Path) -> None:
+    source = perceptron(tmp_path)
+    plan: dict[str, Form] = {"fc0": "nvfp4", "fc1": "nvfp4", "fc2": "float16"}
+    done = quantize(source, tmp_path / "out.onnx", vectors(256, 1), Quantize(), plan)
+    assert (done.forms, done.scales, done.int8) == (plan, {}, ())
+    found = output_errors(source, tmp_path / "out.onnx", iter(vectors(200, 2)))
+    assert next(iter(found.values())).relative_error < 0.1
+
+
+def test_nvfp4_is_planned_where_it_is_asked_for_and_for_products_alone(network: Path, tmp_path: Path) -> None:
+    costs = measure_costs(network, SEEN, Quantize(formats=("int8", "fp4x", "nvfp4")))
+    offered = {layer.name: [option.form for option in layer.options] for layer in costs.layers}
+    assert offered["/embed/Conv"] == ["int8", "fp4x"]
+    assert offered["/head/Gemm"] == ["float16"]
+    others = [forms for name, forms in offered.items() if name.startswith("/blocks")]
+    assert others == [["int8", "fp4x", "nvfp4"]] * 8
+    for layer in costs.layers[1:-1]:
+        _, small, large = layer.options
+        assert small.bytes < large.bytes < 1.2 * small.bytes
+        assert 0 < large.error < 3 * small.error
+    best = plan_for(costs)
+    assert "nvfp4" in best.forms.values()
+    quantize(network, tmp_path / "planned.onnx", SEEN, Quantize(), best.forms)
+    assert len(pack((tmp_path / "planned.onnx").read_bytes())) == pytest.approx(best.predicted_bytes, rel=0.05)
+    assert "nvfp4" in choices(network)["/blocks/layers.0/linear1/MatMul"], "a plan may say so by hand"
 
 
 def test_training_refuses_what_it_would_take_for_float(int8: tuple[Path, Quantized]) -> None:
