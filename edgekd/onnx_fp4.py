@@ -33,7 +33,7 @@ def dequantizers(tensor: Nvfp4, stem: str) -> tuple[list[Any], list[Any]]:
 
 
 def runnable(graph: Path) -> str | bytes:
-    """What ONNX Runtime can load in place of a file: its path, or, with NVFP4 weights by edgekd, a model with their values.
+    """What ONNX Runtime can load in place of a file: its path, or, with NVFP4 weights of edgekd's, their values.
 
     ONNX Runtime 1.32 has no kernel for FLOAT4E2M1. The weights that take the place of the DequantizeLinear nodes are
     those that the nodes stand for, bit for bit.

@@ -18,16 +18,15 @@ class Quantize:
     """Post-training quantization to Q/DQ.
 
     ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`; `best`: layer by layer the one
-    that costs the layers which read it least. min_snr_db: a layer whose output would be noisier than this
-    in INT8 (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on
-    which weights and biases are fitted to what is quantized before them; for fp4x more, where a layer reads next to
-    nothing of each. int8_rounding: `feedback` lets later weights
-    make up for the rounding of earlier ones, as fp4x always does; in INT8 that is a hundredth of the noise, and
-    `nearest` is quicker.
+    that costs the layers which read it least. min_snr_db: a layer whose output would be noisier than this in INT8
+    (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on which
+    weights and biases are fitted to what is quantized before them; with feedback more, where a layer reads next to
+    nothing of each. int8_rounding: `feedback` lets later weights make up for the rounding of earlier ones, as fp4x
+    always does; in INT8 that is a hundredth of the noise, and `nearest` is quicker.
 
-    formats: what weights may be stored as; `nvfp4` only those of matrix products. INT8 alone needs no plan; with more, a planner gives every layer one
-    of them, under `max_size` (of the packed graph, such as `3MB`) or what the build's budget leaves for it. plan: a
-    TOML file that an earlier planner wrote, or a hand edited, to be run as it is.
+    formats: what weights may be stored as; `nvfp4` only those of matrix products. INT8 alone needs no plan; with more,
+    a planner gives every layer one of them, under `max_size` (of the packed graph, such as `3MB`) or what the build's
+    budget leaves for it. plan: a TOML file that an earlier planner wrote, or a hand edited, to be run as it is.
     """
 
     ranges: Literal["best", "mse", "entropy", "percentile", "max"] = "best"

@@ -103,18 +103,14 @@ def test_nodes_between_constants_are_no_obstacle() -> None:
     assert place(Graph(model)).layers == ("stem", "body", "neck")
 
 
-def test_products_behind_the_head_that_only_sum_or_convert_are_passed_through() -> None:
-    """Distances summed by a product, as NanoDet writes them, and boxes converted by one of four by four."""
+@pytest.mark.parametrize("weights", [np.eye(4), np.arange(16.0)[:, None]], ids=["conversion of boxes", "distances"])
+def test_products_behind_the_head_that_only_convert_or_sum_are_passed_through(weights: np.ndarray) -> None:
     model = small_model()
-    model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "convert"))
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(16, dtype=np.float32)[:, None], "count"))
-    head = {"boxes", "scores", "dfl", "converted", "counted"}
-    for name, source, weights in (("converted", "output0", "convert"), ("counted", "output0", "count")):
-        model.graph.node.append(helper.make_node("MatMul", [source, weights], [name], name))
-    model.graph.output[0].name = "converted"
-    model.graph.output.append(onnx.ValueInfoProto(name="counted"))
+    model.graph.initializer.append(numpy_helper.from_array(weights.astype(np.float32), "fixed"))
+    model.graph.node.append(helper.make_node("MatMul", ["output0", "fixed"], ["last"], "last"))
+    model.graph.output[0].name = "last"
     graph = Graph(model)
-    assert head <= float_head(graph)
+    assert {"boxes", "scores", "dfl", "last"} <= float_head(graph)
     assert place(graph).layers == ("stem", "body", "neck")
 
 
