@@ -77,10 +77,9 @@ def quantize(
     graph = prepared(source, "nvfp4" in planned.values())
     kept_float = unreadable(graph)
     placement = place(graph, kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")])
-    in_nvfp4 = [name for name, form in planned.items() if form == "nvfp4"]
-    require_weights(graph, [*placement.layers, *in_nvfp4], source)
     four_bits = [name for name, form in planned.items() if form in ("fp4x", "nvfp4")]
-    with_feedback = placement.layers if step.int8_rounding == "feedback" else four_bits
+    require_weights(graph, [*placement.layers, *four_bits], source)
+    with_feedback = [*four_bits, *(placement.layers if step.int8_rounding == "feedback" else ())]
     count = frames_to_fit(graph, with_feedback, step.frames, walks=2)
     kept: list[np.ndarray] = [] if placement.layers else list(islice(frames, count))
     histograms = observe(source, placement.quantized, _remembering(frames, kept, count)) if placement.layers else {}

@@ -52,7 +52,9 @@ def _plain_gemm(graph: Graph, node: Any) -> None:
     bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.float32)
     assert weights is not None, "so are layers told from other products"
     weights = weights if said["transB"] else weights.T
-    if said["transA"] or bias is None or bias.size not in (1, len(weights)) or bias.size != max((1, *bias.shape[-1:])):
+    if said["transA"] or weights.dtype != np.float32 or bias is None:
+        return
+    if bias.size not in (1, len(weights)) or bias.size != max((1, *bias.shape[-1:])):
         return
     del node.attribute[:], node.input[1:]
     node.attribute.append(helper.make_attribute("transB", 1))

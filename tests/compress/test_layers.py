@@ -198,6 +198,14 @@ def test_a_turned_input_gives_no_rows(attributes: dict[str, int]) -> None:
     assert layer_of(Graph(model), model.graph.node[0]) is None
 
 
+def test_half_precision_is_left_as_it_is() -> None:
+    model = product_model("Gemm", (3, 16), {"w": WEIGHTS.astype(np.float16)}, alpha=2.0)
+    before = model.SerializeToString()
+    own_parameters(model)
+    assert model.SerializeToString() == before
+    assert layer_of(Graph(model), model.graph.node[0]) is None
+
+
 def test_a_summand_for_each_row_is_no_bias() -> None:
     rows = product_model("Gemm", (3, 16), {"w": WEIGHTS, "b": np.ones((3, 16), np.float32)})
     own_parameters(rows)
