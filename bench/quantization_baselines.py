@@ -428,8 +428,8 @@ _ABOUT = (
 
 
 _ABOUT_DIFFERENCES = (
-    f"How much of a difference is due to which images are scored: drawn anew {RESAMPLES} times, with repetition, the same",
-    "for both graphs.",
+    f"How much of a difference is due to which images are scored: drawn anew {RESAMPLES} times, with repetition,",
+    "the same for both graphs.",
 )
 
 

@@ -163,7 +163,7 @@ def sample(source: Path, folder: Path) -> Sample:
     graph = opened(path)
     weights = {}
     for node in graph.nodes:
-        if node.name in place(graph).convolutions:
+        if node.name in place(graph).layers:
             found = graph.constant(node.input[1])
             assert found is not None, "a detector of this list has constant weights"
             weights[node.name] = found

@@ -55,15 +55,21 @@ def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = Fa
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def check_request(target: Target, *, precision: str | None = None, dla: bool = False) -> list[Finding]:
-    """What `target` makes of a wish: convolutions in `precision`, or the DLA. Raises SpecError: no such precision."""
+def check_request(
+    target: Target, *, precision: str | None = None, products: str | None = None, dla: bool = False
+) -> list[Finding]:
+    """What `target` makes of a wish: convolutions in `precision`, matrix products in that of `products`, or the DLA.
+
+    Raises SpecError: no such precision.
+    """
     findings: list[Finding] = []
-    if precision is not None:
-        if precision not in PRECISIONS:
-            fix = did_you_mean(precision, PRECISIONS)
-            raise SpecError(f"unknown precision {precision!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)
-        if precision not in target.precisions.conv.value:
-            findings.append(Finding("impossible", "request", *_no_precision(precision, "conv", target)))
+    wishes: dict[Kind, str | None] = {"conv": precision, "gemm": products}
+    for kind, wish in wishes.items():
+        if wish is not None and wish not in PRECISIONS:
+            fix = did_you_mean(wish, PRECISIONS)
+            raise SpecError(f"unknown precision {wish!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)
+        if wish is not None and wish not in getattr(target.precisions, kind).value:
+            findings.append(Finding("impossible", "request", *_no_precision(wish, kind, target)))
     if dla and not target.dla:
         what = f"{target.title} has no DLA that its software can use"
         findings.append(Finding("impossible", "request", what, "run on the GPU: drop the request for the DLA"))

@@ -420,7 +420,7 @@ def _print_quantized(result: Mapping[str, Any]) -> None:
         error, ratio = output["relative_error"], output["snr_db"]
         print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
     formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
-    print(f"convolutions: {formats}")
+    print(f"layers: {formats}")
 
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}

@@ -19,6 +19,7 @@ from edgekd.data.images import read_image
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import Preprocess
 from edgekd.errors import CompressError, DataError, SpecError
+from edgekd.onnx_fp4 import runnable
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 LEAST_OPSET, FLOAT32 = 13, 1  # scales per channel came with opset 13; TensorProto.FLOAT
@@ -146,4 +147,4 @@ def _session(graph: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(runnable(graph), options, providers=["CPUExecutionProvider"])

@@ -12,7 +12,7 @@ from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
 from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes
-from edgekd.planning import Limits, detector_trial, quantized, refuse_recipe, room, searches
+from edgekd.planning import Limits, detector_trial, offered, quantized, refuse_recipe, room, searches
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import bytes_beside_graph, pack_bundle, write_build_ledger, write_report
 from edgekd.spec import Budget, QuantAwareDistill, Quantize, Recipe, Step
@@ -139,6 +139,7 @@ def compress(step: Step, run: Run, dataset: Dataset, detector: Detector, stages:
         stages.refuse_shared(dataset.split("train"), run.scored)
         after = stages.distill(step, detector, run.after, dataset, job.trust_checkpoint, tensorrt)
     else:
+        step = offered(step, job.target)
         source = calibration_source(job.calibration, dataset, searching=searches(step, job.budget))
         calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.before))
         run = replace(run, calibrated=calibrated)
@@ -194,7 +195,9 @@ def refuse_impossible(job: Job) -> None:
     from edgekd.check import check_request
 
     refuse_recipe(job.recipe, job.budget, job.model)
-    for finding in check_request(job.target, precision=job.recipe.precision):
+    step = job.recipe.quantize
+    products = "nvfp4" if step and "nvfp4" in step.formats else None
+    for finding in check_request(job.target, precision=job.recipe.precision, products=products):
         if finding.level == "impossible":
             raise SpecError(f"recipe {job.recipe.name} for {job.target.name}: {finding.what}", fix=finding.change)
 

@@ -21,6 +21,7 @@ from edgekd.errors import DataError, SpecError
 from edgekd.spec import Budget, Quantize, Recipe
 from edgekd.stages import COSTS, GRAPH, PLAN, Calibrated, Frames, Stages, settings_of, spec_of
 from edgekd.store import Stage
+from edgekd.target import Target
 
 if TYPE_CHECKING:
     from edgekd.compress.plan import Plan
@@ -110,6 +111,13 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
+
+
+def offered(step: Quantize, target: Target) -> Quantize:
+    """The step with NVFP4 among its formats where it stores in four bits anyway, and the target multiplies in NVFP4."""
+    if "fp4x" not in step.formats or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
+        return step
+    return replace(step, formats=(*step.formats, "nvfp4"))
 
 
 def room(recipe: Recipe, max_bytes: int | None) -> int | None:

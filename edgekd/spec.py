@@ -18,15 +18,15 @@ class Quantize:
     """Post-training quantization to Q/DQ.
 
     ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`; `best`: layer by layer the one
-    that costs the convolutions which read it least. min_snr_db: a convolution whose output would be noisier than this
-    in INT8 (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on
-    which weights and biases are fitted to what is quantized before them. int8_rounding: `feedback` lets later weights
-    make up for the rounding of earlier ones, as fp4x always does; in INT8 that is a hundredth of the noise, and
-    `nearest` is quicker.
+    that costs the layers which read it least. min_snr_db: a layer whose output would be noisier than this in INT8
+    (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on which
+    weights and biases are fitted to what is quantized before them; with feedback more, where a layer reads next to
+    nothing of each. int8_rounding: `feedback` lets later weights make up for the rounding of earlier ones, as fp4x
+    always does; in INT8 that is a hundredth of the noise, and `nearest` is quicker.
 
-    formats: what weights may be stored as. INT8 alone needs no plan; with more, a planner gives every convolution one
-    of them, under `max_size` (of the packed graph, such as `3MB`) or what the build's budget leaves for it. plan: a
-    TOML file that an earlier planner wrote, or a hand edited, to be run as it is.
+    formats: what weights may be stored as; `nvfp4` only those of matrix products. INT8 alone needs no plan; with more,
+    a planner gives every layer one of them, under `max_size` (of the packed graph, such as `3MB`) or what the build's
+    budget leaves for it. plan: a TOML file that an earlier planner wrote, or a hand edited, to be run as it is.
     """
 
     ranges: Literal["best", "mse", "entropy", "percentile", "max"] = "best"
@@ -39,7 +39,7 @@ class Quantize:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise SpecError("quantize: formats", expected="at least one of float16, int8 and fp4x", found="none")
+            raise SpecError("quantize: formats", expected="at least one of float16, int8, fp4x and nvfp4", found="none")
         _ = self.max_bytes  # raises where it is no size
 
     @property
@@ -88,7 +88,7 @@ class Recipe:
 
     @property
     def precision(self) -> str:
-        """The precision of the convolutions in the graph that ships."""
+        """The precision of the layers in the graph that ships."""
         return "int8" if self.quantize else "fp32"
 
     @property

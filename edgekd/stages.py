@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,26 +239,26 @@ class Stages:
         return Calibrated(stage, images, Frames(images.sha256, lambda: self._frames(images, spec)))
 
     def plan(self, step: Quantize, graph: Stage, frames: Frames) -> Stage:
-        """What every format of every convolution would cost, in the file COSTS. Results: `layers`, their number."""
+        """What every format of every layer would cost, in the file COSTS. Results: `layers`, their number."""
 
         def work(folder: Path) -> Mapping[str, Any]:
             from edgekd.compress.planner import measure_costs
 
             self._progress.note("plan: measuring what each format of each layer costs ...")
-            costs = measure_costs(graph.path / GRAPH, list(islice(frames.read(), step.frames)), step)
+            costs = measure_costs(graph.path / GRAPH, frames.read(), step)
             (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
             return {"layers": len(costs.layers)}
 
         inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}
-        return self.run("plan", inputs, work)
+        return self.run("plan", inputs | {"nvfp4": "nvfp4" in step.formats}, work)
 
     def quantize(
         self, step: Quantize, graph: Stage, frames: Frames, plan: Plan | None = None, tensorrt: str | None = None
     ) -> Stage:
         """The Q/DQ graph, its plan if it has one, and TensorRT's calibration cache for a version of it.
 
-        Results: as `export`, `convolutions` (INT8, all), `forms`, `snr_db`, and `errors`: what each convolution is
-        thought to cost, by the plan, or else the noise at its own output relative to the signal.
+        Results: as `export`, `layers` (INT8, all), `forms`, `snr_db`, and `errors`: what each layer is thought to cost,
+        by the plan, or else the noise at its own output relative to the signal.
         """
 
         def work(folder: Path) -> Mapping[str, Any]:
@@ -278,7 +277,7 @@ class Stages:
                 "detector": graph.results["detector"],
                 "opset": graph.results["opset"],
                 "bytes": (folder / GRAPH).stat().st_size,
-                "convolutions": [len(done.int8), done.convolutions],
+                "layers": [len(done.int8), done.layers],
                 "forms": dict(done.forms),
                 "snr_db": {name: round(ratio, 2) for name, ratio in done.snr_db.items()},
                 "errors": {name: float(f"{error:.4g}") for name, error in errors.items()},
@@ -323,7 +322,7 @@ class Stages:
                 (folder / CACHE).write_text(to_text(trained, tensorrt), "ascii")
             if PLAN in graph.files:
                 shutil.copyfile(graph.path / PLAN, folder / PLAN)
-            kept = {name: graph.results[name] for name in ("detector", "opset", "convolutions", "forms")}
+            kept = {name: graph.results[name] for name in ("detector", "opset", "layers", "forms")}
             losses = [{name: float(f"{loss:.6g}") for name, loss in epoch.items()} for epoch in done.losses]
             return {**kept, "bytes": out.stat().st_size, "epochs": done.epochs, "losses": losses}
 

@@ -169,7 +169,7 @@ def _stage_note(stage: Stage) -> str:
         return f"{results['epochs']} epochs, loss {first:.4g} in the first and {last:.4g} in the last"
     if "forms" in results:
         counts = Counter(results["forms"].values())
-        return ", ".join(f"{counts[form]} convolutions in {form}" for form in FORMS if counts[form])
+        return ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form])
     if "tried" in results:
         tried = ", ".join(f"{each['bytes'] / 1e6:.2f} MB keeps {each['kept']:.1%}" for each in results["tried"])
         return f"the smallest that keeps {results['keep']:.1%} of {results['frames']}: {tried}"

@@ -336,6 +336,9 @@ def test_asked_for_precisions_are_judged_before_there_is_a_graph() -> None:
 
 
 def test_the_dla_of_thor_does_not_exist() -> None:
+    assert not check_request(load_target("thor"), precision="int8", products="nvfp4")
+    (finding,) = check_request(load_target("agx-orin"), precision="int8", products="nvfp4")
+    assert "NVFP4 needs sm 10.0" in finding.what
     (finding,) = check_request(load_target("thor"), dla=True)
     assert (finding.level, "no DLA" in finding.what) == ("impossible", True)
 

@@ -22,11 +22,12 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.errors import DataError, SpecError
 from edgekd.formats.packed_graph import unpack
-from edgekd.planning import held_out
+from edgekd.planning import held_out, offered
 from edgekd.progress import SILENT
 from edgekd.spec import Quantize, load_recipe
 from edgekd.stages import Calibrated, Frames, Stages, calibration_source
 from edgekd.store import FileHashes, Stage, Store
+from edgekd.target import load_target
 
 SIDE = 64
 
@@ -55,6 +56,26 @@ def test_the_shipped_recipes_say_what_they_may_choose() -> None:
     assert load_recipe("qad").trains
     assert not load_recipe("mixed").trains
     assert load_recipe("float").quantize is None
+
+
+def test_nvfp4_is_offered_where_the_target_multiplies_in_it_and_four_bits_are_wanted() -> None:
+    mixed, ptq = (load_recipe(name).quantize for name in ("mixed", "ptq"))
+    assert mixed
+    assert ptq
+    for name in ("thor", "rtx-50", "gb10"):
+        assert offered(mixed, load_target(name)).formats == (*mixed.formats, "nvfp4")
+        assert offered(ptq, load_target(name)) == ptq
+    for name in ("xavier", "agx-orin", "rtx-40", "h100", "cpu"):
+        assert offered(mixed, load_target(name)) == mixed
+
+
+def test_a_recipe_with_nvfp4_is_refused_for_a_target_without(
+    edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('name = "own"\n[[steps]]\nkind = "quantize"\nformats = ["int8", "nvfp4"]\n', "utf-8")
+    flags = ("--recipe", recipe, "--target", "agx-orin", "--max-size", "1MB", "--out", tmp_path / "out")
+    assert_refused(edgekd("build", tiny_model, "--data", tiny_data, *flags), "NVFP4 needs sm 10.0")
 
 
 @pytest.mark.parametrize(

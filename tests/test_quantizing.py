@@ -72,7 +72,7 @@ def test_a_detector_is_judged_by_its_labels(edgekd: EdgeKD, tiny_model: Path, ti
     assert names == {"graph.onnx", "graph.packed", "calibration.toml", "quantize.json", "stages"}
     assert (ran.json["metric"], ran.json["frames"], ran.json["plan"]) == ("map50_95", 8, None)
     assert ran.json["kept"] == ran.json["after"]["map50_95"] / ran.json["before"]["map50_95"] > 0.95
-    assert ran.json["forms"] == {"float16": 3, "int8": 3, "fp4x": 0}
+    assert ran.json["forms"] == {"float16": 3, "int8": 3, "fp4x": 0, "nvfp4": 0}
     found = edgekd("eval", ran.json["packed"], "--data", tiny_data, "--json").json
     assert found["map50_95"] == ran.json["after"]["map50_95"]
 
@@ -104,8 +104,78 @@ def test_a_folder_of_images_serves_a_network_and_a_detector_without_labels(
 def test_without_json_it_prints_what_it_kept(edgekd: EdgeKD, network: Path, arrays: Path, tmp_path: Path) -> None:
     ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path)
     assert "output output0: relative error 0.0" in ran.out
-    assert re.search(r"convolutions: 2 in float16, 3 in int8", ran.out)
+    assert re.search(r"layers: 2 in float16, 3 in int8", ran.out)
     assert f"results: {tmp_path}" in ran.out
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A network of products, and a folder of frames for it."""
+    pytest.importorskip("torch")
+    from transformer import pictures, write_transformer
+
+    folder = tmp_path_factory.mktemp("transformer")
+    (folder / "frames").mkdir()
+    for index, frame in enumerate(pictures(48)):
+        np.save(folder / "frames" / f"{index:02}.npy", frame)
+    return write_transformer(folder / "transformer.onnx"), folder / "frames"
+
+
+def test_a_transformer_is_quantized_like_any_network(
+    edgekd: EdgeKD, transformer: tuple[Path, Path], tmp_path: Path
+) -> None:
+    network, frames = transformer
+    ran = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "a", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["forms"] == {"float16": 1, "int8": 9, "fp4x": 0, "nvfp4": 0}
+    assert ran.json["kept"] > 0.98
+    assert ran.json["after"]["bytes"] < ran.json["before"]["bytes"] / 3
+    limit = int(0.75 * ran.json["after"]["bytes"])
+    flags = ("--max-size", limit, "--keep", "95%", "--json")
+    smaller = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "b", *flags)
+    assert smaller.code == 0, smaller.err
+    assert smaller.json["after"]["bytes"] <= limit
+    assert smaller.json["forms"]["fp4x"] >= 3
+    missed = edgekd(
+        "quantize", network, "--data", frames, "--out", tmp_path / "c", "--max-size", "1B", "--keep", "99.9%"
+    )
+    assert missed.code == 3
+    assert re.search(r"most is lost in /blocks/\S+ \(\d+%\)", missed.err)
+
+
+def test_nvfp4_is_used_where_a_recipe_names_it(edgekd: EdgeKD, transformer: tuple[Path, Path], tmp_path: Path) -> None:
+    network, frames = transformer
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('name = "own"\n[[steps]]\nkind = "quantize"\nformats = ["int8", "nvfp4"]\n', "utf-8")
+    flags = ("--recipe", recipe, "--max-size", "1B", "--json")
+    ran = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "out", *flags)
+    assert ran.code == 3, "the smallest, but not of one byte"
+    assert_documented(ran.json, "quantize")
+    assert ran.json["forms"] == {"float16": 1, "int8": 1, "fp4x": 0, "nvfp4": 8}
+    assert ran.json["kept"] > 0.95
+    plan = (tmp_path / "out" / "plan.toml").read_text("utf-8")
+    assert plan.count('form = "nvfp4"') == 8
+    flags = ("--plan", tmp_path / "out" / "plan.toml", "--out", tmp_path / "again", "--json")
+    again = edgekd("quantize", network, "--data", frames, *flags)
+    assert again.json["forms"] == ran.json["forms"]
+
+
+def test_a_network_of_one_product_says_why_nothing_is_left(edgekd: EdgeKD, tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w"], ["y"], "only", transB=1)],
+        "one",
+        [value("x", onnx.TensorProto.FLOAT, [1, 64])],
+        [value("y", onnx.TensorProto.FLOAT, [1, 16])],
+        [onnx.numpy_helper.from_array(np.ones((16, 64), "f4"), "w")],
+    )
+    opset = onnx.helper.make_opsetid("", 13)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "one.onnx")
+    (tmp_path / "frames").mkdir()
+    for index in range(4):
+        np.save(tmp_path / "frames" / f"{index}.npy", np.full((1, 64), index, "f4"))
+    ran = edgekd("quantize", tmp_path / "one.onnx", "--data", tmp_path / "frames", "--out", tmp_path / "out")
+    assert_refused(ran, "nothing to quantize", "before the last", "found 1, with none before")
 
 
 # ------------------------------------------------------------------------------------------------------- size and plan

@@ -35,6 +35,7 @@ WITH_NUMPY = (
     "detectors.decode",
     "formats.int8",
     "formats.fp4x",
+    "formats.nvfp4",
     "formats.packed_graph",
 )
 
@@ -57,7 +58,7 @@ import numpy as np
 from edgekd.detectors.decode import SCORING, decode
 from edgekd.detectors.preprocess import place, to_tensor
 from edgekd.detectors.types import spec_from_json
-from edgekd.formats import fp4x, packed_graph
+from edgekd.formats import fp4x, nvfp4, packed_graph
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 how = dict(height=64, width=64, color="rgb", scale=1 / 255, mean=[0, 0, 0], std=[1, 1, 1], pad_value=114)
 how.update(center=True, upscale=True)
@@ -78,6 +79,10 @@ weights = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16)
 codes, scales = fp4x.quantize(weights)
 assert np.array_equal(fp4x.unpack(fp4x.pack(codes), codes.shape), codes)
 assert np.abs(dequantize_channels(codes, scales) - weights).max() < 0.2
+tensor = nvfp4.quantize(weights)
+packed = nvfp4.pack_nibbles(tensor.nibbles), tensor.scales.tobytes()
+assert np.array_equal(nvfp4.unpack(*packed, float(tensor.scale), weights.shape).values, tensor.values)
+assert np.abs(tensor.values - weights).max() < 0.2
 tensor = b"\\x08\\x04\\x08\\x10\\x10\\x03\\x4a\\x40" + codes.tobytes()
 graph = b"\\x3a\\x4a\\x2a\\x48" + tensor
 packed = packed_graph.pack(graph)

@@ -37,7 +37,8 @@ def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
     watched = [name for name in tensors if name != input_name]
 
     def run(frame: np.ndarray) -> dict[str, np.ndarray]:
-        found = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True))
+        # Asked for no output at all, ONNX Runtime gives every one.
+        found = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True)) if watched else {}
         return {**found, input_name: frame} if input_name in tensors else found
 
     with ThreadPoolExecutor(1) as ahead:

@@ -41,6 +41,11 @@ class Graph:
         found = self._initializers.get(tensor)
         return None if found is None else numpy_helper.to_array(found)
 
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """The shape of an initializer; None for anything else."""
+        found = self._initializers.get(tensor)
+        return None if found is None else tuple(found.dims)
+
     def upstream(self, node: Any) -> list[Any]:
         """The nodes that feed a node directly."""
         return [found for name in node.input if (found := self._producers.get(name)) is not None]

@@ -1,6 +1,6 @@
-"""What each convolution, alone, costs the network when its weights have 4 bits: measured without labels.
+"""What each layer, alone, costs the network when its weights have 4 bits: measured without labels.
 
-A walk through the float graph brings what each convolution reads. Its weights are rounded as they will be when the
+A walk through the float graph brings what each layer reads. Its weights are rounded as they will be when the
 graph is quantized, so that they make up for each other's errors, and the rest of the graph is run with them. Errors are
 measured on other frames than the rounding has seen: a layer with many inputs, which can make up for everything on a few
 frames, would look better than it is.
@@ -11,46 +11,47 @@ says the same in other units, in which a few sure objects are nearly all there i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edgekd.compress.convolution import Convolution, convolution
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import is_dfl
-from edgekd.compress.reconstruct import moments_of, round_with_feedback
+from edgekd.compress.layers import LayerView, is_dfl, layer_of
+from edgekd.compress.plan import Form
+from edgekd.compress.reconstruct import Stored, moments_of, stored_in
 from edgekd.compress.session import cpu_session
 from edgekd.compress.walk import Walk, levels_of
-from edgekd.formats.int8 import dequantize_channels
 
 MEASURED = 4
 """Frames on which errors are measured, the last ones: so many, but a quarter of few. The others are for rounding."""
 PATCHES = 8192
-"""Patches of its input, over all frames, by which a convolution's weights are rounded."""
+"""Patches of its input, over all frames, by which a layer's weights are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """The convolution `name` in fp4x: INT8 codes int8 [O, I / groups, kh, kw], scales and bias float32 [O].
+    """The layer `name` in `form`, as it is stored, with the bias float32 [O] that goes with it.
 
     local_noise: noise by signal at its own output; output_error: where the network ends (`relative_error`).
     """
 
     name: str
-    codes: np.ndarray
-    scales: np.ndarray
+    form: Form
+    stored: Stored
     bias: np.ndarray
     local_noise: float
     output_error: float
 
 
-def measure_fp4x(graph: Graph, names: Collection[str], frames: Sequence[np.ndarray]) -> Iterator[Rounded]:
-    """Each of the convolutions `names` in fp4x, as the only one in a float graph, on frames float32 [1, 3, h, w].
+def measure_rounded(
+    graph: Graph, forms: Mapping[str, Sequence[Form]], frames: Sequence[np.ndarray]
+) -> Iterator[Rounded]:
+    """Each layer in each of its 4-bit `forms`, as the only one in a float graph, on frames float32.
 
     They must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
-    Memory: the tensors that are live between two convolutions, for each frame.
+    Memory: the tensors that are live between two layers, for each frame.
     """
     walk, levels = Walk(graph, frames), levels_of(graph)
     ends = last_products(graph)
@@ -59,15 +60,14 @@ def measure_fp4x(graph: Graph, names: Collection[str], frames: Sequence[np.ndarr
     for level in range(1, max(levels.values(), default=0) + 1):
         rest = _Rest(graph, walk, levels, level, ends)
         for node in graph.nodes:
-            if node.name in names and levels[node.name] == level:
-                layer = convolution(graph, node)
-                assert layer is not None, "only convolutions with constant weights are asked for"
-                codes, scales, bias, noise = _round(layer, walk.values(node.input[0]), measured)
-                changed = {node.input[1]: dequantize_channels(codes, scales), node.input[2]: bias}
-                found = rest.run(changed, measured)
+            for form in forms.get(node.name, ()) if levels[node.name] == level else ():
+                layer = layer_of(graph, node)
+                assert layer is not None, "only layers with constant weights are asked for"
+                stored, used, bias, noise = _round(layer, walk.values(node.input[0]), measured, form)
+                found = rest.run(layer.initializers(used, bias), measured)
                 # What was made before this level is as it was.
                 errors = [relative_error(wanted[end], value) for end, value in found.items()]
-                yield Rounded(node.name, codes, scales, bias, noise, sum(errors) / len(ends))
+                yield Rounded(node.name, form, stored, bias, noise, sum(errors) / len(ends))
         walk.advance(level)
 
 
@@ -82,7 +82,7 @@ def last_products(graph: Graph) -> tuple[str, ...]:
         if node is None or name in passed:
             continue
         passed.add(name)
-        if node.op_type in ("Gemm", "MatMul") or (node.op_type == "Conv" and not is_dfl(graph, node)):
+        if node.op_type in ("Conv", "Gemm", "MatMul") and not is_dfl(graph, node):
             found.add(name)
         else:
             waiting.extend(graph.activations(node))
@@ -101,23 +101,27 @@ def relative_error(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) ->
 
 
 def _round(
-    layer: Convolution, inputs: Sequence[np.ndarray], measured: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Codes, scales and bias of a layer in fp4x, from what it reads on each frame; local noise on the last ones."""
-    positions = int(np.prod(layer.positions(*inputs[0].shape[2:])))
-    count = min(-(-PATCHES // len(inputs)), positions)
+    layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: Form
+) -> tuple[Stored, np.ndarray, np.ndarray, float]:
+    """A layer as stored, its weights and bias, from what it reads on each frame; local noise on the last ones."""
+    size = layer.count(inputs[0].shape)
+    count = min(-(-PATCHES // len(inputs)), size)
     rng = np.random.default_rng(0)
-    places = [rng.choice(positions, count, replace=False, shuffle=False) for _ in inputs]
+    places = [rng.choice(size, count, replace=False, shuffle=False) for _ in inputs]
     patches = [layer.patches(value, at) for value, at in zip(inputs, places, strict=True)]
     seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
-    moments = moments_of(layer.matrices, seen, seen)
-    rounded, scales = round_with_feedback(layer.matrices, moments.covariance, "fp4x")
-    codes = rounded.reshape(layer.weights.shape)
-    change = dequantize_channels(codes, scales.ravel()).reshape(layer.matrices.shape) - layer.matrices
+    moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
+    stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape)
+    change = used - layer.matrices
     noise = (unseen - moments.mean[:, None]) @ change.transpose(0, 2, 1)
     signal = unseen @ layer.matrices.transpose(0, 2, 1) + layer.bias.reshape(layer.groups, 1, -1)
     bias = layer.bias - (change @ moments.mean[:, :, None]).ravel()
-    return codes, scales.ravel(), bias, float(np.square(noise).sum() / max(np.square(signal).sum(), 1e-30))
+    return (
+        stored,
+        used.reshape(layer.weights.shape),
+        bias,
+        float(np.square(noise).sum() / max(np.square(signal).sum(), 1e-30)),
+    )
 
 
 class _Rest:

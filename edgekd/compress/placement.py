@@ -1,10 +1,12 @@
 """Where quantization goes: rules on the graph alone, after TensorRT's documented behaviour.
 
-- Convolutions run in INT8: their data input and their weights are quantized, their output is not, so that bias and
-  activation fuse into the convolution and the next quantizer becomes its output type.
-- The convolutions that give the final boxes and scores, and all that follows them (DFL, sigmoid, box decoding), stay
-  float: one INT8 step there is many pixels.
-- A residual addition reads its skip branch quantized, so that convolution and addition become one INT8 kernel.
+- Layers (convolutions, and products with constant matrices) run in INT8: their data input and their weights are
+  quantized, their output is not, so that bias and activation fuse into the layer and the next quantizer becomes its
+  output type.
+- The layers that give the final boxes and scores, and all that follows them (DFL, sigmoid, box decoding), stay float:
+  one INT8 step there is many pixels.
+- A residual addition to what a convolution reads takes it quantized, so that convolution and addition become one INT8
+  kernel. Around products the sum stays float: what transformers add up is what they must not lose.
 - Tensors joined by layers that only move values (Concat, Resize, MaxPool, ...) share one scale: TensorRT moves
   quantizers across such a layer only when the scales on both sides agree.
 Sources: TensorRT developer guide, "Working with Quantized Types"; NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat guide.
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import is_dfl, is_layer
 
 _MOVES_VALUES = {"Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Squeeze"} | {
     "Transpose",
@@ -28,28 +31,29 @@ _MOVES_VALUES = {"Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Resize"
 class Placement:
     """What is quantized.
 
-    convolutions: names of the Conv nodes with INT8 weights; edges: (node name, input index) that read a quantized
-    activation; groups: tensors that share a scale, each with at least one quantized tensor in it.
+    layers: names of the nodes with INT8 weights; edges: (node name, input index) that read a quantized activation;
+    groups: tensors that share a scale, each with at least one quantized tensor in it.
     """
 
-    convolutions: tuple[str, ...]
+    layers: tuple[str, ...]
     edges: tuple[tuple[str, int], ...]
     quantized: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
 
 
 def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
-    """Where the quantizers of a float detector go; the convolutions named in `keep_float` get none."""
+    """Where the quantizers of a float network go; the layers named in `keep_float` get none."""
     head = float_head(graph).union(keep_float)
-    convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.name not in head]
-    edges = [(node.name, 0) for node in convolutions]
-    quantized = list(dict.fromkeys(node.input[0] for node in convolutions))
+    layers = [node for node in graph.nodes if is_layer(graph, node) and node.name not in head]
+    edges = [(node.name, 0) for node in layers]
+    quantized = list(dict.fromkeys(node.input[0] for node in layers))
+    convolved = {node.input[0] for node in layers if node.op_type == "Conv"}
     for node in graph.nodes:
         if node.op_type == "Add" and node.name not in head:
-            skip = _skip_input(graph, node, set(quantized))
+            skip = _skip_input(graph, node, convolved)
             edges += [] if skip is None else [(node.name, skip)]
     return Placement(
-        convolutions=tuple(node.name for node in convolutions),
+        layers=tuple(node.name for node in layers),
         edges=tuple(edges),
         quantized=tuple(quantized),
         groups=_groups(graph, quantized),
@@ -57,9 +61,9 @@ def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
 
 
 def float_head(graph: Graph) -> set[str]:
-    """Names of the last convolutions before the outputs and of all nodes behind them.
+    """Names of the last layers before the outputs and of all nodes behind them.
 
-    DFL is itself a convolution (of 16 probabilities with 0..15); the search goes through it.
+    DFL is itself a layer (of 16 probabilities with 0..15); the search goes through it.
     """
     head: set[str] = set()
     waiting = [node for name in graph.outputs if (node := graph.producer(name)) is not None]
@@ -68,25 +72,16 @@ def float_head(graph: Graph) -> set[str]:
         if node.name in head:
             continue
         head.add(node.name)
-        if node.op_type != "Conv" or is_dfl(graph, node):
+        if not is_layer(graph, node) or is_dfl(graph, node):
             waiting.extend(graph.upstream(node))
     return head
 
 
-def is_dfl(graph: Graph, node: Any) -> bool:
-    """Whether a convolution is the fixed sum of distances in Distribution Focal Loss (weights 0, 1, 2, ...)."""
-    weights = graph.constant(node.input[1])
-    if weights is None or weights.shape[0] != 1:
-        return False
-    values = weights.ravel()
-    return bool((values == range(len(values))).all())
-
-
-def _skip_input(graph: Graph, node: Any, quantized: set[str]) -> int | None:
-    """Which input of an addition is the skip branch: quantized anyway, and read by others too."""
+def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
+    """Which input of an addition is the skip branch: quantized for a convolution anyway, and read by others too."""
     if len(graph.activations(node)) != 2:
         return None
-    candidates = [index for index, name in enumerate(node.input) if name in quantized]
+    candidates = [index for index, name in enumerate(node.input) if name in convolved]
     return max(candidates, key=lambda index: len(graph.consumers(node.input[index])), default=None)
 
 

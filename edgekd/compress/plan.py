@@ -1,4 +1,4 @@
-"""A plan: the number format of every convolution's weights, and what was predicted of it. Pure but for reading TOML."""
+"""A plan: the number format of every layer's weights, and what was predicted of it. Pure but for reading TOML."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, Literal, get_args
 from edgekd.errors import SpecError, did_you_mean
 from edgekd.toml import parse_table, read_toml
 
-Form = Literal["float16", "int8", "fp4x"]
-"""How the weights of a convolution are stored. `float16` also means that it computes in floating point; the two others
-compute in INT8."""
+Form = Literal["float16", "int8", "fp4x", "nvfp4"]
+"""How the weights of a layer (a convolution or a matrix product) are stored. `int8` and `fp4x` also mean that it
+computes in INT8; the two others compute in floating point, and `nvfp4` is for products alone."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A convolution: how many weights it has, what they are stored as, in about how many bytes, and what that costs.
+    """A layer: how many weights it has, what they are stored as, in about how many bytes, and what that costs.
 
     error: the relative error of the network's outputs, noise by signal, that this layer is predicted to add.
     """
@@ -35,7 +35,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """The convolutions in graph order, and what the plan was made for.
+    """The layers in graph order, and what the plan was made for.
 
     graph_sha256: of the float graph; max_bytes: the limit it keeps, None without one; predicted_bytes: of the packed
     graph; predicted_error: the sum over the layers. Forms edited by hand leave the predictions as they were.
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def forms(self) -> dict[str, Form]:
-        """The form of each convolution, by node name."""
+        """The form of each layer, by node name."""
         return {layer.name: layer.form for layer in self.layers}
 
 
@@ -72,11 +72,12 @@ def plan_toml(plan: Plan) -> str:
 
 
 _HEADER = (
-    "# How the weights of each convolution are stored, in graph order. edgekd wrote this, and quantizes by it.",
+    "# How the weights of each layer are stored, in graph order. edgekd wrote this, and quantizes by it.",
     "# To change it, change a `form`:",
     "#   fp4x     4 bits a weight, computes in INT8",
     "#   int8     8 bits a weight, computes in INT8",
     "#   float16  16 bits a weight, computes in floating point; the head has no other form",
+    "#   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it",
     "# bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by",
     "# signal) of the network's outputs that it adds. They need not be changed along with a form.",
 )
@@ -115,7 +116,7 @@ def plan_from(table: dict[str, Any], source: str) -> Plan:
 
 
 def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
-    """Refuse a plan that is not for the graph whose convolutions can have the forms `choices`, by node name.
+    """Refuse a plan that is not for the graph whose layers can have the forms `choices`, by node name.
 
     Raises SpecError naming the layers that are missing, unknown, or cannot have their form.
     """
@@ -123,7 +124,7 @@ def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
     if unknown:
         raise SpecError(
             f"plan: layers {_some(unknown)}",
-            expected="convolutions of the graph",
+            expected="layers of the graph",
             found="none of that name",
             fix=did_you_mean(unknown[0], choices) or "make a plan for this graph",
         )
@@ -131,7 +132,7 @@ def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
     if missing:
         raise SpecError(
             f"plan: layers {_some(missing)}",
-            expected="every convolution of the graph",
+            expected="every layer of the graph",
             found="none of that name in the plan",
             fix="make a plan for this graph",
         )

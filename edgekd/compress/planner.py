@@ -1,4 +1,4 @@
-"""The planner: which convolution gets which number format, so that a packed graph keeps a byte limit at least error.
+"""The planner: which layer gets which number format, so that a packed graph keeps a byte limit at least error.
 
     costs = measure_costs(source, frames, step)     once for a graph; JSON, so that it can be a stored stage
     plan = plan_for(costs, max_bytes)               as often as needed: milliseconds
@@ -8,13 +8,15 @@ An error here is the relative error of the network's last products, noise by sig
 are refitted to what earlier ones got wrong makes the sum smaller; all layers are taken to gain by it alike.
 
 `float16` is on offer for the head, which has nothing else, and where INT8 would be noisier than the step allows:
-elsewhere it would buy accuracy that INT8 does not lack with the speed that it is chosen for.
+elsewhere it would buy accuracy that INT8 does not lack with the speed that it is chosen for. `nvfp4` is on offer for
+matrix products, where the step names it: few GPUs have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +24,26 @@ import numpy as np
 
 from edgekd.canonical import file_sha256
 from edgekd.compress.calibrate import observe
-from edgekd.compress.convolution import convolution
 from edgekd.compress.graph import Graph
-from edgekd.compress.output_error import Rounded, measure_fp4x
-from edgekd.compress.placement import Placement, is_dfl, place
-from edgekd.compress.plan import FORMS, Form, Plan, PlannedLayer
-from edgekd.compress.quantize import PROBES, WALK_BYTES, prepared, require_weights, unreadable
-from edgekd.compress.rewrite import apply, insert_activation_pairs, store_weights
+from edgekd.compress.layers import LayerView, Product, is_dfl, is_layer, layer_of
+from edgekd.compress.output_error import Rounded, measure_rounded
+from edgekd.compress.placement import Placement, place
+from edgekd.compress.plan import Form, Plan, PlannedLayer
+from edgekd.compress.quantize import PROBES, frames_to_fit, prepared, require_weights, unreadable
+from edgekd.compress.reconstruct import Stored
+from edgekd.compress.rewrite import apply, insert_activation_pairs, store_weights, stored_names
 from edgekd.compress.scales import choose_scales
-from edgekd.compress.walk import bytes_per_frame
 from edgekd.errors import CompressError
 from edgekd.formats import packed_graph
 from edgekd.formats.int8 import quantize_channels
+from edgekd.formats.nvfp4 import fits as nvfp4_fits
 from edgekd.spec import Quantize
 from edgekd.toml import parse_table
-
-_Codes = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Option:
-    """A form that a convolution can have: stored bytes of its weights and scales, and the output error it adds."""
+    """A form that a layer can have: stored bytes of its weights and scales, and the output error it adds."""
 
     form: Form
     bytes: int
@@ -51,7 +52,7 @@ class Option:
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """The forms that the convolution `name` with so many `weights` can have."""
+    """The forms that the layer `name` with so many `weights` can have."""
 
     name: str
     weights: int
@@ -76,44 +77,43 @@ def costs_from(value: Any) -> Costs:
     return parse_table(Costs, value, "costs")
 
 
-def measure_costs(source: Path, frames: Sequence[np.ndarray], step: Quantize) -> Costs:
-    """What each form of each convolution of the float ONNX graph `source` costs, on calibration frames [1, 3, h, w].
+def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
+    """What each form of each layer of the float ONNX graph `source` costs, on calibration frames of its input's shape.
 
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     graph, placement = _read(source)
-    affordable = max(WALK_BYTES // (bytes_per_frame(graph) + 1), 1)
-    seen = list(frames[:affordable])
+    seen = list(islice(frames, frames_to_fit(graph, placement.layers, step.frames, walks=1)))
     if not seen:
         raise CompressError("plan: nothing to measure with", expected="at least one frame", found="none")
     histograms = observe(source, placement.quantized, seen)
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, seen[:PROBES])
-    rounded = {layer.name: layer for layer in measure_fp4x(graph, placement.convolutions, seen)}
-
-    weights = _weights(graph)
-    codes: dict[Form, Mapping[str, _Codes]] = {
-        "float16": {},
-        "int8": {name: quantize_channels(weights[name]) for name in rounded},
-        "fp4x": {name: (layer.codes, layer.scales) for name, layer in rounded.items()},
-    }
-    sizes = {form: _stored_bytes(graph, placement, scales, codes[form]) for form in FORMS}
+    read = _layers(graph)
+    forms = {name: _forms(layer, placement, "nvfp4" in step.formats) for name, layer in read.items()}
+    four_bits = {name: [form for form in forms[name] if form in ("fp4x", "nvfp4")] for name in placement.layers}
+    rounded = {(each.form, each.name): each for each in measure_rounded(graph, four_bits, seen)}
+    codes: dict[Form, dict[str, Stored]] = {"float16": {}, "int8": {}}
+    codes["int8"].update({name: quantize_channels(read[name].weights) for name in four_bits})
+    for (form, name), each in rounded.items():
+        codes.setdefault(form, {})[name] = each.stored
+    sizes = {form: _stored_bytes(graph, placement, scales, stored) for form, stored in codes.items()}
 
     def option(form: Form, name: str) -> Option:
-        error = _error(form, rounded[name], snr_db[name]) if name in rounded else 0.0
+        error = _error(form, name, rounded, snr_db[name]) if name in snr_db else 0.0
         return Option(form, sizes[form][0][name], _short(error))
 
     layers = []
-    for name, values in weights.items():
-        quiet = name in rounded and snr_db[name] >= step.min_snr_db
-        forms = [form for form in _forms(name, placement) if not (quiet and form == "float16")]
-        layers.append(LayerCosts(name, values.size, tuple(option(form, name) for form in forms)))
+    for name, layer in read.items():
+        quiet = name in snr_db and snr_db[name] >= step.min_snr_db
+        offered = [form for form in forms[name] if not (quiet and form == "float16")]
+        layers.append(LayerCosts(name, layer.weights.size, tuple(option(form, name) for form in offered)))
     return Costs(file_sha256(source), sizes["int8"][1], tuple(layers))
 
 
 def choices(source: Path) -> dict[str, tuple[Form, ...]]:
-    """The forms that each convolution of the float ONNX graph `source` can have: for `plan.require_fits`."""
+    """The forms that each layer of the float ONNX graph `source` can have: for `plan.require_fits`."""
     graph, placement = _read(source)
-    return {name: _forms(name, placement) for name in _weights(graph)}
+    return {name: _forms(layer, placement, nvfp4=True) for name, layer in _layers(graph).items()}
 
 
 def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
@@ -177,46 +177,53 @@ def _smallest(costs: Costs) -> int:
 
 
 def _read(source: Path) -> tuple[Graph, Placement]:
-    """The graph as it will be quantized, and its placement where all convolutions that can be INT8 are."""
+    """The graph as it will be quantized, and its placement where all layers that can be INT8 are."""
     graph = prepared(source)
     placement = place(graph, unreadable(graph))
-    require_weights(graph, placement, source)
+    require_weights(graph, placement.layers, source)
     return graph, placement
 
 
-def _weights(graph: Graph) -> dict[str, np.ndarray]:
-    """The weights of every convolution that has a form, in graph order; DFL's constants are no weights."""
-    layers = [convolution(graph, node) for node in graph.nodes if node.op_type == "Conv" and not is_dfl(graph, node)]
-    return {layer.name: layer.weights for layer in layers if layer is not None}
+def _layers(graph: Graph) -> dict[str, LayerView]:
+    """Every layer that has a form, in graph order; DFL's constants are no weights."""
+    layers = [layer_of(graph, node) for node in graph.nodes if is_layer(graph, node) and not is_dfl(graph, node)]
+    return {layer.name: layer for layer in layers if layer is not None}
 
 
-def _forms(name: str, placement: Placement) -> tuple[Form, ...]:
-    return FORMS if name in placement.convolutions else ("float16",)
+def _forms(layer: LayerView, placement: Placement, nvfp4: bool) -> tuple[Form, ...]:
+    """What a layer may be stored as; nvfp4: whether it is on offer for those that can have it."""
+    if layer.name not in placement.layers:
+        return ("float16",)
+    fits = nvfp4 and isinstance(layer, Product) and nvfp4_fits(layer.weights.shape)
+    return ("float16", "int8", "fp4x", "nvfp4") if fits else ("float16", "int8", "fp4x")
 
 
-def _error(form: Form, rounded: Rounded, snr_db: float) -> float:
+def _error(form: Form, name: str, rounded: Mapping[tuple[Form, str], Rounded], snr_db: float) -> float:
     """The error at the network's end. That of INT8 is not measured there, but passes through the same layers."""
     if form == "float16":
         return 0.0
-    gain = rounded.output_error / rounded.local_noise if rounded.local_noise else 1.0
+    if form == "nvfp4":
+        return rounded[form, name].output_error
+    fp4x = rounded["fp4x", name]
+    gain = fp4x.output_error / fp4x.local_noise if fp4x.local_noise else 1.0
     int8 = gain * 10 ** (-snr_db / 10)
-    return int8 if form == "int8" else int8 + rounded.output_error
+    return int8 if form == "int8" else int8 + fp4x.output_error
 
 
 def _stored_bytes(
-    graph: Graph, placement: Placement, scales: Mapping[str, float], codes: Mapping[str, _Codes]
+    graph: Graph, placement: Placement, scales: Mapping[str, float], codes: Mapping[str, Stored]
 ) -> tuple[dict[str, int], int]:
-    """What each convolution's weights and scales take in a packed graph, and what the rest of it takes.
+    """What each layer's weights and scales take in a packed graph, and what the rest of it takes.
 
-    codes: INT8 codes and their scales of some convolutions; the others are stored as float16.
+    codes: how some layers are stored; the others are stored as float16.
     """
     from onnx import numpy_helper
 
     model = type(graph.model)()
     model.CopyFrom(graph.model)
-    names = set(_weights(graph))
-    layers = {node.name: node.input for node in graph.nodes if node.name in names}
-    halved = {name for inputs in layers.values() for name in inputs[1:3]}  # what gets codes is replaced once more
+    layers = _layers(graph)
+    # What gets codes is replaced once more.
+    halved = {name for layer in layers.values() for name in layer.initializers(layer.weights, layer.bias)}
     for initializer in model.graph.initializer:
         if initializer.name in halved:
             half = numpy_helper.to_array(initializer).astype(np.float16).astype(np.float32)
@@ -231,9 +238,7 @@ def _stored_bytes(
     taken = {}
     for node in written.nodes:
         if node.name in layers:
-            pair = written.producer(node.input[1])
-            parts = node.input[1:2] if pair is None else pair.input
-            taken[node.name] = sum(bytes_of.get(name, 0) for name in parts)
+            taken[node.name] = sum(bytes_of.get(name, 0) for name in stored_names(written, node))
     return taken, len(packed) - sum(taken.values())
 
 

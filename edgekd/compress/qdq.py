@@ -1,6 +1,7 @@
 """The convolutions of a Q/DQ graph, read out and put back: training changes them without exporting anything again.
 
-Only initializers change. Nodes, edges and names of the graph that `compress.quantize` wrote stay as they are.
+Matrix products are not trained. Only initializers change: nodes, edges and names of the graph that `compress.quantize`
+wrote stay as they are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from edgekd.compress.graph import Graph
 from edgekd.compress.plan import Form
+from edgekd.compress.rewrite import weights_pair
 from edgekd.errors import CompressError
 from edgekd.files import write_file
 from edgekd.formats import fp4x
@@ -50,10 +52,21 @@ class Layer:
 
 
 def read_layers(path: Path) -> tuple[Layer, ...]:
-    """The convolutions of a Q/DQ graph, in graph order; those with computed weights are left out."""
+    """The convolutions of a Q/DQ graph, in graph order; those with computed weights are left out.
+
+    Raises CompressError for a graph with quantized matrix products, which training would take for float ones.
+    """
     import onnx
 
     graph = Graph(onnx.load(path))
+    products = [node.name for node in graph.nodes if node.op_type in ("Gemm", "MatMul") and weights_pair(graph, node)]
+    if products:
+        raise CompressError(
+            f"layer {products[0]}",
+            expected="convolutions alone to be quantized, to train them",
+            found=f"{len(products)} matrix products, too",
+            fix="use recipe ptq or mixed, or a plan in which they are float16",
+        )
     return tuple(_layer(graph, node, names) for node, names in _convolutions(graph))
 
 
@@ -105,7 +118,7 @@ def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
     for node in graph.nodes:
         if node.op_type != "Conv":
             continue
-        pair = _dequantizer(graph, node.input[1])
+        pair = weights_pair(graph, node)
         names = {"weights": node.input[1]} if pair is None else {"weights": pair.input[0], "scales": pair.input[1]}
         if len(node.input) > 2 and node.input[2]:
             names["bias"] = node.input[2]

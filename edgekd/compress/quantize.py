@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekd.compress.calibrate import observe
-from edgekd.compress.convolution import Convolution, convolution
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import Placement, is_dfl, place
+from edgekd.compress.layers import LayerView, is_dfl, is_layer, layer_of
+from edgekd.compress.placement import Placement, place
 from edgekd.compress.plan import Form
-from edgekd.compress.reconstruct import Moments, bias_for, moments_of, pooled, refit, round_with_feedback
+from edgekd.compress.reconstruct import Moments, Stored, bias_for, moments_of, pooled, refit, stored_in
 from edgekd.compress.rewrite import apply, insert_activation_pairs, name_nodes, own_parameters, store_weights
 from edgekd.compress.scales import choose_scales
-from edgekd.compress.walk import Walk, bytes_per_frame, levels_of
+from edgekd.compress.walk import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.errors import CompressError
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.onnx_fp4 import OPSET, at_opset
 from edgekd.spec import Quantize
 
 PROBES = 12
-"""Frames on which each convolution's noise is measured."""
+"""Frames on which each layer's noise is measured."""
 PATCHES = 3072
 PATCHES_PER_WEIGHT = 2
-"""Patches of its input, over all frames, by which a convolution's weights are decided: this many at least, and this
-many for each weight of an output."""
+"""Patches of its input, over all frames, by which a layer's weights are decided: this many at least, and this many for
+each weight of an output."""
 
-
+FEWEST_PATCHES = 512
+"""Patches that rounding with feedback needs of each layer, or twice as many as the weights of an output: what it makes
+up for on a handful of them, it ruins for all others. Only layers that read next to nothing of a frame have fewer."""
 WORKERS = min(os.cpu_count() or 1, 4)
 """Layers of one level that are decided at the same time; each holds its patches in memory."""
 WALK_BYTES = 2 << 30
@@ -43,19 +47,19 @@ class Quantized:
     """A Q/DQ graph on disk.
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
-    graph; snr_db: signal-to-noise ratio of each convolution in INT8, by node name; forms: how the weights of each are
-    stored, in graph order; convolutions: how many there are in all.
+    graph; snr_db: signal-to-noise ratio of each layer in INT8, by node name; forms: how the weights of each are stored,
+    in graph order; layers: how many there are in all.
     """
 
     scales: Mapping[str, float]
     snr_db: Mapping[str, float]
     forms: Mapping[str, Form]
-    convolutions: int
+    layers: int
 
     @property
     def int8(self) -> tuple[str, ...]:
-        """The convolutions that compute in INT8."""
-        return tuple(name for name, form in self.forms.items() if form != "float16")
+        """The layers that compute in INT8."""
+        return tuple(name for name, form in self.forms.items() if form in ("int8", "fp4x"))
 
 
 def quantize(
@@ -63,43 +67,73 @@ def quantize(
 ) -> Quantized:
     """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
-    frames: calibration frames float32 [1, 3, h, w], read once. plan: the format of each convolution's weights, by node
-    name; without one all are INT8, but for the head and those that would be too noisy.
+    frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
+    node name; without one all are INT8, but for the head and those that would be too noisy.
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     import onnx
 
-    graph = prepared(source)
+    planned = plan or {}
+    graph = prepared(source, "nvfp4" in planned.values())
     kept_float = unreadable(graph)
-    placement = place(graph, kept_float + [name for name, form in (plan or {}).items() if form == "float16"])
-    require_weights(graph, placement, source)
-    kept: list[np.ndarray] = []
-    affordable = max(WALK_BYTES // (2 * bytes_per_frame(graph) + 1), 1)
-    histograms = observe(source, placement.quantized, _remembering(frames, kept, min(step.frames, affordable)))
+    placement = place(graph, kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")])
+    four_bits = [name for name, form in planned.items() if form in ("fp4x", "nvfp4")]
+    require_weights(graph, [*placement.layers, *four_bits], source)
+    with_feedback = [*four_bits, *(placement.layers if step.int8_rounding == "feedback" else ())]
+    count = frames_to_fit(graph, with_feedback, step.frames, walks=2)
+    kept: list[np.ndarray] = [] if placement.layers else list(islice(frames, count))
+    histograms = observe(source, placement.quantized, _remembering(frames, kept, count)) if placement.layers else {}
     if not kept:
         raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
-    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES])
+    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES]) if histograms else ({}, {})
     if plan is None:
         placement = place(graph, kept_float + [name for name, ratio in snr_db.items() if ratio < step.min_snr_db])
         _require_quiet(placement, snr_db, step, source)
 
-    forms = _forms(graph, placement, plan or {})
+    forms = _forms(graph, placement, planned)
     quantized = Graph(_copy(graph.model))
     insert_activation_pairs(quantized, placement, scales)
     store_weights(quantized, _reconstruct(graph, quantized, forms, kept, step.int8_rounding))
     apply(quantized)
     onnx.checker.check_model(quantized.model)
     onnx.save(quantized.model, out)
-    total = sum(node.op_type == "Conv" for node in graph.nodes)
+    total = sum(is_layer(graph, node) for node in graph.nodes)
     used = {name: scales[name] for group in placement.groups for name in group}
     return Quantized(used, snr_db, forms, total)
 
 
-def prepared(source: Path) -> Graph:
-    """The float graph, with a name for every node, and parameters of its own for every convolution."""
+def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
+    """How many frames weights are fitted on: `frames`, or what rounding with feedback needs, as far as memory allows.
+
+    with_feedback: the layers that are rounded so; walks: how many graphs are run side by side.
+    """
+    nodes, shapes = {node.name: node for node in graph.nodes}, shapes_of(graph)
+    for name in with_feedback:
+        layer, shape = layer_of(graph, nodes[name]), shapes.get(nodes[name].input[0], ())
+        if layer is not None and shape and all(shape):
+            needed = min(FEWEST_PATCHES, 2 * layer.matrices.shape[2])
+            frames = max(frames, -(-needed // layer.count(shape)))
+    return min(frames, max(WALK_BYTES // (walks * bytes_per_frame(graph) + 1), 1))
+
+
+def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
+    """The float graph, with a name for every node, and parameters of its own for every layer.
+
+    for_nvfp4: at the opset that has NVFP4. Raises CompressError where that cannot be.
+    """
     import onnx
 
     model = onnx.load(source)
+    name_nodes(model)  # before nodes are added, which names by their number would depend on
+    try:
+        model = at_opset(model) if for_nvfp4 else model
+    except RuntimeError as error:
+        raise CompressError(
+            f"{source.name}: its opset cannot be raised",
+            expected=f"opset {OPSET}, for nvfp4",
+            found=str(error),
+            fix="export it at that opset, or plan without nvfp4",
+        ) from error
     name_nodes(model)
     own_parameters(model)
     return Graph(model)
@@ -112,33 +146,35 @@ def _copy(model: Any) -> Any:
 
 
 def unreadable(graph: Graph) -> list[str]:
-    """The convolutions with constant weights that cannot be reconstructed: they are not two-dimensional, say."""
+    """The layers with constant weights that cannot be reconstructed: convolutions that are not two-dimensional, say."""
     return [
         node.name
         for node in graph.nodes
-        if node.op_type == "Conv" and graph.constant(node.input[1]) is not None and convolution(graph, node) is None
+        if is_layer(graph, node) and graph.shape(node.input[1]) is not None and layer_of(graph, node) is None
     ]
 
 
-def require_weights(graph: Graph, placement: Placement, source: Path) -> None:
-    """Refuse a graph with no convolution to quantize, or with one whose weights INT8 cannot hold."""
-    if not placement.convolutions:
+def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> None:
+    """Refuse a graph where no layer is `quantized`, or one has weights that INT8 cannot hold."""
+    layers = [node for node in graph.nodes if is_layer(graph, node)]
+    if not quantized:
         raise CompressError(
-            f"{source.name}: nothing to quantize", expected="convolutions before the head", found="none"
+            f"{source.name}: nothing to quantize",
+            expected="convolutions, or products with constant matrices, before the last ones, which stay float",
+            found=f"{len(layers)}, with none before the last" if layers else "none",
         )
-    for node in graph.nodes:
-        if node.op_type == "Conv":
-            values = [graph.constant(name) for name in node.input[1:]]
-            computed = node.name in placement.convolutions and values[0] is None
-            if computed or not all(np.isfinite(value).all() for value in values if value is not None):
-                found = "computed ones" if computed else "one that is not finite"
-                raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
+    for node in layers:
+        values = [graph.constant(name) for name in node.input[1:]]
+        computed = node.name in quantized and values[0] is None
+        if computed or not all(np.isfinite(value).all() for value in values if value is not None):
+            found = "computed ones" if computed else "one that is not finite"
+            raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
 
 
 def _require_quiet(placement: Placement, snr_db: Mapping[str, float], step: Quantize, source: Path) -> None:
-    if not placement.convolutions:
+    if not placement.layers:
         raise CompressError(
-            f"{source.name}: every convolution is too noisy in INT8",
+            f"{source.name}: every layer is too noisy in INT8",
             expected=f"at least one with {step.min_snr_db:g} dB",
             found=f"at best {max(snr_db.values()):.1f} dB",
             fix="lower `min_snr_db` in the recipe, or use recipe float",
@@ -154,40 +190,40 @@ def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: i
 
 
 def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict[str, Form]:
-    """How the weights of every convolution are stored; DFL's constants are no weights."""
-    quantized = set(placement.convolutions)
+    """How the weights of every layer are stored; DFL's constants are no weights."""
+    quantized = {*placement.layers, *(name for name, form in plan.items() if form == "nvfp4")}
     return {
         node.name: plan.get(node.name, "int8") if node.name in quantized else "float16"
         for node in graph.nodes
-        if node.op_type == "Conv" and not is_dfl(graph, node) and convolution(graph, node) is not None
+        if is_layer(graph, node) and not is_dfl(graph, node) and layer_of(graph, node) is not None
     }
 
 
 def _reconstruct(
     graph: Graph, quantized: Graph, forms: Mapping[str, Form], frames: list[np.ndarray], int8_rounding: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Decide the weights of all layers, in the order they run; returns codes and scales of those that have them.
+) -> dict[str, Stored]:
+    """Decide the weights of all layers, in the order they run; returns what is stored of those that are quantized.
 
     Biases and the weights that stay floating point are changed in `quantized` itself.
     """
-    stored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    stored: dict[str, Stored] = {}
     wanted, read = Walk(graph, frames), Walk(quantized, frames)
     nodes = {node.name: node for node in graph.nodes}
     inputs = {node.name: node.input for node in quantized.nodes}
     levels = levels_of(graph)
 
     def decide(name: str) -> _Decided:
-        layer = convolution(graph, nodes[name])
+        layer = layer_of(graph, nodes[name])
         assert layer is not None, "only such layers have a format"
         pair = wanted.values(nodes[name].input[0]), read.values(inputs[name][0])
-        return _decide(layer, forms[name], *pair, feedback=forms[name] == "fp4x" or int8_rounding == "feedback")
+        return _decide(layer, forms[name], *pair, int8_rounding == "feedback")
 
     with ThreadPoolExecutor(WORKERS) as pool:
         for level in range(1, max(levels.values()) + 1):
             names = [name for name in forms if levels[name] == level]
-            for name, (values, bias, codes) in zip(names, pool.map(decide, names), strict=True):
-                read.replace(inputs[name][1], values)
-                read.replace(inputs[name][2], bias)
+            for name, (values, codes) in zip(names, pool.map(decide, names), strict=True):
+                for parameter, value in values.items():
+                    read.replace(parameter, value)
                 if codes is not None:
                     stored[name] = codes
             wanted.advance(level)
@@ -195,29 +231,26 @@ def _reconstruct(
     return stored
 
 
-_Codes = tuple[np.ndarray, np.ndarray]
-_Decided = tuple[np.ndarray, np.ndarray, _Codes | None]
+_Decided = tuple[dict[str, np.ndarray], Stored | None]
 
 
 def _decide(
-    layer: Convolution, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], feedback: bool
+    layer: LayerView, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
 ) -> _Decided:
-    """Weights and bias of a layer as they will be used, and its codes and scales where it has them."""
+    """A layer's initializers as they will be used, and what is stored where that is not floating point."""
     halves = _halves(layer, wanted, read)
     fit = refit(layer.matrices, halves)
     moments = pooled(*halves)
-    codes = None
+    stored: Stored | None = None
     if form == "float16":
         used = _half(fit.weights)
+    elif form == "int8" and not int8_feedback:
+        codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
+        stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
-        if feedback:
-            rounded, scales = round_with_feedback(fit.weights, moments.covariance, form)
-            codes = rounded.reshape(layer.weights.shape), scales.ravel()
-        else:
-            codes = quantize_channels(fit.weights.reshape(layer.weights.shape))
-        used = dequantize_channels(*codes).reshape(fit.weights.shape)
+        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
-    return used.reshape(layer.weights.shape), _half(bias), codes
+    return layer.initializers(used.reshape(layer.weights.shape), _half(bias)), stored
 
 
 def _half(values: np.ndarray) -> np.ndarray:
@@ -226,9 +259,9 @@ def _half(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _halves(layer: Convolution, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
+def _halves(layer: LayerView, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
     """The moments of patches from the same places in both graphs, for each half of the frames."""
-    size = int(np.prod(layer.positions(*wanted[0].shape[2:])))
+    size = layer.count(wanted[0].shape)
     needed = max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2])
     count = min(-(-needed // len(wanted)), size)
     rng = np.random.default_rng(0)
@@ -238,5 +271,7 @@ def _halves(layer: Convolution, wanted: list[np.ndarray], read: list[np.ndarray]
         np.concatenate([layer.patches(value, at) for value, at in zip(values, places, strict=True)], axis=1)
         for values in (wanted, read)
     ]
-    first, second = [each[:, :middle] for each in seen], [each[:, -middle:] for each in seen]
-    return moments_of(layer.matrices, *first), moments_of(layer.matrices, *second)
+    parts = slice(None, middle), slice(-middle, None)
+    biased = layer.bias_name is not None
+    first, second = (moments_of(layer.matrices, seen[0][:, part], seen[1][:, part], biased) for part in parts)
+    return first, second

@@ -1,6 +1,6 @@
 """Weights that make up for what quantization did before them, and rounding that knows what a layer reads. Pure NumPy.
 
-A convolution is a matrix W [O, K] on patches x [K]. Its quantized version reads other patches z, because what is
+A layer is a matrix W [O, K] on patches x [K]. Its quantized version reads other patches z, because what is
 before it is quantized, too. Two steps, both in closed form and without labels:
 
 - refit: the weights and bias that bring W' z closest to W x (ridge regression, kept near W);
@@ -21,8 +21,12 @@ from typing import TypeVar
 import numpy as np
 
 from edgekd.errors import CompressError
-from edgekd.formats import fp4x
-from edgekd.formats.int8 import LEVELS, channel_scales
+from edgekd.formats import fp4x, nvfp4
+from edgekd.formats.int8 import LEVELS, channel_scales, dequantize_channels
+from edgekd.formats.nvfp4 import Nvfp4
+
+Stored = tuple[np.ndarray, np.ndarray] | Nvfp4
+"""The weights of a layer as a graph stores them: INT8 codes [O, ...] and their scales float32 [O], or NVFP4."""
 
 DAMPING = 0.003
 """What is added to a covariance's diagonal, as a share of its mean: patches that were never seen stay harmless."""
@@ -35,7 +39,8 @@ class Moments:
     """What rounding must know of a layer's patches, for each of its g groups.
 
     covariance [g, K, K] and mean [g, K] of the patches z that the quantized layer reads; cross [g, o, K]: covariance of
-    the error W x - W z that its own weights would make with z; error [g, o]: that error's mean. All float32.
+    the error W x - W z that its own weights would make with z; error [g, o]: that error's mean. All float32. For a
+    layer without a bias all is about zero and not about the mean: its weights alone must make up for both.
     """
 
     covariance: np.ndarray
@@ -44,12 +49,15 @@ class Moments:
     error: np.ndarray
 
 
-def moments_of(weights: np.ndarray, wanted: np.ndarray, read: np.ndarray) -> Moments:
-    """Moments for weights [g, o, K], patches `wanted` [g, n, K] of the float layer and `read` of the quantized one."""
+def moments_of(weights: np.ndarray, wanted: np.ndarray, read: np.ndarray, biased: bool = True) -> Moments:
+    """Moments for weights [g, o, K], patches `wanted` [g, n, K] of the float layer and `read` of the quantized one.
+
+    biased: whether there is a bias, which takes care of the means.
+    """
     count = np.float32(read.shape[1])
-    mean = read.mean(axis=1)
+    mean = read.mean(axis=1) * np.float32(biased)
     errors = (wanted - read) @ weights.transpose(0, 2, 1)
-    error = errors.mean(axis=1)
+    error = errors.mean(axis=1) * np.float32(biased)
     centred = read - mean[:, None]
     # Group by group: of a matrix with itself BLAS computes one half only.
     covariance = np.stack([each.T @ each for each in centred]) / count
@@ -135,6 +143,31 @@ def bias_for(fit: Fit, used: np.ndarray, moments: Moments) -> np.ndarray:
 
 def round_with_feedback(weights: np.ndarray, covariance: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes int8 [g, o, K] and INT8 scales float32 [g, o] for weights [g, o, K], in form `int8` or `fp4x`."""
+    codes, _, scales = _rounded(weights, covariance, form)
+    return codes.astype(np.int8), scales
+
+
+def nvfp4_with_feedback(weights: np.ndarray, covariance: np.ndarray) -> Nvfp4:
+    """Weights [1, o, K] in NVFP4; for each block the better of its two scales, given those before."""
+    codes, steps, scales = _rounded(weights, covariance, "nvfp4")
+    chosen = np.searchsorted(nvfp4.SCALES[:127], steps[0, :, ::_BLOCK]).astype(np.uint8)
+    return Nvfp4(nvfp4.nearest(codes[0] / steps[0] / 2), chosen, 2 * scales[0, 0])
+
+
+def stored_in(
+    form: str, weights: np.ndarray, covariance: np.ndarray, shape: tuple[int, ...]
+) -> tuple[Stored, np.ndarray]:
+    """Weights [g, o, K] as `form` stores them with feedback, of a layer's `shape`, and their values [g, o, K]."""
+    if form == "nvfp4":
+        tensor = nvfp4_with_feedback(weights, covariance)
+        return tensor, tensor.values.reshape(weights.shape)
+    codes, scales = round_with_feedback(weights, covariance, form)
+    values = dequantize_channels(codes.reshape(shape), scales.ravel()).reshape(weights.shape)
+    return (codes.reshape(shape), scales.ravel()), values
+
+
+def _rounded(weights: np.ndarray, covariance: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes float32 [g, o, K] in units of `scales` [g, o], and the multiplier of each weight's block."""
     damped = _damped(covariance)
     scales = _SCALES[form](weights, damped)
     wanted = weights / scales[:, :, None]
@@ -142,7 +175,7 @@ def round_with_feedback(weights: np.ndarray, covariance: np.ndarray, form: str) 
     for _ in range(_SWEEPS[form]):
         if not _improve(wanted, codes, multipliers, damped, form):
             break
-    return codes.astype(np.int8), scales
+    return codes, multipliers, scales
 
 
 def _damped(covariance: np.ndarray) -> np.ndarray:
@@ -158,30 +191,40 @@ def _feedback(wanted: np.ndarray, damped: np.ndarray, form: str) -> tuple[np.nda
 
     Where a block has a choice of multipliers, each is tried with its feedback inside the block, and the best stays.
     """
-    nearest, tried = _NEAREST[form], _MULTIPLIERS[form]
-    factor = _inverse_factor(damped)
+    nearest, factor = _NEAREST[form], _inverse_factor(damped)
     left, codes, multipliers = wanted.copy(), np.empty_like(wanted), np.empty_like(wanted)
     for start in range(0, wanted.shape[2], _BLOCK):
         block = slice(start, min(start + _BLOCK, wanted.shape[2]))
         within = factor[:, block, block]
+        tried = _tried(left[:, :, block], form)
         found, errors = _feedback_in_block(left[:, :, block], within, tried, nearest)
-        best = _cheapest(found, (errors**2).sum(axis=3), tried)[None, :, :, None]
+        best = _cheapest(found, (errors**2).sum(axis=3), tried, form)[None, :, :, None]
         codes[:, :, block] = np.take_along_axis(found, best, axis=0)[0]
-        multipliers[:, :, block] = tried[best[0]]
+        multipliers[:, :, block] = np.take_along_axis(tried[..., None], best, axis=0)[0]
         carried = np.take_along_axis(errors, best, axis=0)[0]
         left[:, :, block.stop :] -= carried @ factor[:, block, block.stop :]
     return codes, multipliers
 
 
-def _cheapest(codes: np.ndarray, errors: np.ndarray, tried: np.ndarray) -> np.ndarray:
-    """Which multiplier [g, o] each block should have, by the errors [m, g, o] and the bits its codes take when packed.
+def _tried(block: np.ndarray, form: str) -> np.ndarray:
+    """The multipliers [m, g, o] among which each block [g, o, 16] has a choice."""
+    if form == "nvfp4":
+        found: np.ndarray = nvfp4.SCALES[nvfp4.block_scales(np.abs(block).max(axis=2) / 2)]
+        return found
+    return np.broadcast_to(_MULTIPLIERS[form][:, None, None], (len(_MULTIPLIERS[form]), *block.shape[:2]))
+
+
+def _cheapest(codes: np.ndarray, errors: np.ndarray, tried: np.ndarray, form: str) -> np.ndarray:
+    """Which multiplier [g, o] each block should have: by the errors [m, g, o], and for fp4x by the bits its codes take
+    when packed.
 
     At the rate where an error falls to a quarter for each further bit, as that of any fine quantizer does, a bit is
     worth 2 ln 2 of the usual error of a weight.
     """
-    if len(tried) == 1:
-        return np.zeros(errors.shape[1:], np.intp)
-    halves = np.abs(np.rint(codes / tried[:, None, None, None])).astype(np.intp)
+    if form != "fp4x":
+        least: np.ndarray = errors.argmin(axis=0)
+        return least
+    halves = np.abs(np.rint(codes / tried[..., None])).astype(np.intp)
     usual = errors.min(axis=0).mean(axis=1, keepdims=True) / codes.shape[3]
     found: np.ndarray = (errors + 2 * np.log(2) * usual * _BITS[halves].sum(axis=3)).argmin(axis=0)
     return found
@@ -214,10 +257,10 @@ def _of_positive(covariance: np.ndarray, factor: Callable[[np.ndarray], _Factor]
 def _feedback_in_block(
     block: np.ndarray, factor: np.ndarray, tried: np.ndarray, nearest: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scaled errors [m, g, o, 16] of a block [g, o, 16] for each of m multipliers."""
+    """Codes and scaled errors [m, g, o, 16] of a block [g, o, 16] for each of m multipliers [m, g, o]."""
     left = np.repeat(block[None], len(tried), axis=0)
     codes, errors = np.empty_like(left), np.empty_like(left)
-    step = tried[:, None, None]
+    step = tried
     for column in range(block.shape[2]):
         now = left[..., column]
         codes[..., column] = nearest(now / step) * step
@@ -266,9 +309,14 @@ def _fp4x_scales(weights: np.ndarray, damped: np.ndarray) -> np.ndarray:
     return scales.reshape(weights.shape[:2])
 
 
-_NEAREST = {"int8": _nearest_int8, "fp4x": _nearest_e2m1}
+def _nvfp4_scales(weights: np.ndarray, damped: np.ndarray) -> np.ndarray:
+    """Half the scale of the tensor, for every channel: codes are twice the values of E2M1."""
+    return np.full(weights.shape[:2], nvfp4.tensor_scale(weights) / 2, np.float32)
+
+
+_NEAREST = {"int8": _nearest_int8, "fp4x": _nearest_e2m1, "nvfp4": _nearest_e2m1}
 _MULTIPLIERS = {"int8": np.ones(1, np.float32), "fp4x": np.arange(1, fp4x.MULTIPLIERS + 1, dtype=np.float32)}
 # Bits of 0, 1, 2, 3, 4, 6, 8, 12 and their signs after entropy coding, from their shares in trained detectors.
 _BITS = np.array([2.9, 3.2, 3.4, 3.7, 4.1, 0, 4.1, 0, 5.3, 0, 0, 0, 6.6], np.float32)
-_SWEEPS = {"int8": 0, "fp4x": 2}  # INT8's rounding is a hundredth of its noise: there is nothing to gain
-_SCALES = {"int8": _int8_scales, "fp4x": _fp4x_scales}
+_SWEEPS = {"int8": 0, "fp4x": 2, "nvfp4": 2}  # INT8's rounding is a hundredth of its noise: there is nothing to gain
+_SCALES = {"int8": _int8_scales, "fp4x": _fp4x_scales, "nvfp4": _nvfp4_scales}

@@ -1,14 +1,18 @@
-"""Changes to an ONNX graph: names, parameters of its own for each convolution, and quantizers."""
+"""Changes to an ONNX graph: names, parameters of its own for each layer, and quantizers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from edgekd import onnx_fp4
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import Placement, is_dfl
+from edgekd.compress.layers import attributes, bias_of_product, is_dfl, is_layer
+from edgekd.compress.placement import Placement
+from edgekd.compress.reconstruct import Stored
+from edgekd.formats.nvfp4 import Nvfp4
 
 
 def name_nodes(model: Any) -> None:
@@ -20,23 +24,61 @@ def name_nodes(model: Any) -> None:
 
 
 def own_parameters(model: Any) -> None:
-    """Give every convolution weights that no other reads, and a bias: each is decided for itself."""
-    from onnx import numpy_helper
+    """Give every layer weights that no other reads, and a bias where its node takes one: each is decided for itself.
 
+    A Gemm then takes its weights as [O, K], and has no factors.
+    """
     graph = Graph(model)
     for node in graph.nodes:
-        if node.op_type != "Conv" or is_dfl(graph, node):
+        if not is_layer(graph, node) or is_dfl(graph, node):
             continue
-        weights = graph.constant(node.input[1])
-        if len(node.input) == 2 and weights is not None:
+        if node.op_type == "Gemm":
+            _plain_gemm(graph, node)
+        elif node.op_type == "Conv" and len(node.input) == 2 and (shape := graph.shape(node.input[1])) is not None:
             node.input.append(f"{node.name}/bias")
-            zeros = np.zeros(len(weights), np.float32)
-            model.graph.initializer.append(numpy_helper.from_array(zeros, node.input[2]))
-        for index, name in enumerate(node.input[1:], start=1):
-            value = graph.constant(name)
-            if value is not None and len(graph.consumers(name)) > 1:
-                node.input[index] = f"{name}/{node.name}"
-                model.graph.initializer.append(numpy_helper.from_array(value, node.input[index]))
+            _add_initializer(graph, node.input[2], np.zeros(shape[0], np.float32))
+        if node.op_type == "MatMul" and bias_of_product(graph, node) is not None:
+            addition, at = graph.consumers(node.output[0])[0]
+            _own(graph, addition, [1 - at])
+        _own(graph, node, range(1, len(node.input)))
+
+
+def _plain_gemm(graph: Graph, node: Any) -> None:
+    """Weights as [O, K] without factors, and a bias [O]; a Gemm that cannot be written so stays as it is."""
+    from onnx import helper
+
+    said = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
+    weights = graph.constant(node.input[1])
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.float32)
+    assert weights is not None, "so are layers told from other products"
+    weights = weights if said["transB"] else weights.T
+    if said["transA"] or weights.dtype != np.float32 or bias is None:
+        return
+    if bias.size not in (1, len(weights)) or bias.size != max((1, *bias.shape[-1:])):
+        return
+    del node.attribute[:], node.input[1:]
+    node.attribute.append(helper.make_attribute("transB", 1))
+    node.input.extend([f"{node.name}/weights", f"{node.name}/bias"])
+    _add_initializer(graph, node.input[1], np.ascontiguousarray(weights * np.float32(said["alpha"])))
+    _add_initializer(
+        graph, node.input[2], np.broadcast_to(bias.ravel() * np.float32(said["beta"]), len(weights)).copy()
+    )
+
+
+def _own(graph: Graph, node: Any, places: Iterable[int]) -> None:
+    """Copies of a node's constants at some of its inputs, where other nodes read them, too."""
+    for index in places:
+        name = node.input[index]
+        value = graph.constant(name)
+        if value is not None and len(graph.consumers(name)) > 1:
+            node.input[index] = f"{name}/{node.name}"
+            _add_initializer(graph, node.input[index], value)
+
+
+def _add_initializer(graph: Graph, name: str, value: np.ndarray) -> None:
+    from onnx import numpy_helper
+
+    graph.model.graph.initializer.append(numpy_helper.from_array(value, name))
 
 
 def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> None:
@@ -67,22 +109,56 @@ def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[
     graph.nodes = ordered
 
 
-def store_weights(graph: Graph, stored: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Replace weights by INT8 codes [O, ...], scales float32 [O] and a DequantizeLinear, by name of the convolution."""
-    from onnx import helper, numpy_helper
+def store_weights(graph: Graph, stored: Mapping[str, Stored]) -> None:
+    """Replace weights by what stores them and by DequantizeLinear nodes, by name of the layer.
+
+    Outputs come first for every layer, so that all are packed alike; what a MatMul takes is turned behind it.
+    """
+    from onnx import helper
 
     ordered = []
     for node in graph.nodes:
         if node.name in stored:
-            codes, scales = stored[node.name]
             stem = f"{node.input[1]}/{node.name}"
-            names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]
-            values = (codes, scales, np.zeros(len(scales), np.int8))
-            graph.model.graph.initializer.extend(map(numpy_helper.from_array, values, names))
-            ordered.append(helper.make_node("DequantizeLinear", names, [f"{stem}/dq"], f"{stem}/dequantize", axis=0))
+            nodes, initializers = _dequantizers(stored[node.name], stem)
+            graph.model.graph.initializer.extend(initializers)
+            ordered.extend(nodes)
             node.input[1] = f"{stem}/dq"
+            if node.op_type == "MatMul":
+                turned = f"{stem}/turned"
+                ordered.append(helper.make_node("Transpose", [f"{stem}/dq"], [turned], f"{stem}/turn", perm=[1, 0]))
+                node.input[1] = turned
         ordered.append(node)
     graph.nodes = ordered
+
+
+def _dequantizers(stored: Stored, stem: str) -> tuple[list[Any], list[Any]]:
+    """Nodes that give the weights as `stem`/dq, and the initializers they read."""
+    from onnx import helper, numpy_helper
+
+    if isinstance(stored, Nvfp4):
+        return onnx_fp4.dequantizers(stored, stem)
+    names = [f"{stem}/{part}" for part in ("int8", "scale", "zero_point")]
+    values = (*stored, np.zeros(len(stored[1]), np.int8))
+    node = helper.make_node("DequantizeLinear", names, [f"{stem}/dq"], f"{stem}/dequantize", axis=0)
+    return [node], list(map(numpy_helper.from_array, values, names))
+
+
+def weights_pair(graph: Graph, node: Any) -> Any | None:
+    """The DequantizeLinear that `store_weights` gave a layer; None for one with float weights."""
+    found = graph.producer(node.input[1])
+    if found is not None and found.op_type == "Transpose":
+        found = graph.producer(found.input[0])
+    return found if found is not None and found.op_type == "DequantizeLinear" else None
+
+
+def stored_names(graph: Graph, node: Any) -> list[str]:
+    """The initializers that hold a layer's weights, however they are stored."""
+    pair = weights_pair(graph, node)
+    if pair is None:
+        return [node.input[1]]
+    scales = graph.producer(pair.input[1])
+    return [*pair.input, *(scales.input if scales is not None else ())]
 
 
 def apply(graph: Graph) -> None:

@@ -19,26 +19,26 @@ def choose_scales(
     ranges: str,
     probes: Sequence[np.ndarray],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """A scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each convolution.
+    """A scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each layer.
 
     ranges: a method of `edgekd.compress.ranges`, or `best`: for each group the one with the least relative noise over
-    the convolutions that read it, on the frames `probes` float32 [1, 3, h, w].
+    the layers that read it, on the frames `probes` float32 [1, 3, h, w].
     """
     frame = graph.model.graph.input[0].name
     methods = sorted(METHODS) if ranges == "best" else [ranges]
     choices = [group_scales(placement, histograms, method, frame) for method in methods]
     noise = output_noise(graph, placement, choices, probes)
-    input_of = {node.name: node.input[0] for node in graph.nodes if node.op_type == "Conv"}
+    input_of = {node.name: node.input[0] for node in graph.nodes if node.name in placement.layers}
     scales: dict[str, float] = {}
     snr_db: dict[str, float] = {}
     for group in placement.groups:
         members = set(group)
-        readers = [name for name in placement.convolutions if input_of[name] in members]
+        readers = [name for name in placement.layers if input_of[name] in members]
         relative = np.array([noise.relative(name) for name in readers])
         best = int(relative.sum(axis=0).argmin())
         scales.update((name, choices[best][name]) for name in group)
         snr_db.update((name, decibels(row[best])) for name, row in zip(readers, relative, strict=True))
-    return scales, {name: snr_db[name] for name in placement.convolutions}
+    return scales, {name: snr_db[name] for name in placement.layers}
 
 
 def group_scales(

@@ -1,6 +1,6 @@
-"""How much each convolution loses in INT8, measured where it happens: at its own output.
+"""How much each layer loses in INT8, measured where it happens: at its own output.
 
-Beside every convolution of the float graph run its INT8 twins, on the same float input: one for each scale that its
+Beside every layer of the float graph run its INT8 twins, on the same float input: one for each scale that its
 input might get. None needs labels, and no error is carried from layer to layer, so the numbers can be compared.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import layer_of
 from edgekd.compress.placement import Placement
 from edgekd.compress.session import cpu_session
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
@@ -22,15 +23,15 @@ NOISELESS_DB = 120.0
 
 @dataclass(frozen=True)
 class OutputNoise:
-    """Sums of squares over the outputs of each convolution: `noise` [choices, n] of its twins, `signal` [n]."""
+    """Sums of squares over the outputs of each layer: `noise` [choices, n] of its twins, `signal` [n]."""
 
-    convolutions: tuple[str, ...]
+    layers: tuple[str, ...]
     noise: np.ndarray
     signal: np.ndarray
 
-    def relative(self, convolution: str) -> np.ndarray:
+    def relative(self, layer: str) -> np.ndarray:
         """Noise by signal, float64 [choices]; 0 where there is no noise."""
-        at = self.convolutions.index(convolution)
+        at = self.layers.index(layer)
         found: np.ndarray = self.noise[:, at] / max(self.signal[at], 1e-30)
         return found
 
@@ -43,31 +44,31 @@ def decibels(relative: float) -> float:
 def output_noise(
     graph: Graph, placement: Placement, choices: Sequence[Mapping[str, float]], frames: Iterable[np.ndarray]
 ) -> OutputNoise:
-    """The noise of each INT8 convolution for several choices of scales, over frames float32 [1, 3, h, w]."""
+    """The noise of each INT8 layer for several choices of scales, over frames float32 [1, 3, h, w]."""
     by_name = {node.name: node for node in graph.nodes}
-    inputs = [by_name[name].input[0] for name in placement.convolutions]
+    inputs = [by_name[name].input[0] for name in placement.layers]
     scales = [[choice[tensor] for choice in choices] for tensor in inputs]
-    session, frame_name = _twin_session(graph, [by_name[name] for name in placement.convolutions], scales)
+    session, frame_name = _twin_session(graph, [by_name[name] for name in placement.layers], scales)
     names = [output.name for output in session.get_outputs()]
     power = dict.fromkeys(names, 0.0)
     for frame in frames:
         for name, value in zip(names, session.run(names, {frame_name: frame}), strict=True):
             power[name] += float(value)
-    noise = [[power[_noise(c, scale)] for scale in of] for c, of in zip(placement.convolutions, scales, strict=True)]
-    signal = [power[_signal(name)] for name in placement.convolutions]
-    return OutputNoise(placement.convolutions, np.array(noise).T, np.array(signal))
+    noise = [[power[_noise(c, scale)] for scale in of] for c, of in zip(placement.layers, scales, strict=True)]
+    signal = [power[_signal(name)] for name in placement.layers]
+    return OutputNoise(placement.layers, np.array(noise).T, np.array(signal))
 
 
-def _noise(convolution: str, scale: float) -> str:
-    return f"{convolution}/noise/{scale.hex()}"
+def _noise(layer: str, scale: float) -> str:
+    return f"{layer}/noise/{scale.hex()}"
 
 
-def _signal(convolution: str) -> str:
-    return f"{convolution}/signal"
+def _signal(layer: str) -> str:
+    return f"{layer}/signal"
 
 
 def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[float]]) -> tuple[Any, str]:
-    """A session on the float graph that returns noise and signal of each convolution, and its input's name."""
+    """A session on the float graph that returns noise and signal of each layer, and its input's name."""
     import onnx
     from onnx import helper
 
@@ -76,9 +77,10 @@ def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[
     del model.graph.output[:]
     outputs: list[str] = []
     for node, choices in zip(nodes, scales, strict=True):
-        weights = graph.constant(node.input[1])
-        assert weights is not None, "placement quantizes only constant weights"
-        model.graph.initializer.append(_constant(f"{node.name}/twin", dequantize_channels(*quantize_channels(weights))))
+        layer = layer_of(graph, node)
+        assert layer is not None, "placement quantizes only constant weights"
+        weights = layer.stored(dequantize_channels(*quantize_channels(layer.weights)))
+        model.graph.initializer.append(_constant(f"{node.name}/twin", weights))
         for scale in dict.fromkeys(choices):
             twin, constants = _twin(node, scale)
             model.graph.node.extend(twin)
@@ -93,7 +95,7 @@ def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[
 
 
 def _twin(node: Any, scale: float) -> tuple[list[Any], list[Any]]:
-    """The nodes and constants of a convolution's INT8 twin, up to the power of its noise."""
+    """The nodes and constants of a layer's INT8 twin, up to the power of its noise."""
     from onnx import helper
 
     stem = f"{node.name}/twin/{scale.hex()}"

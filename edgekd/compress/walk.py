@@ -1,7 +1,7 @@
 """A graph run level by level over several frames: what a layer reads can be seen before its weights are decided.
 
-A level is everything between one convolution and the next: a node's level is the number of convolutions on the longest
-way to it. What a level reads was computed before and is kept; what nobody will read again is dropped.
+A level is everything between one layer and the next: a node's level is the number of layers on the longest way to it.
+What a level reads was computed before and is kept; what nobody will read again is dropped.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import is_layer
 from edgekd.compress.session import cpu_session
 
 SOURCE = 0
-"""The level of the graph's input and of what is computed from it before any convolution."""
+"""The level of the graph's input and of what is computed from it before any layer."""
 
 
 class Walk:
@@ -79,17 +80,22 @@ class Walk:
 
 def bytes_per_frame(graph: Graph) -> int:
     """The most memory that the tensors of one frame take between two levels; 4 bytes an element."""
-    import onnx
-
     levels = levels_of(graph)
     made = {name: levels[node.name] for node in graph.nodes for name in node.output}
     read = _last_read(graph, levels)
     alive = np.zeros(max(levels.values(), default=SOURCE) + 1, np.int64)
-    described = onnx.shape_inference.infer_shapes(graph.model).graph
-    for value in [*described.input, *described.value_info, *described.output]:
-        sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
-        alive[made.get(value.name, SOURCE) : read.get(value.name, SOURCE)] += 4 * int(np.prod(sides))
+    for name, shape in shapes_of(graph).items():
+        alive[made.get(name, SOURCE) : read.get(name, SOURCE)] += 4 * int(np.prod(shape))
     return int(alive.max())
+
+
+def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs and computed tensors, by name; 0 for a side that does not follow from the graph."""
+    import onnx
+
+    described = onnx.shape_inference.infer_shapes(graph.model).graph
+    values = [*described.input, *described.value_info, *described.output]
+    return {value.name: tuple(side.dim_value for side in value.type.tensor_type.shape.dim) for value in values}
 
 
 def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:
@@ -107,6 +113,6 @@ def levels_of(graph: Graph) -> dict[str, int]:
     levels: dict[str, int] = {}
     for node in graph.nodes:
         before = max((tensors.get(name, SOURCE) for name in node.input), default=SOURCE)
-        levels[node.name] = before + (node.op_type == "Conv")
+        levels[node.name] = before + is_layer(graph, node)
         tensors.update(dict.fromkeys(node.output, levels[node.name]))
     return levels

@@ -19,6 +19,7 @@ from edgekd.engines.types import (
     usable_cores,
 )
 from edgekd.errors import DeviceError
+from edgekd.onnx_fp4 import runnable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         try:
-            native = onnxruntime.InferenceSession(str(graph), options, providers=[self.provider])
+            native = onnxruntime.InferenceSession(runnable(graph), options, providers=[self.provider])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise DeviceError(
                 f"ONNX Runtime cannot load {graph}: {error}", fix="check that it is an ONNX file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
@@ -11,7 +12,8 @@ from real_graphs import NAMES, real_graph
 from small_graph import small_model
 
 from edgekd.compress.graph import Graph
-from edgekd.compress.placement import Placement, float_head, is_dfl, place
+from edgekd.compress.layers import is_dfl
+from edgekd.compress.placement import Placement, float_head, place
 
 
 def small() -> tuple[Graph, Placement]:
@@ -25,7 +27,7 @@ def group_of(placement: Placement, tensor: str) -> set[str]:
 
 def test_the_convolutions_before_the_head_are_quantized() -> None:
     _, placement = small()
-    assert placement.convolutions == ("stem", "body", "neck")
+    assert placement.layers == ("stem", "body", "neck")
     assert {("stem", 0), ("body", 0), ("neck", 0)} <= set(placement.edges)
 
 
@@ -69,7 +71,7 @@ def test_the_heads_tensors_are_in_no_group() -> None:
 
 def test_a_convolution_may_be_kept_float() -> None:
     placement = place(Graph(small_model()), {"body"})
-    assert placement.convolutions == ("stem", "neck")
+    assert placement.layers == ("stem", "neck")
     assert ("body", 0) not in placement.edges
     assert "stem.relu" not in placement.quantized
 
@@ -98,7 +100,48 @@ def test_only_the_values_a_node_moves_are_joined_not_its_shapes() -> None:
 def test_nodes_between_constants_are_no_obstacle() -> None:
     model = small_model()
     model.graph.node.insert(0, helper.make_node("Concat", ["stem.bias", "body.bias"], ["both"], "both", axis=0))
-    assert place(Graph(model)).convolutions == ("stem", "body", "neck")
+    assert place(Graph(model)).layers == ("stem", "body", "neck")
+
+
+@pytest.mark.parametrize("weights", [np.eye(4), np.arange(16.0)[:, None]], ids=["conversion of boxes", "distances"])
+def test_products_behind_the_head_that_only_convert_or_sum_are_passed_through(weights: np.ndarray) -> None:
+    model = small_model()
+    model.graph.initializer.append(numpy_helper.from_array(weights.astype(np.float32), "fixed"))
+    model.graph.node.append(helper.make_node("MatMul", ["output0", "fixed"], ["last"], "last"))
+    model.graph.output[0].name = "last"
+    graph = Graph(model)
+    assert {"boxes", "scores", "dfl", "last"} <= float_head(graph)
+    assert place(graph).layers == ("stem", "body", "neck")
+
+
+def test_a_product_at_the_end_is_the_head_and_those_before_it_are_quantized() -> None:
+    graph = Graph(perceptron(3))
+    placement = place(graph)
+    assert placement.layers == ("product0", "product1")
+    assert placement.edges == (("product0", 0), ("product1", 0))
+    assert "product2" in float_head(graph)
+
+
+def test_a_sum_around_products_stays_float() -> None:
+    model = perceptron(3)
+    model.graph.node.insert(3, helper.make_node("Add", ["relu0", "y1"], ["sum"], "sum"))
+    model.graph.node[4].input[0] = "sum"
+    placement = place(Graph(model))
+    assert "relu0" in placement.quantized, "as what the second product reads"
+    assert placement.edges == (("product0", 0), ("product1", 0))
+
+
+def perceptron(depth: int) -> onnx.ModelProto:
+    """x [1, 16] -> product0 -> relu0 -> product1 -> relu1 ... -> relu of the last."""
+    nodes, weights, last = [], [], "x"
+    for index in range(depth):
+        weights.append(numpy_helper.from_array(np.eye(16, dtype=np.float32), f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [last, f"w{index}"], [f"y{index}"], f"product{index}"))
+        nodes.append(helper.make_node("Relu", [f"y{index}"], [f"relu{index}"], f"relu{index}"))
+        last = f"relu{index}"
+    described = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16])
+    graph = helper.make_graph(nodes, "perceptron", [described], [onnx.ValueInfoProto(name=last)], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
 @pytest.mark.slow
@@ -108,7 +151,7 @@ def test_real_detectors_keep_only_their_last_convolutions_float(
 ) -> None:
     graph = Graph(onnx.load(real_graph(name, shared, tmp_path_factory).path))
     placement = place(graph)
-    floating = {n.name for n in graph.nodes if n.op_type == "Conv" and n.name not in placement.convolutions}
+    floating = {n.name for n in graph.nodes if n.op_type == "Conv" and n.name not in placement.layers}
     dfl = {name for name in floating if "dfl" in name}
     assert len(dfl) == (name == "yolo11n.pt")
     if name == "yolox_nano.onnx":

@@ -143,7 +143,7 @@ def test_the_graph_keeps_tensorrts_rules(plain: Made) -> None:
     model, done, _ = plain
     assert require_tensorrt_rules(model) == 3
     assert done.int8 == ("stem", "body", "neck")
-    assert done.convolutions == 6
+    assert done.layers == 6
     onnx.checker.check_model(model, full_check=True)
 
 
@@ -474,7 +474,7 @@ def test_real_detectors_still_find_what_they_were_sure_of(
     pictures = _pictures(shared, graph.exported.spec)
     out = tmp_path / "int8.onnx"
     done = quantize(graph.path, out, [batch for batch, _ in pictures[:8]], Quantize())
-    assert require_tensorrt_rules(onnx.load(out)) == len(done.int8) > 0.8 * done.convolutions
+    assert require_tensorrt_rules(onnx.load(out)) == len(done.int8) > 0.8 * done.layers
     assert out.stat().st_size < 0.35 * graph.path.stat().st_size
     assert _kept(graph, out, pictures[8:]) >= 0.9
     if TENSORRT_RTX.available().usable:

@@ -12,11 +12,12 @@ from edgekd.compress.reconstruct import (
     Moments,
     bias_for,
     moments_of,
+    nvfp4_with_feedback,
     pooled,
     refit,
     round_with_feedback,
 )
-from edgekd.formats import fp4x
+from edgekd.formats import fp4x, nvfp4
 from edgekd.formats.int8 import quantize_channels
 
 FORMS = ("int8", "fp4x")
@@ -63,6 +64,38 @@ def test_moments_are_those_of_the_patches() -> None:
         assert found.cross[group] == pytest.approx(everything[7:, :7], rel=1e-3, abs=1e-5 * size)
         assert found.mean[group] == pytest.approx(read[group].mean(axis=0), rel=1e-4, abs=1e-4)
         assert found.error[group] == pytest.approx(error.mean(axis=0), rel=1e-3, abs=1e-4)
+
+
+def test_without_a_bias_moments_are_about_zero_and_the_weights_answer_for_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    wanted, weights = mixed(rng, 1, 400, 7), weights_for(rng, 1, 3, 7)
+    read = (0.8 * wanted).astype(np.float32)
+    found = moments_of(weights, wanted, read, biased=False)
+    assert found.covariance[0] == pytest.approx(read[0].T @ read[0] / 400, rel=1e-4)
+    assert not found.mean.any()
+    assert not found.error.any()
+    first, second = (moments_of(weights, wanted[:, at::2], read[:, at::2], biased=False) for at in (0, 1))
+    fit = refit(weights, (first, second))
+    assert not fit.bias.any()
+    before, after = (mean_squared(output(weights, wanted) - output(w, read)) for w in (weights, fit.weights))
+    assert after < before / 1000
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_nvfp4_with_feedback_is_in_the_format_and_serves_the_output(outputs: int, blocks: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    patches, weights = mixed(rng, 1, 300, 16 * blocks), weights_for(rng, 1, outputs, 16 * blocks)
+    covariance = moments_of(weights, patches, patches).covariance
+    found = nvfp4_with_feedback(weights, covariance)
+    assert found.nibbles.max() < 16
+    assert found.scales.min() >= 1
+    assert found.scales.max() <= 126
+    errors = [
+        float(np.trace((values - weights[0]) @ covariance[0] @ (values - weights[0]).T))
+        for values in (found.values, nvfp4.quantize(weights[0]).values)
+    ]
+    assert errors[0] < 1.05 * errors[1]
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,7 +13,14 @@ from small_graph import frames, small_model
 
 from edgekd.compress.graph import Graph
 from edgekd.compress.placement import place
-from edgekd.compress.rewrite import apply, insert_activation_pairs, name_nodes, own_parameters, store_weights
+from edgekd.compress.rewrite import (
+    apply,
+    insert_activation_pairs,
+    name_nodes,
+    own_parameters,
+    store_weights,
+    weights_pair,
+)
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
 
 CONVOLUTIONS = ("stem", "body", "neck", "boxes", "scores")
@@ -97,6 +104,28 @@ def test_stored_weights_are_codes_and_nothing_else() -> None:
     initializer.CopyFrom(numpy_helper.from_array(dequantize_channels(*codes), "body.weight"))
     assert run(model, frame) == pytest.approx(run(expected, frame), abs=1e-5)
     assert "body.weight" not in {each.name for each in model.graph.initializer}
+
+
+def test_stored_weights_of_a_product_have_their_outputs_first() -> None:
+    weights = np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32)
+    sides = {"images": [3, 20], "y": [3, 16]}
+    described = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in sides.items()]
+    node = helper.make_node("MatMul", ["images", "w"], ["y"], "product")
+    made = helper.make_graph([node], "one", described[:1], described[1:], [numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    frame = np.random.default_rng(1).normal(size=(3, 20)).astype(np.float32)
+    graph, codes = Graph(model), quantize_channels(weights.T)
+    store_weights(graph, {"product": codes})
+    apply(graph)
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()  # a product with weights alone in INT8 it would compute in INT8, too
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    expected = frame @ dequantize_channels(*codes).T
+    assert session.run(None, {"images": frame})[0] == pytest.approx(expected, abs=1e-5)
+    pair = weights_pair(Graph(model), node_of(model, "product"))
+    assert pair is not None
+    assert np.array_equal(Graph(model).constant(pair.input[0]), codes[0])
 
 
 @pytest.mark.parametrize("listed", [False, True])

@@ -61,7 +61,7 @@ def group_noise(graph: Graph, placement: Placement, snr_db: dict[str, float]) ->
     """Relative noise of the convolutions that read each group, summed."""
     inputs = {node.name: node.input[0] for node in graph.nodes}
     return {
-        group: sum(10 ** (-snr_db[name] / 10) for name in placement.convolutions if inputs[name] in group)
+        group: sum(10 ** (-snr_db[name] / 10) for name in placement.layers if inputs[name] in group)
         for group in placement.groups
     }
 
@@ -97,7 +97,7 @@ def test_a_group_has_one_scale_and_the_frame_keeps_its_range(method: str, given:
     for group in placement.groups:
         assert len({scales[name] for name in group}) == 1
     assert scales["images"] == pytest.approx(max(frame.max() for frame in frames(4)) / 127)
-    assert tuple(snr_db) == placement.convolutions
+    assert tuple(snr_db) == placement.layers
     assert set(scales) == {name for group in placement.groups for name in group}
 
 

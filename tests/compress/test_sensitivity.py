@@ -9,8 +9,8 @@ import pytest
 from onnx import numpy_helper
 from small_graph import frames, small_model
 
-from edgekd.compress.convolution import convolution
 from edgekd.compress.graph import Graph
+from edgekd.compress.layers import layer_of
 from edgekd.compress.placement import place
 from edgekd.compress.sensitivity import NOISELESS_DB, OutputNoise, decibels, output_noise
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
@@ -29,12 +29,12 @@ def tensor(graph: Graph, name: str, frame: np.ndarray) -> np.ndarray:
 def written_out(graph: Graph, name: str, scale: float, frame: np.ndarray) -> tuple[float, float]:
     """Noise and signal of a convolution's INT8 twin, with nothing but NumPy."""
     node = next(node for node in graph.nodes if node.name == name)
-    layer = convolution(graph, node)
+    layer = layer_of(graph, node)
     assert layer is not None
     values = tensor(graph, node.input[0], frame)
     coarse = np.clip(np.rint(values / np.float32(scale)), -127, 127) * np.float32(scale)
     rounded = dequantize_channels(*quantize_channels(layer.weights)).reshape(layer.matrices.shape)
-    everywhere = np.arange(int(np.prod(layer.positions(*values.shape[2:]))))
+    everywhere = np.arange(layer.count(values.shape))
     exact = layer.patches(values, everywhere) @ layer.matrices.transpose(0, 2, 1)
     twin = layer.patches(coarse, everywhere) @ rounded.transpose(0, 2, 1)
     return float(((exact - twin) ** 2).sum()), float(((exact[0] + layer.bias) ** 2).sum())
@@ -49,12 +49,12 @@ def choices_of(graph: Graph, *steps: float) -> list[dict[str, float]]:
 def test_noise_and_signal_are_those_of_the_arithmetic_written_out() -> None:
     graph, (frame,) = Graph(small_model()), frames(1)
     found = output_noise(graph, place(graph), choices_of(graph, 0.01, 0.03), [frame])
-    assert found.convolutions == ("stem", "body", "neck")
-    for name in found.convolutions:
+    assert found.layers == ("stem", "body", "neck")
+    for name in found.layers:
         expected = [written_out(graph, name, step, frame) for step in (0.01, 0.03)]
         relative = [noise / signal for noise, signal in expected]
         assert found.relative(name) == pytest.approx(relative, rel=0.02), name
-        assert found.signal[found.convolutions.index(name)] == pytest.approx(expected[0][1], rel=1e-3)
+        assert found.signal[found.layers.index(name)] == pytest.approx(expected[0][1], rel=1e-3)
 
 
 def test_frames_add_up_and_choices_do_not_touch_each_other() -> None:
