@@ -63,7 +63,7 @@ def repeat_factors(truths: Sequence[Truth], classes: int, threshold: float) -> N
         row[truth.classes[~truth.crowd]] = True
     frequency = np.maximum(inside.sum(axis=0), 1) / max(len(truths), 1)
     wanted = np.maximum(np.sqrt(threshold / frequency), 1)
-    return np.where(inside, wanted, 1.0).max(axis=1, initial=1.0)
+    return np.asarray(np.where(inside, wanted, 1.0).max(axis=1, initial=1.0))
 
 
 def epoch_order(factors: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
