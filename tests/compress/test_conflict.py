@@ -152,8 +152,17 @@ def test_small_gradients_are_reconciled_like_large_ones() -> None:
 
 def test_gradients_that_overflow_reach_the_scaler() -> None:
     network = Network()
-    _, ours = reconciled(network, X, a=lambda out, _: out.sum() * float("inf"), b=towards(1))
+    found, ours = reconciled(network, X, a=lambda out, _: out.sum() * float("inf"), b=towards(1))
+    assert found.weights == {"a": 1, "b": 1}
     assert not ours["trunk.weight"].isfinite().all()
+
+
+def test_the_next_backward_pass_is_a_plain_one() -> None:
+    shared = torch.ones(3, requires_grad=True)
+    conflict.backward({"a": shared.sum()}, [shared])
+    shared.grad = None
+    (2 * shared).sum().backward()
+    assert shared.grad.tolist() == [2, 2, 2]
 
 
 def test_without_torchjd_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
