@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.labels import Truth
+from edgekd.data.dataset import Split, Truth
 from edgekd.errors import SpecError
 
 TAIL = 0.05
-"""A class with less than this share of the training split's objects is rare, unless another share is named."""
+"""A class with less than this share of the objects is rare, unless another share is named."""
 
 
 def instances(truths: Iterable[Truth], classes: int) -> NDArray[np.int64]:
@@ -34,6 +34,12 @@ def instances(truths: Iterable[Truth], classes: int) -> NDArray[np.int64]:
 def tail_classes(counts: NDArray[np.int64], share: float = TAIL) -> tuple[int, ...]:
     """The classes with fewer than `share` of all objects, those without any among them; counts int64 [classes]."""
     return tuple(np.flatnonzero(counts < share * counts.sum()).tolist())
+
+
+def rare_classes(split: Split, classes: Sequence[str], share: float = TAIL) -> tuple[str, ...]:
+    """The names of the classes that are rare in a split: in the one that is trained on, that is the tail."""
+    counts = instances((sample.truth for sample in split.samples), len(classes))
+    return tuple(classes[label] for label in tail_classes(counts, share))
 
 
 def class_weights(counts: NDArray[np.int64], power: float = 0.5) -> NDArray[np.float64]:

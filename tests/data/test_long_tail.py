@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.data.dataset import Sample, Split
 from edgekd.data.labels import Truth
-from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors, tail_classes
+from edgekd.data.long_tail import class_weights, epoch_order, instances, rare_classes, repeat_factors, tail_classes
 from edgekd.errors import SpecError
 
 
@@ -17,6 +20,11 @@ def truth(*classes: int, crowd: tuple[int, ...] = ()) -> Truth:
     every = (*classes, *crowd)
     boxes = np.tile(np.array([0, 0, 0.5, 0.5], np.float32), (len(every), 1))
     return Truth(boxes, np.array(every, np.int64), np.arange(len(every)) >= len(classes))
+
+
+def test_rare_classes_have_names() -> None:
+    split = Split("train", tuple(Sample(Path(str(i)), truth(*[0] * 20, *([1] if i == 0 else []))) for i in range(3)))
+    assert rare_classes(split, ("often", "seldom", "never")) == ("seldom", "never")
 
 
 counted = st.lists(st.integers(0, 10_000), min_size=1, max_size=8).map(np.array).filter(np.any)

@@ -89,7 +89,7 @@ def test_words_that_were_saved_with_the_checkpoint_are_used(checkpoints: dict[st
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_words_nothing_is_downloaded_but_asked_for(kind: str, checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(SpecError, match="no words for these classes.*set_classes"):
+    with pytest.raises(SpecError, match=r"no words for these classes.*set_classes"):
         open_vocabulary(checkpoints[kind], CLASSES)
 
 
