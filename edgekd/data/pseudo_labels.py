@@ -64,18 +64,18 @@ def find_bands(
 ) -> Bands:
     """The bands at which the shares `keep` and `ignore` of a teacher's detections are right.
 
-    found, truths: the detections of each labelled image, and its (truth, width, height in pixels). The images need not
-    be ones that the teacher has not seen, but on those that it was trained on it is surer than elsewhere.
+    found, truths: the detections of each labelled image, and its (truth, width, height in pixels). Better
+    of images that the teacher was not trained on: there it is right less often, as on new frames.
     Raises SpecError unless 0 < ignore <= keep <= 1.
     """
     if not 0 < ignore <= keep <= 1:
         raise SpecError("pseudo-labels", expected="0 < ignore <= keep <= 1", found=f"ignore {ignore}, keep {keep}")
-    judged = np.concatenate([np.zeros((0, 3)), *(_judged(*pair, classes) for pair in zip(found, truths, strict=True))])
-    rows = [judged[judged[:, 0] == label, 1:] for label in range(classes)]
+    every = np.concatenate([np.zeros((0, 3)), *(judged(*pair, classes) for pair in zip(found, truths, strict=True))])
+    rows = [every[every[:, 0] == label, 1:] for label in range(classes)]
     return Bands(tuple(_threshold(row, keep) for row in rows), tuple(_doubtful(row, ignore) for row in rows))
 
 
-def _judged(found: Detections, truth: tuple[Truth, int, int], classes: int) -> NDArray[np.float64]:
+def judged(found: Detections, truth: tuple[Truth, int, int], classes: int) -> NDArray[np.float64]:
     """[n, 3]: class, score, and whether right, of the detections in one image that can be judged."""
     inside, width, height = truth
     boxes = inside.boxes * np.array([width, height, width, height])
