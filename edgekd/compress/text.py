@@ -54,7 +54,7 @@ def class_texts(
     for template in templates:
         if "{}" not in template:
             raise SpecError(f"text template {template!r}", expected="{} where the class goes")
-    wordings = [[*prompts.get(name, ()), *([] if prompts.get(name) else [words(name)])] for name in classes]
+    wordings = [prompts.get(name) or (words(name),) for name in classes]
     sentences = [[template.replace("{}", each) for each in some for template in templates] for some in wordings]
     counts = [len(some) for some in sentences]
     vectors = np.asarray(encode([each for some in sentences for each in some]), np.float64)
