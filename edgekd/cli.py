@@ -143,6 +143,9 @@ def evaluate(
     artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)],
     data: Data,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    tail: Annotated[
+        float | None, typer.Option(help="Also score the classes with less than this share of the training objects.")
+    ] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
@@ -152,14 +155,18 @@ def evaluate(
 
     from edgekd.artifact import opened
     from edgekd.data.dataset import load_dataset
+    from edgekd.data.long_tail import rare_classes
     from edgekd.evaluate import evaluate, require_classes
+    from edgekd.score import tail_score
 
     began = time.perf_counter()
     dataset = load_dataset(data)
+    rare = () if tail is None else rare_classes(dataset.split("train"), dataset.classes, tail)
     with opened(artifact, head, dataset.classes, trust_checkpoint) as (graph, spec):
         require_classes(spec, dataset)
         found = evaluate(graph, spec, dataset.split(split), _progress())
-    result = {**found.score.to_json(), "seconds": time.perf_counter() - began}
+    tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
+    result = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
     if as_json:
         result["skipped"] = [str(image) for image, _ in found.skipped]
         _print_json(result)
@@ -172,6 +179,8 @@ def evaluate(
         if row["instances"]
     ]
     rows.insert(0, ["all", str(result["images"]), "", _score(result["map50_95"]), _score(result["map50"])])
+    if tails is not None:
+        rows.append([f"rare: {', '.join(rare) or 'none'}", "", "", _score(tails["map50_95"]), _score(tails["map50"])])
     _print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
 
 

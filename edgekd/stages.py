@@ -25,6 +25,7 @@ from edgekd.data.calibration import (
 from edgekd.data.calibration import write_calibration as write_calibration_toml
 from edgekd.data.dataset import Dataset, Split
 from edgekd.data.images import ReadableImages, read_image
+from edgekd.data.long_tail import rare_classes
 from edgekd.detectors import Detector
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.devices.local import LocalDevice
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 VERSION = {
     "export": 1,
     "score": 1,
-    "calibrate": 1,
+    "calibrate": 2,
     "plan": 2,
     "search": 2,
     "quantize": 3,
@@ -54,7 +55,7 @@ VERSION = {
     "check": 1,
     "compile": 1,
     "benchmark": 1,
-    "report": 2,
+    "report": 3,
     "pack": 2,
 }
 TOOLS = {
@@ -218,7 +219,11 @@ class Stages:
     def calibrate(
         self, source: CalibrationRule | Path, dataset: Dataset, scored: Split, data: str, spec: DetectorSpec
     ) -> Calibrated:
-        """The calibration set: chosen from the training split by a rule, or read from a TOML. Never scored on."""
+        """The calibration set: chosen from the training split by a rule, or read from a TOML. Never scored on.
+
+        Results: `sha256`, `images`, their number, and `rare`: the classes that are rare in the training split, as far
+        as that is read.
+        """
 
         def work(folder: Path) -> Mapping[str, Any]:
             if isinstance(source, Path):
@@ -227,7 +232,8 @@ class Stages:
                 images = choose(dataset, source, preprocess=spec.preprocess, progress=self._progress)
             refuse_overlap(images, scored, self._progress)
             write_calibration_toml(images, folder / CALIBRATION)
-            return {"sha256": images.sha256, "images": len(images.files)}
+            rare = () if isinstance(source, Path) else rare_classes(dataset.split("train"), dataset.classes)
+            return {"sha256": images.sha256, "images": len(images.files), "rare": list(rare)}
 
         chosen_from: dict[str, Any]
         if isinstance(source, Path):

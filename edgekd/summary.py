@@ -38,6 +38,7 @@ PICTURES = 4
 def report_of(run: Run, stages: Sequence[Stage]) -> Report:
     """The report of what a build compressed and scored, without what belongs to the machine it ran on."""
     before, after = (score.results for score in run.scores)
+    rare = run.calibrated.stage.results["rare"] if run.calibrated else ()
     return Report(
         title=f"{run.job.model.stem} for {run.job.target.title}",
         model=run.job.model.name,
@@ -49,7 +50,7 @@ def report_of(run: Run, stages: Sequence[Stage]) -> Report:
         images=after["images"],
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
-            ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"])
+            ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"], name in rare)
             for name, row in after["per_class"].items()
         ),
         sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),

@@ -38,7 +38,7 @@ class UltralyticsDetector:
         model, train_args = self.network()
         head = model.model[-1]
         nms = keep_one_branch(head)
-        size = _input_size(train_args, int(max(head.stride)))
+        size = input_size(train_args, int(max(head.stride)))
         spec = DetectorSpec(
             classes=tuple(model.names[index] for index in sorted(model.names)),
             preprocess=Preprocess(height=size[0], width=size[1]),
@@ -93,7 +93,7 @@ def keep_one_branch(head: Any) -> bool:
     return False
 
 
-def _input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
+def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
     """Height and width the network was trained at: whole strides, as Ultralytics rounds them; 640 where not said."""
     size = train_args.get("imgsz") or 640
     if isinstance(size, str):
