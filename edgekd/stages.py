@@ -49,7 +49,7 @@ VERSION = {
     "plan": 1,
     "search": 1,
     "quantize": 2,
-    "quant_aware_distill": 1,
+    "quant_aware_distill": 2,
     "compare": 1,
     "encode": 1,
     "check": 1,

@@ -1,0 +1,166 @@
+"""What a student is told by its teacher on one batch: each level's loss by name, from what both see.
+
+Made of the pure losses in `distill.py`; any training loop can use it. A loop that has further losses adds them to what
+`Comparison` gives before they are weighed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgekd.compress import distill
+from edgekd.compress.adaptive import Temperature, disagreement, foreground
+from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
+
+if TYPE_CHECKING:
+    from edgekd.spec import Distill, Weights
+
+OBJECTS = 16
+"""Objects of each image whose distances are compared, at most."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a head says at each anchor: class logits [b, classes, anchors], box sides [b, 4 * bins, anchors].
+
+    Sides are distances from the anchor in strides, or with several bins the logits of their distributions.
+    """
+
+    scores: torch.Tensor
+    boxes: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a detector sees in a batch.
+
+    neck: the maps that its head reads, float32 [b, c, h, w], of the grid's sizes; hidden: a map of its backbone for
+    each of them, of about the same size; branches: what its heads say, `one2many` and, where there is one, `one2one`.
+    """
+
+    grid: Grid
+    neck: tuple[torch.Tensor, ...]
+    hidden: tuple[torch.Tensor, ...]
+    branches: Mapping[str, Predictions]
+
+
+class Aids(nn.Module):  # type: ignore[misc]
+    """What is trained beside a student and does not ship: 1 x 1 projectors to its teacher's widths, a temperature."""
+
+    def __init__(self, student: Sequence[int], teacher: Sequence[int], learn_temperature: bool) -> None:
+        """student, teacher: channels of the neck maps, level by level, already in pairs."""
+        super().__init__()
+        self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
+        self.temperature = Temperature() if learn_temperature else None
+
+
+@dataclass(frozen=True)
+class Said:
+    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used."""
+
+    losses: Mapping[str, torch.Tensor]
+    apart: torch.Tensor
+    temperature: torch.Tensor
+
+
+class Comparison:
+    """The losses of one kind of distillation.
+
+    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's.
+    """
+
+    def __init__(self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids) -> None:
+        self._step = step
+        self._ours, self._theirs = ([pair[side] for pair in classes] for side in (0, 1))
+        self._aids = aids
+
+    def __call__(self, student: Seen, teacher: Seen, weights: Weights, progress: float) -> Said:
+        """The losses whose weight is not 0; progress: share of the training that is done."""
+        teacher = _paired(student.grid, teacher)
+        index = nearest_anchors(student.grid, teacher.grid, student.neck[0].device)
+        pairs = {
+            name: (self._classes(ours, self._ours), _at(self._classes(teacher.branches[name], self._theirs), index))
+            for name, ours in student.branches.items()
+            if name in teacher.branches
+        }
+        ours, theirs = pairs["one2many"]
+        sure = distill.certainty(theirs.scores)
+        temperature = self._temperature(progress, sure)
+        losses = {}
+        for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
+            if name == "classes":
+                losses[name] = distill.mean([self._class_loss(*pair, temperature) for pair in pairs.values()])
+            elif name == "boxes":
+                losses[name] = distill.mean(
+                    [_box_loss(student.grid, teacher.grid, index, *pair) for pair in pairs.values()]
+                )
+            else:
+                losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
+        mask = foreground(theirs.scores)
+        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach())
+
+    def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
+        learned = self._aids.temperature
+        return like.new_tensor(self._step.temperature) if learned is None else learned(progress)
+
+    @staticmethod
+    def _classes(found: Predictions, chosen: Sequence[int]) -> Predictions:
+        return Predictions(found.scores[:, chosen], found.boxes)
+
+    def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
+        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature)
+
+    @staticmethod
+    def _neurons(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        return distill.pattern_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
+
+    @staticmethod
+    def _attention(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        return distill.attention_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
+
+    def _features(self, student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        projected = [project(maps).float() for project, maps in zip(self._aids.projectors, student.neck, strict=True)]
+        if self._step.features == "correlation":
+            return distill.correlation_loss(projected, teacher.neck)
+        if self._step.features == "channels":
+            return distill.channel_loss(projected, teacher.neck)
+        levels = sure.split([height * width for height, width in student.grid.sizes], dim=1)
+        weights = [level.unflatten(1, (1, *size)) for level, size in zip(levels, student.grid.sizes, strict=True)]
+        return distill.feature_loss(projected, teacher.neck, weights)
+
+    @staticmethod
+    def _relations(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        index, weight = distill.peaks(sure, student.grid.sizes, OBJECTS)
+        points, _ = student.grid.points(sure.device)
+        height, width = (side * student.grid.strides[0] for side in student.grid.sizes[0])
+        places = (points / points.new_tensor([[width], [height]])).T[index]
+        ours, theirs = (distill.object_vectors(seen.neck, places) for seen in (student, teacher))
+        return distill.relation_loss(ours, theirs, weight.flatten())
+
+
+def _paired(own: Grid, teacher: Seen) -> Seen:
+    """The teacher with the maps of the level that is nearest to each of the student's."""
+    levels = nearest_levels(own.strides, teacher.grid.strides)
+    neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
+    return Seen(teacher.grid, neck, hidden, teacher.branches)
+
+
+def _at(found: Predictions, index: torch.Tensor) -> Predictions:
+    return Predictions(found.scores[..., index], found.boxes[..., index])
+
+
+def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:
+    """By distributions where both heads have the same ones at the same anchors, else by overlap."""
+    sure = distill.certainty(theirs.scores)
+    if own == other and ours.boxes.shape == theirs.boxes.shape and ours.boxes.shape[1] > 4:
+        return distill.distribution_loss(ours.boxes, theirs.boxes, sure)
+    points, strides = own.points(index.device)
+    others, steps = (found[..., index] for found in other.points(index.device))
+    moved = (others - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)  # from the student's anchor
+    sides = distill.expected_distances(theirs.boxes) * steps + moved.flatten(0, 1)
+    return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, sure)
