@@ -170,6 +170,9 @@ class Distill:
                 raise SpecError(f"distill: {name}", expected="more than 0", found=str(value))
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
+        for name in ("final_rate", "mosaic", "learning_rate"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
+                raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
         if not 0 <= self.momentum < 1:
             raise SpecError("distill: momentum", expected="0 or more, and less than 1", found=str(self.momentum))
 

@@ -161,9 +161,9 @@ finally:
     assert not loaded & {"torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
 
 
-def test_only_two_modules_import_ultralytics() -> None:
+def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == ["detectors/ultralytics.py", "detectors/ultralytics_trainer.py"]
+    assert users == [f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_trainer")]
 
 
 def test_only_engines_import_tensorrt() -> None:

@@ -67,6 +67,7 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ("width = -1.0", "width"),
         ("stages = []", "at least one"),
         ("momentum = 1.0", "momentum"),
+        ("mosaic = 2.0", "mosaic"),
         ('alpha = "agrement"', "agreement"),
         ('[[steps.stages]]\nname = "a"\nshare = 0.0\nweights = {}', "share above 0"),
         ('[[steps.stages]]\nname = "a"\nshare = 1\nweights = { boxes = -1 }', "weight boxes"),

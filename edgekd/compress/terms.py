@@ -16,6 +16,7 @@ from torch import nn
 from edgekd.compress import distill
 from edgekd.compress.adaptive import Temperature, disagreement, foreground
 from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
+from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
     from edgekd.spec import Distill, Weights
@@ -164,3 +165,28 @@ def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, th
     moved = (others - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)  # from the student's anchor
     sides = distill.expected_distances(theirs.boxes) * steps + moved.flatten(0, 1)
     return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, sure)
+
+
+def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:
+    """Pairs of indices of the classes that both lists have: by name, without regard to case and spaces around it.
+
+    same: further pairs, each as "their name = our name". Raises SpecError where there are none, or a name is unknown.
+    """
+    lists = [[name.strip().lower() for name in names] for names in (theirs, ours)]
+    known = dict(zip(lists[0], lists[0], strict=True))
+    for pair in same:
+        names = [name.strip().lower() for name in pair.split("=")]
+        if len(names) != 2 or names[0] not in lists[0] or names[1] not in lists[1]:
+            expected = f'"their name = our name", of {", ".join(theirs)} and {", ".join(ours)}'
+            raise SpecError("distill: same_classes", expected=expected, found=pair)
+        known[names[0]] = names[1]
+    named = {ours_too: lists[0].index(name) for name, ours_too in known.items()}
+    pairs = tuple((at, named[name]) for at, name in enumerate(lists[1]) if name in named)
+    if not pairs:
+        raise SpecError(
+            "the teacher knows none of the classes",
+            expected="one or more of " + ", ".join(ours),
+            found=", ".join(theirs),
+            fix='say which are the same: same_classes = ["their name = our name"]',
+        )
+    return pairs

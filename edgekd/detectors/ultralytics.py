@@ -16,7 +16,7 @@ from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
 from edgekd.errors import CompressError, SpecError
 
-_HEADS = ("Detect", "v10Detect")
+HEADS = ("Detect", "v10Detect")
 
 
 class UltralyticsDetector:
@@ -73,10 +73,10 @@ class UltralyticsDetector:
         model = checkpoint.model
         last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
         # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
-        if type(model) is not DetectionModel or not last or type(last[0]).__name__ not in _HEADS:
+        if type(model) is not DetectionModel or not last or type(last[0]).__name__ not in HEADS:
             raise SpecError(
                 f"{self.path}: not a box detector",
-                expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(_HEADS),
+                expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(HEADS),
                 found=" with ".join(type(part).__name__ for part in (model, *last)),
                 fix="train with task=detect, or export to ONNX and describe its head with --head",
             )
