@@ -220,6 +220,11 @@ class Recipe:
         return any(isinstance(step, (Distill, QuantAwareDistill)) for step in self.steps)
 
     @property
+    def quant_aware(self) -> bool:
+        """Whether the quantized graph is trained."""
+        return any(isinstance(step, QuantAwareDistill) for step in self.steps)
+
+    @property
     def distill(self) -> Distill | None:
         """The step that trains another detector, the student; None in a recipe that stays with the one it is given."""
         return next((step for step in self.steps if isinstance(step, Distill)), None)
@@ -232,13 +237,16 @@ class Recipe:
             self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
         )
 
-    def with_student(self, student: str) -> Recipe:
-        """The recipe with this student. Raises SpecError where it distils nothing."""
+    def with_distill(self, **settings: Any) -> Recipe:
+        """The recipe with these settings of its distillation, but for those that are None.
+
+        Raises SpecError where it distils nothing.
+        """
         if self.distill is None:
             raise SpecError(f"recipe {self.name} distils nothing", fix="pass --recipe distill")
-        return replace(
-            self, steps=tuple(replace(s, student=student) if isinstance(s, Distill) else s for s in self.steps)
-        )
+        changes = {name: value for name, value in settings.items() if value is not None}
+        steps = tuple(replace(step, **changes) if isinstance(step, Distill) else step for step in self.steps)
+        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -262,7 +270,7 @@ def load_recipe(name: str) -> Recipe:
         recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
         student = recipe.distill.student if recipe.distill else None
         beside = Path(name).parent / student if student else None
-        return recipe.with_student(str(beside)) if beside and beside.is_file() else recipe
+        return recipe.with_distill(student=str(beside)) if beside and beside.is_file() else recipe
     names = recipe_names()
     if name not in names:
         raise SpecError(

@@ -56,7 +56,9 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
     assert recipe.trains
     assert recipe.distill.student == str(tmp_path / "small.yaml"), "it lies beside the recipe"
     assert recipe.distill.stages == (DistillStage("all", 1.0, Weights(neurons=0.5), adaptive=True),)
-    assert recipe.with_student("yolo11n.yaml").distill == Distill("yolo11n.yaml", 0.1, stages=recipe.distill.stages)
+    assert recipe.with_distill(student="yolo11n.yaml", epochs=None).distill == Distill(
+        "yolo11n.yaml", 0.1, stages=recipe.distill.stages
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,4 +90,4 @@ def test_only_what_weighs_counts() -> None:
 
 def test_a_recipe_without_distillation_takes_no_student() -> None:
     with pytest.raises(SpecError, match="distils nothing"):
-        recipe_from({"name": "own", "steps": []}, "own").with_student("yolo11n.yaml")
+        recipe_from({"name": "own", "steps": []}, "own").with_distill(student="yolo11n.yaml")

@@ -56,6 +56,19 @@ class StudentLesson(Lesson):
     state: Path
 
 
+@dataclass(frozen=True)
+class Distilled(Trained):
+    """What distillation did: also the mean of each weight in each epoch, and the sizes of both networks.
+
+    weights: of each level; `teacher`, the share by which an adaptive stage scales them; and what that and they follow
+    from, `disagreement` and `temperature`.
+    """
+
+    weights: tuple[Mapping[str, float], ...]
+    parameters: int
+    teacher_parameters: int
+
+
 def distill_student(
     teacher: Path,
     out: Path,
@@ -65,7 +78,7 @@ def distill_student(
     trust: bool = False,
     device: str | None = None,
     progress: Progress = SILENT,
-) -> Trained:
+) -> Distilled:
     """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
 
     data: a data set, of which only the split `train` is read; nothing is written beside it. The student is the moving
@@ -93,7 +106,8 @@ def distill_student(
     assert done is not None, "it is written after every epoch"
     network.load_state_dict({name: value for name, value in done["ema"].items() if not name.startswith("aids.")})
     _write(network, step, out)
-    return Trained(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]))
+    sizes = [sum(each.numel() for each in one.parameters()) for one in (network, found)]
+    return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
 
 
 def teacher_network(checkpoint: Path, trust: bool) -> Any:
@@ -262,7 +276,7 @@ class StudentLoss:
             return labels, items
         zero, progress = labels.new_zeros(()), self._progress()
         stage = self._step.stage_at(progress)
-        items |= dict.fromkeys((*LEVELS, *(f"{_WEIGHT}{name}" for name in LEVELS), "disagreement", "temperature"), zero)
+        items |= dict.fromkeys((*LEVELS, *(_WEIGHT + name for name in (*LEVELS, "disagreement", "temperature"))), zero)
         items[f"{_WEIGHT}teacher"] = zero + 1
         if not stage.weights.any:
             return torch.cat([labels, zero[None]]), items
@@ -277,8 +291,8 @@ class StudentLoss:
         weights = {name: getattr(stage.weights, name) * factors[name] * share for name in said.losses}
         total = sum((weights[name] * loss for name, loss in said.losses.items()), zero)
         items |= {name: loss.detach() for name, loss in said.losses.items()}
+        weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
         items |= {f"{_WEIGHT}{name}": weight for name, weight in weights.items()}
-        items |= {"disagreement": said.apart, "temperature": said.temperature, f"{_WEIGHT}teacher": share}
         return torch.cat([labels, total[None] * size]), items
 
     def update(self) -> None:

@@ -40,12 +40,11 @@ _LESSON = "edgekd"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training did: epochs, the mean of each loss and of each weight in each epoch, and how long it took."""
+    """What training did: epochs, the mean of each loss in each epoch, and how long it took."""
 
     epochs: int
     losses: tuple[Mapping[str, float], ...]
     seconds: float
-    weights: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
 from edgekd.detectors.ultralytics_distill import (  # noqa: E402
+    Distilled,
     StudentLesson,
     StudentLoss,
     Watched,
@@ -30,7 +31,7 @@ from edgekd.detectors.ultralytics_distill import (  # noqa: E402
     student_network,
     teacher_network,
 )
-from edgekd.detectors.ultralytics_loop import Lesson, Loop, Trained, quiet  # noqa: E402
+from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -69,7 +70,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(teacher: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+def trained(teacher: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Distilled]:
     folder = tmp_path_factory.mktemp("trained")
     before = sorted(tiny_data.rglob("*"))
     done = distill_student(teacher, folder / "student.pt", tiny_data, STEP, folder / "state")
@@ -87,7 +88,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports(
-    trained: tuple[Path, Trained], tmp_path: Path
+    trained: tuple[Path, Distilled], tmp_path: Path
 ) -> None:
     spec = export(UltralyticsDetector(trained[0]), tmp_path / "student.onnx", 17).spec
     assert spec.classes == ("red", "green")
@@ -95,21 +96,21 @@ def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports
     assert not any("aids" in name for name in state_of(trained[0]))
 
 
-def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, Trained]) -> None:
+def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, Distilled]) -> None:
     done = trained[1]
     assert done.epochs == len(done.losses) == len(done.weights) == 2
     levels = {entry.name for entry in fields(Weights)}
-    assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss", "disagreement", "temperature"}
-    assert set(done.weights[0]) == levels | {"teacher"}
+    assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss"}
+    assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
     for losses, weights in zip(done.losses, done.weights, strict=True):
         assert all(losses[level] > 0 for level in levels)
         assert all(weights[level] > 0 for level in levels)
         assert 0.5 <= weights["teacher"] < 1
-        assert 1 < losses["temperature"] < 4
+        assert 1 < weights["temperature"] < 4
 
 
 def test_the_same_arguments_give_the_same_student(
-    teacher: Path, trained: tuple[Path, Trained], tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    teacher: Path, trained: tuple[Path, Distilled], tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     again = distill_student(teacher, tmp_path / "student.pt", tiny_data, STEP, tmp_path / "state")
     assert again.losses == trained[1].losses
@@ -205,7 +206,7 @@ def test_a_student_that_is_its_teacher_is_told_nothing_new(teacher: Path) -> Non
     network.eval()
     network.model[-1].training = True
     items = network.criterion(network(batch["img"]), batch)[1]
-    for name in ("neurons", "attention", "classes", "boxes", "relations", "disagreement"):
+    for name in ("neurons", "attention", "classes", "boxes", "relations", "weight_disagreement"):
         assert float(items[name]) == pytest.approx(0, abs=1e-4), name
 
 
