@@ -108,7 +108,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         assert f"edgekd {command}" in contract
 
 
-@pytest.mark.parametrize("name", ["build", "quantize", "eval", "check", "doctor"])
+@pytest.mark.parametrize("name", ["build", "quantize", "distill", "eval", "check", "doctor"])
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
     assert examples
@@ -119,7 +119,16 @@ def test_examples_of_json_fit_their_schema(name: str) -> None:
 def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
     page = (ROOT / "docs" / "json.md").read_text("utf-8")
     assert {path.stem for path in SCHEMAS.glob("*.json")} == set(re.findall(r"\(schemas/(\w+)\.json\)", page))
-    for name in ("build", "quantize", "eval", "bench", "check", "doctor", "ledger"):  # other pages explain the rest
+    for name in (
+        "build",
+        "quantize",
+        "distill",
+        "eval",
+        "bench",
+        "check",
+        "doctor",
+        "ledger",
+    ):  # other pages explain the rest
         for described in objects(schema_of(name)):
             if "driver" not in described["properties"]:  # a GPU's own facts speak for themselves
                 missing = [key for key in described["properties"] if f"`{key}`" not in page]
