@@ -378,8 +378,8 @@ _HEADER = (
 _ABOUT = (
     "Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way",
     "of a seed starts from the same student. Seconds: of training, without validation, which nobody does; a step: its",
-    "median, of the teacher a forward pass of one batch. What ships is the moving average at the end. edgekd's defaults",
-    "may have been compared on val: test is the split to compare. mAP: edgekd's scorer on ONNX Runtime's CPU provider.",
+    "median, of the teacher a forward pass of a batch. What ships is the moving average at the end. edgekd's defaults",
+    "may have been compared on val: test is the split to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider.",
 )
 
 

@@ -82,15 +82,15 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
 def _scores(
     checkpoint: Path, job: DistillJob, dataset: Dataset, scored: Split | None, stages: Stages
 ) -> dict[str, float | None]:
-    """mAP of a checkpoint's float graph; None without a split to score, and for a teacher with other classes."""
+    """mAP of a checkpoint's float graph; None without a split to score, and for a teacher of other classes or kind."""
     nothing: dict[str, float | None] = {"map50_95": None, "map50": None}
     if scored is None:
         return nothing
     detector = load(checkpoint, trust_checkpoint=job.trust_checkpoint)
-    graph = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
     try:
+        graph = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
         require_classes(spec_of(graph), dataset)
-    except DataError:
+    except (DataError, SpecError):
         return nothing
     found = stages.score(graph, scored, stages.fingerprint(scored), "fp32").results
     return {name: found[name] for name in nothing}

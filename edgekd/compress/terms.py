@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OBJECTS = 16
 """Objects of each image whose distances are compared, at most."""
+NOTHING = 1e-6
+"""The probability where a head without anchors says nothing: so small that all anchors together hardly count."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,51 @@ def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, th
     moved = (others - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)  # from the student's anchor
     sides = distill.expected_distances(theirs.boxes) * steps + moved.flatten(0, 1)
     return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, sure)
+
+
+def spread(boxes: torch.Tensor, scores: torch.Tensor, grid: Grid) -> Predictions:
+    """What a head without anchors finds (RT-DETR), as one with anchors would say it.
+
+    boxes: [b, n, 4], middle x and y, width and height as shares of the frame; scores: class logits [b, n, classes].
+    Each box speaks at the anchors next to its middle, 3 x 3 at most and only those in the box, on the level whose
+    stride is nearest to an eighth of its size. There a class has the box's probability times exp(-d^2 / 2), d strides
+    from the middle. Where several boxes speak, the one with most to say gives the sides. Elsewhere there is nothing.
+    """
+    batch, _, classes = scores.shape
+    points, strides = grid.points(boxes.device)
+    anchors = points.shape[1]
+    size = boxes.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
+    middle, extent = boxes[..., :2] * size, boxes[..., 2:] * size
+    index = _around(middle, extent, grid)
+    away, step = points.T[index] - middle[:, :, None], strides[index]  # [b, n, 9, 2] in pixels, [b, n, 9]
+    inside = (away.abs() <= extent[:, :, None] / 2).all(-1) | (away.abs() <= step[..., None] / 2).all(-1)
+    claim = torch.exp(-away.square().sum(-1) / step.square() / 2) * inside
+    said = scores.sigmoid()[:, :, None] * claim[..., None]  # [b, n, 9, classes]
+    flat, sure = index.flatten(1), said.amax(-1).flatten(1)
+    found = boxes.new_zeros(batch, anchors, classes)
+    found.scatter_reduce_(1, flat[..., None].expand(-1, -1, classes), said.flatten(1, 2), "amax")
+    most = boxes.new_zeros(batch, anchors).scatter_reduce_(1, flat, sure, "amax")
+    speaks = (sure >= most.gather(1, flat)) & (sure > 0)
+    target = torch.where(speaks, flat, anchors)  # the others write behind the last anchor
+    sides = torch.cat([extent[:, :, None] / 2 + away, extent[:, :, None] / 2 - away], dim=-1) / step[..., None]
+    written = boxes.new_ones(batch, anchors + 1, 4)
+    written.scatter_(1, target[..., None].expand(-1, -1, 4), sides.flatten(1, 2))
+    return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit().transpose(1, 2), written[:, :-1].transpose(1, 2))
+
+
+def _around(middle: torch.Tensor, extent: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The anchors next to the middle of boxes, both [b, n, 2] in pixels, on the level of their size: [b, n, 9]."""
+    strides = middle.new_tensor(grid.strides)
+    wanted = extent.clamp(min=1).prod(-1).sqrt() / 8
+    level = (wanted[..., None].log() - strides.log()).abs().argmin(-1)
+    sizes = torch.tensor(grid.sizes, device=middle.device)
+    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    rows, columns = sizes[level, 0, None], sizes[level, 1, None]
+    cells = (middle / strides[level][..., None]).floor().long()
+    steps = torch.tensor([-1, 0, 1], device=middle.device)
+    x = (cells[..., :1] + steps.repeat(3)).clamp(min=0).minimum(columns - 1)
+    y = (cells[..., 1:] + steps.repeat_interleave(3)).clamp(min=0).minimum(rows - 1)
+    return starts[level][..., None] + y * columns + x
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:

@@ -20,7 +20,8 @@ from typing import Any
 
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
-from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
+from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector, require_box_detector
 from edgekd.errors import SpecError
 from edgekd.files import write_file
 from edgekd.progress import SILENT, Progress
@@ -31,12 +32,12 @@ from edgekd.detectors.ultralytics_loop import Lesson, Loop, Trained, quiet  # is
 
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
 
 from edgekd.compress.adaptive import Average, Balance, teachers_share
 from edgekd.compress.anchors import Grid, nearest_levels
-from edgekd.compress.terms import Aids, Comparison, Predictions, Seen, shared_classes
+from edgekd.compress.terms import Aids, Comparison, Predictions, Seen, shared_classes, spread
 
 LEVELS = tuple(entry.name for entry in fields(Weights))
 SIDE = 256
@@ -111,12 +112,15 @@ def distill_student(
 
 
 def teacher_network(checkpoint: Path, trust: bool) -> Any:
-    """A detector that says what its heads find, undecoded, and never changes. Raises SpecError."""
-    network, _ = UltralyticsDetector(checkpoint, trust).network()
+    """A YOLO whose head says what it finds undecoded, or an RT-DETR; it never changes. Raises SpecError."""
+    network = load_checkpoint(checkpoint, trust).model
+    network.eval().requires_grad_(False)
+    if type(network) is RTDETRDetectionModel:
+        return network
+    require_box_detector(network, checkpoint)
     head = network.model[-1]
     if getattr(head, "one2one_cv2", None) is None:
         network.fuse(verbose=False)  # which would drop one branch of a head with two
-    network.eval().requires_grad_(False)
     head.training = True  # the head alone, for that is when it does not decode
     return network
 
@@ -184,11 +188,20 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
 # ------------------------------------------------------------------------------------------------- what networks see
 
 
-def _look(network: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of each level of the head: the layer of the backbone that goes with it, and the channels of the map it reads.
+@dataclass(frozen=True)
+class Look:
+    """Of each level of a head: the backbone's layer that goes with it, and channels and stride of the map it reads.
 
     That layer is the first one of nearly its stride whose output the neck reads.
     """
+
+    hidden: tuple[int, ...]
+    widths: tuple[int, ...]
+    strides: tuple[float, ...]
+
+
+def look(network: Any) -> Look:
+    """What there is to see in a network, found with a blank frame; the network stays as it is."""
     head = network.model[-1]
     shapes: dict[int, Any] = {}
 
@@ -209,45 +222,50 @@ def _look(network: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         min(shapes, key=lambda at, shape=shape: (abs(math.log(shapes[at][-1] / shape[-1])), at))  # type: ignore[misc]
         for shape in read
     )
-    return hidden, tuple(shape[1] for shape in read)
-
-
-def _strides(network: Any) -> tuple[float, ...]:
-    return tuple(float(stride) for stride in network.model[-1].stride)
+    return Look(hidden, tuple(shape[1] for shape in read), tuple(SIDE / shape[-1] for shape in read))
 
 
 def _aids(student: Any, teacher: Any, step: Distill) -> Aids:
     """The projectors between the levels that go together, the same for the same seed."""
-    widths = _look(teacher)[1]
-    levels = nearest_levels(_strides(student), _strides(teacher))
+    ours, theirs = look(student), look(teacher)
+    levels = nearest_levels(ours.strides, theirs.strides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        return Aids(_look(student)[1], [widths[at] for at in levels], step.learn_temperature)
+        return Aids(ours.widths, [theirs.widths[at] for at in levels], step.learn_temperature)
 
 
 class Watched:
-    """A network of which it is known what its backbone has just seen."""
+    """A network of which it is known what it has just seen. neck: the maps that its head has read."""
 
     def __init__(self, network: Any) -> None:
+        self.neck: tuple[torch.Tensor, ...] = ()
         self._maps: dict[int, torch.Tensor] = {}
-        self._hidden, _ = _look(network)
-        self._strides = _strides(network)
-        for at in set(self._hidden):
+        self._look = look(network)
+        for at in set(self._look.hidden):
             network.model[at].register_forward_hook(partial(self._keep, at))
+        network.model[-1].register_forward_pre_hook(self._keep_neck)
 
     def _keep(self, at: int, layer: Any, inputs: Any, output: torch.Tensor) -> None:
         self._maps[at] = output
 
-    def seen(self, said: Mapping[str, Any]) -> Seen:
-        """What it saw in the batch of which its head has just said this, undecoded, in float32."""
-        branches = {name: said[name] for name in ("one2many", "one2one") if said.get(name)} or {"one2many": said}
-        if "one2many" not in branches:  # a fused head has kept one of them
-            branches = {"one2many": branches["one2one"]}
-        maps = branches["one2many"]["feats"]
-        grid = Grid(tuple((each.shape[2], each.shape[3]) for each in maps), self._strides)
-        found = {name: Predictions(told["scores"].float(), told["boxes"].float()) for name, told in branches.items()}
-        hidden = tuple(self._maps[at].float() for at in self._hidden)
-        return Seen(grid, tuple(each.float() for each in maps), hidden, found)
+    def _keep_neck(self, head: Any, inputs: Any) -> None:
+        self.neck = tuple(inputs[0])
+
+    def seen(self, said: Any) -> Seen:
+        """What it saw in the batch of which it has just said this, in float32: a YOLO undecoded, an RT-DETR decoded."""
+        grid = Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self._look.strides)
+        if isinstance(said, tuple):
+            boxes, scores = (each[-1].float() for each in said[1][:2])  # of the decoder's last layer
+            branches = {"one2many": spread(boxes, scores, grid)}
+        else:
+            found = {name: said[name] for name in ("one2many", "one2one") if said.get(name)} or {"one2many": said}
+            if "one2many" not in found:  # a fused head has kept one of them
+                found = {"one2many": found["one2one"]}
+            branches = {
+                name: Predictions(told["scores"].float(), told["boxes"].float()) for name, told in found.items()
+            }
+        hidden = tuple(self._maps[at].float() for at in self._look.hidden)
+        return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
 
 
 class StudentLoss:
@@ -286,8 +304,7 @@ class StudentLoss:
             said = self._compare(self._student_seen.seen(found), wanted, stage.weights, progress)
         share = teachers_share(self._apart(said.apart), self._step.alpha if stage.adaptive else "off")
         size = len(batch["img"])
-        maps = (found.get("one2many") or found)["feats"]
-        factors = self._balance(labels.sum() / size, said.losses, maps)
+        factors = self._balance(labels.sum() / size, said.losses, self._student_seen.neck)
         weights = {name: getattr(stage.weights, name) * factors[name] * share for name in said.losses}
         total = sum((weights[name] * loss for name, loss in said.losses.items()), zero)
         items |= {name: loss.detach() for name, loss in said.losses.items()}

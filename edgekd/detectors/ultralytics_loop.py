@@ -131,7 +131,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
             self._note_losses({name: float(value) for name, value in self.tloss.items()})
 
     def _note_losses(self, losses: dict[str, float]) -> None:
-        if not all(map(math.isfinite, (*losses.values(), float(self.loss)))):
+        if not all(map(math.isfinite, (*losses.values(), float(self.loss.detach())))):
             raise CompressError(
                 f"training diverged in epoch {self.epoch + 1}",
                 expected="finite losses",

@@ -232,7 +232,7 @@ def test_hidden_maps_are_those_of_the_backbone(teacher: Path) -> None:
     network = teacher_network(teacher, trust=False)
     watched = Watched(network)
     seen = watched.seen(network(torch.zeros(1, 3, SIDE, SIDE)))
-    assert watched._hidden == (4, 6, 10)
+    assert watched._look.hidden == (4, 6, 10)
     assert [maps.shape[2] for maps in seen.hidden] == [maps.shape[2] for maps in seen.neck] == [8, 4, 2]
 
 
@@ -339,3 +339,40 @@ def test_what_travels_to_other_processes_arrives(teacher: Path, tiny_data: Path,
         again.model = arrived["model"]
         again.train()
     assert module._read(tmp_path / "state")["finished"]  # type: ignore[index]
+
+
+RTDETR = """nc: 2
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [24, 3, 2]]
+  - [-1, 1, Conv, [32, 3, 2]]
+head:
+  - [2, 1, Conv, [32, 1, 1]]
+  - [3, 1, Conv, [32, 1, 1]]
+  - [4, 1, Conv, [32, 1, 1]]
+  - [[5, 6, 7], 1, RTDETRDecoder, [nc, 32, 20, 4, 4, 1, 64]]
+"""
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small RT-DETR with random weights."""
+    folder = tmp_path_factory.mktemp("rtdetr")
+    (folder / "tiny.yaml").write_text(RTDETR, "ascii")
+    torch.manual_seed(0)
+    network = tasks.RTDETRDetectionModel(str(folder / "tiny.yaml"), nc=2, verbose=False)
+    network.names = {0: "green", 1: "red"}
+    torch.save({"model": network.half(), "train_args": {"imgsz": SIDE}}, folder / "rtdetr.pt")
+    return folder / "rtdetr.pt"
+
+
+def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Path) -> None:
+    step = replace(STEP, epochs=1)
+    done = distill_student(transformer, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert all(done.losses[0][entry.name] > 0 for entry in fields(Weights))
+    assert export(UltralyticsDetector(tmp_path / "student.pt"), tmp_path / "s.onnx", 17).spec.classes == (
+        "red",
+        "green",
+    )
