@@ -140,7 +140,7 @@ def quantize(
 
 @app.command()
 def distill(
-    teacher: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt detector.", show_default=False)],
+    teacher: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt: YOLO or RT-DETR.", show_default=False)],
     student: Annotated[str, typer.Argument(help="A .pt, or a model: yolo11n.yaml, your.yaml.", show_default=False)],
     data: Data,
     recipe: RecipeName = "distill",

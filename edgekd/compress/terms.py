@@ -109,10 +109,12 @@ class Comparison:
 
     def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
         learned = self._aids.temperature
-        return like.new_tensor(self._step.temperature) if learned is None else learned(progress)
+        return like.new_full((), self._step.temperature) if learned is None else learned(progress)
 
     @staticmethod
     def _classes(found: Predictions, chosen: Sequence[int]) -> Predictions:
+        if list(chosen) == list(range(found.scores.shape[1])):
+            return found  # indices would have to travel to the GPU
         return Predictions(found.scores[:, chosen], found.boxes)
 
     def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
@@ -141,7 +143,7 @@ class Comparison:
         index, weight = distill.peaks(sure, student.grid.sizes, OBJECTS)
         points, _ = student.grid.points(sure.device)
         height, width = (side * student.grid.strides[0] for side in student.grid.sizes[0])
-        places = (points / points.new_tensor([[width], [height]])).T[index]
+        places = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
         ours, theirs = (distill.object_vectors(seen.neck, places) for seen in (student, teacher))
         return distill.relation_loss(ours, theirs, weight.flatten())
 
