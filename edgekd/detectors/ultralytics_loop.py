@@ -145,7 +145,8 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         return {"train": samples, "val": samples, "names": names, "nc": len(names), "channels": 3}
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
-        return LabelledImages(img_path, self.args.imgsz, hyp=self.args, data=self.data, batch_size=batch)
+        told = {"cache": self.args.cache, "hyp": self.args, "data": self.data, "batch_size": batch}
+        return LabelledImages(img_path, self.args.imgsz, **told)
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         if mode == "val":
