@@ -177,6 +177,17 @@ def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
     assert f"**`{Quantize().ranges}`** (the default)" in page
 
 
+def test_the_distillation_page_explains_every_setting_and_level() -> None:
+    from dataclasses import fields
+
+    from edgekd.spec import Distill, DistillStage, Weights
+
+    page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
+    names = {entry.name for kind in (Distill, Weights) for entry in fields(kind)}
+    names |= {entry.name for entry in fields(DistillStage)} - {"name", "weights", "share"}
+    assert not [name for name in sorted(names) if f"`{name}`" not in page]
+
+
 @pytest.fixture
 def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
     """A folder in which the commands of a page find what they speak of."""

@@ -11,7 +11,7 @@ from torch import nn
 
 FOREGROUND = 0.05
 """The probability from which on a class counts as there, where the teacher's share is found."""
-KEPT = 0.9
+KEPT = 0.7
 """How much of what was known stays with each new measurement of gradients."""
 FACTORS = (0.01, 100.0)
 """No loss is made weaker or stronger than this to bring its gradient into balance."""

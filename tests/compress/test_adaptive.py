@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from edgekd.compress import distill  # noqa: E402
 from edgekd.compress.adaptive import (  # noqa: E402
+    KEPT,
     Average,
     Balance,
     Temperature,
@@ -83,7 +84,7 @@ def test_balance_measures_every_so_many_steps_and_for_what_is_new() -> None:
 
     assert factor(0.5) == pytest.approx(2)
     assert factor(0.1) == pytest.approx(2), "not measured in the second step"
-    assert factor(0.1) == pytest.approx(0.9 * 2 + 0.1 * 10)
+    assert factor(0.1) == pytest.approx(KEPT * 2 + (1 - KEPT) * 10)
     assert factor(0.25, "new") == pytest.approx(4)
 
 
