@@ -113,11 +113,11 @@ class DistillStage:
 
 
 DISTILL_STAGES = (
-    DistillStage("features", 0.3, Weights(features=1.0, attention=0.2, neurons=0.2)),
-    DistillStage("predictions", 0.4, Weights(features=0.5, classes=1.0, boxes=1.0, relations=0.2)),
-    DistillStage("fusion", 0.3, Weights(features=0.5, classes=1.0, boxes=1.0, relations=0.2), adaptive=True),
+    DistillStage("features", 0.1, Weights(features=0.25, attention=0.1, neurons=0.1, classes=1.0, boxes=1.0)),
+    DistillStage("predictions", 0.6, Weights(classes=1.0, boxes=1.0, relations=0.1)),
+    DistillStage("fusion", 0.3, Weights(features=0.25, classes=1.0, boxes=1.0, relations=0.1), adaptive=True),
 )
-"""First what the teacher's maps hold, then what it says and how objects relate, then both as far as it is followed."""
+"""What the teacher says all along: with what its maps hold, then how objects relate, then both as far as it fits."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ def test_the_default_aligns_features_then_predictions_and_relations_then_fuses_a
     step = Distill()
     first, second, third = (step.stage_at(progress) for progress in (0.0, 0.5, 1.0))
     assert first.weights.features
-    assert not first.weights.classes
-    assert not first.weights.boxes
+    assert first.weights.attention
+    assert first.weights.neurons
+    assert not first.weights.relations
+    assert not second.weights.features
     assert second.weights.classes
     assert second.weights.boxes
     assert second.weights.relations
