@@ -264,13 +264,13 @@ class StoppedError(Exception):
 def test_a_training_that_was_stopped_goes_on_and_is_finished(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = replace(STEP, epochs=4)
+    step = replace(STEP, epochs=12)  # a weight moves in the 6th epoch, and in the first after the stop
     arguments = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
     original = module.StudentLoss.update
 
     def stop(loss: Any) -> None:
         original(loss)
-        if len(module._read(tmp_path / "state")["losses"] if (tmp_path / "state").exists() else []) == 2:  # type: ignore[index]
+        if len(module._read(tmp_path / "state")["losses"] if (tmp_path / "state").exists() else []) == 7:  # type: ignore[index]
             raise StoppedError
 
     with monkeypatch.context() as patched:
@@ -280,27 +280,31 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
     assert not (tmp_path / "student.pt").exists()
     kept = module._read(tmp_path / "state")
     assert kept is not None
-    assert (kept["epoch"], kept["finished"]) == (1, False)
-    epochs: list[int] = []
-    monkeypatch.setattr(module._StudentTrainer, "_model_train", _counted(epochs))
+    assert (kept["epoch"], kept["finished"], kept["updates"]) == (6, False, 1)
+    begun: list[tuple[int, torch.Tensor]] = []
+    monkeypatch.setattr(module._StudentTrainer, "_model_train", _noted(begun))
     done = distill_student(*arguments)
-    assert epochs == [2, 3], "the first two were not trained again"
-    assert done.epochs == len(done.losses) == len(done.weights) == 4
-    assert done.losses[:2] == tuple(kept["losses"])
+    assert [epoch for epoch, _ in begun] == [7, 8, 9, 10, 11], "the others were not trained again"
+    assert torch.equal(begun[0][1], kept["network"]["model.0.conv.weight"])
+    assert not torch.equal(begun[0][1], student_network(step, ("red", "green"), False).model[0].conv.weight)
+    assert not torch.equal(begun[1][1], begun[0][1])
+    assert module._read(tmp_path / "state")["updates"] == 2  # type: ignore[index]
+    assert done.epochs == len(done.losses) == len(done.weights) == 12
+    assert done.losses[:7] == tuple(kept["losses"])
     assert done.seconds > kept["seconds"]
     monkeypatch.setattr(module._StudentTrainer, "train", None)  # it is finished, so it is not called
     (tmp_path / "student.pt").unlink()
     assert distill_student(*arguments).losses == done.losses
 
 
-def _counted(epochs: list[int]) -> Any:
+def _noted(begun: list[tuple[int, torch.Tensor]]) -> Any:
     original = module._StudentTrainer._model_train
 
-    def counting(trainer: Any) -> None:
-        epochs.append(trainer.epoch)
+    def noting(trainer: Any) -> None:
+        begun.append((trainer.epoch, trainer.model.model[0].conv.weight.detach().clone()))
         original(trainer)
 
-    return counting
+    return noting
 
 
 def test_a_time_is_kept_and_counts_what_was_trained_before(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
