@@ -138,6 +138,38 @@ def quantize(
     gate.require_met(outcome.budget, job.recipe, outcome.stages, outcome)
 
 
+@app.command()
+def distill(
+    teacher: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt: YOLO or RT-DETR.", show_default=False)],
+    student: Annotated[str, typer.Argument(help="A .pt, or a model: yolo11n.yaml, your.yaml.", show_default=False)],
+    data: Data,
+    recipe: RecipeName = "distill",
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/STUDENT-from-TEACHER.")] = None,
+    width: Annotated[float | None, typer.Option(help="Factor of the model's channels, such as 0.14.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    time: Annotated[float | None, typer.Option(help="Minutes to train for, in place of a number of epochs.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it stopped, or begin anew.")] = True,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Train STUDENT on labels and beside TEACHER, and score both."""
+    from edgekd import distilling
+    from edgekd.spec import load_recipe
+
+    given = {"student": student, "width": width, "epochs": epochs, "minutes": time}
+    job = distilling.DistillJob(
+        teacher=teacher,
+        data=data,
+        recipe=load_recipe(recipe or "distill").with_distill(**given),
+        out=out or Path("runs") / f"{Path(student).stem}-from-{teacher.stem}",
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    (_print_json if as_json else _print_distilled)(distilling.run(job, _progress()))
+
+
 @app.command("eval")
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)],
@@ -203,7 +235,7 @@ def bench(
     with opened(artifact, head, (), trust_checkpoint) as (graph, spec):
         frames = synthetic_frames(spec)
         limits = {"min_iterations": iterations, "min_seconds": seconds}
-        timing = time_graphs({"": graph}, spec, frames, where, "measured", **limits)[""]
+        timing = time_graphs({"": graph}, {"": spec}, frames, where, "measured", **limits)[""]
     result = {"host": where.facts().as_json(), **timing.summary()}
     if as_json:
         _print_json(result)
@@ -430,6 +462,14 @@ def _print_quantized(result: Mapping[str, Any]) -> None:
         print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
     formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
     print(f"layers: {formats}")
+
+
+def _print_distilled(result: Mapping[str, Any]) -> None:
+    both = (result["before"], result["after"])
+    rows = [[label, *(_score(each[key]) for each in both)] for label, key in _METRICS.items()]
+    sizes = ["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)]
+    _print_table(["", "teacher", "student"], [*rows, sizes])
+    print(f"{result['epochs']} epochs\nstudent: {result['checkpoint']}")
 
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}

@@ -55,7 +55,7 @@ def report_of(run: Run, stages: Sequence[Stage]) -> Report:
         ),
         sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),
         layers=layer_rows(
-            run.before.path / GRAPH,
+            run.floating.path / GRAPH,
             run.after.path / GRAPH,
             run.encoded.path / PACKED,
             run.after.results.get("errors", {}),
@@ -165,6 +165,9 @@ def _notes(run: TimedRun) -> list[str]:
 
 def _stage_note(stage: Stage) -> str:
     results = stage.results
+    if "parameters" in results:
+        ours, theirs = (results[name] / 1e6 for name in ("parameters", "teacher_parameters"))
+        return f"a student of {ours:.2f} M parameters, {results['epochs']} epochs beside a teacher of {theirs:.2f} M"
     if "losses" in results:
         first, last = (sum(results["losses"][at].values()) for at in (0, -1))
         return f"{results['epochs']} epochs, loss {first:.4g} in the first and {last:.4g} in the last"

@@ -16,7 +16,7 @@ from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
 from edgekd.errors import CompressError, SpecError
 
-_HEADS = ("Detect", "v10Detect")
+HEADS = ("Detect", "v10Detect")
 
 
 class UltralyticsDetector:
@@ -62,7 +62,7 @@ class UltralyticsDetector:
         try:
             # Ultralytics logs to stdout, at its first start and later, where only results belong.
             with redirect_stdout(sys.stderr):
-                from ultralytics.nn.tasks import DetectionModel
+                import ultralytics.nn.tasks  # noqa: F401
         except ImportError as error:
             raise SpecError(
                 f"{self.path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",
@@ -70,17 +70,21 @@ class UltralyticsDetector:
                 fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
             ) from error
         checkpoint = load_checkpoint(self.path, self._trust)
-        model = checkpoint.model
-        last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
-        # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
-        if type(model) is not DetectionModel or not last or type(last[0]).__name__ not in _HEADS:
-            raise SpecError(
-                f"{self.path}: not a box detector",
-                expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(_HEADS),
-                found=" with ".join(type(part).__name__ for part in (model, *last)),
-                fix="train with task=detect, or export to ONNX and describe its head with --head",
-            )
-        return model, checkpoint.train_args
+        require_box_detector(checkpoint.model, self.path)
+        return checkpoint.model, checkpoint.train_args
+
+
+def require_box_detector(model: Any, path: Path) -> None:
+    """Raise SpecError for a model in a checkpoint that is no detector of boxes with a head known here."""
+    last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
+    # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
+    if type(model).__name__ != "DetectionModel" or not last or type(last[0]).__name__ not in HEADS:
+        raise SpecError(
+            f"{path}: not a box detector",
+            expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(HEADS),
+            found=" with ".join(type(part).__name__ for part in (model, *last)),
+            fix="train with task=detect, or export to ONNX and describe its head with --head",
+        )
 
 
 def keep_one_branch(head: Any) -> bool:
