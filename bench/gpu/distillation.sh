@@ -10,7 +10,7 @@
 # is missing of ultralytics ultralytics-thop ultralytics-platform onnxslim faster-coco-eval typer rich. Ultralytics has to
 # be there. Nothing is fetched.
 set -euo pipefail
-OUT=${OUT:-runs/gpu/distillation}
+OUT=$(realpath -m "${OUT:-runs/gpu/distillation}")
 NAME=${NAME:-distillation}
 WHEELS=${WHEELS:-.whl}
 SHARED=${SHARED:-../shared}
@@ -44,6 +44,7 @@ bench+=(--student "${STUDENT:-yolo11n.yaml}" ${WIDTH:+--width "$WIDTH"} --out "$
 bench+=(--threads "$(nproc)" --batch "${BATCH:-32}" ${EPOCHS:+--epochs "$EPOCHS"} ${MINUTES:+--minutes "$MINUTES"})
 bench+=(${SIZE:+--image-size "$SIZE"} ${IMAGES:+--images "$IMAGES"})
 timeout --kill-after 10 "$((LIMIT - SECONDS))" "${bench[@]}" "$@" || echo "stopped with status $? (124: out of time)"
-tar -czf "$OUT/$NAME-logs.tgz" -C "$WORK/bench" $(cd "$WORK/bench" && find . -maxdepth 1 -name '*.log')
-tar -czf "$OUT/$NAME-state.tgz" -C "$WORK/bench" $(cd "$WORK/bench" && find . -maxdepth 1 -name 'start-*.pt' -o -maxdepth 1 -name '*.training')
-if [ -f "$WORK/bench/rows.json" ]; then cp "$WORK/bench/rows.json" "$OUT/$NAME-rows.json"; fi
+cd "$WORK/bench"
+find . -maxdepth 1 -name '*.log' | tar -czf "$OUT/$NAME-logs.tgz" -T -
+find . -maxdepth 1 \( -name 'start-*.pt' -o -name '*.training' \) | tar -czf "$OUT/$NAME-state.tgz" -T -
+if [ -f rows.json ]; then cp rows.json "$OUT/$NAME-rows.json"; fi
