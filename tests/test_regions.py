@@ -171,6 +171,11 @@ def test_only_its_adapters_import_ultralytics() -> None:
     assert users == [f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_trainer")]
 
 
+def test_only_its_adapters_import_torchvision() -> None:
+    users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "torchvision" in imported_packages(path)]
+    assert users == ["detectors/torchvision_network.py"]
+
+
 def test_only_engines_import_tensorrt() -> None:
     for path in sources():
         if imported_packages(path) & {"tensorrt", "tensorrt_rtx", "pycuda", "openvino"}:

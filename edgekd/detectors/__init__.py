@@ -33,7 +33,7 @@ class Detector(Protocol):
 def load(
     path: Path, head: str | None = None, classes: tuple[str, ...] = (), trust_checkpoint: bool = False
 ) -> Detector:
-    """The detector in a file: `.pt` by Ultralytics, or `.onnx`. Raises SpecError for anything else.
+    """The detector in a file: `.pt` by Ultralytics, `.tv.pt`, or `.onnx`. Raises SpecError for anything else.
 
     head, classes: for ONNX, how to read an output that is not recognised, and the names of unnamed classes.
     """
@@ -44,6 +44,10 @@ def load(
 
         return OnnxDetector(path, head, classes)
     if path.suffix == ".pt":
+        from edgekd.detectors.torchvision import SUFFIX, TorchvisionDetector
+
+        if path.name.endswith(SUFFIX):
+            return TorchvisionDetector(path)
         from edgekd.detectors.ultralytics import UltralyticsDetector
 
         return UltralyticsDetector(path, trust_checkpoint)

@@ -13,12 +13,15 @@ nothing that the file names is called:
 from __future__ import annotations
 
 import importlib
+import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import SpecError
+from edgekd.files import write_file
 
 _LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
 # Results, paths and losses of the training: real checkpoints have them, a detector does not need them.
@@ -56,6 +59,27 @@ def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         return Checkpoint(model.float().eval(), train_args if isinstance(train_args, dict) else {})
     except (AttributeError, RecursionError, RuntimeError, TypeError) as error:
         raise _no_checkpoint(path, error) from error
+
+
+def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
+    """The state of a training, None where there is none or it is not whole; nothing in it is executed."""
+    import torch
+
+    if not path.is_file():
+        return None
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return None
+
+
+def write_content(content: Any, path: Path) -> None:
+    """Write with `torch.save`; the file is there complete or not at all."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())
 
 
 def _read_without_running(path: Path) -> Any:

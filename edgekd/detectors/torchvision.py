@@ -1,0 +1,106 @@
+"""Detectors by torchvision in files of edgekd's own, `*.tv.pt`: weights, and the names of what they belong to.
+
+Such a file is what `torch.save` writes of a dictionary:
+
+    family      "torchvision"
+    builder     one of BUILDERS: the function of torchvision.models.detection that makes the network
+    classes     names of the classes, without the background, in the order of the labels 1, 2, ...
+    image_size  [height, width] in pixels, whole multiples of 32: the letterboxed input
+    state_dict  what the network's `state_dict()` gives
+
+It is read with PyTorch's weights-only loader, and no more than a builder of the list is called: nothing in it runs, and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.detectors.types import DetectorSpec, Head, Preprocess
+from edgekd.errors import CompressError, SpecError
+
+if TYPE_CHECKING:
+    from edgekd.detectors.torchvision_network import TorchvisionNetwork
+
+SUFFIX = ".tv.pt"
+BUILDERS = (
+    "fcos_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "ssdlite320_mobilenet_v3_large",
+)
+"""Detectors of one stage, whose boxes all leave the network at once."""
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether this is the name of a file of this family, or of a builder, with `torchvision/` before it or not."""
+    return name.endswith(SUFFIX) or name.startswith("torchvision/") or name in BUILDERS
+
+
+class TorchvisionDetector:
+    """A `.tv.pt` file; nothing is read from it until `export`."""
+
+    family = "torchvision"
+    libraries: tuple[str, ...] = ("torch", "torchvision")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def export(self, graph: Path, opset: int) -> DetectorSpec:
+        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, one column per anchor.
+
+        Normalisation is left to the preprocessing, which the specification describes.
+        """
+        network = self.network()
+        height, width = network.image_size
+        spec = DetectorSpec(
+            classes=network.classes,
+            preprocess=Preprocess(height, width, mean=network.mean, std=network.std),
+            head=Head("yolo", strides=tuple(round(stride) for stride in network.strides)),
+        )
+        _write_onnx(network, graph, opset)
+        return spec
+
+    def reference(self, batch: np.ndarray) -> np.ndarray:
+        """What the network itself computes in float32 for batch [1, 3, h, w], normalised."""
+        import torch
+
+        from edgekd.detectors.torchvision_network import Dense
+
+        with torch.no_grad():
+            return np.asarray(Dense(self.network())(torch.from_numpy(batch)).numpy())
+
+    def network(self) -> TorchvisionNetwork:
+        """The network, in evaluation mode. Raises SpecError."""
+        try:
+            from edgekd.detectors.torchvision_network import load_network
+        except ImportError as error:
+            raise SpecError(
+                f"{self.path}: reading it needs PyTorch and torchvision",
+                found=str(error),
+                fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
+            ) from error
+        return load_network(self.path)
+
+
+def _write_onnx(network: TorchvisionNetwork, graph: Path, opset: int) -> None:
+    import torch
+
+    from edgekd.detectors.torchvision_network import Dense
+
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                Dense(network),
+                (torch.zeros(1, 3, *network.image_size),),
+                str(graph),
+                opset_version=opset,
+                input_names=["images"],
+                output_names=["output0"],
+                dynamo=False,
+            )
+    except Exception as error:
+        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=str(error)) from error

@@ -1,0 +1,227 @@
+"""A torchvision detector as edgekd sees one: letterboxed frames in; boxes per anchor, losses and maps out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import detection
+from torchvision.models.detection.image_list import ImageList
+
+from edgekd.compress.anchors import Grid
+from edgekd.compress.terms import NOTHING, Predictions, Seen
+from edgekd.detectors.checkpoint import write_content
+from edgekd.detectors.torchvision import BUILDERS
+from edgekd.errors import SpecError, did_you_mean
+
+FAMILY = "torchvision"
+_CLASS_LAYER = re.compile(r"head\.classification_head\.(cls_logits|module_list\.\d+\.1)\.")
+STEP = 32
+"""Sides of the input are whole multiples of this, so that torchvision pads nothing."""
+
+
+class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
+    """A detector of one stage by torchvision. Frames are float32 [b, 3, h, w], RGB, 0 to 1, of `image_size`.
+
+    widths, strides: of the maps that the head reads, channels and pixels. mean, std: of the normalisation that
+    torchvision does. Raises SpecError for an unknown builder and a size that does not fit.
+    """
+
+    def __init__(self, builder: str, classes: Sequence[str], image_size: tuple[int, int]) -> None:
+        super().__init__()
+        if builder not in BUILDERS:
+            fix = did_you_mean(builder, BUILDERS)
+            raise SpecError("torchvision: builder", expected=", ".join(BUILDERS), found=builder, fix=fix)
+        if not all(side > 0 and side % STEP == 0 for side in image_size):
+            raise SpecError("torchvision: image_size", expected=f"multiples of {STEP}", found=str(list(image_size)))
+        self.builder, self.classes, self.image_size = builder, tuple(classes), image_size
+        self.names = dict(enumerate(classes))
+        self.model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
+        self.model.transform.fixed_size = (image_size[1], image_size[0])  # width first; no frame is resized then
+        self.mean, self.std = (tuple(map(float, values)) for values in self._normalisation)
+        with torch.no_grad():
+            seen = self.eval().seen(torch.zeros(1, 3, *image_size))
+        self.widths, self.strides = tuple(maps.shape[1] for maps in seen.neck), seen.grid.strides
+
+    @property
+    def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self.model.transform.image_mean, self.model.transform.image_std
+
+    def forward(self, frames: torch.Tensor) -> Seen:
+        """What it sees in frames; in training use `losses`."""
+        return self.seen(frames)
+
+    def seen(self, frames: torch.Tensor) -> Seen:
+        """What it sees in frames, without labels."""
+        mean, std = (frames.new_tensor(values)[:, None, None] for values in self._normalisation)
+        with self._watching() as kept:
+            self.model.head(list(self.model.backbone((frames - mean) / std).values()))
+        return self._seen(kept, frames)
+
+    def losses(
+        self, frames: torch.Tensor, targets: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple[dict[str, torch.Tensor], Seen]:
+        """torchvision's own losses by name, and what it saw. In training mode only.
+
+        targets: for each frame `boxes` float32 [n, 4] x1, y1, x2, y2 in pixels, and `labels` int64 [n], from 1 on.
+        """
+        with self._watching() as kept:
+            losses = self.model(list(frames), list(targets))
+        return losses, self._seen(kept, frames)
+
+    @contextmanager
+    def _watching(self) -> Iterator[dict[str, Any]]:
+        """Collects what leaves backbone and head; float32, as anchors have the maps' type, and half is too coarse."""
+        kept: dict[str, Any] = {}
+
+        def keep(name: str, module: Any, inputs: Any, output: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            kept[name] = {key: value.float() for key, value in output.items()}
+            return kept[name]  # type: ignore[no-any-return]
+
+        backbone = self.model.backbone
+        watched = {"neck": backbone, "head": self.model.head, "hidden": getattr(backbone, "body", None)}
+        hooks = [part.register_forward_hook(partial(keep, name)) for name, part in watched.items() if part is not None]
+        try:
+            yield kept
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _seen(self, kept: Mapping[str, Any], frames: torch.Tensor) -> Seen:
+        neck = tuple(kept["neck"].values())
+        body = tuple(kept.get("hidden", kept["neck"]).values())  # of a backbone without a pyramid the maps themselves
+        hidden = tuple(min(body, key=partial(_apart, like=maps)) for maps in neck)
+        sizes = tuple((maps.shape[2], maps.shape[3]) for maps in neck)
+        grid = Grid(sizes, tuple(frames.shape[2] / height for height, _ in sizes))
+        places, strides = grid.points(frames.device)
+        boxes, shares = self.anchored(kept["head"], self.anchors(frames, neck))
+        boxes, shares = _best(boxes, shares, places.shape[1])
+        sides = torch.cat([places.T - boxes[..., :2], boxes[..., 2:] - places.T], dim=-1) / strides[:, None]
+        logits = shares.clamp(NOTHING, 1 - NOTHING).logit()
+        said = Predictions(logits.transpose(1, 2), sides.transpose(1, 2))
+        return Seen(grid, neck, hidden, {"one2many": said})
+
+    def anchors(self, frames: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The anchors, float32 [n, 4] x1, y1, x2, y2 in pixels, the same for each frame."""
+        found: torch.Tensor = self.model.anchor_generator(
+            ImageList(frames[:1], [(frames.shape[2], frames.shape[3])]), list(maps)
+        )[0]
+        return found
+
+    def anchored(self, said: Mapping[str, torch.Tensor], anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head says at each anchor: boxes [b, n, 4] x1, y1, x2, y2 in pixels, probabilities [b, n, classes].
+
+        FCOS: the root of class times centredness; RetinaNet: each class on its own; SSD: softmax. As torchvision scores
+        them, without the background.
+        """
+        scores, codes = said["cls_logits"], said["bbox_regression"]
+        if isinstance(self.model, detection.FCOS):
+            both = scores[..., 1:].sigmoid() * said["bbox_ctrness"].sigmoid()
+            # A root has no slope at 0, to which both may round.
+            return self.model.box_coder.decode(codes, anchors), both.clamp(min=NOTHING**2).sqrt()
+        boxes = torch.stack([self.model.box_coder.decode_single(each, anchors) for each in codes])
+        if isinstance(self.model, detection.RetinaNet):
+            return boxes, scores[..., 1:].sigmoid()
+        return boxes, scores.softmax(dim=-1)[..., 1:]
+
+
+class Dense(nn.Module):  # type: ignore[misc]
+    """A network as it is exported: normalised frames in, [b, 4 + classes, n] out: cx, cy, w, h, then probabilities."""
+
+    def __init__(self, network: TorchvisionNetwork) -> None:
+        super().__init__()
+        self.network = network.eval()
+        frames = torch.zeros(1, 3, *network.image_size)
+        with torch.no_grad():
+            anchors = network.anchors(frames, list(network.model.backbone(frames).values()))
+        self.register_buffer("anchors", anchors)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """What the head says of frames [b, 3, h, w]."""
+        model = self.network.model
+        boxes, shares = self.network.anchored(model.head(list(model.backbone(frames).values())), self.anchors)
+        low, high = boxes[..., :2], boxes[..., 2:]
+        return torch.cat([(low + high) / 2, high - low, shares], dim=-1).transpose(1, 2)
+
+
+def _apart(maps: torch.Tensor, like: torch.Tensor) -> int:
+    return abs(maps.shape[3] - like.shape[3])
+
+
+def _best(boxes: torch.Tensor, shares: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of several anchors at each place the one that is surest: [b, places, 4] and [b, places, classes]."""
+    if boxes.shape[1] == places:
+        return boxes, shares
+    boxes, shares = (each.unflatten(1, (places, -1)) for each in (boxes, shares))
+    surest = shares.amax(-1).argmax(2)[..., None, None]
+    return tuple(each.gather(2, surest.expand(-1, -1, -1, each.shape[3]))[:, :, 0] for each in (boxes, shares))  # type: ignore[return-value]
+
+
+def with_classes(network: TorchvisionNetwork, classes: Sequence[str], size: tuple[int, int]) -> TorchvisionNetwork:
+    """A network that tells these classes apart: what it knows of them by name stays, the others it has to learn."""
+    new = TorchvisionNetwork(network.builder, classes, size)
+    known, wanted = ("", *network.classes), ("", *classes)  # the background comes first
+    pairs = [(at, known.index(name)) for at, name in enumerate(wanted) if name in known]
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    state, old = new.model.state_dict(), network.model.state_dict()
+    for name, value in state.items():
+        if _CLASS_LAYER.match(name):
+            value.unflatten(0, (-1, len(wanted)))[:, ours] = old[name].unflatten(0, (-1, len(known)))[:, theirs]
+        else:
+            value.copy_(old[name])
+    return new
+
+
+def save_network(network: TorchvisionNetwork, path: Path) -> None:
+    """Write a `.tv.pt` file; it is there complete or not at all."""
+    content = {
+        "family": FAMILY,
+        "builder": network.builder,
+        "classes": list(network.classes),
+        "image_size": list(network.image_size),
+        "state_dict": network.model.state_dict(),
+    }
+    write_content(content, path)
+
+
+def load_network(path: Path) -> TorchvisionNetwork:
+    """The network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed. Raises SpecError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:200]
+        raise _unreadable(path, first or type(error).__name__) from error
+    parts = content if isinstance(content, dict) else {}
+    builder, classes, size, state = (parts.get(key) for key in ("builder", "classes", "image_size", "state_dict"))
+    if parts.get("family") != FAMILY or not isinstance(state, dict) or not isinstance(builder, str):
+        raise _unreadable(path, ", ".join(map(str, parts)) or type(content).__name__)
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        raise _unreadable(path, f"classes {classes!r:.100}")
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+        raise _unreadable(path, f"image_size {size!r:.100}")
+    network = TorchvisionNetwork(builder, classes, (size[0], size[1]))
+    try:
+        # A plain dictionary has no version, so batch norms may lack the counter that frozen ones never had.
+        network.model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise SpecError(
+            f"{path}: its weights are not those of {builder} with {len(classes)} classes and the background",
+            found=" ".join(str(error).split())[:200],
+            fix="save the state_dict of the network that this builder makes",
+        ) from error
+    return network.eval()
+
+
+def _unreadable(path: Path, found: str) -> SpecError:
+    return SpecError(
+        f"{path}: cannot be read as a torchvision detector",
+        expected="a dictionary with family, builder, classes, image_size and state_dict, written by torch.save",
+        found=found,
+        fix="docs/guide.md says how to write one",
+    )
