@@ -25,6 +25,7 @@ bench: $(VENV)/dev.installed
 	$(BIN)/python bench/quantization_baselines.py
 	$(BIN)/python bench/storage_formats.py
 	$(BIN)/python bench/scorer_agreement.py
+	$(BIN)/python bench/pseudo_labels.py
 	$(BIN)/python bench/build_vs_ultralytics.py
 
 clean:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
+from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.devices.local import LocalDevice
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.errors import EdgeKDError
 from edgekd.files import write_file
+from edgekd.progress import PlainProgress
+
+R = TypeVar("R", bound=Any)
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 SHARED = HERE.parent.parent / "shared"
 """Where models and data lie unless `--shared` says otherwise."""
+SPLITS = ("val", "test")
+"""What trained detectors are scored on."""
 
 
 def conditions(threads: int) -> dict[str, Any]:
@@ -52,10 +62,15 @@ def use_cores(count: int) -> None:
 
 def write_results(out: Path, found: Mapping[str, Any], page: Sequence[str]) -> None:
     """Write a result as JSON and, beside it, as Markdown; print the page."""
+    print(write_pair(out, found, page))
+
+
+def write_pair(out: Path, found: Mapping[str, Any], page: Sequence[str]) -> str:
+    """Write a result as JSON and, beside it, as Markdown; the page as one text."""
     text = "\n".join(page) + "\n"
     write_file(out, (json.dumps(found, indent=1) + "\n").encode())
     write_file(out.with_suffix(".md"), text.encode())
-    print(text)
+    return text
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -112,3 +127,98 @@ def without_folders(text: str, *folders: Path) -> str:
     for folder in sorted({str(path) for path in known}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text
+
+
+class JobError(Exception):
+    """A process made nothing; the last line of what it said."""
+
+
+class Resumable(Generic[R]):
+    """A bench of trainings, each a process of its own. Finished rows are kept in `--work`, where a cut run goes on.
+
+    Rows are dataclasses with `method`, `seed`, `map50_95`, `map50` by split, and `error`. asked: names of the arguments
+    that a run must share with the one whose rows it takes over; `model` is always among them.
+    """
+
+    asked: tuple[str, ...] = ()
+
+    def __init__(self, given: argparse.Namespace, scratch: Path, row: Callable[..., R]) -> None:
+        self.given = given
+        self.progress = PlainProgress(interval_s=30)
+        self.rows: list[R] = []
+        self.packages: dict[str, dict[str, str]] = {}
+        self.conditions = conditions(given.threads)
+        self._row = row
+        self._state = given.work / "rows.json"
+        self._asked = {name: getattr(given, name) for name in self.asked}
+        self._asked["model"] = hashlib.sha256(given.model.read_bytes()).hexdigest()
+        self._take_up()
+        self._scored: Dataset = load_dataset(given.data)
+        self.data = given.work / "data" / "data.yaml"
+        if not self.data.is_file():  # it is written last
+            shutil.rmtree(self.data.parent, ignore_errors=True)
+            copy_data(given.data, self.data.parent, given.images)
+        hidden = {} if given.device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
+        threads = {"OMP_NUM_THREADS": str(given.threads)}  # Ultralytics sets it to 1 unless somebody has set it
+        self._environment = {**ultralytics_environment(scratch), **hidden, **threads}
+
+    def split(self, name: str) -> Split:
+        """A split as it is scored: as many of its images as were asked for."""
+        whole = self._scored.split(name)
+        return replace(whole, samples=whole.samples[: self.given.images])
+
+    def add(self, row: R) -> None:
+        """Keep a finished row."""
+        self.rows.append(row)
+        rows = [asdict(row) for row in self.rows]
+        state = {"asked": self._asked, "conditions": self.conditions, "packages": self.packages, "rows": rows}
+        write_file(self._state, json.dumps(state, indent=1).encode())
+        what = row.error or ", ".join(f"{split} {score:.4f}" for split, score in row.map50_95.items())
+        self.progress.note(f"{row.method}, seed {row.seed}: {what}")
+
+    def add_made(self, method: str, seed: int | None, make: Callable[[], R]) -> None:
+        """Make a row and keep it; one that fails says why."""
+        try:
+            row = make()
+        except (JobError, EdgeKDError) as error:
+            told = [value for value in vars(self.given).values() if isinstance(value, Path)]
+            said = without_folders(str(error), *told)
+            row = self._row(method, seed, error=said[:300])
+        self.add(row)
+
+    def missing(self, method: str, seed: int | None = None) -> bool:
+        """Whether a row is still to be made."""
+        return not any(row.method == method and row.seed == seed for row in self.rows)
+
+    def with_scores(self, row: R, graph: Path) -> R:
+        """The row with what its graph scores on every split."""
+        from edgekd.detectors.onnx import describe, load_graph
+        from edgekd.evaluate import evaluate
+
+        spec = describe(load_graph(graph), graph)
+        scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}
+        map50_95 = {name: score.map50_95 for name, score in scores.items()}
+        return replace(row, map50_95=map50_95, map50={name: score.map50 for name, score in scores.items()})
+
+    def process(self, name: str, command: Sequence[str]) -> dict[str, Any]:
+        """Run a command with its output in a log of that name; the JSON object on its last line. Raises JobError."""
+        log = self.given.work / f"{name}.log"
+        self.progress.note(f"{name}: running, see {log} ...")
+        with log.open("w", encoding="utf-8") as output:
+            done = subprocess.run(command, env=self._environment, cwd=self.given.work, stdout=output, stderr=output)
+        said = log.read_text("utf-8")
+        if done.returncode:
+            killed = f"\nkilled by signal {-done.returncode}" if done.returncode < 0 else ""
+            raise JobError(((said + killed).strip() or "no output").splitlines()[-1])
+        return dict(json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{"))))
+
+    def _take_up(self) -> None:
+        """Take over what an earlier run has finished; refuse another run's folder."""
+        if not self._state.is_file():
+            return
+        state = json.loads(self._state.read_text("utf-8"))
+        if state["asked"] != self._asked:
+            raise SystemExit(f"{self._state} is of another run ({state['asked']}): remove it, or pass another --work")
+        self.rows = [self._row(**row) for row in state["rows"] if row["error"] is None]
+        self.packages, self.conditions = state["packages"], state["conditions"]
+        self.progress.note(f"{len(self.rows)} rows are there already")

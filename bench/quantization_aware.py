@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,24 +32,21 @@ from typing import Any
 from common import (
     RESULTS,
     SHARED,
-    conditions,
+    SPLITS,
+    JobError,
+    Resumable,
     conditions_lines,
-    copy_data,
     table,
-    ultralytics_environment,
     use_cores,
-    without_folders,
+    write_pair,
 )
 
-from edgekd.data.dataset import Dataset, Split, load_dataset
-from edgekd.errors import EdgeKDError
-from edgekd.files import write_file
+from edgekd.data.dataset import load_dataset
 from edgekd.formats.packed_graph import pack
 from edgekd.progress import PlainProgress
 
 PEERS = Path(__file__).resolve().parent / "peers"
 OPSET = 17
-SPLITS = ("val", "test")
 FLOAT, INT8, MIXED = "float32", "edgekd, INT8 after training", "edgekd, INT8 and fp4x after training"
 TRAINED = "edgekd, the same, quantization-aware distillation"
 GENTLE = {"optimizer": "AdamW", "lr0": 1e-4, "cos_lr": True, "mosaic": 0.0, "scale": 0.25, "erasing": 0.0}
@@ -101,36 +97,18 @@ class Row:
     error: str | None = None
 
 
-class JobError(Exception):
-    """A process made no graph; the last line of what it said."""
-
-
-class Bench:
+class Bench(Resumable[Row]):
     """One run: what was asked, the folder in which it goes on after a cut, and the rows it has."""
 
+    asked = ("epochs", "batch", "image_size", "images", "device")
+
     def __init__(self, given: argparse.Namespace, scratch: Path) -> None:
-        self.given = given
-        self.progress = PlainProgress(interval_s=30)
-        self.rows: list[Row] = []
-        self.packages: dict[str, dict[str, str]] = {}
-        self.conditions = conditions(given.threads)
-        self._state = given.work / "rows.json"
         self._checkpoint = given.work / "float.pt"
-        self._asked = {name: getattr(given, name) for name in ("epochs", "batch", "image_size", "images", "device")}
-        self._asked["model"] = hashlib.sha256(given.model.read_bytes()).hexdigest()
-        self._take_up()
-        self._scored: Dataset = load_dataset(given.data)
-        self._data = given.work / "data" / "data.yaml"
-        if not self._data.is_file():  # it is written last
-            shutil.rmtree(self._data.parent, ignore_errors=True)
-            copy_data(given.data, self._data.parent, given.images)
-        hidden = {} if given.device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
-        threads = {"OMP_NUM_THREADS": str(given.threads)}  # Ultralytics sets it to 1 unless somebody has set it
-        self._environment = {**ultralytics_environment(scratch), **hidden, **threads}
+        super().__init__(given, scratch, Row)
 
     def run(self) -> Iterable[None]:
         """Every row that is not there yet; pauses after each."""
-        if self._missing(MIXED) or not (self.given.work / "mixed.onnx").is_file():
+        if self.missing(MIXED) or not (self.given.work / "mixed.onnx").is_file():
             self._quantize_after_training()
             yield
         peers = {peer.name: partial(self._trained_by_ultralytics, peer) for peer in ULTRALYTICS}
@@ -138,64 +116,32 @@ class Bench:
         ways += [(TRAINED, self._trained_by_edgekd, seed) for seed in self.given.seeds]
         ways += [(name, train, seed) for seed in self.given.seeds for name, train in peers.items()]
         for method, train, seed in ways:
-            if self._missing(method, seed):
-                try:
-                    row = train(seed)
-                except (JobError, EdgeKDError) as error:
-                    said = without_folders(str(error), self.given.work, self.given.venvs, self.given.data)
-                    row = Row(method, seed, error=said[:300])
-                self._add(row)
+            if self.missing(method, seed):
+                self.add_made(method, seed, partial(train, seed))
                 yield
-
-    def split(self, name: str) -> Split:
-        """A split as it is scored: as many of its images as were asked for."""
-        whole = self._scored.split(name)
-        return replace(whole, samples=whole.samples[: self.given.images])
-
-    def _take_up(self) -> None:
-        """Take over what an earlier run has finished; refuse another run's folder."""
-        if not self._state.is_file():
-            return
-        state = json.loads(self._state.read_text("utf-8"))
-        if state["asked"] != self._asked:
-            raise SystemExit(f"{self._state} is of another run ({state['asked']}): remove it, or pass another --work")
-        self.rows = [Row(**row) for row in state["rows"] if row["error"] is None]
-        self.packages, self.conditions = state["packages"], state["conditions"]
-        self.progress.note(f"{len(self.rows)} rows are there already")
-
-    def _add(self, row: Row) -> None:
-        self.rows.append(row)
-        rows = [asdict(row) for row in self.rows]
-        state = {"asked": self._asked, "conditions": self.conditions, "packages": self.packages, "rows": rows}
-        write_file(self._state, json.dumps(state, indent=1).encode())
-        what = row.error or ", ".join(f"{split} {score:.4f}" for split, score in row.map50_95.items())
-        self.progress.note(f"{row.method}, seed {row.seed}: {what}")
-
-    def _missing(self, method: str, seed: int | None = None) -> bool:
-        return not any(row.method == method and row.seed == seed for row in self.rows)
 
     def _quantize_after_training(self) -> None:
         """The rows before training: the float graph, and what edgekd makes of it."""
         folder = self.given.work
-        job = {"do": "quantize", "model": self.given.model, "size": self.given.image_size, "data": self._data}
-        took = self._process("quantize", [*_MYSELF, json.dumps({**job, "folder": folder}, default=str)])
+        job = {"do": "quantize", "model": self.given.model, "size": self.given.image_size, "data": self.data}
+        took = self.process("quantize", [*_MYSELF, json.dumps({**job, "folder": folder}, default=str)])
         self.rows = [row for row in self.rows if row.seed is not None]
         for method, name in ((FLOAT, "float32"), (INT8, "int8"), (MIXED, "mixed")):
             graph = folder / f"{name}.onnx"
             row = Row(method, bytes=len(graph.read_bytes() if method == FLOAT else pack(graph.read_bytes())))
-            self._add(self._with_scores(replace(row, **took[name]), graph))
+            self.add(self.with_scores(replace(row, **took[name]), graph))
 
     def _trained_by_edgekd(self, seed: int) -> Row:
         given = self.given
         graph = given.work / f"edgekd-{seed}.onnx"
         step = {"epochs": given.epochs, "batch": given.batch, "image_size": given.image_size, "seed": seed}
-        job = {"do": "train", "model": self._checkpoint, "data": self._data, "step": step, "threads": given.threads}
+        job = {"do": "train", "model": self._checkpoint, "data": self.data, "step": step, "threads": given.threads}
         files = {"graph": given.work / "mixed.onnx", "out": graph}
-        took = self._process(graph.stem, [*_MYSELF, json.dumps({**job, **files}, default=str)])
+        took = self.process(graph.stem, [*_MYSELF, json.dumps({**job, **files}, default=str)])
         self.packages["edgekd"] = took.pop("packages")
         took["seconds"] += sum(found.seconds or 0.0 for found in self.rows if found.method == MIXED)
         row = Row(TRAINED, seed, len(pack(graph.read_bytes())), epochs=given.epochs, **took)
-        return self._with_scores(row, graph)
+        return self.with_scores(row, graph)
 
     def _trained_by_ultralytics(self, peer: Peer, seed: int) -> Row:
         given = self.given
@@ -213,34 +159,13 @@ class Bench:
         if peer.distilled:
             settings["distill_model"] = str(self._checkpoint)
         command = [self._peer(), PEERS / "train_ultralytics_qat.py", "--threads", given.threads, "--work", folder]
-        command += ["--model", self._checkpoint, "--data", self._data, "--out", graph, "--folded", folded]
-        took = self._process(folder.name, [*map(str, command), "--settings", json.dumps(settings)])
+        command += ["--model", self._checkpoint, "--data", self.data, "--out", graph, "--folded", folded]
+        took = self.process(folder.name, [*map(str, command), "--settings", json.dumps(settings)])
         self.packages["ultralytics-qat"] = took.pop("packages")
         took["seconds"] += took.pop("export_seconds")
         shipped = graph.read_bytes()
         sizes = (len(shipped), len(zlib.compress(shipped, 9)), len(pack(folded.read_bytes())))
-        return self._with_scores(Row(peer.name, seed, *sizes, **took), graph)
-
-    def _with_scores(self, row: Row, graph: Path) -> Row:
-        from edgekd.detectors.onnx import describe, load_graph
-        from edgekd.evaluate import evaluate
-
-        spec = describe(load_graph(graph), graph)
-        scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}
-        map50_95 = {name: score.map50_95 for name, score in scores.items()}
-        return replace(row, map50_95=map50_95, map50={name: score.map50 for name, score in scores.items()})
-
-    def _process(self, name: str, command: Sequence[str]) -> dict[str, Any]:
-        """Run a command with its output in a log of that name; the JSON object on its last line. Raises JobError."""
-        log = self.given.work / f"{name}.log"
-        self.progress.note(f"{name}: running, see {log} ...")
-        with log.open("w", encoding="utf-8") as output:
-            done = subprocess.run(command, env=self._environment, cwd=self.given.work, stdout=output, stderr=output)
-        said = log.read_text("utf-8")
-        if done.returncode:
-            killed = f"\nkilled by signal {-done.returncode}" if done.returncode < 0 else ""
-            raise JobError(((said + killed).strip() or "no output").splitlines()[-1])
-        return dict(json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{"))))
+        return self.with_scores(Row(peer.name, seed, *sizes, **took), graph)
 
     def _peer(self) -> Path:
         """The interpreter of Ultralytics' environment with ModelOpt, made when there is none."""
@@ -441,10 +366,7 @@ def write(out: Path, bench: Bench, command: str) -> tuple[dict[str, Any], str]:
         "claims": claims(means, given.smaller, given.keep, given.aim),
         "packages": bench.packages,
     }
-    text = "\n".join(page(found, bench.rows, means)) + "\n"
-    write_file(out, (json.dumps(found, indent=1) + "\n").encode())
-    write_file(out.with_suffix(".md"), text.encode())
-    return found, text
+    return found, write_pair(out, found, page(found, bench.rows, means))
 
 
 def parse() -> argparse.Namespace:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekd import __version__
 from edgekd.errors import EdgeKDError
+from edgekd.printing import (
+    megabytes,
+    outcome_json,
+    print_budget,
+    print_distilled,
+    print_json,
+    print_outcome,
+    print_quantized,
+    print_table,
+    score_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from edgekd.budget import Line
-    from edgekd.pipeline import Outcome
     from edgekd.progress import Progress
     from edgekd.spec import Budget
 
@@ -90,9 +96,9 @@ def build(
     )
     outcome = pipeline.build(job, _progress())
     if as_json:
-        _print_json(_outcome_json(outcome))
+        print_json(outcome_json(outcome))
     else:
-        _print_outcome(outcome)
+        print_outcome(outcome)
     pipeline.require_met(outcome)
 
 
@@ -130,12 +136,44 @@ def quantize(
     )
     outcome = quantizing.run(job, _progress())
     if as_json:
-        _print_json(outcome.result)
+        print_json(outcome.result)
     else:
-        _print_quantized(outcome.result)
-        _print_budget(outcome.budget)
+        print_quantized(outcome.result)
+        print_budget(outcome.budget)
         print(f"results: {job.out}")
     gate.require_met(outcome.budget, job.recipe, outcome.stages, outcome)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt: YOLO or RT-DETR.", show_default=False)],
+    student: Annotated[str, typer.Argument(help="A .pt, or a model: yolo11n.yaml, your.yaml.", show_default=False)],
+    data: Data,
+    recipe: RecipeName = "distill",
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/STUDENT-from-TEACHER.")] = None,
+    width: Annotated[float | None, typer.Option(help="Factor of the model's channels, such as 0.14.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    time: Annotated[float | None, typer.Option(help="Minutes to train for, in place of a number of epochs.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it stopped, or begin anew.")] = True,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Train STUDENT on labels and beside TEACHER, and score both."""
+    from edgekd import distilling
+    from edgekd.spec import load_recipe
+
+    given = {"student": student, "width": width, "epochs": epochs, "minutes": time}
+    job = distilling.DistillJob(
+        teacher=teacher,
+        data=data,
+        recipe=load_recipe(recipe or "distill").with_distill(**given),
+        out=out or Path("runs") / f"{Path(student).stem}-from-{teacher.stem}",
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    (print_json if as_json else print_distilled)(distilling.run(job, _progress()))
 
 
 @app.command("eval")
@@ -143,6 +181,9 @@ def evaluate(
     artifact: Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)],
     data: Data,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    tail: Annotated[
+        float | None, typer.Option(help="Also score the classes with less than this share of the training objects.")
+    ] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
@@ -152,27 +193,35 @@ def evaluate(
 
     from edgekd.artifact import opened
     from edgekd.data.dataset import load_dataset
+    from edgekd.data.long_tail import rare_classes
     from edgekd.evaluate import evaluate, require_classes
+    from edgekd.score import tail_score
 
     began = time.perf_counter()
     dataset = load_dataset(data)
+    rare = () if tail is None else rare_classes(dataset.split("train"), dataset.classes, tail)
     with opened(artifact, head, dataset.classes, trust_checkpoint) as (graph, spec):
         require_classes(spec, dataset)
         found = evaluate(graph, spec, dataset.split(split), _progress())
-    result = {**found.score.to_json(), "seconds": time.perf_counter() - began}
+    tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
+    result = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
     if as_json:
         result["skipped"] = [str(image) for image, _ in found.skipped]
-        _print_json(result)
+        print_json(result)
         return
     for image, reason in found.skipped:
         print(f"not scored: {image}: {reason}", file=sys.stderr)
     rows = [
-        [name, str(row["images"]), str(row["instances"]), _score(row["map50_95"]), _score(row["map50"])]
+        [name, str(row["images"]), str(row["instances"]), score_text(row["map50_95"]), score_text(row["map50"])]
         for name, row in result["per_class"].items()
         if row["instances"]
     ]
-    rows.insert(0, ["all", str(result["images"]), "", _score(result["map50_95"]), _score(result["map50"])])
-    _print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
+    rows.insert(0, ["all", str(result["images"]), "", score_text(result["map50_95"]), score_text(result["map50"])])
+    if tails is not None:
+        rows.append(
+            [f"rare: {', '.join(rare) or 'none'}", "", "", score_text(tails["map50_95"]), score_text(tails["map50"])]
+        )
+    print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
 
 
 @app.command()
@@ -194,15 +243,15 @@ def bench(
     with opened(artifact, head, (), trust_checkpoint) as (graph, spec):
         frames = synthetic_frames(spec)
         limits = {"min_iterations": iterations, "min_seconds": seconds}
-        timing = time_graphs({"": graph}, spec, frames, where, "measured", **limits)[""]
+        timing = time_graphs({"": graph}, {"": spec}, frames, where, "measured", **limits)[""]
     result = {"host": where.facts().as_json(), **timing.summary()}
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     parts = ("preprocess_ms", "inference_ms", "postprocess_ms", "total_ms")
     columns = ("p50", "p90", "p99", "mean")
     rows = [[part.removesuffix("_ms"), *(f"{result[part][column]:.2f}" for column in columns)] for part in parts]
-    _print_table(["ms", *columns], rows)
+    print_table(["ms", *columns], rows)
     host = result["host"]
     print(
         f"{timing.fps:.1f} FPS over {result['iterations']} frames, "
@@ -232,7 +281,7 @@ def check(
     impossible = any(finding.level == "impossible" for finding in findings)
     if as_json:
         findings_json = [asdict(finding) for finding in findings]
-        _print_json({"target": chosen.name, "possible": not impossible, "findings": findings_json})
+        print_json({"target": chosen.name, "possible": not impossible, "findings": findings_json})
     else:
         for finding in findings:
             print(f"{finding.level}: {finding.what} ({finding.where})\n    {finding.change}")
@@ -252,18 +301,18 @@ def targets(
     if name is None:
         found = [load_target(each) for each in target_names()]
         if as_json:
-            _print_json([to_dict(target) for target in found])
+            print_json([to_dict(target) for target in found])
         else:
             rows = [[t.name, t.title, ", ".join(t.precisions.conv.value), t.engine, t.recipe] for t in found]
-            _print_table(["target", "device", "convolutions in", "engine", "recipe"], rows)
+            print_table(["target", "device", "convolutions in", "engine", "recipe"], rows)
         return
     target = load_target(name)
     if as_json:
-        _print_json(to_dict(target))
+        print_json(to_dict(target))
         return
     marks = {True: "yes", False: "no", None: ""}
     rows = [[fact.group, fact.name, fact.value, marks[fact.verified], fact.source] for fact in explain(target)]
-    _print_table(["", target.name, "value", "verified", "source"], rows)
+    print_table(["", target.name, "value", "verified", "source"], rows)
 
 
 @app.command()
@@ -275,10 +324,10 @@ def doctor(as_json: Json = False) -> None:
 
     checks = diagnose()
     if as_json:
-        _print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in checks])
     else:
         rows = [[check.group, check.name, check.state, check.detail, check.fix or ""] for check in checks]
-        _print_table(["", "what", "state", "detail", "to add it"], rows)
+        print_table(["", "what", "state", "detail", "to add it"], rows)
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)
 
@@ -303,10 +352,10 @@ def inspect(
     print(f"TensorRT {' to '.join(manifest.tensorrt) if manifest.tensorrt else 'not used'}")
     print(
         f"mAP50-95 {evidence.before.map50_95:.4f} -> {evidence.after.map50_95:.4f} on {evidence.images} images, "
-        f"graph {_size(evidence.before.bytes)} -> {_size(evidence.after.bytes)} packed"
+        f"graph {megabytes(evidence.before.bytes)} -> {megabytes(evidence.after.bytes)} packed"
     )
     rows = [[entry.path, entry.role, str(entry.length), entry.sha256[:16]] for entry in manifest.files]
-    _print_table(["file", "role", "bytes", "sha256"], rows)
+    print_table(["file", "role", "bytes", "sha256"], rows)
 
 
 @app.command()
@@ -329,9 +378,9 @@ def demo(
         job = pipeline.Job(model, scenes, chosen, load_recipe(chosen.recipe), out)
         outcome = pipeline.build(job, progress)
     if as_json:
-        _print_json(_outcome_json(outcome))
+        print_json(outcome_json(outcome))
     else:
-        _print_outcome(outcome)
+        print_outcome(outcome)
 
 
 def main() -> None:
@@ -365,93 +414,3 @@ def _budget(max_size: str | None, keep: str | None, min_fps: float | None, usual
         min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
         min_fps=usual.min_fps if min_fps is None else min_fps,
     )
-
-
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """The documented result of `edgekd build --json`: docs/json.md."""
-    from dataclasses import asdict
-
-    from edgekd.stages import stage_json
-
-    return {
-        "bundle": str(outcome.bundle),
-        "report": str(outcome.report),
-        "ledger": str(outcome.ledger),
-        "target": outcome.run.job.target.name,
-        "stages": [stage_json(stage) for stage in outcome.stages],
-        "met": outcome.met,
-        "budget": [asdict(line) for line in outcome.budget],
-    }
-
-
-def _print_outcome(outcome: Outcome) -> None:
-    run = outcome.run
-    scores = [score.results for score in run.scores]
-    timings = [run.timing.results[label] for label in ("before", "after")]
-    timed = [f"{t['total_ms']['p50']:.1f} ms, {t['fps']:.1f} FPS" for t in timings]
-    host = run.timing.results["host"]
-    _print_table(
-        ["", "before", "after"],
-        [
-            ["mAP50-95", *(_score(score["map50_95"]) for score in scores)],
-            ["mAP50", *(_score(score["map50"]) for score in scores)],
-            ["graph", _size(run.before.results["bytes"]), f"{_size(run.encoded.results['bytes'])} packed"],
-            ["bundle", "", _size(outcome.bundle.stat().st_size)],
-            [f"latency p50 ({timings[0]['basis']})", *timed],
-        ],
-    )
-    print(
-        f"timed on {host['cpu']}, {host['threads']} threads, {host['engine']}; engine: {run.compiled.results['note']}"
-    )
-    if run.compiled.results["check"]:
-        print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
-    _print_budget(outcome.budget)
-    print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
-
-
-def _print_quantized(result: Mapping[str, Any]) -> None:
-    before, after = result["before"], result["after"]
-    rows = [["graph", _size(before["bytes"]), f"{_size(after['bytes'])} packed, {_size(after['onnx_bytes'])} ONNX"]]
-    if result["metric"] == "map50_95":
-        scores = [[label, _score(before[key]), _score(after[key])] for label, key in _METRICS.items()]
-        rows = [*scores, *rows]
-    _print_table(["", "before", "after"], rows)
-    for output in result["outputs"]:
-        error, ratio = output["relative_error"], output["snr_db"]
-        print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
-    formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
-    print(f"layers: {formats}")
-
-
-_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
-
-
-def _print_budget(lines: Sequence[Line]) -> None:
-    marks = {True: "met", False: "MISSED", None: "undecided here"}
-    for line in lines:
-        reached = f"{line.text(line.value)} ({line.basis})"
-        print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    # Where nobody's terminal sets the width, nothing is cut off or folded.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgekd.data.dataset import Dataset, Split, Truth
-from edgekd.data.images import ReadableImages
-from edgekd.detectors.decode import SCORING, decode
+from edgekd.data.images import Image, ReadableImages
+from edgekd.detectors.decode import SCORING, Thresholds, decode
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import Detections, DetectorSpec
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
@@ -34,6 +35,23 @@ class Evaluation:
     skipped: tuple[tuple[Path, str], ...]
 
 
+@contextmanager
+def finder(
+    graph: Path, spec: DetectorSpec, thresholds: Thresholds, engine: Engine = ONNXRUNTIME_CPU
+) -> Iterator[Callable[[Image], Detections]]:
+    """What a graph finds in a frame uint8 [h, w, 3] BGR, as it ships: its own preprocessing, decoding and NMS.
+
+    Raises DeviceError where the graph cannot run.
+    """
+    with engine.load(graph) as session:
+
+        def find(frame: Image) -> Detections:
+            batch, placement = letterbox(frame, spec.preprocess)
+            return decode(session.run(batch), spec, placement, thresholds)
+
+        yield find
+
+
 def evaluate(
     graph: Path,
     spec: DetectorSpec,
@@ -42,7 +60,7 @@ def evaluate(
     label: str = "score",
     engine: Engine = ONNXRUNTIME_CPU,
 ) -> Evaluation:
-    """Score a graph on every readable image of a split, as it ships: its own preprocessing, decoding and NMS.
+    """Score a graph on every readable image of a split, as it ships.
 
     Raises DataError where too many images are unreadable, DeviceError where the graph cannot run.
     """
@@ -50,10 +68,9 @@ def evaluate(
     images: list[Path] = []
     found: list[Detections] = []
     truths: list[tuple[Truth, int, int]] = []
-    with engine.load(graph) as session:
+    with finder(graph, spec, SCORING, engine) as find:
         for sample, image in readable:
-            batch, placement = letterbox(image, spec.preprocess)
-            found.append(decode(session.run(batch), spec, placement, SCORING))
+            found.append(find(image))
             images.append(sample.image)
             truths.append((sample.truth, image.shape[1], image.shape[0]))
     return Evaluation(

@@ -50,7 +50,7 @@ def lever(line: Line, recipe: Recipe, stages: Sequence[Stage]) -> str:
         levers.append("more calibration images (--calibration), a higher min_snr_db in a recipe")
     elif more := _more_bytes(line, stages):
         levers.append(f"a --max-size larger by about {size_text(more)}")
-    if line.name == "min_retention" and not recipe.trains:
+    if line.name == "min_retention" and not recipe.quant_aware:
         levers.append("recipe qad, which trains a .pt checkpoint")
     return ", ".join([*levers, "or a lower --keep"])
 

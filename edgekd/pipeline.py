@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgekd import gate
+from edgekd import gate, training
 from edgekd.budget import Line, judge, verdict
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
@@ -15,8 +15,18 @@ from edgekd.evaluate import require_classes
 from edgekd.planning import Limits, detector_trial, offered, quantized, refuse_recipe, room, searches
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import bytes_beside_graph, pack_bundle, write_build_ledger, write_report
-from edgekd.spec import Budget, QuantAwareDistill, Quantize, Recipe, Step
-from edgekd.stages import CACHE, EXPORT_OPSET, PLAN, Calibrated, Stages, calibration_source, local_device, spec_of
+from edgekd.spec import Budget, Distill, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.stages import (
+    CACHE,
+    EXPORT_OPSET,
+    PLAN,
+    STUDENT,
+    Calibrated,
+    Stages,
+    calibration_source,
+    local_device,
+    spec_of,
+)
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target
 
@@ -46,13 +56,17 @@ class Run:
     """What a build compressed and scored: the same on every machine.
 
     `before` and `after` are the graphs, scored in `scores`; `encoded` is `after` as it ships; `steps` led to it.
+    `floating` is the float graph that `after` was made from, and `detector` that of the graph: the given ones, or the
+    student's.
     """
 
     job: Job
     model_sha256: str
     scored: Split
     data_sha256: str
+    detector: Detector
     before: Stage
+    floating: Stage
     after: Stage
     encoded: Stage
     scores: tuple[Stage, Stage]
@@ -97,7 +111,7 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     refuse_impossible(job)
     dataset = load_dataset(job.data)
     scored = dataset.split(SCORED)
-    if job.recipe.steps:
+    if job.recipe.quantize:
         calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
     device = local_device(job.device)
     basis = "measured" if job.target.kind == "cpu" else "stand-in"
@@ -116,7 +130,9 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
         model_sha256=stages.sha256(job.model),
         scored=scored,
         data_sha256=data,
+        detector=detector,
         before=before,
+        floating=before,
         after=before,
         encoded=stages.encode(before, "fp32"),
         scores=(score, score),
@@ -124,7 +140,7 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
         checked=checked,
     )
     for step in job.recipe.steps:
-        run = compress(step, run, dataset, detector, stages)
+        run = compress(step, run, dataset, stages)
     if job.recipe.steps:
         run = checked_and_scored(run, stages)
     compiled = stages.compile(run.after, job.target)
@@ -132,21 +148,35 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages)
 
 
-def compress(step: Step, run: Run, dataset: Dataset, detector: Detector, stages: Stages) -> Run:
+def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """One step of the recipe, from the graph that the one before left."""
     job, tensorrt, done = run.job, tensorrt_of(run.job.target), len(stages.done)
-    if isinstance(step, QuantAwareDistill):
+    if isinstance(step, Distill):
+        run = distilled(step, run, dataset, stages)
+        after = run.floating
+    elif isinstance(step, QuantAwareDistill):
         stages.refuse_shared(dataset.split("train"), run.scored)
-        after = stages.distill(step, detector, run.after, dataset, job.trust_checkpoint, tensorrt)
+        after = training.quant_aware_distill(
+            stages, step, run.detector, run.after, dataset, job.trust_checkpoint, tensorrt
+        )
     else:
         step = offered(step, job.target)
         source = calibration_source(job.calibration, dataset, searching=searches(step, job.budget))
-        calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.before))
+        calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.floating))
         run = replace(run, calibrated=calibrated)
-        trial = partial(detector_trial, dataset, run.before, calibrated, run.scored, stages)
+        trial = partial(detector_trial, dataset, run.floating, calibrated, run.scored, stages)
         limits = _limits(run, step, stages)
         after = quantized(stages, step, run.after, calibrated.frames, limits, trial, tensorrt)
     return replace(run, after=after, steps=(*run.steps, *stages.done[done:]))
+
+
+def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with a student in the detector's place."""
+    job = run.job
+    stages.refuse_shared(dataset.split("train"), run.scored)
+    student = load(training.distill(stages, step, job.model, dataset, job.trust_checkpoint).path / STUDENT)
+    graph = stages.export(student, None, dataset.classes, opset_for(job.target))
+    return replace(run, detector=student, floating=graph, encoded=stages.encode(graph, "fp32"))
 
 
 def checked_and_scored(run: Run, stages: Stages) -> Run:

@@ -104,6 +104,11 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found="neither",
             fix="pass --max-size or --keep, such as --keep 98%",
         )
+    if recipe.distill is not None and recipe.distill.student is None:
+        raise SpecError(
+            f"recipe {recipe.name} trains a student and names none",
+            fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, in a recipe of your own',
+        )
     if recipe.trains and model.suffix != ".pt":
         raise SpecError(
             f"recipe {recipe.name} trains the detector",
@@ -122,7 +127,7 @@ def offered(step: Quantize, target: Target) -> Quantize:
 
 def room(recipe: Recipe, max_bytes: int | None) -> int | None:
     """Bytes that a plan may take of those that its graph may have."""
-    return int(max_bytes * TRAINED) if max_bytes is not None and recipe.trains else max_bytes
+    return int(max_bytes * TRAINED) if max_bytes is not None and recipe.quant_aware else max_bytes
 
 
 def searches(step: Quantize, budget: Budget) -> bool:

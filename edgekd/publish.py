@@ -93,11 +93,18 @@ def write_build_ledger(run: TimedRun, lines: Sequence[Line], bundle: Path, stage
         "bundle": bundle.name,
         "budget": [asdict(line) for line in lines],
         "losses": run.after.results.get("losses", []),
+        "distillation": _distillation(run),
         "lineage": {key: value for key, value in lineage.items() if key != "stages"},
         "host": run.timing.results["host"],
     }
     write_ledger(path, stages, extra)
     return path
+
+
+def _distillation(run: Run) -> dict[str, Any] | None:
+    """The losses and weights of each epoch of the student's training; None without a student."""
+    found = next((stage.results for stage in run.steps if stage.name == "distill"), None)
+    return None if found is None else {name: found[name] for name in ("losses", "weights")}
 
 
 def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:

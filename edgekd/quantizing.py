@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import training
 from edgekd.budget import Line, verdict
 from edgekd.canonical import json_sha256
 from edgekd.compress.plan import FORMS
@@ -100,6 +101,8 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
     """
     if job.recipe.quantize is None:
         raise SpecError(f"recipe {job.recipe.name} quantizes nothing", fix="pass --recipe ptq or mixed")
+    if job.recipe.distill is not None:
+        raise SpecError(f"recipe {job.recipe.name} trains a student", fix="`edgekd distill` it, and quantize that")
     refuse_recipe(job.recipe, job.budget, job.model)
     store = Store(job.out / "stages", job.fresh, progress)
     stages = Stages(store, FileHashes(store.root / "hashes.json"), progress)
@@ -161,9 +164,9 @@ def _detector(job: QuantizeJob, stages: Stages) -> Judged:
             calibrated = stages.calibrate(source, dataset, scored, data, spec_of(before))
             trial = partial(detector_trial, dataset, before, calibrated, scored, stages)
             after = quantized(stages, step, after, calibrated.frames, _limits(job, step), trial)
-        else:
+        elif isinstance(step, QuantAwareDistill):
             stages.refuse_shared(dataset.split("train"), scored)
-            after = stages.distill(step, detector, after, dataset, job.trust_checkpoint)
+            after = training.quant_aware_distill(stages, step, detector, after, dataset, job.trust_checkpoint)
     score_after = stages.score(after, scored, data, "int8")
     first, last = ({name: s.results[name] for name in ("map50_95", "map50")} for s in (score_before, score_after))
     return Judged(

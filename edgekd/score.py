@@ -30,6 +30,15 @@ class ClassScore(TypedDict):
     instances: int
 
 
+class TailScore(TypedDict):
+    """The rare classes, those with less than `share` of the training objects: the means of their scores."""
+
+    share: float
+    classes: list[str]
+    map50_95: float | None
+    map50: float | None
+
+
 @dataclass(frozen=True)
 class Score:
     """How good detections are: 1 is perfect, 0 useless.
@@ -82,6 +91,23 @@ def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, i
         by_size={size: _mean(precision[..., 1 + index]) for index, size in enumerate(SIZES)},
         images=len(truths),
     )
+
+
+def tail_score(per_class: Mapping[str, ClassScore], rare: Sequence[str], share: float) -> TailScore:
+    """The mean scores of the rare classes: of those that have a score, None where none has."""
+    rows = [per_class[name] for name in rare]
+    return TailScore(
+        share=share,
+        classes=list(rare),
+        map50_95=mean_known([row["map50_95"] for row in rows]),
+        map50=mean_known([row["map50"] for row in rows]),
+    )
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _truth_rows(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float64]:

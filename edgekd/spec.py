@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -72,10 +72,128 @@ class QuantAwareDistill:
     seed: int = 0
 
 
-Step = Quantize | QuantAwareDistill
+@dataclass(frozen=True)
+class Weights:
+    """How much each level of distillation counts; 0 leaves it out. docs/distillation.md says what they are.
+
+    With gradients in balance (`Distill.balance_every`) 1 pulls on the student's neck as hard as the labels do.
+    """
+
+    neurons: float = 0.0
+    attention: float = 0.0
+    features: float = 0.0
+    classes: float = 0.0
+    boxes: float = 0.0
+    relations: float = 0.0
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if not getattr(self, entry.name) >= 0:
+                raise SpecError(
+                    f"distill: weight {entry.name}", expected="0 or more", found=str(vars(self)[entry.name])
+                )
+
+    @property
+    def any(self) -> bool:
+        """Whether a level counts at all."""
+        return any(getattr(self, entry.name) for entry in fields(self))
+
+
+@dataclass(frozen=True)
+class DistillStage:
+    """A part of a distillation. share: of the training, relative to the other stages' shares.
+
+    adaptive: whether the weights are scaled by the teacher's share, which follows from how much the two disagree.
+    """
+
+    name: str
+    share: float
+    weights: Weights
+    adaptive: bool = False
+
+
+DISTILL_STAGES = (
+    DistillStage("features", 0.1, Weights(features=0.25, attention=0.1, neurons=0.1, classes=1.0, boxes=1.0)),
+    DistillStage("predictions", 0.6, Weights(classes=1.0, boxes=1.0, relations=0.1)),
+    DistillStage("fusion", 0.3, Weights(features=0.25, classes=1.0, boxes=1.0, relations=0.1), adaptive=True),
+)
+"""What the teacher says all along: with what its maps hold, then how objects relate, then both as far as it fits."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Training of a smaller detector, the student, on labels and beside its teacher.
+
+    student: a .pt checkpoint, a model description by Ultralytics such as `yolo11n.yaml`, or one in a file; width: of
+    its channels, in place of the description's own factor. epochs: passes over the training split; minutes: train that
+    long, with as many epochs as fit, the first of which assumes `epochs`; batch: images a step; image_size: side of the
+    training images in pixels; learning_rate: of AdamW, None for Ultralytics' choice of optimizer and rate; final_rate:
+    the share of it that is left at the end; warmup_epochs: in which it rises; mosaic: how often four images are shown
+    as one; close_mosaic: last epochs without that; amp: bfloat16 where the GPU has it; seed: of weights and images.
+
+    stages: what is distilled, one after the other. features: how maps are compared: `weighted` by the teacher's
+    certainty, `correlation` or `channels`. focus: how much more those classes count on which the two disagree.
+    alpha: how the teacher's share in an adaptive stage follows from disagreement, and momentum, of its mean.
+    temperature: softens classes; learn_temperature: learned within 1 and 4 instead. balance_every: steps between two
+    measurements of each loss's gradient, by which all are brought to the size of the labels'; 0 for never.
+    same_classes: classes that have another name in the teacher's list, as "teacher's name = name in the data".
+    """
+
+    student: str | None = None
+    width: float | None = None
+    epochs: int = 100
+    minutes: float | None = None
+    batch: int = 16
+    image_size: int = 640
+    learning_rate: float | None = None
+    final_rate: float = 0.01
+    warmup_epochs: float = 3.0
+    mosaic: float = 1.0
+    close_mosaic: int = 10
+    amp: bool = True
+    seed: int = 0
+    stages: tuple[DistillStage, ...] = DISTILL_STAGES
+    features: Literal["weighted", "correlation", "channels"] = "weighted"
+    focus: float = 1.0
+    alpha: Literal["agreement", "disagreement", "off"] = "agreement"
+    momentum: float = 0.99
+    temperature: float = 1.0
+    learn_temperature: bool = False
+    balance_every: int = 50
+    same_classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SpecError(f"distill: {name}", expected="more than 0", found=str(value))
+        if not self.stages or not all(stage.share > 0 for stage in self.stages):
+            raise SpecError("distill: stages", expected="at least one, each with a share above 0")
+        for name in ("final_rate", "mosaic", "learning_rate"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
+                raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
+        if not 0 <= self.momentum < 1:
+            raise SpecError("distill: momentum", expected="0 or more, and less than 1", found=str(self.momentum))
+
+    def stage_at(self, progress: float) -> DistillStage:
+        """The stage that a training is in; progress: share of it that is done, 0 to 1."""
+        total, end = sum(stage.share for stage in self.stages), 0.0
+        for stage in self.stages:
+            end += stage.share / total
+            if progress < end:
+                return stage
+        return self.stages[-1]
+
+
+Step = Quantize | QuantAwareDistill | Distill
 """The compression steps a recipe may hold."""
 
-_STEPS: dict[str, type[Step]] = {"quantize": Quantize, "quant_aware_distill": QuantAwareDistill}
+_STEPS: dict[str, type[Step]] = {
+    "distill": Distill,
+    "quantize": Quantize,
+    "quant_aware_distill": QuantAwareDistill,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +217,17 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Whether a step needs a checkpoint and labelled training data."""
+        return any(isinstance(step, (Distill, QuantAwareDistill)) for step in self.steps)
+
+    @property
+    def quant_aware(self) -> bool:
+        """Whether the quantized graph is trained."""
         return any(isinstance(step, QuantAwareDistill) for step in self.steps)
+
+    @property
+    def distill(self) -> Distill | None:
+        """The step that trains another detector, the student; None in a recipe that stays with the one it is given."""
+        return next((step for step in self.steps if isinstance(step, Distill)), None)
 
     def with_plan(self, plan: Path) -> Recipe:
         """The recipe with the plan in this file in place of its own choice. Raises SpecError where it has none."""
@@ -108,6 +236,17 @@ class Recipe:
         return replace(
             self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
         )
+
+    def with_distill(self, **settings: Any) -> Recipe:
+        """The recipe with these settings of its distillation, but for those that are None.
+
+        Raises SpecError where it distils nothing.
+        """
+        if self.distill is None:
+            raise SpecError(f"recipe {self.name} distils nothing", fix="pass --recipe distill")
+        changes = {name: value for name, value in settings.items() if value is not None}
+        steps = tuple(replace(step, **changes) if isinstance(step, Distill) else step for step in self.steps)
+        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -128,7 +267,10 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(".toml"):
         recipe = recipe_from(read_toml(Path(name)), name)
         plan = recipe.quantize.plan if recipe.quantize else None
-        return recipe.with_plan(Path(name).parent / plan) if plan else recipe
+        recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
+        student = recipe.distill.student if recipe.distill else None
+        beside = Path(name).parent / student if student else None
+        return recipe.with_distill(student=str(beside)) if beside and beside.is_file() else recipe
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -159,9 +301,11 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
         raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
     head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
     found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
-    if [isinstance(step, Quantize) for step in found] != [True, *([False] * (len(found) - 1))][: len(found)]:
+    order = [list(_STEPS.values()).index(type(step)) for step in found]
+    if order != sorted(order) or order.count(0) > 1 or order.count(1) > 1 or (2 in order and 1 not in order):
         kinds = ", ".join(str(step["kind"]) for step in steps)
-        raise SpecError(f"{source}: steps", expected="quantize once and first, then quant_aware_distill", found=kinds)
+        expected = "distill at most once, then quantize at most once, then quant_aware_distill"
+        raise SpecError(f"{source}: steps", expected=expected, found=kinds)
     return Recipe(head.name, found, head.description)
 
 

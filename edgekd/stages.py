@@ -7,7 +7,6 @@ changes of the code behind a stage that change its output.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,13 +24,14 @@ from edgekd.data.calibration import (
 from edgekd.data.calibration import write_calibration as write_calibration_toml
 from edgekd.data.dataset import Dataset, Split
 from edgekd.data.images import ReadableImages, read_image
+from edgekd.data.long_tail import rare_classes
 from edgekd.detectors import Detector
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.devices.local import LocalDevice
 from edgekd.engines.types import library_version
 from edgekd.errors import CompressError, DataError, SpecError
 from edgekd.progress import Progress
-from edgekd.spec import QuantAwareDistill, Quantize
+from edgekd.spec import Quantize
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target, to_dict
 from edgekd.toml import read_toml
@@ -44,17 +44,18 @@ if TYPE_CHECKING:
 VERSION = {
     "export": 1,
     "score": 1,
-    "calibrate": 1,
+    "calibrate": 2,
     "plan": 2,
     "search": 2,
+    "distill": 1,
     "quantize": 3,
-    "quant_aware_distill": 1,
+    "quant_aware_distill": 2,
     "compare": 1,
     "encode": 1,
     "check": 1,
     "compile": 1,
     "benchmark": 1,
-    "report": 2,
+    "report": 3,
     "pack": 2,
 }
 TOOLS = {
@@ -63,6 +64,7 @@ TOOLS = {
     "calibrate": ("numpy", "opencv-python-headless"),
     "plan": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
+    "distill": ("numpy", "torch", "ultralytics"),
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
     "quant_aware_distill": ("numpy", "onnx", "torch", "ultralytics"),
     "compare": ("numpy", "onnxruntime", "opencv-python-headless"),
@@ -70,8 +72,9 @@ TOOLS = {
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, STUDENT, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "graph.onnx",
+    "student.pt",
     "graph.packed",
     "plan.toml",
     "costs.json",
@@ -108,9 +111,9 @@ class Stages:
 
     def __init__(self, store: Store, hashes: FileHashes, progress: Progress) -> None:
         self.done: list[Stage] = []
-        self._store = store
+        self.store = store
         self._hashes = hashes
-        self._progress = progress
+        self.progress = progress
 
     def run(
         self,
@@ -126,17 +129,17 @@ class Stages:
         kind = name.split("-")[0]
         tools = tool_versions(*TOOLS.get(kind, ()), *libraries)
         key = {**inputs, "tools": tools}
-        stage = self._store.stage(name, VERSION[kind], key, lambda folder: {**work(folder), "tools": tools})
+        stage = self.store.stage(name, VERSION[kind], key, lambda folder: {**work(folder), "tools": tools})
         if stage.key not in {other.key for other in self.done}:
             self.done.append(stage)
         spent = "found in the store" if stage.cached else f"{stage.seconds:.1f} s"
         score = f", mAP50-95 {stage.results['map50_95']:.4f}" if "map50_95" in stage.results else ""
-        self._progress.note(f"{name}: {spent}{score}")
+        self.progress.note(f"{name}: {spent}{score}")
         return stage
 
     def note(self, text: str) -> None:
         """Say one thing to whoever waits."""
-        self._progress.note(text)
+        self.progress.note(text)
 
     def sha256(self, file: Path) -> str:
         """SHA-256 of a file, read again only when it changed."""
@@ -146,7 +149,7 @@ class Stages:
         """SHA-256 of what a split shows and says: images and labels, wherever they lie."""
         rows = [
             [self._hashes.sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
-            for s in self._progress.items(split.samples, f"hash {split.name}")
+            for s in self.progress.items(split.samples, f"hash {split.name}")
         ]
         self._hashes.save()
         return json_sha256([split.name, rows])
@@ -207,7 +210,7 @@ class Stages:
         def work(folder: Path) -> Mapping[str, Any]:
             from edgekd.evaluate import evaluate, save_detections, sure
 
-            found = evaluate(graph.path / GRAPH, spec_of(graph), split, self._progress, f"score {precision}")
+            found = evaluate(graph.path / GRAPH, spec_of(graph), split, self.progress, f"score {precision}")
             save_detections(folder / DETECTIONS, [sure(one, SHOWN_CONFIDENCE) for one in found.detections])
             why = dict(found.skipped)
             skipped = [[i, s.image.name, why[s.image]] for i, s in enumerate(split.samples) if s.image in why]
@@ -218,16 +221,21 @@ class Stages:
     def calibrate(
         self, source: CalibrationRule | Path, dataset: Dataset, scored: Split, data: str, spec: DetectorSpec
     ) -> Calibrated:
-        """The calibration set: chosen from the training split by a rule, or read from a TOML. Never scored on."""
+        """The calibration set: chosen from the training split by a rule, or read from a TOML. Never scored on.
+
+        Results: `sha256`, `images`, their number, and `rare`: the classes that are rare in the training split, as far
+        as that is read.
+        """
 
         def work(folder: Path) -> Mapping[str, Any]:
             if isinstance(source, Path):
-                images = read_calibration(source, dataset, self._progress)
+                images = read_calibration(source, dataset, self.progress)
             else:
-                images = choose(dataset, source, preprocess=spec.preprocess, progress=self._progress)
-            refuse_overlap(images, scored, self._progress)
+                images = choose(dataset, source, preprocess=spec.preprocess, progress=self.progress)
+            refuse_overlap(images, scored, self.progress)
             write_calibration_toml(images, folder / CALIBRATION)
-            return {"sha256": images.sha256, "images": len(images.files)}
+            rare = () if isinstance(source, Path) else rare_classes(dataset.split("train"), dataset.classes)
+            return {"sha256": images.sha256, "images": len(images.files), "rare": list(rare)}
 
         chosen_from: dict[str, Any]
         if isinstance(source, Path):
@@ -244,7 +252,7 @@ class Stages:
         def work(folder: Path) -> Mapping[str, Any]:
             from edgekd.compress.planner import measure_costs
 
-            self._progress.note("plan: measuring what each format of each layer costs ...")
+            self.progress.note("plan: measuring what each format of each layer costs ...")
             costs = measure_costs(graph.path / GRAPH, frames.read(), step)
             (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
             return {"layers": len(costs.layers)}
@@ -292,49 +300,6 @@ class Stages:
         }
         return self.run("quantize", inputs, work)
 
-    def distill(
-        self,
-        step: QuantAwareDistill,
-        detector: Detector,
-        graph: Stage,
-        dataset: Dataset,
-        trust: bool = False,
-        tensorrt: str | None = None,
-    ) -> Stage:
-        """The quantized graph with weights trained beside its float detector, on the training split.
-
-        Results: as `quantize`, without what training changes; `epochs`, and `losses`: of each epoch, by name.
-        """
-
-        def work(folder: Path) -> Mapping[str, Any]:
-            from edgekd.compress.qdq import read_layers
-            from edgekd.detectors.ultralytics_trainer import distill_quantized
-            from edgekd.formats.calibration_cache import from_text, to_text
-
-            source, out = graph.path / GRAPH, folder / GRAPH
-            done = distill_quantized(detector.path, source, out, dataset.source, step, trust, self._progress)
-            if tensorrt:
-                pairs = zip(read_layers(source), read_layers(out), strict=True)
-                # Tensors that share a scale have one number, before as after.
-                changed = {old.input_scale: new.input_scale for old, new in pairs}
-                scales = from_text((graph.path / CACHE).read_text("ascii"))
-                trained = {name: changed.get(scale) or scale for name, scale in scales.items()}
-                (folder / CACHE).write_text(to_text(trained, tensorrt), "ascii")
-            if PLAN in graph.files:
-                shutil.copyfile(graph.path / PLAN, folder / PLAN)
-            kept = {name: graph.results[name] for name in ("detector", "opset", "layers", "forms")}
-            losses = [{name: float(f"{loss:.6g}") for name, loss in epoch.items()} for epoch in done.losses]
-            return {**kept, "bytes": out.stat().st_size, "epochs": done.epochs, "losses": losses}
-
-        inputs = {
-            "graph": graph.sha256,
-            "checkpoint": self.sha256(detector.path),
-            "train": self.fingerprint(dataset.split("train")),
-            "step": asdict(step),
-            "tensorrt": tensorrt,
-        }
-        return self.run("quant_aware_distill", inputs, work)
-
     def encode(self, graph: Stage, precision: str) -> Stage:
         """The graph as it ships: packed, and proven to expand to itself. Results: `bytes`, `onnx_bytes`."""
 
@@ -369,8 +334,9 @@ class Stages:
             # A recipe without steps ships the graph as it is: timing it twice would only show the noise.
             stages = {"after": after} if before.key == after.key else {"before": before, "after": after}
             graphs = {label: stage.path / GRAPH for label, stage in stages.items()}
-            self._progress.note(f"benchmark: timing on {device.engine.name} ...")
-            timings = time_graphs(graphs, spec_of(before), frames, device, basis)
+            self.progress.note(f"benchmark: timing on {device.engine.name} ...")
+            specs = {label: spec_of(stage) for label, stage in stages.items()}
+            timings = time_graphs(graphs, specs, frames, device, basis)
             timings = {"before": timings["after"], **timings}
             samples = {label: timing.total_ms.round(4).tolist() for label, timing in timings.items()}
             (folder / SAMPLES).write_text(json.dumps(samples), "ascii")
@@ -388,7 +354,7 @@ class Stages:
     def _frames(self, calibration: CalibrationSet, spec: DetectorSpec) -> Iterator[np.ndarray]:
         from edgekd.detectors.preprocess import letterbox
 
-        for image in self._progress.items(calibration.images, "calibrate"):
+        for image in self.progress.items(calibration.images, "calibrate"):
             yield letterbox(read_image(image), spec.preprocess)[0]
 
 

@@ -78,7 +78,7 @@ class Store:
         """
         self.root = root
         self._progress = progress
-        self._fresh = fresh
+        self.fresh = fresh
         self._done: set[str] = set()
         with writing(root):
             root.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Store:
         key = json_sha256({"name": name, "version": version, "inputs": inputs})
         path = self.root / f"{name}-{key[:16]}"
         with self._lock(path, name):
-            stage = None if self._fresh and key not in self._done else self._found(path, name, version, key)
+            stage = None if self.fresh and key not in self._done else self._found(path, name, version, key)
             if stage is None:
                 stage = _do(path, name, version, key, inputs, run)
         self._done.add(key)

@@ -38,6 +38,7 @@ PICTURES = 4
 def report_of(run: Run, stages: Sequence[Stage]) -> Report:
     """The report of what a build compressed and scored, without what belongs to the machine it ran on."""
     before, after = (score.results for score in run.scores)
+    rare = run.calibrated.stage.results["rare"] if run.calibrated else ()
     return Report(
         title=f"{run.job.model.stem} for {run.job.target.title}",
         model=run.job.model.name,
@@ -49,12 +50,12 @@ def report_of(run: Run, stages: Sequence[Stage]) -> Report:
         images=after["images"],
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
-            ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"])
+            ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"], name in rare)
             for name, row in after["per_class"].items()
         ),
         sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),
         layers=layer_rows(
-            run.before.path / GRAPH,
+            run.floating.path / GRAPH,
             run.after.path / GRAPH,
             run.encoded.path / PACKED,
             run.after.results.get("errors", {}),
@@ -164,6 +165,9 @@ def _notes(run: TimedRun) -> list[str]:
 
 def _stage_note(stage: Stage) -> str:
     results = stage.results
+    if "parameters" in results:
+        ours, theirs = (results[name] / 1e6 for name in ("parameters", "teacher_parameters"))
+        return f"a student of {ours:.2f} M parameters, {results['epochs']} epochs beside a teacher of {theirs:.2f} M"
     if "losses" in results:
         first, last = (sum(results["losses"][at].values()) for at in (0, -1))
         return f"{results['epochs']} epochs, loss {first:.4g} in the first and {last:.4g} in the last"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,34 @@ import numpy as np
 
 from edgekd.benchmark import Candidate, Timing, benchmark_interleaved
 from edgekd.detectors.decode import decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec
+from edgekd.detectors.preprocess import Placement, letterbox
+from edgekd.detectors.types import Detections, DetectorSpec
 from edgekd.devices import Device
 
 
 def time_graphs(
     graphs: Mapping[str, Path],
-    spec: DetectorSpec,
+    specs: Mapping[str, DetectorSpec],
     frames: Sequence[np.ndarray],
     device: Device,
     basis: str,
     **limits: Any,
 ) -> dict[str, Timing]:
-    """The timing of each graph on frames uint8 [h, w, 3] BGR; `limits` as in `benchmark_interleaved`."""
+    """The timing of each graph with its spec on frames uint8 [h, w, 3] BGR; `limits` as in `benchmark_interleaved`."""
     with ExitStack() as stack:
         candidates = {
             label: Candidate(
                 stack.enter_context(device.load(graph)),
-                lambda frame: letterbox(frame, spec.preprocess),
-                lambda output, placement: decode(output, spec, placement),
+                partial(letterbox, how=specs[label].preprocess),
+                partial(_decoded, specs[label]),
             )
             for label, graph in graphs.items()
         }
         return benchmark_interleaved(candidates, frames, clock=device.clock, basis=basis, **limits)
+
+
+def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> Detections:
+    return decode(output, spec, placement)
 
 
 def synthetic_frames(spec: DetectorSpec, count: int = 8) -> list[np.ndarray]:

@@ -108,7 +108,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         assert f"edgekd {command}" in contract
 
 
-@pytest.mark.parametrize("name", ["build", "quantize", "eval", "check", "doctor"])
+@pytest.mark.parametrize("name", ["build", "quantize", "distill", "eval", "check", "doctor"])
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
     assert examples
@@ -119,7 +119,16 @@ def test_examples_of_json_fit_their_schema(name: str) -> None:
 def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
     page = (ROOT / "docs" / "json.md").read_text("utf-8")
     assert {path.stem for path in SCHEMAS.glob("*.json")} == set(re.findall(r"\(schemas/(\w+)\.json\)", page))
-    for name in ("build", "quantize", "eval", "bench", "check", "doctor", "ledger"):  # other pages explain the rest
+    for name in (
+        "build",
+        "quantize",
+        "distill",
+        "eval",
+        "bench",
+        "check",
+        "doctor",
+        "ledger",
+    ):  # other pages explain the rest
         for described in objects(schema_of(name)):
             if "driver" not in described["properties"]:  # a GPU's own facts speak for themselves
                 missing = [key for key in described["properties"] if f"`{key}`" not in page]
@@ -166,6 +175,17 @@ def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
     assert f"first {PROBES} calibration images" in page
     assert f"`min_snr_db` ({Quantize().min_snr_db:g} by default)" in page
     assert f"**`{Quantize().ranges}`** (the default)" in page
+
+
+def test_the_distillation_page_explains_every_setting_and_level() -> None:
+    from dataclasses import fields
+
+    from edgekd.spec import Distill, DistillStage, Weights
+
+    page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
+    names = {entry.name for kind in (Distill, Weights) for entry in fields(kind)}
+    names |= {entry.name for entry in fields(DistillStage)} - {"name", "weights", "share"}
+    assert not [name for name in sorted(names) if f"`{name}`" not in page]
 
 
 @pytest.fixture

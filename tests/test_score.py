@@ -11,7 +11,7 @@ import pytest
 from edgekd.data.dataset import Truth
 from edgekd.detectors.types import Detections
 from edgekd.errors import DataError
-from edgekd.score import score
+from edgekd.score import ClassScore, score, tail_score
 
 CLASSES = ("cat", "dog", "cow")
 WIDTH, HEIGHT = 640, 480
@@ -157,6 +157,22 @@ def test_scoring_agrees_with_the_reference_evaluator() -> None:
     result = score(detections, truths, CLASSES)
     ours = (result.map50_95, result.map50, *result.by_size.values())
     assert ours == pytest.approx(tuple(evaluator.stats[[0, 1, 3, 4, 5]]), abs=1e-9)
+
+
+def test_the_tail_is_the_mean_of_the_rare_classes_that_were_there() -> None:
+    rows = {
+        name: ClassScore(map50_95=value, map50=value, images=0, instances=0)
+        for name, value in (("cat", 0.9), ("dog", 0.1), ("cow", 0.3), ("elk", None))
+    }
+    found = tail_score(rows, ("dog", "cow", "elk"), 0.1)
+    assert found == {
+        "share": 0.1,
+        "classes": ["dog", "cow", "elk"],
+        "map50_95": pytest.approx(0.2),
+        "map50": pytest.approx(0.2),
+    }
+    assert tail_score(rows, ("elk",), 0.1)["map50_95"] is None
+    assert tail_score(rows, (), 0.1)["map50"] is None
 
 
 def test_score_is_frozen_and_becomes_json() -> None:

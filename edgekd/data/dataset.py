@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
 from edgekd.errors import DataError
 
-__all__ = ["Dataset", "Sample", "Split", "Truth", "load_dataset"]
+__all__ = ["Dataset", "Sample", "Split", "Truth", "load_dataset", "unlabelled"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
@@ -111,6 +111,18 @@ def load_dataset(path: Path) -> Dataset:
     if source.suffix.lower() == ".json":
         return _load_coco(source, {"val": source})
     raise DataError(f"{path} is no data set", expected="a folder, a .yaml or a .json")
+
+
+def unlabelled(place: Path) -> Split:
+    """The images in a folder, or those that a `.txt` lists, with nothing said of what is in them.
+
+    Raises DataError when there is none.
+    """
+    images = _images_at(place)
+    if not images:
+        raise DataError(f"no image in {place}", expected="at least one of: " + ", ".join(sorted(IMAGE_SUFFIXES)))
+    nothing = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    return Split("unlabelled", tuple(Sample(image, nothing) for image in images))
 
 
 def _load_folder(folder: Path) -> Dataset:

@@ -16,7 +16,7 @@ from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
 from edgekd.errors import CompressError, SpecError
 
-_HEADS = ("Detect", "v10Detect")
+HEADS = ("Detect", "v10Detect")
 
 
 class UltralyticsDetector:
@@ -38,7 +38,7 @@ class UltralyticsDetector:
         model, train_args = self.network()
         head = model.model[-1]
         nms = keep_one_branch(head)
-        size = _input_size(train_args, int(max(head.stride)))
+        size = input_size(train_args, int(max(head.stride)))
         spec = DetectorSpec(
             classes=tuple(model.names[index] for index in sorted(model.names)),
             preprocess=Preprocess(height=size[0], width=size[1]),
@@ -62,7 +62,7 @@ class UltralyticsDetector:
         try:
             # Ultralytics logs to stdout, at its first start and later, where only results belong.
             with redirect_stdout(sys.stderr):
-                from ultralytics.nn.tasks import DetectionModel
+                import ultralytics.nn.tasks  # noqa: F401
         except ImportError as error:
             raise SpecError(
                 f"{self.path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",
@@ -70,17 +70,21 @@ class UltralyticsDetector:
                 fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
             ) from error
         checkpoint = load_checkpoint(self.path, self._trust)
-        model = checkpoint.model
-        last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
-        # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
-        if type(model) is not DetectionModel or not last or type(last[0]).__name__ not in _HEADS:
-            raise SpecError(
-                f"{self.path}: not a box detector",
-                expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(_HEADS),
-                found=" with ".join(type(part).__name__ for part in (model, *last)),
-                fix="train with task=detect, or export to ONNX and describe its head with --head",
-            )
-        return model, checkpoint.train_args
+        require_box_detector(checkpoint.model, self.path)
+        return checkpoint.model, checkpoint.train_args
+
+
+def require_box_detector(model: Any, path: Path) -> None:
+    """Raise SpecError for a model in a checkpoint that is no detector of boxes with a head known here."""
+    last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
+    # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
+    if type(model).__name__ != "DetectionModel" or not last or type(last[0]).__name__ not in HEADS:
+        raise SpecError(
+            f"{path}: not a box detector",
+            expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(HEADS),
+            found=" with ".join(type(part).__name__ for part in (model, *last)),
+            fix="train with task=detect, or export to ONNX and describe its head with --head",
+        )
 
 
 def keep_one_branch(head: Any) -> bool:
@@ -93,7 +97,7 @@ def keep_one_branch(head: Any) -> bool:
     return False
 
 
-def _input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
+def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
     """Height and width the network was trained at: whole strides, as Ultralytics rounds them; 640 where not said."""
     size = train_args.get("imgsz") or 640
     if isinstance(size, str):

@@ -1,27 +1,20 @@
-"""Quantization-aware distillation of Ultralytics detectors, inside Ultralytics' own trainer.
-
-With `detectors/ultralytics.py` the only module that imports Ultralytics, which is AGPL-3.0. Nothing of its trainer is
-copied: it brings the loop, the augmentation, the moving average and the detection loss.
-"""
+"""Quantization-aware distillation of Ultralytics detectors, inside Ultralytics' own trainer."""
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekd.compress.qdq import Layer, read_layers, write_layers
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
@@ -30,20 +23,11 @@ from edgekd.evaluate import require_classes
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import QuantAwareDistill
 
-try:
-    import torch
+# First: it says what is missing where PyTorch or Ultralytics are.
+from edgekd.detectors.ultralytics_loop import Lesson, Loop, Trained, quiet  # isort: skip
 
-    with redirect_stdout(sys.stderr):
-        from ultralytics.data.dataset import YOLODataset
-        from ultralytics.models.yolo.detect import DetectionTrainer
-        from ultralytics.utils import LOGGER
-        from ultralytics.utils.loss import v8DetectionLoss
-except ImportError as error:
-    raise SpecError(
-        "training needs Ultralytics and PyTorch",
-        found=str(error),
-        fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-    ) from error
+import torch
+from ultralytics.utils.loss import v8DetectionLoss
 
 from edgekd.compress import distill
 from edgekd.compress.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
@@ -53,15 +37,6 @@ BOX_WEIGHT = 5.0
 """How much more the boxes' distance counts than the classes' and the features'."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises; in the rest it falls to zero along a cosine."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training did: epochs, the mean of each loss in each epoch, and how long it took."""
-
-    epochs: int
-    losses: tuple[Mapping[str, float], ...]
-    seconds: float
 
 
 def distill_quantized(
@@ -91,8 +66,8 @@ def distill_quantized(
     teacher, one_to_one = float_network(checkpoint, trust)
     student = quantized_network(teacher, layers, step.ranges == "learned")
     side = step.image_size or max(spec.preprocess.height, spec.preprocess.width)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, _quiet():
-        trainer = _Trainer(_settings(step, side, scratch), samples, spec.classes, progress)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
+        trainer = _Trainer.of(Lesson(tuple(samples), spec.classes), _settings(step, side, scratch), progress)
         trainer.model, trainer.rate = student, step.learning_rate
         trainer.make_loss = lambda model: DistillationLoss(model, teacher, step.labels, one_to_one)
         trainer.train()
@@ -234,32 +209,6 @@ class DistillationLoss:
         return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
 
 
-class _LabelledImages(YOLODataset):  # type: ignore[misc]
-    """Samples as edgekd has read them: Ultralytics would write caches beside the user's files."""
-
-    def get_img_files(self, img_path: Sequence[Sample]) -> list[str]:
-        return [str(sample.image) for sample in img_path]
-
-    def get_labels(self) -> list[dict[str, Any]]:
-        return [ultralytics_label(sample) for sample in self.img_path]
-
-
-def ultralytics_label(sample: Sample) -> dict[str, Any]:
-    """A sample in Ultralytics' words. A box around a crowd is no box around an object."""
-    single = ~sample.truth.crowd
-    corners = sample.truth.boxes[single]
-    low, high = corners[:, :2], corners[:, 2:]
-    return {
-        "im_file": str(sample.image),
-        "cls": sample.truth.classes[single, None].astype(np.float32),
-        "bboxes": np.concatenate([(low + high) / 2, high - low], axis=1),
-        "segments": [],
-        "keypoints": None,
-        "normalized": True,
-        "bbox_format": "xywh",
-    }
-
-
 def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]:
     """What Ultralytics' trainer is told: its loop is wanted, its schedule, checks, files and pictures are not."""
     return {
@@ -272,59 +221,16 @@ def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]
     }
 
 
-class _Trainer(DetectionTrainer):  # type: ignore[misc]
-    """Ultralytics' loop around a network, a loss and samples of ours. It leaves nothing behind but its `ema`.
+class _Trainer(Loop):
+    """Training of a network and a loss of ours. It leaves nothing behind but its `ema`.
 
     Set before training: `model`, `rate`, its learning rate, and `make_loss`, from the model in training to its
-    criterion. losses: the means of each epoch.
+    criterion.
     """
 
-    def __init__(
-        self, settings: Mapping[str, Any], samples: Sequence[Sample], classes: Sequence[str], progress: Progress
-    ) -> None:
-        self.rate: float
-        self.make_loss: Callable[[Any], Any]
-        self.losses: list[dict[str, float]] = []
-        self._samples = samples
-        self._classes = classes
-        self._progress = progress
-        self._ticks: Iterator[int] = iter(())
-        self._steps = self._done = 0
-        threads = torch.get_num_threads()
-        super().__init__(overrides=dict(settings))
-        torch.set_num_threads(threads)  # it has taken one fewer than there are cores
-
-    def run_callbacks(self, event: str) -> None:
-        """Follow what happens. Ultralytics' own listeners, which upload and log, hear nothing."""
-        if event == "on_train_start":
-            self._steps = len(self.train_loader) * self.epochs
-            self._ticks = self._progress.items(range(self._steps), "distill", self._steps)
-        elif event in ("on_train_batch_start", "on_train_end"):
-            next(self._ticks, None)
-        elif event == "on_train_epoch_end":
-            self._note_losses({name: float(value) for name, value in self.tloss.items()})
-
-    def _note_losses(self, losses: dict[str, float]) -> None:
-        if not all(map(math.isfinite, losses.values())):
-            raise CompressError(
-                f"training diverged in epoch {self.epoch + 1}",
-                expected="finite losses",
-                found=", ".join(f"{name} {value:g}" for name, value in losses.items()),
-                fix="lower learning_rate",
-            )
-        self.losses.append(losses)
-
-    def get_dataset(self) -> dict[str, Any]:
-        names = dict(enumerate(self._classes))
-        return {"train": self._samples, "val": self._samples, "names": names, "nc": len(names), "channels": 3}
-
-    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
-        return _LabelledImages(img_path, self.args.imgsz, hyp=self.args, data=self.data, batch_size=batch)
-
-    def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        if mode == "val":
-            return self.train_loader  # nothing is validated, but the trainer wants something to hold
-        return super().get_dataloader(dataset_path, batch_size, rank, mode)
+    rate: float
+    make_loss: Callable[[Any], Any]
+    remedy = "lower learning_rate"
 
     def build_optimizer(self, model: Any, *_: Any, **__: Any) -> Any:
         """Adam, whose steps are as large as the learning rate says, in each parameter's own unit."""
@@ -340,26 +246,12 @@ class _Trainer(DetectionTrainer):  # type: ignore[misc]
         self.model.criterion = self.make_loss(self.model)
 
     def optimizer_step(self) -> None:
-        rising = (self._done + 1) / max(WARM_UP * self._steps, 1)
-        falling = 0.5 + 0.5 * math.cos(math.pi * self._done / self._steps)
+        done, steps = self.steps_done - 1, self.steps
+        rising = (done + 1) / max(WARM_UP * steps, 1)
+        falling = 0.5 + 0.5 * math.cos(math.pi * done / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * min(rising, falling)
-        self._done += 1
         super().optimizer_step()
-
-    def validate(self) -> tuple[dict[str, float], float]:
-        return {}, 0.0
 
     def save_model(self) -> bool:
         return False
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ultralytics' messages and bars off: what there is to say goes through `Progress`."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from string import Template
 
+from edgekd.data.long_tail import TAIL
 from edgekd.detectors.types import Detections
 from edgekd.report import charts, pictures, text
 from edgekd.report.markup import Html, join, safe, table, tag
@@ -25,6 +26,7 @@ from edgekd.report.types import (
     SizeRow,
     StageRow,
 )
+from edgekd.score import mean_known
 
 CHART_ROWS = 20
 MEANING: dict[Basis, str] = {
@@ -180,7 +182,17 @@ def _classes(report: Report) -> Html:
         )
         heads = ("Class", "Objects", "Before", "After", "Change")
         content.append(_details(f"All {len(report.classes)} classes", table("mAP50-95 of every class", heads, every)))
-    return _section("Accuracy by class", why, charts.legend("dumbbell"), *content)
+    return _section("Accuracy by class", f"{why}{_rare(report.classes)}", charts.legend("dumbbell"), *content)
+
+
+def _rare(rows: Sequence[ClassRow]) -> str:
+    """What became of the classes that the training split has few objects of."""
+    rare = [row for row in rows if row.rare]
+    both = (mean_known([row.before for row in rare]), mean_known([row.after for row in rare]))
+    if None in both:
+        return ""
+    changed = " to ".join(map(text.accuracy, both))
+    return f" The rare classes, each with less than {TAIL:.0%} of the training objects, went from a mean of {changed}."
 
 
 def _most_changed(rows: Sequence[ClassRow]) -> list[ClassRow]:
@@ -217,7 +229,7 @@ def _change_table(caption: str, head: str, rows: Sequence[ClassRow | SizeRow], t
 
 def _named(row: ClassRow | SizeRow) -> Html:
     if isinstance(row, ClassRow) and row.instances is not None:
-        return join((row.name, " ", tag("small", f"{text.count(row.instances)} objects")))
+        return join((row.name, " ", tag("small", f"{text.count(row.instances)} objects{', rare' if row.rare else ''}")))
     return safe(row.name)
 
 

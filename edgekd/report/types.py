@@ -56,12 +56,13 @@ class StageRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """mAP50-95 of one class; `instances` is how many labelled objects of it were scored."""
+    """mAP50-95 of one class; `instances` is how many labelled objects of it were scored, `rare` how it was trained."""
 
     name: str
     instances: int | None
     before: float | None
     after: float | None
+    rare: bool = False
 
     @property
     def change(self) -> Change:

@@ -28,13 +28,12 @@ from edgekd.spec import QuantAwareDistill, Quantize
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
+from edgekd.detectors.ultralytics_loop import Trained, ultralytics_label  # noqa: E402
 from edgekd.detectors.ultralytics_trainer import (  # noqa: E402
-    Trained,
     distill_quantized,
     float_network,
     quantized_network,
     trained_layers,
-    ultralytics_label,
 )
 
 pytestmark = pytest.mark.filterwarnings(

@@ -185,6 +185,19 @@ def test_the_few_frames_beyond_the_scale_are_counted(full_report: Report) -> Non
     assert "2 slower frames lie beyond the right edge." in page
 
 
+def test_rare_classes_are_marked_and_have_a_mean_of_their_own(full_report: Report) -> None:
+    rows = (
+        ClassRow("often", 90, 0.9, 0.9),
+        ClassRow("seldom", 3, 0.5, 0.2, True),
+        ClassRow("never", 0, None, None, True),
+    )
+    page = Page(render(replace(full_report, classes=rows, sizes=()))).text
+    assert "3 objects, rare" in page
+    assert "90 objects, rare" not in page
+    assert "went from a mean of 0.500 to 0.200" in page
+    assert "rare" not in Page(render(replace(full_report, classes=rows[:1], sizes=()))).text
+
+
 def test_eighty_classes_show_those_that_changed_most_and_keep_all_in_a_table(full_report: Report) -> None:
     rows = tuple(ClassRow(f"kind {i:02}", i, 0.5, 0.5 + (i - 40) / 1000) for i in range(80))
     html = render(replace(full_report, classes=rows))

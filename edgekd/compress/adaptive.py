@@ -1,0 +1,142 @@
+"""Weights of losses that adapt while a student learns: the teacher's share, gradients in balance, a temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+FOREGROUND = 0.05
+"""The probability from which on a class counts as there, where the teacher's share is found."""
+KEPT = 0.7
+"""How much of what was known stays with each new measurement of gradients."""
+FACTORS = (0.01, 100.0)
+"""No loss is made weaker or stronger than this to bring its gradient into balance."""
+_MAGNIFIED = 1024.0
+"""Gradients are compared after this factor, for they may be too small for half precision without it."""
+HOTTEST = 4.0
+"""The highest temperature that is learned; the lowest is 1."""
+
+Reading = Literal["agreement", "disagreement", "off"]
+
+
+def foreground(teacher: torch.Tensor) -> torch.Tensor:
+    """Where the teacher holds a class to be there: bool, of the shape of its class logits."""
+    return teacher.sigmoid() > FOREGROUND
+
+
+def disagreement(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """Mean |p_t - p_s| of softened class probabilities, p = sigmoid(z / T): a scalar, 0 to 1, without a gradient.
+
+    student, teacher: class logits [b, classes, anchors]; mask: bool of the same shape, which of them count. Without one
+    nearly all are background on which both agree, and the mean hardly ever moves from 0. Nothing in the mask: 0.
+    """
+    with torch.no_grad():
+        apart = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
+        weight = torch.ones_like(apart) if mask is None else mask.to(apart.dtype)
+        return (apart * weight).sum() / weight.sum().clamp(min=1)
+
+
+def teachers_share(apart: torch.Tensor, reading: Reading) -> torch.Tensor:
+    """How much the teacher's losses count, 0 to 1, from the mean disagreement.
+
+    alpha = 1 / (1 + disagreement). By `agreement` it is alpha, as the formula says: a student that is far from its
+    teacher hears less of it. By `disagreement` it is 1 - alpha: the teacher speaks up where the two differ. `off`: 1.
+    """
+    alpha = 1 / (1 + apart)
+    return {"agreement": alpha, "disagreement": 1 - alpha, "off": torch.ones_like(alpha)}[reading]
+
+
+class Average:
+    """A mean that forgets: value = momentum * value + (1 - momentum) * new, from the first value on."""
+
+    def __init__(self, momentum: float) -> None:
+        self.value: torch.Tensor | None = None
+        self._momentum = momentum
+
+    def __call__(self, new: torch.Tensor) -> torch.Tensor:
+        """The mean after one more value, detached."""
+        new = new.detach()
+        self.value = new if self.value is None else self._momentum * self.value + (1 - self._momentum) * new
+        return self.value
+
+
+class Balance:
+    """Factors that let every loss pull on shared tensors as hard as the labels' loss does, measured every N steps.
+
+    factor = |gradient of the labels' loss| / |gradient of the loss|, both at the tensors that all losses reach last, as
+    a mean that forgets. Gradient norms as GradNorm compares them (Chen and others, arXiv 1711.02257), but as a plain
+    ratio to one reference, as RT-DETRv4 sets its feature loss (arXiv 2510.25257). `every` 0: all factors are 1.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.factors: dict[str, float] = {}
+        self._calls = 0
+
+    def __call__(
+        self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
+    ) -> dict[str, float]:
+        """The factor of each loss. labels, losses: scalars that depend on `shared`, or not, with their graphs."""
+        if self.every:
+            new = losses.keys() - self.factors.keys()
+            if new or self._calls % self.every == 0:
+                self._measure(labels, losses, shared)
+            self._calls += 1
+        return {name: self.factors.get(name, 1.0) for name in losses}
+
+    def _measure(
+        self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
+    ) -> None:
+        reference = gradient_norm(labels, shared)
+        for name, loss in losses.items():
+            norm = gradient_norm(loss, shared)
+            if not (norm > 0 and reference > 0):
+                continue
+            wanted = min(max(reference / norm, FACTORS[0]), FACTORS[1])
+            known = self.factors.get(name, wanted)
+            self.factors[name] = KEPT * known + (1 - KEPT) * wanted
+
+
+def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
+    """Length of the gradient of a scalar at tensors of its graph, which stays for the backward pass; 0: none."""
+    if not loss.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(loss * _MAGNIFIED, list(shared), retain_graph=True, allow_unused=True)
+    total = sum(float(found.float().square().sum()) for found in gradients if found is not None)
+    return math.sqrt(total) / _MAGNIFIED
+
+
+class Temperature(nn.Module):  # type: ignore[misc]
+    """A temperature that makes the student's task as hard as it can: trained by the same optimizer, against the loss.
+
+    T = 1 + 3 sigmoid(theta), in (1, 4); the gradient that reaches theta is turned round and scaled by `strength`, which
+    grows with training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
+
+    def forward(self, strength: float) -> torch.Tensor:
+        """The temperature, a scalar."""
+        turned: torch.Tensor = _Reverse.apply(self.theta, strength)  # type: ignore[no-untyped-call]
+        return 1 + (HOTTEST - 1) * turned.sigmoid()
+
+
+class _Reverse(torch.autograd.Function):  # type: ignore[misc]
+    """What goes in comes out; the gradient comes back with its sign changed."""
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
+        context.strength = strength
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return -context.strength * gradient, None

@@ -1,0 +1,241 @@
+"""What a student is told by its teacher on one batch: each level's loss by name, from what both see.
+
+Made of the pure losses in `distill.py`; any training loop can use it. A loop that has further losses adds them to what
+`Comparison` gives before they are weighed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgekd.compress import distill
+from edgekd.compress.adaptive import Temperature, disagreement, foreground
+from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
+from edgekd.errors import SpecError
+
+if TYPE_CHECKING:
+    from edgekd.spec import Distill, Weights
+
+OBJECTS = 16
+"""Objects of each image whose distances are compared, at most."""
+NOTHING = 1e-6
+"""The probability where a head without anchors says nothing: so small that all anchors together hardly count."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a head says at each anchor: class logits [b, classes, anchors], box sides [b, 4 * bins, anchors].
+
+    Sides are distances from the anchor in strides, or with several bins the logits of their distributions.
+    """
+
+    scores: torch.Tensor
+    boxes: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a detector sees in a batch.
+
+    neck: the maps that its head reads, float32 [b, c, h, w], of the grid's sizes; hidden: a map of its backbone for
+    each of them, of about the same size; branches: what its heads say, `one2many` and, where there is one, `one2one`.
+    """
+
+    grid: Grid
+    neck: tuple[torch.Tensor, ...]
+    hidden: tuple[torch.Tensor, ...]
+    branches: Mapping[str, Predictions]
+
+
+class Aids(nn.Module):  # type: ignore[misc]
+    """What is trained beside a student and does not ship: 1 x 1 projectors to its teacher's widths, a temperature."""
+
+    def __init__(self, student: Sequence[int], teacher: Sequence[int], learn_temperature: bool) -> None:
+        """student, teacher: channels of the neck maps, level by level, already in pairs."""
+        super().__init__()
+        self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
+        self.temperature = Temperature() if learn_temperature else None
+
+
+@dataclass(frozen=True)
+class Said:
+    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used."""
+
+    losses: Mapping[str, torch.Tensor]
+    apart: torch.Tensor
+    temperature: torch.Tensor
+
+
+class Comparison:
+    """The losses of one kind of distillation.
+
+    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's.
+    """
+
+    def __init__(self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids) -> None:
+        self._step = step
+        self._ours, self._theirs = ([pair[side] for pair in classes] for side in (0, 1))
+        self._aids = aids
+
+    def __call__(self, student: Seen, teacher: Seen, weights: Weights, progress: float) -> Said:
+        """The losses whose weight is not 0; progress: share of the training that is done."""
+        teacher = _paired(student.grid, teacher)
+        index = nearest_anchors(student.grid, teacher.grid, student.neck[0].device)
+        pairs = {
+            name: (self._classes(ours, self._ours), _at(self._classes(teacher.branches[name], self._theirs), index))
+            for name, ours in student.branches.items()
+            if name in teacher.branches
+        }
+        ours, theirs = pairs["one2many"]
+        sure = distill.certainty(theirs.scores)
+        temperature = self._temperature(progress, sure)
+        losses = {}
+        for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
+            if name == "classes":
+                losses[name] = distill.mean([self._class_loss(*pair, temperature) for pair in pairs.values()])
+            elif name == "boxes":
+                losses[name] = distill.mean(
+                    [_box_loss(student.grid, teacher.grid, index, *pair) for pair in pairs.values()]
+                )
+            else:
+                losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
+        mask = foreground(theirs.scores)
+        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach())
+
+    def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
+        learned = self._aids.temperature
+        return like.new_full((), self._step.temperature) if learned is None else learned(progress)
+
+    @staticmethod
+    def _classes(found: Predictions, chosen: Sequence[int]) -> Predictions:
+        if list(chosen) == list(range(found.scores.shape[1])):
+            return found  # indices would have to travel to the GPU
+        return Predictions(found.scores[:, chosen], found.boxes)
+
+    def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
+        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature)
+
+    @staticmethod
+    def _neurons(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        return distill.pattern_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
+
+    @staticmethod
+    def _attention(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        return distill.attention_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
+
+    def _features(self, student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        projected = [project(maps).float() for project, maps in zip(self._aids.projectors, student.neck, strict=True)]
+        if self._step.features == "correlation":
+            return distill.correlation_loss(projected, teacher.neck)
+        if self._step.features == "channels":
+            return distill.channel_loss(projected, teacher.neck)
+        levels = sure.split([height * width for height, width in student.grid.sizes], dim=1)
+        weights = [level.unflatten(1, (1, *size)) for level, size in zip(levels, student.grid.sizes, strict=True)]
+        return distill.feature_loss(projected, teacher.neck, weights)
+
+    @staticmethod
+    def _relations(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+        index, weight = distill.peaks(sure, student.grid.sizes, OBJECTS)
+        points, _ = student.grid.points(sure.device)
+        height, width = (side * student.grid.strides[0] for side in student.grid.sizes[0])
+        places = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
+        ours, theirs = (distill.object_vectors(seen.neck, places) for seen in (student, teacher))
+        return distill.relation_loss(ours, theirs, weight.flatten())
+
+
+def _paired(own: Grid, teacher: Seen) -> Seen:
+    """The teacher with the maps of the level that is nearest to each of the student's."""
+    levels = nearest_levels(own.strides, teacher.grid.strides)
+    neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
+    return Seen(teacher.grid, neck, hidden, teacher.branches)
+
+
+def _at(found: Predictions, index: torch.Tensor) -> Predictions:
+    return Predictions(found.scores[..., index], found.boxes[..., index])
+
+
+def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:
+    """By distributions where both heads have the same ones at the same anchors, else by overlap."""
+    sure = distill.certainty(theirs.scores)
+    if own == other and ours.boxes.shape == theirs.boxes.shape and ours.boxes.shape[1] > 4:
+        return distill.distribution_loss(ours.boxes, theirs.boxes, sure)
+    points, strides = own.points(index.device)
+    others, steps = (found[..., index] for found in other.points(index.device))
+    moved = (others - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)  # from the student's anchor
+    sides = distill.expected_distances(theirs.boxes) * steps + moved.flatten(0, 1)
+    return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, sure)
+
+
+def spread(boxes: torch.Tensor, scores: torch.Tensor, grid: Grid) -> Predictions:
+    """What a head without anchors finds (RT-DETR), as one with anchors would say it.
+
+    boxes: [b, n, 4], middle x and y, width and height as shares of the frame; scores: class logits [b, n, classes].
+    Each box speaks at the anchors next to its middle, 3 x 3 at most and only those in the box, on the level whose
+    stride is nearest to an eighth of its size. There a class has the box's probability times exp(-d^2 / 2), d strides
+    from the middle. Where several boxes speak, the one with most to say gives the sides. Elsewhere there is nothing.
+    """
+    batch, _, classes = scores.shape
+    points, strides = grid.points(boxes.device)
+    anchors = points.shape[1]
+    size = boxes.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
+    middle, extent = boxes[..., :2] * size, boxes[..., 2:] * size
+    index = _around(middle, extent, grid)
+    away, step = points.T[index] - middle[:, :, None], strides[index]  # [b, n, 9, 2] in pixels, [b, n, 9]
+    inside = (away.abs() <= extent[:, :, None] / 2).all(-1) | (away.abs() <= step[..., None] / 2).all(-1)
+    claim = torch.exp(-away.square().sum(-1) / step.square() / 2) * inside
+    said = scores.sigmoid()[:, :, None] * claim[..., None]  # [b, n, 9, classes]
+    flat, sure = index.flatten(1), said.amax(-1).flatten(1)
+    found = boxes.new_zeros(batch, anchors, classes)
+    found.scatter_reduce_(1, flat[..., None].expand(-1, -1, classes), said.flatten(1, 2), "amax")
+    most = boxes.new_zeros(batch, anchors).scatter_reduce_(1, flat, sure, "amax")
+    speaks = (sure >= most.gather(1, flat)) & (sure > 0)
+    target = torch.where(speaks, flat, anchors)  # the others write behind the last anchor
+    sides = torch.cat([extent[:, :, None] / 2 + away, extent[:, :, None] / 2 - away], dim=-1) / step[..., None]
+    written = boxes.new_ones(batch, anchors + 1, 4)
+    written.scatter_(1, target[..., None].expand(-1, -1, 4), sides.flatten(1, 2))
+    return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit().transpose(1, 2), written[:, :-1].transpose(1, 2))
+
+
+def _around(middle: torch.Tensor, extent: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The anchors next to the middle of boxes, both [b, n, 2] in pixels, on the level of their size: [b, n, 9]."""
+    strides = middle.new_tensor(grid.strides)
+    wanted = extent.clamp(min=1).prod(-1).sqrt() / 8
+    level = (wanted[..., None].log() - strides.log()).abs().argmin(-1)
+    sizes = torch.tensor(grid.sizes, device=middle.device)
+    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    rows, columns = sizes[level, 0, None], sizes[level, 1, None]
+    cells = (middle / strides[level][..., None]).floor().long()
+    steps = torch.tensor([-1, 0, 1], device=middle.device)
+    x = (cells[..., :1] + steps.repeat(3)).clamp(min=0).minimum(columns - 1)
+    y = (cells[..., 1:] + steps.repeat_interleave(3)).clamp(min=0).minimum(rows - 1)
+    return starts[level][..., None] + y * columns + x
+
+
+def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:
+    """Pairs of indices of the classes that both lists have: by name, without regard to case and spaces around it.
+
+    same: further pairs, each as "their name = our name". Raises SpecError where there are none, or a name is unknown.
+    """
+    lists = [[name.strip().lower() for name in names] for names in (theirs, ours)]
+    known = dict(zip(lists[0], lists[0], strict=True))
+    for pair in same:
+        names = [name.strip().lower() for name in pair.split("=")]
+        if len(names) != 2 or names[0] not in lists[0] or names[1] not in lists[1]:
+            expected = f'"their name = our name", of {", ".join(theirs)} and {", ".join(ours)}'
+            raise SpecError("distill: same_classes", expected=expected, found=pair)
+        known[names[0]] = names[1]
+    named = {ours_too: lists[0].index(name) for name, ours_too in known.items()}
+    pairs = tuple((at, named[name]) for at, name in enumerate(lists[1]) if name in named)
+    if not pairs:
+        raise SpecError(
+            "the teacher knows none of the classes",
+            expected="one or more of " + ", ".join(ours),
+            found=", ".join(theirs),
+            fix='say which are the same: same_classes = ["their name = our name"]',
+        )
+    return pairs

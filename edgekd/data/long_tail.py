@@ -1,0 +1,82 @@
+"""Rare classes: weights for their losses, repeats of their images, and which classes they are. Pure rules.
+
+From a training loop, with the samples of the training split::
+
+    counts = instances((sample.truth for sample in samples), len(classes))
+    weights = torch.tensor(class_weights(counts), dtype=torch.float32)  # [classes], times a loss [b, classes, anchors]
+    factors = repeat_factors([sample.truth for sample in samples], len(classes), threshold=0.5)
+    for epoch in range(epochs):
+        order = epoch_order(factors, seed, epoch)  # indices of samples, some of them more than once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.dataset import Split, Truth
+from edgekd.errors import SpecError
+
+TAIL = 0.05
+"""A class with less than this share of the objects is rare, unless another share is named."""
+
+
+def instances(truths: Iterable[Truth], classes: int) -> NDArray[np.int64]:
+    """How many objects of each class there are, int64 [classes]; boxes around crowds are none."""
+    counts = np.zeros(classes, np.int64)
+    for truth in truths:
+        counts += np.bincount(truth.classes[~truth.crowd], minlength=classes)
+    return counts
+
+
+def tail_classes(counts: NDArray[np.int64], share: float = TAIL) -> tuple[int, ...]:
+    """The classes with fewer than `share` of all objects, those without any among them; counts int64 [classes]."""
+    return tuple(np.flatnonzero(counts < share * counts.sum()).tolist())
+
+
+def rare_classes(split: Split, classes: Sequence[str], share: float = TAIL) -> tuple[str, ...]:
+    """The names of the classes that are rare in a split: in the one that is trained on, that is the tail."""
+    counts = instances((sample.truth for sample in split.samples), len(classes))
+    return tuple(classes[label] for label in tail_classes(counts, share))
+
+
+def class_weights(counts: NDArray[np.int64], power: float = 0.5) -> NDArray[np.float64]:
+    """How much each class's loss counts: w_c = (f_ref / f_c)^power, float64 [classes], from counts int64 [classes].
+
+    f_ref is chosen so that the mean weight over all objects is 1: the loss as a whole stays as large as it was. Power 0
+    weighs all objects alike, power 1 all classes alike, 0.5 lies between (Mahajan et al., ECCV 2018, arXiv 1805.00932,
+    for sampling). A class without objects counts as much as the rarest that has some.
+    Raises SpecError where there is no object at all.
+    """
+    present = counts > 0
+    if not present.any():
+        raise SpecError("class weights: there is no object to count", expected="at least one labelled object")
+    raw = np.maximum(counts, counts[present].min()).astype(np.float64) ** -power
+    return np.asarray(raw * (counts.sum() / (counts * raw).sum()))
+
+
+def repeat_factors(truths: Sequence[Truth], classes: int, threshold: float) -> NDArray[np.float64]:
+    """How often each image is to be seen in an epoch, float64 [images], at least once.
+
+    r_i = max over the classes c in image i of max(1, sqrt(threshold / f_c)), where f_c is the share of images with an
+    object of class c (Gupta et al., LVIS, CVPR 2019, arXiv 1908.03195, section 5.1). So classes in at least `threshold`
+    of the images are left as they are. LVIS takes 0.001 for 1203 classes; with a handful it is nearer to a half.
+    """
+    inside = np.zeros((len(truths), classes), bool)
+    for row, truth in zip(inside, truths, strict=True):
+        row[truth.classes[~truth.crowd]] = True
+    frequency = np.maximum(inside.sum(axis=0), 1) / max(len(truths), 1)
+    wanted = np.maximum(np.sqrt(threshold / frequency), 1)
+    return np.asarray(np.where(inside, wanted, 1.0).max(axis=1, initial=1.0))
+
+
+def epoch_order(factors: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The images of one epoch in a random order, int64 [n] indices; the same for the same seed and epoch.
+
+    An image with factor r comes floor(r) times, and once more with the probability of what is left: r times on average.
+    """
+    draw = np.random.default_rng([seed, epoch])
+    times = np.floor(factors + draw.random(len(factors))).astype(np.int64)
+    return draw.permutation(np.repeat(np.arange(len(factors)), times))

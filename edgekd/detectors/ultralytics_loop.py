@@ -1,0 +1,168 @@
+"""What every training of an Ultralytics detector shares: Ultralytics' own loop, fed with edgekd's samples.
+
+The `ultralytics` modules in this folder are the only ones that import Ultralytics, which is AGPL-3.0. Nothing of its
+trainer is copied: it brings the loop, the augmentation, the moving average and the detection loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekd.data.dataset import Sample
+from edgekd.errors import CompressError, SpecError
+from edgekd.progress import SILENT, PlainProgress, Progress
+
+try:
+    import torch
+
+    with redirect_stdout(sys.stderr):
+        from ultralytics.data.dataset import YOLODataset
+        from ultralytics.models.yolo.detect import DetectionTrainer
+        from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+        from ultralytics.utils.callbacks import get_default_callbacks
+except ImportError as error:
+    raise SpecError(
+        "training needs Ultralytics and PyTorch",
+        found=str(error),
+        fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
+    ) from error
+
+_LESSON = "edgekd"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did: epochs, the mean of each loss in each epoch, and how long it took."""
+
+    epochs: int
+    losses: tuple[Mapping[str, float], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained on: the one place where samples are chosen. Subclasses add what else a training needs."""
+
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]
+
+
+class LabelledImages(YOLODataset):  # type: ignore[misc]
+    """Samples as edgekd has read them: Ultralytics would write caches beside the user's files."""
+
+    def get_img_files(self, img_path: Sequence[Sample]) -> list[str]:
+        return [str(sample.image) for sample in img_path]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        return [ultralytics_label(sample) for sample in self.img_path]
+
+
+def ultralytics_label(sample: Sample) -> dict[str, Any]:
+    """A sample in Ultralytics' words. A box around a crowd is no box around an object."""
+    single = ~sample.truth.crowd
+    corners = sample.truth.boxes[single]
+    low, high = corners[:, :2], corners[:, 2:]
+    return {
+        "im_file": str(sample.image),
+        "cls": sample.truth.classes[single, None].astype(np.float32),
+        "bboxes": np.concatenate([(low + high) / 2, high - low], axis=1),
+        "segments": [],
+        "keypoints": None,
+        "normalized": True,
+        "bbox_format": "xywh",
+    }
+
+
+class Loop(DetectionTrainer):  # type: ignore[misc]
+    """Ultralytics' loop around a network, a loss and samples of ours; nothing is validated.
+
+    losses: the means of each epoch. steps, steps_done: batches that all epochs together have, and that were begun.
+    remedy: what helps against losses that are no numbers.
+    """
+
+    remedy: str
+
+    def __init__(
+        self, cfg: Any = DEFAULT_CFG, overrides: Mapping[str, Any] | None = None, _callbacks: Any = None
+    ) -> None:
+        """Called by `of`, and by Ultralytics in the processes that it starts, one for each GPU."""
+        self.lesson = _callbacks[_LESSON][0]
+        self.progress: Progress = PlainProgress() if RANK == 0 else SILENT
+        self.losses: list[dict[str, float]] = []
+        self.steps = self.steps_done = 0
+        self._ticks: Iterator[int] = iter(())
+        threads = torch.get_num_threads()
+        super().__init__(cfg, overrides=dict(overrides or {}), _callbacks=_callbacks)
+        torch.set_num_threads(threads)  # it has taken one fewer than there are cores
+
+    @classmethod
+    def of(cls, lesson: Lesson, settings: Mapping[str, Any], progress: Progress) -> Any:
+        """A trainer with these settings of Ultralytics'.
+
+        The lesson travels with its listeners, which hear nothing: those it hands on to the processes that it starts.
+        """
+        listeners = get_default_callbacks()
+        listeners[_LESSON] = [lesson]
+        trainer = cls(overrides=settings, _callbacks=listeners)
+        trainer.progress = progress
+        return trainer
+
+    def run_callbacks(self, event: str) -> None:
+        """Follow what happens. Ultralytics' own listeners, which upload and log, hear nothing."""
+        if event == "on_train_start":
+            self.steps = len(self.train_loader) * self.epochs
+            self.steps_done = len(self.train_loader) * self.start_epoch
+            left = self.steps - self.steps_done
+            self._ticks = self.progress.items(range(left), "distill", left)
+        elif event == "on_train_batch_start":
+            next(self._ticks, None)
+            self.steps_done += 1
+        elif event == "on_train_end":
+            next(self._ticks, None)
+        elif event == "on_train_epoch_end":
+            self._note_losses({name: float(value) for name, value in self.tloss.items()})
+
+    def _note_losses(self, losses: dict[str, float]) -> None:
+        if not all(map(math.isfinite, (*losses.values(), float(self.loss.detach())))):
+            raise CompressError(
+                f"training diverged in epoch {self.epoch + 1}",
+                expected="finite losses",
+                found=", ".join(f"{name} {value:g}" for name, value in losses.items()),
+                fix=self.remedy,
+            )
+        self.losses.append(losses)
+
+    def get_dataset(self) -> dict[str, Any]:
+        samples, names = self.lesson.samples, dict(enumerate(self.lesson.classes))
+        return {"train": samples, "val": samples, "names": names, "nc": len(names), "channels": 3}
+
+    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
+        told = {"cache": self.args.cache, "hyp": self.args, "data": self.data, "batch_size": batch}
+        return LabelledImages(img_path, self.args.imgsz, **told)
+
+    def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        if mode == "val":
+            return self.train_loader  # nothing is validated, but the trainer wants something to hold
+        return super().get_dataloader(dataset_path, batch_size, rank, mode)
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        return {}, 0.0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ultralytics' messages and bars off: what there is to say goes through `Progress`."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

@@ -1,0 +1,125 @@
+"""What the command line prints on stdout: tables and lines for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgekd.budget import Line
+    from edgekd.pipeline import Outcome
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """The documented result of `edgekd build --json`: docs/json.md."""
+    from dataclasses import asdict
+
+    from edgekd.stages import stage_json
+
+    return {
+        "bundle": str(outcome.bundle),
+        "report": str(outcome.report),
+        "ledger": str(outcome.ledger),
+        "target": outcome.run.job.target.name,
+        "stages": [stage_json(stage) for stage in outcome.stages],
+        "met": outcome.met,
+        "budget": [asdict(line) for line in outcome.budget],
+    }
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """What a build did, for people."""
+    run = outcome.run
+    scores = [score.results for score in run.scores]
+    timings = [run.timing.results[label] for label in ("before", "after")]
+    timed = [f"{t['total_ms']['p50']:.1f} ms, {t['fps']:.1f} FPS" for t in timings]
+    host = run.timing.results["host"]
+    print_table(
+        ["", "before", "after"],
+        [
+            ["mAP50-95", *(score_text(score["map50_95"]) for score in scores)],
+            ["mAP50", *(score_text(score["map50"]) for score in scores)],
+            ["graph", megabytes(run.before.results["bytes"]), f"{megabytes(run.encoded.results['bytes'])} packed"],
+            ["bundle", "", megabytes(outcome.bundle.stat().st_size)],
+            [f"latency p50 ({timings[0]['basis']})", *timed],
+        ],
+    )
+    print(
+        f"timed on {host['cpu']}, {host['threads']} threads, {host['engine']}; engine: {run.compiled.results['note']}"
+    )
+    if run.compiled.results["check"]:
+        print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
+    print_budget(outcome.budget)
+    print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
+
+
+def print_quantized(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd quantize`, for people."""
+    before, after = result["before"], result["after"]
+    rows = [
+        [
+            "graph",
+            megabytes(before["bytes"]),
+            f"{megabytes(after['bytes'])} packed, {megabytes(after['onnx_bytes'])} ONNX",
+        ]
+    ]
+    if result["metric"] == "map50_95":
+        scores = [[label, score_text(before[key]), score_text(after[key])] for label, key in _METRICS.items()]
+        rows = [*scores, *rows]
+    print_table(["", "before", "after"], rows)
+    for output in result["outputs"]:
+        error, ratio = output["relative_error"], output["snr_db"]
+        print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
+    formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
+    print(f"layers: {formats}")
+
+
+def print_distilled(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd distill`, for people."""
+    both = (result["before"], result["after"])
+    rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
+    sizes = ["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)]
+    print_table(["", "teacher", "student"], [*rows, sizes])
+    print(f"{result['epochs']} epochs\nstudent: {result['checkpoint']}")
+
+
+_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
+
+
+def print_budget(lines: Sequence[Line]) -> None:
+    """Each limit, and what was reached."""
+    marks = {True: "met", False: "MISSED", None: "undecided here"}
+    for line in lines:
+        reached = f"{line.text(line.value)} ({line.basis})"
+        print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, and nothing else."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Columns under a header, as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # Where nobody's terminal sets the width, nothing is cut off or folded.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def score_text(value: float | None) -> str:
+    """A score from 0 to 1, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def megabytes(count: int) -> str:
+    """Bytes in MB."""
+    return f"{count / 1e6:.2f} MB"

@@ -1,0 +1,385 @@
+"""Training a student beside its teacher: plain training where nothing weighs, told more where something does."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd.data.dataset import load_dataset
+from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.errors import CompressError, SpecError
+from edgekd.export import export
+from edgekd.spec import Distill, DistillStage, Weights
+
+torch = pytest.importorskip("torch")
+tasks = pytest.importorskip("ultralytics.nn.tasks")
+
+from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
+
+from edgekd.detectors import ultralytics_distill as module  # noqa: E402
+from edgekd.detectors.ultralytics_distill import (  # noqa: E402
+    Distilled,
+    StudentLesson,
+    StudentLoss,
+    Watched,
+    distill_student,
+    student_network,
+    teacher_network,
+)
+from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
+)  # PyTorch's and Ultralytics' own
+SIDE = 64
+ALL = Weights(neurons=1, attention=1, features=1, classes=1, boxes=1, relations=1)
+STEP = Distill(
+    student="yolo11n.yaml",
+    width=0.06,
+    epochs=2,
+    batch=6,
+    image_size=SIDE,
+    warmup_epochs=0.0,
+    stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
+    learn_temperature=True,
+    balance_every=2,
+)
+NOTHING = (DistillStage("none", 1.0, Weights()),)
+
+
+def write_checkpoint(path: Path, model: str, width: float, classes: dict[int, str]) -> Path:
+    """A detector with random weights that is sure of something here and there."""
+    network = student_network(replace(STEP, student=model, width=width, seed=5), tuple(classes.values()), trust=False)
+    for branch in filter(None, (network.model[-1].cv3, getattr(network.model[-1], "one2one_cv3", None))):
+        for level in branch:
+            level[-1].weight.data.normal_(0, 1)
+            level[-1].bias.data.fill_(-1)
+    torch.save({"model": network.half(), "train_args": {"imgsz": SIDE}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    return write_checkpoint(path, "yolo11n.yaml", 0.1, {0: "red", 1: "green"})
+
+
+@pytest.fixture(scope="module")
+def trained(teacher: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Distilled]:
+    folder = tmp_path_factory.mktemp("trained")
+    before = sorted(tiny_data.rglob("*"))
+    done = distill_student(teacher, folder / "student.pt", tiny_data, STEP, folder / "state")
+    assert sorted(tiny_data.rglob("*")) == before, "nothing may be written beside the data"
+    return folder / "student.pt", done
+
+
+def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(checkpoint).model.state_dict())
+
+
+def same(one: Path, other: Path) -> bool:
+    found, wanted = state_of(one), state_of(other)
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+
+
+def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports(
+    trained: tuple[Path, Distilled], tmp_path: Path
+) -> None:
+    spec = export(UltralyticsDetector(trained[0]), tmp_path / "student.onnx", 17).spec
+    assert spec.classes == ("red", "green")
+    assert (spec.preprocess.height, spec.preprocess.width) == (SIDE, SIDE)
+    assert not any("aids" in name for name in state_of(trained[0]))
+
+
+def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, Distilled]) -> None:
+    done = trained[1]
+    assert done.epochs == len(done.losses) == len(done.weights) == 2
+    levels = {entry.name for entry in fields(Weights)}
+    assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss"}
+    assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
+    for losses, weights in zip(done.losses, done.weights, strict=True):
+        assert all(losses[level] > 0 for level in levels)
+        assert all(weights[level] > 0 for level in levels)
+        assert 0.5 <= weights["teacher"] < 1
+        assert 1 < weights["temperature"] < 4
+
+
+def test_the_same_arguments_give_the_same_student(
+    teacher: Path, trained: tuple[Path, Distilled], tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    again = distill_student(teacher, tmp_path / "student.pt", tiny_data, STEP, tmp_path / "state")
+    assert again.losses == trained[1].losses
+    assert same(tmp_path / "student.pt", trained[0])
+    assert capfd.readouterr().out == "", "stdout is for results"
+    other = distill_student(teacher, tmp_path / "other.pt", tiny_data, replace(STEP, seed=1), tmp_path / "state1")
+    assert other.losses != again.losses
+
+
+def test_where_nothing_weighs_it_is_ultralytics_training(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """The same weights as Ultralytics' own trainer leaves, which knows nothing of teachers."""
+    step = replace(STEP, stages=NOTHING)
+    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert set(done.losses[0]) == {"box_loss", "cls_loss", "dfl_loss"}
+
+    class Plain(Loop):
+        remedy = ""
+
+        def save_model(self) -> bool:
+            return False
+
+    data = load_dataset(tiny_data)
+    lesson = Lesson(tuple(data.split("train").samples), data.classes)
+    with quiet():
+        trainer = Plain.of(lesson, module._settings(step, str(tmp_path / "plain"), None), module.SILENT)
+        trainer.model = student_network(step, data.classes, trust=False)
+        trainer.train()
+    wanted = trainer.ema.ema.half().float().state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in state_of(tmp_path / "student.pt").items())
+    assert [dict(losses) for losses in done.losses] == trainer.losses
+
+
+@pytest.mark.parametrize("level", [entry.name for entry in fields(Weights)])
+def test_each_level_pulls_on_the_student(level: str, teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    def gradient(weights: Weights) -> torch.Tensor:
+        step = replace(STEP, stages=(DistillStage("one", 1.0, weights),), balance_every=0)
+        student, batch = lesson_on(step, teacher)
+        loss, items = student.criterion(student(batch["img"]), batch)
+        assert (items[level] > 0) == (getattr(weights, level) > 0)
+        loss.sum().backward()
+        return student.model[4].cv1.conv.weight.grad  # type: ignore[no-any-return]
+
+    assert (gradient(Weights(**{level: 1.0})) - gradient(Weights(**{_other(level): 1e-30}))).abs().max() > 1e-6
+
+
+def _other(level: str) -> str:
+    return "boxes" if level != "boxes" else "classes"
+
+
+def lesson_on(step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "green")) -> tuple[Any, dict[str, Any]]:
+    """A student in training with its criterion, and a batch."""
+    from types import SimpleNamespace
+
+    found = teacher_network(teacher, trust=False)
+    student = student_network(step, classes, trust=False)
+    student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, epochs=2)
+    student.aids = module._aids(student, found, step)
+    names = [found.names[at] for at in sorted(found.names)]
+    pairs = module.shared_classes(classes, names, step.same_classes)
+    student.criterion = StudentLoss(student, StudentLesson((), classes, step, found, pairs, Path()), lambda: 0.5)
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.2]])
+    batch = {"img": torch.rand(2, 3, SIDE, SIDE, generator=generator), "bboxes": boxes}
+    return student.train(), {**batch, "batch_idx": torch.tensor([0.0, 1.0]), "cls": torch.tensor([[0.0], [1.0]])}
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher_model"),
+    [
+        ("yolov8n.yaml", "yolo11n.yaml"),
+        ("yolo26n.yaml", "yolo11n.yaml"),
+        ("yolo26n.yaml", "yolo26n.yaml"),
+        ("yolo11n.yaml", "yolo26n.yaml"),
+        ("yolo11n.yaml", "yolov8-p6.yaml"),
+        ("yolov8-p2.yaml", "yolo11n.yaml"),
+    ],
+)
+def test_other_families_strides_and_class_lists_teach(student: str, teacher_model: str, tmp_path: Path) -> None:
+    names = {0: "car", 1: "Green ", 2: "blue", 3: "crimson"}
+    checkpoint = write_checkpoint(tmp_path / "teacher.pt", teacher_model, 0.1, names)
+    step = replace(STEP, student=student, same_classes=("crimson = red",))
+    network, batch = lesson_on(step, checkpoint)
+    loss, items = network.criterion(network(batch["img"]), batch)
+    loss.sum().backward()
+    assert all(items[entry.name] > 0 for entry in fields(Weights))
+    assert torch.isfinite(loss).all()
+    assert network.model[0].conv.weight.grad.abs().max() > 0
+
+
+def test_a_student_that_is_its_teacher_is_told_nothing_new(teacher: Path) -> None:
+    step = replace(STEP, student=str(teacher), width=None, learn_temperature=False)
+    network, batch = lesson_on(step, teacher)
+    network.eval()
+    network.model[-1].training = True
+    items = network.criterion(network(batch["img"]), batch)[1]
+    for name in ("neurons", "attention", "classes", "boxes", "relations", "weight_disagreement"):
+        assert float(items[name]) == pytest.approx(0, abs=1e-4), name
+
+
+def test_a_teacher_without_a_class_in_common_is_refused(teacher: Path) -> None:
+    with pytest.raises(SpecError, match=r"knows none of the classes.*same_classes"):
+        lesson_on(STEP, teacher, ("person", "vest"))
+    with pytest.raises(SpecError, match="crimson"):
+        lesson_on(replace(STEP, same_classes=("crimson = person",)), teacher, ("person", "vest"))
+
+
+def test_a_students_checkpoint_keeps_what_it_knows_of_the_classes(teacher: Path) -> None:
+    step = replace(STEP, student=str(teacher), width=None)
+    network = student_network(step, ("green", "person", "red"), trust=False)
+    known = load_checkpoint(teacher).model
+    old, new = (each.model[-1].cv3[0][-1] for each in (known, network))
+    assert torch.equal(new.weight[[0, 2]], old.weight[[1, 0]])
+    assert torch.equal(new.bias[[0, 2]], old.bias[[1, 0]])
+    assert network.model[-1].no == 3 + 4 * network.model[-1].reg_max
+    assert network.eval()(torch.zeros(1, 3, SIDE, SIDE))[0].shape[1] == 7
+
+
+def test_hidden_maps_are_those_of_the_backbone(teacher: Path) -> None:
+    network = teacher_network(teacher, trust=False)
+    watched = Watched(network)
+    seen = watched.seen(network(torch.zeros(1, 3, SIDE, SIDE)))
+    assert watched._look.hidden == (4, 6, 10)
+    assert [maps.shape[2] for maps in seen.hidden] == [maps.shape[2] for maps in seen.neck] == [8, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"student": None}, "no student"),
+        ({"student": "yolo99n"}, "yolo99n: no student"),
+        ({"student": "yolo11n-seg.yaml"}, "not a box detector"),
+        ({"student": "nowhere.pt"}, "nowhere.pt"),
+    ],
+)
+def test_a_student_that_is_none_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        student_network(replace(STEP, **change), ("red",), trust=False)
+    with pytest.raises(SpecError, match="leave out width"):
+        student_network(replace(STEP, student="some.pt", width=0.5), ("red",), trust=False)
+
+
+def test_width_changes_channels_and_not_depth() -> None:
+    wide, narrow = (student_network(replace(STEP, width=width), ("red",), trust=False) for width in (None, 0.14))
+    assert len(list(wide.modules())) == len(list(narrow.modules()))
+    assert sum(each.numel() for each in narrow.parameters()) < sum(each.numel() for each in wide.parameters()) / 2
+
+
+class StoppedError(Exception):
+    """What stands for a machine that stops."""
+
+
+def test_a_training_that_was_stopped_goes_on_and_is_finished(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = replace(STEP, epochs=12)  # a weight moves in the 6th epoch, and in the first after the stop
+    arguments = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    original = module.StudentLoss.update
+
+    def stop(loss: Any) -> None:
+        original(loss)
+        if len(module._read(tmp_path / "state")["losses"] if (tmp_path / "state").exists() else []) == 7:  # type: ignore[index]
+            raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.StudentLoss, "update", stop)
+        with pytest.raises(StoppedError):
+            distill_student(*arguments)
+    assert not (tmp_path / "student.pt").exists()
+    kept = module._read(tmp_path / "state")
+    assert kept is not None
+    assert (kept["epoch"], kept["finished"], kept["updates"]) == (6, False, 1)
+    begun: list[tuple[int, torch.Tensor]] = []
+    monkeypatch.setattr(module._StudentTrainer, "_model_train", _noted(begun))
+    done = distill_student(*arguments)
+    assert [epoch for epoch, _ in begun] == [7, 8, 9, 10, 11], "the others were not trained again"
+    assert torch.equal(begun[0][1], kept["network"]["model.0.conv.weight"])
+    assert not torch.equal(begun[0][1], student_network(step, ("red", "green"), False).model[0].conv.weight)
+    assert not torch.equal(begun[1][1], begun[0][1])
+    assert module._read(tmp_path / "state")["updates"] == 2  # type: ignore[index]
+    assert done.epochs == len(done.losses) == len(done.weights) == 12
+    assert done.losses[:7] == tuple(kept["losses"])
+    assert done.seconds > kept["seconds"]
+    monkeypatch.setattr(module._StudentTrainer, "train", None)  # it is finished, so it is not called
+    (tmp_path / "student.pt").unlink()
+    assert distill_student(*arguments).losses == done.losses
+
+
+def _noted(begun: list[tuple[int, torch.Tensor]]) -> Any:
+    original = module._StudentTrainer._model_train
+
+    def noting(trainer: Any) -> None:
+        begun.append((trainer.epoch, trainer.model.model[0].conv.weight.detach().clone()))
+        original(trainer)
+
+    return noting
+
+
+def test_a_time_is_kept_and_counts_what_was_trained_before(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    step = replace(STEP, epochs=50, minutes=3 / 60)
+    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert 1 < done.seconds < 6
+    assert done.epochs < 50
+    kept = module._read(tmp_path / "state")
+    assert kept is not None
+    torch.save({**kept, "seconds": 170.0, "finished": False}, tmp_path / "state")
+    done = distill_student(teacher, tmp_path / "again.pt", tiny_data, replace(step, minutes=2.8), tmp_path / "state")
+    assert done.epochs == kept["epoch"] + 2, "one more epoch was begun, and then the time was found to be over"
+    assert 170 < done.seconds < 176
+
+
+def test_a_training_that_diverges_is_said_to(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    stages = (DistillStage("far", 1.0, Weights(features=1e38, classes=1e38)),)
+    step = replace(STEP, stages=stages, balance_every=0)
+    with pytest.raises(CompressError, match=r"diverged in epoch \d.*weights of the stages"):
+        distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert not (tmp_path / "student.pt").exists()
+
+
+def test_what_travels_to_other_processes_arrives(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Ultralytics starts one process per GPU, and hands over class, settings, model and listeners as a pickle."""
+    import pickle
+
+    found = teacher_network(teacher, trust=False)
+    data = load_dataset(tiny_data)
+    lesson = StudentLesson(tuple(data.split("train").samples), data.classes, STEP, found, ((0, 0),), tmp_path / "state")
+    with quiet():
+        trainer = module._StudentTrainer.of(lesson, module._settings(STEP, str(tmp_path / "run"), "cpu"), module.SILENT)
+        student = student_network(STEP, data.classes, trust=False)
+        student.aids = module._aids(student, found, STEP)
+        listeners = {**get_default_callbacks(), "edgekd": trainer.callbacks["edgekd"]}
+        sent = {"args": vars(trainer.args), "model": student, "callbacks": listeners, "trainer": type(trainer)}
+        arrived = pickle.loads(pickle.dumps(sent))
+        again = arrived["trainer"](overrides=arrived["args"], _callbacks=arrived["callbacks"])
+        again.model = arrived["model"]
+        again.train()
+    assert module._read(tmp_path / "state")["finished"]  # type: ignore[index]
+
+
+RTDETR = """nc: 2
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [24, 3, 2]]
+  - [-1, 1, Conv, [32, 3, 2]]
+head:
+  - [2, 1, Conv, [32, 1, 1]]
+  - [3, 1, Conv, [32, 1, 1]]
+  - [4, 1, Conv, [32, 1, 1]]
+  - [[5, 6, 7], 1, RTDETRDecoder, [nc, 32, 20, 4, 4, 1, 64]]
+"""
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small RT-DETR with random weights."""
+    folder = tmp_path_factory.mktemp("rtdetr")
+    (folder / "tiny.yaml").write_text(RTDETR, "ascii")
+    torch.manual_seed(0)
+    network = tasks.RTDETRDetectionModel(str(folder / "tiny.yaml"), nc=2, verbose=False)
+    network.names = {0: "green", 1: "red"}
+    torch.save({"model": network.half(), "train_args": {"imgsz": SIDE}}, folder / "rtdetr.pt")
+    return folder / "rtdetr.pt"
+
+
+def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Path) -> None:
+    step = replace(STEP, epochs=1)
+    done = distill_student(transformer, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert all(done.losses[0][entry.name] > 0 for entry in fields(Weights))
+    assert export(UltralyticsDetector(tmp_path / "student.pt"), tmp_path / "s.onnx", 17).spec.classes == (
+        "red",
+        "green",
+    )
