@@ -261,12 +261,8 @@ def _half(values: np.ndarray) -> np.ndarray:
 
 def _halves(layer: LayerView, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
     """The moments of patches from the same places in both graphs, for each half of the frames."""
-    size = layer.count(wanted[0].shape)
-    needed = max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2])
-    count = min(-(-needed // len(wanted)), size)
-    rng = np.random.default_rng(0)
-    places = [rng.choice(size, count, replace=False, shuffle=False) for _ in wanted]
-    middle = max(len(wanted) * count // 2, 1)
+    places = layer.places(wanted, max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
+    middle = max(sum(map(len, places)) // 2, 1)
     seen = [
         np.concatenate([layer.patches(value, at) for value, at in zip(values, places, strict=True)], axis=1)
         for values in (wanted, read)
