@@ -30,7 +30,7 @@ class Quantize:
     """
 
     ranges: Literal["best", "mse", "entropy", "percentile", "max"] = "best"
-    min_snr_db: float = 27.0
+    min_snr_db: float = 28.0
     frames: int = 12
     int8_rounding: Literal["nearest", "feedback"] = "nearest"
     formats: tuple[Form, ...] = ("int8",)

@@ -26,7 +26,7 @@ from edgekd.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.onnx_fp4 import OPSET, at_opset
 from edgekd.spec import Quantize
 
-PROBES = 12
+PROBES = 8
 """Frames on which each layer's noise is measured."""
 PATCHES = 3072
 PATCHES_PER_WEIGHT = 2
