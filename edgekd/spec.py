@@ -137,6 +137,9 @@ class Distill:
     temperature: softens classes; learn_temperature: learned within 1 and 4 instead. balance_every: steps between two
     measurements of each loss's gradient, by which all are brought to the size of the labels'; 0 for never.
     same_classes: classes that have another name in the teacher's list, as "teacher's name = name in the data".
+
+    class_power: how much more rare classes count in the teacher's class loss, 0 for not at all, 1 for as much as all;
+    repeat: images with a class that a smaller share of the images has are shown more often; 0 for each once.
     """
 
     student: str | None = None
@@ -161,6 +164,8 @@ class Distill:
     learn_temperature: bool = False
     balance_every: int = 50
     same_classes: tuple[str, ...] = ()
+    class_power: float = 0.0
+    repeat: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
@@ -170,7 +175,7 @@ class Distill:
                 raise SpecError(f"distill: {name}", expected="more than 0", found=str(value))
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
-        for name in ("final_rate", "mosaic", "learning_rate"):
+        for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
         if not 0 <= self.momentum < 1:

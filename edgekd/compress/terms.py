@@ -74,12 +74,16 @@ class Said:
 class Comparison:
     """The losses of one kind of distillation.
 
-    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's.
+    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; weights: of the
+    student's classes, float32 [classes], None where all count alike.
     """
 
-    def __init__(self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids) -> None:
+    def __init__(
+        self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids, weights: torch.Tensor | None = None
+    ) -> None:
         self._step = step
         self._ours, self._theirs = ([pair[side] for pair in classes] for side in (0, 1))
+        self._class_weights = None if weights is None else weights[self._ours]
         self._aids = aids
 
     def __call__(self, student: Seen, teacher: Seen, weights: Weights, progress: float) -> Said:
@@ -118,7 +122,7 @@ class Comparison:
         return Predictions(found.scores[:, chosen], found.boxes)
 
     def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
-        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature)
+        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
 
     @staticmethod
     def _neurons(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.data.dataset import Sample
 from edgekd.errors import CompressError, SpecError
@@ -79,6 +80,27 @@ def ultralytics_label(sample: Sample) -> dict[str, Any]:
         "normalized": True,
         "bbox_format": "xywh",
     }
+
+
+class Batches:
+    """What each epoch shows, batch by batch, where it is more than every image once; Ultralytics asks for it in turns.
+
+    order: of an epoch, the samples' indices, int64 [images]; each has as many. next: the epoch that is asked for next.
+    """
+
+    def __init__(self, order: Callable[[int], NDArray[np.int64]], size: int) -> None:
+        self.next = 0
+        self._order, self._size = order, size
+        self._count = -(-len(order(0)) // size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        found = self._order(self.next)
+        self.next += 1  # before the first batch: workers read ahead
+        for at in range(0, len(found), self._size):
+            yield found[at : at + self._size].tolist()
 
 
 class Loop(DetectionTrainer):  # type: ignore[misc]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import Sample, Truth, load_dataset
+from edgekd.data.long_tail import epoch_order, repeat_factors
 from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, SpecError
@@ -20,17 +23,16 @@ tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
+from edgekd.compress.terms import shared_classes  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
 from edgekd.detectors.ultralytics_distill import (  # noqa: E402
     Distilled,
-    StudentLesson,
-    StudentLoss,
-    Watched,
     distill_student,
     student_network,
     teacher_network,
 )
-from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # noqa: E402
+from edgekd.detectors.ultralytics_loop import Batches, Lesson, Loop, quiet  # noqa: E402
+from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss, Watched  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -159,7 +161,9 @@ def _other(level: str) -> str:
     return "boxes" if level != "boxes" else "classes"
 
 
-def lesson_on(step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "green")) -> tuple[Any, dict[str, Any]]:
+def lesson_on(
+    step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "green"), samples: tuple[Sample, ...] = ()
+) -> tuple[Any, dict[str, Any]]:
     """A student in training with its criterion, and a batch."""
     from types import SimpleNamespace
 
@@ -168,8 +172,8 @@ def lesson_on(step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "
     student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, epochs=2)
     student.aids = module._aids(student, found, step)
     names = [found.names[at] for at in sorted(found.names)]
-    pairs = module.shared_classes(classes, names, step.same_classes)
-    student.criterion = StudentLoss(student, StudentLesson((), classes, step, found, pairs, Path()), lambda: 0.5)
+    pairs = shared_classes(classes, names, step.same_classes)
+    student.criterion = StudentLoss(student, StudentLesson(samples, classes, step, found, pairs, Path()), lambda: 0.5)
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.2]])
     batch = {"img": torch.rand(2, 3, SIDE, SIDE, generator=generator), "bboxes": boxes}
@@ -266,7 +270,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
 ) -> None:
     step = replace(STEP, epochs=12)  # a weight moves in the 6th epoch, and in the first after the stop
     arguments = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
-    original = module.StudentLoss.update
+    original = StudentLoss.update
 
     def stop(loss: Any) -> None:
         original(loss)
@@ -274,7 +278,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
             raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.StudentLoss, "update", stop)
+        patched.setattr(StudentLoss, "update", stop)
         with pytest.raises(StoppedError):
             distill_student(*arguments)
     assert not (tmp_path / "student.pt").exists()
@@ -383,3 +387,42 @@ def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Pat
         "red",
         "green",
     )
+
+
+def test_rare_classes_count_more_in_what_the_teacher_says(teacher: Path) -> None:
+    def told(power: float) -> float:
+        step = replace(STEP, class_power=power, learn_temperature=False)
+        truth = Truth(np.zeros((5, 4), np.float32), np.array([0, 0, 0, 0, 1]), np.zeros(5, bool))
+        student, batch = lesson_on(step, teacher, samples=(Sample(Path(), truth),))
+        return float(student.criterion(student(batch["img"]), batch)[1]["classes"])
+
+    assert told(0.5) != pytest.approx(told(0.0), rel=1e-3)
+
+
+def test_images_with_rare_classes_are_seen_more_often_and_as_the_seed_and_the_epoch_say(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[int]] = []
+    original = Batches.__iter__
+
+    def noted(batches: Any) -> Iterator[list[int]]:
+        shown.append([])
+        for batch in original(batches):
+            shown[-1] += batch
+            yield batch
+
+    monkeypatch.setattr(Batches, "__iter__", noted)
+    step = replace(STEP, repeat=1.0, close_mosaic=1, epochs=3)
+    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    data = load_dataset(tiny_data)
+    factors = repeat_factors([sample.truth for sample in data.split("train").samples], 2, 1.0)
+    assert done.epochs == 3
+    assert factors.max() > 1
+    length = round(factors.sum())
+    assert shown[:3] == [np.resize(epoch_order(factors, 0, epoch), length).tolist() for epoch in range(3)]
+
+
+def test_what_needs_one_process_is_refused_on_several_gpus(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    files = (teacher, tmp_path / "student.pt", tiny_data)
+    with pytest.raises(SpecError, match="repeat is for one GPU"):
+        distill_student(*files, replace(STEP, repeat=0.5), tmp_path / "state", device="0,1")

@@ -1,0 +1,198 @@
+"""What a student of Ultralytics' kind is trained by on a batch: the loss on its labels, and what its teacher says.
+
+The losses are in `compress/`: here is where their ingredients come from, in networks that Ultralytics has built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
+from edgekd.spec import Distill, Weights
+
+# First: it says what is missing where PyTorch or Ultralytics are.
+from edgekd.detectors.ultralytics_loop import Lesson  # isort: skip
+
+import torch
+
+from edgekd.compress.adaptive import Average, Balance, teachers_share
+from edgekd.compress.anchors import Grid
+from edgekd.compress.terms import Comparison, Predictions, Seen, spread
+
+LEVELS = tuple(entry.name for entry in fields(Weights))
+SIDE = 256
+"""Pixels of the blank frame on which a network is looked at."""
+WEIGHT = "weight_"
+"""What the name of a number begins with that is a weight, or says where one comes from, and no loss."""
+
+
+@dataclass(frozen=True)
+class StudentLesson(Lesson):
+    """What a student is trained on and by. state: the file in which its training is kept after every epoch."""
+
+    step: Distill
+    teacher: Any
+    pairs: tuple[tuple[int, int], ...]
+    state: Path
+
+    def class_weights(self) -> torch.Tensor | None:
+        """How much each class counts, float32 [classes]; None where all count alike."""
+        if not self.step.class_power:
+            return None
+        counts = instances((sample.truth for sample in self.samples), len(self.classes))
+        return torch.tensor(class_weights(counts, self.step.class_power), dtype=torch.float32)
+
+    def order(self, batch: int) -> Callable[[int], NDArray[np.int64]] | None:
+        """What an epoch shows, indices of samples by its number; None where that is every one once, in any order.
+
+        batch: images a step. Epochs are equally long, for learning rates and times are planned by their length.
+        """
+        step = self.step
+        if not step.repeat:
+            return None
+        factors = repeat_factors([sample.truth for sample in self.samples], len(self.classes), step.repeat)
+        length = round(factors.sum())
+        return lambda epoch: np.resize(epoch_order(factors, step.seed, epoch), length)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of each level of a head: the backbone's layer that goes with it, and channels and stride of the map it reads.
+
+    That layer is the first one of nearly its stride whose output the neck reads.
+    """
+
+    hidden: tuple[int, ...]
+    widths: tuple[int, ...]
+    strides: tuple[float, ...]
+
+
+def look(network: Any) -> Look:
+    """What there is to see in a network, found with a blank frame; the network stays as it is."""
+    head = network.model[-1]
+    shapes: dict[int, Any] = {}
+
+    def note(at: int, layer: Any, inputs: Any, output: Any) -> None:
+        shapes[at] = [each.shape for each in inputs[0]] if at == head.i else output.shape
+
+    watched = [*sorted(set(network.save) - set(head.f)), head.i]
+    hooks = [network.model[at].register_forward_hook(partial(note, at)) for at in watched]
+    modes = {module: module.training for module in network.modules()}
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, SIDE, SIDE, device=next(network.parameters()).device))
+    for module, mode in modes.items():
+        module.training = mode
+    for hook in hooks:
+        hook.remove()
+    read = shapes.pop(head.i)
+    hidden = tuple(
+        min(shapes, key=lambda at, shape=shape: (abs(math.log(shapes[at][-1] / shape[-1])), at))  # type: ignore[misc]
+        for shape in read
+    )
+    return Look(hidden, tuple(shape[1] for shape in read), tuple(SIDE / shape[-1] for shape in read))
+
+
+class Watched:
+    """A network of which it is known what it has just seen. neck: the maps that its head has read."""
+
+    def __init__(self, network: Any) -> None:
+        self.neck: tuple[torch.Tensor, ...] = ()
+        self._maps: dict[int, torch.Tensor] = {}
+        self._look = look(network)
+        for at in set(self._look.hidden):
+            network.model[at].register_forward_hook(partial(self._keep, at))
+        network.model[-1].register_forward_pre_hook(self._keep_neck)
+
+    def _keep(self, at: int, layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        self._maps[at] = output
+
+    def _keep_neck(self, head: Any, inputs: Any) -> None:
+        self.neck = tuple(inputs[0])
+
+    def seen(self, said: Any) -> Seen:
+        """What it saw in the batch of which it has just said this, in float32: a YOLO undecoded, an RT-DETR decoded."""
+        grid = Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self._look.strides)
+        if isinstance(said, tuple):
+            boxes, scores = (each[-1].float() for each in said[1][:2])  # of the decoder's last layer
+            branches = {"one2many": spread(boxes, scores, grid)}
+        else:
+            found = {name: said[name] for name in ("one2many", "one2one") if said.get(name)} or {"one2many": said}
+            if "one2many" not in found:  # a fused head has kept one of them
+                found = {"one2many": found["one2one"]}
+            branches = {
+                name: Predictions(told["scores"].float(), told["boxes"].float()) for name, told in found.items()
+            }
+        hidden = tuple(self._maps[at].float() for at in self._look.hidden)
+        return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
+
+
+class StudentLoss:
+    """The loss of a student on a batch: what Ultralytics trains on, and what its teacher says, stage by stage.
+
+    Called by Ultralytics with the student's raw predictions. progress: gives the share of the training that is done.
+    """
+
+    def __init__(self, student: Any, lesson: StudentLesson, progress: Callable[[], float]) -> None:
+        step, device = lesson.step, next(student.parameters()).device
+        self._step, self._progress = step, progress
+        self._labels = student.init_criterion()
+        self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
+        self._told = any(stage.weights.any for stage in step.stages)
+        if self._told:
+            self._teacher = lesson.teacher.to(device)
+            if device.type == "cuda":
+                self._teacher = self._teacher.to(memory_format=torch.channels_last)
+            self._student_seen, self._teacher_seen = Watched(student), Watched(self._teacher)
+            weights = lesson.class_weights()
+            weights = None if weights is None else weights.to(device)
+            self._compare = Comparison(step, lesson.pairs, student.aids, weights)
+
+    def __call__(self, found: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss, part by part, times the batch's size; and each part, its weight, and what that follows from."""
+        labels, items = self._labels(found, batch)
+        if not self._told:
+            return labels, items
+        zero, progress = labels.new_zeros(()), self._progress()
+        stage = self._step.stage_at(progress)
+        items |= dict.fromkeys((*LEVELS, *(WEIGHT + name for name in (*LEVELS, "disagreement", "temperature"))), zero)
+        items[f"{WEIGHT}teacher"] = zero + 1
+        if not stage.weights.any:
+            return torch.cat([labels, zero[None]]), items
+        with torch.no_grad():
+            wanted = self._teacher_seen.seen(self._teacher(batch["img"]))
+        with torch.autocast(labels.device.type, enabled=False):
+            said = self._compare(self._student_seen.seen(found), wanted, stage.weights, progress)
+        share = teachers_share(self._apart(said.apart), self._step.alpha if stage.adaptive else "off")
+        size = len(batch["img"])
+        factors = self._balance(labels.sum() / size, said.losses, self._student_seen.neck)
+        weights = {name: getattr(stage.weights, name) * factors[name] * share for name in said.losses}
+        total = sum((weights[name] * loss for name, loss in said.losses.items()), zero)
+        items |= {name: loss.detach() for name, loss in said.losses.items()}
+        weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
+        items |= {f"{WEIGHT}{name}": weight for name, weight in weights.items()}
+        return torch.cat([labels, total[None] * size]), items
+
+    def update(self) -> None:
+        """An epoch has ended: a head with two branches now learns more with the one that ships."""
+        if hasattr(self._labels, "update"):
+            self._labels.update()
+
+    def state(self) -> dict[str, Any]:
+        """What a training that goes on has to know."""
+        return {"factors": dict(self._balance.factors), "apart": self._apart.value}
+
+    def restore(self, state: Mapping[str, Any], epochs: int) -> None:
+        """Go on from a state after so many epochs."""
+        self._balance.factors = dict(state["factors"])
+        self._apart.value = state["apart"]
+        if hasattr(self._labels, "update"):
+            self._labels.updates = epochs - 1
+            self._labels.update()
