@@ -140,6 +140,9 @@ class Distill:
 
     class_power: how much more rare classes count in the teacher's class loss, 0 for not at all, 1 for as much as all;
     repeat: images with a class that a smaller share of the images has are shown more often; 0 for each once.
+
+    unlabelled: a folder of frames that the teacher labels; unlabelled_share: of each batch; keep: the share of the
+    teacher's detections that is to be right where they count as labels.
     """
 
     student: str | None = None
@@ -166,6 +169,9 @@ class Distill:
     same_classes: tuple[str, ...] = ()
     class_power: float = 0.0
     repeat: float = 0.0
+    unlabelled: str | None = None
+    unlabelled_share: float = 0.25
+    keep: float = 0.9
 
     def __post_init__(self) -> None:
         positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
@@ -178,6 +184,15 @@ class Distill:
         for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
+        if not 0.5 <= self.keep <= 1:
+            raise SpecError("distill: keep", expected="0.5 to 1", found=str(self.keep))
+        if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:
+            raise SpecError(
+                "distill: unlabelled_share",
+                expected=f"both kinds of frames in a batch of {self.batch}",
+                found=str(self.unlabelled_share),
+                fix="use another share, or a larger batch",
+            )
         if not 0 <= self.momentum < 1:
             raise SpecError("distill: momentum", expected="0 or more, and less than 1", found=str(self.momentum))
 
@@ -273,9 +288,7 @@ def load_recipe(name: str) -> Recipe:
         recipe = recipe_from(read_toml(Path(name)), name)
         plan = recipe.quantize.plan if recipe.quantize else None
         recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
-        student = recipe.distill.student if recipe.distill else None
-        beside = Path(name).parent / student if student else None
-        return recipe.with_distill(student=str(beside)) if beside and beside.is_file() else recipe
+        return _beside(recipe, Path(name).parent) if recipe.distill else recipe
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -285,6 +298,17 @@ def load_recipe(name: str) -> Recipe:
         )
     with resources.as_file(resources.files("edgekd.recipes") / f"{name}.toml") as path:
         return recipe_from(read_toml(path), name)
+
+
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the files of its distillation taken from its own folder; a student may also be a model's name."""
+    step = recipe.distill
+    student = step.student if step else None
+    beside = folder / student if student else None
+    frames = folder / step.unlabelled if step and step.unlabelled else None
+    return recipe.with_distill(
+        student=str(beside) if beside and beside.is_file() else None, unlabelled=str(frames) if frames else None
+    )
 
 
 def recipe_names() -> tuple[str, ...]:

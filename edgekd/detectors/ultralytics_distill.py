@@ -10,13 +10,13 @@ import io
 import pickle
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector, require_box_detector
@@ -26,7 +26,7 @@ from edgekd.progress import SILENT, Progress
 from edgekd.spec import Distill
 
 # First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import Batches, Loop, Trained, quiet  # isort: skip
+from edgekd.detectors.ultralytics_loop import Batches, Loop, Trained, quiet, ultralytics_label  # isort: skip
 
 import torch
 from torch import nn
@@ -63,6 +63,7 @@ def distill_student(
     trust: bool = False,
     device: str | None = None,
     progress: Progress = SILENT,
+    frames: Sequence[Sample] = (),
 ) -> Distilled:
     """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
 
@@ -71,11 +72,11 @@ def distill_student(
     every epoch; where it is there, training goes on from it, so it must be of the same arguments. device: `cpu`, `0`,
     or `0,1` for one process on each of two GPUs; None for a GPU if there is one. On the CPU the same arguments give the
     same student.
+    frames: what a teacher has labelled, of which each batch has the step's `unlabelled_share`.
     Raises SpecError for checkpoints that are no detectors and a student that does not exist, DataError for unusable
     data, CompressError where training diverges.
     """
-    if device and "," in device and step.repeat:
-        raise SpecError("distill: repeat is for one GPU", found=f"device {device}", fix="leave it out, or name one GPU")
+    _require_one_process(step, device)
     dataset = load_dataset(data)
     samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
     found = teacher_network(teacher, trust)
@@ -83,7 +84,7 @@ def distill_student(
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
     trained.aids = _aids(trained, found, step)
-    lesson = StudentLesson(tuple(samples), dataset.classes, step, found, pairs, state)
+    lesson = StudentLesson((*samples, *frames), dataset.classes, step, found, pairs, state, len(frames))
     if not (_read(state) or {}).get("finished"):
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
             trainer = _StudentTrainer.of(lesson, _settings(step, scratch, device), progress)
@@ -95,6 +96,13 @@ def distill_student(
     _write(network, step, out)
     sizes = [sum(each.numel() for each in one.parameters()) for one in (network, found)]
     return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+
+
+def _require_one_process(step: Distill, device: str | None) -> None:
+    for name in ("repeat", "unlabelled"):
+        if getattr(step, name) and device and "," in device:
+            fix = "leave it out, or name one GPU"
+            raise SpecError(f"distill: {name} is for one GPU", found=f"device {device}", fix=fix)
 
 
 def teacher_network(checkpoint: Path, trust: bool) -> Any:
@@ -193,6 +201,12 @@ class _StudentTrainer(Loop):
         self._state: dict[str, Any] | None = None
         self._batches: Batches | None = None
         super().__init__(*arguments, **named)
+
+    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
+        dataset = super().build_dataset(img_path, mode, batch)
+        if self.lesson.frames:
+            dataset.labels = [ultralytics_label(sample, len(self.lesson.classes)) for sample in img_path]
+        return dataset
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)

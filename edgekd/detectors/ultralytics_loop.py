@@ -66,14 +66,18 @@ class LabelledImages(YOLODataset):  # type: ignore[misc]
         return [ultralytics_label(sample) for sample in self.img_path]
 
 
-def ultralytics_label(sample: Sample) -> dict[str, Any]:
-    """A sample in Ultralytics' words. A box around a crowd is no box around an object."""
-    single = ~sample.truth.crowd
-    corners = sample.truth.boxes[single]
+def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, Any]:
+    """A sample in Ultralytics' words. A box around a crowd is no box around an object.
+
+    classes: their number, where boxes around crowds are to come along, as objects of the class number `classes + c`.
+    """
+    truth = sample.truth
+    single = ~truth.crowd if classes is None else np.ones(len(truth), bool)
+    corners, numbers = truth.boxes[single], (truth.classes + truth.crowd * (classes or 0))[single]
     low, high = corners[:, :2], corners[:, 2:]
     return {
         "im_file": str(sample.image),
-        "cls": sample.truth.classes[single, None].astype(np.float32),
+        "cls": numbers[:, None].astype(np.float32),
         "bboxes": np.concatenate([(low + high) / 2, high - low], axis=1),
         "segments": [],
         "keypoints": None,

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.data.dataset import Sample
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
+from edgekd.data.pseudo_labels import mixed_order
 from edgekd.spec import Distill, Weights
 
 # First: it says what is missing where PyTorch or Ultralytics are.
@@ -25,6 +27,7 @@ import torch
 
 from edgekd.compress.adaptive import Average, Balance, teachers_share
 from edgekd.compress.anchors import Grid
+from edgekd.compress.boxes import corners, ignored
 from edgekd.compress.terms import Comparison, Predictions, Seen, spread
 
 LEVELS = tuple(entry.name for entry in fields(Weights))
@@ -36,18 +39,28 @@ WEIGHT = "weight_"
 
 @dataclass(frozen=True)
 class StudentLesson(Lesson):
-    """What a student is trained on and by. state: the file in which its training is kept after every epoch."""
+    """What a student is trained on and by.
+
+    state: the file in which its training is kept after every epoch; frames: how many samples, the last ones, have their
+    labels from the teacher.
+    """
 
     step: Distill
     teacher: Any
     pairs: tuple[tuple[int, int], ...]
     state: Path
+    frames: int = 0
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        """The samples that people have labelled."""
+        return self.samples[: len(self.samples) - self.frames]
 
     def class_weights(self) -> torch.Tensor | None:
         """How much each class counts, float32 [classes]; None where all count alike."""
         if not self.step.class_power:
             return None
-        counts = instances((sample.truth for sample in self.samples), len(self.classes))
+        counts = instances((sample.truth for sample in self.labelled), len(self.classes))
         return torch.tensor(class_weights(counts, self.step.class_power), dtype=torch.float32)
 
     def order(self, batch: int) -> Callable[[int], NDArray[np.int64]] | None:
@@ -55,12 +68,20 @@ class StudentLesson(Lesson):
 
         batch: images a step. Epochs are equally long, for learning rates and times are planned by their length.
         """
-        step = self.step
-        if not step.repeat:
+        step, count = self.step, len(self.labelled)
+        if not step.repeat and not self.frames:
             return None
-        factors = repeat_factors([sample.truth for sample in self.samples], len(self.classes), step.repeat)
+        factors = repeat_factors([sample.truth for sample in self.labelled], len(self.classes), step.repeat)
         length = round(factors.sum())
-        return lambda epoch: np.resize(epoch_order(factors, step.seed, epoch), length)
+
+        def labelled(epoch: int) -> NDArray[np.int64]:
+            return np.resize(epoch_order(factors, step.seed, epoch), length)
+
+        def mixed(epoch: int) -> NDArray[np.int64]:
+            frames, share = np.arange(count, len(self.samples)), step.unlabelled_share
+            return mixed_order(labelled(epoch), frames, batch, share, step.seed, epoch).flatten()
+
+        return mixed if self.frames else labelled
 
 
 @dataclass(frozen=True)
@@ -117,9 +138,14 @@ class Watched:
     def _keep_neck(self, head: Any, inputs: Any) -> None:
         self.neck = tuple(inputs[0])
 
+    @property
+    def grid(self) -> Grid:
+        """Where its anchors are in the batch that it has just seen."""
+        return Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self._look.strides)
+
     def seen(self, said: Any) -> Seen:
         """What it saw in the batch of which it has just said this, in float32: a YOLO undecoded, an RT-DETR decoded."""
-        grid = Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self._look.strides)
+        grid = self.grid
         if isinstance(said, tuple):
             boxes, scores = (each[-1].float() for each in said[1][:2])  # of the decoder's last layer
             branches = {"one2many": spread(boxes, scores, grid)}
@@ -146,17 +172,22 @@ class StudentLoss:
         self._labels = student.init_criterion()
         self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
         self._told = any(stage.weights.any for stage in step.stages)
+        self._classes, self._doubtful = len(lesson.classes), lesson.frames > 0
+        if self._told or self._doubtful:
+            self._student_seen = Watched(student)
         if self._told:
             self._teacher = lesson.teacher.to(device)
             if device.type == "cuda":
                 self._teacher = self._teacher.to(memory_format=torch.channels_last)
-            self._student_seen, self._teacher_seen = Watched(student), Watched(self._teacher)
+            self._teacher_seen = Watched(self._teacher)
             weights = lesson.class_weights()
             weights = None if weights is None else weights.to(device)
             self._compare = Comparison(step, lesson.pairs, student.aids, weights)
 
     def __call__(self, found: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss, part by part, times the batch's size; and each part, its weight, and what that follows from."""
+        if self._doubtful:
+            batch = self._without_doubtful(batch)
         labels, items = self._labels(found, batch)
         if not self._told:
             return labels, items
@@ -179,6 +210,18 @@ class StudentLoss:
         weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
         items |= {f"{WEIGHT}{name}": weight for name, weight in weights.items()}
         return torch.cat([labels, total[None] * size]), items
+
+    def _without_doubtful(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch with its objects alone; what its other boxes cover stays out of the class loss on the labels."""
+        away = batch["cls"].flatten() >= self._classes
+        index, named = batch["batch_idx"][away].long(), batch["cls"].flatten()[away].long() - self._classes
+        grid, size = self._student_seen.grid, len(batch["img"])
+        places = corners(batch["bboxes"][away], *batch["img"].shape[2:])
+        hidden = ignored(grid.points(places.device)[0], places, index, named, size, self._classes)
+        branches = [getattr(self._labels, name, self._labels) for name in ("one2many", "one2one")]
+        for loss in branches:
+            loss.class_weights = ~hidden.transpose(1, 2)  # by which Ultralytics multiplies its class loss
+        return {**batch, **{name: batch[name][~away] for name in ("cls", "bboxes", "batch_idx")}}
 
     def update(self) -> None:
         """An epoch has ended: a head with two branches now learns more with the one that ships."""

@@ -162,7 +162,11 @@ def _other(level: str) -> str:
 
 
 def lesson_on(
-    step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "green"), samples: tuple[Sample, ...] = ()
+    step: Distill,
+    teacher: Path,
+    classes: tuple[str, ...] = ("red", "green"),
+    samples: tuple[Sample, ...] = (),
+    frames: int = 0,
 ) -> tuple[Any, dict[str, Any]]:
     """A student in training with its criterion, and a batch."""
     from types import SimpleNamespace
@@ -173,7 +177,9 @@ def lesson_on(
     student.aids = module._aids(student, found, step)
     names = [found.names[at] for at in sorted(found.names)]
     pairs = shared_classes(classes, names, step.same_classes)
-    student.criterion = StudentLoss(student, StudentLesson(samples, classes, step, found, pairs, Path()), lambda: 0.5)
+    student.criterion = StudentLoss(
+        student, StudentLesson(samples, classes, step, found, pairs, Path(), frames), lambda: 0.5
+    )
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.2]])
     batch = {"img": torch.rand(2, 3, SIDE, SIDE, generator=generator), "bboxes": boxes}
@@ -399,19 +405,25 @@ def test_rare_classes_count_more_in_what_the_teacher_says(teacher: Path) -> None
     assert told(0.5) != pytest.approx(told(0.0), rel=1e-3)
 
 
-def test_images_with_rare_classes_are_seen_more_often_and_as_the_seed_and_the_epoch_say(
-    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[list[int]] = []
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The samples of each epoch, in order."""
+    epochs: list[list[int]] = []
     original = Batches.__iter__
 
     def noted(batches: Any) -> Iterator[list[int]]:
-        shown.append([])
+        epochs.append([])
         for batch in original(batches):
-            shown[-1] += batch
+            epochs[-1] += batch
             yield batch
 
     monkeypatch.setattr(Batches, "__iter__", noted)
+    return epochs
+
+
+def test_images_with_rare_classes_are_seen_more_often_and_as_the_seed_and_the_epoch_say(
+    teacher: Path, tiny_data: Path, tmp_path: Path, shown: list[list[int]]
+) -> None:
     step = replace(STEP, repeat=1.0, close_mosaic=1, epochs=3)
     done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
     data = load_dataset(tiny_data)
@@ -424,5 +436,41 @@ def test_images_with_rare_classes_are_seen_more_often_and_as_the_seed_and_the_ep
 
 def test_what_needs_one_process_is_refused_on_several_gpus(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     files = (teacher, tmp_path / "student.pt", tiny_data)
-    with pytest.raises(SpecError, match="repeat is for one GPU"):
-        distill_student(*files, replace(STEP, repeat=0.5), tmp_path / "state", device="0,1")
+    for name, value in (("repeat", 0.5), ("unlabelled", "frames")):
+        with pytest.raises(SpecError, match=f"{name} is for one GPU"):
+            distill_student(*files, replace(STEP, **{name: value}), tmp_path / "state", device="0,1")
+
+
+@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo26n.yaml"])
+def test_a_doubtful_box_of_a_teacher_is_neither_an_object_nor_background(teacher: Path, model: str) -> None:
+    """One over the whole frame takes its class out of the loss on the labels, and only its class."""
+    step = replace(STEP, student=model, stages=NOTHING)
+
+    def gradient(number: float | None) -> torch.Tensor:
+        student, batch = lesson_on(step, teacher, frames=1)
+        batch = {name: batch[name][:1] for name in batch}
+        if number is not None:
+            batch["cls"] = torch.cat([batch["cls"], torch.tensor([[number]])])
+            batch["bboxes"] = torch.cat([batch["bboxes"], torch.tensor([[0.5, 0.5, 1.0, 1.0]])])
+            batch["batch_idx"] = torch.zeros(2)
+        student.criterion(student(batch["img"]), batch)[0].sum().backward()
+        return student.model[-1].cv3[0][-1].bias.grad  # type: ignore[no-any-return]
+
+    free, red, green = gradient(None), gradient(2.0), gradient(3.0)
+    assert free.abs().min() > 0
+    assert red[0] == green[1] == 0
+    assert red[1] == free[1]
+    assert green[0] == free[0]
+
+
+def test_frames_that_the_teacher_labelled_are_a_share_of_each_batch(
+    teacher: Path, tiny_data: Path, tmp_path: Path, shown: list[list[int]]
+) -> None:
+    step = replace(STEP, unlabelled="given below", unlabelled_share=0.5)
+    frames = load_dataset(tiny_data).split("val").samples[:5]
+    files = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert distill_student(*files, frames=frames).epochs == 2
+    batches = [epoch[at : at + 6] for epoch in shown[:2] for at in range(0, len(epoch), 6)]
+    assert len(batches) == 8, "each labelled image once an epoch, three at a time"
+    assert all([at >= 12 for at in batch] == [False] * 3 + [True] * 3 for batch in batches)
+    assert {at for batch in batches for at in batch} == set(range(17))
