@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +143,11 @@ class Distill:
 
     unlabelled: a folder of frames that the teacher labels; unlabelled_share: of each batch; keep: the share of the
     teacher's detections that is to be right where they count as labels.
+
+    conflict: whether the labels' loss and the teacher's are reconciled where they meet, at the student's neck.
+
+    text: how much it counts that what the student sees in an object's box lies where its class's words lie; prompts:
+    by class, the words to take instead of its name.
     """
 
     student: str | None = None
@@ -172,6 +177,9 @@ class Distill:
     unlabelled: str | None = None
     unlabelled_share: float = 0.25
     keep: float = 0.9
+    conflict: bool = False
+    text: float = 0.0
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
@@ -184,6 +192,8 @@ class Distill:
         for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
+        if not self.text >= 0:
+            raise SpecError("distill: text", expected="0 or more", found=str(self.text))
         if not 0.5 <= self.keep <= 1:
             raise SpecError("distill: keep", expected="0.5 to 1", found=str(self.keep))
         if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:

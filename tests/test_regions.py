@@ -168,9 +168,7 @@ finally:
 
 def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == [
-        f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_trainer")
-    ]
+    assert users == [f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_trainer")]
 
 
 def test_only_engines_import_tensorrt() -> None:

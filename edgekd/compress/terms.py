@@ -16,6 +16,7 @@ from torch import nn
 from edgekd.compress import distill
 from edgekd.compress.adaptive import Temperature, disagreement, foreground
 from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
+from edgekd.compress.region_text import RegionText
 from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
@@ -53,22 +54,36 @@ class Seen:
 
 
 class Aids(nn.Module):  # type: ignore[misc]
-    """What is trained beside a student and does not ship: 1 x 1 projectors to its teacher's widths, a temperature."""
+    """What is trained beside a student and does not ship.
 
-    def __init__(self, student: Sequence[int], teacher: Sequence[int], learn_temperature: bool) -> None:
-        """student, teacher: channels of the neck maps, level by level, already in pairs."""
+    1 x 1 projectors to its teacher's widths; a temperature; and where there are texts, the projection of regions.
+    """
+
+    def __init__(
+        self,
+        student: Sequence[int],
+        teacher: Sequence[int],
+        learn_temperature: bool,
+        texts: torch.Tensor | None = None,
+    ) -> None:
+        """student, teacher: channels of the neck maps, level by level, already in pairs; texts: as of `RegionText`."""
         super().__init__()
         self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
         self.temperature = Temperature() if learn_temperature else None
+        self.words = None if texts is None else RegionText(student, texts)
 
 
 @dataclass(frozen=True)
 class Said:
-    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used."""
+    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used.
+
+    sure: the teacher's certainty at the student's anchors, [b, anchors].
+    """
 
     losses: Mapping[str, torch.Tensor]
     apart: torch.Tensor
     temperature: torch.Tensor
+    sure: torch.Tensor
 
 
 class Comparison:
@@ -109,7 +124,7 @@ class Comparison:
             else:
                 losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
         mask = foreground(theirs.scores)
-        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach())
+        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach(), sure)
 
     def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
         learned = self._aids.temperature

@@ -33,8 +33,11 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
 
+from edgekd.compress import text
 from edgekd.compress.anchors import nearest_levels
+from edgekd.compress.conflict import projector
 from edgekd.compress.terms import Aids, shared_classes
+from edgekd.compress.text import class_texts
 from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss, look
 
 UNKNOWN = -4.6
@@ -77,13 +80,16 @@ def distill_student(
     data, CompressError where training diverges.
     """
     _require_one_process(step, device)
+    if step.conflict:
+        projector()  # which says what is missing
     dataset = load_dataset(data)
     samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
     found = teacher_network(teacher, trust)
     pairs = shared_classes(dataset.classes, [found.names[at] for at in sorted(found.names)], step.same_classes)
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
-    trained.aids = _aids(trained, found, step)
+    texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
+    trained.aids = _aids(trained, found, step, texts)
     lesson = StudentLesson((*samples, *frames), dataset.classes, step, found, pairs, state, len(frames))
     if not (_read(state) or {}).get("finished"):
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
@@ -99,7 +105,7 @@ def distill_student(
 
 
 def _require_one_process(step: Distill, device: str | None) -> None:
-    for name in ("repeat", "unlabelled"):
+    for name in ("repeat", "unlabelled", "conflict"):
         if getattr(step, name) and device and "," in device:
             fix = "leave it out, or name one GPU"
             raise SpecError(f"distill: {name} is for one GPU", found=f"device {device}", fix=fix)
@@ -179,13 +185,13 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
     return network
 
 
-def _aids(student: Any, teacher: Any, step: Distill) -> Aids:
-    """The projectors between the levels that go together, the same for the same seed."""
+def _aids(student: Any, teacher: Any, step: Distill, texts: torch.Tensor | None = None) -> Aids:
+    """The projectors between the levels that go together, and to the texts if any, the same for the same seed."""
     ours, theirs = look(student), look(teacher)
     levels = nearest_levels(ours.strides, theirs.strides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        return Aids(ours.widths, [theirs.widths[at] for at in levels], step.learn_temperature)
+        return Aids(ours.widths, [theirs.widths[at] for at in levels], step.learn_temperature, texts)
 
 
 # ------------------------------------------------------------------------------------------------------- the training

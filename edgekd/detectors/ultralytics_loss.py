@@ -27,8 +27,10 @@ import torch
 
 from edgekd.compress.adaptive import Average, Balance, teachers_share
 from edgekd.compress.anchors import Grid
-from edgekd.compress.boxes import corners, ignored
-from edgekd.compress.terms import Comparison, Predictions, Seen, spread
+from edgekd.compress.boxes import best_inside, corners, ignored
+from edgekd.compress.conflict import reconcile
+from edgekd.compress.region_text import confidence, contrastive_loss, modality_weights, relation_loss
+from edgekd.compress.terms import Comparison, Predictions, Said, Seen, spread
 
 LEVELS = tuple(entry.name for entry in fields(Weights))
 SIDE = 256
@@ -160,6 +162,20 @@ class Watched:
         return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
 
 
+@dataclass(frozen=True)
+class Worded:
+    """What the words of the classes say to a batch.
+
+    loss: a scalar; sure: how sure the words are of each region, [n]; boxes [n, 4] in pixels of the input, and images
+    [n], the number in the batch, of the regions.
+    """
+
+    loss: torch.Tensor
+    sure: torch.Tensor
+    boxes: torch.Tensor
+    images: torch.Tensor
+
+
 class StudentLoss:
     """The loss of a student on a batch: what Ultralytics trains on, and what its teacher says, stage by stage.
 
@@ -173,43 +189,80 @@ class StudentLoss:
         self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
         self._told = any(stage.weights.any for stage in step.stages)
         self._classes, self._doubtful = len(lesson.classes), lesson.frames > 0
-        if self._told or self._doubtful:
+        self._words: Any = student.aids.words if step.text else None
+        weights = lesson.class_weights()
+        self._class_weights = None if weights is None else weights.to(device)
+        if self._told or self._words or self._doubtful:
             self._student_seen = Watched(student)
         if self._told:
             self._teacher = lesson.teacher.to(device)
             if device.type == "cuda":
                 self._teacher = self._teacher.to(memory_format=torch.channels_last)
             self._teacher_seen = Watched(self._teacher)
-            weights = lesson.class_weights()
-            weights = None if weights is None else weights.to(device)
-            self._compare = Comparison(step, lesson.pairs, student.aids, weights)
+            self._compare = Comparison(step, lesson.pairs, student.aids, self._class_weights)
+        levels = (*LEVELS, *(WEIGHT + name for name in (*LEVELS, "teacher", "disagreement", "temperature")))
+        words, cosine = ("text", f"{WEIGHT}text"), (f"{WEIGHT}cosine",)
+        self._names = (*levels * self._told, *words * bool(step.text), *cosine * step.conflict)
 
     def __call__(self, found: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss, part by part, times the batch's size; and each part, its weight, and what that follows from."""
         if self._doubtful:
             batch = self._without_doubtful(batch)
         labels, items = self._labels(found, batch)
-        if not self._told:
+        if not (self._told or self._words):
             return labels, items
         zero, progress = labels.new_zeros(()), self._progress()
+        items |= {name: zero + (name == f"{WEIGHT}teacher") for name in self._names}
         stage = self._step.stage_at(progress)
-        items |= dict.fromkeys((*LEVELS, *(WEIGHT + name for name in (*LEVELS, "disagreement", "temperature"))), zero)
-        items[f"{WEIGHT}teacher"] = zero + 1
-        if not stage.weights.any:
+        said = self._from_teacher(found, batch["img"], stage.weights, progress) if stage.weights.any else None
+        worded = self._from_words(batch) if self._words else None
+        losses = {**(said.losses if said else {}), **({"text": worded.loss} if worded else {})}
+        if not losses:
             return torch.cat([labels, zero[None]]), items
-        with torch.no_grad():
-            wanted = self._teacher_seen.seen(self._teacher(batch["img"]))
-        with torch.autocast(labels.device.type, enabled=False):
-            said = self._compare(self._student_seen.seen(found), wanted, stage.weights, progress)
-        share = teachers_share(self._apart(said.apart), self._step.alpha if stage.adaptive else "off")
-        size = len(batch["img"])
-        factors = self._balance(labels.sum() / size, said.losses, self._student_seen.neck)
-        weights = {name: getattr(stage.weights, name) * factors[name] * share for name in said.losses}
-        total = sum((weights[name] * loss for name, loss in said.losses.items()), zero)
-        items |= {name: loss.detach() for name, loss in said.losses.items()}
-        weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
-        items |= {f"{WEIGHT}{name}": weight for name, weight in weights.items()}
+        size, weights = len(batch["img"]), {}
+        factors = self._balance(labels.sum() / size, losses, self._student_seen.neck)
+        by_text, by_teacher = self._modalities(said, worded)
+        if said:
+            share = teachers_share(self._apart(said.apart), self._step.alpha if stage.adaptive else "off")
+            weights = {name: getattr(stage.weights, name) * factors[name] * share * by_teacher for name in said.losses}
+            weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
+        if worded:
+            weights["text"] = self._step.text * factors["text"] * by_text
+        total = sum((weights[name] * loss for name, loss in losses.items()), zero)
+        items |= {name: loss.detach() for name, loss in losses.items()}
+        items |= {f"{WEIGHT}{name}": zero + weight for name, weight in weights.items()}
+        if self._step.conflict:
+            both = {"labels": labels.sum(), "teacher": total * size}
+            # Ultralytics calls backward on their sum, unscaled: without mixed precision, or with bfloat16.
+            (cosine,) = reconcile(both, self._student_seen.neck)[0].cosines.values()
+            items[f"{WEIGHT}cosine"] = zero + cosine
         return torch.cat([labels, total[None] * size]), items
+
+    def _from_teacher(self, found: Any, images: torch.Tensor, weights: Weights, progress: float) -> Said:
+        with torch.no_grad():
+            wanted = self._teacher_seen.seen(self._teacher(images))
+        with torch.autocast(images.device.type, enabled=False):
+            return self._compare(self._student_seen.seen(found), wanted, weights, progress)
+
+    def _from_words(self, batch: Mapping[str, Any]) -> Worded:
+        """How far what the student sees in the labels' boxes is from the words of their classes."""
+        boxes, images = corners(batch["bboxes"], *batch["img"].shape[2:]), batch["batch_idx"].long()
+        classes, neck = batch["cls"].flatten().long(), [each.float() for each in self._student_seen.neck]
+        with torch.autocast(boxes.device.type, enabled=False):
+            regions = self._words(neck, self._student_seen.grid.strides, boxes, images)
+            logits = self._words.logits(regions)
+            apart = contrastive_loss(logits, classes, self._class_weights)
+            apart = apart + relation_loss(regions, classes, self._words.texts)
+        return Worded(apart, confidence(logits), boxes, images)
+
+    def _modalities(
+        self, said: Said | None, worded: Worded | None
+    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """What the words' loss and the teacher's are multiplied with: 1 where one of them is silent."""
+        if said is None or worded is None:
+            return 1.0, 1.0
+        points, _ = self._student_seen.grid.points(worded.boxes.device)
+        return modality_weights(worded.sure, best_inside(said.sure, points, worded.boxes, worded.images))
 
     def _without_doubtful(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch with its objects alone; what its other boxes cover stays out of the class loss on the labels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
+from edgekd.compress import text  # noqa: E402
 from edgekd.compress.terms import shared_classes  # noqa: E402
+from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
 from edgekd.detectors.ultralytics_distill import (  # noqa: E402
     Distilled,
@@ -51,6 +53,8 @@ STEP = Distill(
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
+OPPOSED = (DistillStage("opposed", 1.0, Weights(classes=30.0)),)
+"""A teacher with random weights is sure where there is nothing, and the other way round."""
 
 
 def write_checkpoint(path: Path, model: str, width: float, classes: dict[int, str]) -> Path:
@@ -167,6 +171,7 @@ def lesson_on(
     classes: tuple[str, ...] = ("red", "green"),
     samples: tuple[Sample, ...] = (),
     frames: int = 0,
+    texts: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
     """A student in training with its criterion, and a batch."""
     from types import SimpleNamespace
@@ -174,7 +179,7 @@ def lesson_on(
     found = teacher_network(teacher, trust=False)
     student = student_network(step, classes, trust=False)
     student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, epochs=2)
-    student.aids = module._aids(student, found, step)
+    student.aids = module._aids(student, found, step, texts)
     names = [found.names[at] for at in sorted(found.names)]
     pairs = shared_classes(classes, names, step.same_classes)
     student.criterion = StudentLoss(
@@ -436,7 +441,7 @@ def test_images_with_rare_classes_are_seen_more_often_and_as_the_seed_and_the_ep
 
 def test_what_needs_one_process_is_refused_on_several_gpus(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     files = (teacher, tmp_path / "student.pt", tiny_data)
-    for name, value in (("repeat", 0.5), ("unlabelled", "frames")):
+    for name, value in (("repeat", 0.5), ("unlabelled", "frames"), ("conflict", True)):
         with pytest.raises(SpecError, match=f"{name} is for one GPU"):
             distill_student(*files, replace(STEP, **{name: value}), tmp_path / "state", device="0,1")
 
@@ -474,3 +479,65 @@ def test_frames_that_the_teacher_labelled_are_a_share_of_each_batch(
     assert len(batches) == 8, "each labelled image once an epoch, three at a time"
     assert all([at >= 12 for at in batch] == [False] * 3 + [True] * 3 for batch in batches)
     assert {at for batch in batches for at in batch} == set(range(17))
+
+
+def test_where_labels_and_teacher_disagree_the_neck_hears_both_and_the_heads_their_sum(teacher: Path) -> None:
+    def gradients(conflict: bool) -> tuple[list[Any], torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        step = replace(STEP, conflict=conflict, balance_every=0, stages=OPPOSED)
+        student, batch = lesson_on(step, teacher)
+        loss, items = student.criterion(student(batch["img"]), batch)
+        neck = student.criterion._student_seen.neck
+        parts = [torch.autograd.grad(part, neck, retain_graph=True) for part in (loss[:-1].sum(), loss[-1])]
+        for each in neck:
+            each.retain_grad()
+        loss.sum().backward()
+        reached = torch.cat([each.grad.flatten() for each in neck])
+        found = {name: each.grad for name, each in student.named_parameters() if each.grad is not None}
+        return [torch.cat([each.flatten() for each in part]) for part in parts], reached, found, items
+
+    parts, plain, before, _ = gradients(False)
+    _, reconciled, after, items = gradients(True)
+    rows = torch.stack(parts)
+    cosine = torch.nn.functional.cosine_similarity(*parts, dim=0)
+    assert cosine < 0, "otherwise there is nothing to reconcile"
+    assert items["weight_cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    assert not torch.allclose(plain, reconciled, rtol=0.01)
+    assert (rows @ reconciled / rows.norm(dim=1) / reconciled.norm()).min() > -1e-3, "neither gets worse"
+    head = [name for name in before if name.startswith("model.23.cv")]
+    assert head
+    assert all(torch.allclose(before[name], after[name], rtol=1e-4, atol=1e-6) for name in head)
+    assert not torch.allclose(before["model.4.cv1.conv.weight"], after["model.4.cv1.conv.weight"], rtol=0.01)
+
+
+def test_words_pull_on_the_student_and_share_with_its_teacher(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def encode(sentences: Sequence[str]) -> Any:
+        asked.extend(sentences)
+        return hashed_words(sentences)
+
+    monkeypatch.setattr(text, "minilm", lambda: encode)
+    step = replace(STEP, text=0.5, prompts={"red": ("crimson square",)}, balance_every=0, epochs=1)
+    files = (tmp_path / "student.pt", tiny_data)
+    done = distill_student(teacher, *files, step, tmp_path / "state")
+    assert "a photo of a crimson square" in asked
+    assert done.losses[0]["text"] > 0
+    assert 0.5 * 0.24 < done.weights[0]["text"] < 0.5 * 1.76
+    assert done.weights[0]["text"] != pytest.approx(0.5, abs=1e-3), "how sure both are decides"
+    assert done.weights[0]["classes"] / done.weights[0]["teacher"] == pytest.approx(
+        2 - done.weights[0]["text"] / 0.5, rel=0.05
+    )
+    assert not any("aids" in name for name in state_of(tmp_path / "student.pt"))
+
+
+def test_words_alone_teach_without_a_teacher(teacher: Path) -> None:
+    texts = torch.from_numpy(class_texts(("red", "green"), hashed_words))
+    step = replace(STEP, stages=NOTHING, text=1.0)
+    student, batch = lesson_on(step, teacher, texts=texts)
+    loss, items = student.criterion(student(batch["img"]), batch)
+    loss[-1].backward()
+    assert set(items) == {"box_loss", "cls_loss", "dfl_loss", "text", "weight_text"}
+    assert student.model[4].cv1.conv.weight.grad.abs().max() > 0
+    assert student.aids.words.project.weight.grad.abs().max() > 0
