@@ -85,6 +85,12 @@ def ablations() -> dict[str, Distill]:
         "edgekd, temperature learned": replace(step, learn_temperature=True),
         "edgekd, no focus": replace(step, focus=0.0),
         **{f"edgekd, features by {way}": replace(step, features=way) for way in ("correlation", "channels")},
+        "edgekd, rare classes weigh more": replace(step, class_power=0.5),
+        "edgekd, rare classes seen more often": replace(step, repeat=0.5),
+        "edgekd, rare classes weigh more and are seen more often": replace(step, class_power=0.5, repeat=0.5),
+        "edgekd, conflicts reconciled": replace(step, conflict=True),
+        "edgekd, with words": replace(step, text=0.5),
+        "edgekd, words alone": replace(with_weights(step, lambda _: Weights()), text=0.5),
     }
 
 

@@ -154,6 +154,7 @@ def distill(
     width: Annotated[float | None, typer.Option(help="Factor of the model's channels, such as 0.14.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     time: Annotated[float | None, typer.Option(help="Minutes to train for, in place of a number of epochs.")] = None,
+    unlabelled: Annotated[Path | None, typer.Option(help="Folder of frames that TEACHER labels.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it stopped, or begin anew.")] = True,
     trust_checkpoint: Trust = False,
@@ -164,6 +165,7 @@ def distill(
     from edgekd.spec import load_recipe
 
     given = {"student": student, "width": width, "epochs": epochs, "minutes": time}
+    given["unlabelled"] = str(unlabelled) if unlabelled else None
     job = distilling.DistillJob(
         teacher=teacher,
         data=data,

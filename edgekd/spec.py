@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Quantize:
     """
 
     ranges: Literal["best", "mse", "entropy", "percentile", "max"] = "best"
-    min_snr_db: float = 27.0
+    min_snr_db: float = 28.0
     frames: int = 12
     int8_rounding: Literal["nearest", "feedback"] = "nearest"
     formats: tuple[Form, ...] = ("int8",)
@@ -137,6 +137,17 @@ class Distill:
     temperature: softens classes; learn_temperature: learned within 1 and 4 instead. balance_every: steps between two
     measurements of each loss's gradient, by which all are brought to the size of the labels'; 0 for never.
     same_classes: classes that have another name in the teacher's list, as "teacher's name = name in the data".
+
+    class_power: how much more rare classes count in the teacher's class loss, 0 for not at all, 1 for as much as all;
+    repeat: images with a class that a smaller share of the images has are shown more often; 0 for each once.
+
+    unlabelled: a folder of frames that the teacher labels; unlabelled_share: of each batch; keep: the share of the
+    teacher's detections that is to be right where they count as labels.
+
+    conflict: whether the labels' loss and the teacher's are reconciled where they meet, at the student's neck.
+
+    text: how much it counts that what the student sees in an object's box lies where its class's words lie; prompts:
+    by class, the words to take instead of its name.
     """
 
     student: str | None = None
@@ -161,6 +172,14 @@ class Distill:
     learn_temperature: bool = False
     balance_every: int = 50
     same_classes: tuple[str, ...] = ()
+    class_power: float = 0.0
+    repeat: float = 0.0
+    unlabelled: str | None = None
+    unlabelled_share: float = 0.25
+    keep: float = 0.9
+    conflict: bool = False
+    text: float = 0.0
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
@@ -170,9 +189,20 @@ class Distill:
                 raise SpecError(f"distill: {name}", expected="more than 0", found=str(value))
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
-        for name in ("final_rate", "mosaic", "learning_rate"):
+        for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
+        if not self.text >= 0:
+            raise SpecError("distill: text", expected="0 or more", found=str(self.text))
+        if not 0.5 <= self.keep <= 1:
+            raise SpecError("distill: keep", expected="0.5 to 1", found=str(self.keep))
+        if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:
+            raise SpecError(
+                "distill: unlabelled_share",
+                expected=f"both kinds of frames in a batch of {self.batch}",
+                found=str(self.unlabelled_share),
+                fix="use another share, or a larger batch",
+            )
         if not 0 <= self.momentum < 1:
             raise SpecError("distill: momentum", expected="0 or more, and less than 1", found=str(self.momentum))
 
@@ -268,9 +298,7 @@ def load_recipe(name: str) -> Recipe:
         recipe = recipe_from(read_toml(Path(name)), name)
         plan = recipe.quantize.plan if recipe.quantize else None
         recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
-        student = recipe.distill.student if recipe.distill else None
-        beside = Path(name).parent / student if student else None
-        return recipe.with_distill(student=str(beside)) if beside and beside.is_file() else recipe
+        return _beside(recipe, Path(name).parent) if recipe.distill else recipe
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -280,6 +308,17 @@ def load_recipe(name: str) -> Recipe:
         )
     with resources.as_file(resources.files("edgekd.recipes") / f"{name}.toml") as path:
         return recipe_from(read_toml(path), name)
+
+
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the files of its distillation taken from its own folder; a student may also be a model's name."""
+    step = recipe.distill
+    student = step.student if step else None
+    beside = folder / student if student else None
+    frames = folder / step.unlabelled if step and step.unlabelled else None
+    return recipe.with_distill(
+        student=str(beside) if beside and beside.is_file() else None, unlabelled=str(frames) if frames else None
+    )
 
 
 def recipe_names() -> tuple[str, ...]:

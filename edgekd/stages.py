@@ -47,6 +47,7 @@ VERSION = {
     "calibrate": 2,
     "plan": 2,
     "search": 2,
+    "label": 1,
     "distill": 1,
     "quantize": 3,
     "quant_aware_distill": 2,
@@ -64,6 +65,7 @@ TOOLS = {
     "calibrate": ("numpy", "opencv-python-headless"),
     "plan": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
+    "label": ("numpy", "onnxruntime", "opencv-python-headless"),
     "distill": ("numpy", "torch", "ultralytics"),
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
     "quant_aware_distill": ("numpy", "onnx", "torch", "ultralytics"),
@@ -72,8 +74,9 @@ TOOLS = {
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, STUDENT, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, LABELS, STUDENT, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "graph.onnx",
+    "labels.json",
     "student.pt",
     "graph.packed",
     "plan.toml",

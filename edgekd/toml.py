@@ -61,6 +61,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return _parse(next(arg for arg in args if arg is not types.NoneType), value, where)
     if origin is Literal:
         return _parse_choice(args, value, where)
+    if origin is dict:
+        return _parse_dict(args[1], value, where)
     if origin is tuple:
         return _parse_list(args, value, where)
     if dataclasses.is_dataclass(origin or kind):
@@ -80,6 +82,12 @@ def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
         fix = did_you_mean(str(value), choices)
         raise SpecError(where, expected="one of " + ", ".join(choices), found=f"{value!r}", fix=fix)
     return value
+
+
+def _parse_dict(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SpecError(where, expected="a table", found=f"{value!r}")
+    return {key: _parse(kind, item, f"{where}: {key}") for key, item in value.items()}
 
 
 def _parse_list(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekd.canonical import json_sha256
-from edgekd.data.dataset import Dataset
-from edgekd.detectors import Detector
+import numpy as np
+
+from edgekd.canonical import canonical_json, json_sha256
+from edgekd.data.dataset import Dataset, Sample, Split, Truth, unlabelled
+from edgekd.data.pseudo_labels import LABELLING
+from edgekd.detectors import Detector, load
+from edgekd.errors import SpecError
+from edgekd.evaluate import finder
+from edgekd.labelling import label, teacher_bands
 from edgekd.spec import Distill, QuantAwareDistill
-from edgekd.stages import CACHE, GRAPH, PLAN, STUDENT, TOOLS, VERSION, Stages, tool_versions
+from edgekd.stages import (
+    CACHE,
+    EXPORT_OPSET,
+    GRAPH,
+    LABELS,
+    PLAN,
+    STUDENT,
+    TOOLS,
+    VERSION,
+    Stages,
+    spec_of,
+    tool_versions,
+)
 from edgekd.store import Stage
 
 
@@ -29,7 +49,7 @@ def distill(
         from edgekd.detectors.ultralytics_distill import distill_student
 
         out = folder / STUDENT
-        done = distill_student(teacher, out, dataset.source, step, state, trust, device, stages.progress)
+        done = distill_student(teacher, out, dataset.source, step, state, trust, device, stages.progress, frames)
         return {
             "bytes": out.stat().st_size,
             "epochs": done.epochs,
@@ -39,13 +59,15 @@ def distill(
             "teacher_parameters": done.teacher_parameters,
         }
 
+    frames = teachers_labels(stages, step, teacher, dataset, trust) if step.unlabelled else ()
     named = Path(step.student or "")
     inputs = {
         "teacher": stages.sha256(teacher),
         "student": stages.sha256(named) if named.is_file() else step.student,
         "train": stages.fingerprint(dataset.split("train")),
         "classes": list(dataset.classes),
-        "step": {name: value for name, value in asdict(step).items() if name != "student"},
+        "unlabelled": stages.fingerprint(Split("unlabelled", frames)) if frames else None,
+        "step": {name: value for name, value in asdict(step).items() if name not in ("student", "unlabelled")},
     }
     known = [inputs, VERSION["distill"], tool_versions(*TOOLS["distill"])]
     # Beside the stages, not in one: what a killed stage leaves is removed.
@@ -55,6 +77,59 @@ def distill(
     stage = stages.run("distill", inputs, work)
     state.unlink(missing_ok=True)
     return stage
+
+
+def teachers_labels(
+    stages: Stages, step: Distill, teacher: Path, dataset: Dataset, trust: bool = False
+) -> tuple[Sample, ...]:
+    """The readable frames of `unlabelled` with what the teacher sees in them, doubtful boxes as crowds.
+
+    How sure it has to be is found on the training split. Raises SpecError for a teacher of other classes, DataError
+    where a frame is also scored.
+    """
+    frames, train = unlabelled(Path(str(step.unlabelled))), dataset.split("train")
+    for name in dataset.splits:
+        if name != "train":
+            stages.refuse_shared(frames, dataset.split(name))
+    graph = stages.export(load(teacher, trust_checkpoint=trust), None, dataset.classes, EXPORT_OPSET)
+    spec = spec_of(graph)
+    _require_same_classes(dataset.classes, spec.classes, step.same_classes)
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        with finder(graph.path / GRAPH, spec, LABELLING) as find:
+            bands = teacher_bands(find, train, dataset.classes, step.keep, progress=stages.progress)
+            found = {sample.image: sample.truth for sample in label(find, frames, bands, stages.progress).samples}
+        rows = [[at, _told(found[s.image])] for at, s in enumerate(frames.samples) if s.image in found]
+        (folder / LABELS).write_bytes(canonical_json(rows))
+        scores = {"keep": bands.keep, "ignore": bands.ignore}
+        finite = {name: [score if math.isfinite(score) else None for score in each] for name, each in scores.items()}
+        return {"frames": len(rows), "objects": sum(int((~truth.crowd).sum()) for truth in found.values()), **finite}
+
+    known = {"train": stages.fingerprint(train), "frames": stages.fingerprint(frames)}
+    stage = stages.run("label", {"graph": graph.sha256, **known, "keep": step.keep}, work)
+    rows = json.loads((stage.path / LABELS).read_bytes())
+    return tuple(Sample(frames.samples[at].image, _truth(*told)) for at, told in rows)
+
+
+def _told(truth: Truth) -> list[Any]:
+    return [truth.boxes.tolist(), truth.classes.tolist(), truth.crowd.tolist()]
+
+
+def _truth(boxes: Any, classes: Any, crowd: Any) -> Truth:
+    return Truth(np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64), np.array(crowd, bool))
+
+
+def _require_same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> None:
+    """A class that only one side knows would be held to be absent where nobody looked for it."""
+    from edgekd.compress.terms import shared_classes
+
+    if shared_classes(ours, theirs, same) != tuple((at, at) for at in range(max(len(ours), len(theirs)))):
+        raise SpecError(
+            "unlabelled frames: the teacher's classes are not those of the data",
+            expected=", ".join(ours),
+            found=", ".join(theirs),
+            fix="pass a teacher of these classes in this order, or leave out unlabelled",
+        )
 
 
 def quant_aware_distill(

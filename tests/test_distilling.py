@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
 import pytest
 from running import EdgeKD
 from test_json_contract import assert_documented
@@ -163,3 +165,28 @@ def test_further_steps_are_for_build_and_a_student_is_not_quantized_by_the_way(
     assert "trains a student" in edgekd("quantize", teacher, *flags).err
     with pytest.raises(SpecError, match="names none"):
         refuse_recipe(load_recipe("distill"), Budget(), teacher)
+
+
+def test_a_teacher_labels_frames_for_its_student(
+    edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for at, image in enumerate(sorted((tiny_data / "images" / "train").iterdir())[:3]):
+        pixels = cv2.imread(str(image))
+        cv2.imwrite(str(frames / f"{at}.png"), 255 - pixels)
+    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path, epochs=1), "--device", "cpu", "--unlabelled", frames)
+    out = ("--out", tmp_path / "out")
+    ran = edgekd("distill", teacher, "yolo11n.yaml", *flags, *out, "--json")
+    assert ran.code == 0, ran.err
+    assert [stage["name"] for stage in ran.json["stages"]][:3] == ["export", "label", "distill"]
+    rows = json.loads(next((tmp_path / "out" / "stages").glob("label-*/labels.json")).read_bytes())
+    assert [at for at, _ in rows] == [0, 1, 2]
+    shutil.copyfile(sorted((tiny_data / "images" / "val").iterdir())[0], frames / "scored.png")
+    assert "scored in split 'val'" in edgekd("distill", teacher, "yolo11n.yaml", *flags, *out).err
+    network = load_checkpoint(teacher).model
+    network.names = {0: "red", 1: "blue"}
+    torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "other.pt")
+    (frames / "scored.png").unlink()
+    ran = edgekd("distill", tmp_path / "other.pt", "yolo11n.yaml", *flags, "--out", tmp_path / "other")
+    assert "classes are not those of the data" in ran.err

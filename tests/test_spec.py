@@ -72,6 +72,13 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ("stages = []", "at least one"),
         ("momentum = 1.0", "momentum"),
         ("mosaic = 2.0", "mosaic"),
+        ("class_power = 2.0", "class_power"),
+        ("repeat = -0.5", "repeat"),
+        ("keep = 0.4", "keep"),
+        ('unlabelled = "frames"\nunlabelled_share = 0.99', "unlabelled_share"),
+        ("text = -1.0", "text"),
+        ("prompts = { red = 1 }", "prompts: red"),
+        ("prompts = 1", "a table"),
         ('alpha = "agrement"', "agreement"),
         ('[[steps.stages]]\nname = "a"\nshare = 0.0\nweights = {}', "share above 0"),
         ('[[steps.stages]]\nname = "a"\nshare = 1\nweights = { boxes = -1 }', "weight boxes"),
@@ -93,3 +100,15 @@ def test_only_what_weighs_counts() -> None:
 def test_a_recipe_without_distillation_takes_no_student() -> None:
     with pytest.raises(SpecError, match="distils nothing"):
         recipe_from({"name": "own", "steps": []}, "own").with_distill(student="yolo11n.yaml")
+
+
+def test_frames_lie_beside_the_recipe_and_prompts_belong_to_classes(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\n[[steps]]\nkind = "distill"\nunlabelled = "frames"\ntext = 1\n'
+        '[steps.prompts]\nno-helmet = ["bare head", "uncovered hair"]\n',
+        "utf-8",
+    )
+    step = load_recipe(str(tmp_path / "own.toml")).distill
+    assert step is not None
+    assert step.unlabelled == str(tmp_path / "frames")
+    assert step.prompts == {"no-helmet": ("bare head", "uncovered hair")}

@@ -17,6 +17,8 @@ From a training loop, in place of `loss.backward()`::
     losses = {"detection": ..., "distillation": ...}  # scalars, with their weights and the scaler's scale in them
     conflict = backward(losses, features)
     log(conflict.cosines)
+
+A loop that calls `loss.backward()` itself, as Ultralytics' does, is left to do so after `reconcile(losses, features)`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from edgekd.errors import SpecError
 
@@ -53,17 +56,29 @@ def backward(losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor])
     is too large, are passed on as their plain sum, for the scaler to see.
     Raises SpecError without torchjd.
     """
-    jacobian = torch.stack([_gradient(loss, shared) for loss in losses.values()])
-    gramian = jacobian @ jacobian.T
-    weights = _weights(gramian)
-    parts = (weights @ jacobian).split([tensor.numel() for tensor in shared])
-    hooks = [tensor.register_hook(_Replace(part)) for tensor, part in zip(shared, parts, strict=True)]
+    conflict, hooks = reconcile(losses, shared)
     try:
         sum(losses.values()).backward()  # type: ignore[union-attr]
     finally:
         for hook in hooks:
             hook.remove()
-    return Conflict(_named(losses, _normed(gramian)[0]), dict(zip(losses, weights.tolist(), strict=True)))
+    return conflict
+
+
+def reconcile(
+    losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
+) -> tuple[Conflict, tuple[RemovableHandle, ...]]:
+    """Let a later backward pass of the losses' plain sum do what `backward` does; also the hooks that see to it.
+
+    They replace the gradient that reaches the shared tensors, so that sum must not be scaled any more. Tensors that are
+    computed anew for each batch take their hooks with them when they go; others need theirs removed.
+    """
+    jacobian = torch.stack([_gradient(loss, shared) for loss in losses.values()])
+    gramian = jacobian @ jacobian.T
+    weights = _weights(gramian)
+    parts = (weights @ jacobian).split([tensor.numel() for tensor in shared])
+    hooks = tuple(tensor.register_hook(_Replace(part)) for tensor, part in zip(shared, parts, strict=True))
+    return Conflict(_named(losses, _normed(gramian)[0]), dict(zip(losses, weights.tolist(), strict=True))), hooks
 
 
 def _gradient(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -84,8 +99,11 @@ class _Replace:
         return self._gradient.view_as(gradient).to(gradient.dtype)
 
 
-def _projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """torchjd's solver: from u [n, losses] and a Gramian, for each row the v >= u with the least v G v."""
+def projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """torchjd's solver: from u [n, losses] and a Gramian, for each row the v >= u with the least v G v.
+
+    Raises SpecError where it is not installed.
+    """
     try:
         from torchjd.linalg import QuadprogProjector
 
@@ -103,7 +121,7 @@ def _weights(gramian: torch.Tensor) -> torch.Tensor:
 
     Solved for gradients of length 1, v = y / |g|: the solver's regularization is then as small beside a small loss.
     """
-    project = _projector()
+    project = projector()
     if not gramian.isfinite().all():
         return gramian.new_ones(len(gramian))
     cosines, norms = _normed(gramian)

@@ -136,19 +136,26 @@ def channel_loss(student: Maps, teacher: Maps, temperature: float = 1.0) -> torc
 
 
 def class_loss(
-    student: torch.Tensor, teacher: torch.Tensor, focus: float = 0.0, temperature: torch.Tensor | float = 1.0
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    focus: float = 0.0,
+    temperature: torch.Tensor | float = 1.0,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Divergence (KL) of the classes' probabilities, per sure anchor; class logits float32 [b, classes, anchors].
 
     T^2 sum |p_t - p_s|^focus KL(p_t || p_s), p = sigmoid(z / T), each class on its own, over the teacher's certainty
     summed. All anchors take part: one that the teacher is sure is empty must stay so. focus: 0 for the plain KL, 1
-    for that of BCKD, which looks at what they disagree on (Yang and others, arXiv 2308.14286).
+    for that of BCKD, which looks at what they disagree on (Yang and others, arXiv 2308.14286). weights [classes]: how
+    much each class counts, as `long_tail.class_weights` gives.
     """
     softened, wanted = student / temperature, (teacher / temperature).sigmoid()
     cross = functional.binary_cross_entropy_with_logits(softened, wanted, reduction="none")
     divergence = cross - functional.binary_cross_entropy_with_logits(teacher / temperature, wanted, reduction="none")
     if focus:
         divergence = divergence * (wanted - softened.sigmoid()).abs() ** focus
+    if weights is not None:
+        divergence = divergence * weights[:, None]
     return divergence.sum() * temperature**2 / _mass(certainty(teacher))
 
 

@@ -7,6 +7,7 @@ are the rows of its input.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +46,13 @@ class LayerView(ABC):
     @abstractmethod
     def patches(self, values: np.ndarray, at: np.ndarray) -> np.ndarray:
         """The patches `at` (numbers [n]) of an input float32: [groups, n, K]."""
+
+    def places(self, inputs: Sequence[np.ndarray], needed: int) -> list[np.ndarray]:
+        """A seeded choice of patches of each input, the same number of each: `needed` in all, or what there is."""
+        size = self.count(inputs[0].shape)
+        each = min(-(-needed // len(inputs)), size)
+        rng = np.random.default_rng(0)
+        return [rng.choice(size, each, replace=False, shuffle=False) for _ in inputs]
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
         """Weights [O, ...] as the node of the float graph takes them."""

@@ -21,7 +21,7 @@ from edgekd.compress.graph import Graph
 from edgekd.compress.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.plan import Form
 from edgekd.compress.reconstruct import Stored, moments_of, stored_in
-from edgekd.compress.session import cpu_session
+from edgekd.compress.session import part_session
 from edgekd.compress.walk import Walk, levels_of
 
 MEASURED = 4
@@ -104,10 +104,7 @@ def _round(
     layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: Form
 ) -> tuple[Stored, np.ndarray, np.ndarray, float]:
     """A layer as stored, its weights and bias, from what it reads on each frame; local noise on the last ones."""
-    size = layer.count(inputs[0].shape)
-    count = min(-(-PATCHES // len(inputs)), size)
-    rng = np.random.default_rng(0)
-    places = [rng.choice(size, count, replace=False, shuffle=False) for _ in inputs]
+    places = layer.places(inputs, PATCHES)
     patches = [layer.patches(value, at) for value, at in zip(inputs, places, strict=True)]
     seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
     moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
@@ -145,19 +142,11 @@ class _Rest:
         return {name: [each[at] for each in found] for at, name in enumerate(self._ends)}
 
     def _session(self, changed: Mapping[str, np.ndarray]) -> Any:
-        from onnx import ValueInfoProto, helper, numpy_helper
+        from onnx import numpy_helper
 
-        samples = [(name, self._walk.values(name)[0]) for name in self._inputs]
-        element = helper.np_dtype_to_tensor_dtype
-        graph = helper.make_graph(
-            self._nodes,
-            "rest",
-            [helper.make_tensor_value_info(name, element(value.dtype), value.shape) for name, value in samples],
-            [ValueInfoProto(name=name) for name in self._ends],
-            [
-                numpy_helper.from_array(changed[each.name], each.name) if each.name in changed else each
-                for each in self._constants
-            ],
-        )
-        model = helper.make_model(graph, opset_imports=self._source.opset_import, ir_version=self._source.ir_version)
-        return cpu_session(model)
+        constants = [
+            numpy_helper.from_array(changed[each.name], each.name) if each.name in changed else each
+            for each in self._constants
+        ]
+        samples = {name: self._walk.values(name)[0] for name in self._inputs}
+        return part_session(self._source, self._nodes, constants, samples, self._ends)

@@ -26,7 +26,7 @@ from edgekd.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.onnx_fp4 import OPSET, at_opset
 from edgekd.spec import Quantize
 
-PROBES = 12
+PROBES = 8
 """Frames on which each layer's noise is measured."""
 PATCHES = 3072
 PATCHES_PER_WEIGHT = 2
@@ -261,12 +261,8 @@ def _half(values: np.ndarray) -> np.ndarray:
 
 def _halves(layer: LayerView, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
     """The moments of patches from the same places in both graphs, for each half of the frames."""
-    size = layer.count(wanted[0].shape)
-    needed = max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2])
-    count = min(-(-needed // len(wanted)), size)
-    rng = np.random.default_rng(0)
-    places = [rng.choice(size, count, replace=False, shuffle=False) for _ in wanted]
-    middle = max(len(wanted) * count // 2, 1)
+    places = layer.places(wanted, max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
+    middle = max(sum(map(len, places)) // 2, 1)
     seen = [
         np.concatenate([layer.patches(value, at) for value, at in zip(values, places, strict=True)], axis=1)
         for values in (wanted, read)

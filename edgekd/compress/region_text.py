@@ -24,6 +24,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+SAMPLES = 8
+"""Points along each side of a box that its mean is taken over: as many as it has cells would take gigabytes on a GPU
+where operations have to be deterministic, as in Ultralytics' trainer."""
 MOST_SCALE = 100.0
 """Largest factor before the softmax, as in CLIP: beyond it single regions decide everything."""
 
@@ -40,7 +43,7 @@ def pool_regions(
 
     places = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1).float()
     pooled = [
-        roi_align(each.float(), places, output_size=1, spatial_scale=1 / stride, aligned=True)
+        roi_align(each.float(), places, output_size=1, spatial_scale=1 / stride, sampling_ratio=SAMPLES, aligned=True)
         for each, stride in zip(maps, strides, strict=True)
     ]
     return torch.cat(pooled, dim=1).flatten(1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def cpu_session(model: Any, *, spinning: bool = True) -> Any:
@@ -13,3 +16,25 @@ def cpu_session(model: Any, *, spinning: bool = True) -> Any:
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def part_session(
+    model: Any,
+    nodes: Sequence[Any],
+    constants: Iterable[Any],
+    inputs: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+    *,
+    spinning: bool = True,
+) -> Any:
+    """A session on some nodes of a ModelProto.
+
+    constants: the initializers (TensorProto) that they read; inputs: a sample of each tensor that is fed, by name.
+    """
+    from onnx import ValueInfoProto, helper
+
+    element = helper.np_dtype_to_tensor_dtype
+    fed = [helper.make_tensor_value_info(name, element(x.dtype), x.shape) for name, x in inputs.items()]
+    graph = helper.make_graph(nodes, "part", fed, [ValueInfoProto(name=name) for name in outputs], list(constants))
+    versions = {"opset_imports": model.opset_import, "ir_version": model.ir_version}
+    return cpu_session(helper.make_model(graph, **versions), spinning=spinning)

@@ -16,6 +16,7 @@ from torch import nn
 from edgekd.compress import distill
 from edgekd.compress.adaptive import Temperature, disagreement, foreground
 from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
+from edgekd.compress.region_text import RegionText
 from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
@@ -53,33 +54,51 @@ class Seen:
 
 
 class Aids(nn.Module):  # type: ignore[misc]
-    """What is trained beside a student and does not ship: 1 x 1 projectors to its teacher's widths, a temperature."""
+    """What is trained beside a student and does not ship.
 
-    def __init__(self, student: Sequence[int], teacher: Sequence[int], learn_temperature: bool) -> None:
-        """student, teacher: channels of the neck maps, level by level, already in pairs."""
+    1 x 1 projectors to its teacher's widths; a temperature; and where there are texts, the projection of regions.
+    """
+
+    def __init__(
+        self,
+        student: Sequence[int],
+        teacher: Sequence[int],
+        learn_temperature: bool,
+        texts: torch.Tensor | None = None,
+    ) -> None:
+        """student, teacher: channels of the neck maps, level by level, already in pairs; texts: as of `RegionText`."""
         super().__init__()
         self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
         self.temperature = Temperature() if learn_temperature else None
+        self.words = None if texts is None else RegionText(student, texts)
 
 
 @dataclass(frozen=True)
 class Said:
-    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used."""
+    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used.
+
+    sure: the teacher's certainty at the student's anchors, [b, anchors].
+    """
 
     losses: Mapping[str, torch.Tensor]
     apart: torch.Tensor
     temperature: torch.Tensor
+    sure: torch.Tensor
 
 
 class Comparison:
     """The losses of one kind of distillation.
 
-    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's.
+    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; weights: of the
+    student's classes, float32 [classes], None where all count alike.
     """
 
-    def __init__(self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids) -> None:
+    def __init__(
+        self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids, weights: torch.Tensor | None = None
+    ) -> None:
         self._step = step
         self._ours, self._theirs = ([pair[side] for pair in classes] for side in (0, 1))
+        self._class_weights = None if weights is None else weights[self._ours]
         self._aids = aids
 
     def __call__(self, student: Seen, teacher: Seen, weights: Weights, progress: float) -> Said:
@@ -105,7 +124,7 @@ class Comparison:
             else:
                 losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
         mask = foreground(theirs.scores)
-        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach())
+        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach(), sure)
 
     def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
         learned = self._aids.temperature
@@ -118,7 +137,7 @@ class Comparison:
         return Predictions(found.scores[:, chosen], found.boxes)
 
     def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
-        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature)
+        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
 
     @staticmethod
     def _neurons(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:

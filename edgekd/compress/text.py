@@ -11,6 +11,8 @@ From a training loop::
 
     texts = torch.tensor(class_texts(classes, minilm(), prompts))  # float32 [classes, 384]
     words = RegionText(channels, texts)  # compress/region_text.py
+
+`edgekd distill` does so where a recipe has `text`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.compress.graph import Graph
 from edgekd.compress.layers import is_layer
-from edgekd.compress.session import cpu_session
+from edgekd.compress.session import part_session
 
 SOURCE = 0
 """The level of the graph's input and of what is computed from it before any layer."""
@@ -60,22 +60,10 @@ class Walk:
                 del seen[name]
 
     def _session(self, nodes: list[Any], inputs: list[str], outputs: list[str]) -> Any:
-        from onnx import ValueInfoProto, helper
-
-        first = self._seen[0]
-        element = helper.np_dtype_to_tensor_dtype
-        described = [helper.make_tensor_value_info(n, element(first[n].dtype), first[n].shape) for n in inputs]
-        constants = dict.fromkeys(name for node in nodes for name in node.input if name in self._initializers)
-        graph = helper.make_graph(
-            nodes,
-            "level",
-            described,
-            [ValueInfoProto(name=name) for name in outputs],
-            [self._initializers[name] for name in constants],
-        )
-        source = self._graph.model
-        model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)
-        return cpu_session(model, spinning=False)
+        names = dict.fromkeys(name for node in nodes for name in node.input if name in self._initializers)
+        constants = [self._initializers[name] for name in names]
+        samples = {name: self._seen[0][name] for name in inputs}
+        return part_session(self._graph.model, nodes, constants, samples, outputs, spinning=False)
 
 
 def bytes_per_frame(graph: Graph) -> int:

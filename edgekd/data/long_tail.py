@@ -7,6 +7,8 @@ From a training loop, with the samples of the training split::
     factors = repeat_factors([sample.truth for sample in samples], len(classes), threshold=0.5)
     for epoch in range(epochs):
         order = epoch_order(factors, seed, epoch)  # indices of samples, some of them more than once
+
+`edgekd distill` does so where a recipe has `class_power` or `repeat`.
 """
 
 from __future__ import annotations

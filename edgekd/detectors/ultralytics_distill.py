@@ -1,60 +1,47 @@
 """Distillation of Ultralytics detectors: a student trained as Ultralytics trains it, and told more by its teacher.
 
-The losses are in `compress/`: here is what they are made of, inside Ultralytics' own loop. Everything that is added to
-the labels' loss goes through `StudentLoss`; everything that is trained on is in the lesson.
+Networks, loop and files are here. Everything that is added to the labels' loss goes through `StudentLoss`
+(`ultralytics_loss.py`); everything that is trained on is in the lesson.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector, require_box_detector
 from edgekd.errors import SpecError
 from edgekd.files import write_file
 from edgekd.progress import SILENT, Progress
-from edgekd.spec import Distill, Weights
+from edgekd.spec import Distill
 
 # First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import Lesson, Loop, Trained, quiet  # isort: skip
+from edgekd.detectors.ultralytics_loop import Batches, Loop, Trained, quiet, ultralytics_label  # isort: skip
 
 import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
 
-from edgekd.compress.adaptive import Average, Balance, teachers_share
-from edgekd.compress.anchors import Grid, nearest_levels
-from edgekd.compress.terms import Aids, Comparison, Predictions, Seen, shared_classes, spread
+from edgekd.compress import text
+from edgekd.compress.anchors import nearest_levels
+from edgekd.compress.conflict import projector
+from edgekd.compress.terms import Aids, shared_classes
+from edgekd.compress.text import class_texts
+from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss, look
 
-LEVELS = tuple(entry.name for entry in fields(Weights))
-SIDE = 256
-"""Pixels of the blank frame on which a network is looked at."""
 UNKNOWN = -4.6
 """The logit of a class that a student's checkpoint does not know: a probability of 1 %."""
-_WEIGHT = "weight_"
-
-
-@dataclass(frozen=True)
-class StudentLesson(Lesson):
-    """What a student is trained on and by. state: the file in which its training is kept after every epoch."""
-
-    step: Distill
-    teacher: Any
-    pairs: tuple[tuple[int, int], ...]
-    state: Path
 
 
 @dataclass(frozen=True)
@@ -79,6 +66,7 @@ def distill_student(
     trust: bool = False,
     device: str | None = None,
     progress: Progress = SILENT,
+    frames: Sequence[Sample] = (),
 ) -> Distilled:
     """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
 
@@ -87,17 +75,22 @@ def distill_student(
     every epoch; where it is there, training goes on from it, so it must be of the same arguments. device: `cpu`, `0`,
     or `0,1` for one process on each of two GPUs; None for a GPU if there is one. On the CPU the same arguments give the
     same student.
+    frames: what a teacher has labelled, of which each batch has the step's `unlabelled_share`.
     Raises SpecError for checkpoints that are no detectors and a student that does not exist, DataError for unusable
     data, CompressError where training diverges.
     """
+    _require_one_process(step, device)
+    if step.conflict:
+        projector()  # which says what is missing
     dataset = load_dataset(data)
     samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
     found = teacher_network(teacher, trust)
     pairs = shared_classes(dataset.classes, [found.names[at] for at in sorted(found.names)], step.same_classes)
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
-    trained.aids = _aids(trained, found, step)
-    lesson = StudentLesson(tuple(samples), dataset.classes, step, found, pairs, state)
+    texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
+    trained.aids = _aids(trained, found, step, texts)
+    lesson = StudentLesson((*samples, *frames), dataset.classes, step, found, pairs, state, len(frames))
     if not (_read(state) or {}).get("finished"):
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
             trainer = _StudentTrainer.of(lesson, _settings(step, scratch, device), progress)
@@ -109,6 +102,13 @@ def distill_student(
     _write(network, step, out)
     sizes = [sum(each.numel() for each in one.parameters()) for one in (network, found)]
     return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+
+
+def _require_one_process(step: Distill, device: str | None) -> None:
+    for name in ("repeat", "unlabelled", "conflict"):
+        if getattr(step, name) and device and "," in device:
+            fix = "leave it out, or name one GPU"
+            raise SpecError(f"distill: {name} is for one GPU", found=f"device {device}", fix=fix)
 
 
 def teacher_network(checkpoint: Path, trust: bool) -> Any:
@@ -185,149 +185,13 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
     return network
 
 
-# ------------------------------------------------------------------------------------------------- what networks see
-
-
-@dataclass(frozen=True)
-class Look:
-    """Of each level of a head: the backbone's layer that goes with it, and channels and stride of the map it reads.
-
-    That layer is the first one of nearly its stride whose output the neck reads.
-    """
-
-    hidden: tuple[int, ...]
-    widths: tuple[int, ...]
-    strides: tuple[float, ...]
-
-
-def look(network: Any) -> Look:
-    """What there is to see in a network, found with a blank frame; the network stays as it is."""
-    head = network.model[-1]
-    shapes: dict[int, Any] = {}
-
-    def note(at: int, layer: Any, inputs: Any, output: Any) -> None:
-        shapes[at] = [each.shape for each in inputs[0]] if at == head.i else output.shape
-
-    watched = [*sorted(set(network.save) - set(head.f)), head.i]
-    hooks = [network.model[at].register_forward_hook(partial(note, at)) for at in watched]
-    modes = {module: module.training for module in network.modules()}
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, 3, SIDE, SIDE, device=next(network.parameters()).device))
-    for module, mode in modes.items():
-        module.training = mode
-    for hook in hooks:
-        hook.remove()
-    read = shapes.pop(head.i)
-    hidden = tuple(
-        min(shapes, key=lambda at, shape=shape: (abs(math.log(shapes[at][-1] / shape[-1])), at))  # type: ignore[misc]
-        for shape in read
-    )
-    return Look(hidden, tuple(shape[1] for shape in read), tuple(SIDE / shape[-1] for shape in read))
-
-
-def _aids(student: Any, teacher: Any, step: Distill) -> Aids:
-    """The projectors between the levels that go together, the same for the same seed."""
+def _aids(student: Any, teacher: Any, step: Distill, texts: torch.Tensor | None = None) -> Aids:
+    """The projectors between the levels that go together, and to the texts if any, the same for the same seed."""
     ours, theirs = look(student), look(teacher)
     levels = nearest_levels(ours.strides, theirs.strides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        return Aids(ours.widths, [theirs.widths[at] for at in levels], step.learn_temperature)
-
-
-class Watched:
-    """A network of which it is known what it has just seen. neck: the maps that its head has read."""
-
-    def __init__(self, network: Any) -> None:
-        self.neck: tuple[torch.Tensor, ...] = ()
-        self._maps: dict[int, torch.Tensor] = {}
-        self._look = look(network)
-        for at in set(self._look.hidden):
-            network.model[at].register_forward_hook(partial(self._keep, at))
-        network.model[-1].register_forward_pre_hook(self._keep_neck)
-
-    def _keep(self, at: int, layer: Any, inputs: Any, output: torch.Tensor) -> None:
-        self._maps[at] = output
-
-    def _keep_neck(self, head: Any, inputs: Any) -> None:
-        self.neck = tuple(inputs[0])
-
-    def seen(self, said: Any) -> Seen:
-        """What it saw in the batch of which it has just said this, in float32: a YOLO undecoded, an RT-DETR decoded."""
-        grid = Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self._look.strides)
-        if isinstance(said, tuple):
-            boxes, scores = (each[-1].float() for each in said[1][:2])  # of the decoder's last layer
-            branches = {"one2many": spread(boxes, scores, grid)}
-        else:
-            found = {name: said[name] for name in ("one2many", "one2one") if said.get(name)} or {"one2many": said}
-            if "one2many" not in found:  # a fused head has kept one of them
-                found = {"one2many": found["one2one"]}
-            branches = {
-                name: Predictions(told["scores"].float(), told["boxes"].float()) for name, told in found.items()
-            }
-        hidden = tuple(self._maps[at].float() for at in self._look.hidden)
-        return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
-
-
-class StudentLoss:
-    """The loss of a student on a batch: what Ultralytics trains on, and what its teacher says, stage by stage.
-
-    Called by Ultralytics with the student's raw predictions. progress: gives the share of the training that is done.
-    """
-
-    def __init__(self, student: Any, lesson: StudentLesson, progress: Callable[[], float]) -> None:
-        step, device = lesson.step, next(student.parameters()).device
-        self._step, self._progress = step, progress
-        self._labels = student.init_criterion()
-        self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
-        self._told = any(stage.weights.any for stage in step.stages)
-        if self._told:
-            self._teacher = lesson.teacher.to(device)
-            if device.type == "cuda":
-                self._teacher = self._teacher.to(memory_format=torch.channels_last)
-            self._student_seen, self._teacher_seen = Watched(student), Watched(self._teacher)
-            self._compare = Comparison(step, lesson.pairs, student.aids)
-
-    def __call__(self, found: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss, part by part, times the batch's size; and each part, its weight, and what that follows from."""
-        labels, items = self._labels(found, batch)
-        if not self._told:
-            return labels, items
-        zero, progress = labels.new_zeros(()), self._progress()
-        stage = self._step.stage_at(progress)
-        items |= dict.fromkeys((*LEVELS, *(_WEIGHT + name for name in (*LEVELS, "disagreement", "temperature"))), zero)
-        items[f"{_WEIGHT}teacher"] = zero + 1
-        if not stage.weights.any:
-            return torch.cat([labels, zero[None]]), items
-        with torch.no_grad():
-            wanted = self._teacher_seen.seen(self._teacher(batch["img"]))
-        with torch.autocast(labels.device.type, enabled=False):
-            said = self._compare(self._student_seen.seen(found), wanted, stage.weights, progress)
-        share = teachers_share(self._apart(said.apart), self._step.alpha if stage.adaptive else "off")
-        size = len(batch["img"])
-        factors = self._balance(labels.sum() / size, said.losses, self._student_seen.neck)
-        weights = {name: getattr(stage.weights, name) * factors[name] * share for name in said.losses}
-        total = sum((weights[name] * loss for name, loss in said.losses.items()), zero)
-        items |= {name: loss.detach() for name, loss in said.losses.items()}
-        weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
-        items |= {f"{_WEIGHT}{name}": weight for name, weight in weights.items()}
-        return torch.cat([labels, total[None] * size]), items
-
-    def update(self) -> None:
-        """An epoch has ended: a head with two branches now learns more with the one that ships."""
-        if hasattr(self._labels, "update"):
-            self._labels.update()
-
-    def state(self) -> dict[str, Any]:
-        """What a training that goes on has to know."""
-        return {"factors": dict(self._balance.factors), "apart": self._apart.value}
-
-    def restore(self, state: Mapping[str, Any], epochs: int) -> None:
-        """Go on from a state after so many epochs."""
-        self._balance.factors = dict(state["factors"])
-        self._apart.value = state["apart"]
-        if hasattr(self._labels, "update"):
-            self._labels.updates = epochs - 1
-            self._labels.update()
+        return Aids(ours.widths, [theirs.widths[at] for at in levels], step.learn_temperature, texts)
 
 
 # ------------------------------------------------------------------------------------------------------- the training
@@ -341,7 +205,25 @@ class _StudentTrainer(Loop):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.weights: list[dict[str, float]] = []
         self._state: dict[str, Any] | None = None
+        self._batches: Batches | None = None
         super().__init__(*arguments, **named)
+
+    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
+        dataset = super().build_dataset(img_path, mode, batch)
+        if self.lesson.frames:
+            dataset.labels = [ultralytics_label(sample, len(self.lesson.classes)) for sample in img_path]
+        return dataset
+
+    def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        if mode == "train" and (order := self.lesson.order(loader.batch_size)) is not None:
+            self._batches = loader.batch_sampler.sampler = Batches(order, loader.batch_size)
+        return loader
+
+    def _close_dataloader_mosaic(self) -> None:
+        super()._close_dataloader_mosaic()
+        if self._batches:
+            self._batches.next = self.epoch  # what was read ahead is thrown away
 
     def share_done(self) -> float:
         """How much of the training is done, 0 to 1: of its time where that is set, else of its steps."""
@@ -376,14 +258,16 @@ class _StudentTrainer(Loop):
 
     def run_callbacks(self, event: str) -> None:
         super().run_callbacks(event)
+        if event == "on_train_start" and self._batches:
+            self._batches.next = self.start_epoch
         if event == "on_train_start" and self._state:
             self.train_time_start -= self._state["seconds"]
         elif event == "on_train_epoch_start":
             self.start_epoch = 0  # an epoch's mean time is that of all of them, also of those before a resumption
 
     def _note_losses(self, losses: dict[str, float]) -> None:
-        super()._note_losses({name: value for name, value in losses.items() if not name.startswith(_WEIGHT)})
-        self.weights.append({n.removeprefix(_WEIGHT): value for n, value in losses.items() if n.startswith(_WEIGHT)})
+        super()._note_losses({name: value for name, value in losses.items() if not name.startswith(WEIGHT)})
+        self.weights.append({n.removeprefix(WEIGHT): value for n, value in losses.items() if n.startswith(WEIGHT)})
 
     def save_model(self) -> bool:
         """Keep everything that a resumption needs; the file is there complete or not at all."""

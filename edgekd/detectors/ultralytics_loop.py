@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.data.dataset import Sample
 from edgekd.errors import CompressError, SpecError
@@ -65,20 +66,45 @@ class LabelledImages(YOLODataset):  # type: ignore[misc]
         return [ultralytics_label(sample) for sample in self.img_path]
 
 
-def ultralytics_label(sample: Sample) -> dict[str, Any]:
-    """A sample in Ultralytics' words. A box around a crowd is no box around an object."""
-    single = ~sample.truth.crowd
-    corners = sample.truth.boxes[single]
+def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, Any]:
+    """A sample in Ultralytics' words. A box around a crowd is no box around an object.
+
+    classes: their number, where boxes around crowds are to come along, as objects of the class number `classes + c`.
+    """
+    truth = sample.truth
+    single = ~truth.crowd if classes is None else np.ones(len(truth), bool)
+    corners, numbers = truth.boxes[single], (truth.classes + truth.crowd * (classes or 0))[single]
     low, high = corners[:, :2], corners[:, 2:]
     return {
         "im_file": str(sample.image),
-        "cls": sample.truth.classes[single, None].astype(np.float32),
+        "cls": numbers[:, None].astype(np.float32),
         "bboxes": np.concatenate([(low + high) / 2, high - low], axis=1),
         "segments": [],
         "keypoints": None,
         "normalized": True,
         "bbox_format": "xywh",
     }
+
+
+class Batches:
+    """What each epoch shows, batch by batch, where it is more than every image once; Ultralytics asks for it in turns.
+
+    order: of an epoch, the samples' indices, int64 [images]; each has as many. next: the epoch that is asked for next.
+    """
+
+    def __init__(self, order: Callable[[int], NDArray[np.int64]], size: int) -> None:
+        self.next = 0
+        self._order, self._size = order, size
+        self._count = -(-len(order(0)) // size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        found = self._order(self.next)
+        self.next += 1  # before the first batch: workers read ahead
+        for at in range(0, len(found), self._size):
+            yield found[at : at + self._size].tolist()
 
 
 class Loop(DetectionTrainer):  # type: ignore[misc]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import Sample, Truth, load_dataset
+from edgekd.data.long_tail import epoch_order, repeat_factors
 from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, SpecError
@@ -20,17 +23,18 @@ tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
+from edgekd.compress import text  # noqa: E402
+from edgekd.compress.terms import shared_classes  # noqa: E402
+from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
 from edgekd.detectors.ultralytics_distill import (  # noqa: E402
     Distilled,
-    StudentLesson,
-    StudentLoss,
-    Watched,
     distill_student,
     student_network,
     teacher_network,
 )
-from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # noqa: E402
+from edgekd.detectors.ultralytics_loop import Batches, Lesson, Loop, quiet  # noqa: E402
+from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss, Watched  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -49,6 +53,8 @@ STEP = Distill(
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
+OPPOSED = (DistillStage("opposed", 1.0, Weights(classes=30.0)),)
+"""A teacher with random weights is sure where there is nothing, and the other way round."""
 
 
 def write_checkpoint(path: Path, model: str, width: float, classes: dict[int, str]) -> Path:
@@ -159,17 +165,26 @@ def _other(level: str) -> str:
     return "boxes" if level != "boxes" else "classes"
 
 
-def lesson_on(step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "green")) -> tuple[Any, dict[str, Any]]:
+def lesson_on(
+    step: Distill,
+    teacher: Path,
+    classes: tuple[str, ...] = ("red", "green"),
+    samples: tuple[Sample, ...] = (),
+    frames: int = 0,
+    texts: Any = None,
+) -> tuple[Any, dict[str, Any]]:
     """A student in training with its criterion, and a batch."""
     from types import SimpleNamespace
 
     found = teacher_network(teacher, trust=False)
     student = student_network(step, classes, trust=False)
     student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, epochs=2)
-    student.aids = module._aids(student, found, step)
+    student.aids = module._aids(student, found, step, texts)
     names = [found.names[at] for at in sorted(found.names)]
-    pairs = module.shared_classes(classes, names, step.same_classes)
-    student.criterion = StudentLoss(student, StudentLesson((), classes, step, found, pairs, Path()), lambda: 0.5)
+    pairs = shared_classes(classes, names, step.same_classes)
+    student.criterion = StudentLoss(
+        student, StudentLesson(samples, classes, step, found, pairs, Path(), frames), lambda: 0.5
+    )
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.2]])
     batch = {"img": torch.rand(2, 3, SIDE, SIDE, generator=generator), "bboxes": boxes}
@@ -266,7 +281,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
 ) -> None:
     step = replace(STEP, epochs=12)  # a weight moves in the 6th epoch, and in the first after the stop
     arguments = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
-    original = module.StudentLoss.update
+    original = StudentLoss.update
 
     def stop(loss: Any) -> None:
         original(loss)
@@ -274,7 +289,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
             raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.StudentLoss, "update", stop)
+        patched.setattr(StudentLoss, "update", stop)
         with pytest.raises(StoppedError):
             distill_student(*arguments)
     assert not (tmp_path / "student.pt").exists()
@@ -383,3 +398,146 @@ def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Pat
         "red",
         "green",
     )
+
+
+def test_rare_classes_count_more_in_what_the_teacher_says(teacher: Path) -> None:
+    def told(power: float) -> float:
+        step = replace(STEP, class_power=power, learn_temperature=False)
+        truth = Truth(np.zeros((5, 4), np.float32), np.array([0, 0, 0, 0, 1]), np.zeros(5, bool))
+        student, batch = lesson_on(step, teacher, samples=(Sample(Path(), truth),))
+        return float(student.criterion(student(batch["img"]), batch)[1]["classes"])
+
+    assert told(0.5) != pytest.approx(told(0.0), rel=1e-3)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The samples of each epoch, in order."""
+    epochs: list[list[int]] = []
+    original = Batches.__iter__
+
+    def noted(batches: Any) -> Iterator[list[int]]:
+        epochs.append([])
+        for batch in original(batches):
+            epochs[-1] += batch
+            yield batch
+
+    monkeypatch.setattr(Batches, "__iter__", noted)
+    return epochs
+
+
+def test_images_with_rare_classes_are_seen_more_often_and_as_the_seed_and_the_epoch_say(
+    teacher: Path, tiny_data: Path, tmp_path: Path, shown: list[list[int]]
+) -> None:
+    step = replace(STEP, repeat=1.0, close_mosaic=1, epochs=3)
+    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    data = load_dataset(tiny_data)
+    factors = repeat_factors([sample.truth for sample in data.split("train").samples], 2, 1.0)
+    assert done.epochs == 3
+    assert factors.max() > 1
+    length = round(factors.sum())
+    assert shown[:3] == [np.resize(epoch_order(factors, 0, epoch), length).tolist() for epoch in range(3)]
+
+
+def test_what_needs_one_process_is_refused_on_several_gpus(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    files = (teacher, tmp_path / "student.pt", tiny_data)
+    for name, value in (("repeat", 0.5), ("unlabelled", "frames"), ("conflict", True)):
+        with pytest.raises(SpecError, match=f"{name} is for one GPU"):
+            distill_student(*files, replace(STEP, **{name: value}), tmp_path / "state", device="0,1")
+
+
+@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo26n.yaml"])
+def test_a_doubtful_box_of_a_teacher_is_neither_an_object_nor_background(teacher: Path, model: str) -> None:
+    """One over the whole frame takes its class out of the loss on the labels, and only its class."""
+    step = replace(STEP, student=model, stages=NOTHING)
+
+    def gradient(number: float | None) -> torch.Tensor:
+        student, batch = lesson_on(step, teacher, frames=1)
+        batch = {name: batch[name][:1] for name in batch}
+        if number is not None:
+            batch["cls"] = torch.cat([batch["cls"], torch.tensor([[number]])])
+            batch["bboxes"] = torch.cat([batch["bboxes"], torch.tensor([[0.5, 0.5, 1.0, 1.0]])])
+            batch["batch_idx"] = torch.zeros(2)
+        student.criterion(student(batch["img"]), batch)[0].sum().backward()
+        return student.model[-1].cv3[0][-1].bias.grad  # type: ignore[no-any-return]
+
+    free, red, green = gradient(None), gradient(2.0), gradient(3.0)
+    assert free.abs().min() > 0
+    assert red[0] == green[1] == 0
+    assert red[1] == free[1]
+    assert green[0] == free[0]
+
+
+def test_frames_that_the_teacher_labelled_are_a_share_of_each_batch(
+    teacher: Path, tiny_data: Path, tmp_path: Path, shown: list[list[int]]
+) -> None:
+    step = replace(STEP, unlabelled="given below", unlabelled_share=0.5)
+    frames = load_dataset(tiny_data).split("val").samples[:5]
+    files = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert distill_student(*files, frames=frames).epochs == 2
+    batches = [epoch[at : at + 6] for epoch in shown[:2] for at in range(0, len(epoch), 6)]
+    assert len(batches) == 8, "each labelled image once an epoch, three at a time"
+    assert all([at >= 12 for at in batch] == [False] * 3 + [True] * 3 for batch in batches)
+    assert {at for batch in batches for at in batch} == set(range(17))
+
+
+def test_where_labels_and_teacher_disagree_the_neck_hears_both_and_the_heads_their_sum(teacher: Path) -> None:
+    def gradients(conflict: bool) -> tuple[list[Any], torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        step = replace(STEP, conflict=conflict, balance_every=0, stages=OPPOSED)
+        student, batch = lesson_on(step, teacher)
+        loss, items = student.criterion(student(batch["img"]), batch)
+        neck = student.criterion._student_seen.neck
+        parts = [torch.autograd.grad(part, neck, retain_graph=True) for part in (loss[:-1].sum(), loss[-1])]
+        for each in neck:
+            each.retain_grad()
+        loss.sum().backward()
+        reached = torch.cat([each.grad.flatten() for each in neck])
+        found = {name: each.grad for name, each in student.named_parameters() if each.grad is not None}
+        return [torch.cat([each.flatten() for each in part]) for part in parts], reached, found, items
+
+    parts, plain, before, _ = gradients(False)
+    _, reconciled, after, items = gradients(True)
+    rows = torch.stack(parts)
+    cosine = torch.nn.functional.cosine_similarity(*parts, dim=0)
+    assert cosine < 0, "otherwise there is nothing to reconcile"
+    assert items["weight_cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    assert not torch.allclose(plain, reconciled, rtol=0.01)
+    assert (rows @ reconciled / rows.norm(dim=1) / reconciled.norm()).min() > -1e-3, "neither gets worse"
+    head = [name for name in before if name.startswith("model.23.cv")]
+    assert head
+    assert all(torch.allclose(before[name], after[name], rtol=1e-4, atol=1e-6) for name in head)
+    assert not torch.allclose(before["model.4.cv1.conv.weight"], after["model.4.cv1.conv.weight"], rtol=0.01)
+
+
+def test_words_pull_on_the_student_and_share_with_its_teacher(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def encode(sentences: Sequence[str]) -> Any:
+        asked.extend(sentences)
+        return hashed_words(sentences)
+
+    monkeypatch.setattr(text, "minilm", lambda: encode)
+    step = replace(STEP, text=0.5, prompts={"red": ("crimson square",)}, balance_every=0, epochs=1)
+    files = (tmp_path / "student.pt", tiny_data)
+    done = distill_student(teacher, *files, step, tmp_path / "state")
+    assert "a photo of a crimson square" in asked
+    assert done.losses[0]["text"] > 0
+    assert 0.5 * 0.24 < done.weights[0]["text"] < 0.5 * 1.76
+    assert done.weights[0]["text"] != pytest.approx(0.5, abs=1e-3), "how sure both are decides"
+    assert done.weights[0]["classes"] / done.weights[0]["teacher"] == pytest.approx(
+        2 - done.weights[0]["text"] / 0.5, rel=0.05
+    )
+    assert not any("aids" in name for name in state_of(tmp_path / "student.pt"))
+
+
+def test_words_alone_teach_without_a_teacher(teacher: Path) -> None:
+    texts = torch.from_numpy(class_texts(("red", "green"), hashed_words))
+    step = replace(STEP, stages=NOTHING, text=1.0)
+    student, batch = lesson_on(step, teacher, texts=texts)
+    loss, items = student.criterion(student(batch["img"]), batch)
+    loss[-1].backward()
+    assert set(items) == {"box_loss", "cls_loss", "dfl_loss", "text", "weight_text"}
+    assert student.model[4].cv1.conv.weight.grad.abs().max() > 0
+    assert student.aids.words.project.weight.grad.abs().max() > 0
