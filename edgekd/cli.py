@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, or .onnx.", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, .tv.pt, .onnx.", show_default=False)]
 Data = Annotated[Path, typer.Option(help="Data set: YOLO folder or YAML, COCO folder or JSON.", show_default=False)]
 TargetName = Annotated[str, typer.Option(help="Shipped target (`edgekd targets`) or a .toml of your own.")]
 Head = Annotated[str | None, typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]

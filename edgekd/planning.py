@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekd.compress.plan import FORMS, Form
 from edgekd.data.dataset import Dataset, Split
+from edgekd.detectors.torchvision import is_torchvision
 from edgekd.errors import DataError, SpecError
 from edgekd.spec import Budget, Quantize, Recipe
 from edgekd.stages import COSTS, GRAPH, PLAN, Calibrated, Frames, Stages, settings_of, spec_of
@@ -109,7 +110,7 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             f"recipe {recipe.name} trains a student and names none",
             fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, in a recipe of your own',
         )
-    if recipe.trains and model.suffix != ".pt":
+    if recipe.trains and (model.suffix != ".pt" or is_torchvision(model.name)):
         raise SpecError(
             f"recipe {recipe.name} trains the detector",
             expected="the .pt checkpoint by Ultralytics that it was exported from, and labelled training data",

@@ -171,9 +171,9 @@ def test_only_its_adapters_import_ultralytics() -> None:
     assert users == [f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_trainer")]
 
 
-def test_only_its_adapters_import_torchvision() -> None:
+def test_only_its_adapter_and_what_pools_regions_import_torchvision() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "torchvision" in imported_packages(path)]
-    assert users == ["detectors/torchvision_network.py"]
+    assert users == ["compress/region_text.py", "detectors/torchvision_network.py"]
 
 
 def test_only_engines_import_tensorrt() -> None:

@@ -44,7 +44,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         self.names = dict(enumerate(classes))
         self.model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
         self.model.transform.fixed_size = (image_size[1], image_size[0])  # width first; no frame is resized then
-        self.mean, self.std = (tuple(map(float, values)) for values in self._normalisation)
+        self.mean, self.std = map(_of_channels, self._normalisation)
         with torch.no_grad():
             seen = self.eval().seen(torch.zeros(1, 3, *image_size))
         self.widths, self.strides = tuple(maps.shape[1] for maps in seen.neck), seen.grid.strides
@@ -150,8 +150,13 @@ class Dense(nn.Module):  # type: ignore[misc]
         return torch.cat([(low + high) / 2, high - low, shares], dim=-1).transpose(1, 2)
 
 
+def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
 def _apart(maps: torch.Tensor, like: torch.Tensor) -> int:
-    return abs(maps.shape[3] - like.shape[3])
+    return int(abs(maps.shape[3] - like.shape[3]))
 
 
 def _best(boxes: torch.Tensor, shares: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +220,8 @@ def load_network(path: Path) -> TorchvisionNetwork:
             found=" ".join(str(error).split())[:200],
             fix="save the state_dict of the network that this builder makes",
         ) from error
-    return network.eval()
+    network.eval()
+    return network
 
 
 def _unreadable(path: Path, found: str) -> SpecError:
