@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from common import (
     write_results,
 )
 from fidelity import RESAMPLES, Difference, Reference, difference
+from graphs import described, facts, float_head_patterns
 
 from edgekd.data.dataset import Dataset, load_dataset
 from edgekd.detectors.types import DetectorSpec
@@ -129,12 +129,19 @@ class Bench:
     """One run: where its files lie, and what it has learnt."""
 
     def __init__(
-        self, work: Path, venvs: Path, models: Path, data: Path, scored: Sequence[str], both_scorers: bool
+        self,
+        work: Path,
+        venvs: Path,
+        models: Path,
+        data: Path,
+        scored: Sequence[str],
+        methods: Sequence[Method],
+        both_scorers: bool,
     ) -> None:
         self.progress = PlainProgress(interval_s=30)
         self.packages: dict[str, dict[str, str]] = {}
         self._work, self._venvs, self._models = work, venvs, models
-        self._data, self._scored_splits, self._both = data, scored, both_scorers
+        self._data, self._scored_splits, self._methods, self._both = data, scored, methods, both_scorers
         self._dataset: Dataset = load_dataset(data)
         self._environment = ultralytics_environment(work / "ultralytics")
         self._pythons: dict[str, Path] = {}
@@ -159,14 +166,14 @@ class Bench:
         source = folder / "float32.onnx"
         spec = self._export(model, source)
         frames = self._write_frames(folder / "frames", spec, "train", FRAMES)
-        head = _head(source)
+        head = float_head_patterns(source)
         exclude = {"edgekd": head, "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else head}
         self._found.clear()
         judged = self._write_frames(folder / "judged", spec, self._scored_splits[0], JUDGED)
         reference = Reference(source, [np.load(frame) for frame in sorted(judged.iterdir())])
         rows = [self._scored(Row(model, "float32", source.stat().st_size), source, spec)]
         graphs = [source]
-        for number, method in enumerate(METHODS, start=1):
+        for number, method in enumerate(self._methods, start=1):
             graph = folder / f"{number}.onnx"
             done = self._quantize(Row(model, method.name), method, source, frames, graph, exclude)
             if done.error is None:
@@ -217,7 +224,7 @@ class Bench:
             seconds=took["seconds"],
             peak_bytes=took["peak_bytes"],
             bytes=graph.stat().st_size,
-            **_facts(graph),
+            **facts(graph),
         )
 
     def _scored(self, row: Row, graph: Path, spec: DetectorSpec) -> Row:
@@ -236,16 +243,16 @@ class Bench:
 
     def _scored_by_ultralytics(self, rows: list[Row], graphs: list[Path], spec: DetectorSpec) -> list[Row]:
         """The rows with what Ultralytics' `val` says of their graphs."""
-        described = {row.method: _described(graph, spec) for row, graph in zip(rows, graphs, strict=True) if row.bytes}
+        copies = {row.method: described(graph, spec) for row, graph in zip(rows, graphs, strict=True) if row.bytes}
         size = str(spec.preprocess.height)
         command = [sys.executable, str(PEERS / "ultralytics_val.py"), str(self._data), size]
         began = subprocess.Popen(
-            [*command, *map(str, described.values())], env=self._environment, cwd=self._work, **_PIPED
+            [*command, *map(str, copies.values())], env=self._environment, cwd=self._work, **_PIPED
         )
         scores: dict[str, Any] = {}
         with began as process:
             answers = (json.loads(line) for line in process.stdout or () if line.startswith("{"))
-            for name, answer in zip(described, answers, strict=False):
+            for name, answer in zip(copies, answers, strict=False):
                 scores[name] = answer
                 self.progress.note(f"{rows[0].model}: {name}: by Ultralytics {answer.get('map50_95', 0):.4f}")
         return [self._with_ultralytics(row, scores.get(row.method, {})) for row in rows]
@@ -295,52 +302,6 @@ def _last_json(output: str) -> dict[str, Any]:
     return dict(json.loads(line))
 
 
-def _head(graph: Path) -> tuple[str, ...]:
-    """Patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
-    import onnx
-
-    from edgekd.compress.graph import Graph
-    from edgekd.compress.placement import float_head
-
-    model = onnx.load(graph)
-    head = float_head(Graph(model))
-    names = [node.name for node in model.graph.node if node.op_type == "Conv" and node.name in head]
-    return tuple(f"^{re.escape(name)}$" for name in names)
-
-
-def _facts(graph: Path) -> dict[str, Any]:
-    """What a quantized graph says of itself: `int8_convolutions` and `symmetric`, as in `Row`."""
-    import onnx
-    from onnx import numpy_helper
-
-    loaded = onnx.load(graph).graph
-    nodes = loaded.node
-    constants = {each.name: each for each in loaded.initializer}
-    constants.update({node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"})
-    pairs = [node for node in nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
-    zeros = [numpy_helper.to_array(constants[node.input[2]]) for node in pairs if len(node.input) > 2]
-    dequantized = {node.output[0] for node in pairs if node.op_type == "DequantizeLinear"}
-    weights = [node.input[1] in dequantized for node in nodes if node.op_type == "Conv"]
-    return {
-        "int8_convolutions": (sum(weights), len(weights)),
-        # Biases are INT32 in some tools' graphs.
-        "symmetric": all(zero.dtype in (np.int8, np.int32) and not zero.any() for zero in zeros),
-    }
-
-
-def _described(graph: Path, spec: DetectorSpec) -> Path:
-    """A copy that says its classes and strides, which some tools drop and Ultralytics' `val` needs."""
-    import onnx
-
-    from edgekd.detectors.onnx import describe_in
-
-    model = onnx.load(graph)
-    describe_in(model, spec)
-    copy = graph.with_name(f"{graph.stem}-described.onnx")
-    onnx.save(model, copy)
-    return copy
-
-
 def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What the rows must show, and whether they do."""
     apart = [abs(row.difference) for row in rows if row.difference is not None]
@@ -350,12 +311,14 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
         found.append(_claim(text, max(apart), max(apart) <= AGREEMENT))
     for model in dict.fromkeys(row.model for row in rows):
         by_method = {row.method: row for row in rows if row.model == model}
-        exact, ours, peer = (by_method[name] for name in ("float32", RECIPE.name, MODELOPT.name))
-        for split in exact.scores:
-            found += _claims_about(f"{model}, {split}", split, exact, ours, peer)
+        exact, ours, peer = (by_method.get(name) for name in ("float32", RECIPE.name, MODELOPT.name))
+        if exact and ours and peer:
+            for split in exact.scores:
+                found += _claims_about(f"{model}, {split}", split, exact, ours, peer)
         for share, method in MIXED.items():
-            found += _claims_about_size(model, share, exact, by_method[method.name])
-        if ours.seconds and peer.seconds:
+            if exact and method.name in by_method:
+                found += _claims_about_size(model, share, exact, by_method[method.name])
+        if ours and peer and ours.seconds and peer.seconds:
             quicker = ours.seconds / peer.seconds
             found.append(_claim(f"{model}: at most a quarter of ModelOpt entropy's time", quicker, quicker <= 0.25))
     return found
@@ -463,6 +426,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--data", default="coco256", help="data set beside the models")
     parser.add_argument("--scored", nargs="+", default=["val"], help="splits")
+    parser.add_argument("--methods", nargs="+", default=[""], help="only those whose names have one of these in them")
     parser.add_argument("--ultralytics-val", action="store_true", help="score with Ultralytics' val, too")
     parser.add_argument("--images", type=int, help="of each split; default: all")
     parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")
@@ -471,6 +435,7 @@ def main() -> int:
     use_cores(given.threads)
     asked = [f"--images {given.images}"] if given.images else []
     asked += [f"--models {' '.join(given.models)}"] if given.models != list(MODELS) else []
+    asked += [f"--methods {' '.join(map(repr, given.methods))}"] if given.methods != [""] else []
     asked += [f"--data {given.data} --scored {' '.join(given.scored)}"] if given.data != "coco256" else []
     found = {
         "question": "how good, how small and how quick is INT8 after training, beside other tools?",
@@ -484,7 +449,8 @@ def main() -> int:
         work = Path(folder)
         data = copy_data(given.shared.absolute() / "data" / given.data, work / "data", given.images)
         models = given.shared.absolute() / "models"
-        bench = Bench(work, given.venvs.absolute(), models, data, given.scored, given.ultralytics_val)
+        methods = [method for method in METHODS if any(part in method.name for part in given.methods)]
+        bench = Bench(work, given.venvs.absolute(), models, data, given.scored, methods, given.ultralytics_val)
         sizes = {name: len(load_dataset(data).split(name)) for name in ("train", *given.scored)}
         found["images"] = {**sizes, "calibration": min(FRAMES, sizes["train"])}
         rows = []
