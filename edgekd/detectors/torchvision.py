@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.detectors.torch_onnx import write_onnx
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.errors import CompressError, SpecError
+from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
     from edgekd.detectors.torchvision_network import TorchvisionNetwork
@@ -55,13 +56,15 @@ class TorchvisionDetector:
         Normalisation is left to the preprocessing, which the specification describes.
         """
         network = self.network()
+        from edgekd.detectors.torchvision_network import Dense
+
         height, width = network.image_size
         spec = DetectorSpec(
             classes=network.classes,
             preprocess=Preprocess(height, width, mean=network.mean, std=network.std),
             head=Head("yolo", strides=tuple(round(stride) for stride in network.strides)),
         )
-        _write_onnx(network, graph, opset)
+        write_onnx(Dense(network), height, width, graph, opset)
         return spec
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
@@ -84,23 +87,3 @@ class TorchvisionDetector:
                 fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
             ) from error
         return load_network(self.path)
-
-
-def _write_onnx(network: TorchvisionNetwork, graph: Path, opset: int) -> None:
-    import torch
-
-    from edgekd.detectors.torchvision_network import Dense
-
-    try:
-        with torch.no_grad():
-            torch.onnx.export(
-                Dense(network),
-                (torch.zeros(1, 3, *network.image_size),),
-                str(graph),
-                opset_version=opset,
-                input_names=["images"],
-                output_names=["output0"],
-                dynamo=False,
-            )
-    except Exception as error:
-        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=str(error)) from error

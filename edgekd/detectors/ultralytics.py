@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.torch_onnx import write_onnx
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.errors import CompressError, SpecError
+from edgekd.errors import SpecError
 
 HEADS = ("Detect", "v10Detect")
 
@@ -108,22 +109,6 @@ def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
 
 
 def _write_onnx(model: Any, head: Any, spec: DetectorSpec, graph: Path, opset: int) -> None:
-    import torch
-
     model.fuse(verbose=False)
     head.export, head.format, head.dynamic = True, "onnx", False
-    frame = torch.zeros(1, 3, spec.preprocess.height, spec.preprocess.width)
-    try:
-        with torch.no_grad():
-            model(frame)  # builds the anchors for this input size, which become constants
-            torch.onnx.export(
-                model,
-                (frame,),
-                str(graph),
-                opset_version=opset,
-                input_names=["images"],
-                output_names=["output0"],
-                dynamo=False,
-            )
-    except Exception as error:
-        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=str(error)) from error
+    write_onnx(model, spec.preprocess.height, spec.preprocess.width, graph, opset)
