@@ -23,6 +23,7 @@ from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.errors import EdgeKDError
 from edgekd.files import write_file
 from edgekd.progress import PlainProgress
+from edgekd.score import Score
 
 R = TypeVar("R", bound=Any)
 
@@ -32,6 +33,8 @@ SHARED = HERE.parent.parent / "shared"
 """Where models and data lie unless `--shared` says otherwise."""
 SPLITS = ("val", "test")
 """What trained detectors are scored on."""
+FRAMES = "frames"
+"""Of copied data: the images whose labels nobody gets."""
 
 
 def conditions(threads: int) -> dict[str, Any]:
@@ -78,19 +81,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def copy_data(source: Path, folder: Path, images: int | None) -> Path:
+def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float = 0.0) -> Path:
     """A data set in YOLO layout, copied, because Ultralytics writes caches into it. Returns its YAML.
 
-    images: of each split, in the order of their names; None for all.
+    images: of each split, in the order of their names; None for all. unlabelled: the share of the training images that
+    go into the folder FRAMES instead, without their labels, always the same ones.
     """
     described = yaml.safe_load((source / "data.yaml").read_text("utf-8"))
     splits = [split for split in ("train", "val", "test") if split in described]
+    (folder / FRAMES).mkdir(parents=True)
     for split in splits:
         shown = Path(described[split])
         told = Path("labels", *shown.parts[1:])
         (folder / shown).mkdir(parents=True)
         (folder / told).mkdir(parents=True)
-        for image in sorted((source / shown).iterdir())[:images]:
+        found = sorted((source / shown).iterdir())[:images]
+        for at, image in enumerate(found):
+            # Spread evenly: one more each time that the share of what has gone by is another whole number.
+            if split == "train" and int((at + 1) * unlabelled) > int(at * unlabelled):
+                shutil.copyfile(image, folder / FRAMES / image.name)
+                continue
             shutil.copyfile(image, folder / shown / image.name)
             label = told / f"{image.stem}.txt"
             if (source / label).is_file():  # an image with nothing in it may have none
@@ -157,7 +167,7 @@ class Resumable(Generic[R]):
         self.data = given.work / "data" / "data.yaml"
         if not self.data.is_file():  # it is written last
             shutil.rmtree(self.data.parent, ignore_errors=True)
-            copy_data(given.data, self.data.parent, given.images)
+            copy_data(given.data, self.data.parent, given.images, getattr(given, "unlabelled", 0.0))
         hidden = {} if given.device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
         threads = {"OMP_NUM_THREADS": str(given.threads)}  # Ultralytics sets it to 1 unless somebody has set it
         self._environment = {**ultralytics_environment(scratch), **hidden, **threads}
@@ -197,8 +207,13 @@ class Resumable(Generic[R]):
 
         spec = describe(load_graph(graph), graph)
         scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}
-        map50_95 = {name: score.map50_95 for name, score in scores.items()}
-        return replace(row, map50_95=map50_95, map50={name: score.map50 for name, score in scores.items()})
+        return replace(row, **self.noted(scores))
+
+    def noted(self, scores: Mapping[str, Score]) -> dict[str, Any]:
+        """What a row keeps of the scores of its splits."""
+        return {
+            name: {split: getattr(score, name) for split, score in scores.items()} for name in ("map50_95", "map50")
+        }
 
     def process(self, name: str, command: Sequence[str]) -> dict[str, Any]:
         """Run a command with its output in a log of that name; the JSON object on its last line. Raises JobError."""

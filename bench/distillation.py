@@ -3,10 +3,11 @@
 The student has the same random weights, or the same checkpoint, for every way of a seed; the teacher is the same; all
 see the same images in the same size and batch, for as many epochs or, with `--minutes`, for as long. Everybody ships
 the moving average of the last step: no epoch is chosen on the split `val`. Every training is a process of its own.
-`--ablation` adds edgekd's recipe with one thing changed at a time.
+`--ablation` adds edgekd's recipe with one thing changed at a time; `--unlabelled 0.5` takes the labels of half of the
+training images away, and adds a student that also sees these, labelled by its teacher.
 
     python bench/distillation.py [--model TEACHER.pt] [--student yolo11n.yaml] [--width 0.14] [--epochs N | --minutes M]
-        [--seeds N ...] [--device 0] [--ablation]
+        [--seeds N ...] [--device 0] [--ablation] [--unlabelled SHARE]
 
 A row that is finished is kept in `--work`, and `--out` is written again after each: what was cut goes on where it was.
 The environment needs `edgekd[train]`.
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from common import (
+    FRAMES,
     RESULTS,
     SHARED,
     SPLITS,
@@ -40,12 +42,16 @@ from common import (
     write_pair,
 )
 
-from edgekd.progress import PlainProgress
+from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.long_tail import TAIL, rare_classes
+from edgekd.progress import PlainProgress, Progress
+from edgekd.score import Score, tail_score
 from edgekd.spec import Distill, DistillStage, Weights, load_recipe
 from edgekd.toml import parse_table
 
 OPSET = 17
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
+OURS_UNLABELLED = "edgekd, with unlabelled frames"
 OVERHEAD = 1.15
 """How much longer a step with distillation may take than one without and the teacher's forward pass together."""
 
@@ -96,7 +102,11 @@ def ablations() -> dict[str, Distill]:
 
 @dataclass(frozen=True)
 class Row:
-    """One student, or the teacher. seconds: of training; step_seconds: the median, of the teacher a forward pass."""
+    """One student, or the teacher.
+
+    seconds: of training, and of labelling where the teacher does that; step_seconds: the median, of the teacher a
+    forward pass; tail: the mean mAP50-95 of the classes that are rare in the training split.
+    """
 
     method: str
     seed: int | None = None
@@ -106,13 +116,14 @@ class Row:
     step_seconds: float | None = None
     map50_95: Mapping[str, float] = field(default_factory=dict)
     map50: Mapping[str, float] = field(default_factory=dict)
+    tail: Mapping[str, float | None] = field(default_factory=dict)
     error: str | None = None
 
 
 class Bench(Resumable[Row]):
     """One run: what was asked, the folder in which it goes on after a cut, and the rows it has."""
 
-    asked = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "device")
+    asked = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "unlabelled", "device")
 
     def run(self) -> Iterable[None]:
         """Every row that is not there yet; pauses after each."""
@@ -123,6 +134,8 @@ class Bench(Resumable[Row]):
         ways: dict[str, Distill | None] = {NONE: nothing, BUILT_IN: None, OURS: shipped()}
         if self.given.ablation:
             ways |= ablations()
+        if self.given.unlabelled:
+            ways[OURS_UNLABELLED] = replace(shipped(), unlabelled=str(self.data.parent / FRAMES))
         for seed in self.given.seeds:
             for method, step in ways.items():
                 if self.missing(method, seed):
@@ -153,6 +166,13 @@ class Bench(Resumable[Row]):
         took = self._job(name, {**job, **files, **common})
         return self.with_scores(Row(method, seed, **took), out.with_suffix(".onnx"))
 
+    def noted(self, scores: Mapping[str, Score]) -> dict[str, Any]:
+        """Also how well the rare classes are found."""
+        train = load_dataset(self.given.data)
+        rare = rare_classes(train.split("train"), train.classes)
+        tail = {split: tail_score(score.per_class, rare, TAIL)["map50_95"] for split, score in scores.items()}
+        return {**super().noted(scores), "tail": tail}
+
     def _job(self, name: str, job: Mapping[str, Any]) -> dict[str, Any]:
         took = self.process(name, [*_MYSELF, json.dumps(job, default=str)])
         self.packages["edgekd"] = took.pop("packages")
@@ -171,12 +191,12 @@ def teacher_job(model: str, out: str, size: int, batch: int, device: str, thread
     """Export the teacher at this size; what a forward pass of a batch takes."""
     import torch
 
-    from edgekd.detectors.ultralytics_distill import teacher_network
+    from edgekd.detectors.teacher import load_teacher, parameters_in
 
     torch.set_num_threads(threads)
     exported(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
-    network = teacher_network(Path(model), trust=True).to(where)
+    network = load_teacher(Path(model), trust=True).to(where)
     images, stamps = torch.rand(batch, 3, size, size, device=where), []
     with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
         for _ in range(3 if where.type == "cpu" else 30):
@@ -184,15 +204,13 @@ def teacher_job(model: str, out: str, size: int, batch: int, device: str, thread
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             stamps.append(time.perf_counter())
-    parameters = sum(each.numel() for each in network.parameters())
-    return {"parameters": parameters, "step_seconds": gap(stamps)}
+    return {"parameters": parameters_in(network), "step_seconds": gap(stamps)}
 
 
 def start_job(step: Mapping[str, Any], out: str, data: str, device: str, threads: int) -> dict[str, Any]:
     """Write the checkpoint that every way of a seed starts from."""
     import torch
 
-    from edgekd.data.dataset import load_dataset
     from edgekd.detectors.ultralytics_distill import student_network
 
     asked = parse_table(Distill, dict(step), "start")
@@ -223,10 +241,24 @@ def edgekd_job(
     asked = parse_table(Distill, dict(step), "step")
     paths = (Path(teacher), Path(out), Path(data))
     progress = PlainProgress(interval_s=30)
-    done = ultralytics_distill.distill_student(*paths, asked, Path(state), trust=True, device=device, progress=progress)
+    began = time.perf_counter()
+    frames = teachers_frames(Path(teacher), Path(data), asked, progress) if asked.unlabelled else ()
+    labelling = time.perf_counter() - began
+    done = ultralytics_distill.distill_student(*paths, asked, Path(state), True, device, progress, frames)
     exported(out, Path(out).with_suffix(".onnx"), asked.image_size)
-    found = {"parameters": done.parameters, "epochs": done.epochs, "seconds": done.seconds}
+    found = {"parameters": done.parameters, "epochs": done.epochs, "seconds": labelling + done.seconds}
     return {**found, "step_seconds": gap(stamps)}
+
+
+def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
+    """The step's unlabelled frames with what the teacher sees in them."""
+    from edgekd.stages import Stages
+    from edgekd.store import FileHashes, Store
+    from edgekd.training import teachers_labels
+
+    with tempfile.TemporaryDirectory() as folder:
+        stages = Stages(Store(Path(folder), False, progress), FileHashes(Path(folder, "hashes.json")), progress)
+        return teachers_labels(stages, step, teacher, load_dataset(data), trust=True)
 
 
 def ultralytics_job(
@@ -242,6 +274,8 @@ def ultralytics_job(
     """Train with Ultralytics' own distillation, as long or as often, and export the last moving average."""
     import torch
     from ultralytics import YOLO
+
+    from edgekd.detectors.teacher import parameters_in
 
     torch.set_num_threads(threads)
     stamps: list[float] = []
@@ -267,9 +301,8 @@ def ultralytics_job(
         module._forward_hooks.clear()
     torch.save({"model": student.half(), "train_args": {"imgsz": size, "task": "detect"}}, out)
     exported(out, Path(out).with_suffix(".onnx"), size)
-    parameters = sum(each.numel() for each in student.parameters())
     took = {"epochs": yolo.trainer.epoch + 1, "seconds": stamps[-1] - stamps[0], "step_seconds": gap(stamps)}
-    return {"parameters": parameters, **took}
+    return {"parameters": parameters_in(student), **took}
 
 
 def exported(checkpoint: str, out: Path, size: int) -> None:
@@ -362,6 +395,10 @@ def page(found: Mapping[str, Any], rows: Sequence[Row], means: Mapping[str, Summ
     lines.append(
         f"Trained for {how} on {counts['train']} images; scored on {counts['val']} (val) and {counts['test']} (test)."
     )
+    if found["unlabelled"]:
+        lines.append(
+            f"Of the training images {found['unlabelled']:.0%} have no labels: only `{OURS_UNLABELLED}` sees them."
+        )
     base = means.get(NONE)
     lines += ["", *table(_HEADER, [_cells(one, base) for one in means.values()])]
     lines += [f"\n{row.method}, seed {row.seed}: {row.error}" for row in rows if row.error]
@@ -379,13 +416,14 @@ def page(found: Mapping[str, Any], rows: Sequence[Row], means: Mapping[str, Summ
 
 _HEADER = (
     *("how", "seeds", "parameters", "epochs", "seconds", "step ms"),
-    *("val mAP50-95", "gain", "test mAP50-95", "gain"),
+    *("val mAP50-95", "gain", "rare", "test mAP50-95", "gain", "rare"),
 )
 _ABOUT = (
     "Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way",
     "of a seed starts from the same student. Seconds: of training, without validation, which nobody does; a step: its",
-    "median, of the teacher a forward pass of a batch. What ships is the moving average at the end. edgekd's defaults",
-    "may have been compared on val: test is the split to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider.",
+    "median, of the teacher a forward pass of a batch. Rare: mAP50-95 of classes that are rare in the training split.",
+    "What ships is the moving average at the end. edgekd's defaults may have been compared on val: test is the split",
+    "to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider.",
 )
 
 
@@ -402,7 +440,9 @@ def _cells(one: Summary, base: Summary | None) -> list[str]:
     cells = [seeds, f"{size:,.0f}" if size else None, *took, f"{step * 1000:.1f}" if step else None]
     for split in SPLITS:
         gains = one.gains(base, split) if base and one.method != NONE else []
+        tail = [score for row in one.rows if (score := row.tail.get(split)) is not None]
         cells += [spread(list(one.scores(split).values())), spread(gains, "+") if gains else None]
+        cells.append(f"{statistics.fmean(tail):.4f}" if tail else None)
     return [one.method, *(cell or "–" for cell in cells)]
 
 
@@ -413,7 +453,7 @@ def write(out: Path, bench: Bench, command: str) -> tuple[dict[str, Any], str]:
         "question": "how much better is a student that is told by a teacher, beside Ultralytics' own distillation?",
         "command": command,
         "images": {name: len(bench.split(name)) for name in ("train", *SPLITS)},
-        **{name: getattr(given, name) for name in ("seeds", "device", "epochs", "minutes")},
+        **{name: getattr(given, name) for name in ("seeds", "device", "epochs", "minutes", "unlabelled")},
         **bench.conditions,
         "rows": [asdict(row) for row in bench.rows],
         "claims": claims(means, given.gain),
@@ -436,6 +476,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="of each split; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ablation", action="store_true", help="also edgekd with one thing changed at a time")
+    parser.add_argument(
+        "--unlabelled", type=float, default=0.0, help="share of the training images that loses its labels"
+    )
     parser.add_argument("--device", default="cpu", help="where to train: cpu, or the number of a GPU")
     parser.add_argument("--threads", type=int, default=2, help="cores that everything may use")
     parser.add_argument("--gain", type=float, default=0.05, help="mAP50-95 that is aimed at beyond no distillation")
@@ -459,7 +502,18 @@ def main() -> int:
     use_cores(given.threads)
     for folder in (given.work, given.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    names = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "device", "threads")
+    names = (
+        "student",
+        "width",
+        "epochs",
+        "minutes",
+        "batch",
+        "image_size",
+        "images",
+        "unlabelled",
+        "device",
+        "threads",
+    )
     asked = [f"--{name.replace('_', '-')} {value}" for name in names if (value := getattr(given, name)) is not None]
     asked += [f"--model {given.model.name}", "--seeds", *map(str, given.seeds), *(["--ablation"] * given.ablation)]
     command = f"python bench/distillation.py {' '.join(asked)}"

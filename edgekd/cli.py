@@ -146,8 +146,8 @@ def quantize(
 
 @app.command()
 def distill(
-    teacher: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt: YOLO or RT-DETR.", show_default=False)],
-    student: Annotated[str, typer.Argument(help="A .pt, or a model: yolo11n.yaml, your.yaml.", show_default=False)],
+    teacher: Annotated[Path, typer.Argument(help="Trained .pt: YOLO, RT-DETR, torchvision.", show_default=False)],
+    student: Annotated[str, typer.Argument(help="A .pt, yolo11n.yaml, or torchvision/NAME.", show_default=False)],
     data: Data,
     recipe: RecipeName = "distill",
     out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/STUDENT-from-TEACHER.")] = None,
@@ -170,7 +170,7 @@ def distill(
         teacher=teacher,
         data=data,
         recipe=load_recipe(recipe or "distill").with_distill(**given),
-        out=out or Path("runs") / f"{Path(student).stem}-from-{teacher.stem}",
+        out=out or Path("runs") / "-from-".join(Path(name).stem.removesuffix(".tv") for name in (student, teacher)),
         device=device,
         trust_checkpoint=trust_checkpoint,
         fresh=not resume,

@@ -18,7 +18,7 @@ from edgekd.files import new_file, write_file
 from edgekd.planning import refuse_recipe
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, Recipe
-from edgekd.stages import EXPORT_OPSET, STUDENT, Stages, spec_of, stage_json
+from edgekd.stages import EXPORT_OPSET, Stages, spec_of, stage_json
 from edgekd.store import FileHashes, Store
 
 SCORED = "val"
@@ -40,7 +40,7 @@ class DistillJob:
 
 
 def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
-    """Train and score; leave the student's checkpoint and `distill.json`, the documented result, in `job.out`.
+    """Train and score; leave the student's file and `distill.json`, the documented result, in `job.out`.
 
     Raises SpecError, DataError or CompressError and leaves nothing half-written. What was killed goes on.
     """
@@ -58,13 +58,14 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
         stages.refuse_shared(dataset.split("train"), scored)
     done = training.distill(stages, step, job.teacher, dataset, job.trust_checkpoint, job.device)
     before = _scores(job.teacher, job, dataset, scored, stages)
-    after = _scores(done.path / STUDENT, job, dataset, scored, stages)
+    student, copy = done.path / training.student_file(step), job.out / training.student_file(step)
+    after = _scores(student, job, dataset, scored, stages)
     kept = after["map50_95"] / before["map50_95"] if after["map50_95"] is not None and before["map50_95"] else None
     result = {
         "teacher": job.teacher.name,
         "student": Path(str(step.student)).name,
         "recipe": job.recipe.name,
-        "checkpoint": str(job.out / STUDENT),
+        "checkpoint": str(copy),
         "kept": kept,
         "before": {"parameters": done.results["teacher_parameters"], **before},
         "after": {"parameters": done.results["parameters"], **after},
@@ -73,8 +74,8 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
         "weights": done.results["weights"],
         "stages": [stage_json(stage) for stage in stages.done],
     }
-    with (done.path / STUDENT).open("rb") as stream, new_file(job.out / STUDENT) as copy:
-        shutil.copyfileobj(stream, copy)
+    with student.open("rb") as stream, new_file(copy) as written:
+        shutil.copyfileobj(stream, written)
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return result
 

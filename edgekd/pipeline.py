@@ -20,7 +20,6 @@ from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
     PLAN,
-    STUDENT,
     Calibrated,
     Stages,
     calibration_source,
@@ -174,7 +173,8 @@ def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """The run with a student in the detector's place."""
     job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
-    student = load(training.distill(stages, step, job.model, dataset, job.trust_checkpoint).path / STUDENT)
+    done = training.distill(stages, step, job.model, dataset, job.trust_checkpoint)
+    student = load(done.path / training.student_file(step))
     graph = stages.export(student, None, dataset.classes, opset_for(job.target))
     return replace(run, detector=student, floating=graph, encoded=stages.encode(graph, "fp32"))
 

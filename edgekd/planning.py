@@ -110,12 +110,20 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             f"recipe {recipe.name} trains a student and names none",
             fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, in a recipe of your own',
         )
-    if recipe.trains and (model.suffix != ".pt" or is_torchvision(model.name)):
+    if recipe.trains and model.suffix != ".pt":
         raise SpecError(
             f"recipe {recipe.name} trains the detector",
-            expected="the .pt checkpoint by Ultralytics that it was exported from, and labelled training data",
+            expected="the checkpoint that it was exported from, and labelled training data",
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
+        )
+    shipped = (recipe.distill.student if recipe.distill else None) or model.name
+    if recipe.quant_aware and is_torchvision(shipped):
+        raise SpecError(
+            f"recipe {recipe.name} trains a quantized detector",
+            expected="one by Ultralytics",
+            found=shipped,
+            fix="pass a recipe that quantizes after training, such as mixed",
         )
 
 

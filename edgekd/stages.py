@@ -48,7 +48,7 @@ VERSION = {
     "plan": 2,
     "search": 2,
     "label": 1,
-    "distill": 1,
+    "distill": 2,
     "quantize": 3,
     "quant_aware_distill": 2,
     "compare": 1,
@@ -66,7 +66,7 @@ TOOLS = {
     "plan": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "label": ("numpy", "onnxruntime", "opencv-python-headless"),
-    "distill": ("numpy", "torch", "ultralytics"),
+    "distill": ("numpy", "torch", "torchvision", "ultralytics"),
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
     "quant_aware_distill": ("numpy", "onnx", "torch", "ultralytics"),
     "compare": ("numpy", "onnxruntime", "opencv-python-headless"),
@@ -74,10 +74,9 @@ TOOLS = {
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, LABELS, STUDENT, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "graph.onnx",
     "labels.json",
-    "student.pt",
     "graph.packed",
     "plan.toml",
     "costs.json",

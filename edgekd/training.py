@@ -16,6 +16,7 @@ from edgekd.canonical import canonical_json, json_sha256
 from edgekd.data.dataset import Dataset, Sample, Split, Truth, unlabelled
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.detectors import Detector, load
+from edgekd.detectors.torchvision import SUFFIX, is_torchvision
 from edgekd.errors import SpecError
 from edgekd.evaluate import finder
 from edgekd.labelling import label, teacher_bands
@@ -26,7 +27,6 @@ from edgekd.stages import (
     GRAPH,
     LABELS,
     PLAN,
-    STUDENT,
     TOOLS,
     VERSION,
     Stages,
@@ -36,20 +36,31 @@ from edgekd.stages import (
 from edgekd.store import Stage
 
 
+def student_file(step: Distill) -> str:
+    """The name of the file that a distillation leaves."""
+    return f"student{SUFFIX if is_torchvision(step.student or '') else '.pt'}"
+
+
 def distill(
     stages: Stages, step: Distill, teacher: Path, dataset: Dataset, trust: bool = False, device: str | None = None
 ) -> Stage:
-    """The student, in the checkpoint STUDENT. A training that was killed goes on when it is asked for again.
+    """The student, in the file `student_file(step)`. A training that was killed goes on when it is asked for again.
 
     device: where it is trained, which is no input. Results: `epochs`, `losses` and `weights` of each epoch by name,
     `parameters`, `teacher_parameters`, `bytes`.
     """
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from edgekd.detectors.ultralytics_distill import distill_student
+        out = folder / student_file(step)
+        arguments = (teacher, out, dataset.source, step, state, trust, device, stages.progress)
+        if is_torchvision(step.student or ""):
+            from edgekd.detectors import torchvision_distill
 
-        out = folder / STUDENT
-        done = distill_student(teacher, out, dataset.source, step, state, trust, device, stages.progress, frames)
+            done = torchvision_distill.distill_student(*arguments)
+        else:
+            from edgekd.detectors import ultralytics_distill
+
+            done = ultralytics_distill.distill_student(*arguments, frames)
         return {
             "bytes": out.stat().st_size,
             "epochs": done.epochs,

@@ -168,12 +168,15 @@ finally:
 
 def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == [f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_trainer")]
+    assert users == [
+        f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_seen", "_trainer")
+    ]
 
 
-def test_only_its_adapter_and_what_pools_regions_import_torchvision() -> None:
+def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "torchvision" in imported_packages(path)]
-    assert users == ["compress/region_text.py", "detectors/torchvision_network.py"]
+    adapters = [f"detectors/torchvision_{name}.py" for name in ("distill", "network")]
+    assert users == ["compress/region_text.py", *adapters]
 
 
 def test_only_engines_import_tensorrt() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from edgekd.compress.terms import Said
+    from edgekd.spec import Distill, DistillStage
 
 FOREGROUND = 0.05
 """The probability from which on a class counts as there, where the teacher's share is found."""
@@ -77,7 +81,7 @@ class Balance:
     def __init__(self, every: int) -> None:
         self.every = every
         self.factors: dict[str, float] = {}
-        self._calls = 0
+        self.calls = 0
 
     def __call__(
         self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
@@ -85,9 +89,9 @@ class Balance:
         """The factor of each loss. labels, losses: scalars that depend on `shared`, or not, with their graphs."""
         if self.every:
             new = losses.keys() - self.factors.keys()
-            if new or self._calls % self.every == 0:
+            if new or self.calls % self.every == 0:
                 self._measure(labels, losses, shared)
-            self._calls += 1
+            self.calls += 1
         return {name: self.factors.get(name, 1.0) for name in losses}
 
     def _measure(
@@ -110,6 +114,37 @@ def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
     gradients = torch.autograd.grad(loss * _MAGNIFIED, list(shared), retain_graph=True, allow_unused=True)
     total = sum(float(found.float().square().sum()) for found in gradients if found is not None)
     return math.sqrt(total) / _MAGNIFIED
+
+
+class Weighing:
+    """What the losses of each batch are multiplied with: their stage's weights, in balance, by the teacher's share."""
+
+    def __init__(self, step: Distill) -> None:
+        self._alpha: Reading = step.alpha
+        self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
+
+    def factors(
+        self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
+    ) -> dict[str, float]:
+        """What brings each loss into balance with the labels'; arguments as for `Balance`."""
+        return self._balance(labels, losses, shared)
+
+    def of_teacher(self, stage: DistillStage, said: Said, factors: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        """The weight of each loss that the teacher causes, and as `teacher` its share. Scalars."""
+        share = teachers_share(self._apart(said.apart), self._alpha if stage.adaptive else "off")
+        return {
+            **{name: getattr(stage.weights, name) * factors[name] * share for name in said.losses},
+            "teacher": share,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a training that goes on has to know."""
+        return {"factors": dict(self._balance.factors), "calls": self._balance.calls, "apart": self._apart.value}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self._balance.factors, self._balance.calls = dict(state["factors"]), state["calls"]
+        self._apart.value = state["apart"]
 
 
 class Temperature(nn.Module):  # type: ignore[misc]

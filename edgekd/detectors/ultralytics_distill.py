@@ -6,55 +6,40 @@ Networks, loop and files are here. Everything that is added to the labels' loss 
 
 from __future__ import annotations
 
-import io
-import pickle
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import ReadableImages
-from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector, require_box_detector
+from edgekd.detectors.checkpoint import read_state, write_content
+from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
+from edgekd.detectors.trained import Distilled
+from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
 from edgekd.errors import SpecError
-from edgekd.files import write_file
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Distill
 
 # First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import Batches, Loop, Trained, quiet, ultralytics_label  # isort: skip
+from edgekd.detectors.ultralytics_loop import Batches, Loop, quiet, ultralytics_label  # isort: skip
 
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
 
 from edgekd.compress import text
-from edgekd.compress.anchors import nearest_levels
 from edgekd.compress.conflict import projector
-from edgekd.compress.terms import Aids, shared_classes
+from edgekd.compress.terms import shared_classes
 from edgekd.compress.text import class_texts
-from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss, look
+from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics_seen import look
 
 UNKNOWN = -4.6
 """The logit of a class that a student's checkpoint does not know: a probability of 1 %."""
-
-
-@dataclass(frozen=True)
-class Distilled(Trained):
-    """What distillation did: also the mean of each weight in each epoch, and the sizes of both networks.
-
-    weights: of each level; `teacher`, the share by which an adaptive stage scales them; and what that and they follow
-    from, `disagreement` and `temperature`.
-    """
-
-    weights: tuple[Mapping[str, float], ...]
-    parameters: int
-    teacher_parameters: int
 
 
 def distill_student(
@@ -84,23 +69,24 @@ def distill_student(
         projector()  # which says what is missing
     dataset = load_dataset(data)
     samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
-    found = teacher_network(teacher, trust)
-    pairs = shared_classes(dataset.classes, [found.names[at] for at in sorted(found.names)], step.same_classes)
+    found = load_teacher(teacher, trust)
+    pairs = shared_classes(dataset.classes, found.classes, step.same_classes)
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
-    trained.aids = _aids(trained, found, step, texts)
+    seen = look(trained)
+    trained.aids = paired_aids(seen.widths, seen.strides, found, step, texts)
     lesson = StudentLesson((*samples, *frames), dataset.classes, step, found, pairs, state, len(frames))
-    if not (_read(state) or {}).get("finished"):
+    if not (read_state(state) or {}).get("finished"):
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
             trainer = _StudentTrainer.of(lesson, _settings(step, scratch, device), progress)
             trainer.model = trained
             trainer.train()
-    done = _read(state)
+    done = read_state(state)
     assert done is not None, "it is written after every epoch"
     network.load_state_dict({name: value for name, value in done["ema"].items() if not name.startswith("aids.")})
     _write(network, step, out)
-    sizes = [sum(each.numel() for each in one.parameters()) for one in (network, found)]
+    sizes = (parameters_in(network), parameters_in(found))
     return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
 
 
@@ -109,20 +95,6 @@ def _require_one_process(step: Distill, device: str | None) -> None:
         if getattr(step, name) and device and "," in device:
             fix = "leave it out, or name one GPU"
             raise SpecError(f"distill: {name} is for one GPU", found=f"device {device}", fix=fix)
-
-
-def teacher_network(checkpoint: Path, trust: bool) -> Any:
-    """A YOLO whose head says what it finds undecoded, or an RT-DETR; it never changes. Raises SpecError."""
-    network = load_checkpoint(checkpoint, trust).model
-    network.eval().requires_grad_(False)
-    if type(network) is RTDETRDetectionModel:
-        return network
-    require_box_detector(network, checkpoint)
-    head = network.model[-1]
-    if getattr(head, "one2one_cv2", None) is None:
-        network.fuse(verbose=False)  # which would drop one branch of a head with two
-    head.training = True  # the head alone, for that is when it does not decode
-    return network
 
 
 def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any:
@@ -185,15 +157,6 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
     return network
 
 
-def _aids(student: Any, teacher: Any, step: Distill, texts: torch.Tensor | None = None) -> Aids:
-    """The projectors between the levels that go together, and to the texts if any, the same for the same seed."""
-    ours, theirs = look(student), look(teacher)
-    levels = nearest_levels(ours.strides, theirs.strides)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step.seed)
-        return Aids(ours.widths, [theirs.widths[at] for at in levels], step.learn_temperature, texts)
-
-
 # ------------------------------------------------------------------------------------------------------- the training
 
 
@@ -242,7 +205,7 @@ class _StudentTrainer(Loop):
 
     def resume_training(self, ckpt: Any) -> None:
         """Go on from the lesson's state, if there is one."""
-        self._state = state = _read(self.lesson.state, self.device)
+        self._state = state = read_state(self.lesson.state, self.device)
         if state is None:
             return
         unwrap_model(self.model).load_state_dict(state["network"])
@@ -286,9 +249,7 @@ class _StudentTrainer(Loop):
             "seconds": time.time() - self.train_time_start,
             "finished": bool(self.stop),
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_file(self.lesson.state, buffer.getvalue())
+        write_content(content, self.lesson.state)
         return True
 
 
@@ -309,19 +270,8 @@ def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
     }
 
 
-def _read(state: Path, device: Any = "cpu") -> dict[str, Any] | None:
-    """The state of a training, None where there is none or it is not whole; nothing in it is executed."""
-    if not state.is_file():
-        return None
-    try:
-        return dict(torch.load(state, map_location=device, weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        return None
-
-
 def _write(network: Any, step: Distill, out: Path) -> None:
     """An Ultralytics checkpoint, in half precision as Ultralytics stores them."""
-    buffer = io.BytesIO()
     told = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
-    torch.save({"epoch": -1, "model": network.half(), "ema": None, "optimizer": None, "train_args": told}, buffer)
-    write_file(out, buffer.getvalue())
+    content = {"epoch": -1, "model": network.half(), "ema": None, "optimizer": None, "train_args": told}
+    write_content(content, out)

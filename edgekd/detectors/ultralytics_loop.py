@@ -7,7 +7,6 @@ trainer is copied: it brings the loop, the augmentation, the moving average and 
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.data.dataset import Sample
-from edgekd.errors import CompressError, SpecError
+from edgekd.detectors.trained import require_finite
+from edgekd.errors import SpecError
 from edgekd.progress import SILENT, PlainProgress, Progress
 
 try:
@@ -37,15 +37,6 @@ except ImportError as error:
     ) from error
 
 _LESSON = "edgekd"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training did: epochs, the mean of each loss in each epoch, and how long it took."""
-
-    epochs: int
-    losses: tuple[Mapping[str, float], ...]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -157,13 +148,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
             self._note_losses({name: float(value) for name, value in self.tloss.items()})
 
     def _note_losses(self, losses: dict[str, float]) -> None:
-        if not all(map(math.isfinite, (*losses.values(), float(self.loss.detach())))):
-            raise CompressError(
-                f"training diverged in epoch {self.epoch + 1}",
-                expected="finite losses",
-                found=", ".join(f"{name} {value:g}" for name, value in losses.items()),
-                fix=self.remedy,
-            )
+        require_finite(self.epoch, losses, float(self.loss.detach()), self.remedy)
         self.losses.append(losses)
 
     def get_dataset(self) -> dict[str, Any]:

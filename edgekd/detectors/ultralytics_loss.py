@@ -5,10 +5,8 @@ The losses are in `compress/`: here is where their ingredients come from, in net
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,15 @@ from edgekd.detectors.ultralytics_loop import Lesson  # isort: skip
 
 import torch
 
-from edgekd.compress.adaptive import Average, Balance, teachers_share
-from edgekd.compress.anchors import Grid
+from edgekd.compress.adaptive import Weighing
 from edgekd.compress.boxes import best_inside, corners, ignored
 from edgekd.compress.conflict import reconcile
 from edgekd.compress.region_text import confidence, contrastive_loss, modality_weights, relation_loss
-from edgekd.compress.terms import Comparison, Predictions, Said, Seen, spread
+from edgekd.compress.terms import Comparison, Said
+from edgekd.detectors.teacher import Teacher
+from edgekd.detectors.ultralytics_seen import Watched
 
 LEVELS = tuple(entry.name for entry in fields(Weights))
-SIDE = 256
-"""Pixels of the blank frame on which a network is looked at."""
 WEIGHT = "weight_"
 """What the name of a number begins with that is a weight, or says where one comes from, and no loss."""
 
@@ -48,7 +45,7 @@ class StudentLesson(Lesson):
     """
 
     step: Distill
-    teacher: Any
+    teacher: Teacher
     pairs: tuple[tuple[int, int], ...]
     state: Path
     frames: int = 0
@@ -87,82 +84,6 @@ class StudentLesson(Lesson):
 
 
 @dataclass(frozen=True)
-class Look:
-    """Of each level of a head: the backbone's layer that goes with it, and channels and stride of the map it reads.
-
-    That layer is the first one of nearly its stride whose output the neck reads.
-    """
-
-    hidden: tuple[int, ...]
-    widths: tuple[int, ...]
-    strides: tuple[float, ...]
-
-
-def look(network: Any) -> Look:
-    """What there is to see in a network, found with a blank frame; the network stays as it is."""
-    head = network.model[-1]
-    shapes: dict[int, Any] = {}
-
-    def note(at: int, layer: Any, inputs: Any, output: Any) -> None:
-        shapes[at] = [each.shape for each in inputs[0]] if at == head.i else output.shape
-
-    watched = [*sorted(set(network.save) - set(head.f)), head.i]
-    hooks = [network.model[at].register_forward_hook(partial(note, at)) for at in watched]
-    modes = {module: module.training for module in network.modules()}
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, 3, SIDE, SIDE, device=next(network.parameters()).device))
-    for module, mode in modes.items():
-        module.training = mode
-    for hook in hooks:
-        hook.remove()
-    read = shapes.pop(head.i)
-    hidden = tuple(
-        min(shapes, key=lambda at, shape=shape: (abs(math.log(shapes[at][-1] / shape[-1])), at))  # type: ignore[misc]
-        for shape in read
-    )
-    return Look(hidden, tuple(shape[1] for shape in read), tuple(SIDE / shape[-1] for shape in read))
-
-
-class Watched:
-    """A network of which it is known what it has just seen. neck: the maps that its head has read."""
-
-    def __init__(self, network: Any) -> None:
-        self.neck: tuple[torch.Tensor, ...] = ()
-        self._maps: dict[int, torch.Tensor] = {}
-        self._look = look(network)
-        for at in set(self._look.hidden):
-            network.model[at].register_forward_hook(partial(self._keep, at))
-        network.model[-1].register_forward_pre_hook(self._keep_neck)
-
-    def _keep(self, at: int, layer: Any, inputs: Any, output: torch.Tensor) -> None:
-        self._maps[at] = output
-
-    def _keep_neck(self, head: Any, inputs: Any) -> None:
-        self.neck = tuple(inputs[0])
-
-    @property
-    def grid(self) -> Grid:
-        """Where its anchors are in the batch that it has just seen."""
-        return Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self._look.strides)
-
-    def seen(self, said: Any) -> Seen:
-        """What it saw in the batch of which it has just said this, in float32: a YOLO undecoded, an RT-DETR decoded."""
-        grid = self.grid
-        if isinstance(said, tuple):
-            boxes, scores = (each[-1].float() for each in said[1][:2])  # of the decoder's last layer
-            branches = {"one2many": spread(boxes, scores, grid)}
-        else:
-            found = {name: said[name] for name in ("one2many", "one2one") if said.get(name)} or {"one2many": said}
-            if "one2many" not in found:  # a fused head has kept one of them
-                found = {"one2many": found["one2one"]}
-            branches = {
-                name: Predictions(told["scores"].float(), told["boxes"].float()) for name, told in found.items()
-            }
-        hidden = tuple(self._maps[at].float() for at in self._look.hidden)
-        return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
-
-
-@dataclass(frozen=True)
 class Worded:
     """What the words of the classes say to a batch.
 
@@ -186,7 +107,7 @@ class StudentLoss:
         step, device = lesson.step, next(student.parameters()).device
         self._step, self._progress = step, progress
         self._labels = student.init_criterion()
-        self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
+        self._weighing = Weighing(step)
         self._told = any(stage.weights.any for stage in step.stages)
         self._classes, self._doubtful = len(lesson.classes), lesson.frames > 0
         self._words: Any = student.aids.words if step.text else None
@@ -198,7 +119,6 @@ class StudentLoss:
             self._teacher = lesson.teacher.to(device)
             if device.type == "cuda":
                 self._teacher = self._teacher.to(memory_format=torch.channels_last)
-            self._teacher_seen = Watched(self._teacher)
             self._compare = Comparison(step, lesson.pairs, student.aids, self._class_weights)
         levels = (*LEVELS, *(WEIGHT + name for name in (*LEVELS, "teacher", "disagreement", "temperature")))
         words, cosine = ("text", f"{WEIGHT}text"), (f"{WEIGHT}cosine",)
@@ -220,12 +140,12 @@ class StudentLoss:
         if not losses:
             return torch.cat([labels, zero[None]]), items
         size, weights = len(batch["img"]), {}
-        factors = self._balance(labels.sum() / size, losses, self._student_seen.neck)
+        factors = self._weighing.factors(labels.sum() / size, losses, self._student_seen.neck)
         by_text, by_teacher = self._modalities(said, worded)
         if said:
-            share = teachers_share(self._apart(said.apart), self._step.alpha if stage.adaptive else "off")
-            weights = {name: getattr(stage.weights, name) * factors[name] * share * by_teacher for name in said.losses}
-            weights |= {"teacher": share, "disagreement": said.apart, "temperature": said.temperature}
+            weights = self._weighing.of_teacher(stage, said, factors)
+            weights |= {name: weights[name] * by_teacher for name in said.losses}
+            weights |= {"disagreement": said.apart, "temperature": said.temperature}
         if worded:
             weights["text"] = self._step.text * factors["text"] * by_text
         total = sum((weights[name] * loss for name, loss in losses.items()), zero)
@@ -240,7 +160,7 @@ class StudentLoss:
 
     def _from_teacher(self, found: Any, images: torch.Tensor, weights: Weights, progress: float) -> Said:
         with torch.no_grad():
-            wanted = self._teacher_seen.seen(self._teacher(images))
+            wanted = self._teacher(images)
         with torch.autocast(images.device.type, enabled=False):
             return self._compare(self._student_seen.seen(found), wanted, weights, progress)
 
@@ -283,12 +203,11 @@ class StudentLoss:
 
     def state(self) -> dict[str, Any]:
         """What a training that goes on has to know."""
-        return {"factors": dict(self._balance.factors), "apart": self._apart.value}
+        return self._weighing.state()
 
     def restore(self, state: Mapping[str, Any], epochs: int) -> None:
         """Go on from a state after so many epochs."""
-        self._balance.factors = dict(state["factors"])
-        self._apart.value = state["apart"]
+        self._weighing.restore(state)
         if hasattr(self._labels, "update"):
             self._labels.updates = epochs - 1
             self._labels.update()

@@ -17,6 +17,7 @@ from edgekd.compress.qdq import Layer, read_layers, write_layers
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.trained import Trained
 from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
 from edgekd.errors import CompressError, SpecError
 from edgekd.evaluate import require_classes
@@ -24,7 +25,7 @@ from edgekd.progress import SILENT, Progress
 from edgekd.spec import QuantAwareDistill
 
 # First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import Lesson, Loop, Trained, quiet  # isort: skip
+from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # isort: skip
 
 import torch
 from ultralytics.utils.loss import v8DetectionLoss

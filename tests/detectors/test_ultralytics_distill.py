@@ -12,7 +12,7 @@ import pytest
 
 from edgekd.data.dataset import Sample, Truth, load_dataset
 from edgekd.data.long_tail import epoch_order, repeat_factors
-from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.checkpoint import load_checkpoint, read_state
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, SpecError
 from edgekd.export import export
@@ -21,20 +21,19 @@ from edgekd.spec import Distill, DistillStage, Weights
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
+from ultralytics.engine import trainer  # noqa: E402
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
 from edgekd.compress import text  # noqa: E402
 from edgekd.compress.terms import shared_classes  # noqa: E402
 from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
-from edgekd.detectors.ultralytics_distill import (  # noqa: E402
-    Distilled,
-    distill_student,
-    student_network,
-    teacher_network,
-)
+from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids  # noqa: E402
+from edgekd.detectors.trained import Distilled  # noqa: E402
+from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
 from edgekd.detectors.ultralytics_loop import Batches, Lesson, Loop, quiet  # noqa: E402
-from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss, Watched  # noqa: E402
+from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss  # noqa: E402
+from edgekd.detectors.ultralytics_seen import look  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -165,6 +164,11 @@ def _other(level: str) -> str:
     return "boxes" if level != "boxes" else "classes"
 
 
+def aids(student: Any, teacher: Teacher, step: Distill, texts: Any = None) -> Any:
+    seen = look(student)
+    return paired_aids(seen.widths, seen.strides, teacher, step, texts)
+
+
 def lesson_on(
     step: Distill,
     teacher: Path,
@@ -176,12 +180,11 @@ def lesson_on(
     """A student in training with its criterion, and a batch."""
     from types import SimpleNamespace
 
-    found = teacher_network(teacher, trust=False)
+    found = load_teacher(teacher)
     student = student_network(step, classes, trust=False)
     student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5, epochs=2)
-    student.aids = module._aids(student, found, step, texts)
-    names = [found.names[at] for at in sorted(found.names)]
-    pairs = shared_classes(classes, names, step.same_classes)
+    student.aids = aids(student, found, step, texts)
+    pairs = shared_classes(classes, found.classes, step.same_classes)
     student.criterion = StudentLoss(
         student, StudentLesson(samples, classes, step, found, pairs, Path(), frames), lambda: 0.5
     )
@@ -243,10 +246,9 @@ def test_a_students_checkpoint_keeps_what_it_knows_of_the_classes(teacher: Path)
 
 
 def test_hidden_maps_are_those_of_the_backbone(teacher: Path) -> None:
-    network = teacher_network(teacher, trust=False)
-    watched = Watched(network)
-    seen = watched.seen(network(torch.zeros(1, 3, SIDE, SIDE)))
-    assert watched._look.hidden == (4, 6, 10)
+    network = load_teacher(teacher)
+    seen = network(torch.zeros(1, 3, SIDE, SIDE))
+    assert look(network.network).hidden == (4, 6, 10)  # type: ignore[attr-defined]
     assert [maps.shape[2] for maps in seen.hidden] == [maps.shape[2] for maps in seen.neck] == [8, 4, 2]
 
 
@@ -285,7 +287,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
 
     def stop(loss: Any) -> None:
         original(loss)
-        if len(module._read(tmp_path / "state")["losses"] if (tmp_path / "state").exists() else []) == 7:  # type: ignore[index]
+        if len(read_state(tmp_path / "state")["losses"] if (tmp_path / "state").exists() else []) == 7:  # type: ignore[index]
             raise StoppedError
 
     with monkeypatch.context() as patched:
@@ -293,7 +295,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
         with pytest.raises(StoppedError):
             distill_student(*arguments)
     assert not (tmp_path / "student.pt").exists()
-    kept = module._read(tmp_path / "state")
+    kept = read_state(tmp_path / "state")
     assert kept is not None
     assert (kept["epoch"], kept["finished"], kept["updates"]) == (6, False, 1)
     begun: list[tuple[int, torch.Tensor]] = []
@@ -303,7 +305,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
     assert torch.equal(begun[0][1], kept["network"]["model.0.conv.weight"])
     assert not torch.equal(begun[0][1], student_network(step, ("red", "green"), False).model[0].conv.weight)
     assert not torch.equal(begun[1][1], begun[0][1])
-    assert module._read(tmp_path / "state")["updates"] == 2  # type: ignore[index]
+    assert read_state(tmp_path / "state")["updates"] == 2  # type: ignore[index]
     assert done.epochs == len(done.losses) == len(done.weights) == 12
     assert done.losses[:7] == tuple(kept["losses"])
     assert done.seconds > kept["seconds"]
@@ -322,17 +324,40 @@ def _noted(begun: list[tuple[int, torch.Tensor]]) -> Any:
     return noting
 
 
-def test_a_time_is_kept_and_counts_what_was_trained_before(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+class Clock:
+    """A clock by which each batch takes half a second and all else no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        original = Loop.run_callbacks
+
+        def ticking(loop: Any, event: str) -> None:
+            self.now += 0.5 * (event == "on_train_batch_start")
+            original(loop, event)
+
+        monkeypatch.setattr(Loop, "run_callbacks", ticking)
+        for user in (module, trainer):
+            monkeypatch.setattr(user, "time", self)
+
+    def time(self) -> float:
+        return self.now
+
+
+def test_a_time_is_kept_and_counts_what_was_trained_before(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches are an epoch of a second."""
+    Clock(monkeypatch)
     step = replace(STEP, epochs=50, minutes=3 / 60)
     done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
-    assert 1 < done.seconds < 6
-    assert done.epochs < 50
-    kept = module._read(tmp_path / "state")
+    assert 3 <= done.seconds <= 4
+    assert done.epochs in (3, 4)
+    kept = read_state(tmp_path / "state")
     assert kept is not None
     torch.save({**kept, "seconds": 170.0, "finished": False}, tmp_path / "state")
     done = distill_student(teacher, tmp_path / "again.pt", tiny_data, replace(step, minutes=2.8), tmp_path / "state")
     assert done.epochs == kept["epoch"] + 2, "one more epoch was begun, and then the time was found to be over"
-    assert 170 < done.seconds < 176
+    assert 170 < done.seconds <= 171
 
 
 def test_a_training_that_diverges_is_said_to(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -347,20 +372,20 @@ def test_what_travels_to_other_processes_arrives(teacher: Path, tiny_data: Path,
     """Ultralytics starts one process per GPU, and hands over class, settings, model and listeners as a pickle."""
     import pickle
 
-    found = teacher_network(teacher, trust=False)
+    found = load_teacher(teacher)
     data = load_dataset(tiny_data)
     lesson = StudentLesson(tuple(data.split("train").samples), data.classes, STEP, found, ((0, 0),), tmp_path / "state")
     with quiet():
         trainer = module._StudentTrainer.of(lesson, module._settings(STEP, str(tmp_path / "run"), "cpu"), module.SILENT)
         student = student_network(STEP, data.classes, trust=False)
-        student.aids = module._aids(student, found, STEP)
+        student.aids = aids(student, found, STEP)
         listeners = {**get_default_callbacks(), "edgekd": trainer.callbacks["edgekd"]}
         sent = {"args": vars(trainer.args), "model": student, "callbacks": listeners, "trainer": type(trainer)}
         arrived = pickle.loads(pickle.dumps(sent))
         again = arrived["trainer"](overrides=arrived["args"], _callbacks=arrived["callbacks"])
         again.model = arrived["model"]
         again.train()
-    assert module._read(tmp_path / "state")["finished"]  # type: ignore[index]
+    assert read_state(tmp_path / "state")["finished"]  # type: ignore[index]
 
 
 RTDETR = """nc: 2

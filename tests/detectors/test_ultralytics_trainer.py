@@ -28,7 +28,8 @@ from edgekd.spec import QuantAwareDistill, Quantize
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
-from edgekd.detectors.ultralytics_loop import Trained, ultralytics_label  # noqa: E402
+from edgekd.detectors.trained import Trained  # noqa: E402
+from edgekd.detectors.ultralytics_loop import ultralytics_label  # noqa: E402
 from edgekd.detectors.ultralytics_trainer import (  # noqa: E402
     distill_quantized,
     float_network,

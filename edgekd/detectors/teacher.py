@@ -1,0 +1,69 @@
+"""Teachers of either family: all a student needs of one is its classes, its maps, and what it sees in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgekd.detectors.torchvision import TorchvisionDetector, is_torchvision
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekd.compress.terms import Aids, Seen
+    from edgekd.spec import Distill
+
+
+class Teacher(Protocol):
+    """A network that never changes. widths, strides: of the maps that its head reads, channels and pixels."""
+
+    classes: tuple[str, ...]
+    widths: tuple[int, ...]
+    strides: tuple[float, ...]
+
+    def __call__(self, frames: torch.Tensor) -> Seen:
+        """What it sees in frames, float32 [b, 3, h, w], RGB, 0 to 1."""
+        ...
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Its weights."""
+        ...
+
+    def to(self, *where: Any, **how: Any) -> Any:
+        """The same on another device, or in another layout of memory."""
+        ...
+
+
+def load_teacher(path: Path, trust: bool = False) -> Teacher:
+    """The teacher in a file: `.tv.pt`, or a checkpoint by Ultralytics. Raises SpecError."""
+    if is_torchvision(path.name):
+        network: Teacher = TorchvisionDetector(path).network().requires_grad_(False)
+        return network
+    from edgekd.detectors.ultralytics_seen import UltralyticsTeacher
+
+    return UltralyticsTeacher(path, trust)
+
+
+def paired_aids(
+    widths: Sequence[int],
+    strides: Sequence[float],
+    teacher: Teacher,
+    step: Distill,
+    texts: torch.Tensor | None = None,
+) -> Aids:
+    """What is trained beside a student with maps of these widths and strides, the same for the same seed."""
+    import torch
+
+    from edgekd.compress.anchors import nearest_levels
+    from edgekd.compress.terms import Aids
+
+    levels = nearest_levels(strides, teacher.strides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step.seed)
+        return Aids(widths, [teacher.widths[at] for at in levels], step.learn_temperature, texts)
+
+
+def parameters_in(network: Any) -> int:
+    """How many numbers a network has learned."""
+    return sum(each.numel() for each in network.parameters())
