@@ -48,8 +48,9 @@ VERSION = {
     "plan": 2,
     "search": 2,
     "label": 1,
+    "prune": 1,
     "distill": 2,
-    "quantize": 3,
+    "quantize": 4,
     "quant_aware_distill": 2,
     "compare": 1,
     "encode": 1,
@@ -66,6 +67,7 @@ TOOLS = {
     "plan": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "label": ("numpy", "onnxruntime", "opencv-python-headless"),
+    "prune": ("numpy", "torch", "torch-pruning", "ultralytics"),
     "distill": ("numpy", "torch", "torchvision", "ultralytics"),
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
     "quant_aware_distill": ("numpy", "onnx", "torch", "ultralytics"),
@@ -74,9 +76,10 @@ TOOLS = {
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, LABELS, PRUNED, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "graph.onnx",
     "labels.json",
+    "pruned.pt",
     "graph.packed",
     "plan.toml",
     "costs.json",

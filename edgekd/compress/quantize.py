@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from edgekd.compress.calibrate import observe
 from edgekd.compress.graph import Graph
@@ -218,7 +219,8 @@ def _reconstruct(
         pair = wanted.values(nodes[name].input[0]), read.values(inputs[name][0])
         return _decide(layer, forms[name], *pair, int8_rounding == "feedback")
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    # With threads of its own in each worker, linear algebra takes twice as long, and sums in another order elsewhere.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
         for level in range(1, max(levels.values()) + 1):
             names = [name for name in forms if levels[name] == level]
             for name, (values, codes) in zip(names, pool.map(decide, names), strict=True):

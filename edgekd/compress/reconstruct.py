@@ -15,6 +15,7 @@ order, each on the quantized output of those before).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -112,7 +113,13 @@ def _correction(moments: Moments) -> np.ndarray:
         found: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
         return found.T
 
-    return np.stack([solved(*each) for each in zip(_damped(moments.covariance), moments.cross, strict=True)])
+    damped = _damped(moments.covariance)
+    if len(damped) > 1:
+        # Of the many small systems of a depthwise layer each takes less time to solve than to ask for.
+        with suppress(np.linalg.LinAlgError):
+            found: np.ndarray = np.linalg.solve(damped, moments.cross.transpose(0, 2, 1)).transpose(0, 2, 1)
+            return found
+    return np.stack([solved(*each) for each in zip(damped, moments.cross, strict=True)])
 
 
 def _gain(correction: np.ndarray, moments: Moments) -> np.ndarray:
