@@ -17,6 +17,7 @@ from edgekd.printing import (
     print_distilled,
     print_json,
     print_outcome,
+    print_pruned,
     print_quantized,
     print_table,
     score_text,
@@ -162,20 +163,49 @@ def distill(
 ) -> None:
     """Train STUDENT on labels and beside TEACHER, and score both."""
     from edgekd import distilling
-    from edgekd.spec import load_recipe
+    from edgekd.spec import Distill, load_recipe
 
     given = {"student": student, "width": width, "epochs": epochs, "minutes": time}
     given["unlabelled"] = str(unlabelled) if unlabelled else None
     job = distilling.DistillJob(
         teacher=teacher,
         data=data,
-        recipe=load_recipe(recipe or "distill").with_distill(**given),
+        recipe=load_recipe(recipe or "distill").with_settings(Distill, **given),
         out=out or Path("runs") / "-from-".join(Path(name).stem.removesuffix(".tv") for name in (student, teacher)),
         device=device,
         trust_checkpoint=trust_checkpoint,
         fresh=not resume,
     )
     (print_json if as_json else print_distilled)(distilling.run(job, _progress()))
+
+
+@app.command()
+def prune(
+    model: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt.", show_default=False)],
+    data: Data,
+    ratio: Annotated[str | None, typer.Option(help="Share of the multiply-adds to remove, such as 30%.")] = None,
+    recipe: RecipeName = "prune",
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-pruned.")] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")] = "local",
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the channels MODEL can best do without; score it and measure that it is faster. Train it afterwards."""
+    from edgekd import pruning
+    from edgekd.spec import Prune, load_recipe, parse_share
+
+    share = None if ratio is None else parse_share(ratio, "--ratio")
+    job = pruning.PruneJob(
+        model=model,
+        data=data,
+        recipe=load_recipe(recipe or "prune").with_settings(Prune, ratio=share),
+        out=out or Path("runs") / f"{model.stem}-pruned",
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    (print_json if as_json else print_pruned)(pruning.run(job, _progress()))
 
 
 @app.command("eval")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgekd import gate, training
+from edgekd import gate, pruning, training
 from edgekd.budget import Line, judge, verdict
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
@@ -15,11 +15,12 @@ from edgekd.evaluate import require_classes
 from edgekd.planning import Limits, detector_trial, offered, quantized, refuse_recipe, room, searches
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import bytes_beside_graph, pack_bundle, write_build_ledger, write_report
-from edgekd.spec import Budget, Distill, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.spec import Budget, Distill, Prune, QuantAwareDistill, Quantize, Recipe, Step
 from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
     PLAN,
+    PRUNED,
     Calibrated,
     Stages,
     calibration_source,
@@ -150,7 +151,10 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
 def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """One step of the recipe, from the graph that the one before left."""
     job, tensorrt, done = run.job, tensorrt_of(run.job.target), len(stages.done)
-    if isinstance(step, Distill):
+    if isinstance(step, Prune):
+        run = pruned(step, run, dataset, stages)
+        after = run.floating
+    elif isinstance(step, Distill):
         run = distilled(step, run, dataset, stages)
         after = run.floating
     elif isinstance(step, QuantAwareDistill):
@@ -169,14 +173,25 @@ def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
     return replace(run, after=after, steps=(*run.steps, *stages.done[done:]))
 
 
+def pruned(step: Prune, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with the detector's narrower self in its place."""
+    stages.refuse_shared(dataset.split("train"), run.scored)
+    done = pruning.prune(stages, step, run.job.model, dataset, run.job.trust_checkpoint)
+    return _with_detector(load(done.path / PRUNED), run, dataset, stages)
+
+
 def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
-    """The run with a student in the detector's place."""
+    """The run with a student in the detector's place: the one that the step names, or what pruning has left."""
     job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
+    step = replace(step, student=step.student or str(run.detector.path))
     done = training.distill(stages, step, job.model, dataset, job.trust_checkpoint)
-    student = load(done.path / training.student_file(step))
-    graph = stages.export(student, None, dataset.classes, opset_for(job.target))
-    return replace(run, detector=student, floating=graph, encoded=stages.encode(graph, "fp32"))
+    return _with_detector(load(done.path / training.student_file(step)), run, dataset, stages)
+
+
+def _with_detector(detector: Detector, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    graph = stages.export(detector, None, dataset.classes, opset_for(run.job.target))
+    return replace(run, detector=detector, floating=graph, encoded=stages.encode(graph, "fp32"))
 
 
 def checked_and_scored(run: Run, stages: Stages) -> Run:

@@ -86,6 +86,17 @@ def print_distilled(result: Mapping[str, Any]) -> None:
     print(f"{result['epochs']} epochs\nstudent: {result['checkpoint']}")
 
 
+def print_pruned(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd prune`, for people."""
+    both = (result["before"], result["after"])
+    rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
+    rows.append(["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)])
+    rows.append(["multiply-adds", *(f"{each['multiply_adds'] / 1e9:.2f} G" for each in both)])
+    rows.append(["ms a frame", *(f"{each['latency_ms']:.2f}" for each in both)])
+    print_table(["", "before", "after"], rows)
+    print(f"measured on {result['host']['cpu']} with {result['host']['engine']}\npruned: {result['checkpoint']}")
+
+
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
 
 

@@ -73,6 +73,36 @@ class QuantAwareDistill:
 
 
 @dataclass(frozen=True)
+class Prune:
+    """Removal of the channels that a detector can best do without.
+
+    ratio: the share of its multiply-adds to remove. importance: of a channel, by the change of the loss on the labels
+    that its weights stand for (`taylor`), by their gradients alone, or by their size alone, which needs no images;
+    ranking: over all layers, or among layers built alike. multiple: what widths stay multiples of; most: the share of a
+    layer's channels that may go. images: of the training split, for gradients, `batch` at a time; image_size: their
+    side in pixels, the detector's own if None; seed: by which they are drawn.
+    """
+
+    ratio: float = 0.5
+    importance: Literal["taylor", "gradient", "magnitude"] = "taylor"
+    ranking: Literal["global", "isomorphic"] = "global"
+    multiple: int = 16
+    most: float = 0.8
+    images: int = 64
+    batch: int = 8
+    image_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "most"):
+            if not 0 < getattr(self, name) < 1:
+                raise SpecError(f"prune: {name}", expected="between 0 and 1", found=str(getattr(self, name)))
+        for name in ("multiple", "images", "batch"):
+            if not getattr(self, name) > 0:
+                raise SpecError(f"prune: {name}", expected="more than 0", found=str(getattr(self, name)))
+
+
+@dataclass(frozen=True)
 class Weights:
     """How much each level of distillation counts; 0 leaves it out. docs/distillation.md says what they are.
 
@@ -216,10 +246,11 @@ class Distill:
         return self.stages[-1]
 
 
-Step = Quantize | QuantAwareDistill | Distill
+Step = Quantize | QuantAwareDistill | Distill | Prune
 """The compression steps a recipe may hold."""
 
 _STEPS: dict[str, type[Step]] = {
+    "prune": Prune,
     "distill": Distill,
     "quantize": Quantize,
     "quant_aware_distill": QuantAwareDistill,
@@ -247,7 +278,12 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Whether a step needs a checkpoint and labelled training data."""
-        return any(isinstance(step, (Distill, QuantAwareDistill)) for step in self.steps)
+        return any(isinstance(step, (Prune, Distill, QuantAwareDistill)) for step in self.steps)
+
+    @property
+    def prune(self) -> Prune | None:
+        """The step that removes channels; None in a recipe that keeps them all."""
+        return next((step for step in self.steps if isinstance(step, Prune)), None)
 
     @property
     def quant_aware(self) -> bool:
@@ -267,16 +303,16 @@ class Recipe:
             self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
         )
 
-    def with_distill(self, **settings: Any) -> Recipe:
-        """The recipe with these settings of its distillation, but for those that are None.
+    def with_settings(self, kind: type[Distill] | type[Prune], **settings: Any) -> Recipe:
+        """The recipe with these settings of its step of that kind, but for those that are None.
 
-        Raises SpecError where it distils nothing.
+        Raises SpecError where it has no such step.
         """
-        if self.distill is None:
-            raise SpecError(f"recipe {self.name} distils nothing", fix="pass --recipe distill")
+        if not any(isinstance(step, kind) for step in self.steps):
+            name = next(name for name, known in _STEPS.items() if known is kind)
+            raise SpecError(f"recipe {self.name} has no step {name}", fix=f"pass --recipe {name}")
         changes = {name: value for name, value in settings.items() if value is not None}
-        steps = tuple(replace(step, **changes) if isinstance(step, Distill) else step for step in self.steps)
-        return replace(self, steps=steps)
+        return replace(self, steps=tuple(replace(s, **changes) if isinstance(s, kind) else s for s in self.steps))
 
 
 @dataclass(frozen=True)
@@ -316,8 +352,10 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
     student = step.student if step else None
     beside = folder / student if student else None
     frames = folder / step.unlabelled if step and step.unlabelled else None
-    return recipe.with_distill(
-        student=str(beside) if beside and beside.is_file() else None, unlabelled=str(frames) if frames else None
+    return recipe.with_settings(
+        Distill,
+        student=str(beside) if beside and beside.is_file() else None,
+        unlabelled=str(frames) if frames else None,
     )
 
 
@@ -341,9 +379,10 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
     head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
     found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
     order = [list(_STEPS.values()).index(type(step)) for step in found]
-    if order != sorted(order) or order.count(0) > 1 or order.count(1) > 1 or (2 in order and 1 not in order):
+    repeated = any(order.count(kind) > 1 for kind in (0, 1, 2))
+    if order != sorted(order) or repeated or (3 in order and 2 not in order):
         kinds = ", ".join(str(step["kind"]) for step in steps)
-        expected = "distill at most once, then quantize at most once, then quant_aware_distill"
+        expected = "prune, distill and quantize at most once each and in this order, then quant_aware_distill"
         raise SpecError(f"{source}: steps", expected=expected, found=kinds)
     return Recipe(head.name, found, head.description)
 

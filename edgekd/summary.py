@@ -165,6 +165,9 @@ def _notes(run: TimedRun) -> list[str]:
 
 def _stage_note(stage: Stage) -> str:
     results = stage.results
+    if "multiply_adds" in results:
+        was, now = (count / 1e9 for count in results["multiply_adds"])
+        return f"{now:.2f} of {was:.2f} G multiply-adds a frame"
     if "parameters" in results:
         ours, theirs = (results[name] / 1e6 for name in ("parameters", "teacher_parameters"))
         return f"a student of {ours:.2f} M parameters, {results['epochs']} epochs beside a teacher of {theirs:.2f} M"

@@ -143,7 +143,7 @@ def test_a_teacher_of_other_classes_is_not_scored(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--recipe", "ptq"), "distils nothing"),
+        (("--recipe", "ptq"), "has no step distill"),
         (("--time", "0"), "minutes"),
         (("--width", "-1"), "width"),
     ],

@@ -168,9 +168,8 @@ finally:
 
 def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == [
-        f"detectors/ultralytics{name}.py" for name in ("", "_distill", "_loop", "_open", "_seen", "_trainer")
-    ]
+    adapters = ("", "_channels", "_distill", "_loop", "_open", "_prune", "_seen", "_trainer")
+    assert users == [f"detectors/ultralytics{name}.py" for name in adapters]
 
 
 def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:

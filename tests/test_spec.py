@@ -58,7 +58,7 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
     assert recipe.trains
     assert recipe.distill.student == str(tmp_path / "small.yaml"), "it lies beside the recipe"
     assert recipe.distill.stages == (DistillStage("all", 1.0, Weights(neurons=0.5), adaptive=True),)
-    assert recipe.with_distill(student="yolo11n.yaml", epochs=None).distill == Distill(
+    assert recipe.with_settings(Distill, student="yolo11n.yaml", epochs=None).distill == Distill(
         "yolo11n.yaml", 0.1, stages=recipe.distill.stages
     )
 
@@ -83,7 +83,7 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ('[[steps.stages]]\nname = "a"\nshare = 0.0\nweights = {}', "share above 0"),
         ('[[steps.stages]]\nname = "a"\nshare = 1\nweights = { boxes = -1 }', "weight boxes"),
         ('[[steps.stages]]\nname = "a"\nshare = 1\nweights = { bxes = 1 }', "boxes"),
-        ('[[steps]]\nkind = "distill"', "distill at most once"),
+        ('[[steps]]\nkind = "distill"', "at most once each"),
     ],
 )
 def test_a_mistake_in_a_distillation_is_named(text: str, said: str, tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_only_what_weighs_counts() -> None:
 
 
 def test_a_recipe_without_distillation_takes_no_student() -> None:
-    with pytest.raises(SpecError, match="distils nothing"):
-        recipe_from({"name": "own", "steps": []}, "own").with_distill(student="yolo11n.yaml")
+    with pytest.raises(SpecError, match="has no step distill"):
+        recipe_from({"name": "own", "steps": []}, "own").with_settings(Distill, student="yolo11n.yaml")
 
 
 def test_frames_lie_beside_the_recipe_and_prompts_belong_to_classes(tmp_path: Path) -> None:

@@ -82,6 +82,13 @@ def write_content(content: Any, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
+def write_checkpoint(network: Any, train_args: Mapping[str, Any], path: Path) -> None:
+    """Write a network as Ultralytics does, in half precision, which the network then has."""
+    write_content(
+        {"epoch": -1, "model": network.half(), "ema": None, "optimizer": None, "train_args": dict(train_args)}, path
+    )
+
+
 def _read_without_running(path: Path) -> Any:
     import torch
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import ReadableImages
-from edgekd.detectors.checkpoint import read_state, write_content
+from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_content
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.trained import Distilled
 from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
@@ -85,7 +85,8 @@ def distill_student(
     done = read_state(state)
     assert done is not None, "it is written after every epoch"
     network.load_state_dict({name: value for name, value in done["ema"].items() if not name.startswith("aids.")})
-    _write(network, step, out)
+    told = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
+    write_checkpoint(network, told, out)
     sizes = (parameters_in(network), parameters_in(found))
     return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
 
@@ -268,10 +269,3 @@ def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
         **{"device": device, "cache": "ram" if gpu else False},
         **{"val": False, "plots": False, "save": True, "verbose": False, "patience": 0},
     }
-
-
-def _write(network: Any, step: Distill, out: Path) -> None:
-    """An Ultralytics checkpoint, in half precision as Ultralytics stores them."""
-    told = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
-    content = {"epoch": -1, "model": network.half(), "ema": None, "optimizer": None, "train_args": told}
-    write_content(content, out)

@@ -1,0 +1,234 @@
+"""Pruned Ultralytics detectors: narrower, computing with what is left what they did, and checkpoints like any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.errors import CompressError, SpecError
+from edgekd.export import export
+from edgekd.spec import Distill, Prune
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("ultralytics")
+
+from edgekd.detectors.ultralytics_channels import Traced, convolutions_of, in_halves  # noqa: E402
+from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
+from edgekd.detectors.ultralytics_prune import Pruned, prune_detector  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
+)  # PyTorch's and Ultralytics' own
+SIDE = 64
+STEP = Prune(ratio=0.4, multiple=4, images=6, batch=4)
+FAMILIES = ("yolov8n", "yolo11n", "yolo26n")
+
+
+def write_detector(path: Path, model: str = "yolo11n", width: float | None = 0.125) -> Path:
+    """A detector with random weights and batch norms that do something."""
+    network = student_network(Distill(f"{model}.yaml", width=width), ("red", "green"), trust=False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save({"model": network, "train_args": {"imgsz": SIDE}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_detector(tmp_path_factory.mktemp("detector") / "detector.pt")
+
+
+@pytest.fixture(scope="module")
+def pruned(detector: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pruned]:
+    path = tmp_path_factory.mktemp("pruned") / "pruned.pt"
+    return path, prune_detector(detector, path, tiny_data, STEP)
+
+
+def output(network: Any, frames: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return network.eval()(frames)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_blocks_in_halves_compute_the_same_to_the_bit_and_are_whole_afterwards(model: str, tmp_path: Path) -> None:
+    network = load_checkpoint(write_detector(tmp_path / "one.pt", model)).model
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    frames = torch.rand(2, 3, SIDE, SIDE)
+    wanted = output(network, frames)
+    with in_halves(network):
+        assert any(".halves." in name for name, _ in network.named_modules())
+        assert torch.equal(output(network, frames), wanted)
+    after = network.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_channels_that_do_nothing_go_without_a_trace(model: str, tmp_path: Path) -> None:
+    """What writes zeros and is read with zeros has no importance: without it the outputs are the same."""
+    network = load_checkpoint(write_detector(tmp_path / "one.pt", model)).model
+    with in_halves(network):
+        traced = Traced(network, (SIDE, SIDE), "magnitude")
+        layers = dict(network.named_modules())
+        gone = {}
+        for name, groups in traced._groups.items():
+            gone[name] = groups[0].channels // 4
+            for group in groups:
+                _silence(group, gone[name], layers)
+        frames = torch.rand(2, 3, SIDE, SIDE)
+        wanted = output(network, frames)
+        traced.remove(gone)
+    assert sum(gone.values()) > 50
+    found = output(network, frames)
+    assert found.shape == wanted.shape
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def _silence(group: Any, count: int, layers: dict[str, Any]) -> None:
+    """The first channels of a group read with weights of zero, and written with zeros, batch norm included."""
+    for name, writes, own, roots in group.parts:
+        silent = [channel for channel, root in zip(own, roots, strict=True) if root < count]
+        weight = layers[name].weight.data
+        (weight if writes else weight.transpose(0, 1))[silent] = 0
+        norm = layers.get(name.removesuffix("conv") + "bn")
+        if writes and norm is not None:
+            for values in (norm.weight.data, norm.bias.data, norm.running_mean):
+                values[silent] = 0
+    group.importance[:count] = 0
+
+
+def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, Pruned], detector: Path) -> None:
+    path, done = pruned
+    before, after = (load_checkpoint(each).model for each in (detector, path))
+    assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
+    assert done.multiply_adds[1] > 0.5 * done.multiply_adds[0]
+    assert done.parameters == tuple(sum(each.numel() for each in one.parameters()) for one in (before, after))
+    assert all(old >= new > 0 and (new == old or new % 4 == 0) for old, new in done.widths.values())
+    assert set(done.importance) == set(done.widths)
+    assert all(
+        (share < 1) == (new < old)
+        for share, (old, new) in zip(done.importance.values(), done.widths.values(), strict=True)
+    )
+
+
+def test_a_pruned_detector_is_a_checkpoint_like_any(
+    pruned: tuple[Path, Pruned], detector: Path, tmp_path: Path
+) -> None:
+    path, _ = pruned
+    old, new = (load_checkpoint(each).model for each in (detector, path))
+    assert [type(each) for each in new.modules()] == [type(each) for each in old.modules()], "no layer of another kind"
+    assert not any(each.grad is not None for each in new.parameters())
+    specs = [export(UltralyticsDetector(each), tmp_path / "one.onnx", 17).spec for each in (detector, path)]
+    assert specs[0] == specs[1]
+    from ultralytics import YOLO
+
+    frame = (np.random.default_rng(0).uniform(size=(SIDE, SIDE, 3)) * 255).astype(np.uint8)
+    threads = torch.get_num_threads()
+    assert len(YOLO(path).predict(frame, imgsz=SIDE, verbose=False)) == 1
+    torch.set_num_threads(threads)  # which it changes, and with it the order of sums
+
+
+def test_a_pruned_detector_is_trained_on_beside_what_it_was(
+    pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
+    done = distill_student(detector, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
+    assert done.parameters == pruned[1].parameters[1]
+    start, end = (load_checkpoint(path).model.state_dict() for path in (pruned[0], tmp_path / "one.pt"))
+    assert {name: value.shape for name, value in start.items()} == {name: value.shape for name, value in end.items()}
+    assert not torch.equal(start["model.0.conv.weight"], end["model.0.conv.weight"])
+
+
+def test_the_same_arguments_give_the_same_detector(
+    pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    again = prune_detector(detector, tmp_path / "again.pt", tiny_data, STEP)
+    assert replace(again, seconds=0) == replace(pruned[1], seconds=0)
+    one, other = (load_checkpoint(path).model.state_dict() for path in (pruned[0], tmp_path / "again.pt"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("change"), [{"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}], ids=str
+)
+def test_each_way_to_choose_chooses_otherwise(
+    change: dict[str, Any], pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    done = prune_detector(detector, tmp_path / "one.pt", tiny_data, replace(STEP, **change))
+    assert done.widths != pruned[1].widths
+    assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
+
+
+def test_by_magnitude_no_image_is_read(detector: Path, tmp_path: Path) -> None:
+    step = replace(STEP, importance="magnitude")
+    assert prune_detector(detector, tmp_path / "one.pt", tmp_path / "nowhere", step).parameters[1] > 0
+
+
+def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data: Path) -> None:
+    """Images without objects leave the boxes' branch nothing to learn."""
+    from edgekd.data.dataset import load_dataset
+    from edgekd.data.images import read_image
+    from edgekd.detectors.ultralytics_prune import _accumulate_gradients
+    from edgekd.progress import SILENT
+
+    sample = load_dataset(tiny_data).split("train").samples[0]
+    empty = replace(sample, truth=replace(sample.truth, crowd=np.ones(len(sample.truth), bool)))
+    found = []
+    for each in (sample, empty):
+        network = load_checkpoint(detector).model
+        _accumulate_gradients(network, [(each, read_image(each.image))], (SIDE, SIDE), STEP, SILENT)
+        found.append(float(network.model[-1].cv2[0][-1].weight.grad.abs().sum()))
+        assert not network.training
+        assert torch.equal(network.model[0].bn.running_mean, load_checkpoint(detector).model.model[0].bn.running_mean)
+    assert found[0] > 0
+    assert found[1] == 0
+
+
+@pytest.mark.parametrize("one_to_one", [False, True])
+def test_the_branch_that_does_not_ship_costs_nothing(one_to_one: bool) -> None:
+    network = student_network(Distill("yolo26n.yaml", width=0.125), ("red",), trust=False)
+    network.end2end = one_to_one
+    found = convolutions_of(network, (SIDE, SIDE))
+    names = ["model.23.cv2.0.0.conv", "model.23.one2one_cv2.0.0.conv"]
+    assert [found[name].positions for name in names[:: 1 - 2 * one_to_one]] == [(SIDE // 8) ** 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"ratio": 0.99}, CompressError, "99% of the multiply-adds cannot go"),
+        ({"ratio": 0.5, "most": 0.01}, CompressError, "at most 0%"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused(
+    change: dict[str, Any], error: type[Exception], said: str, detector: Path, tmp_path: Path
+) -> None:
+    step = replace(STEP, importance="magnitude", **change)
+    with pytest.raises(error, match=said):
+        prune_detector(detector, tmp_path / "one.pt", tmp_path, step)
+    assert not (tmp_path / "one.pt").exists()
+
+
+def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path: Path) -> None:
+    network = load_checkpoint(detector).model
+    torch.save({"model": network.fuse(verbose=False), "train_args": {}}, tmp_path / "fused.pt")
+    with pytest.raises(SpecError, match="folded in"):
+        prune_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ratio", 0.0), ("ratio", 1.0), ("most", 1.5), ("multiple", 0), ("images", 0), ("batch", 0)]
+)
+def test_a_setting_without_sense_is_refused(name: str, value: float) -> None:
+    with pytest.raises(SpecError, match=f"prune: {name}"):
+        Prune(**{name: value})
