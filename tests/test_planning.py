@@ -84,7 +84,7 @@ def test_a_recipe_with_nvfp4_is_refused_for_a_target_without(
         ('formats = ["int4"]', ("formats[0]", "float16, int8, fp4x")),
         ("formats = []", ("formats", "at least one")),
         ('max_size = "2 XB"', ("max_size 2 XB", "12MB")),
-        ('[[steps]]\nkind = "quantize"', ("steps", "then quantize at most once", "quantize, quantize")),
+        ('[[steps]]\nkind = "quantize"', ("steps", "at most once each", "quantize, quantize")),
     ],
 )
 def test_a_wrong_step_is_refused(tmp_path: Path, step: str, words: tuple[str, ...]) -> None:
@@ -98,7 +98,7 @@ def test_a_wrong_step_is_refused(tmp_path: Path, step: str, words: tuple[str, ..
 def test_training_before_quantizing_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "own.toml"
     recipe.write_text('name = "own"\n[[steps]]\nkind = "quant_aware_distill"\n', "utf-8")
-    with pytest.raises(SpecError, match="then quantize at most once"):
+    with pytest.raises(SpecError, match="at most once each"):
         load_recipe(str(recipe))
 
 
