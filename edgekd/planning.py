@@ -113,7 +113,7 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
     if recipe.trains and model.suffix != ".pt":
         raise SpecError(
             f"recipe {recipe.name} trains the detector",
-            expected="the checkpoint that it was exported from, and labelled training data",
+            expected="the .pt checkpoint that it was exported from, and labelled training data",
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
