@@ -5,7 +5,7 @@
 # $NAME-rows.json, $NAME-logs.tgz, and $NAME-state.tgz (students' starts, and the training that was cut, if there is one).
 # Run in the repository's root. NAME: of the result; WEIGHTS: the teacher; STUDENT, WIDTH: the student, a model by
 # Ultralytics or a checkpoint; EPOCHS, or MINUTES in their place; SHARED: a folder with data/ppe, and models/yolo11n-ppe.pt
-# where WEIGHTS is not given. Further arguments go to bench/distillation.py: --ablation, --seeds 0 1 2, ...
+# where WEIGHTS is not given. Further arguments go to bench/distillation.py: --ablation, --unlabelled 0.5, --seeds 0 1 2
 # Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, ONNX Runtime, setuptools; and in WHEELS what
 # is missing of ultralytics ultralytics-thop ultralytics-platform onnxslim faster-coco-eval typer rich. Ultralytics has to
 # be there. Nothing is fetched.
