@@ -514,7 +514,8 @@ def main() -> int:
         "device",
         "threads",
     )
-    asked = [f"--{name.replace('_', '-')} {value}" for name in names if (value := getattr(given, name)) is not None]
+    shown = {**vars(given), "student": Path(given.student).name, "unlabelled": given.unlabelled or None}
+    asked = [f"--{name.replace('_', '-')} {value}" for name in names if (value := shown[name]) is not None]
     asked += [f"--model {given.model.name}", "--seeds", *map(str, given.seeds), *(["--ablation"] * given.ablation)]
     command = f"python bench/distillation.py {' '.join(asked)}"
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
