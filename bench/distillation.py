@@ -253,11 +253,10 @@ def edgekd_job(
 def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
     """The step's unlabelled frames with what the teacher sees in them."""
     from edgekd.stages import Stages
-    from edgekd.store import FileHashes, Store
     from edgekd.training import teachers_labels
 
     with tempfile.TemporaryDirectory() as folder:
-        stages = Stages(Store(Path(folder), False, progress), FileHashes(Path(folder, "hashes.json")), progress)
+        stages = Stages.within(Path(folder), False, progress)
         return teachers_labels(stages, step, teacher, load_dataset(data), trust=True)
 
 

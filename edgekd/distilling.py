@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import load
 from edgekd.errors import DataError, SpecError
 from edgekd.evaluate import require_classes
-from edgekd.files import new_file, write_file
+from edgekd.files import copy_file, write_file
 from edgekd.planning import refuse_recipe
 from edgekd.progress import SILENT, Progress
-from edgekd.spec import Budget, Recipe
+from edgekd.spec import Budget, Distill, Recipe
 from edgekd.stages import EXPORT_OPSET, Stages, spec_of, stage_json
-from edgekd.store import FileHashes, Store
 
 SCORED = "val"
 """The split that is scored where there is one; nothing is trained or chosen on it."""
@@ -44,15 +42,11 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
 
     Raises SpecError, DataError or CompressError and leaves nothing half-written. What was killed goes on.
     """
-    step = job.recipe.distill
-    if step is None or len(job.recipe.steps) > 1:
-        fix = "pass --recipe distill, or one with that step alone; `edgekd build` runs further steps"
-        raise SpecError(f"recipe {job.recipe.name} is not one step of kind distill", fix=fix)
+    step = job.recipe.only(Distill)
     refuse_recipe(job.recipe, Budget(), job.teacher)
     load(job.teacher)  # a path that leads nowhere should not cost the hashing of the data
     dataset = load_dataset(job.data)
-    store = Store(job.out / "stages", job.fresh, progress)
-    stages = Stages(store, FileHashes(store.root / "hashes.json"), progress)
+    stages = Stages.within(job.out, job.fresh, progress)
     scored = dataset.split(SCORED) if SCORED in dataset.splits else None
     if scored:
         stages.refuse_shared(dataset.split("train"), scored)
@@ -74,8 +68,7 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
         "weights": done.results["weights"],
         "stages": [stage_json(stage) for stage in stages.done],
     }
-    with student.open("rb") as stream, new_file(copy) as written:
-        shutil.copyfileobj(stream, written)
+    copy_file(student, copy)
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return result
 

@@ -74,6 +74,12 @@ def write_file(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Replace a file with a copy of another, piece by piece. Raises SpecError when the place cannot be written."""
+    with source.open("rb") as stream, new_file(path) as copy:
+        shutil.copyfileobj(stream, copy)
+
+
 def remove_folder(path: Path) -> None:
     """Make a folder vanish at once, then free its space. Raises SpecError when that is not allowed."""
     with _temporary(path, folder=True) as temporary, writing(path):

@@ -27,7 +27,7 @@ from edgekd.stages import (
     local_device,
     spec_of,
 )
-from edgekd.store import FileHashes, Stage, Store
+from edgekd.store import Stage
 from edgekd.target import Target
 
 SCORED = "val"
@@ -115,8 +115,7 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
         calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
     device = local_device(job.device)
     basis = "measured" if job.target.kind == "cpu" else "stand-in"
-    store = Store(job.out / "stages", job.fresh, progress)
-    stages = Stages(store, FileHashes(store.root / "hashes.json"), progress)
+    stages = Stages.within(job.out, job.fresh, progress)
 
     detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
     before = stages.export(detector, job.head, dataset.classes, opset_for(job.target))

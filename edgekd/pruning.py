@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import load
-from edgekd.errors import CompressError, SpecError
+from edgekd.errors import CompressError
 from edgekd.evaluate import require_classes
-from edgekd.files import new_file, write_file
+from edgekd.files import copy_file, write_file
 from edgekd.planning import refuse_recipe
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, Prune, Recipe
 from edgekd.stages import EXPORT_OPSET, PRUNED, Stages, local_device, spec_of, stage_json
-from edgekd.store import FileHashes, Stage, Store
+from edgekd.store import Stage
 
 SCORED = "val"
 """The split that is scored and timed on where there is one; nothing is chosen by it."""
@@ -67,15 +66,11 @@ def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     Raises SpecError, DataError or CompressError, also where the pruned detector is not faster, and leaves nothing
     half-written.
     """
-    step = job.recipe.prune
-    if step is None or len(job.recipe.steps) > 1:
-        fix = "pass --recipe prune, or one with that step alone; `edgekd build` runs further steps"
-        raise SpecError(f"recipe {job.recipe.name} is not one step of kind prune", fix=fix)
+    step = job.recipe.only(Prune)
     refuse_recipe(job.recipe, Budget(), job.model)
     detector = load(job.model, trust_checkpoint=job.trust_checkpoint)
     dataset = load_dataset(job.data)
-    store = Store(job.out / "stages", job.fresh, progress)
-    stages = Stages(store, FileHashes(store.root / "hashes.json"), progress)
+    stages = Stages.within(job.out, job.fresh, progress)
     split = dataset.split(SCORED if SCORED in dataset.splits else "train")
     before = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
     require_classes(spec_of(before), dataset)
@@ -104,8 +99,7 @@ def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
         "host": timing.results["host"],
         "stages": [stage_json(stage) for stage in stages.done],
     }
-    with (done.path / PRUNED).open("rb") as stream, new_file(job.out / PRUNED) as copy:
-        shutil.copyfileobj(stream, copy)
+    copy_file(done.path / PRUNED, job.out / PRUNED)
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from edgekd.budget import Line
 from edgekd.bundle.archive import file_entry, pack
 from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, StageKey, TargetName
 from edgekd.canonical import canonical_json
-from edgekd.files import new_file, write_file
+from edgekd.files import copy_file, write_file
 from edgekd.stages import CACHE, CALIBRATION, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 from edgekd.target import to_dict
@@ -52,10 +51,10 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     packed = stages.run("pack", {**_identity(run), "report": report.sha256}, work)
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
-    _copy(packed.path / "bundle.edgekd", bundle)
+    copy_file(packed.path / "bundle.edgekd", bundle)
     beside = {GRAPH: run.after.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
     for name, source in beside.items():
-        _copy(source, job.out / name)
+        copy_file(source, job.out / name)
     return bundle
 
 
@@ -191,8 +190,3 @@ def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
     report = for_bundle(report_of(run, run.reproducible))
     (folder / "report.html").write_text(render(report), "utf-8")
     return {}
-
-
-def _copy(source: Path, out: Path) -> None:
-    with source.open("rb") as stream, new_file(out) as copy:
-        shutil.copyfileobj(stream, copy)

@@ -7,7 +7,6 @@ plain folder of frames, is judged by how far its outputs move on frames that not
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.detectors import load
 from edgekd.errors import DataError, SpecError
 from edgekd.evaluate import require_classes
-from edgekd.files import new_file, write_file
+from edgekd.files import copy_file, write_file
 from edgekd.gate import costliest
 from edgekd.network import Input, OutputError, frame_files, output_errors, prepare, read_frame
 from edgekd.planning import HELD_OUT, Limits, Trial, detector_trial, quantized, refuse_recipe, room, searches
@@ -43,7 +42,7 @@ from edgekd.stages import (
     spec_of,
     stage_json,
 )
-from edgekd.store import FileHashes, Stage, Store
+from edgekd.store import Stage
 
 CALIBRATED = 128
 """Frames that a network is calibrated on, at most, unless a number is given."""
@@ -104,8 +103,7 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
     if job.recipe.distill is not None:
         raise SpecError(f"recipe {job.recipe.name} trains a student", fix="`edgekd distill` it, and quantize that")
     refuse_recipe(job.recipe, job.budget, job.model)
-    store = Store(job.out / "stages", job.fresh, progress)
-    stages = Stages(store, FileHashes(store.root / "hashes.json"), progress)
+    stages = Stages.within(job.out, job.fresh, progress)
     judged = _network(job, stages) if _is_network(job) else _detector(job, stages)
     lines = _lines(job.budget, judged)
     result = _result(job, judged, stages, lines)
@@ -115,8 +113,7 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
     if judged.calibration:
         files[CALIBRATION] = judged.calibration
     for name, source in files.items():
-        with source.open("rb") as stream, new_file(job.out / name) as copy:
-            shutil.copyfileobj(stream, copy)
+        copy_file(source, job.out / name)
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return QuantizeOutcome(job, result, tuple(stages.done), tuple(lines))
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from edgekd.compress.plan import Form
 from edgekd.errors import SpecError, did_you_mean
@@ -248,6 +248,7 @@ class Distill:
 
 Step = Quantize | QuantAwareDistill | Distill | Prune
 """The compression steps a recipe may hold."""
+S = TypeVar("S", Distill, Prune)
 
 _STEPS: dict[str, type[Step]] = {
     "prune": Prune,
@@ -255,6 +256,10 @@ _STEPS: dict[str, type[Step]] = {
     "quantize": Quantize,
     "quant_aware_distill": QuantAwareDistill,
 }
+
+
+def _name_of(kind: type[Step]) -> str:
+    return next(name for name, known in _STEPS.items() if known is kind)
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,14 @@ class Recipe:
         """The step that trains another detector, the student; None in a recipe that stays with the one it is given."""
         return next((step for step in self.steps if isinstance(step, Distill)), None)
 
+    def only(self, kind: type[S]) -> S:
+        """The recipe's step, which is of that kind and its only one. Raises SpecError."""
+        if len(self.steps) == 1 and isinstance(self.steps[0], kind):
+            return self.steps[0]
+        name = _name_of(kind)
+        fix = f"pass --recipe {name}, or one with that step alone; `edgekd build` runs further steps"
+        raise SpecError(f"recipe {self.name} is not one step of kind {name}", fix=fix)
+
     def with_plan(self, plan: Path) -> Recipe:
         """The recipe with the plan in this file in place of its own choice. Raises SpecError where it has none."""
         if self.quantize is None:
@@ -309,8 +322,7 @@ class Recipe:
         Raises SpecError where it has no such step.
         """
         if not any(isinstance(step, kind) for step in self.steps):
-            name = next(name for name, known in _STEPS.items() if known is kind)
-            raise SpecError(f"recipe {self.name} has no step {name}", fix=f"pass --recipe {name}")
+            raise SpecError(f"recipe {self.name} has no step {_name_of(kind)}", fix=f"pass --recipe {_name_of(kind)}")
         changes = {name: value for name, value in settings.items() if value is not None}
         return replace(self, steps=tuple(replace(s, **changes) if isinstance(s, kind) else s for s in self.steps))
 

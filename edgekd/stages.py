@@ -120,6 +120,12 @@ class Stages:
         self._hashes = hashes
         self.progress = progress
 
+    @classmethod
+    def within(cls, out: Path, fresh: bool, progress: Progress) -> Stages:
+        """The stages of a job whose results go to the folder `out`; `fresh`: none from before is reused."""
+        store = Store(out / "stages", fresh, progress)
+        return cls(store, FileHashes(store.root / "hashes.json"), progress)
+
     def run(
         self,
         name: str,

@@ -12,11 +12,15 @@ import heapq
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import CompressError
+
+if TYPE_CHECKING:
+    from edgekd.spec import Prune
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,6 @@ class Unit:
         return re.sub(r"\d+", "#", self.name)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How a network is made narrower. ratio: share of its multiply-adds to remove at least, 0 to 1.
-
-    multiple: what widths stay multiples of, as far as they were; most: share of a unit that may go.
-    """
-
-    ratio: float
-    multiple: int = 16
-    most: float = 0.8
-
-
 def multiply_adds(convolutions: Sequence[Convolution]) -> int:
     """Of one frame, over all convolutions."""
     return sum(
@@ -99,47 +91,43 @@ def isomorphic(units: Sequence[Unit]) -> list[Unit]:
     return [ranked[unit.name] for unit in units]
 
 
-def choose(units: Sequence[Unit], convolutions: Sequence[Convolution], cut: Cut) -> dict[str, int]:
+def choose(units: Sequence[Unit], convolutions: Sequence[Convolution], step: Prune) -> dict[str, int]:
     """How many channels each unit loses, by its name: at least importance for multiply-adds saved, step by step.
 
-    A step goes down to the next multiple. Which ones go in a group: the least important (`least_important`).
+    step: of which `ratio`, `multiple` and `most` count; each cut brings a unit to its next multiple. Which channels
+    go in a group: the least important (`least_important`).
     Raises CompressError where all that may go is not enough.
     """
     network = _Network(convolutions)
     left = {unit.name: unit.channels for unit in units}
-    limit = multiply_adds(convolutions) * (1 - cut.ratio)
-    losses = {
-        unit.name: np.concatenate([[0.0], np.sort(unit.importance, axis=1).sum(axis=0).cumsum()]) for unit in units
-    }
+    limit = multiply_adds(convolutions) * (1 - step.ratio)
+    losses = {unit.name: unit.losses() for unit in units}
 
     def price(unit: Unit) -> tuple[float, int] | None:
-        """Importance by multiply-adds of the next step, and its channels; None where there is no further step."""
+        """Importance by multiply-adds of the next cut, and its channels; None where there is no further one."""
         now = left[unit.name]
-        step = now % cut.multiple or cut.multiple
-        if now - step < max(unit.channels * (1 - cut.most), cut.multiple if unit.channels >= cut.multiple else 1):
+        fewer = now % step.multiple or step.multiple
+        if now - fewer < max(unit.channels * (1 - step.most), step.multiple if unit.channels >= step.multiple else 1):
             return None
         gone = unit.channels - now
-        lost = losses[unit.name][gone + step] - losses[unit.name][gone]
-        return lost / max(network.saved(unit, step), 1), step
+        lost = losses[unit.name][gone + fewer] - losses[unit.name][gone]
+        return lost / max(network.saved(unit, fewer), 1), fewer
 
     waiting = [(found[0], at) for at, unit in enumerate(units) if (found := price(unit))]
     heapq.heapify(waiting)
     while network.multiply_adds > limit:
         if not waiting:
             raise CompressError(
-                f"pruning: {cut.ratio:.0%} of the multiply-adds cannot go",
+                f"pruning: {step.ratio:.0%} of the multiply-adds cannot go",
                 expected=f"a ratio of at most {1 - network.multiply_adds / multiply_adds(convolutions):.0%}",
                 fix="lower ratio, or raise most",
             )
         _, at = heapq.heappop(waiting)
         found = price(units[at])
-        if found is None:
-            continue
-        if waiting and found[0] > waiting[0][0]:  # it saves less since others were cut
-            heapq.heappush(waiting, (found[0], at))
-            continue
-        network.cut(units[at], found[1])
-        left[units[at].name] -= found[1]
+        assert found is not None, "only being cut brings a unit to its end"
+        if not waiting or found[0] <= waiting[0][0]:  # else it saves less since others were cut
+            network.cut(units[at], found[1])
+            left[units[at].name] -= found[1]
         if (again := price(units[at])) is not None:
             heapq.heappush(waiting, (again[0], at))
     return {unit.name: unit.channels - left[unit.name] for unit in units}

@@ -81,6 +81,11 @@ def _is_truncated(data: bytes) -> bool:
     return False
 
 
+def readable(samples: Sequence[Sample], progress: Progress = SILENT) -> list[Sample]:
+    """The samples whose images can be read: as `ReadableImages`, of which no image is kept. Raises DataError."""
+    return [sample for sample, _ in ReadableImages(samples, progress, label="read images")]
+
+
 class ReadableImages:
     """Iterates over (sample, image), in order, skipping unreadable files until there are too many.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.data.dataset import Sample, load_dataset
-from edgekd.data.images import ReadableImages, read_image
+from edgekd.data.images import read_image, readable
 from edgekd.detectors.checkpoint import read_state, write_content
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
@@ -79,7 +79,7 @@ def distill_student(
     where = _one_device(device)
     _require_offered(step)
     dataset = load_dataset(data)
-    samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
+    samples = readable(dataset.split("train").samples, progress)
     found = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, found.classes, step.same_classes)
     network = student_network(step, dataset.classes)
@@ -234,8 +234,8 @@ class _Training:
         aids = paired_aids(network.widths, network.strides, teacher, step)
         self._model = _Beside(network, aids).to(device)
         self.average = AveragedModel(self._model, avg_fn=_averaged, use_buffers=True)
-        rate = step.learning_rate or RATE
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+        self._rate = step.learning_rate or RATE
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._rate, weight_decay=WEIGHT_DECAY)
         self._loss = StudentLoss(teacher.to(device), step, pairs, aids)
         self._mixed = device.type == "cuda" and step.amp and torch.cuda.is_bf16_supported()
 
@@ -284,7 +284,7 @@ class _Training:
     ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """One step. share: of the training that is done; epochs: the same in passes."""
         for group in self._optimizer.param_groups:
-            group["lr"] = (self._step.learning_rate or RATE) * self._pace(share, epochs)
+            group["lr"] = self._rate * self._pace(share, epochs)
         mixed = torch.autocast(self._device.type, torch.bfloat16) if self._mixed else nullcontext()
         with mixed:
             loss, parts, weights = self._loss(self._model.network, batch, share)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.data.dataset import Sample, load_dataset
-from edgekd.data.images import ReadableImages
+from edgekd.data.images import readable
 from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_content
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.trained import Distilled
@@ -68,7 +68,7 @@ def distill_student(
     if step.conflict:
         projector()  # which says what is missing
     dataset = load_dataset(data)
-    samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
+    samples = readable(dataset.split("train").samples, progress)
     found = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, found.classes, step.same_classes)
     network = student_network(step, dataset.classes, trust)

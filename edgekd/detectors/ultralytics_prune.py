@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.channels import Cut, Unit, choose, isomorphic, multiply_adds
+from edgekd.compress.channels import Unit, choose, isomorphic, multiply_adds
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.checkpoint import write_checkpoint
@@ -78,7 +78,7 @@ def prune_detector(
             _accumulate_gradients(network, samples, shown, step, progress)
         traced = Traced(network, size, step.importance)
         units = isomorphic(traced.units) if step.ranking == "isomorphic" else traced.units
-        gone = choose(units, traced.convolutions, Cut(step.ratio, step.multiple, step.most))
+        gone = choose(units, traced.convolutions, step)
         traced.remove(gone)
     network.zero_grad(set_to_none=True)
     after = tuple(convolutions_of(network, size).values())

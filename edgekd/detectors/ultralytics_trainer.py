@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd.compress.qdq import Layer, read_layers, write_layers
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import ReadableImages
+from edgekd.data.images import readable
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.detectors.trained import Trained
 from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
@@ -62,7 +62,7 @@ def distill_quantized(
     dataset = load_dataset(data)
     spec = describe(load_graph(graph), graph)
     require_classes(spec, dataset)
-    samples = [sample for sample, _ in ReadableImages(dataset.split("train").samples, progress, label="read images")]
+    samples = readable(dataset.split("train").samples, progress)
     layers = read_layers(graph)
     teacher, one_to_one = float_network(checkpoint, trust)
     student = quantized_network(teacher, layers, step.ranges == "learned")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from edgekd.compress.channels import (
     Convolution,
-    Cut,
     Unit,
     choose,
     isomorphic,
@@ -17,6 +16,7 @@ from edgekd.compress.channels import (
     multiply_adds,
 )
 from edgekd.errors import CompressError
+from edgekd.spec import Prune
 
 # Four layers in a row, the last of which keeps what it writes: three units between them.
 CHAIN = (
@@ -61,7 +61,7 @@ def test_what_is_left_is_small_enough_and_keeps_its_rules(seed: int, ratio: floa
     draw = np.random.default_rng(seed)
     units = chain(*(draw.exponential(size=count) for count in (32, 64, 64)))
     try:
-        gone = choose(units, CHAIN, Cut(ratio, multiple, most))
+        gone = choose(units, CHAIN, Prune(ratio, multiple=multiple, most=most))
     except CompressError:
         assert ratio > 0.4, "so much can always go"
         return
@@ -74,27 +74,27 @@ def test_what_is_left_is_small_enough_and_keeps_its_rules(seed: int, ratio: floa
 
 def test_the_unimportant_go_and_the_important_stay() -> None:
     units = chain(np.full(32, 1e6), np.full(64, 1e6), np.full(64, 1e-6))
-    gone = choose(units, CHAIN, Cut(0.02, multiple=8))
+    gone = choose(units, CHAIN, Prune(0.02, multiple=8))
     assert gone["layer.0"] == gone["layer.1"] == 0
     assert gone["layer.2"] > 0
 
 
 def test_of_equal_importance_what_saves_most_goes_first() -> None:
-    gone = choose(even(), CHAIN, Cut(0.1, multiple=8))
+    gone = choose(even(), CHAIN, Prune(0.1, multiple=8))
     assert gone["layer.0"] > 0, "its layers look at the most places"
     assert gone["layer.2"] == 0
 
 
 def test_not_much_more_goes_than_was_asked_for() -> None:
     for ratio in (0.1, 0.3, 0.5):
-        left = multiply_adds(narrower(choose(even(), CHAIN, Cut(ratio, multiple=1)))) / multiply_adds(CHAIN)
+        left = multiply_adds(narrower(choose(even(), CHAIN, Prune(ratio, multiple=1)))) / multiply_adds(CHAIN)
         assert 0.96 - ratio < left <= 1 - ratio
 
 
 def test_an_uneven_width_goes_down_to_a_multiple_first() -> None:
     units = [Unit("layer", np.ones((1, 20)), {0: 1}, {1: 1})]
     convolutions = (Convolution(3, 20, 100, 9), Convolution(20, 4, 100, 1))
-    assert choose(units, convolutions, Cut(0.01, multiple=8)) == {"layer": 4}
+    assert choose(units, convolutions, Prune(0.01, multiple=8)) == {"layer": 4}
 
 
 def test_groups_of_a_unit_lose_as_many_each_and_count_together() -> None:
@@ -102,13 +102,13 @@ def test_groups_of_a_unit_lose_as_many_each_and_count_together() -> None:
     unit = Unit("halves", halves, {0: 2}, {1: 2})
     assert unit.losses()[2] == pytest.approx(1 + 2 + 200)
     convolutions = (Convolution(3, 32, 100, 1), Convolution(32, 8, 100, 1))
-    assert choose([unit], convolutions, Cut(0.2, multiple=4)) == {"halves": 4}
+    assert choose([unit], convolutions, Prune(0.2, multiple=4)) == {"halves": 4}
     assert multiply_adds(convolutions) * 0.8 >= multiply_adds((Convolution(3, 24, 100, 1), Convolution(24, 8, 100, 1)))
 
 
 def test_more_than_may_go_is_refused_with_what_can() -> None:
     with pytest.raises(CompressError, match=r"90% of the multiply-adds cannot go.*at most \d+%"):
-        choose(even(), CHAIN, Cut(0.9, multiple=16, most=0.5))
+        choose(even(), CHAIN, Prune(0.9, multiple=16, most=0.5))
 
 
 def test_the_least_important_are_named_in_order() -> None:
