@@ -63,6 +63,13 @@ def to_tensor(canvas: np.ndarray, how: Preprocess) -> np.ndarray:
     return out
 
 
+def to_input(boxes: np.ndarray, at: Placement) -> np.ndarray:
+    """Boxes float32 [n, 4] x1, y1, x2, y2 as shares of the frame as pixels of the input."""
+    corner, size = np.array([at.left, at.top] * 2, np.float32), np.array([at.across, at.down] * 2, np.float32)
+    moved: np.ndarray = boxes * size + corner
+    return moved
+
+
 def to_frame(boxes: np.ndarray, at: Placement) -> np.ndarray:
     """Boxes float32 [n, 4] x1, y1, x2, y2 in input pixels as pixels of the frame, clipped to it."""
     corner = np.array([at.left, at.top] * 2, np.float32)

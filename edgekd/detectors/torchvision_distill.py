@@ -19,7 +19,7 @@ import numpy as np
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import read_image, readable
 from edgekd.detectors.checkpoint import read_state, write_content
-from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import SUFFIX, TorchvisionDetector
 from edgekd.detectors.trained import Distilled, require_finite
@@ -149,7 +149,7 @@ class VariedFrames(TorchDataset[tuple[torch.Tensor, Target]]):  # type: ignore[m
         sample = self._samples[at]
         pixels, place = letterbox(read_image(sample.image), self._how)
         single = ~sample.truth.crowd
-        boxes = sample.truth.boxes[single] * np.tile([place.across, place.down], 2) + [place.left, place.top] * 2
+        boxes = to_input(sample.truth.boxes[single], place)
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=pixels.shape[2:], dtype=torch.float32),
             "labels": torch.from_numpy(sample.truth.classes[single].astype(np.int64)) + 1,

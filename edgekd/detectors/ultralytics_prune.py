@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgekd.compress.channels import Unit, choose, isomorphic, multiply_adds
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.checkpoint import write_checkpoint
-from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import parameters_in
 from edgekd.detectors.types import Preprocess
 from edgekd.detectors.ultralytics import UltralyticsDetector, input_size
@@ -142,12 +142,11 @@ def _batch(samples: Sequence[Read], size: tuple[int, int]) -> dict[str, torch.Te
     frames, classes, boxes, owners = [], [], [], []
     for at, (sample, image) in enumerate(samples):
         frame, place = letterbox(image, Preprocess(*size))
-        label = ultralytics_label(sample)
-        shown = np.array([place.across, place.down], np.float32) / (size[1], size[0])
-        moved = np.array([place.left, place.top, 0, 0], np.float32) / (size[1], size[0], 1, 1)
+        shares = (to_input(sample.truth.boxes, place) / (size[::-1] * 2)).astype(np.float32)
+        label = ultralytics_label(replace(sample, truth=replace(sample.truth, boxes=shares)))
         frames.append(frame[0])
         classes.append(label["cls"])
-        boxes.append(label["bboxes"] * np.tile(shown, 2) + moved)
+        boxes.append(label["bboxes"])
         owners.append(np.full(len(label["cls"]), at, np.float32))
     values = {"img": np.stack(frames), "cls": np.concatenate(classes), "bboxes": np.concatenate(boxes)}
     values["batch_idx"] = np.concatenate(owners)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.detectors.preprocess import letterbox, place, to_frame, to_tensor
+from edgekd.detectors.preprocess import letterbox, place, to_frame, to_input, to_tensor
 from edgekd.detectors.types import Preprocess
 
 SIDES = st.integers(1, 2000)
@@ -89,6 +89,7 @@ def test_boxes_come_back_to_where_they_were(
     fractions = np.array(relative, np.float32).reshape(-1, 4)
     boxes = fractions * [width, height, width, height]
     inside = fractions * [at.across, at.down, at.across, at.down] + [at.left, at.top, at.left, at.top]
+    np.testing.assert_allclose(to_input(fractions, at), inside, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(
         to_frame(inside.astype(np.float32), at), boxes, atol=1e-6 * max(width, height) * 640 / min(at.across, at.down)
     )
