@@ -72,6 +72,8 @@ def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     dataset = load_dataset(job.data)
     stages = Stages.within(job.out, job.fresh, progress)
     split = dataset.split(SCORED if SCORED in dataset.splits else "train")
+    if split.name == SCORED and step.importance != "magnitude":
+        stages.refuse_shared(dataset.split("train"), split)
     before = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
     require_classes(spec_of(before), dataset)
     done = prune(stages, step, job.model, dataset, job.trust_checkpoint)

@@ -109,3 +109,14 @@ def test_only_checkpoints_by_ultralytics_are_pruned(
     assert "a detector by Ultralytics" in edgekd("prune", tmp_path / "one.tv.pt", *flags).err
     more = recipe(tmp_path, '[[steps]]\nkind = "quantize"\n')
     assert "edgekd build" in edgekd("prune", tmp_path / "one.pt", *flags, "--recipe", more).err
+
+
+def test_what_is_scored_is_not_chosen_by(edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """As for a student: gradients of images that are scored would choose for them."""
+    (tmp_path / "data.yaml").write_text(
+        f"path: {tiny_data}\ntrain: images/val\nval: images/val\nnames: [red, green]\n", "utf-8"
+    )
+    ran = edgekd("prune", detector, "--data", tmp_path, "--recipe", recipe(tmp_path), "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "expected training and scoring to share no image" in ran.err
+    assert not (tmp_path / "out" / "pruned.pt").exists()
