@@ -11,7 +11,6 @@ The environment needs `edgekd[train]`; ModelOpt is installed into an environment
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, SHARED, conditions, conditions_lines, copy_data, table, use_cores, write_results
-from graphs import float_head_patterns
-from quantization_baselines import FRAMES, MODELOPT, MODELS, RECIPE, ULTRALYTICS_FLOAT, Bench, Row
+from common import RESULTS, conditions, conditions_lines, copy_data, table, use_cores, write_results
+from quantization_baselines import MODELOPT, RECIPE, Bench, Row, parser_of
 
 SHARE = 0.75
 """Of the calibration frames, in each draw."""
@@ -43,13 +41,8 @@ class Draws(Bench):
 
     def drawn(self, model: str, draws: int) -> Iterator[Drawn]:
         """The float graph, and a graph of each tool for each draw."""
-        folder = self._work / Path(model).stem
-        folder.mkdir()
-        source = folder / "float32.onnx"
-        spec = self._export(model, source)
-        frames = sorted(self._write_frames(folder / "frames", spec, "train", FRAMES).iterdir())
-        head = float_head_patterns(source)
-        exclude = {"ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else head}
+        source, spec, written, exclude = self.begun(model)
+        folder, frames = source.parent, sorted(written.iterdir())
         yield Drawn(None, self._scored(Row(model, "float32"), source, spec))
         for draw in range(draws):
             chosen = folder / f"draw-{draw}"
@@ -118,18 +111,12 @@ _ABOUT = (
 
 def main() -> int:
     """0 when every claim holds, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/coco256")
-    cache = Path.home() / ".cache" / "edgekd-bench"
-    parser.add_argument("--venvs", type=Path, default=cache, help="the peers' environments, kept from run to run")
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser = parser_of(__doc__, RESULTS / "calibration_draws.json")
     parser.add_argument("--draws", type=int, default=4)
-    parser.add_argument("--images", type=int, help="of each split; default: all")
-    parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")
-    parser.add_argument("--out", type=Path, default=RESULTS / "calibration_draws.json")
     given = parser.parse_args()
     use_cores(given.threads)
     command = f"python bench/calibration_draws.py --models {' '.join(given.models)} --draws {given.draws}"
+    command += f" --images {given.images}" if given.images else ""
     result: dict[str, Any] = {"command": command, **conditions(given.threads)}
     found: list[Drawn] = []
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:

@@ -159,8 +159,8 @@ class Bench:
                     found[f"{model}, {split}: edgekd `ptq` less {name}"] = asdict(apart)
         return found
 
-    def rows(self, model: str) -> list[Row]:
-        """Everything about one model: a row for its float graph and one per method."""
+    def begun(self, model: str) -> tuple[Path, DetectorSpec, Path, Mapping[str, Sequence[str]]]:
+        """One model's float graph and what it takes, the frames to calibrate on, and the layers that stay float."""
         folder = self._work / Path(model).stem
         folder.mkdir()
         source = folder / "float32.onnx"
@@ -168,6 +168,12 @@ class Bench:
         frames = self._write_frames(folder / "frames", spec, "train", FRAMES)
         head = float_head_patterns(source)
         exclude = {"edgekd": head, "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else head}
+        return source, spec, frames, exclude
+
+    def rows(self, model: str) -> list[Row]:
+        """Everything about one model: a row for its float graph and one per method."""
+        source, spec, frames, exclude = self.begun(model)
+        folder = source.parent
         self._found.clear()
         judged = self._write_frames(folder / "judged", spec, self._scored_splits[0], JUDGED)
         reference = Reference(source, [np.load(frame) for frame in sorted(judged.iterdir())])
@@ -417,20 +423,26 @@ def _cells(row: Row, exact: Row) -> list[str]:
     return [row.method, *(value or "–" for value in values)]
 
 
-def main() -> int:
-    """0 when every claim holds, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(about: str | None, out: Path) -> argparse.ArgumentParser:
+    """What every bench that quantizes beside peers can be told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/coco256")
     cache = Path.home() / ".cache" / "edgekd-bench"
     parser.add_argument("--venvs", type=Path, default=cache, help="the peers' environments, kept from run to run")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--images", type=int, help="of each split; default: all")
+    parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
+
+
+def main() -> int:
+    """0 when every claim holds, else 1."""
+    parser = parser_of(__doc__, RESULTS / "quantization_baselines.json")
     parser.add_argument("--data", default="coco256", help="data set beside the models")
     parser.add_argument("--scored", nargs="+", default=["val"], help="splits")
     parser.add_argument("--methods", nargs="+", default=[""], help="only those whose names have one of these in them")
     parser.add_argument("--ultralytics-val", action="store_true", help="score with Ultralytics' val, too")
-    parser.add_argument("--images", type=int, help="of each split; default: all")
-    parser.add_argument("--threads", type=int, default=2, help="cores that every tool may use")
-    parser.add_argument("--out", type=Path, default=RESULTS / "quantization_baselines.json")
     given = parser.parse_args()
     use_cores(given.threads)
     asked = [f"--images {given.images}"] if given.images else []
