@@ -22,7 +22,7 @@ from edgekd.detectors.checkpoint import read_state, write_content
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import SUFFIX, TorchvisionDetector
-from edgekd.detectors.trained import Distilled, require_finite
+from edgekd.detectors.trained import Distilled, fast_in_bfloat16, require_finite
 from edgekd.detectors.types import Preprocess
 from edgekd.errors import SpecError
 from edgekd.progress import SILENT, Progress
@@ -237,7 +237,7 @@ class _Training:
         self._rate = step.learning_rate or RATE
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._rate, weight_decay=WEIGHT_DECAY)
         self._loss = StudentLoss(teacher.to(device), step, pairs, aids)
-        self._mixed = device.type == "cuda" and step.amp and torch.cuda.is_bf16_supported()
+        self._mixed = step.amp and fast_in_bfloat16(device)
 
     def run(self, frames: VariedFrames, state: Path, progress: Progress) -> None:
         """Train until the epochs, or the minutes, are over; everything is kept in `state` after each epoch."""

@@ -1,10 +1,11 @@
-"""What every training of a detector tells, and when it is over for the worse."""
+"""What every training of a detector tells, when it is over for the worse, and in which numbers it runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgekd.errors import CompressError
 
@@ -29,6 +30,16 @@ class Distilled(Trained):
     weights: tuple[Mapping[str, float], ...]
     parameters: int
     teacher_parameters: int
+
+
+def fast_in_bfloat16(device: Any) -> bool:
+    """Whether a device, of PyTorch's, multiplies matrices in bfloat16: most GPUs, and CPUs with AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that will do
+    return device.type == "cpu" and bool(told.get("amx_bf16"))
 
 
 def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy: str) -> None:

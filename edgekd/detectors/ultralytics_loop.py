@@ -6,6 +6,7 @@ trainer is copied: it brings the loop, the augmentation, the moving average and 
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,10 +171,11 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ultralytics' messages and bars off: what there is to say goes through `Progress`."""
+    """Ultralytics' messages and bars off: what there is to say goes through `Progress`, and stdout is for results."""
     level = LOGGER.level
     LOGGER.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         LOGGER.setLevel(level)

@@ -116,9 +116,7 @@ class StudentLoss:
         if self._told or self._words or self._doubtful:
             self._student_seen = Watched(student)
         if self._told:
-            self._teacher = lesson.teacher.to(device)
-            if device.type == "cuda":
-                self._teacher = self._teacher.to(memory_format=torch.channels_last)
+            self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
             self._compare = Comparison(step, lesson.pairs, student.aids, self._class_weights)
         levels = (*LEVELS, *(WEIGHT + name for name in (*LEVELS, "teacher", "disagreement", "temperature")))
         words, cosine = ("text", f"{WEIGHT}text"), (f"{WEIGHT}cosine",)
