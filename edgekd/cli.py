@@ -181,9 +181,16 @@ def distill(
 
 @app.command()
 def prune(
-    model: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="Trained .pt: YOLO, torchvision.", show_default=False)],
     data: Data,
+    target: Annotated[
+        str | None, typer.Option(help="What it is for, if not for this machine: `edgekd targets`.")
+    ] = None,
     ratio: Annotated[str | None, typer.Option(help="Share of the multiply-adds to remove, such as 30%.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Remove until the checkpoint has this size, such as 3MB.")
+    ] = None,
+    min_fps: Annotated[float | None, typer.Option(help="Remove until it makes as many frames a second.")] = None,
     recipe: RecipeName = "prune",
     out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-pruned.")] = None,
     device: Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")] = "local",
@@ -191,16 +198,18 @@ def prune(
     trust_checkpoint: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Remove the channels MODEL can best do without; score it and measure that it is faster. Train it afterwards."""
+    """Remove the channels MODEL can best do without, and make sure that it is faster. Train it afterwards."""
     from edgekd import pruning
     from edgekd.spec import Prune, load_recipe, parse_share
+    from edgekd.target import load_target
 
-    share = None if ratio is None else parse_share(ratio, "--ratio")
+    asked = {"ratio": parse_share(ratio, "--ratio") if ratio else None, "max_size": max_size, "min_fps": min_fps}
     job = pruning.PruneJob(
         model=model,
         data=data,
-        recipe=load_recipe(recipe or "prune").with_settings(Prune, ratio=share),
-        out=out or Path("runs") / f"{model.stem}-pruned",
+        recipe=load_recipe(recipe or "prune").with_settings(Prune, **asked),
+        out=out or Path("runs") / f"{model.name.partition('.')[0]}-pruned",
+        target=load_target(target) if target else None,
         device=device,
         trust_checkpoint=trust_checkpoint,
         fresh=not resume,

@@ -12,15 +12,16 @@ from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
 from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes
+from edgekd.latency import Measured, latency_on
+from edgekd.narrowing import Narrowing
 from edgekd.planning import Limits, detector_trial, offered, quantized, refuse_recipe, room, searches
 from edgekd.progress import SILENT, Progress
-from edgekd.publish import bytes_beside_graph, pack_bundle, write_build_ledger, write_report
+from edgekd.publish import budget_bytes, bytes_beside_graph, pack_bundle, write_build_ledger, write_report
 from edgekd.spec import Budget, Distill, Prune, QuantAwareDistill, Quantize, Recipe, Step
 from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
     PLAN,
-    PRUNED,
     Calibrated,
     Stages,
     calibration_source,
@@ -174,9 +175,14 @@ def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
 
 def pruned(step: Prune, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """The run with the detector's narrower self in its place."""
+    job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
-    done = pruning.prune(stages, step, run.job.model, dataset, run.job.trust_checkpoint)
-    return _with_detector(load(done.path / PRUNED), run, dataset, stages)
+    measured = Measured(stages, run.scored, run.data_sha256, local_device(job.device))
+    export = partial(pruning.exported, stages=stages, dataset=dataset, opset=opset_for(job.target))
+    latency = latency_on(job.target, measured)
+    narrowing = Narrowing(stages, dataset, job.model, run.floating, export, latency, job.trust_checkpoint)
+    found = narrowing.run(pruning.for_target(step, job.target))
+    return _with_detector(load(found.checkpoint), run, dataset, stages)
 
 
 def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
@@ -218,7 +224,7 @@ def publish(run: TimedRun, stages: Stages) -> Outcome:
     timed = run.timing.results["after"]
     lines = judge(
         run.job.budget,
-        bundle_bytes=bundle.stat().st_size,
+        bundle_bytes=budget_bytes(bundle),
         retention=after / before if before else None,
         fps=timed["fps"],
         basis=timed["basis"],

@@ -117,8 +117,6 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
-    if recipe.prune is not None and is_torchvision(model.name):
-        raise SpecError(f"recipe {recipe.name} prunes", expected="a detector by Ultralytics", found=model.name)
     shipped = (recipe.distill.student if recipe.distill else None) or model.name
     if recipe.quant_aware and is_torchvision(shipped):
         raise SpecError(

@@ -93,6 +93,8 @@ def print_pruned(result: Mapping[str, Any]) -> None:
     rows.append(["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)])
     rows.append(["multiply-adds", *(f"{each['multiply_adds'] / 1e9:.2f} G" for each in both)])
     rows.append(["ms a frame", *(f"{each['latency_ms']:.2f}" for each in both)])
+    if (on := result["target"]) is not None and on["basis"] == "predicted":
+        rows.append([f"ms on {on['name']}, predicted", *(f"{on[side]:.2f}" for side in ("before_ms", "after_ms"))])
     print_table(["", "before", "after"], rows)
     print(f"measured on {result['host']['cpu']} with {result['host']['engine']}\npruned: {result['checkpoint']}")
 

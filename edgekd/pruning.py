@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import load
-from edgekd.errors import CompressError
 from edgekd.evaluate import require_classes
 from edgekd.files import copy_file, write_file
+from edgekd.latency import Latency, Measured, latency_on
+from edgekd.narrowing import Narrowed, Narrowing, checkpoint_name
 from edgekd.planning import refuse_recipe
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, Prune, Recipe
-from edgekd.stages import EXPORT_OPSET, PRUNED, Stages, local_device, spec_of, stage_json
+from edgekd.stages import EXPORT_OPSET, Stages, local_device, spec_of, stage_json
 from edgekd.store import Stage
+from edgekd.target import Target
 
 SCORED = "val"
 """The split that is scored and timed on where there is one; nothing is chosen by it."""
@@ -26,38 +29,19 @@ RESULT = "prune.json"
 
 @dataclass(frozen=True)
 class PruneJob:
-    """Which detector is to lose how much. device: what latency is measured on, `local` or `local:ENGINE`."""
+    """Which detector is to lose how much. target: what it is for, if not for this machine.
+
+    device: what latency is measured on, `local` or `local:ENGINE`.
+    """
 
     model: Path
     data: Path
     recipe: Recipe
     out: Path
+    target: Target | None = None
     device: str = "local"
     trust_checkpoint: bool = False
     fresh: bool = False
-
-
-def prune(stages: Stages, step: Prune, checkpoint: Path, dataset: Dataset, trust: bool = False) -> Stage:
-    """The pruned detector, in the checkpoint PRUNED.
-
-    Results: `bytes`; `parameters` and `multiply_adds`, before and after; of each unit of channels `widths`, before and
-    after, and `importance`, the share that stays.
-    """
-
-    def work(folder: Path) -> Mapping[str, Any]:
-        from edgekd.detectors.ultralytics_prune import prune_detector
-
-        done = prune_detector(checkpoint, folder / PRUNED, dataset.source, step, trust, stages.progress)
-        return {
-            "bytes": (folder / PRUNED).stat().st_size,
-            "parameters": list(done.parameters),
-            "multiply_adds": list(done.multiply_adds),
-            "widths": {name: list(pair) for name, pair in done.widths.items()},
-            "importance": {name: float(f"{share:.6g}") for name, share in done.importance.items()},
-        }
-
-    train = None if step.importance == "magnitude" else stages.fingerprint(dataset.split("train"))
-    return stages.run("prune", {"model": stages.sha256(checkpoint), "train": train, "step": asdict(step)}, work)
 
 
 def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
@@ -66,56 +50,80 @@ def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     Raises SpecError, DataError or CompressError, also where the pruned detector is not faster, and leaves nothing
     half-written.
     """
-    step = job.recipe.only(Prune)
+    step = for_target(job.recipe.only(Prune), job.target)
     refuse_recipe(job.recipe, Budget(), job.model)
     detector = load(job.model, trust_checkpoint=job.trust_checkpoint)
     dataset = load_dataset(job.data)
     stages = Stages.within(job.out, job.fresh, progress)
     split = dataset.split(SCORED if SCORED in dataset.splits else "train")
-    if split.name == SCORED and step.importance != "magnitude":
+    if split.name == SCORED and (step.importance != "magnitude" or step.recovery):
         stages.refuse_shared(dataset.split("train"), split)
     before = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
     require_classes(spec_of(before), dataset)
-    done = prune(stages, step, job.model, dataset, job.trust_checkpoint)
-    after = stages.export(load(done.path / PRUNED), None, dataset.classes, EXPORT_OPSET)
     data = stages.fingerprint(split)
-    timing = stages.benchmark(before, after, split, data, local_device(job.device), basis="measured")
-    require_faster(timing)
-    sides = zip(("before", "after"), (before, after), strict=True)
-    sizes = {name: done.results[name] for name in ("parameters", "multiply_adds")}
+    measured = Measured(stages, split, data, local_device(job.device))
+    latency = latency_on(job.target, measured)
+    export = partial(exported, stages=stages, dataset=dataset, opset=EXPORT_OPSET)
+    narrowing = Narrowing(stages, dataset, job.model, before, export, latency, job.trust_checkpoint)
+    found = narrowing.run(step)
     result = {
         "model": job.model.name,
         "recipe": job.recipe.name,
-        "checkpoint": str(job.out / PRUNED),
+        "checkpoint": str(job.out / checkpoint_name(job.model)),
         **{
-            side: {
-                **{name: both[at] for name, both in sizes.items()},
-                **_scores(graph, split, data, stages),
-                "latency_ms": timing.results[side]["total_ms"]["p50"],
-                "fps": timing.results[side]["fps"],
-            }
-            for at, (side, graph) in enumerate(sides)
+            side: {**numbers, **_scores(graph, split, data, stages)}
+            for side, numbers, graph in zip(
+                ("before", "after"), _numbers(found, before, measured), (before, found.graph), strict=True
+            )
         },
-        "widths": done.results["widths"],
-        "importance": done.results["importance"],
-        "host": timing.results["host"],
+        "target": _on_target(job.target, latency, found),
+        "widths": {name: list(pair) for name, pair in found.widths.items()},
+        "importance": found.importance,
+        "host": measured.host(before, found.graph),
         "stages": [stage_json(stage) for stage in stages.done],
     }
-    copy_file(done.path / PRUNED, job.out / PRUNED)
+    copy_file(found.checkpoint, job.out / checkpoint_name(job.model))
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return result
 
 
-def require_faster(timing: Stage) -> None:
-    """Raise CompressError where a pruned network takes no less time than before, on the device that it was timed on."""
-    before, after = (timing.results[side]["total_ms"]["p50"] for side in ("before", "after"))
-    if after >= before:
-        raise CompressError(
-            "prune: narrower, and not faster",
-            expected=f"less than {before:.2f} ms a frame, as before, on {timing.results['host']['engine']}",
-            found=f"{after:.2f} ms",
-            fix="prune more, or keep widths at a larger multiple",
-        )
+def for_target(step: Prune, target: Target | None) -> Prune:
+    """The step with widths that the target likes, where it does not say itself."""
+    liked = target.precisions.multiple if target else None
+    return replace(step, multiple=step.multiple or (liked.value if liked else None))
+
+
+def exported(checkpoint: Path, stages: Stages, dataset: Dataset, opset: int) -> Stage:
+    """The float graph of a checkpoint that was written here."""
+    return stages.export(load(checkpoint), None, dataset.classes, opset)
+
+
+def _numbers(found: Narrowed, before: Stage, measured: Measured) -> list[dict[str, Any]]:
+    """Sizes and measured times, before and after."""
+    times = measured.of_both(before, found.graph)
+    return [
+        {
+            "parameters": found.parameters[at],
+            "multiply_adds": found.multiply_adds[at],
+            "latency_ms": times[at],
+            "fps": 1000 / times[at],
+        }
+        for at in range(2)
+    ]
+
+
+def _on_target(target: Target | None, latency: Latency, found: Narrowed) -> dict[str, Any] | None:
+    """What was decided by, where that was not this machine."""
+    if target is None:
+        return None
+    before, after = found.latency_ms
+    return {
+        "name": target.name,
+        "basis": latency.basis,
+        "where": latency.where,
+        "before_ms": before,
+        "after_ms": after,
+    }
 
 
 def _scores(graph: Stage, split: Split, data: str, stages: Stages) -> dict[str, float | None]:

@@ -72,22 +72,35 @@ class QuantAwareDistill:
     seed: int = 0
 
 
+HALF = 0.5
+"""The share of the multiply-adds that pruning removes where nothing says how much."""
+
+
 @dataclass(frozen=True)
 class Prune:
     """Removal of the channels that a detector can best do without.
 
-    ratio: the share of its multiply-adds to remove. importance: of a channel, by the change of the loss on the labels
-    that its weights stand for (`taylor`), by their gradients alone, or by their size alone, which needs no images;
-    ranking: over all layers, or among layers built alike. multiple: what widths stay multiples of; most: the share of a
-    layer's channels that may go. images: of the training split, for gradients, `batch` at a time; image_size: their
-    side in pixels, the detector's own if None; seed: by which they are drawn.
+    How much goes: `ratio`, a share of its multiply-adds; as much as it takes for `max_size` of the checkpoint, such as
+    `3MB`, or for `min_fps` on the target; where all are None half of the multiply-adds.
+    importance: of a channel, by the change of the loss on the labels that its weights stand for (`taylor`), by their
+    gradients alone, or by their size alone, which needs no images; ranking: over all layers, or among layers built
+    alike. multiple: what widths stay multiples of, if None what the target likes; most: the share of a layer's channels
+    that may go; caps: the same for layers whose names match a pattern, such as `model.2.*`, 0 to leave them alone.
+    rounds: in which as large a share goes each time; recovery: the training between two rounds, beside what it was.
+    images: of the training split, for gradients, `batch` at a time; image_size: their side in pixels, the detector's
+    own if None; seed: by which they are drawn.
     """
 
-    ratio: float = 0.5
+    ratio: float | None = None
+    max_size: str | None = None
+    min_fps: float | None = None
     importance: Literal["taylor", "gradient", "magnitude"] = "taylor"
     ranking: Literal["global", "isomorphic"] = "global"
-    multiple: int = 16
+    multiple: int | None = None
     most: float = 0.8
+    caps: dict[str, float] = field(default_factory=dict)
+    rounds: int = 1
+    recovery: Distill | None = None
     images: int = 64
     batch: int = 8
     image_size: int | None = None
@@ -95,11 +108,54 @@ class Prune:
 
     def __post_init__(self) -> None:
         for name in ("ratio", "most"):
-            if not 0 < getattr(self, name) < 1:
-                raise SpecError(f"prune: {name}", expected="between 0 and 1", found=str(getattr(self, name)))
-        for name in ("multiple", "images", "batch"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise SpecError(f"prune: {name}", expected="between 0 and 1", found=str(value))
+        for name in ("min_fps", "multiple", "rounds", "images", "batch"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SpecError(f"prune: {name}", expected="more than 0", found=str(value))
+        for pattern, cap in self.caps.items():
+            if not 0 <= cap < 1:
+                raise SpecError(f"prune: caps: {pattern}", expected="0 or more, and less than 1", found=str(cap))
+        if self.recovery is not None and self.recovery.student is not None:
+            raise SpecError("prune: recovery", expected="no student: it trains what pruning has left")
+        _ = self.max_bytes  # raises where it is no size
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_size` in bytes."""
+        return None if self.max_size is None else parse_size(self.max_size, "max_size")
+
+    @property
+    def share(self) -> float:
+        """The share of the multiply-adds that goes in any case."""
+        if self.ratio is not None:
+            return self.ratio
+        return HALF if self.max_size is None and self.min_fps is None else 0.0
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Convolutions replaced by products of thinner ones, where those cost less.
+
+    energy: the share of the power of each one's output that its product keeps at least. channels: those with fewer, on
+    either side, are left alone. images: of the training split, for what layers read; image_size: their side in pixels,
+    the detector's own if None; seed: by which they are drawn.
+    """
+
+    energy: float = 0.95
+    channels: int = 64
+    images: int = 64
+    image_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.energy < 1:
+            raise SpecError("factorize: energy", expected="between 0 and 1", found=str(self.energy))
+        for name in ("channels", "images"):
             if not getattr(self, name) > 0:
-                raise SpecError(f"prune: {name}", expected="more than 0", found=str(getattr(self, name)))
+                raise SpecError(f"factorize: {name}", expected="more than 0", found=str(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -159,7 +215,7 @@ class Distill:
     long, with as many epochs as fit, the first of which assumes `epochs`; batch: images a step; image_size: side of the
     training images in pixels; learning_rate: of AdamW, None for Ultralytics' choice of optimizer and rate; final_rate:
     the share of it that is left at the end; warmup_epochs: in which it rises; mosaic: how often four images are shown
-    as one; close_mosaic: last epochs without that; amp: bfloat16 where the GPU has it; seed: of weights and images.
+    as one; close_mosaic: last epochs without that; amp: bfloat16 where hardware has it; seed: of weights and images.
 
     stages: what is distilled, one after the other. features: how maps are compared: `weighted` by the teacher's
     certainty, `correlation` or `channels`. focus: how much more those classes count on which the two disagree.

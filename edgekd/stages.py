@@ -48,7 +48,7 @@ VERSION = {
     "plan": 2,
     "search": 2,
     "label": 1,
-    "prune": 1,
+    "prune": 2,
     "distill": 2,
     "quantize": 4,
     "quant_aware_distill": 2,
@@ -58,7 +58,7 @@ VERSION = {
     "compile": 1,
     "benchmark": 1,
     "report": 3,
-    "pack": 2,
+    "pack": 3,
 }
 TOOLS = {
     "export": ("onnx", "onnxslim"),
@@ -76,10 +76,9 @@ TOOLS = {
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, LABELS, PRUNED, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "graph.onnx",
     "labels.json",
-    "pruned.pt",
     "graph.packed",
     "plan.toml",
     "costs.json",

@@ -48,10 +48,14 @@ class Software:
 
 @dataclass(frozen=True)
 class Precisions:
-    """What the target may execute: `conv` for Conv and ConvTranspose, `gemm` for MatMul and Gemm."""
+    """What the target may execute: `conv` for Conv and ConvTranspose, `gemm` for MatMul and Gemm.
+
+    multiple: what numbers of channels are best multiples of.
+    """
 
     conv: Figure[tuple[Precision, ...]]
     gemm: Figure[tuple[Precision, ...]]
+    multiple: Figure[int] | None = None
 
 
 @dataclass(frozen=True)

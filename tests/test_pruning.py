@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from running import EdgeKD
 from test_json_contract import assert_documented
 
+from edgekd.data.dataset import load_dataset
+from edgekd.detectors import load
 from edgekd.errors import CompressError
-from edgekd.pruning import require_faster
+from edgekd.narrowing import Narrowed, Narrowing, require_faster
+from edgekd.progress import SILENT
+from edgekd.pruning import exported
+from edgekd.spec import Distill, Prune
+from edgekd.stages import EXPORT_OPSET, Stages
 from edgekd.store import Stage
 
 torch = pytest.importorskip("torch")
@@ -56,6 +65,9 @@ def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, t
     assert "multiply-adds" in again.out
     other = edgekd("prune", detector, *flags, "--ratio", "30%", "--json")
     assert other.json["after"]["multiply_adds"] > after["multiply_adds"]
+    small = edgekd("prune", detector, *flags[:2], "--out", tmp_path / "small", "--max-size", "3MB")
+    assert small.code == 0, small.err
+    assert 2.5e6 < (tmp_path / "small" / "pruned.pt").stat().st_size <= 3e6
 
 
 def test_a_build_prunes_and_trains_what_is_left(
@@ -72,14 +84,67 @@ def test_a_build_prunes_and_trains_what_is_left(
     assert sizes["distill"] == pytest.approx(sizes["prune"], rel=0.01), "the student is what pruning has left"
 
 
-def test_what_is_narrower_and_not_faster_is_refused(tmp_path: Path) -> None:
-    def timed(before: float, after: float) -> Stage:
-        sides = {"before": {"total_ms": {"p50": before}}, "after": {"total_ms": {"p50": after}}}
-        return Stage("benchmark", 1, "", tmp_path, {**sides, "host": {"engine": "onnxruntime-cpu"}}, 0.0, False, {})
+class Clock:
+    """A latency that is told, before it is asked: milliseconds of what has so many parameters."""
 
-    require_faster(timed(10.0, 9.0))
-    with pytest.raises(CompressError, match=r"not faster.*10\.00 ms.*onnxruntime-cpu.*10\.50 ms"):
-        require_faster(timed(10.0, 10.5))
+    basis, where, identity, cost = "predicted", "a clock", None, None
+
+    def __init__(self, at_start: float, by_graph: Callable[[Stage], float]) -> None:
+        self._at_start, self._by_graph = at_start, by_graph
+
+    def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
+        return self._at_start, self._at_start if after is before else self._by_graph(after)
+
+
+def narrowed(before: float, after: float) -> Narrowed:
+    stage = Stage("export", 1, "", Path(), {}, 0.0, False, {})
+    return Narrowed(Path(), stage, (9, 3), (9, 3), (before, after), {"a": (8, 4), "b": (8, 8)}, {}, 0.5)
+
+
+def test_what_is_narrower_and_not_faster_is_refused_with_its_widths() -> None:
+    clock = Clock(10.0, lambda graph: 0.0)
+    require_faster(narrowed(10.0, 9.0), clock)
+    with pytest.raises(CompressError, match=r"not faster.*10\.00 ms.*a clock \(predicted\).*10\.50 ms with a 8 -> 4;"):
+        require_faster(narrowed(10.0, 10.5), clock)
+
+
+@pytest.fixture
+def narrowing(detector: Path, tiny_data: Path, tmp_path: Path) -> Callable[[Clock], Narrowing]:
+    dataset = load_dataset(tiny_data)
+    stages = Stages.within(tmp_path / "out", False, SILENT)
+    before = stages.export(load(detector), None, dataset.classes, EXPORT_OPSET)
+    export = partial(exported, stages=stages, dataset=dataset, opset=EXPORT_OPSET)
+    return lambda clock: Narrowing(stages, dataset, detector, before, export, clock)
+
+
+def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Narrowing]) -> None:
+    """Half of the bytes takes half of the time and a millisecond: the first guess is too slow."""
+    size = narrowing(Clock(0, lambda graph: 0)).before.results["bytes"]
+    clock = Clock(10.0, lambda graph: 1.0 + 9.0 * graph.results["bytes"] / size)
+    step = Prune(min_fps=150, importance="magnitude", multiple=8)
+    found = narrowing(clock).run(step)
+    assert found.latency_ms[1] <= 1000 / 150
+    assert found.latency_ms[1] > 0.8 * 1000 / 150, "not much more than was asked for"
+    with pytest.raises(CompressError, match=r"nothing to do, 100\.0 FPS \(predicted, a clock\)"):
+        narrowing(clock).run(replace(step, min_fps=90))
+    with pytest.raises(CompressError, match=r"150 FPS not reached.*9\.00 ms \(predicted\) without \d+%"):
+        narrowing(Clock(10.0, lambda graph: 9.0)).run(replace(step, most=0.95))
+
+
+def test_rounds_take_as_much_together_and_train_in_between(narrowing: Callable[[Clock], Narrowing]) -> None:
+    recovery = Distill(epochs=1, batch=6, image_size=64, warmup_epochs=0.0)
+    step = Prune(ratio=0.4, rounds=2, multiple=8, images=4, image_size=64, recovery=recovery)
+    made = narrowing(Clock(10.0, lambda graph: 5.0))
+    found = made.run(step)
+    assert [stage.name for stage in made.stages.done] == ["export", "prune", "distill", "prune", "export"]
+    first, second = (stage.results for stage in made.stages.done if stage.name == "prune")
+    shares = [after / before for before, after in (first["multiply_adds"], second["multiply_adds"])]
+    assert shares == pytest.approx([0.6**0.5] * 2, abs=0.05)
+    assert found.multiply_adds == (first["multiply_adds"][0], second["multiply_adds"][1])
+    assert all(
+        old == first["widths"][name][0] and new == second["widths"][name][1]
+        for name, (old, new) in found.widths.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +152,9 @@ def test_what_is_narrower_and_not_faster_is_refused(tmp_path: Path) -> None:
     [
         (("--ratio", "0%"), "prune: ratio"),
         (("--ratio", "half"), "--ratio half"),
+        (("--max-size", "small"), "max_size"),
+        (("--min-fps", "0"), "prune: min_fps"),
+        (("--target", "xavir"), "did you mean"),
         (("--recipe", "ptq"), "has no step prune"),
         (("--recipe", "distill"), "has no step prune"),
     ],
@@ -100,13 +168,11 @@ def test_a_mistake_is_named(
     assert "Traceback" not in ran.err
 
 
-def test_only_checkpoints_by_ultralytics_are_pruned(
-    edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_only_checkpoints_are_pruned(edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     flags = ("--data", tiny_data, "--out", tmp_path / "out")
     assert "trains the detector" in edgekd("prune", tiny_model, *flags).err
     (tmp_path / "one.tv.pt").write_bytes(b"")
-    assert "a detector by Ultralytics" in edgekd("prune", tmp_path / "one.tv.pt", *flags).err
+    assert "cannot be read as a torchvision detector" in edgekd("prune", tmp_path / "one.tv.pt", *flags).err
     more = recipe(tmp_path, '[[steps]]\nkind = "quantize"\n')
     assert "edgekd build" in edgekd("prune", tmp_path / "one.pt", *flags, "--recipe", more).err
 

@@ -3,15 +3,17 @@
 Convolutions are tied together: what one writes another reads, and what a residual adds must be as wide. Channels that
 can only go together are a group. Groups from which as many channels must go each, such as the two halves of what a
 block splits, are a unit. Units are cut in steps, so that widths stay multiples of what a device likes, always the step
-that costs the least importance for what it saves.
+that loses the least importance for what it saves: multiply-adds, or time on a device. What saves nothing is not taken.
 """
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +27,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One layer. positions: places in its output, height * width; kernel: weights for a pair of channels."""
+    """One layer. positions: places in its output, height * width; kernel: weights for a pair of channels.
+
+    stride: places in its input for each in its output, along each side.
+    """
 
     inputs: int
     outputs: int
     positions: int
     kernel: int
     depthwise: bool = False
+    stride: int = 1
+
+    @property
+    def weights(self) -> int:
+        """How many numbers it has, its biases aside."""
+        return self.kernel * (self.outputs if self.depthwise else self.inputs * self.outputs)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one frame."""
+        return self.positions * self.weights
+
+
+Cost = Callable[[Convolution], float]
+"""What it takes to run a layer once, in any unit: multiply-adds, or microseconds on a device."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What may be left at most, of all convolutions: multiply-adds of a frame, and weights."""
+
+    multiply_adds: float = inf
+    weights: float = inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +92,7 @@ class Unit:
 
 def multiply_adds(convolutions: Sequence[Convolution]) -> int:
     """Of one frame, over all convolutions."""
-    return sum(
-        each.positions * each.kernel * _pairs(each.inputs, each.outputs, each.depthwise) for each in convolutions
-    )
-
-
-def _pairs(inputs: int, outputs: int, depthwise: bool) -> int:
-    return outputs if depthwise else inputs * outputs
+    return sum(each.multiply_adds for each in convolutions)
 
 
 def isomorphic(units: Sequence[Unit]) -> list[Unit]:
@@ -91,46 +113,84 @@ def isomorphic(units: Sequence[Unit]) -> list[Unit]:
     return [ranked[unit.name] for unit in units]
 
 
-def choose(units: Sequence[Unit], convolutions: Sequence[Convolution], step: Prune) -> dict[str, int]:
-    """How many channels each unit loses, by its name: at least importance for multiply-adds saved, step by step.
+MULTIPLE = 16
+"""What widths stay multiples of where neither step nor target says: vectors of 16 numbers are common."""
+NOTHING = 1e-9
+"""The share of a network's cost that counts as no saving."""
 
-    step: of which `ratio`, `multiple` and `most` count; each cut brings a unit to its next multiple. Which channels
-    go in a group: the least important (`least_important`).
+
+def choose(
+    units: Sequence[Unit], convolutions: Sequence[Convolution], goal: Goal, step: Prune, cost: Cost | None = None
+) -> dict[str, int]:
+    """How many channels each unit loses, by its name: at least importance for what it saves, step by step.
+
+    step: of which `multiple`, `most` and `caps` count; each cut brings a unit to its next multiple, or where that saves
+    nothing to a further one. cost: of what the goal limits if None, first multiply-adds. Which channels go in a group: `least_important`.
     Raises CompressError where all that may go is not enough.
     """
-    network = _Network(convolutions)
+    multiple = step.multiple or MULTIPLE
+    usual = _weights if goal.multiply_adds == inf else _multiply_adds
+    network = _Network(convolutions, cost or usual)
     left = {unit.name: unit.channels for unit in units}
-    limit = multiply_adds(convolutions) * (1 - step.ratio)
     losses = {unit.name: unit.losses() for unit in units}
+    least = {unit.name: _least(unit, step) for unit in units}
 
     def price(unit: Unit) -> tuple[float, int] | None:
-        """Importance by multiply-adds of the next cut, and its channels; None where there is no further one."""
+        """Importance by cost of the next cut, and its channels; None where there is no further one."""
         now = left[unit.name]
-        fewer = now % step.multiple or step.multiple
-        if now - fewer < max(unit.channels * (1 - step.most), step.multiple if unit.channels >= step.multiple else 1):
-            return None
         gone = unit.channels - now
-        lost = losses[unit.name][gone + fewer] - losses[unit.name][gone]
-        return lost / max(network.saved(unit, fewer), 1), fewer
+        for fewer in range(now % multiple or multiple, now - least[unit.name] + 1, multiple):
+            if (saved := network.saved(unit, fewer)) > NOTHING * network.cost:
+                return (losses[unit.name][gone + fewer] - losses[unit.name][gone]) / saved, fewer
+        return None
 
     waiting = [(found[0], at) for at, unit in enumerate(units) if (found := price(unit))]
     heapq.heapify(waiting)
-    while network.multiply_adds > limit:
+    while not network.within(goal):
         if not waiting:
-            raise CompressError(
-                f"pruning: {step.ratio:.0%} of the multiply-adds cannot go",
-                expected=f"a ratio of at most {1 - network.multiply_adds / multiply_adds(convolutions):.0%}",
-                fix="lower ratio, or raise most",
-            )
+            raise _unreachable(network, convolutions, goal)
         _, at = heapq.heappop(waiting)
         found = price(units[at])
-        assert found is not None, "only being cut brings a unit to its end"
-        if not waiting or found[0] <= waiting[0][0]:  # else it saves less since others were cut
+        if found and (not waiting or found[0] <= waiting[0][0]):  # else it saves less since others were cut
             network.cut(units[at], found[1])
             left[units[at].name] -= found[1]
-        if (again := price(units[at])) is not None:
-            heapq.heappush(waiting, (again[0], at))
+            found = price(units[at])
+        if found:
+            heapq.heappush(waiting, (found[0], at))
     return {unit.name: unit.channels - left[unit.name] for unit in units}
+
+
+def _multiply_adds(layer: Convolution) -> float:
+    return layer.multiply_adds
+
+
+def _weights(layer: Convolution) -> float:
+    return layer.weights
+
+
+def _least(unit: Unit, step: Prune) -> int:
+    """The channels that a unit keeps in any case."""
+    most = min([step.most, *(cap for pattern, cap in step.caps.items() if fnmatchcase(unit.name, pattern))])
+    multiple = step.multiple or MULTIPLE
+    return max(int(np.ceil(unit.channels * (1 - most))), multiple if unit.channels >= multiple else 1)
+
+
+def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -> CompressError:
+    all_adds, all_weights = multiply_adds(before), sum(each.weights for each in before)
+    return CompressError(
+        "pruning: so much cannot go",
+        expected=f"no less than {network.multiply_adds / all_adds:.0%} of the multiply-adds to be left, "
+        f"and {network.weights / all_weights:.0%} of the weights",
+        found=", ".join(
+            f"{limit / whole:.0%} of the {name}"
+            for name, limit, whole in (
+                ("multiply-adds", goal.multiply_adds, all_adds),
+                ("weights", goal.weights, all_weights),
+            )
+            if limit < inf
+        ),
+        fix="ask for less, or raise most",
+    )
 
 
 def least_important(importance: NDArray[np.float64], count: int) -> list[int]:
@@ -139,30 +199,39 @@ def least_important(importance: NDArray[np.float64], count: int) -> list[int]:
 
 
 class _Network:
-    """The widths of convolutions while units are cut."""
+    """The widths of convolutions while units are cut, and what they come to."""
 
-    def __init__(self, convolutions: Sequence[Convolution]) -> None:
-        self._convolutions = convolutions
-        self._inputs = [each.inputs for each in convolutions]
-        self._outputs = [each.outputs for each in convolutions]
+    def __init__(self, convolutions: Sequence[Convolution], cost: Cost) -> None:
+        self._layers = list(convolutions)
+        self._cost = cost
         self.multiply_adds = multiply_adds(convolutions)
+        self.weights = sum(each.weights for each in convolutions)
+        self.cost = sum(map(cost, convolutions))
 
-    def saved(self, unit: Unit, channels: int) -> int:
-        """Multiply-adds that go with so many channels of a unit."""
-        touched = {*unit.writes, *unit.reads}
-        return sum(self._cost(at, 0, 0) for at in touched) - sum(
-            self._cost(at, channels * unit.reads.get(at, 0), channels * unit.writes.get(at, 0)) for at in touched
-        )
+    def within(self, goal: Goal) -> bool:
+        """Whether no more is left than may be."""
+        return self.multiply_adds <= goal.multiply_adds and self.weights <= goal.weights
+
+    def saved(self, unit: Unit, channels: int) -> float:
+        """The cost that goes with so many channels of a unit."""
+        return sum(self._cost(self._layers[at]) - self._cost(new) for at, new in self._narrower(unit, channels))
 
     def cut(self, unit: Unit, channels: int) -> None:
         """Take so many channels away."""
-        self.multiply_adds -= self.saved(unit, channels)
-        for at, times in unit.writes.items():
-            self._outputs[at] -= channels * times
-        for at, times in unit.reads.items():
-            self._inputs[at] -= channels * times
+        self.cost -= self.saved(unit, channels)
+        for at, new in self._narrower(unit, channels):
+            old, self._layers[at] = self._layers[at], new
+            self.multiply_adds -= old.multiply_adds - new.multiply_adds
+            self.weights -= old.weights - new.weights
 
-    def _cost(self, at: int, fewer_inputs: int, fewer_outputs: int) -> int:
-        each = self._convolutions[at]
-        pairs = _pairs(self._inputs[at] - fewer_inputs, self._outputs[at] - fewer_outputs, each.depthwise)
-        return each.positions * each.kernel * pairs
+    def _narrower(self, unit: Unit, channels: int) -> list[tuple[int, Convolution]]:
+        """What becomes of the convolutions that a unit's channels are written and read by."""
+        found = []
+        for at in sorted({*unit.writes, *unit.reads}):
+            old = self._layers[at]
+            inputs, outputs = (
+                width - channels * side.get(at, 0)
+                for width, side in ((old.inputs, unit.reads), (old.outputs, unit.writes))
+            )
+            found.append((at, replace(old, inputs=inputs, outputs=outputs)))
+        return found

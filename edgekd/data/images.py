@@ -147,6 +147,12 @@ class ReadableImages:
             ) from error
 
 
+def drawn(samples: Sequence[Sample], count: int, seed: int, progress: Progress = SILENT) -> list[tuple[Sample, Image]]:
+    """At most so many readable images of a split, drawn by a seed, in the split's order. Raises DataError."""
+    order = np.random.default_rng(seed).permutation(len(samples))[:count]
+    return list(ReadableImages([samples[at] for at in sorted(order)], progress, label="read images"))
+
+
 def content_hashes(samples: Sequence[Sample], progress: Progress = SILENT) -> dict[Path, str]:
     """SHA-256 (hex) of each image file's bytes. Raises DataError when a file cannot be read."""
     return file_hashes([sample.image for sample in samples], progress)

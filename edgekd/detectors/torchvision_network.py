@@ -45,9 +45,20 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         self.model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
         self.model.transform.fixed_size = (image_size[1], image_size[0])  # width first; no frame is resized then
         self.mean, self.std = map(_of_channels, self._normalisation)
+        self._look()
+
+    def _look(self) -> None:
+        """Find out what the head reads."""
         with torch.no_grad():
-            seen = self.eval().seen(torch.zeros(1, 3, *image_size))
+            seen = self.eval().seen(torch.zeros(1, 3, *self.image_size))
         self.widths, self.strides = tuple(maps.shape[1] for maps in seen.neck), seen.grid.strides
+
+    def narrow(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Make layers as wide as the weights in a `state_dict` of `model`; they are to be loaded next."""
+        for name, layer in self.model.named_modules():
+            weight = state.get(f"{name}.weight")
+            if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and isinstance(weight, torch.Tensor):
+                _resize(layer, weight.shape)
 
     @property
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -168,6 +179,21 @@ def _best(boxes: torch.Tensor, shares: torch.Tensor, places: int) -> tuple[torch
     return tuple(each.gather(2, surest.expand(-1, -1, -1, each.shape[3]))[:, :, 0] for each in (boxes, shares))  # type: ignore[return-value]
 
 
+def _resize(layer: nn.Conv2d | nn.BatchNorm2d, shape: Sequence[int]) -> None:
+    """Give a layer room for weights of this shape, where it has another."""
+    if tuple(layer.weight.shape) == tuple(shape):
+        return
+    for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
+        if value.ndim:
+            value.data = value.new_zeros(shape if name == "weight" else shape[:1])
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = shape[0]
+        return
+    layer.out_channels = shape[0]
+    layer.groups = shape[0] if layer.groups > 1 else 1  # torchvision's grouped layers are depthwise
+    layer.in_channels = shape[1] * layer.groups
+
+
 def with_classes(network: TorchvisionNetwork, classes: Sequence[str], size: tuple[int, int]) -> TorchvisionNetwork:
     """A network that tells these classes apart: what it knows of them by name stays, the others it has to learn."""
     new = TorchvisionNetwork(network.builder, classes, size)
@@ -175,11 +201,19 @@ def with_classes(network: TorchvisionNetwork, classes: Sequence[str], size: tupl
     pairs = [(at, known.index(name)) for at, name in enumerate(wanted) if name in known]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     state, old = new.model.state_dict(), network.model.state_dict()
+    new.narrow(
+        {
+            name: value.new_zeros(len(state[name]), *value.shape[1:]) if _CLASS_LAYER.match(name) else value
+            for name, value in old.items()
+        }
+    )
+    state = new.model.state_dict()
     for name, value in state.items():
         if _CLASS_LAYER.match(name):
             value.unflatten(0, (-1, len(wanted)))[:, ours] = old[name].unflatten(0, (-1, len(known)))[:, theirs]
         else:
             value.copy_(old[name])
+    new._look()
     return new
 
 
@@ -212,8 +246,10 @@ def load_network(path: Path) -> TorchvisionNetwork:
         raise _unreadable(path, f"image_size {size!r:.100}")
     network = TorchvisionNetwork(builder, classes, (size[0], size[1]))
     try:
+        network.narrow(state)
         # A plain dictionary has no version, so batch norms may lack the counter that frozen ones never had.
         network.model.load_state_dict(dict(state))
+        network._look()
     except RuntimeError as error:
         raise SpecError(
             f"{path}: its weights are not those of {builder} with {len(classes)} classes and the background",

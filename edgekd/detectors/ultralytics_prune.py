@@ -6,62 +6,66 @@ its trainer builds a network anew from a description, which knows nothing of the
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.channels import Unit, choose, isomorphic, multiply_adds
+from edgekd.compress.channels import Cost
 from edgekd.data.dataset import Sample, load_dataset
-from edgekd.data.images import ReadableImages
+from edgekd.data.images import drawn
 from edgekd.detectors.checkpoint import write_checkpoint
 from edgekd.detectors.preprocess import letterbox, to_input
-from edgekd.detectors.teacher import parameters_in
+from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.types import Preprocess
 from edgekd.detectors.ultralytics import UltralyticsDetector, input_size
 from edgekd.errors import SpecError
 from edgekd.progress import SILENT, Progress
-from edgekd.spec import Prune
+from edgekd.spec import Distill, DistillStage, Prune, Weights
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import quiet, ultralytics_label  # isort: skip
 
 import torch
+from torch import nn
 from ultralytics.utils import DEFAULT_CFG
 
-from edgekd.detectors.ultralytics_channels import Traced, convolutions_of, in_halves
+from edgekd.compress.terms import shared_classes
+from edgekd.detectors.channel_groups import Pruned, deterministic, on_the_way
+from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves
+from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics_seen import look
 
 Read = tuple[Sample, NDArray[np.uint8]]
 """A sample, and its image as it was read: uint8 [h, w, 3] BGR."""
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What pruning did. parameters, multiply_adds: before and after, of one frame in the detector's size.
-
-    widths: of each unit of channels that hang together, before and after, by the name of a layer that writes them;
-    importance: the share of each unit's importance that stays.
-    """
-
-    parameters: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    widths: Mapping[str, tuple[int, int]]
-    importance: Mapping[str, float]
-    seconds: float
-
-
 def prune_detector(
-    checkpoint: Path, out: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
+    checkpoint: Path,
+    out: Path,
+    data: Path,
+    step: Prune,
+    trust: bool = False,
+    progress: Progress = SILENT,
+    cost: Cost | None = None,
+    teacher: Path | None = None,
+    rounds: int = 1,
 ) -> Pruned:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
-    data: a data set, of whose split `train` `step.images` are read, for gradients. Nothing is trained: a detector that
-    has lost more than a little has to be (`ultralytics_distill`). The same arguments give the same detector.
+    data: a data set, of whose split `train` `step.images` are read, for gradients. Of the step `share` and `max_size`
+    say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. cost: of a convolution, by which what is
+    saved is counted; multiply-adds if None. teacher: also its detections count in the gradients, as in distillation.
+    rounds: how many are left, this one included, to come down to `max_size`.
+    Nothing is trained: a detector that has lost more than a little has to be (`ultralytics_distill`). The same
+    arguments give the same detector.
     Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where so much
     cannot be removed.
     """
@@ -70,71 +74,73 @@ def prune_detector(
     if network.is_fused():
         raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
     size = input_size(train_args, int(max(network.stride)))
-    before = parameters_in(network)
+    before, room = parameters_in(network), _weights(network, step.max_bytes, rounds)
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
-            samples = _chosen(load_dataset(data).split("train").samples, step, progress)
+            dataset = load_dataset(data)
+            samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
+            loss = _loss(network, dataset.classes, teacher, trust)
             shown = (step.image_size, step.image_size) if step.image_size else size
-            _accumulate_gradients(network, samples, shown, step, progress)
-        traced = Traced(network, size, step.importance)
-        units = isomorphic(traced.units) if step.ranking == "isomorphic" else traced.units
-        gone = choose(units, traced.convolutions, step)
-        traced.remove(gone)
+            _accumulate_gradients(network, loss, samples, shown, step, progress)
+        channels = channels_of(network, size, step.importance)
+        gone = channels.thin(step, cost, room)
     network.zero_grad(set_to_none=True)
     after = tuple(convolutions_of(network, size).values())
     write_checkpoint(network, {"task": "detect", **train_args, "imgsz": list(size)}, out)
-    return Pruned(
-        parameters=(before, parameters_in(network)),
-        multiply_adds=(multiply_adds(traced.convolutions), multiply_adds(after)),
-        widths={unit.name: (unit.channels, unit.channels - gone[unit.name]) for unit in traced.units},
-        importance={unit.name: _kept(unit, gone[unit.name]) for unit in traced.units},
-        seconds=time.monotonic() - began,
-    )
+    return Pruned.of(channels, gone, after, (before, parameters_in(network)), time.monotonic() - began)
 
 
-def _kept(unit: Unit, gone: int) -> float:
-    whole = float(unit.importance.sum())
-    return 1 - float(unit.losses()[gone]) / whole if whole else 1.0
+def _weights(network: Any, max_bytes: int | None, rounds: int) -> float:
+    """How many weights the convolutions may have on the way to a checkpoint of so many bytes, at two bytes each."""
+    if max_bytes is None:
+        return inf
+    whole = io.BytesIO()
+    torch.save(deepcopy(network).half(), whole)
+    weights = sum(each.weight.numel() for each in network.modules() if isinstance(each, nn.Conv2d))
+    return on_the_way(weights, weights - (whole.tell() - max_bytes) / 2, rounds)
 
 
-def _chosen(samples: Sequence[Sample], step: Prune, progress: Progress) -> list[Read]:
-    """As many readable images as the step asks for, drawn by its seed."""
-    order = np.random.default_rng(step.seed).permutation(len(samples))[: step.images]
-    return list(ReadableImages([samples[at] for at in sorted(order)], progress, label="read images"))
+def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: bool) -> Any:
+    """The loss whose gradients count: on the labels, and of what the teacher says of classes and boxes."""
+    own = vars(network).get("args")
+    network.args = DEFAULT_CFG  # how much each part of the loss counts
+    try:
+        if teacher is None:
+            return network.init_criterion()
+        found = load_teacher(teacher, trust)
+        stage = DistillStage("predictions", 1.0, Weights(classes=1.0, boxes=1.0))
+        step = Distill(stages=(stage,), alpha="off", balance_every=0)
+        lesson = StudentLesson((), classes, step, found, shared_classes(classes, found.classes), Path())
+        seen = look(network)
+        network.aids = paired_aids(seen.widths, seen.strides, found, step)
+        loss = StudentLoss(network, lesson, lambda: 0.0)
+        del network.aids
+        return loss
+    finally:
+        network.args = own
 
 
 def _accumulate_gradients(
     network: Any,
+    loss: Any,
     samples: Sequence[Read],
     size: tuple[int, int],
     step: Prune,
     progress: Progress,
 ) -> None:
-    """Leave in each weight the gradient of the loss on the labels, summed over images; the network stays as it is."""
+    """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
     network.requires_grad_(True).eval()
     head = network.model[-1]
     head.training = True  # the head alone: raw predictions, and no statistics change
-    own = vars(network).get("args")
-    network.args = DEFAULT_CFG  # how much each part of the loss counts
-    loss = network.init_criterion()
-    network.args = own
     starts = range(0, len(samples), step.batch)
-    with _deterministic():
+    with deterministic():
         for start in progress.items(starts, "gradients", len(starts)):
             batch = _batch(samples[start : start + step.batch], size)
             loss(network(batch["img"]), batch)[0].sum().backward()
     head.training = False
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Sums in the same order each time, where PyTorch knows how."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    for layer in network.modules():  # which a teacher's loss has watched
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
 
 
 def _batch(samples: Sequence[Read], size: tuple[int, int]) -> dict[str, torch.Tensor]:

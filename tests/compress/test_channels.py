@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgekd.compress.channels import (
     Convolution,
+    Goal,
     Unit,
     choose,
     isomorphic,
@@ -36,6 +39,11 @@ def even() -> list[Unit]:
     return chain(np.ones(32), np.ones(64), np.ones(64))
 
 
+def less(ratio: float, convolutions: Sequence[Convolution] = CHAIN) -> Goal:
+    """So much of the multiply-adds gone."""
+    return Goal(multiply_adds(convolutions) * (1 - ratio))
+
+
 def narrower(gone: dict[str, int]) -> list[Convolution]:
     """The chain with so many channels less."""
     fewer = [gone[f"layer.{at}"] for at in range(3)]
@@ -61,7 +69,7 @@ def test_what_is_left_is_small_enough_and_keeps_its_rules(seed: int, ratio: floa
     draw = np.random.default_rng(seed)
     units = chain(*(draw.exponential(size=count) for count in (32, 64, 64)))
     try:
-        gone = choose(units, CHAIN, Prune(ratio, multiple=multiple, most=most))
+        gone = choose(units, CHAIN, less(ratio), Prune(multiple=multiple, most=most))
     except CompressError:
         assert ratio > 0.4, "so much can always go"
         return
@@ -74,27 +82,27 @@ def test_what_is_left_is_small_enough_and_keeps_its_rules(seed: int, ratio: floa
 
 def test_the_unimportant_go_and_the_important_stay() -> None:
     units = chain(np.full(32, 1e6), np.full(64, 1e6), np.full(64, 1e-6))
-    gone = choose(units, CHAIN, Prune(0.02, multiple=8))
+    gone = choose(units, CHAIN, less(0.02), Prune(multiple=8))
     assert gone["layer.0"] == gone["layer.1"] == 0
     assert gone["layer.2"] > 0
 
 
 def test_of_equal_importance_what_saves_most_goes_first() -> None:
-    gone = choose(even(), CHAIN, Prune(0.1, multiple=8))
+    gone = choose(even(), CHAIN, less(0.1), Prune(multiple=8))
     assert gone["layer.0"] > 0, "its layers look at the most places"
     assert gone["layer.2"] == 0
 
 
 def test_not_much_more_goes_than_was_asked_for() -> None:
     for ratio in (0.1, 0.3, 0.5):
-        left = multiply_adds(narrower(choose(even(), CHAIN, Prune(ratio, multiple=1)))) / multiply_adds(CHAIN)
+        left = multiply_adds(narrower(choose(even(), CHAIN, less(ratio), Prune(multiple=1)))) / multiply_adds(CHAIN)
         assert 0.96 - ratio < left <= 1 - ratio
 
 
 def test_an_uneven_width_goes_down_to_a_multiple_first() -> None:
     units = [Unit("layer", np.ones((1, 20)), {0: 1}, {1: 1})]
     convolutions = (Convolution(3, 20, 100, 9), Convolution(20, 4, 100, 1))
-    assert choose(units, convolutions, Prune(0.01, multiple=8)) == {"layer": 4}
+    assert choose(units, convolutions, less(0.01, convolutions), Prune(multiple=8)) == {"layer": 4}
 
 
 def test_groups_of_a_unit_lose_as_many_each_and_count_together() -> None:
@@ -102,13 +110,13 @@ def test_groups_of_a_unit_lose_as_many_each_and_count_together() -> None:
     unit = Unit("halves", halves, {0: 2}, {1: 2})
     assert unit.losses()[2] == pytest.approx(1 + 2 + 200)
     convolutions = (Convolution(3, 32, 100, 1), Convolution(32, 8, 100, 1))
-    assert choose([unit], convolutions, Prune(0.2, multiple=4)) == {"halves": 4}
+    assert choose([unit], convolutions, less(0.2, convolutions), Prune(multiple=4)) == {"halves": 4}
     assert multiply_adds(convolutions) * 0.8 >= multiply_adds((Convolution(3, 24, 100, 1), Convolution(24, 8, 100, 1)))
 
 
 def test_more_than_may_go_is_refused_with_what_can() -> None:
-    with pytest.raises(CompressError, match=r"90% of the multiply-adds cannot go.*at most \d+%"):
-        choose(even(), CHAIN, Prune(0.9, multiple=16, most=0.5))
+    with pytest.raises(CompressError, match=r"no less than \d+% of the multiply-adds.*10% of the multiply-adds"):
+        choose(even(), CHAIN, less(0.9), Prune(multiple=16, most=0.5))
 
 
 def test_the_least_important_are_named_in_order() -> None:
@@ -124,3 +132,44 @@ def test_ranks_are_among_units_built_alike() -> None:
     assert ranked[0].importance.tolist() == [[0.75, 1.0]]
     assert ranked[1].importance.tolist() == [[0.25, 0.5]]
     assert ranked[2].importance.tolist() == [[0.5, 1.0]], "nothing else is built like it"
+
+
+def test_weights_can_be_the_goal() -> None:
+    whole = sum(each.weights for each in CHAIN)
+    left = narrower(choose(even(), CHAIN, Goal(weights=whole / 2), Prune(multiple=8)))
+    assert 0.35 * whole < sum(each.weights for each in left) <= whole / 2
+    with pytest.raises(CompressError, match=r"10% of the weights"):
+        choose(even(), CHAIN, Goal(weights=whole / 10), Prune(multiple=16, most=0.5))
+
+
+def test_the_cost_that_is_given_decides_what_saves_most() -> None:
+    def late(layer: Convolution) -> float:
+        """Only the layers that look at few places take time."""
+        return float(layer.inputs * layer.outputs) if layer.positions == 25 else 0.0
+
+    assert choose(even(), CHAIN, less(0.1), Prune(multiple=8))["layer.2"] == 0
+    gone = choose(even(), CHAIN, less(0.01), Prune(multiple=8), late)
+    assert gone["layer.2"] > 0
+    assert gone["layer.0"] == 0, "it saves nothing"
+
+
+def test_a_step_that_saves_nothing_goes_on_to_one_that_does() -> None:
+    def padded(layer: Convolution) -> float:
+        """A device that always computes whole blocks of 32 channels."""
+        return float(-(-layer.inputs // 32) * -(-layer.outputs // 32))
+
+    gone = choose(even(), CHAIN, less(0.05), Prune(multiple=8), padded)
+    assert all((unit.channels - gone[unit.name]) % 32 == 0 for unit in even())
+    assert any(gone.values())
+
+
+def test_layers_may_be_capped_by_name() -> None:
+    units = even()
+    free = choose(units, CHAIN, less(0.2), Prune(multiple=8))
+    assert free["layer.0"] > 0
+    caps = {"layer.0": 0.0, "layer.1*": 0.25}
+    capped = choose(units, CHAIN, less(0.2), Prune(multiple=8, caps=caps))
+    assert capped["layer.0"] == 0
+    assert capped["layer.1"] == 16, "a quarter and no more"
+    with pytest.raises(CompressError, match="raise most"):
+        choose(units, CHAIN, less(0.4), Prune(multiple=8, caps=caps))

@@ -18,9 +18,10 @@ from edgekd.spec import Distill, Prune
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
-from edgekd.detectors.ultralytics_channels import Traced, convolutions_of, in_halves  # noqa: E402
+from edgekd.detectors.channel_groups import Pruned  # noqa: E402
+from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
-from edgekd.detectors.ultralytics_prune import Pruned, prune_detector  # noqa: E402
+from edgekd.detectors.ultralytics_prune import prune_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -78,7 +79,7 @@ def test_channels_that_do_nothing_go_without_a_trace(model: str, tmp_path: Path)
     """What writes zeros and is read with zeros has no importance: without it the outputs are the same."""
     network = load_checkpoint(write_detector(tmp_path / "one.pt", model)).model
     with in_halves(network):
-        traced = Traced(network, (SIDE, SIDE), "magnitude")
+        traced = channels_of(network, (SIDE, SIDE), "magnitude")
         layers = dict(network.named_modules())
         gone = {}
         for name, groups in traced._groups.items():
@@ -178,7 +179,7 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     """Images without objects leave the boxes' branch nothing to learn."""
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import read_image
-    from edgekd.detectors.ultralytics_prune import _accumulate_gradients
+    from edgekd.detectors.ultralytics_prune import _accumulate_gradients, _loss
     from edgekd.progress import SILENT
 
     sample = load_dataset(tiny_data).split("train").samples[0]
@@ -186,12 +187,54 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     found = []
     for each in (sample, empty):
         network = load_checkpoint(detector).model
-        _accumulate_gradients(network, [(each, read_image(each.image))], (SIDE, SIDE), STEP, SILENT)
+        loss = _loss(network, ("red", "green"), None, False)
+        _accumulate_gradients(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), STEP, SILENT)
         found.append(float(network.model[-1].cv2[0][-1].weight.grad.abs().sum()))
         assert not network.training
         assert torch.equal(network.model[0].bn.running_mean, load_checkpoint(detector).model.model[0].bn.running_mean)
     assert found[0] > 0
     assert found[1] == 0
+
+
+def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
+    detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    from edgekd.data.dataset import load_dataset
+    from edgekd.data.images import drawn
+    from edgekd.detectors.ultralytics_prune import _accumulate_gradients, _loss
+    from edgekd.progress import SILENT
+
+    images = drawn(load_dataset(tiny_data).split("train").samples, 2, 0)
+    other = load_checkpoint(detector).model
+    for branch in other.model[-1].cv3:
+        branch[-1].bias.data += 5  # it is sure of something everywhere
+    torch.save({"model": other, "train_args": {"imgsz": SIDE}}, tmp_path / "other.pt")
+
+    def gradient(teacher: Path | None) -> torch.Tensor:
+        network = load_checkpoint(detector).model
+        loss = _loss(network, ("red", "green"), teacher, False)
+        _accumulate_gradients(network, loss, images, (SIDE, SIDE), STEP, SILENT)
+        assert not any(layer._forward_hooks for layer in network.modules())
+        assert "aids" not in dict(network.named_children())
+        return network.model[-1].cv3[0][-1].weight.grad
+
+    alone = gradient(None)
+    assert torch.allclose(gradient(detector), alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
+    assert not torch.allclose(gradient(tmp_path / "other.pt"), alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
+
+
+def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, tiny_data: Path, tmp_path: Path) -> None:
+    whole = prune_detector(
+        detector, tmp_path / "whole.pt", tiny_data, replace(STEP, importance="magnitude", ratio=0.01)
+    )
+    size = (tmp_path / "whole.pt").stat().st_size
+    step = Prune(max_size=f"{size * 0.8:.0f}B", importance="magnitude", multiple=4)
+    sizes = []
+    for rounds in (1, 2):
+        done = prune_detector(detector, tmp_path / "one.pt", tiny_data, step, rounds=rounds)
+        assert done.parameters[0] == whole.parameters[0]
+        sizes.append((tmp_path / "one.pt").stat().st_size)
+    assert 0.7 * size < sizes[0] <= 0.8 * size < sizes[1] < 0.97 * size
 
 
 @pytest.mark.parametrize("one_to_one", [False, True])
@@ -206,8 +249,9 @@ def test_the_branch_that_does_not_ship_costs_nothing(one_to_one: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"ratio": 0.99}, CompressError, "99% of the multiply-adds cannot go"),
-        ({"ratio": 0.5, "most": 0.01}, CompressError, "at most 0%"),
+        ({"ratio": 0.99}, CompressError, "so much cannot go.* 1% of the multiply-adds"),
+        ({"ratio": 0.5, "most": 0.01}, CompressError, "no less than 100% of the multiply-adds"),
+        ({"ratio": None, "max_size": "1kB"}, CompressError, "found 0% of the weights"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(

@@ -1,0 +1,184 @@
+"""The stages that make a detector narrower, round by round, until little enough of it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekd import training
+from edgekd.data.dataset import Dataset
+from edgekd.detectors.torchvision import SUFFIX, is_torchvision
+from edgekd.errors import CompressError
+from edgekd.latency import Latency
+from edgekd.spec import Prune
+from edgekd.stages import Stages
+from edgekd.store import Stage
+
+TRIES = 6
+"""How often more is taken away because the first guess was not fast enough."""
+MARGIN = 0.97
+"""The share of what is left that a further try leaves, beside what its time says."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A detector that has lost channels.
+
+    checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; widths: of
+    each unit of channels, before and after; importance: the share of each unit's importance that stays; ratio: of the
+    multiply-adds that the step removed in any case.
+    """
+
+    checkpoint: Path
+    graph: Stage
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    latency_ms: tuple[float, float]
+    widths: Mapping[str, tuple[int, int]]
+    importance: Mapping[str, float]
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What is pruned, on what images, for what. before: its float graph; export: a checkpoint's.
+
+    checkpoint: of the detector that is pruned; teacher: of what its recovery learns from, and what gradients ask for.
+    """
+
+    stages: Stages
+    dataset: Dataset
+    checkpoint: Path
+    before: Stage
+    export: Callable[[Path], Stage]
+    latency: Latency
+    trust: bool = False
+
+    def run(self, step: Prune) -> Narrowed:
+        """Prune as the step says. Raises CompressError: not so much can go, too slow, or not faster than before."""
+        found = self._narrow(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
+        require_faster(found, self.latency)
+        return found
+
+    def _until_fast(self, step: Prune, most_ms: float) -> Narrowed:
+        """Take more and more away until a frame takes no longer."""
+        now = self.latency.of_both(self.before, self.before)[1]
+        left = min(1 - step.share, most_ms / now)
+        if left >= 1:
+            raise CompressError(
+                f"prune: nothing to do, {1000 / now:.1f} FPS ({self.latency.basis}, {self.latency.where})",
+                expected=f"a detector slower than {1000 / most_ms:g} FPS",
+                fix="ask for more, or leave pruning out",
+            )
+        for _ in range(TRIES):
+            found = self._narrow(replace(step, ratio=1 - left))
+            if found.latency_ms[1] <= most_ms:
+                return found
+            left *= MARGIN * most_ms / found.latency_ms[1]
+        raise CompressError(
+            f"prune: {1000 / most_ms:g} FPS not reached",
+            expected=f"{most_ms:.2f} ms a frame on {self.latency.where}",
+            found=f"{found.latency_ms[1]:.2f} ms ({self.latency.basis}) without {found.ratio:.0%} of the multiply-adds",
+            fix="raise most, take a smaller model or a smaller image, or ask for less",
+        )
+
+    def _narrow(self, step: Prune) -> Narrowed:
+        rounds = list(self._rounds(step))
+        first, last = rounds[0], rounds[-1]
+        graph = self.export(last.path / checkpoint_name(self.checkpoint))
+        shares = [stage.results["importance"] for stage in rounds]
+        return Narrowed(
+            checkpoint=last.path / checkpoint_name(self.checkpoint),
+            graph=graph,
+            parameters=(first.results["parameters"][0], last.results["parameters"][1]),
+            multiply_adds=(first.results["multiply_adds"][0], last.results["multiply_adds"][1]),
+            latency_ms=self.latency.of_both(self.before, graph),
+            widths={
+                name: (width, last.results["widths"][name][1]) for name, (width, _) in first.results["widths"].items()
+            },
+            importance={name: min(each[name] for each in shares) for name in shares[0]},
+            ratio=step.share,
+        )
+
+    def _rounds(self, step: Prune) -> Iterator[Stage]:
+        """Each round takes the same share of what is there; between two of them what is left is trained."""
+        part = replace(
+            step,
+            ratio=_each(step.share, step.rounds) or None,
+            most=_each(step.most, step.rounds),
+            caps={pattern: _each(cap, step.rounds) for pattern, cap in step.caps.items()},
+        )
+        checkpoint = self.checkpoint
+        for left in range(step.rounds, 0, -1):
+            stage = self._round(part, checkpoint, left)
+            yield stage
+            checkpoint = stage.path / checkpoint_name(self.checkpoint)
+            if step.recovery and left > 1:
+                recovery = replace(step.recovery, student=str(checkpoint))
+                trained = training.distill(self.stages, recovery, self.checkpoint, self.dataset, self.trust)
+                checkpoint = trained.path / training.student_file(recovery)
+
+    def _round(self, step: Prune, checkpoint: Path, left: int) -> Stage:
+        """One round; left: how many there are, this one included. Results: as of `Pruned`, and `bytes`."""
+        teacher = None if checkpoint == self.checkpoint else self.checkpoint
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            out = folder / checkpoint_name(self.checkpoint)
+            settings = (out, self.dataset.source, step, self.trust, self.stages.progress, self.latency.cost)
+            done = _pruner(checkpoint)(checkpoint, *settings, teacher, left)
+            return {
+                "bytes": out.stat().st_size,
+                "parameters": list(done.parameters),
+                "multiply_adds": list(done.multiply_adds),
+                "widths": {name: list(pair) for name, pair in done.widths.items()},
+                "importance": {name: float(f"{share:.6g}") for name, share in done.importance.items()},
+            }
+
+        seen = step.importance != "magnitude"
+        counted = {name: value for name, value in asdict(step).items() if name not in ("min_fps", "recovery", "rounds")}
+        inputs = {
+            "model": self.stages.sha256(checkpoint),
+            "teacher": self.stages.sha256(teacher) if teacher and seen else None,
+            "train": self.stages.fingerprint(self.dataset.split("train")) if seen else None,
+            "step": counted,
+            "left": left if step.max_size else None,
+            "latency": self.latency.identity,
+        }
+        return self.stages.run("prune", inputs, work)
+
+
+def checkpoint_name(detector: Path) -> str:
+    """The name of the file that pruning a detector leaves."""
+    return f"pruned{SUFFIX if is_torchvision(detector.name) else '.pt'}"
+
+
+def require_faster(found: Narrowed, latency: Latency) -> None:
+    """Raise CompressError where a pruned network takes no less time than before; the fix is told with its widths."""
+    before, after = found.latency_ms
+    if after < before:
+        return
+    widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
+    raise CompressError(
+        "prune: narrower, and not faster",
+        expected=f"less than {before:.2f} ms a frame, as before, on {latency.where} ({latency.basis})",
+        found=f"{after:.2f} ms with {widths or 'no channel less'}",
+        fix="prune more, or keep widths at a larger multiple",
+    )
+
+
+def _each(share: float, rounds: int) -> float:
+    """What goes in each of several rounds so that a share is gone in the end."""
+    return float(1 - (1 - share) ** (1 / rounds))
+
+
+def _pruner(checkpoint: Path) -> Any:
+    """The function that prunes a checkpoint of this family."""
+    if is_torchvision(checkpoint.name):
+        from edgekd.detectors.torchvision_prune import prune_detector as of_torchvision
+
+        return of_torchvision
+    from edgekd.detectors.ultralytics_prune import prune_detector as of_ultralytics
+
+    return of_ultralytics
