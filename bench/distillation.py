@@ -192,13 +192,14 @@ def teacher_job(model: str, out: str, size: int, batch: int, device: str, thread
     import torch
 
     from edgekd.detectors.teacher import load_teacher, parameters_in
+    from edgekd.detectors.trained import fast_in_bfloat16
 
     torch.set_num_threads(threads)
     exported(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
-    network = load_teacher(Path(model), trust=True).to(where)
+    network = load_teacher(Path(model), trust=True).to(where).to(memory_format=torch.channels_last)
     images, stamps = torch.rand(batch, 3, size, size, device=where), []
-    with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+    with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=fast_in_bfloat16(where)):
         for _ in range(3 if where.type == "cpu" else 30):
             network(images)
             if where.type == "cuda":
