@@ -27,6 +27,7 @@ bench: $(VENV)/dev.installed
 	$(BIN)/python bench/scorer_agreement.py
 	$(BIN)/python bench/pseudo_labels.py
 	$(BIN)/python bench/build_vs_ultralytics.py
+	$(BIN)/python bench/agent.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -2,6 +2,8 @@
 
 Each frame is timed in three parts: preprocess (frame to batch), inference (the engine) and postprocess (output to
 detections). Reading frames from disk is not part of any of them.
+
+Shared with the device: Python 3.8, standard library and NumPy only.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgekd.errors import SpecError
 
-Clock = Callable[[], float]
+if TYPE_CHECKING:
+    Clock = Callable[[], float]
+
 MEASURED, STAND_IN = "measured", "stand-in"
 
 

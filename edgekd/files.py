@@ -80,10 +80,20 @@ def copy_file(source: Path, path: Path) -> None:
         shutil.copyfileobj(stream, copy)
 
 
+def switch_link(path: Path, goal: str) -> None:
+    """Make `path` a symbolic link to `goal`, at once, whatever it led to before. Raises SpecError."""
+    with _temporary(path, folder=True) as temporary, writing(path):
+        link = temporary / path.name
+        link.symlink_to(goal)
+        link.rename(path)
+        _flush(path.parent)
+
+
 def remove_folder(path: Path) -> None:
     """Make a folder vanish at once, then free its space. Raises SpecError when that is not allowed."""
     with _temporary(path, folder=True) as temporary, writing(path):
         path.rename(temporary)
+        _flush(path.parent)  # else a power cut could bring it back, with some of its files gone already
 
 
 def contents(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import __version__
+from edgekd import __version__, agent_archive
 from edgekd.budget import Line
-from edgekd.bundle.archive import file_entry, pack
+from edgekd.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, StageKey, TargetName
 from edgekd.canonical import canonical_json
 from edgekd.files import copy_file, write_file
@@ -22,10 +23,13 @@ from edgekd.target import to_dict
 if TYPE_CHECKING:
     from edgekd.pipeline import Run, TimedRun
 
+_GOLDEN = "golden.set"
 _ROLES = {
+    agent_archive.NAME: "agent",
     CACHE: "calibration-cache",
     CALIBRATION: "calibration-set",
     "evidence.json": "evidence",
+    _GOLDEN: "golden",
     PACKED: "graph",
     "labels.txt": "labels",
     PLAN: "evidence",
@@ -48,7 +52,8 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     def work(folder: Path) -> Mapping[str, Any]:
         return {"bytes": _pack(run, files, folder)}
 
-    packed = stages.run("pack", {**_identity(run), "report": report.sha256}, work)
+    agent = hashlib.sha256(agent_archive.agent_archive()).hexdigest()
+    packed = stages.run("pack", {**_identity(run), "report": report.sha256, "agent": agent}, work)
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
     copy_file(packed.path / "bundle.edgekd", bundle)
@@ -58,15 +63,22 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     return bundle
 
 
+def budget_bytes(bundle: Path) -> int:
+    """The bytes of a bundle that its budget counts: all but the agent's, which is the same for every model."""
+    agents = (entry for entry in read_manifest(bundle).files if entry.role == "agent")
+    return bundle.stat().st_size - sum(map(stored_bytes, agents))
+
+
 def bytes_beside_graph(run: Run, stages: Stages) -> int:
-    """About how large a bundle is without its graph and calibration cache: that of a run that changed nothing yet."""
+    """About what a budget counts of a bundle without its graph and calibration cache: of a run that changed nothing."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch)
         _write_travelling_report(run, folder)
         sources = {"report.html": folder / "report.html", PACKED: run.encoded.path / PACKED}
         if run.calibrated:
             sources[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
-        size = _pack(run, sources, folder)
+        _pack(run, sources, folder)
+        size = budget_bytes(folder / "bundle.edgekd")
     return size - int(run.encoded.results["bytes"]) + MARGIN
 
 
@@ -109,7 +121,7 @@ def _distillation(run: Run) -> dict[str, Any] | None:
 def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:
     """Write `bundle.edgekd` with these files and the small ones into a folder, and return its size in bytes."""
     sources = dict(files)
-    for name, content in _texts(run).items():
+    for name, content in _small_files(run).items():
         (folder / name).write_bytes(content)
         sources[name] = folder / name
     entries = tuple(file_entry(name, source, _ROLES[name]) for name, source in sorted(sources.items()))
@@ -140,11 +152,27 @@ def _files(run: Run, report: Stage) -> dict[str, Path]:
     return files
 
 
-def _texts(run: Run) -> dict[str, bytes]:
-    """The small files of the bundle: scores per class, and the class names a line each."""
+def _small_files(run: Run) -> dict[str, bytes]:
+    """What is made when packing: scores per class, the class names a line each, golden set and agent."""
     scores = {label: score.results for label, score in zip(("before", "after"), run.scores, strict=True)}
     labels = "".join(f"{name}\n" for name in spec_of(run.after).classes)
-    return {"evidence.json": canonical_json(scores) + b"\n", "labels.txt": labels.encode("utf-8")}
+    return {
+        "evidence.json": canonical_json(scores) + b"\n",
+        "labels.txt": labels.encode("utf-8"),
+        _GOLDEN: _golden(run),
+        agent_archive.NAME: agent_archive.agent_archive(),
+    }
+
+
+def _golden(run: Run) -> bytes:
+    """The golden set of the graph that ships, from the first scored images."""
+    from edgekd.data.images import ReadableImages
+    from edgekd.formats.golden_set import to_bytes
+    from edgekd.golden import TRIED, golden_set
+
+    floating = None if run.after.key == run.floating.key else run.floating.path / GRAPH
+    images = (image for _, image in ReadableImages(run.scored.samples[:TRIED], max_bad_share=0.5))
+    return to_bytes(golden_set(run.after.path / GRAPH, floating, spec_of(run.after), images))
 
 
 def _manifest(run: Run, entries: tuple[Any, ...]) -> Manifest:

@@ -21,6 +21,7 @@ from running import Built, EdgeKD, build_command
 from edgekd.bundle.archive import verify
 from edgekd.canonical import file_sha256
 from edgekd.formats.packed_graph import unpack
+from edgekd.publish import budget_bytes
 
 STAGES = [
     "export",
@@ -110,15 +111,23 @@ def test_the_bundle_scores_what_its_evidence_says(edgekd: EdgeKD, tiny_build: Bu
 def test_the_bundle_carries_the_files_that_lie_beside_it(tiny_build: Built) -> None:
     packed = {entry.path: entry.sha256 for entry in verify(tiny_build.bundle).files}
     assert set(packed) == {
+        "agent.pyz",
         "calibration.cache",
         "calibration.toml",
         "evidence.json",
+        "golden.set",
         "graph.packed",
         "labels.txt",
         "report.html",
     }
     for name in ("graph.packed", "calibration.toml"):
         assert packed[name] == file_sha256(tiny_build.out / name)
+
+
+def test_a_budget_counts_all_but_the_agent(tiny_build: Built) -> None:
+    (agent,) = [entry for entry in verify(tiny_build.bundle).files if entry.role == "agent"]
+    counted = tiny_build.bundle.stat().st_size - budget_bytes(tiny_build.bundle)
+    assert counted == 512 + -(-agent.length // 512) * 512, "a header, and whole blocks"
 
 
 def test_the_graph_in_the_bundle_expands_to_the_one_that_was_scored(tiny_build: Built) -> None:
@@ -286,7 +295,9 @@ def test_a_target_without_int8_gets_the_float_graph_and_no_calibration(
     assert manifest.lineage.recipe == "float"
     assert manifest.lineage.calibration_sha256 is None
     assert manifest.evidence.retention == 1.0
-    assert {entry.path for entry in manifest.files} == {"evidence.json", "graph.packed", "labels.txt", "report.html"}
+    own = {"agent.pyz", "golden.set"}
+    shown = {"evidence.json", "graph.packed", "labels.txt", "report.html"}
+    assert {entry.path for entry in manifest.files} == own | shown
     opsets = onnx.load(tmp_path / "graph.onnx").opset_import
     assert [entry.version for entry in opsets if not entry.domain] == [13]
 

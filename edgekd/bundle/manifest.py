@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Rule = Callable[[Any, str], Any]
 
 FORMAT = 0
-ROLES = ("graph", "calibration-cache", "calibration-set", "report", "evidence", "labels")
+ROLES = ("graph", "calibration-cache", "calibration-set", "golden", "report", "evidence", "labels", "agent")
 MAX_BYTES = 1 << 20
 MAX_FILES = 1024
 MAX_PATH = 100  # characters: what the name field of a ustar header holds

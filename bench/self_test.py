@@ -1,0 +1,168 @@
+"""What the agent's self-test lets pass: another runtime, half the precision, and networks that are broken on purpose.
+
+Takes folders of finished builds. Each alteration of the network that ships, or of its input, is compared with the
+golden set in the bundle, as the agent does it. A runtime that rounds differently has to pass, what is broken should
+fail.
+
+    edgekd build MODEL --data DATA --out DIR
+    python bench/self_test.py DIR ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from common import RESULTS, conditions, conditions_lines, table, write_results
+from onnx import numpy_helper
+
+from edgekd.agent.parity import drift
+from edgekd.agent.selftest import batches
+from edgekd.bundle.archive import extract
+from edgekd.detectors.types import DetectorSpec, spec_from_json
+from edgekd.engines import Engine
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.engines.openvino import OPENVINO_CPU
+from edgekd.formats.golden_set import GoldenSet, from_bytes
+from edgekd.golden import golden_set
+
+SOUND, BROKEN = "sound", "broken"
+
+
+def drifts(graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: Engine = ONNXRUNTIME_CPU) -> dict[str, float]:
+    """The errors of boxes and scores that the self-test would see."""
+    head = spec.head
+    with engine.load(graph, threads=1) as session:
+        found = [drift(session.run(batch), golden, at, head) for at, batch in enumerate(batches(golden, spec))]
+    return {part: round(max(getattr(each, part) for each in found), 4) for part in ("boxes", "scores")}
+
+
+def kernels(model: Any) -> list[Any]:
+    """The initializers that are kernels of convolutions, in the order of the graph."""
+    stored = {each.name: each for each in model.graph.initializer if len(each.dims) == 4}
+    return [stored[name] for node in model.graph.node for name in node.input if name in stored]
+
+
+def broken(graph: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Graphs with one thing wrong in the first layer, or in one in the middle."""
+    rng = np.random.default_rng(0)
+
+    def zeroed(weights: np.ndarray) -> np.ndarray:
+        kept = weights.copy()
+        kept[0] = 0
+        return kept
+
+    changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+        "weights times 0.9": lambda weights: weights * 0.9,
+        "one channel zero": zeroed,
+        "noise of 3 % of the largest weight": lambda weights: (
+            weights + 0.03 * np.abs(weights).max() * rng.normal(size=weights.shape)
+        ),
+    }
+    for where in ("first", "middle"):
+        for what, change in changes.items():
+            model = onnx.load(graph)
+            found = kernels(model)
+            kernel = found[0 if where == "first" else len(found) // 2]
+            weights = numpy_helper.to_array(kernel)
+            kernel.CopyFrom(numpy_helper.from_array(change(weights).astype(weights.dtype), kernel.name))
+            onnx.save(model, folder / "broken.onnx")
+            yield f"{where} layer: {what}", folder / "broken.onnx"
+
+
+def rows_of(build: Path, scratch: Path) -> list[dict[str, Any]]:
+    """Every alteration of a build's network."""
+    bundle = next(build.glob("*.edgekd"))
+    manifest = extract(bundle, scratch / "bundle")
+    spec = spec_from_json(manifest.detector)
+    golden = from_bytes(next((scratch / "bundle").glob("golden.set")).read_bytes())
+    graph = build / "graph.onnx"
+    floating = sorted((build / "stages").glob("export-*/graph.onnx"))[-1]
+    rows: list[dict[str, Any]] = []
+
+    def add(kind: str, what: str, found: Mapping[str, float], wanted: GoldenSet = golden) -> None:
+        boxes, scores = wanted.tolerance
+        passed = found["boxes"] <= boxes and found["scores"] <= scores
+        row = {"network": f"{manifest.name}, {wanted.precision}", "kind": kind, "what": what, **found}
+        rows.append({**row, "tolerance": list(wanted.tolerance), "passed": passed})
+
+    add(SOUND, "ONNX Runtime", drifts(graph, golden, spec))
+    add(SOUND, "OpenVINO", drifts(graph, golden, spec, OPENVINO_CPU))
+    how = spec.preprocess
+    exchanged = replace(spec, preprocess=replace(how, color="bgr" if how.color == "rgb" else "rgb"))
+    add(BROKEN, "red and blue exchanged", drifts(graph, golden, exchanged))
+    unscaled = replace(spec, preprocess=replace(how, scale=1.0 if how.scale < 0.1 else 1 / 255))
+    add(BROKEN, "colours from 0 to 255 for 0 to 1, or the reverse", drifts(graph, golden, unscaled))
+    for what, path in broken(graph, scratch):
+        add(BROKEN, what, drifts(path, golden, spec))
+    canvases = [golden.canvas(at, how.height, how.width) for at in range(len(golden.frames))]
+    reference = golden_set(floating, None, spec, canvases)
+    add(SOUND, "float16 in ONNX Runtime", drifts(halved(floating, scratch), reference, spec), reference)
+    return rows
+
+
+def halved(floating: Path, folder: Path) -> Path:
+    """A float graph that computes in float16."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(floating), keep_io_types=True), folder / "float16.onnx")
+    return folder / "float16.onnx"
+
+
+def page(found: Mapping[str, Any]) -> list[str]:
+    """The document as a page."""
+    rows = [
+        [row["network"], row["what"], row["kind"], *_figures(row), "passes" if row["passed"] else "fails"]
+        for row in found["rows"]
+    ]
+    wrong = [row for row in found["rows"] if row["kind"] == BROKEN]
+    caught = sum(not row["passed"] for row in wrong)
+    return [
+        "# What the self-test lets pass",
+        "",
+        f"`{found['command']}`",
+        "",
+        f"Of {len(wrong)} networks that are broken on purpose {caught} fail. In brackets: the tolerance.",
+        "",
+        *table(["network", "in place of ONNX Runtime's own output", "", "boxes", "scores", ""], rows),
+        "",
+        *conditions_lines(found),
+    ]
+
+
+def _figures(row: Mapping[str, Any]) -> Iterator[str]:
+    for part, limit in zip(("boxes", "scores"), row["tolerance"], strict=True):
+        yield f"{row[part]:.4f} ({limit:.4f})"
+
+
+def main() -> None:
+    """Measure every build."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results")
+    parser.add_argument("--out", type=Path, default=RESULTS / "self_test.json")
+    given = parser.parse_args()
+    now, rows = conditions(threads=1), []
+    for build in given.builds:
+        with ExitStack() as stack:
+            rows += rows_of(build, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekd-"))))
+    models = [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds]
+    found = {
+        "question": "what does the agent's self-test let pass?",
+        "command": "python bench/self_test.py DIR ...",
+        "models": models,
+        "rows": rows,
+        **now,
+    }
+    write_results(given.out, found, page(found))
+
+
+if __name__ == "__main__":
+    main()

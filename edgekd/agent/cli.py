@@ -1,0 +1,119 @@
+"""The agent's command line: parses, calls, prints one JSON object, and says by its exit code whether all went well.
+
+What a command needs beyond the standard library is imported when it is called, so that the others start quickly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgekd import __version__
+from edgekd.errors import DeviceError, EdgeKDError, SpecError
+
+STATE = Path("/var/lib/edgekd")
+"""Where the slots are unless `--state` says otherwise."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 where it did what it says, else 1. Anything but JSON goes to stderr."""
+    answer: dict[str, Any] = {"command": None, "ok": True, "error": None, "result": None}
+    try:
+        given = _parser().parse_args(arguments)
+        answer["command"] = given.command
+        with _reading():
+            answer["result"] = _run(given)
+    except EdgeKDError as error:
+        answer.update(ok=False, error=_error_json(error), result=getattr(error, "report", None))
+    print(json.dumps(answer, sort_keys=True))
+    return 0 if answer["ok"] else 1
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Say what the system refuses, where nothing more is known of it, as every other error is said."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or 'the system'}: cannot be used"
+        raise DeviceError(what, found=error.strerror or str(error), fix="check rights and disk") from error
+
+
+def _run(given: argparse.Namespace) -> dict[str, Any]:
+    from edgekd.agent import commands
+
+    if given.command == "verify":
+        return commands.verify(given.bundle)
+    from edgekd.agent.runtimes import chosen
+    from edgekd.agent.slots import State
+
+    options = vars(given)
+    runtime = chosen(given.runtime) if "runtime" in options else None
+    camera = commands.Camera(State(given.state), options.get("root", Path("/")), runtime, options.get("slot"))
+    if given.command == "unpack":
+        return commands.unpack(camera, given.bundle)
+    if given.command == "bench":
+        return commands.bench(camera, given.iterations, given.seconds)
+    run = {
+        "build": commands.build,
+        "selftest": commands.selftest,
+        "status": commands.status,
+        "activate": commands.activate,
+        "rollback": commands.rollback,
+    }
+    return run[given.command](camera)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(message, fix=f"{self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="agent.pyz", description="Verify, build, test and activate a bundle on this device.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (told, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=told, description=told)
+        for argument in arguments:
+            command.add_argument(argument, **_ARGUMENTS[argument])
+    return parser
+
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file"},
+    "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "where the slots are (%(default)s)"},
+    "--root": {"type": Path, "default": Path("/"), "metavar": "DIR", "help": "where the system lies (%(default)s)"},
+    "--runtime": {"metavar": "NAME", "help": "what runs networks, in place of the best that is here"},
+    "--slot": {"choices": ("a", "b"), "help": "in place of the one that waits, or is in service"},
+    "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "at least so many runs (%(default)s) ..."},
+    "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "... and at least so long (%(default)s)"},
+}
+_ENGINE = ("--state", "--root", "--runtime", "--slot")
+COMMANDS = {
+    "verify": ("check a bundle from its first byte to its last", ("bundle",)),
+    "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", "--state", "--root")),
+    "build": ("build the engine of a slot for this device", _ENGINE),
+    "selftest": ("compare what the engine gives for the golden frames with what it should", _ENGINE),
+    "bench": ("time the engine alone", (*_ENGINE, "--iterations", "--seconds")),
+    "status": ("say what is in service, what waits, and what this device is", ("--state", "--root", "--runtime")),
+    "activate": ("put a slot with a tested engine into service", _ENGINE),
+    "rollback": ("put the bundle that was in service before back into service", ("--state",)),
+}
+"""What each command does, and what it takes."""
+
+
+def _error_json(error: EdgeKDError) -> dict[str, Any]:
+    return {
+        "kind": type(error).__name__,
+        "what": error.what,
+        "expected": error.expected,
+        "found": error.found,
+        "fix": error.fix,
+    }

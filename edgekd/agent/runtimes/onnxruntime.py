@@ -1,0 +1,101 @@
+"""ONNX Runtime on the CPU: for hosts without TensorRT, and as the stand-in with which everything else is tested.
+
+Its engine is the graph as ONNX Runtime has optimised it for this processor, so it belongs to a machine and a version,
+as TensorRT's does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.runtimes.types import Layer
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.agent.slots import Slot
+
+_ERRORS_ONLY = 3  # log levels: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+class OnnxRuntime:
+    """ONNX Runtime with its provider for CPUs."""
+
+    name = "onnxruntime"
+
+    def version(self) -> str:
+        """The version of the installed package, which need not be imported for it."""
+        from importlib import metadata
+
+        for distribution in _DISTRIBUTIONS:
+            try:
+                return metadata.version(distribution)
+            except metadata.PackageNotFoundError:
+                continue
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def problem(self) -> str | None:
+        """Usable where it is installed."""
+        return None if find_spec("onnxruntime") else "onnxruntime is not installed"
+
+    def build(self, slot: Slot, engine: Path) -> None:
+        """Write the graph as it is optimised here. Raises DeviceError."""
+        _session(slot.graph, optimise_into=engine)
+
+    def load(self, engine: Path) -> OnnxRuntimeSession:
+        """Open an optimised graph. Raises DeviceError."""
+        return OnnxRuntimeSession(_session(engine))
+
+    def layers(self, engine: Path) -> Sequence[Layer] | None:
+        """ONNX Runtime does not say in which precision it computes a layer."""
+        return None
+
+    def clock(self) -> float:
+        """This machine's monotonic high-resolution clock."""
+        return time.perf_counter()
+
+
+class OnnxRuntimeSession:
+    """A graph with one input and one output, opened by ONNX Runtime."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+        self._input = native.get_inputs()[0].name
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        if self._native is None:
+            raise DeviceError("the ONNX Runtime session is closed", fix="load the engine again")
+        try:
+            output: np.ndarray = self._native.run(None, {self._input: batch})[0]
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise DeviceError(f"ONNX Runtime cannot run the engine on {batch.dtype} {batch.shape}: {error}") from error
+        return output
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._native = None
+
+
+def _session(graph: Path, optimise_into: Path | None = None) -> Any:
+    """An InferenceSession on a graph that is optimised already, or on one that is optimised into a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if optimise_into is None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.optimized_model_filepath = str(optimise_into)
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise DeviceError(f"ONNX Runtime cannot load {graph.name}: {error}", fix="build the engine again") from error

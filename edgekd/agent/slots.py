@@ -1,0 +1,227 @@
+"""Two slots for bundles, one of them in service, and switches that are one rename each.
+
+    STATE/
+      lock                  held by whoever changes something
+      active                symbolic link to the slot in service: slots/a or slots/b
+      slots/a/              appears whole or not at all
+        bundle/             the bundle's files, each checked
+        graph.onnx          the network, expanded
+        activation.json     what was in service before this slot; counts only while this slot is in service
+        engine              symbolic link to the engine in service: engines/KEY
+        engines/KEY/        appears whole: model.engine, engine.json; then selftest.json
+      slots/b/
+
+The link `active` alone says what is in service. All else is written before it is switched, and has no meaning until
+then: whenever the power goes, one of the two slots is in service, and it is one that passed its self-test.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgekd.bundle.archive import MANIFEST, extract
+from edgekd.bundle.manifest import Manifest, from_json, to_json
+from edgekd.canonical import canonical_json
+from edgekd.errors import BundleError, DeviceError
+from edgekd.files import new_folder, remove_folder, remove_leftovers, switch_link, write_file, writing
+
+NAMES = ("a", "b")
+SELF_TEST = "selftest.json"
+_ACTIVE, _ENGINE, _RECORD = "active", "engine", "activation.json"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot with a bundle in it."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """Which slot it is: `a` or `b`."""
+        return self.path.name
+
+    @property
+    def identity(self) -> str:
+        """What names the bundle: SHA-256 of its manifest."""
+        return identity(self.manifest)
+
+    @property
+    def graph(self) -> Path:
+        """The network as an ONNX file."""
+        return self.path / "graph.onnx"
+
+    @property
+    def engines(self) -> Path:
+        """The folder with an engine for each device state it was built on."""
+        return self.path / "engines"
+
+    @property
+    def engine(self) -> Path | None:
+        """The folder of the engine in service; None where none ever was."""
+        folder = self.path / _ENGINE
+        return folder.resolve() if folder.is_dir() else None
+
+    def file(self, role: str) -> Path | None:
+        """The bundle's first file with this role."""
+        found = next((entry.path for entry in self.manifest.files if entry.role == role), None)
+        return None if found is None else self.path / "bundle" / found
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How a slot came into service.
+
+    previous: identity of the bundle that was in service before, and that a rollback leads to; rejected: identity of the
+    bundle that a rollback has led away from.
+    """
+
+    previous: str | None = None
+    rejected: str | None = None
+
+
+def identity(manifest: Manifest) -> str:
+    """What names a bundle: SHA-256 of its manifest as edgekd writes it, 64 hexadecimal digits."""
+    return hashlib.sha256(to_json(manifest)).hexdigest()
+
+
+class State:
+    """The slots of one model on a camera, in one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Change something, alone; first goes what killed processes left behind. Raises DeviceError, SpecError."""
+        with writing(self.root):
+            (self.root / "slots").mkdir(parents=True, exist_ok=True)
+            stream = (self.root / "lock").open("ab")
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DeviceError(
+                    f"{self.root}: in use", expected="one operation at a time", fix="wait for the other to end"
+                ) from error
+            self._remove_leftovers()
+            yield
+
+    def _remove_leftovers(self) -> None:
+        slots = [self.root / "slots" / name for name in NAMES]
+        folders = [self.root, self.root / "slots", *slots, *(slot / "engines" for slot in slots)]
+        with writing(self.root):
+            for folder in filter(Path.is_dir, folders):
+                remove_leftovers(folder)
+
+    def slot(self, name: str) -> Slot | None:
+        """The slot of that name; None where no whole bundle lies in it."""
+        path = self.root / "slots" / name
+        try:
+            return Slot(path, from_json((path / "bundle" / MANIFEST).read_bytes()))
+        except (OSError, BundleError):
+            return None
+
+    @property
+    def active_name(self) -> str | None:
+        """The name of the slot in service, whatever lies in it."""
+        link = self.root / _ACTIVE
+        return Path(os.readlink(link)).name if link.is_symlink() else None  # noqa: PTH115 Path.readlink is Python 3.9
+
+    @property
+    def active(self) -> Slot | None:
+        """The slot in service."""
+        return self.slot(self.active_name) if self.active_name else None
+
+    @property
+    def activation(self) -> Activation:
+        """How the slot in service came there. Raises DeviceError where its record is damaged."""
+        path = self.root / _ACTIVE / _RECORD
+        try:
+            return Activation(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return Activation()
+        except (OSError, TypeError, ValueError) as error:
+            raise DeviceError(f"{path}: damaged", found=str(error), fix="unpack and activate a bundle again") from error
+
+    @property
+    def other(self) -> Slot | None:
+        """The slot that is not in service, or, where none is, the first that has a bundle in it."""
+        return next(filter(None, (self.slot(name) for name in NAMES if name != self.active_name)), None)
+
+    @property
+    def previous(self) -> Slot | None:
+        """The slot that a rollback leads to."""
+        other, wanted = self.other, self.activation.previous
+        return other if other and other.identity == wanted else None
+
+    @property
+    def candidate(self) -> Slot | None:
+        """The slot that waits to be put into service: neither what was there before nor what was rejected."""
+        other, record = self.other, self.activation
+        return other if other and other.identity not in (record.previous, record.rejected) else None
+
+    def fill(self, bundle: Path) -> Slot:
+        """Unpack a bundle into the slot that is not in service, in place of what is there.
+
+        Raises BundleError or HashError for a bad bundle, DeviceError where there is no room, SpecError where the place
+        cannot be written. The slot is then empty.
+        """
+        from edgekd.formats.packed_graph import unpack
+
+        name = next(name for name in NAMES if name != self.active_name)
+        path = self.root / "slots" / name
+        if path.exists():
+            remove_folder(path)
+        require_room(self.root, bundle.stat().st_size)
+        with new_folder(path) as temporary:
+            manifest = extract(bundle, temporary / "bundle")
+            slot = Slot(temporary, manifest)
+            try:
+                graph = unpack((temporary / "bundle" / manifest.graph.path).read_bytes())
+            except ValueError as error:
+                what = f"{bundle}: {manifest.graph.path} cannot be expanded"
+                raise BundleError(what, found=str(error), fix="get the bundle again") from error
+            require_room(self.root, len(graph))
+            with writing(slot.graph):
+                slot.graph.write_bytes(graph)
+                slot.engines.mkdir()
+        return Slot(path, manifest)
+
+    def allow(self, slot: Slot) -> None:
+        """Let a slot be a candidate although what is in it was in service before, or was rejected."""
+        record = self.activation
+        if slot.identity in (record.previous, record.rejected):
+            write_file(self.root / _ACTIVE / _RECORD, canonical_json(asdict(Activation())))
+
+    def put_into_service(self, slot: Slot, engine: Path, record: Activation) -> bool:
+        """Make `engine` the slot's, and the slot the one in service. Whether anything was to be done."""
+        switched = slot.engine != engine.resolve()
+        if switched:
+            switch_link(slot.path / _ENGINE, f"{slot.engines.name}/{engine.name}")
+        if slot.name != self.active_name:
+            write_file(slot.path / _RECORD, canonical_json(asdict(record)))
+            switch_link(self.root / _ACTIVE, f"slots/{slot.name}")
+            switched = True
+        for folder in slot.engines.iterdir():
+            if folder.resolve() != engine.resolve():
+                remove_folder(folder)
+        return switched
+
+
+def require_room(folder: Path, count: int) -> None:
+    """Raises DeviceError where fewer than `count` bytes are free where `folder` lies."""
+    free = shutil.disk_usage(folder).free
+    if free < count:
+        raise DeviceError(
+            f"{folder}: no room", expected=f"{count} bytes", found=f"{free} bytes free", fix="free some space there"
+        )

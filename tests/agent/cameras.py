@@ -1,0 +1,74 @@
+"""What the agent's tests share.
+
+Those that a camera could run, because they import nothing but the agent, NumPy and pytest, also run under the Pythons
+of cameras: `test_pythons.py` starts them there, with the agent's archive as the only source of edgekd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
+
+from edgekd.agent.cli import COMMANDS, main
+from edgekd.agent.slots import identity
+from edgekd.bundle.archive import extract, pack, read_manifest
+from edgekd.bundle.manifest import Manifest
+
+BUNDLE = "EDGEKD_TEST_BUNDLE"
+"""Names the bundle to use where none can be built."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the agent printed, and its exit code."""
+
+    code: int
+    document: Any
+
+    @property
+    def result(self) -> Any:
+        """The figures of a command that went well."""
+        assert self.code == 0, self.document
+        return self.document["result"]
+
+    @property
+    def error(self) -> Any:
+        """What went wrong."""
+        assert self.code == 1, self.document
+        return self.document["error"]
+
+
+Agent = Callable[..., Answer]
+
+
+def repacked(bundle: Path, folder: Path, **changed: Any) -> Path:
+    """A bundle with something else in its manifest, packed in a folder; `files`: only these of its files."""
+    folder.mkdir(exist_ok=True)
+    manifest = extract(bundle, folder / "files")
+    told = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
+    new = Manifest(**{**told, **changed})
+    pack(new, {entry.path: folder / "files" / entry.path for entry in new.files}, folder / "bundle.edgekd")
+    return folder / "bundle.edgekd"
+
+
+def options(command: str, state: Path, root: Path, runtime: str = "null") -> list[str]:
+    """Of these options those that a command takes, as arguments."""
+    told = {"--state": state, "--root": root, "--runtime": runtime}
+    taken = COMMANDS[command][1] if command in COMMANDS else ()
+    return [word for name, value in told.items() if name in taken for word in (name, str(value))]
+
+
+def run(folder: Path, command: str, *arguments: object) -> int:
+    """One command of the agent on a state folder, on an unknown device with the null runtime; its exit code."""
+    return main([command, *map(str, arguments), *options(command, folder, folder.parent / "root")])
+
+
+def install(folder: Path, bundle: Path) -> int:
+    """Unpack, build, test and activate a bundle; 0 where all of it went well."""
+    return max(run(folder, "unpack", bundle), *(run(folder, command) for command in ("build", "selftest", "activate")))
+
+
+def identity_of(bundle: Path) -> str:
+    """What names a bundle."""
+    return identity(read_manifest(bundle))

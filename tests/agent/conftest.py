@@ -1,0 +1,58 @@
+"""Fixtures of the agent's tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from cameras import BUNDLE, Agent, Answer, install, options, repacked
+
+from edgekd.agent.cli import main
+from edgekd.agent.slots import State
+
+
+@pytest.fixture(scope="session")
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """A real bundle, of the tiny detector: not to be changed."""
+    told = os.environ.get(BUNDLE)
+    if told:
+        return Path(told)
+    built: Path = request.getfixturevalue("tiny_build").bundle
+    return built
+
+
+@pytest.fixture(scope="session")
+def newer(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same under another name, so that it is another bundle."""
+    return repacked(bundle, tmp_path_factory.mktemp("newer"), name="newer")
+
+
+@pytest.fixture
+def agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Agent:
+    """Run the agent's command line on a state of its own, on an unknown device, with the null runtime."""
+
+    def run(command: str, *arguments: object, runtime: str = "null", root: Path = tmp_path / "root") -> Answer:
+        capsys.readouterr()
+        code = main([command, *map(str, arguments), *options(command, tmp_path / "state", root, runtime)])
+        told = capsys.readouterr()
+        assert told.err == ""
+        assert told.out.count("\n") == 1, "one object on one line"
+        return Answer(code, json.loads(told.out))
+
+    return run
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    """The state that `agent` works on."""
+    return State(tmp_path / "state")
+
+
+@pytest.fixture(scope="session")
+def installed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder with the bundle in service in slot a: not to be changed, but to be copied."""
+    folder = tmp_path_factory.mktemp("installed") / "state"
+    assert install(folder, bundle) == 0
+    return folder

@@ -1,0 +1,127 @@
+"""A power cut at any file-system operation: the work runs in a process of its own, which ends there without a word.
+
+Two kinds of disk are played: one on which everything survives that was done before, and a forgetful one on which only
+that survives which was flushed. There a file that was not flushed since it was opened for writing is empty, and a
+rename is undone whose folder was not flushed since.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
+
+DARK = 99
+"""How the process ends when the power goes."""
+_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate")
+
+
+def cut_at(count: int, work: Callable[[], object], *, forgetful: bool) -> bool:
+    """Do `work` until its operation number `count`, counted from 0, which does not happen; whether it got that far.
+
+    What `work` raises is an error of the test.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            _Disk(count, forgetful).watch()
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.WEXITSTATUS(os.waitpid(child, 0)[1])
+    assert status in (0, DARK), "the work failed"
+    return status == DARK
+
+
+class _Disk:
+    """What of a process's changes has reached the disk so far."""
+
+    def __init__(self, left: int, forgetful: bool) -> None:
+        self._left, self._forgetful = left, forgetful
+        self._unflushed: list[Path] = []
+        self._renames: list[tuple[Path, Path, Callable[[], object]]] = []
+        self._dark = False
+
+    def watch(self) -> None:
+        """From now on count every operation of this process that changes or flushes something."""
+        sys.addaudithook(self._event)
+        os.fsync = self._fsync
+
+    def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._dark:
+            return
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, (str, Path)) and flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull:
+                self._step()
+                self._unflushed.append(Path(path).absolute())
+        elif event in _CHANGES:
+            self._step()
+            if event == "os.rename":
+                self._renamed(*(Path(path).absolute() for path in arguments[:2]))
+
+    def _fsync(self, handle: int) -> None:
+        self._step()
+        flushed = _link(Path(f"/proc/self/fd/{handle}"))
+        self._unflushed = [path for path in self._unflushed if path != flushed]
+        self._renames = [rename for rename in self._renames if rename[1].parent != flushed]
+
+    def _step(self) -> None:
+        if self._left == 0:
+            self._dark = True
+            if self._forgetful:
+                self._forget()
+            os._exit(DARK)
+        self._left -= 1
+
+    def _renamed(self, source: Path, goal: Path) -> None:
+        """Remember how to undo a rename; what was not flushed stays so under its new name."""
+        self._renames.append((source, goal, _restorer(goal)))
+        self._unflushed = [
+            goal / path.relative_to(source) if path == source or source in path.parents else path
+            for path in self._unflushed
+        ]
+
+    def _forget(self) -> None:
+        for path in self._unflushed:
+            if path.is_file():
+                path.write_bytes(b"")
+        for source, goal, restore in reversed(self._renames):
+            if os.path.lexists(goal) and source.parent.is_dir():
+                goal.rename(source)
+            restore()
+
+
+def _restorer(path: Path) -> Callable[[], object]:
+    """What puts back the link or file that lies at a place now."""
+    if path.is_symlink():
+        goal = _link(path)
+        return lambda: os.path.lexists(path) or path.symlink_to(goal)
+    if path.is_file():
+        content = path.read_bytes()
+        return lambda: path.write_bytes(content)
+    return lambda: None
+
+
+def _link(path: Path) -> Path:
+    return Path(os.readlink(path))  # noqa: PTH115 Path.readlink is Python 3.9
+
+
+def listing(folder: Path) -> list[str]:
+    """Everything below a folder, links with their goals."""
+    names = ((path, str(path.relative_to(folder))) for path in sorted(folder.rglob("*")))
+    return [f"{name} -> {_link(path)}" if path.is_symlink() else name for path, name in names]
+
+
+def fresh(source: Path, folder: Path) -> Path:
+    """`folder` as a new copy of a state folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder, symlinks=True)
+    return folder

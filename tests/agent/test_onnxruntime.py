@@ -1,0 +1,98 @@
+"""The agent with ONNX Runtime: engines that compute, for real bundles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cameras import Agent
+from onnx import numpy_helper
+from running import Built
+
+from edgekd.agent.commands import Camera, build, selftest
+from edgekd.agent.runtimes import chosen
+from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
+from edgekd.agent.selftest import SelfTestError
+from edgekd.agent.slots import State
+from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.preprocess import to_tensor
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.errors import DeviceError
+
+
+@pytest.fixture
+def built(agent: Agent, bundle: Path, state: State) -> Camera:
+    """A camera with the tiny bundle and its engine."""
+    agent("unpack", bundle)
+    camera = Camera(state, Path("/"), OnnxRuntime())
+    build(camera)
+    return camera
+
+
+def test_it_is_chosen_where_it_is_installed() -> None:
+    found = chosen(None)
+    assert found
+    assert found.name == "onnxruntime"
+    assert found.version() == onnxruntime_version()
+
+
+def onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def test_the_whole_way_into_service(agent: Agent, bundle: Path) -> None:
+    for command, arguments in (("unpack", [bundle]), ("build", []), ("selftest", []), ("activate", [])):
+        assert agent(command, *arguments, runtime="onnxruntime").code == 0
+    found = agent("status", runtime="onnxruntime").result
+    assert found["active"]["engine"]["stale"] == []
+    assert found["active"]["engine"]["self_test"]["passed"]
+    timed = agent("bench", "--iterations", 5, "--seconds", 0, runtime="onnxruntime").result
+    assert 0 < timed["inference_ms"]["min"] <= timed["inference_ms"]["p99"]
+
+
+def test_its_engine_computes_what_the_graph_does(built: Camera, tiny_build: Built) -> None:
+    slot = built.chosen_slot()
+    engine = next(slot.engines.glob("*/model.engine"))
+    spec = describe(load_graph(slot.graph), slot.graph)
+    batch = to_tensor(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), spec.preprocess)
+    session = OnnxRuntime().load(engine)
+    found = session.run(batch)
+    with ONNXRUNTIME_CPU.load(tiny_build.out / "graph.onnx", threads=1) as reference:
+        np.testing.assert_allclose(found, reference.run(batch), rtol=1e-4, atol=1e-4)
+    session.close()
+    with pytest.raises(DeviceError, match="closed"):
+        session.run(batch)
+
+
+def test_an_engine_of_altered_weights_fails_the_self_test(built: Camera) -> None:
+    slot = built.chosen_slot()
+    model = onnx.load(slot.graph)
+    kernel = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) // 2, kernel.name))
+    onnx.save(model, slot.graph)
+    other = replace(built, runtime=OlderOnnxRuntime())
+    build(other)
+    with pytest.raises(SelfTestError, match="drifted") as caught:
+        selftest(other)
+    assert caught.value.report["error"]["scores"] > caught.value.report["tolerance"]["scores"]
+
+
+class OlderOnnxRuntime(OnnxRuntime):
+    """Another version, so that another engine is built."""
+
+    def version(self) -> str:
+        return "1.0"
+
+
+def test_what_is_no_graph_and_what_is_no_input_are_errors(built: Camera, tmp_path: Path) -> None:
+    (tmp_path / "model.engine").write_bytes(b"nothing")
+    with pytest.raises(DeviceError, match="cannot load"):
+        OnnxRuntime().load(tmp_path / "model.engine")
+    session = OnnxRuntime().load(next(built.chosen_slot().engines.glob("*/model.engine")))
+    with pytest.raises(DeviceError, match="cannot run"):
+        session.run(np.zeros((1, 3, 1, 1), np.float32))

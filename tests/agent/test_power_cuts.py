@@ -1,0 +1,140 @@
+"""Whenever the power goes, one bundle is in service, whole and tested, and the next run ends where this one would."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+from typing import Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
+
+import pytest
+from cameras import identity_of, install, repacked, run
+from power import cut_at, fresh, listing
+
+from edgekd.agent.commands import Camera, activate, build, selftest
+from edgekd.agent.engines import read_engine
+from edgekd.agent.runtimes.null import NullRuntime
+from edgekd.agent.slots import Slot, State
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing counts in the process whose power goes, and takes its time nowhere."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def require_service(folder: Path, among: set[str]) -> str:
+    """Exactly one of these bundles is in service, and what a rollback would lead to is as whole as it. Which one."""
+    state = State(folder)
+    active, previous = state.active, state.previous
+    assert active, "something is in service"
+    assert active.identity in among
+    require_whole(state, active)
+    if previous:
+        require_whole(state, previous)
+    return active.identity
+
+
+def require_whole(state: State, slot: Slot) -> None:
+    """Every file of a slot is as it was packed, and its engine passes the self-test."""
+    for entry in slot.manifest.files:
+        content = (slot.path / "bundle" / entry.path).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry.sha256
+    assert slot.engine
+    engine = read_engine(slot.engine)
+    assert engine
+    assert engine.whole
+    runtime = NullRuntime(version=engine.record["runtime"]["version"])
+    tested = selftest(Camera(state, state.root.parent / "root", runtime, slot.name))
+    assert tested["passed"]
+    assert tested["key"] == slot.engine.name
+
+
+def cut_everywhere(
+    installed: Path, folder: Path, work: Callable[[Path], object], among: set[str], goal: str, forgetful: bool
+) -> int:
+    """Cut `work` at every one of its operations, each time on a new copy of a state; then let it get through.
+
+    The state must serve one of `among` after the cut, and after the second run be as if nothing had happened.
+    """
+    clean = fresh(installed, folder)
+    work(clean)
+    wanted = listing(clean)
+    count = 0
+    while cut_at(count, partial(work, fresh(installed, folder)), forgetful=forgetful):
+        require_service(folder, among)
+        work(folder)
+        assert require_service(folder, among) == goal
+        assert listing(folder) == wanted, "nothing is left over"
+        count += 1
+    return count
+
+
+@pytest.fixture
+def prepared(installed: Path, newer: Path, tmp_path: Path) -> Path:
+    """A state with one bundle in service, and a newer one built and tested beside it."""
+    folder = fresh(installed, tmp_path / "prepared" / "state")
+    assert run(folder, "unpack", newer) == 0
+    for command in ("build", "selftest"):
+        assert run(folder, command) == 0
+    return folder
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_power_cut_while_activating(
+    prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
+) -> None:
+    both = {identity_of(bundle), identity_of(newer)}
+    count = cut_everywhere(
+        prepared, tmp_path / "state", lambda folder: run(folder, "activate"), both, identity_of(newer), forgetful
+    )
+    assert count > 10
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_power_cut_while_rolling_back(
+    prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
+) -> None:
+    assert run(prepared, "activate") == 0
+    both = {identity_of(bundle), identity_of(newer)}
+
+    def roll_back(folder: Path) -> None:
+        # A second run after a cut that came late has nothing to do any more, and says so by its exit code.
+        run(folder, "rollback")
+
+    count = cut_everywhere(prepared, tmp_path / "state", roll_back, both, identity_of(bundle), forgetful)
+    assert count > 8
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_power_cut_while_an_engine_is_replaced(
+    installed: Path, bundle: Path, tmp_path: Path, forgetful: bool
+) -> None:
+    updated = fresh(installed, tmp_path / "updated" / "state")
+    newer = NullRuntime(version="2")
+    for command in (build, selftest):
+        command(Camera(State(updated), updated.parent / "root", newer))
+
+    def replace_engine(folder: Path) -> None:
+        activate(Camera(State(folder), folder.parent / "root", newer))
+
+    only = identity_of(bundle)
+    count = cut_everywhere(updated, tmp_path / "state", replace_engine, {only}, only, forgetful)
+    assert count > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_power_cut_while_a_bundle_is_installed_in_place_of_another(
+    prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
+) -> None:
+    assert run(prepared, "activate") == 0
+    third = repacked(bundle, tmp_path / "third", name="third")
+    among = {identity_of(newer), identity_of(third)}
+    count = cut_everywhere(
+        prepared, tmp_path / "state", lambda folder: install(folder, third), among, identity_of(third), forgetful
+    )
+    assert count > 100

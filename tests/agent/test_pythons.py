@@ -1,0 +1,137 @@
+"""The agent as it travels, under the Pythons and with the NumPy that cameras have: as a program, and test by test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cameras import BUNDLE, identity_of, options
+from running import Built
+
+from edgekd.agent_archive import NAME, agent_archive
+from edgekd.bundle.archive import extract
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class System:
+    """Python and NumPy of the Ubuntu that a JetPack has; pytest: the newest that still runs there."""
+
+    python: str
+    numpy: str
+    pytest: str
+
+
+SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
+"""Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """An interpreter, and the folders with NumPy and with pytest for it."""
+
+    python: str
+    numpy: Path
+    pytest: Path
+
+
+@pytest.fixture(scope="module", params=SYSTEMS, ids=lambda system: system.python)
+def camera(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Camera:
+    """One of the systems. Where the interpreter or its wheels cannot be had, it skips and says so."""
+    system: System = request.param
+    folder = tmp_path_factory.mktemp(f"python{system.python}")
+    python = interpreter(system.python)
+    # pip holds what NumPy requires of Python against the one that pip itself runs on.
+    wheels(system.python, folder / "numpy", f"numpy=={system.numpy}", "--ignore-requires-python")
+    wheels(system.python, folder / "pytest", f"pytest=={system.pytest}", "exceptiongroup", "tomli")
+    return Camera(python, folder / "numpy", folder / "pytest")
+
+
+def interpreter(version: str) -> str:
+    """A real Python of that version, from pyenv or the system."""
+    installed = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python{version}"))
+    for candidate in (*map(str, installed), f"python{version}"):
+        try:
+            subprocess.run([candidate, "-c", "pass"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return candidate
+    pytest.skip(f"no Python {version} on this host")
+
+
+def wheels(version: str, folder: Path, package: str, *more: str) -> None:
+    """Install a package, and more, for a Python into a folder of their own."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
+    choice = ["--python-version", version, "--only-binary", ":all:"]
+    done = subprocess.run([*pip, *choice, package, *more], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no {package} for Python {version}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def run(camera: Camera, path: list[Path], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the camera's Python with only these folders and archives to import from besides the standard library."""
+    # -S: the interpreter's own packages must not help.
+    command = [camera.python, "-S", "-W", "error", *map(str, arguments)]
+    variables = {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent, taken out of a bundle."""
+    folder = tmp_path_factory.mktemp("unpacked") / "bundle"
+    extract(tiny_build.bundle, folder)
+    return folder / NAME
+
+
+def test_the_bundle_carries_the_agent_of_this_checkout(archive: Path) -> None:
+    assert archive.read_bytes() == agent_archive()
+
+
+def test_every_command_of_the_agent_in_a_bundle(
+    camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path
+) -> None:
+    def agent(command: str, *arguments: object) -> Any:
+        given = options(command, tmp_path / "state", tmp_path)
+        done = run(camera, [camera.numpy], archive, command, *arguments, *given)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return json.loads(done.stdout)["result"]
+
+    assert agent("verify", tiny_build.bundle)["identity"] == identity_of(tiny_build.bundle)
+    assert agent("unpack", tiny_build.bundle)["changed"]
+    assert agent("build")["changed"]
+    assert agent("selftest")["passed"]
+    assert agent("bench", "--iterations", 10, "--seconds", 0)["iterations"] == 10
+    assert agent("activate")["active"] == "a"
+    assert agent("status")["active"]["identity"] == identity_of(tiny_build.bundle)
+    done = run(camera, [camera.numpy], archive, "rollback", "--state", tmp_path / "state")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["kind"] == "RollbackError"
+    done = run(camera, [camera.numpy], archive, "status", "--state", tmp_path / "state")
+    assert json.loads(done.stdout)["result"]["runtime"] is None, "nothing but NumPy is there"
+
+
+@pytest.mark.slow
+def test_the_agents_own_tests(camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path) -> None:
+    """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
+    tests = [HERE / f"test_{name}.py" for name in ("commands", "device", "parity", "power_cuts", "runtimes")]
+    flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
+    told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
+    path = [archive, camera.numpy, camera.pytest]
+    done = run(camera, path, "-m", "pytest", *flags, *tests, **told)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_what_needs_no_numpy_starts_without_it(camera: Camera, archive: Path, tiny_build: Built, command: str) -> None:
+    given = (tiny_build.bundle,) if command == "verify" else ("--state", archive.parent / "none")
+    done = run(camera, [], archive, command, *given)
+    assert done.returncode == 0, done.stderr
