@@ -81,8 +81,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Dense peaks of the GPU, in 10^12 operations per second (a multiply-add is two)."""
+    """Dense peaks of the GPU, in 10^12 operations per second (a multiply-add is two).
 
+    fp32_tflops: of float32 networks, which is TF32 where there are tensor cores for it.
+    """
+
+    fp32_tflops: Figure[float] | None = None
     fp16_tflops: Figure[float] | None = None
     int8_tops: Figure[float] | None = None
     fp8_tflops: Figure[float] | None = None
@@ -120,6 +124,7 @@ class Target:
     compatible: what firmware compares before it installs. engine: who makes the engine: `deferred` (the device, at
     installation), `rtx` (TensorRT for RTX, ahead of time, for `compute_capability`), `tensorrt` (on the machine at
     hand), or a CPU runtime. nms: what becomes of NonMaxSuppression in a graph. sm: CUDA compute capability.
+    multiprocessors, clock_ghz: of the GPU, in the power mode that the peaks are of.
     """
 
     name: str
@@ -134,6 +139,8 @@ class Target:
     compute_capability: str | None = None
     container: Figure[str] | None = None
     sm: Figure[float] | None = None
+    multiprocessors: Figure[int] | None = None
+    clock_ghz: Figure[float] | None = None
     max_opset: Figure[int] | None = None
     software: Software = Software()
     dla: Dla | None = None

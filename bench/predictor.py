@@ -1,0 +1,575 @@
+"""How far predicted latencies are off: on devices, and of networks, that the fit has not seen.
+
+The predictor's coefficients are fitted on published measurements, leaving out one whole device at a time, or one whole
+network, which is then predicted; its 90 % interval comes from the others alone, each of them left out in turn. Beside
+it two naive ways, given the same measurements. At the end the coefficients of all measurements are written into the
+package.
+
+    python bench/predictor.py --write-coefficients
+
+Measurements, networks and devices are tables with their sources in `published/`. The environment needs edgekd alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from math import ceil, exp, log
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from common import HERE, RESULTS, table, write_pair
+from numpy.typing import NDArray
+from published.rows import Row, layers_of, read_csv, read_rows
+from scipy.optimize import least_squares
+
+from edgekd.files import write_file
+from edgekd.predict.energy import EnergyModel, mode_watts
+from edgekd.predict.latency import COEFFICIENTS, Calibration, Coefficients, Model, scale_from, seconds
+from edgekd.target import load_target
+
+PACKAGED = HERE.parent / "edgekd" / "predict" / COEFFICIENTS
+SHARE = 0.9
+"""Of the measurements that an interval should hold."""
+MOST_ERROR, LEAST_GAIN, MOST_OFF = 0.15, 3.0, 0.02
+"""What the median error may be, how much smaller than that of either naive way, and how far off a network's size."""
+
+OLD = "old_tensorrt"
+START: dict[str, tuple[float, float, float, float]] = {
+    "launch_us": (7, 0.5, 0.1, 100),
+    "server_launch_us": (3.5, 0.5, 0.1, 100),
+    "wave": (8192, 0.3, 500, 1e5),
+    "bandwidth": (0.75, 0.15, 0.3, 1),
+    "cuda_fp32": (0.75, 0.3, 0.2, 2.25),
+    "cuda_fp16": (0.65, 0.3, 0.2, 2.25),
+    "tensor_fp32": (0.7, 0.2, 0.2, 1),
+    "tensor_fp16": (0.7, 0.2, 0.2, 1),
+    "tensor_int8": (0.75, 0.2, 0.2, 1),
+    "depthwise": (1, 0.5, 0.1, 10),
+    "copy": (0.7, 0.5, 0.05, 4),
+    OLD: (1.4, 0.4, 1, 4),
+}
+"""Where the fit begins, how far it may wander from there (standard deviation of the logarithm), and its bounds.
+
+The last is how much slower tensor cores were under TensorRT before 8. CUDA cores may pass their peak by as much as
+Winograd's algorithm saves, 2.25 times.
+"""
+
+
+# The fit
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Coefficients, and how much slower tensor cores were under TensorRT before 8."""
+
+    coefficients: Coefficients
+    old: float
+
+    def latency_ms(self, row: Row) -> float:
+        """What is predicted for a measurement."""
+        slowed = row.old and row.gpu.unit.startswith("tensor")
+        gpu = replace(row.gpu, peak=row.gpu.peak / self.old) if slowed else row.gpu
+        return float(np.sum(seconds(row.columns, gpu, self.coefficients, row.batch))) * 1e3
+
+    def of_all(self, rows: Sequence[Row]) -> NDArray[np.float64]:
+        """The same for many."""
+        return np.array([self.latency_ms(row) for row in rows])
+
+
+def fitted(values: Mapping[str, float]) -> Fitted:
+    """A fit from values by name."""
+    return Fitted(Coefficients(**{name: value for name, value in values.items() if name != OLD}), values[OLD])
+
+
+def fit(rows: Sequence[Row], fixed: Mapping[str, float] | None = None, start: Fitted | None = None) -> Fitted:
+    """Coefficients that make the logarithms of prediction and measurement agree, without minding a few that do not.
+
+    Rows that one party measured in one place count together as much as the root of their number. fixed: coefficients
+    that keep a value.
+    """
+    kept = dict(fixed or {})
+    names = [name for name in START if name not in kept]
+    prior, spread, lowest, highest = (np.array([START[name][at] for name in names]) for at in range(4))
+    counts = Counter(row.group for row in rows)
+    weight = np.array([counts[row.group] ** -0.25 for row in rows])
+    measured = np.log([row.latency_ms for row in rows])
+
+    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        now = fitted({**kept, **dict(zip(names, map(float, np.exp(logs)), strict=True))})
+        errors = np.log(now.of_all(rows)) - measured
+        # A tenth is what measurements of one thing differ by; coefficients stay where nothing speaks of them.
+        return np.concatenate([errors * weight / weight.mean() / 0.1, (logs - np.log(prior)) / spread])
+
+    first = prior if start is None else [vars(start.coefficients).get(name, start.old) for name in names]
+    bounds = np.log(lowest), np.log(highest)
+    inside = np.clip(np.log(first), bounds[0] + 1e-3, bounds[1] - 1e-3)
+    done = least_squares(residuals, inside, bounds=bounds, loss="soft_l1", x_scale=0.3, max_nfev=60, ftol=1e-5)
+    return fitted({**kept, **dict(zip(names, map(float, np.exp(done.x)), strict=True))})
+
+
+# What is left out
+
+Unit = tuple[Literal["device", "model"], str]
+"""A whole device or a whole network."""
+
+
+def of(row: Row, unit: Unit) -> bool:
+    """Whether a row belongs to a unit."""
+    return bool(getattr(row, unit[0]) == unit[1])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row predicted without its unit. error: logarithm of predicted by measured.
+
+    seen: there are others of its compute capability and precision; placed: the error when other measurements of the
+    same device in the same precision correct the prediction, None where there are none.
+    """
+
+    at: int
+    error: float
+    seen: bool
+    placed: float | None
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Factors of the 90 % interval: see `Calibration`."""
+
+    measured: float
+    narrow: float
+    wide: float
+
+    def of(self, judged: Judged) -> float:
+        """That of a row that was left out."""
+        if judged.placed is not None:
+            return self.measured
+        return self.narrow if judged.seen else self.wide
+
+
+class Study:
+    """Fits without one unit or two, each made once."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.whole = fit(rows)
+        self._made: dict[frozenset[Unit], NDArray[np.float64]] = {}
+
+    def without(self, *units: Unit) -> NDArray[np.float64]:
+        """What a fit without them predicts for every row, in milliseconds."""
+        key = frozenset(units)
+        if key not in self._made:
+            rest = [row for row in self.rows if not any(of(row, unit) for unit in units)]
+            self._made[key] = fit(rest, start=self.whole).of_all(self.rows)
+            print("without", *(name for _, name in units), file=sys.stderr)
+        return self._made[key]
+
+    def units(self, kind: Literal["device", "model"]) -> list[Unit]:
+        """All devices, or all networks."""
+        return [(kind, name) for name in sorted({getattr(row, kind) for row in self.rows})]
+
+    def judge(self, unit: Unit, *hidden: Unit) -> list[Judged]:
+        """The rows of a unit, predicted without it, and without what is hidden."""
+        predicted = self.without(unit, *hidden)
+        known = [at for at, row in enumerate(self.rows) if not any(of(row, each) for each in (unit, *hidden))]
+        kinds = {self.rows[at].kind for at in known}
+        found = []
+        for at, row in enumerate(self.rows):
+            if of(row, unit) and not any(of(row, each) for each in hidden):
+                error = log(predicted[at] / row.latency_ms)
+                there = [
+                    self.rows[each].latency_ms / predicted[each] for each in known if self.rows[each].place == row.place
+                ]
+                placed = error + log(correction(there)) if there else None
+                found.append(Judged(at, error, row.kind in kinds, placed))
+        return found
+
+    def margins(self, *hidden: Unit) -> Margins:
+        """What devices and networks, each left out in turn, say of the interval, without those that are hidden."""
+        devices, networks = (
+            [judged for unit in self.units(kind) if unit not in hidden for judged in self.judge(unit, *hidden)]
+            for kind in ("device", "model")
+        )
+        unseen_device = margin([judged.error for judged in devices if judged.seen])
+        unseen_network = margin([judged.error for judged in networks])
+        narrow = max(unseen_device, unseen_network)
+        wide = max(narrow, margin([judged.error for judged in devices if not judged.seen]))
+        return Margins(margin([judged.placed for judged in networks if judged.placed is not None]), narrow, wide)
+
+    def left_out(self, kind: Literal["device", "model"]) -> tuple[NDArray[np.float64], list[bool]]:
+        """What each row is predicted to be without its unit, and whether it lies in the interval that others give."""
+        predicted, inside = np.zeros(len(self.rows)), [False] * len(self.rows)
+        for unit in self.units(kind):
+            margins = self.margins(unit)
+            for judged in self.judge(unit):
+                error = judged.error if judged.placed is None else judged.placed
+                predicted[judged.at] = self.rows[judged.at].latency_ms * exp(error)
+                inside[judged.at] = abs(error) <= log(margins.of(judged))
+        return predicted, inside
+
+    def corrections(self) -> dict[str, dict[str, float]]:
+        """How much longer than the coefficients say each measured target takes, by precision."""
+        found: dict[str, dict[str, float]] = {}
+        predicted = self.whole.of_all(self.rows)
+        for row in self.rows:
+            if row.target:
+                there = [
+                    each.latency_ms / predicted[at] for at, each in enumerate(self.rows) if each.place == row.place
+                ]
+                found.setdefault(row.target, {})[row.gpu.precision] = correction(there)
+        return {target: dict(sorted(found[target].items())) for target in sorted(found)}
+
+    def scaled_errors(self) -> list[float]:
+        """Errors when what one party measured of other networks on a device scales a prediction without the device."""
+        found = []
+        for at, row in enumerate(self.rows):
+            predicted = self.without(("device", row.device))
+            others = [
+                each.latency_ms / predicted[other]
+                for other, each in enumerate(self.rows)
+                if each.group == row.group and each.model != row.model
+            ]
+            if others:
+                found.append(log(scale_from(others) * predicted[at] / row.latency_ms))
+        return found
+
+
+def correction(ratios: Sequence[float]) -> float:
+    """Measured by predicted, in the median, as far as so many measurements are to be believed."""
+    return scale_from(ratios) ** (len(ratios) / (len(ratios) + 1))
+
+
+def margin(errors: Sequence[float]) -> float:
+    """The factor that holds SHARE of such errors (of logarithms), one more of the same kind included."""
+    ordered = sorted(map(abs, errors))
+    return exp(ordered[min(ceil((len(ordered) + 1) * SHARE), len(ordered)) - 1])
+
+
+# The naive ways
+
+
+def by_peak(rows: Sequence[Row]) -> NDArray[np.float64]:
+    """The same network's latency elsewhere, in this precision if there is one, by the ratio of peaks."""
+
+    def alike(row: Row, others: Sequence[Row]) -> list[Row]:
+        same = [other for other in others if other.model == row.model]
+        exact = [other for other in same if other.gpu.precision == row.gpu.precision]
+        return exact or same or list(others)
+
+    return naive(rows, alike, lambda row: row.columns.operations * row.batch / row.gpu.peak)
+
+
+def by_multiply_adds(rows: Sequence[Row]) -> NDArray[np.float64]:
+    """Milliseconds for each multiply-add on the device whose peak is the nearest in that precision."""
+
+    def alike(row: Row, others: Sequence[Row]) -> list[Row]:
+        same = [other for other in others if other.gpu.precision == row.gpu.precision]
+        apart = [abs(log(other.gpu.peak / row.gpu.peak)) for other in same]
+        return [other for other, far in zip(same, apart, strict=True) if far <= min(apart) + 1e-9]
+
+    return naive(rows, alike, lambda row: row.columns.operations * row.batch)
+
+
+def naive(
+    rows: Sequence[Row], alike: Callable[[Row, Sequence[Row]], list[Row]], size: Callable[[Row], float]
+) -> NDArray[np.float64]:
+    """Latency in proportion to a size, as it is in the median of rows alike on other devices."""
+    found = []
+    for row in rows:
+        others = alike(row, [other for other in rows if other.device != row.device])
+        found.append(size(row) * scale_from([other.latency_ms / size(other) for other in others]))
+    return np.array(found)
+
+
+# Energy
+
+
+@dataclass(frozen=True)
+class Powered:
+    """A row with power. millijoules: of a frame; watts: of its power mode."""
+
+    row: Row
+    millijoules: float
+    watts: float
+
+    def by(self, model: EnergyModel, latency_ms: float) -> float:
+        """What a model says of a frame, when the batch takes so long at full clocks."""
+        operations = self.row.columns.operations * self.row.batch
+        return model.frame(self.watts, self.row.gpu, operations, latency_ms) / self.row.batch
+
+
+def with_power(rows: Sequence[Row]) -> list[Powered]:
+    """The rows that energy can be fitted on."""
+    found = []
+    for row in rows:
+        watts = mode_watts(load_target(row.target))
+        if row.power_w and watts:
+            found.append(Powered(row, row.power_w * row.latency_ms / row.batch, watts))
+    return found
+
+
+def fit_energy(rows: Sequence[Powered], latency: Callable[[Row], float]) -> EnergyModel:
+    """The shares of its power mode that a kit draws, by the time that is predicted for full clocks."""
+    target = np.log([each.millijoules for each in rows])
+
+    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        model = EnergyModel(*map(float, np.exp(logs)), margin=1, seen=())
+        return np.log([each.by(model, latency(each.row)) for each in rows]) - target
+
+    done = least_squares(residuals, np.log([0.5, 0.5]), loss="soft_l1", f_scale=0.1)
+    return EnergyModel(*map(float, np.exp(done.x)), margin=1, seen=tuple(sorted({each.row.gpu.sm for each in rows})))
+
+
+def energy_errors(rows: Sequence[Powered], timed: Sequence[Row], start: Fitted) -> list[float]:
+    """Errors (of logarithms) of energies of devices that neither latency nor energy was fitted on."""
+    found = []
+    for device in sorted({each.row.device for each in rows}):
+        without = fit([row for row in timed if row.device != device], start=start)
+        model = fit_energy([each for each in rows if each.row.device != device], without.latency_ms)
+        for each in rows:
+            if each.row.device == device:
+                found.append(log(each.by(model, without.latency_ms(each.row)) / each.millijoules))
+    return found
+
+
+# The result
+
+ABLATIONS: dict[str, dict[str, float]] = {
+    "without the last wave": {"wave": 1e-9},
+    "without launches": {"launch_us": 1e-9, "server_launch_us": 1e-9},
+    "copies as fast as their bytes": {"copy": 1.0},
+}
+
+
+def errors_of(rows: Sequence[Row], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares by which predictions are off."""
+    return np.abs(predicted / np.array([row.latency_ms for row in rows]) - 1)
+
+
+def lines(
+    rows: Sequence[Row], key: Callable[[Row], str], ways: Mapping[str, NDArray[np.float64]], inside: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """A line for each kind of rows, and one for all."""
+    found = []
+    for name in [*sorted({key(row) for row in rows}), "all"]:
+        at = [index for index, row in enumerate(rows) if name in ("all", key(row))]
+        chosen = [rows[index] for index in at]
+        errors = {way: float(np.median(errors_of(chosen, predicted[at]))) for way, predicted in ways.items()}
+        inside_of = float(np.mean([inside[index] for index in at]))
+        found.append({"what": name, "rows": len(at), **errors, "inside": inside_of})
+    return found
+
+
+def without_terms(study: Study) -> dict[str, float]:
+    """The median error on devices left out when a coefficient is kept from saying anything."""
+    found = {}
+    for name, fixed in ABLATIONS.items():
+        predicted = np.zeros(len(study.rows))
+        for unit in study.units("device"):
+            without = fit([row for row in study.rows if not of(row, unit)], fixed, study.whole)
+            for at, row in enumerate(study.rows):
+                if of(row, unit):
+                    predicted[at] = without.latency_ms(row)
+        found[name] = float(np.median(errors_of(study.rows, predicted)))
+    return found
+
+
+def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[float]]:
+    """Everything that is shipped, and the errors of energies on devices left out."""
+    rows, margins, corrections = study.rows, study.margins(), study.corrections()
+
+    def latency(row: Row) -> float:
+        return study.whole.latency_ms(row) * corrections[row.target][row.gpu.precision]
+
+    errors, energy = energy_errors(powered, rows, study.whole), fit_energy(powered, latency)
+    counts = sorted(row.columns.operations // 2 for row in rows)
+    calibration = Calibration(
+        measured_margin=margins.measured,
+        margin=margins.narrow,
+        wide_margin=margins.wide,
+        scaled_margin=margin(study.scaled_errors()),
+        seen=tuple(sorted({row.kind for row in rows})),
+        multiply_adds=(int(counts[0]), int(counts[-1])),
+    )
+    return Model(study.whole.coefficients, corrections, calibration, replace(energy, margin=margin(errors))), errors
+
+
+def evaluate() -> tuple[dict[str, Any], Model]:
+    """Everything: the result, and the model of all rows."""
+    rows, lowered, others = read_rows()
+    study, powered = Study(rows), with_power(lowered)
+    by_device, in_device = study.left_out("device")
+    by_network, in_network = study.left_out("model")
+    ways = {"error": by_device, "peak_error": by_peak(rows), "multiply_adds_error": by_multiply_adds(rows)}
+    model, energies = model_of(study, powered)
+    found = {
+        "used": len(rows),
+        "left_out": others,
+        "sizes": sizes(),
+        "devices": lines(rows, lambda row: row.device, ways, in_device),
+        "precisions": lines(rows, lambda row: row.gpu.precision, ways, in_device),
+        "networks": lines(rows, lambda row: row.model, {"error": by_network}, in_network),
+        "without": without_terms(study),
+        "energy": {"rows": len(powered), "median_error": float(np.median(np.abs(np.expm1(energies))))},
+        OLD: study.whole.old,
+        "model": asdict(model),
+        "measurements": [
+            {
+                "line": row.line,
+                "device": row.published,
+                "network": row.network,
+                "precision": row.gpu.precision,
+                "batch": row.batch,
+                "latency_ms": row.latency_ms,
+                "without_device_ms": float(f"{by_device[at]:.5g}"),
+                "inside": in_device[at],
+                "without_network_ms": float(f"{by_network[at]:.5g}"),
+                "inside_without_network": in_network[at],
+            }
+            for at, row in enumerate(rows)
+        ],
+    }
+    return found, model
+
+
+def sizes() -> list[dict[str, Any]]:
+    """The operations of each network's table beside those that are published for it, in 10^9."""
+    found = []
+    for row in read_csv("networks.csv"):
+        name, published = f"{row['model']}-{row['input']}", row["gflops"]
+        operations = layers_of(name).operations / 1e9
+        source = row["source"] or None
+        found.append(
+            {"network": name, "gflops": operations, "published": float(published or 0) or None, "source": source}
+        )
+    return found
+
+
+def claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What must hold."""
+    of_all, networks = found["devices"][-1], found["networks"][-1]
+    off = max(abs(each["gflops"] / each["published"] - 1) for each in found["sizes"] if each["published"])
+    gain = min(of_all["peak_error"], of_all["multiply_adds_error"]) / of_all["error"]
+    made: list[tuple[str, float, bool]] = [
+        ("median error on devices left out, at most 0.15", of_all["error"], of_all["error"] <= MOST_ERROR),
+        ("share of their measurements in the interval, at least 0.9", of_all["inside"], of_all["inside"] >= SHARE),
+        ("the same of networks left out", networks["inside"], networks["inside"] >= SHARE),
+        ("median error of the better naive way by that of the predictor, at least 3", gain, gain >= LEAST_GAIN),
+        ("operations of a network's table, at most 0.02 off what is published", off, off <= MOST_OFF),
+    ]
+    return [{"claim": text, "found": value, "holds": holds} for text, value, holds in made]
+
+
+def page(found: Mapping[str, Any]) -> list[str]:
+    """The result as Markdown."""
+    marks = {True: "yes", False: "**no**"}
+    held = [[each["claim"], f"{each['found']:.3g}", marks[each["holds"]]] for each in found["claims"]]
+    naive_header = ["measurements", "predictor", "peak ratio", "multiply-adds", "inside"]
+    reasons = [[reason, str(len(unused))] for reason, unused in found["left_out"].items()]
+    shapes = [[each["network"], f"{each['gflops']:.2f}", _published(each)] for each in found["sizes"]]
+    return [
+        *("# Predicted latencies: how far off", "", f"`{found['command']}`", "", *_ABOUT, ""),
+        *table(["", "found", "holds"], held),
+        *("", "## Devices left out", "", *_DEVICES, ""),
+        *table(["device", *naive_header], [_cells(line, 3) for line in found["devices"]]),
+        *("", "The same by precision:", ""),
+        *table(["precision", *naive_header], [_cells(line, 3) for line in found["precisions"]]),
+        *("", "## Networks left out", "", *_NETWORKS, ""),
+        *table(["network", "measurements", "predictor", "inside"], [_cells(line, 1) for line in found["networks"]]),
+        *("", "## What each term is worth", "", "Median error on devices left out, fitted anew:", ""),
+        *table(["", "error"], [[name, f"{error:.1%}"] for name, error in found["without"].items()]),
+        *("", *_fitted(found), "", "## Measurements that are not used", ""),
+        *table(["why", "rows"], reasons),
+        *("", "## Networks", "", "Operations in 10^9, a multiply-add being two, and what is published for them:", ""),
+        *table(["network", "here", "published"], shapes),
+        *("", f"{found['date']}. Every measurement with its two predictions is in the JSON file beside this page."),
+    ]
+
+
+def _fitted(found: Mapping[str, Any]) -> list[str]:
+    """What ships."""
+    model = found["model"]
+    energy = {f"energy, {name}": model["energy"][name] for name in ("idle", "busy")}
+    values = {**model["coefficients"], OLD: found[OLD], **energy}
+    margins = [[text, f"{model['calibration'][name]:.2f}"] for name, text in _MARGINS.items()]
+    margins.append(["energy", f"{model['energy']['margin']:.2f}"])
+    corrections = [
+        [target, *(f"{by[precision]:.2f}" if precision in by else "" for precision in ("fp32", "fp16", "int8"))]
+        for target, by in model["corrections"].items()
+    ]
+    error = found["energy"]["median_error"]
+    return [
+        *("## What was fitted", "", *_FITTED, ""),
+        *table(["coefficient", "value"], [[name, f"{value:.4g}"] for name, value in values.items()]),
+        *("", "The 90 % interval is the prediction divided and multiplied by", ""),
+        *table(["", "factor"], margins),
+        *("", "How much longer than the coefficients say targets take that were measured themselves:", ""),
+        *table(["target", "fp32", "fp16", "int8"], corrections),
+        "",
+        f"Energy: {found['energy']['rows']} measurements of three kits, each left out in turn: error {error:.1%}.",
+    ]
+
+
+def _published(size: Mapping[str, Any]) -> str:
+    return f"{size['published']:g} ({size['source']})" if size["published"] else ""
+
+
+def _cells(line: Mapping[str, Any], ways: int) -> list[str]:
+    errors = [f"{line[way]:.1%}" for way in ("error", "peak_error", "multiply_adds_error")[:ways]]
+    return [line["what"], str(line["rows"]), *errors, f"{line['inside']:.0%}"]
+
+
+_MARGINS = {
+    "measured_margin": "for a target that was measured in that precision",
+    "margin": "for another, of a compute capability that was measured in that precision",
+    "wide_margin": "for any other, and where there are doubts",
+    "scaled_margin": "after measurements on the device itself",
+}
+_ABOUT = (
+    "Every prediction here is of a device, or of a network, that no coefficient was fitted on. Errors are medians of",
+    "|predicted / measured - 1|; inside is the share of measurements in the 90 % interval.",
+)
+_DEVICES = (
+    "The interval of a device comes from the others alone: from devices and from networks, each left out in turn.",
+    "Peak ratio: the same network's latency on other devices, by the ratio of peaks. Multiply-adds: latency in",
+    "proportion to them, as on the measured device whose peak is nearest. Both take the median of all that is known",
+    "but for the device.",
+)
+_NETWORKS = (
+    "The device is known here: what was measured of other networks there, in the same precision, corrects predictions,",
+    "as it does for the shipped targets.",
+)
+_FITTED = (
+    "On all measurements: robust least squares of logarithms (soft L1), rows of one party in one place counting",
+    "together as the root of their number. Start values and bounds are in the script. Choices made by looking at these",
+    "errors: time is the sum of arithmetic, memory and launch, not the larger of the first two; cards in servers have",
+    "a launch of their own; there is no coefficient for activations, for the Python around a network, or for caches;",
+    "the interval of a device also asks networks left out.",
+)
+
+
+def main() -> int:
+    """0 when everything holds; else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write-coefficients", action="store_true", help="into the package")
+    parser.add_argument("--out", type=Path, default=RESULTS / "predictor.json")
+    given = parser.parse_args()
+    found, model = evaluate()
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    result = {"date": date, "command": "python bench/predictor.py --write-coefficients", **found}
+    result["claims"] = claims(result)
+    print(write_pair(given.out, result, page(result)))
+    if given.write_coefficients:
+        write_file(PACKAGED, (json.dumps(asdict(model), indent=1) + "\n").encode())
+    return 0 if all(each["holds"] for each in result["claims"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The published measurements as rows that can be predicted, and why the others cannot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from edgekd.predict.device import Device, device_of
+from edgekd.predict.work import Work
+from edgekd.target import load_target
+
+PUBLISHED = Path(__file__).resolve().parent
+LOWERED = "a lowered power mode whose clocks are not stated; used for energy"
+
+
+class Columns:
+    """The layers of a network as arrays, under the names of `Work`. operations: of one frame."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        for field in fields(Work):
+            setattr(self, field.name, np.array([getattr(work, field.name) for work in works]))
+        self.operations = 2 * sum(work.multiply_adds for work in works)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published measurement. line: in measurements.csv; target: the shipped one that was measured, if it is one.
+
+    network: names its table of layers; power_w: of the whole kit, where measured; old: TensorRT before 8.
+    """
+
+    line: int
+    published: str
+    device: str
+    target: str
+    model: str
+    network: str
+    batch: int
+    latency_ms: float
+    power_w: float | None
+    source: str
+    gpu: Device
+    old: bool
+
+    @property
+    def kind(self) -> tuple[float, str]:
+        """Compute capability and precision."""
+        return self.gpu.sm, self.gpu.precision
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Device and precision."""
+        return self.device, self.gpu.precision
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Rows that one party measured in one place, which are no independent witnesses."""
+        return *self.place, self.source.split("@")[0].split()[0]
+
+    @property
+    def columns(self) -> Columns:
+        """The layers."""
+        return layers_of(self.network)
+
+
+@cache
+def layers_of(network: str) -> Columns:
+    """The layers of a network from its table."""
+    works = []
+    for row in read_csv(f"layers/{network}.csv"):
+        numbers = {key: int(value) for key, value in row.items() if key not in ("name", "kind", "plugin")}
+        works.append(Work(row["name"], row["kind"], **numbers, plugin=row["plugin"] == "1"))  # type: ignore[arg-type]
+    return Columns(works)
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    """A table in this folder."""
+    with (PUBLISHED / name).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def why_not(row: Mapping[str, str]) -> str | None:
+    """Why a measurement is of something else than one batch on one GPU; None where it is not."""
+    source = row["source"]
+    if "DLA" in row["device"]:
+        return "runs on the DLA"
+    if not row["batch"]:
+        return "throughput of a batch that is not stated, on Jetson of GPU and DLAs together"
+    if "end-to-end" in source:
+        return "a whole Python pipeline, not the network"
+    if "low confidence" in source:
+        return "its own collector trusts it little"
+    return None
+
+
+def device_for(given: Mapping[str, str], precision: str) -> Device:
+    """What was measured on: a shipped target, or figures of devices.csv."""
+    if given["target"]:
+        return device_of(load_target(given["target"]), precision)
+    peak = {"fp16": given["fp16_tflops"], "int8": given["int8_tops"]}[precision]
+    return Device(
+        sm=float(given["sm"]),
+        precision=precision,  # type: ignore[arg-type]
+        peak=float(peak) * 1e12,
+        bandwidth=float(given["bandwidth_gbs"]) * 1e9,
+        multiprocessors=int(given["multiprocessors"]),
+        clock_ghz=float(given["clock_ghz"]),
+        server=True,
+    )
+
+
+def read_rows() -> tuple[list[Row], list[Row], dict[str, list[int]]]:
+    """Rows to fit and predict, rows with power in a mode of its own, and the lines not used for latency, by reason."""
+    devices = {each["published"]: each for each in read_csv("devices.csv")}
+    rows: list[Row] = []
+    powered: list[Row] = []
+    others: dict[str, list[int]] = {}
+    for line, row in enumerate(read_csv("measurements.csv"), start=2):
+        if reason := why_not(row):
+            others.setdefault(reason, []).append(line)
+            continue
+        given = devices[row["device"]]
+        read = Row(
+            line=line,
+            published=row["device"],
+            device=given["device"],
+            target=given["target"],
+            model=row["model"],
+            network=f"{row['model']}-{row['input'].split()[0]}",
+            batch=int(row["batch"]),
+            latency_ms=float(row["latency_ms"]),
+            power_w=float(row["power_w"]) if row["power_w"] else None,
+            source=row["source"],
+            gpu=device_for(given, row["precision"]),
+            old=bool(row["trt"]) and int(row["trt"].split(".")[0]) < 8,
+        )
+        if "MaxQ" in row["device"]:
+            others.setdefault(LOWERED, []).append(line)
+            powered.append(read)
+        else:
+            rows.append(read)
+    return rows, powered, others

@@ -1,0 +1,84 @@
+"""Write the layers of every network that was measured, one table each, and hold their size against published figures.
+
+    python bench/published/write_layers.py [NAME-SIZE ...]
+
+Ultralytics' networks are built from its YAML files with random weights and exported as edgekd exports a checkpoint; the
+others are described in networks.py. The environment needs `edgekd[train]`.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+from networks import NETWORKS
+
+from edgekd.onnx_view import view_of
+from edgekd.predict.graph import works_in, works_of
+from edgekd.predict.work import Work, multiply_adds
+
+HERE = Path(__file__).resolve().parent
+LAYERS = HERE / "layers"
+OPSET = 17
+
+
+def networks() -> list[dict[str, str]]:
+    """The networks that are measured anywhere: `model`, `input`, and `gflops` with their `source` where published."""
+    with (HERE / "networks.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def layers_of(model: str, size: int) -> tuple[Work, ...]:
+    """The layers of a network for an input of so many pixels a side."""
+    if model in NETWORKS:
+        return works_of(view_of(NETWORKS[model](size)), model)
+    return exported(model, size)
+
+
+def exported(model: str, size: int) -> tuple[Work, ...]:
+    """The layers of one of Ultralytics' networks, 80 classes."""
+    import torch
+
+    from edgekd.detectors import load
+    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.spec import Distill
+
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, graph = Path(scratch) / "random.pt", Path(scratch) / "graph.onnx"
+        network: Any = student_network(Distill(f"{model}.yaml"), tuple(f"class{at}" for at in range(80)), trust=False)
+        torch.save({"model": network, "train_args": {"imgsz": size}}, checkpoint)
+        load(checkpoint, trust_checkpoint=True).export(graph, OPSET)
+        return works_in(graph)
+
+
+def write(path: Path, works: tuple[Work, ...]) -> None:
+    """A table of layers."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(field.name for field in fields(Work))
+        table.writerows((int(value) if isinstance(value, bool) else value for value in astuple(work)) for work in works)
+
+
+def main() -> int:
+    """0, or 1 where a network has not the size that is published for it."""
+    wrong = 0
+    for row in networks():
+        name = f"{row['model']}-{row['input']}"
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        works = layers_of(row["model"], int(row["input"]))
+        write(LAYERS / f"{name}.csv", works)
+        found, published = 2 * multiply_adds(works) / 1e9, row["gflops"]
+        off = abs(found / float(published) - 1) if published else 0.0
+        wrong += off > 0.02
+        print(f"{name}: {len(works)} layers, {found:.2f} GFLOPs, published {published or 'none'}, {off:.1%} off")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What was measured on a device itself: times of whole networks, and of layers, in a TOML file.
+
+```toml
+target = "xavier"
+precision = "int8"
+measured = "trtexec 8.5.2, MAXN, clocks locked, median of the GPU compute time"
+
+[[networks]]
+graph = "yolo11n.int8.onnx"   # beside this file
+latency_ms = 4.1
+
+[[layers]]                    # what a layer does, for one frame, and how long it took
+kind = "conv"
+positions = 6400
+inputs = 64
+outputs = 64
+kernel = 9
+weights = 36864
+read = 409600
+written = 409600
+us = 31.5
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from edgekd.errors import SpecError
+from edgekd.predict.device import Precision
+from edgekd.predict.work import Kind, Work
+from edgekd.target import Target
+from edgekd.toml import parse_table, read_toml
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """An ONNX graph and the milliseconds that it took for one frame."""
+
+    graph: str
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class MeasuredLayer:
+    """What a layer does, as in `Work`, and the microseconds that it took for one frame."""
+
+    us: float
+    kind: Kind
+    positions: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    kernel: int = 1
+    groups: int = 1
+    weights: int = 0
+    read: int = 0
+    written: int = 0
+    plugin: bool = False
+
+    @property
+    def work(self) -> Work:
+        """The work, without a name."""
+        values = {field.name: getattr(self, field.name) for field in fields(Work) if field.name != "name"}
+        return Work("", **values)
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """Measurements of one device in one precision; `measured` says how they were taken."""
+
+    target: str
+    precision: Precision
+    measured: str
+    networks: tuple[MeasuredNetwork, ...] = ()
+    layers: tuple[MeasuredLayer, ...] = ()
+
+
+def load_table(path: Path, target: Target) -> MeasuredTable:
+    """The table in a file. Raises SpecError: no such table, nothing in it, or one of another target."""
+    table: MeasuredTable = parse_table(MeasuredTable, read_toml(path), str(path))
+    if table.target != target.name:
+        raise SpecError(f"{path}: measured on another target", expected=target.name, found=table.target)
+    times = [network.latency_ms for network in table.networks] + [layer.us for layer in table.layers]
+    if not times or min(times) <= 0:
+        found = "none" if not times else f"{min(times):g}"
+        raise SpecError(f"{path}: no measurements", expected="networks or layers, with times above 0", found=found)
+    return table
