@@ -15,12 +15,14 @@ from edgekd.printing import (
     outcome_json,
     print_budget,
     print_distilled,
+    print_factorized,
     print_json,
     print_outcome,
+    print_predicted,
     print_pruned,
     print_quantized,
+    print_scores,
     print_table,
-    score_text,
 )
 
 if TYPE_CHECKING:
@@ -193,6 +195,9 @@ def prune(
     min_fps: Annotated[float | None, typer.Option(help="Remove until it makes as many frames a second.")] = None,
     recipe: RecipeName = "prune",
     out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-pruned.")] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Also write how sensitive each layer is: sensitivity.json.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")] = "local",
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
     trust_checkpoint: Trust = False,
@@ -210,11 +215,39 @@ def prune(
         recipe=load_recipe(recipe or "prune").with_settings(Prune, **asked),
         out=out or Path("runs") / f"{model.name.partition('.')[0]}-pruned",
         target=load_target(target) if target else None,
+        scan=scan,
         device=device,
         trust_checkpoint=trust_checkpoint,
         fresh=not resume,
     )
     (print_json if as_json else print_pruned)(pruning.run(job, _progress()))
+
+
+@app.command()
+def factorize(
+    model: Annotated[Path, typer.Argument(help="Trained Ultralytics .pt.", show_default=False)],
+    data: Data,
+    target: Annotated[
+        str | None, typer.Option(help="What it is for, if not for this machine: `edgekd targets`.")
+    ] = None,
+    energy: Annotated[str | None, typer.Option(help="Share of each layer's output to keep, such as 97%.")] = None,
+    recipe: RecipeName = "factorize",
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-factorized.")] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")] = "local",
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")] = True,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Replace layers of MODEL by products of thinner ones, where that is faster. Train it afterwards."""
+    from edgekd import factorizing
+    from edgekd.spec import LowRank, load_recipe, parse_share
+    from edgekd.target import load_target
+
+    asked = {"energy": parse_share(energy, "--energy") if energy else None}
+    steps = load_recipe(recipe or "factorize").with_settings(LowRank, **asked)
+    where, folder = load_target(target) if target else None, out or Path("runs") / f"{model.stem}-factorized"
+    job = factorizing.FactorizeJob(model, data, steps, folder, where, device, trust_checkpoint, not resume)
+    (print_json if as_json else print_factorized)(factorizing.run(job, _progress()))
 
 
 @app.command("eval")
@@ -252,17 +285,7 @@ def evaluate(
         return
     for image, reason in found.skipped:
         print(f"not scored: {image}: {reason}", file=sys.stderr)
-    rows = [
-        [name, str(row["images"]), str(row["instances"]), score_text(row["map50_95"]), score_text(row["map50"])]
-        for name, row in result["per_class"].items()
-        if row["instances"]
-    ]
-    rows.insert(0, ["all", str(result["images"]), "", score_text(result["map50_95"]), score_text(result["map50"])])
-    if tails is not None:
-        rows.append(
-            [f"rare: {', '.join(rare) or 'none'}", "", "", score_text(tails["map50_95"]), score_text(tails["map50"])]
-        )
-    print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
+    print_scores(result)
 
 
 @app.command()
@@ -298,6 +321,24 @@ def bench(
         f"{timing.fps:.1f} FPS over {result['iterations']} frames, "
         f"{host['engine']}, {host['threads']} threads, {host['cpu']}"
     )
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)],
+    target: TargetName = "xavier",
+    precision: Annotated[str | None, typer.Option(help="fp16, int8 or fp32. Default: the graph's own.")] = None,
+    table: Annotated[Path | None, typer.Option(help="A .toml of times measured on the target itself.")] = None,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Predict latency and energy of MODEL on a TARGET that is not at hand, and say how sure that is."""
+    from edgekd import predicting
+    from edgekd.target import load_target
+
+    found = predicting.run(predicting.PredictJob(model, load_target(target), precision, table, head, trust_checkpoint))
+    (print_json if as_json else print_predicted)(found)
 
 
 @app.command()

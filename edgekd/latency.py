@@ -6,13 +6,18 @@ A choice between two detectors asks a `Latency` and need not know which it is; w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from edgekd.compress.channels import Cost
+from edgekd.compress.channels import Convolution, Cost
 from edgekd.data.dataset import Split
 from edgekd.devices.local import LocalDevice
-from edgekd.stages import Stages
+from edgekd.errors import SpecError
+from edgekd.predict.device import PRECISIONS
+from edgekd.predict.graph import works_in
+from edgekd.predict.latency import Predictor
+from edgekd.predict.work import convolution
+from edgekd.stages import GRAPH, Stages
 from edgekd.store import Stage
 from edgekd.target import Target
 
@@ -71,11 +76,47 @@ class Measured:
         return self.stages.benchmark(before, after, self.split, self.data, self.device, self.basis).results
 
 
-def latency_on(target: Target | None, measured: Measured) -> Latency:
-    """Of what decides for a target: its prediction where there are figures to predict from, else what is measured here.
+@dataclass(frozen=True)
+class Predicted:
+    """For a target that is not here: engine only, from the figures in its file."""
 
-    Measured here for a target that is no CPU is a stand-in, and says so.
+    predictor: Predictor
+    basis: str = "predicted"
+
+    @property
+    def where(self) -> str:
+        """Target and precision."""
+        return f"{self.predictor.target.title} in {self.predictor.device.precision}"
+
+    @property
+    def identity(self) -> Any:
+        """The numbers that are computed with."""
+        predictor = self.predictor
+        return [asdict(predictor.device), asdict(predictor.model.coefficients), predictor.correction]
+
+    def cost(self, layer: Convolution) -> float:
+        """Microseconds of a convolution with its activation; none of one that does not ship."""
+        if not layer.positions:
+            return 0.0
+        shape = (layer.inputs, layer.outputs, layer.positions, layer.kernel)
+        return self.predictor.layer_us(convolution("", *shape, stride=layer.stride, depthwise=layer.depthwise))
+
+    def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
+        """Milliseconds a frame of two graphs."""
+        found = [self.predictor.predict(works_in(stage.path / GRAPH)).latency_ms for stage in (before, after)]
+        return found[0], found[1]
+
+
+def latency_on(target: Target | None, measured: Measured) -> Latency:
+    """What decides for a target: its prediction, in the narrowest precision that there are figures for.
+
+    Without figures it is what is measured here, which for a target that is no CPU is a stand-in, and says so.
     """
     if target is None or target.kind == "cpu":
         return measured
+    for precision in reversed(PRECISIONS):
+        try:
+            return Predicted(Predictor(target, precision))  # type: ignore[arg-type]
+        except SpecError:
+            continue
     return replace(measured, basis="stand-in")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import training
+from edgekd.comparison import require_faster
 from edgekd.data.dataset import Dataset
 from edgekd.detectors.torchvision import SUFFIX, is_torchvision
-from edgekd.errors import CompressError
+from edgekd.errors import CompressError, SpecError
 from edgekd.latency import Latency
 from edgekd.spec import Prune
-from edgekd.stages import Stages
+from edgekd.stages import GRAPH, Stages
 from edgekd.store import Stage
 
 TRIES = 6
@@ -45,7 +46,7 @@ class Narrowed:
 class Narrowing:
     """What is pruned, on what images, for what. before: its float graph; export: a checkpoint's.
 
-    checkpoint: of the detector that is pruned; teacher: of what its recovery learns from, and what gradients ask for.
+    quantized: its quantized graph, where what that one can do without is to go.
     """
 
     stages: Stages
@@ -55,11 +56,14 @@ class Narrowing:
     export: Callable[[Path], Stage]
     latency: Latency
     trust: bool = False
+    quantized: Stage | None = None
 
     def run(self, step: Prune) -> Narrowed:
         """Prune as the step says. Raises CompressError: not so much can go, too slow, or not faster than before."""
         found = self._narrow(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
-        require_faster(found, self.latency)
+        widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
+        fix = "prune more, or keep widths at a larger multiple"
+        require_faster("prune: narrower layers", found, self.latency, widths or "no channel less", fix)
         return found
 
     def _until_fast(self, step: Prune, most_ms: float) -> Narrowed:
@@ -85,6 +89,12 @@ class Narrowing:
         )
 
     def _narrow(self, step: Prune) -> Narrowed:
+        if self.quantized and (step.rounds > 1 or is_torchvision(self.checkpoint.name)):
+            raise SpecError(
+                "prune: what is quantized is pruned in one round, and is a detector by Ultralytics",
+                found=f"{step.rounds} rounds of {self.checkpoint.name}",
+                fix="leave out rounds, or prune before it is quantized",
+            )
         rounds = list(self._rounds(step))
         first, last = rounds[0], rounds[-1]
         graph = self.export(last.path / checkpoint_name(self.checkpoint))
@@ -127,7 +137,8 @@ class Narrowing:
         def work(folder: Path) -> Mapping[str, Any]:
             out = folder / checkpoint_name(self.checkpoint)
             settings = (out, self.dataset.source, step, self.trust, self.stages.progress, self.latency.cost)
-            done = _pruner(checkpoint)(checkpoint, *settings, teacher, left)
+            more = {"quantized": self.quantized.path / GRAPH} if self.quantized else {}
+            done = _family(checkpoint).prune_detector(checkpoint, *settings, teacher, left, **more)
             return {
                 "bytes": out.stat().st_size,
                 "parameters": list(done.parameters),
@@ -145,8 +156,28 @@ class Narrowing:
             "step": counted,
             "left": left if step.max_size else None,
             "latency": self.latency.identity,
+            "quantized": self.quantized.sha256 if self.quantized else None,
         }
         return self.stages.run("prune", inputs, work)
+
+
+def sensitivity(
+    stages: Stages, dataset: Dataset, checkpoint: Path, step: Prune, trust: bool = False
+) -> Mapping[str, Any]:
+    """How much the loss on the labels grows when one unit alone loses channels: `shares`, `loss`, `units` by name."""
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        from edgekd.detectors.channel_groups import SHARES
+
+        found = _family(checkpoint).scan_detector(checkpoint, dataset.source, step, trust, stages.progress)
+        units = {name: [float(f"{loss:.6g}") for loss in losses] for name, losses in found.units.items()}
+        return {"shares": list(SHARES), "loss": float(f"{found.loss:.6g}"), "units": units}
+
+    chosen = {name: getattr(step, name) for name in ("importance", "images", "batch", "image_size", "seed")}
+    train = stages.fingerprint(dataset.split("train"))
+    inputs = {"model": stages.sha256(checkpoint), "train": train, "step": chosen}
+    results = stages.run("sensitivity", inputs, work).results
+    return {name: results[name] for name in ("shares", "loss", "units")}
 
 
 def checkpoint_name(detector: Path) -> str:
@@ -154,31 +185,17 @@ def checkpoint_name(detector: Path) -> str:
     return f"pruned{SUFFIX if is_torchvision(detector.name) else '.pt'}"
 
 
-def require_faster(found: Narrowed, latency: Latency) -> None:
-    """Raise CompressError where a pruned network takes no less time than before; the fix is told with its widths."""
-    before, after = found.latency_ms
-    if after < before:
-        return
-    widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
-    raise CompressError(
-        "prune: narrower, and not faster",
-        expected=f"less than {before:.2f} ms a frame, as before, on {latency.where} ({latency.basis})",
-        found=f"{after:.2f} ms with {widths or 'no channel less'}",
-        fix="prune more, or keep widths at a larger multiple",
-    )
-
-
 def _each(share: float, rounds: int) -> float:
     """What goes in each of several rounds so that a share is gone in the end."""
     return float(1 - (1 - share) ** (1 / rounds))
 
 
-def _pruner(checkpoint: Path) -> Any:
-    """The function that prunes a checkpoint of this family."""
+def _family(checkpoint: Path) -> Any:
+    """The module that prunes a checkpoint of this family."""
     if is_torchvision(checkpoint.name):
-        from edgekd.detectors.torchvision_prune import prune_detector as of_torchvision
+        from edgekd.detectors import torchvision_prune
 
-        return of_torchvision
-    from edgekd.detectors.ultralytics_prune import prune_detector as of_ultralytics
+        return torchvision_prune
+    from edgekd.detectors import ultralytics_prune
 
-    return of_ultralytics
+    return ultralytics_prune

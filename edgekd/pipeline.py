@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgekd import gate, pruning, training
+from edgekd import factorizing, gate, pruning, training
 from edgekd.budget import Line, judge, verdict
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
@@ -14,10 +14,11 @@ from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes
 from edgekd.latency import Measured, latency_on
 from edgekd.narrowing import Narrowing
-from edgekd.planning import Limits, detector_trial, offered, quantized, refuse_recipe, room, searches
+from edgekd.planning import Limits, detector_trial, offered, refuse_recipe, room, searches
+from edgekd.planning import quantized as quantize_stage
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import budget_bytes, bytes_beside_graph, pack_bundle, write_build_ledger, write_report
-from edgekd.spec import Budget, Distill, Prune, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Step
 from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
@@ -58,7 +59,7 @@ class Run:
 
     `before` and `after` are the graphs, scored in `scores`; `encoded` is `after` as it ships; `steps` led to it.
     `floating` is the float graph that `after` was made from, and `detector` that of the graph: the given ones, or the
-    student's.
+    student's, or what pruning has left, which is `weakened` until it was trained.
     """
 
     job: Job
@@ -74,6 +75,7 @@ class Run:
     calibrated: Calibrated | None
     checked: Stage
     steps: tuple[Stage, ...] = ()
+    weakened: bool = False
 
     @property
     def reproducible(self) -> list[Stage]:
@@ -150,39 +152,69 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
 
 def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """One step of the recipe, from the graph that the one before left."""
-    job, tensorrt, done = run.job, tensorrt_of(run.job.target), len(stages.done)
+    done = len(stages.done)
     if isinstance(step, Prune):
         run = pruned(step, run, dataset, stages)
-        after = run.floating
+    elif isinstance(step, LowRank):
+        run = factorized(step, run, dataset, stages)
     elif isinstance(step, Distill):
         run = distilled(step, run, dataset, stages)
-        after = run.floating
     elif isinstance(step, QuantAwareDistill):
-        stages.refuse_shared(dataset.split("train"), run.scored)
-        after = training.quant_aware_distill(
-            stages, step, run.detector, run.after, dataset, job.trust_checkpoint, tensorrt
-        )
+        run = trained(step, run, dataset, stages)
     else:
-        step = offered(step, job.target)
-        source = calibration_source(job.calibration, dataset, searching=searches(step, job.budget))
-        calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.floating))
-        run = replace(run, calibrated=calibrated)
-        trial = partial(detector_trial, dataset, run.floating, calibrated, run.scored, stages)
-        limits = _limits(run, step, stages)
-        after = quantized(stages, step, run.after, calibrated.frames, limits, trial, tensorrt)
-    return replace(run, after=after, steps=(*run.steps, *stages.done[done:]))
+        run = quantized(step, run, dataset, stages)
+    return replace(run, steps=(*run.steps, *stages.done[done:]))
+
+
+def quantized(step: Quantize, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with its float graph quantized."""
+    job, step = run.job, offered(step, run.job.target)
+    source = calibration_source(job.calibration, dataset, searching=searches(step, job.budget))
+    calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.floating))
+    run = replace(run, calibrated=calibrated)
+    trial = partial(detector_trial, dataset, run.floating, calibrated, run.scored, stages)
+    tensorrt = tensorrt_of(job.target)
+    after = quantize_stage(stages, step, run.floating, calibrated.frames, _limits(run, step, stages), trial, tensorrt)
+    return replace(run, after=after)
+
+
+def trained(step: QuantAwareDistill, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with its quantized graph trained: beside its float detector, or the given one if that is weakened."""
+    job = run.job
+    stages.refuse_shared(dataset.split("train"), run.scored)
+    teacher = job.model if run.weakened else None
+    tensorrt, trust = tensorrt_of(job.target), job.trust_checkpoint
+    after = training.quant_aware_distill(stages, step, run.detector, run.after, dataset, trust, tensorrt, teacher)
+    return replace(run, after=after)
 
 
 def pruned(step: Prune, run: Run, dataset: Dataset, stages: Stages) -> Run:
-    """The run with the detector's narrower self in its place."""
+    """The run with the detector's narrower self in its place: if it is quantized, quantized by the same plan."""
     job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
     measured = Measured(stages, run.scored, run.data_sha256, local_device(job.device))
-    export = partial(pruning.exported, stages=stages, dataset=dataset, opset=opset_for(job.target))
+    export = partial(_exported, target=job.target, dataset=dataset, stages=stages)
     latency = latency_on(job.target, measured)
-    narrowing = Narrowing(stages, dataset, job.model, run.floating, export, latency, job.trust_checkpoint)
+    before = run.after if run.after.key != run.floating.key else None
+    narrowing = Narrowing(stages, dataset, job.model, run.floating, export, latency, job.trust_checkpoint, before)
     found = narrowing.run(pruning.for_target(step, job.target))
-    return _with_detector(load(found.checkpoint), run, dataset, stages)
+    run = replace(_with_detector(found.checkpoint, run, dataset, stages), weakened=True)
+    again = job.recipe.quantize
+    if before is None or again is None:
+        return run
+    plan = before.path / PLAN
+    return quantized(replace(again, plan=str(plan) if PLAN in before.files else None), run, dataset, stages)
+
+
+def factorized(step: LowRank, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with products in place of some of the detector's layers."""
+    job, checkpoint = run.job, run.detector.path
+    stages.refuse_shared(dataset.split("train"), run.scored)
+    latency = latency_on(job.target, Measured(stages, run.scored, run.data_sha256, local_device(job.device)))
+    export = partial(_exported, target=job.target, dataset=dataset, stages=stages)
+    trust = job.trust_checkpoint
+    found = factorizing.factorize(stages, step, checkpoint, dataset, run.floating, export, latency, trust)
+    return replace(_with_detector(found.checkpoint, run, dataset, stages), weakened=True)
 
 
 def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
@@ -191,12 +223,18 @@ def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
     stages.refuse_shared(dataset.split("train"), run.scored)
     step = replace(step, student=step.student or str(run.detector.path))
     done = training.distill(stages, step, job.model, dataset, job.trust_checkpoint)
-    return _with_detector(load(done.path / training.student_file(step)), run, dataset, stages)
+    return _with_detector(done.path / training.student_file(step), run, dataset, stages)
 
 
-def _with_detector(detector: Detector, run: Run, dataset: Dataset, stages: Stages) -> Run:
-    graph = stages.export(detector, None, dataset.classes, opset_for(run.job.target))
-    return replace(run, detector=detector, floating=graph, encoded=stages.encode(graph, "fp32"))
+def _exported(checkpoint: Path, target: Target, dataset: Dataset, stages: Stages) -> Stage:
+    """The float graph of a checkpoint that was written here."""
+    return stages.export(load(checkpoint), None, dataset.classes, opset_for(target))
+
+
+def _with_detector(checkpoint: Path, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    detector, graph = load(checkpoint), _exported(checkpoint, run.job.target, dataset, stages)
+    encoded = stages.encode(graph, "fp32")
+    return replace(run, detector=detector, floating=graph, after=graph, encoded=encoded, weakened=False)
 
 
 def checked_and_scored(run: Run, stages: Stages) -> Run:

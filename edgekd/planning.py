@@ -105,10 +105,11 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found="neither",
             fix="pass --max-size or --keep, such as --keep 98%",
         )
-    if recipe.distill is not None and recipe.distill.student is None and recipe.prune is None:
+    left = recipe.prune or recipe.factorize
+    if recipe.distill is not None and recipe.distill.student is None and left is None:
         raise SpecError(
             f"recipe {recipe.name} trains a student and names none",
-            fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, or a step prune before it',
+            fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, or prune or factorize before it',
         )
     if recipe.trains and model.suffix != ".pt":
         raise SpecError(
@@ -117,6 +118,8 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
+    if recipe.factorize is not None and is_torchvision(model.name):
+        raise SpecError(f"recipe {recipe.name} factorizes", expected="a detector by Ultralytics", found=model.name)
     shipped = (recipe.distill.student if recipe.distill else None) or model.name
     if recipe.quant_aware and is_torchvision(shipped):
         raise SpecError(

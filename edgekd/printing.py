@@ -88,6 +88,18 @@ def print_distilled(result: Mapping[str, Any]) -> None:
 
 def print_pruned(result: Mapping[str, Any]) -> None:
     """The result of `edgekd prune`, for people."""
+    _print_lighter(result)
+    print(f"pruned: {result['checkpoint']}")
+
+
+def print_factorized(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd factorize`, for people."""
+    _print_lighter(result)
+    print(f"{len(result['layers'])} layers replaced\nfactorized: {result['checkpoint']}")
+
+
+def _print_lighter(result: Mapping[str, Any]) -> None:
+    """A detector before and after something was taken from it."""
     both = (result["before"], result["after"])
     rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
     rows.append(["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)])
@@ -96,10 +108,43 @@ def print_pruned(result: Mapping[str, Any]) -> None:
     if (on := result["target"]) is not None and on["basis"] == "predicted":
         rows.append([f"ms on {on['name']}, predicted", *(f"{on[side]:.2f}" for side in ("before_ms", "after_ms"))])
     print_table(["", "before", "after"], rows)
-    print(f"measured on {result['host']['cpu']} with {result['host']['engine']}\npruned: {result['checkpoint']}")
+    print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
 
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
+
+
+def print_predicted(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd predict`, for people."""
+    rows = [["ms a frame", *(f"{result[key]:.2f}" for key in ("latency_ms", "low_ms", "high_ms"))]]
+    rows.append(["frames a second", *(f"{result['fps'] * result['latency_ms'] / result[key]:.1f}" for key in _SPAN)])
+    if result["energy_mj"] is not None:
+        rows.append(["mJ a frame", *(f"{result[key]:.0f}" for key in ("energy_mj", "low_mj", "high_mj"))])
+    print_table([f"{result['target']}, {result['precision']}", "predicted", "from", "to"], rows)
+    total = sum(layer["us"] for layer in result["layers"])
+    print(f"the {len(result['layers'])} dearest layers take {total / 10 / result['latency_ms']:.0f} % of it:")
+    print_table(["layer", "", "us"], [[each["name"], each["kind"], f"{each['us']:.1f}"] for each in result["layers"]])
+    print("Predicted, not measured: nine of ten measurements should lie in that range.")
+    for doubt in result["doubts"]:
+        print(f"Do not trust it far: {doubt}.")
+
+
+_SPAN = ("latency_ms", "high_ms", "low_ms")
+
+
+def print_scores(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd eval`, for people."""
+
+    def row(name: str, images: object, objects: object, scores: Mapping[str, Any]) -> list[str]:
+        return [name, str(images), str(objects), score_text(scores["map50_95"]), score_text(scores["map50"])]
+
+    rows = [row("all", result["images"], "", result)]
+    rows += [
+        row(name, of["images"], of["instances"], of) for name, of in result["per_class"].items() if of["instances"]
+    ]
+    if (tail := result["tail"]) is not None:
+        rows.append(row(f"rare: {', '.join(tail['classes']) or 'none'}", "", "", tail))
+    print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
 
 
 def print_budget(lines: Sequence[Line]) -> None:

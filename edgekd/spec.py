@@ -139,12 +139,12 @@ class Prune:
 class LowRank:
     """Convolutions replaced by products of thinner ones, where those cost less.
 
-    energy: the share of the power of each one's output that its product keeps at least. channels: those with fewer, on
-    either side, are left alone. images: of the training split, for what layers read; image_size: their side in pixels,
-    the detector's own if None; seed: by which they are drawn.
+    energy: the share of what varies in each one's output that its product keeps at least. channels: those with fewer,
+    on either side, are left alone. images: of the training split, for what layers read; image_size: their side in
+    pixels, the detector's own if None; seed: by which they are drawn.
     """
 
-    energy: float = 0.95
+    energy: float = 0.97
     channels: int = 64
     images: int = 64
     image_size: int | None = None
@@ -302,12 +302,13 @@ class Distill:
         return self.stages[-1]
 
 
-Step = Quantize | QuantAwareDistill | Distill | Prune
+Step = Quantize | QuantAwareDistill | Distill | LowRank | Prune
 """The compression steps a recipe may hold."""
-S = TypeVar("S", Distill, Prune)
+S = TypeVar("S", Distill, LowRank, Prune)
 
 _STEPS: dict[str, type[Step]] = {
     "prune": Prune,
+    "factorize": LowRank,
     "distill": Distill,
     "quantize": Quantize,
     "quant_aware_distill": QuantAwareDistill,
@@ -339,12 +340,17 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Whether a step needs a checkpoint and labelled training data."""
-        return any(isinstance(step, (Prune, Distill, QuantAwareDistill)) for step in self.steps)
+        return any(isinstance(step, (Prune, LowRank, Distill, QuantAwareDistill)) for step in self.steps)
 
     @property
     def prune(self) -> Prune | None:
         """The step that removes channels; None in a recipe that keeps them all."""
         return next((step for step in self.steps if isinstance(step, Prune)), None)
+
+    @property
+    def factorize(self) -> LowRank | None:
+        """The step that replaces convolutions by products; None in a recipe that keeps them."""
+        return next((step for step in self.steps if isinstance(step, LowRank)), None)
 
     @property
     def quant_aware(self) -> bool:
@@ -372,7 +378,7 @@ class Recipe:
             self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
         )
 
-    def with_settings(self, kind: type[Distill] | type[Prune], **settings: Any) -> Recipe:
+    def with_settings(self, kind: type[Distill] | type[LowRank] | type[Prune], **settings: Any) -> Recipe:
         """The recipe with these settings of its step of that kind, but for those that are None.
 
         Raises SpecError where it has no such step.
@@ -446,13 +452,21 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
         raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
     head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
     found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
-    order = [list(_STEPS.values()).index(type(step)) for step in found]
-    repeated = any(order.count(kind) > 1 for kind in (0, 1, 2))
-    if order != sorted(order) or repeated or (3 in order and 2 not in order):
+    if not _in_order([type(step) for step in found]):
         kinds = ", ".join(str(step["kind"]) for step in steps)
-        expected = "prune, distill and quantize at most once each and in this order, then quant_aware_distill"
+        expected = "prune, factorize, distill and quantize at most once each and in this order, then "
+        expected += "quant_aware_distill; or quantize, prune, quant_aware_distill"
         raise SpecError(f"{source}: steps", expected=expected, found=kinds)
     return Recipe(head.name, found, head.description)
+
+
+def _in_order(kinds: list[type[Step]]) -> bool:
+    """Whether steps of these kinds make sense one after the other."""
+    if kinds[:2] == [Quantize, Prune]:  # what a quantized detector can do without, before it is trained as one
+        return kinds[2:] != [] and set(kinds[2:]) == {QuantAwareDistill}
+    order = [list(_STEPS.values()).index(kind) for kind in kinds]
+    repeated = any(kinds.count(kind) > 1 for kind in (Prune, LowRank, Distill, Quantize))
+    return order == sorted(order) and not repeated and (QuantAwareDistill not in kinds or Quantize in kinds)
 
 
 def _step(table: dict[str, Any], where: str) -> Step:

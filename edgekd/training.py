@@ -151,8 +151,9 @@ def quant_aware_distill(
     dataset: Dataset,
     trust: bool = False,
     tensorrt: str | None = None,
+    teacher: Path | None = None,
 ) -> Stage:
-    """The quantized graph with weights trained beside its float detector, on the training split.
+    """The quantized graph with weights trained beside its float detector, or a teacher, on the training split.
 
     Results: as `quantize`, without what training changes; `epochs`, and `losses`: of each epoch, by name.
     """
@@ -163,7 +164,7 @@ def quant_aware_distill(
         from edgekd.formats.calibration_cache import from_text, to_text
 
         source, out = graph.path / GRAPH, folder / GRAPH
-        done = distill_quantized(detector.path, source, out, dataset.source, step, trust, stages.progress)
+        done = distill_quantized(detector.path, source, out, dataset.source, step, trust, stages.progress, teacher)
         if tensorrt:
             pairs = zip(read_layers(source), read_layers(out), strict=True)
             # Tensors that share a scale have one number, before as after.
@@ -179,6 +180,7 @@ def quant_aware_distill(
     inputs = {
         "graph": graph.sha256,
         "checkpoint": stages.sha256(detector.path),
+        "teacher": stages.sha256(teacher) if teacher else None,
         "train": stages.fingerprint(dataset.split("train")),
         "step": asdict(step),
         "tensorrt": tensorrt,

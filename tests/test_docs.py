@@ -108,7 +108,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         assert f"edgekd {command}" in contract
 
 
-@pytest.mark.parametrize("name", ["build", "quantize", "distill", "prune", "eval", "check", "doctor"])
+@pytest.mark.parametrize("name", ["build", "quantize", "distill", "prune", "factorize", "eval", "check", "doctor"])
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
     assert examples
@@ -124,8 +124,10 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
         "quantize",
         "distill",
         "prune",
+        "factorize",
         "eval",
         "bench",
+        "predict",
         "check",
         "doctor",
         "ledger",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from test_json_contract import assert_documented
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors import load
 from edgekd.errors import CompressError
-from edgekd.narrowing import Narrowed, Narrowing, require_faster
+from edgekd.narrowing import Narrowing
 from edgekd.progress import SILENT
-from edgekd.pruning import exported
 from edgekd.spec import Distill, Prune
 from edgekd.stages import EXPORT_OPSET, Stages
 from edgekd.store import Stage
@@ -60,7 +58,10 @@ def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, t
     assert after["latency_ms"] < before["latency_ms"]
     evaluated = edgekd("eval", tmp_path / "out" / "pruned.pt", "--data", tiny_data, "--json").json
     assert evaluated["map50_95"] == after["map50_95"]
-    again = edgekd("prune", detector, *flags)
+    again = edgekd("prune", detector, *flags, "--scan")
+    told = json.loads((tmp_path / "out" / "sensitivity.json").read_bytes())
+    assert set(told["units"]) == set(ran.json["widths"])
+    assert {len(losses) for losses in told["units"].values()} == {len(told["shares"])}
     assert "prune: found in the store" in again.err
     assert "multiply-adds" in again.out
     other = edgekd("prune", detector, *flags, "--ratio", "30%", "--json")
@@ -84,6 +85,26 @@ def test_a_build_prunes_and_trains_what_is_left(
     assert sizes["distill"] == pytest.approx(sizes["prune"], rel=0.01), "the student is what pruning has left"
 
 
+def test_a_quantized_detector_is_pruned_as_one_and_trained_last(
+    edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The plan that was made first is run again on what is left, and what was given teaches it."""
+    trains = '[[steps]]\nkind = "quant_aware_distill"\nepochs = 1\nbatch = 6\nimage_size = 160\n'
+    steps = '[[steps]]\nkind = "quantize"\nformats = ["int8", "fp4x"]\nmax_size = "2.6MB"\nframes = 2\n'
+    (tmp_path / "order.toml").write_text(f'name = "order"\n{steps}{STEP.partition(chr(10))[2]}{trains}', "utf-8")
+    flags = ("--data", tiny_data, "--target", "cpu", "--out", tmp_path / "out", "--recipe", tmp_path / "order.toml")
+    ran = edgekd("build", detector, *flags, "--json")
+    assert ran.code == 0, ran.err
+    made = [stage for stage in ran.json["stages"] if stage["name"] in ("quantize", "prune", "quant_aware_distill")]
+    names = [stage["name"] for stage in made]
+    assert names[-4:] == ["quantize", "prune", "quantize", "quant_aware_distill"]
+    assert made[-2]["bytes"] < made[-4]["bytes"]
+    found = sorted((tmp_path / "out" / "stages").glob("quantize-*/plan.toml"), key=lambda path: path.stat().st_mtime_ns)
+    plans = [path.read_text("utf-8") for path in found[-2:]]
+    forms = [sorted(line for line in plan.splitlines() if line.startswith("form = ")) for plan in plans]
+    assert forms[0] == forms[1]
+
+
 class Clock:
     """A latency that is told, before it is asked: milliseconds of what has so many parameters."""
 
@@ -96,25 +117,21 @@ class Clock:
         return self._at_start, self._at_start if after is before else self._by_graph(after)
 
 
-def narrowed(before: float, after: float) -> Narrowed:
-    stage = Stage("export", 1, "", Path(), {}, 0.0, False, {})
-    return Narrowed(Path(), stage, (9, 3), (9, 3), (before, after), {"a": (8, 4), "b": (8, 8)}, {}, 0.5)
-
-
-def test_what_is_narrower_and_not_faster_is_refused_with_its_widths() -> None:
-    clock = Clock(10.0, lambda graph: 0.0)
-    require_faster(narrowed(10.0, 9.0), clock)
-    with pytest.raises(CompressError, match=r"not faster.*10\.00 ms.*a clock \(predicted\).*10\.50 ms with a 8 -> 4;"):
-        require_faster(narrowed(10.0, 10.5), clock)
-
-
 @pytest.fixture
 def narrowing(detector: Path, tiny_data: Path, tmp_path: Path) -> Callable[[Clock], Narrowing]:
     dataset = load_dataset(tiny_data)
     stages = Stages.within(tmp_path / "out", False, SILENT)
-    before = stages.export(load(detector), None, dataset.classes, EXPORT_OPSET)
-    export = partial(exported, stages=stages, dataset=dataset, opset=EXPORT_OPSET)
-    return lambda clock: Narrowing(stages, dataset, detector, before, export, clock)
+
+    def export(checkpoint: Path) -> Stage:
+        return stages.export(load(checkpoint), None, dataset.classes, EXPORT_OPSET)
+
+    return lambda clock: Narrowing(stages, dataset, detector, export(detector), export, clock)
+
+
+def test_what_is_narrower_and_not_faster_is_refused_with_its_widths(narrowing: Callable[[Clock], Narrowing]) -> None:
+    said = r"not faster.*10\.00 ms.*a clock \(predicted\).*10\.50 ms with model\..* \d+ -> \d+;"
+    with pytest.raises(CompressError, match=said):
+        narrowing(Clock(10.0, lambda graph: 10.5)).run(Prune(importance="magnitude", multiple=8))
 
 
 def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Narrowing]) -> None:
@@ -186,3 +203,20 @@ def test_what_is_scored_is_not_chosen_by(edgekd: EdgeKD, detector: Path, tiny_da
     assert ran.code == 2
     assert "expected training and scoring to share no image" in ran.err
     assert not (tmp_path / "out" / "pruned.pt").exists()
+
+
+def test_what_a_target_is_predicted_to_take_decides_for_it(
+    edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path), "--out", tmp_path / "out", "--ratio", "40%")
+    ran = edgekd("prune", detector, *flags, "--target", "xavier", "--json")
+    assert ran.code == 0, ran.err
+    assert_documented(ran.json, "prune")
+    on = ran.json["target"]
+    assert (on["name"], on["basis"], on["where"]) == ("xavier", "predicted", "Jetson AGX Xavier 32GB in int8")
+    assert 0 < on["after_ms"] < on["before_ms"]
+    told = edgekd("predict", tmp_path / "out" / "pruned.pt", "--target", "xavier", "--precision", "int8", "--json").json
+    assert told["latency_ms"] == pytest.approx(on["after_ms"], rel=1e-3)
+    by_multiply_adds = edgekd("prune", detector, *flags, "--json").json
+    assert by_multiply_adds["target"] is None
+    assert by_multiply_adds["widths"] != ran.json["widths"]

@@ -125,7 +125,8 @@ def choose(
     """How many channels each unit loses, by its name: at least importance for what it saves, step by step.
 
     step: of which `multiple`, `most` and `caps` count; each cut brings a unit to its next multiple, or where that saves
-    nothing to a further one. cost: of what the goal limits if None, first multiply-adds. Which channels go in a group: `least_important`.
+    nothing to a further one. cost: of what the goal limits if None, first multiply-adds. Which channels go in a group:
+    `least_important`.
     Raises CompressError where all that may go is not enough.
     """
     multiple = step.multiple or MULTIPLE

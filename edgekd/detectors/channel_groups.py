@@ -31,6 +31,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from edgekd.progress import Progress
     from edgekd.spec import Prune
 
 Pair = tuple[str, str]
@@ -111,6 +112,48 @@ class Channels:
             for group in self._groups[name] if count else ():
                 group.remove(count)
 
+    @contextmanager
+    def unread(self, name: str, count: int) -> Iterator[None]:
+        """The network as if so many channels of each group of a unit had gone: nothing reads them."""
+        kept = [
+            (layer.weight, layer.weight.detach().clone()) for group in self._groups[name] for layer in group.readers
+        ]
+        with torch.no_grad():
+            for group in self._groups[name]:
+                group.silence(count)
+            yield
+            for weight, before in kept:
+                weight.copy_(before)
+
+
+SHARES = (0.25, 0.5, 0.75)
+"""What a scan takes away of one unit at a time."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much a loss grows when only one unit loses channels.
+
+    loss: the mean of a batch with all channels; units: by name, the loss without each of SHARES of its channels.
+    """
+
+    loss: float
+    units: Mapping[str, tuple[float, ...]]
+
+
+def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -> Sensitivity:
+    """Ask for the loss with each unit narrowed in turn, the least important channels first; nothing stays changed."""
+    units: dict[str, tuple[float, ...]] = {}
+    with torch.no_grad():
+        whole = measure()
+        for unit in progress.items(channels.units, "scan", len(channels.units)):
+            found = []
+            for share in SHARES:
+                with channels.unread(unit.name, round(unit.channels * share)):
+                    found.append(measure())
+            units[unit.name] = tuple(found)
+    return Sensitivity(whole, units)
+
 
 def on_the_way(weights: int, least: float, rounds: int) -> float:
     """What to have left after the first of several rounds that take the same share each. Nothing below 0."""
@@ -164,7 +207,8 @@ def convolutions_run(
 
 class _Group:
     """Channels that can only go together. name: of a layer that writes them; parts: of each layer that has them, its
-    name, whether it writes them, which of its channels, and which of the group's these are.
+    name, whether it writes them, which of its channels, and which of the group's these are; readers: those layers that
+    read them.
     """
 
     def __init__(self, group: Any, graph: Any, names: Mapping[Any, str], importance: str) -> None:
@@ -181,10 +225,20 @@ class _Group:
             self.parts.append((names[layer], writes, own, roots))
             scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self.importance: NDArray[np.float64] = np.mean(scores, axis=0)
+        self._read = [part for part in self.parts if not part[1]]
+        layers = {name: layer for layer, name in names.items()}
+        self.readers = [layers[name] for name, *_ in self._read]
 
     def remove(self, count: int) -> None:
         """Take the least important ones away."""
         self._group.prune(least_important(self.importance, count))
+
+    def silence(self, count: int) -> None:
+        """Give the least important ones weights of zero where they are read."""
+        away = set(least_important(self.importance, count))
+        for layer, (_, _, own, roots) in zip(self.readers, self._read, strict=True):
+            places = [place for place, root in zip(own, roots, strict=True) if root in away]
+            (layer.weight.transpose(0, 1) if layer.groups == 1 else layer.weight)[places] = 0
 
 
 def _scores(

@@ -27,7 +27,15 @@ from edgekd.progress import SILENT, Progress
 from edgekd.spec import Distill, DistillStage, Prune, Weights
 
 # First: it says what is missing where PyTorch or torch-pruning are.
-from edgekd.detectors.channel_groups import Channels, Pruned, convolutions_run, deterministic, on_the_way  # isort: skip
+from edgekd.detectors.channel_groups import (  # isort: skip
+    Channels,
+    Pruned,
+    Sensitivity,
+    convolutions_run,
+    deterministic,
+    on_the_way,
+    scan,
+)
 
 import torch
 from torch import nn
@@ -71,6 +79,25 @@ def prune_detector(
     after = convolutions_run(dense, run).values()
     save_network(network, out)
     return Pruned.of(channels, gone, after, (before, parameters_in(network)), time.monotonic() - began)
+
+
+def scan_detector(
+    checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
+) -> Sensitivity:
+    """How much the loss on the labels grows when each unit loses channels, on the images that pruning would see."""
+    network, dataset = TorchvisionDetector(checkpoint).network(), load_dataset(data)
+    dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
+    samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
+    loss = _loss(network, dataset.classes, None)
+    if step.importance != "magnitude":
+        _accumulate_gradients(network, loss, samples, step, progress)
+    run = partial(dense.forward, frame)
+    network.requires_grad_(True)
+    channels = Channels(dense, frame, convolutions_run(dense, run), _untouched(network), step.importance)
+    starts = range(0, len(samples), step.batch)
+    batches = [_batch(samples[at : at + step.batch], network.image_size) for at in starts]
+    _to_train(network)
+    return scan(channels, lambda: sum(float(loss(each)) for each in batches) / len(batches), progress)
 
 
 class _Dense(nn.Module):  # type: ignore[misc]
@@ -125,15 +152,20 @@ def _accumulate_gradients(
     network: TorchvisionNetwork, loss: Any, samples: Sequence[tuple[Sample, Image]], step: Prune, progress: Progress
 ) -> None:
     """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
-    network.requires_grad_(True).train()
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()  # no statistics change
+    _to_train(network.requires_grad_(True))
     starts = range(0, len(samples), step.batch)
     with deterministic():
         for start in progress.items(starts, "gradients", len(starts)):
             loss(_batch(samples[start : start + step.batch], network.image_size)).backward()
     network.eval()
+
+
+def _to_train(network: TorchvisionNetwork) -> None:
+    """Have a network give losses, without a change of its statistics."""
+    network.train()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
 
 
 def _batch(samples: Sequence[tuple[Sample, Image]], size: tuple[int, int]) -> Batch:

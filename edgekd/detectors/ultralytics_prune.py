@@ -7,6 +7,7 @@ its trainer builds a network anew from a description, which knows nothing of the
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -37,11 +38,14 @@ import torch
 from torch import nn
 from ultralytics.utils import DEFAULT_CFG
 
+from edgekd.compress.fake_quant import FakeQuantConv2d
+from edgekd.compress.qdq import read_layers
 from edgekd.compress.terms import shared_classes
-from edgekd.detectors.channel_groups import Pruned, deterministic, on_the_way
+from edgekd.detectors.channel_groups import Pruned, Sensitivity, deterministic, on_the_way, scan
 from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves
 from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics_seen import look
+from edgekd.detectors.ultralytics_trainer import DistillationLoss, float_network, quantized_network
 
 Read = tuple[Sample, NDArray[np.uint8]]
 """A sample, and its image as it was read: uint8 [h, w, 3] BGR."""
@@ -57,37 +61,73 @@ def prune_detector(
     cost: Cost | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
+    quantized: Path | None = None,
 ) -> Pruned:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
     data: a data set, of whose split `train` `step.images` are read, for gradients. Of the step `share` and `max_size`
     say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. cost: of a convolution, by which what is
     saved is counted; multiply-adds if None. teacher: also its detections count in the gradients, as in distillation.
-    rounds: how many are left, this one included, to come down to `max_size`.
+    rounds: how many are left, this one included, to come down to `max_size`. quantized: the detector's Q/DQ graph, in
+    place of which the gradients are then taken, of the loss on the labels and of how far it is from the detector.
     Nothing is trained: a detector that has lost more than a little has to be (`ultralytics_distill`). The same
     arguments give the same detector.
     Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where so much
     cannot be removed.
     """
     began = time.monotonic()
-    network, train_args = UltralyticsDetector(checkpoint, trust).network()
-    if network.is_fused():
-        raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
-    size = input_size(train_args, int(max(network.stride)))
+    network, train_args, size = _opened(checkpoint, trust)
     before, room = parameters_in(network), _weights(network, step.max_bytes, rounds)
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
             dataset = load_dataset(data)
             samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
-            loss = _loss(network, dataset.classes, teacher, trust)
-            shown = (step.image_size, step.image_size) if step.image_size else size
-            _accumulate_gradients(network, loss, samples, shown, step, progress)
+            if quantized:
+                model, loss = _quantized(checkpoint, quantized, trust)
+            else:
+                model, loss = network, _loss(network, dataset.classes, teacher, trust)
+            _accumulate_gradients(model, loss, samples, _shown(step, size), step, progress)
+            if quantized:
+                _hand_over(model, network)
         channels = channels_of(network, size, step.importance)
         gone = channels.thin(step, cost, room)
     network.zero_grad(set_to_none=True)
     after = tuple(convolutions_of(network, size).values())
     write_checkpoint(network, {"task": "detect", **train_args, "imgsz": list(size)}, out)
     return Pruned.of(channels, gone, after, (before, parameters_in(network)), time.monotonic() - began)
+
+
+def scan_detector(
+    checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
+) -> Sensitivity:
+    """How much the loss on the labels grows when each unit loses channels, on the images that pruning would see."""
+    network, _, size = _opened(checkpoint, trust)
+    dataset = load_dataset(data)
+    with quiet(), in_halves(network):
+        samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
+        loss, shown = _loss(network, dataset.classes, None, trust), _shown(step, size)
+        if step.importance != "magnitude":
+            _accumulate_gradients(network, loss, samples, shown, step, progress)
+        channels = channels_of(network, size, step.importance)
+        network.model[-1].training = True  # the head alone: raw predictions
+        batches = [_batch(samples[at : at + step.batch], shown) for at in range(0, len(samples), step.batch)]
+
+        def measure() -> float:
+            return sum(float(loss(network(each["img"]), each)[0].sum()) for each in batches) / len(batches)
+
+        return scan(channels, measure, progress)
+
+
+def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
+    """A network that can be pruned, how it was trained, and its input's height and width. Raises SpecError."""
+    network, train_args = UltralyticsDetector(checkpoint, trust).network()
+    if network.is_fused():
+        raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
+    return network, dict(train_args), input_size(train_args, int(max(network.stride)))
+
+
+def _shown(step: Prune, size: tuple[int, int]) -> tuple[int, int]:
+    return (step.image_size, step.image_size) if step.image_size else size
 
 
 def _weights(network: Any, max_bytes: int | None, rounds: int) -> float:
@@ -118,6 +158,33 @@ def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: b
         return loss
     finally:
         network.args = own
+
+
+def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any]:
+    """A detector that computes what its Q/DQ graph does, and the loss whose gradients count."""
+    floating, one_to_one = float_network(checkpoint, trust)
+    network = quantized_network(floating, read_layers(graph), learned=False)
+    network.args = DEFAULT_CFG
+    return network, DistillationLoss(network, floating, 1.0, one_to_one)
+
+
+def _hand_over(quantized: Any, network: Any) -> None:
+    """Give the weights of a network in halves the gradients of the quantized one with its batch norms folded in.
+
+    What counts is weight times gradient, which neither scales nor folded norms change: dL/dW of W = k V is dL/dV / k.
+    """
+    found = {
+        name: layer.weight.detach() * layer.weight.grad
+        for name, layer in quantized.named_modules()
+        if isinstance(layer, (nn.Conv2d, FakeQuantConv2d)) and layer.weight.grad is not None
+    }
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            whole = re.sub(r"\.halves\.[01]\.", ".cv1.", name)
+            product = found.get(whole, torch.zeros_like(layer.weight))  # a branch that does not ship has none
+            if whole != name:
+                product = product.chunk(2)[".halves.1." in name]
+            layer.weight.grad = torch.where(layer.weight == 0, 0.0, product / layer.weight).detach()
 
 
 def _accumulate_gradients(

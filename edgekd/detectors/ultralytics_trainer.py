@@ -48,8 +48,9 @@ def distill_quantized(
     step: QuantAwareDistill,
     trust: bool = False,
     progress: Progress = SILENT,
+    teacher: Path | None = None,
 ) -> Trained:
-    """Write `out`: the Q/DQ graph `graph` with weights trained to do what the float `checkpoint` does.
+    """Write `out`: the Q/DQ graph `graph` with weights trained to do what the float `checkpoint` does, or `teacher`.
 
     graph: exported from `checkpoint` and quantized by `compress.quantize`; data: a data set, of which only the split
     `train` is read; nothing is written beside it. Without a GPU it runs on the CPU, and then the same arguments give
@@ -64,13 +65,14 @@ def distill_quantized(
     require_classes(spec, dataset)
     samples = readable(dataset.split("train").samples, progress)
     layers = read_layers(graph)
-    teacher, one_to_one = float_network(checkpoint, trust)
-    student = quantized_network(teacher, layers, step.ranges == "learned")
+    floating, one_to_one = float_network(checkpoint, trust)
+    student = quantized_network(floating, layers, step.ranges == "learned")
+    taught_by = float_network(teacher, trust)[0] if teacher else floating
     side = step.image_size or max(spec.preprocess.height, spec.preprocess.width)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
         trainer = _Trainer.of(Lesson(tuple(samples), spec.classes), _settings(step, side, scratch), progress)
         trainer.model, trainer.rate = student, step.learning_rate
-        trainer.make_loss = lambda model: DistillationLoss(model, teacher, step.labels, one_to_one)
+        trainer.make_loss = lambda model: DistillationLoss(model, taught_by, step.labels, one_to_one)
         trainer.train()
     write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
     return Trained(step.epochs, tuple(trainer.losses), time.monotonic() - began)
@@ -202,12 +204,17 @@ class DistillationLoss:
         parts = {
             "class": distill.class_loss(found["scores"], wanted["scores"]),
             "box": BOX_WEIGHT * distill.box_loss(boxes, wanted_boxes, certainty),
-            "feature": distill.feature_loss(found["feats"], wanted["feats"]),
         }
+        if all(map(_alike, found["feats"], wanted["feats"])):  # a teacher may have wider ones
+            parts["feature"] = distill.feature_loss(found["feats"], wanted["feats"])
         if self._detection is not None:
             loss, _ = self._detection(found, batch)
             parts["labels"] = self._labels * loss.sum() / len(batch["img"])
         return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
+
+
+def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return bool(ours.shape == theirs.shape)
 
 
 def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]:

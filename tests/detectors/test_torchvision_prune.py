@@ -20,7 +20,7 @@ from edgekd.detectors.channel_groups import Channels, Pruned, convolutions_run  
 from edgekd.detectors.torchvision import TorchvisionDetector  # noqa: E402
 from edgekd.detectors.torchvision_distill import distill_student  # noqa: E402
 from edgekd.detectors.torchvision_network import TorchvisionNetwork, load_network, save_network  # noqa: E402
-from edgekd.detectors.torchvision_prune import _Dense, _untouched, prune_detector  # noqa: E402
+from edgekd.detectors.torchvision_prune import _Dense, _untouched, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -123,6 +123,12 @@ def test_images_change_the_choice_and_a_teacher_can_have_its_say(
     assert again.multiply_adds[0] == pruned[1].multiply_adds[1]
     with pytest.raises(CompressError, match="so much cannot go"):
         prune_detector(detector, tmp_path / "three.tv.pt", tiny_data, replace(STEP, ratio=0.99, importance="magnitude"))
+
+
+def test_a_scan_finds_what_each_unit_bears(pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path) -> None:
+    found = scan_detector(detector, tiny_data, Prune(images=2, batch=2))
+    assert set(found.units) == set(pruned[1].widths)
+    assert any(abs(losses[2] - found.loss) > 1e-3 * found.loss for losses in found.units.values())
 
 
 def test_what_is_left_is_trained_and_gets_other_classes(

@@ -21,7 +21,7 @@ pytest.importorskip("ultralytics")
 from edgekd.detectors.channel_groups import Pruned  # noqa: E402
 from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
-from edgekd.detectors.ultralytics_prune import prune_detector  # noqa: E402
+from edgekd.detectors.ultralytics_prune import prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -235,6 +235,30 @@ def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, ti
         assert done.parameters[0] == whole.parameters[0]
         sizes.append((tmp_path / "one.pt").stat().st_size)
     assert 0.7 * size < sizes[0] <= 0.8 * size < sizes[1] < 0.97 * size
+
+
+def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
+    detector: Path, pruned: tuple[Path, Pruned], tiny_data: Path
+) -> None:
+    from edgekd.detectors.channel_groups import SHARES
+
+    step = Prune(images=2, batch=2)
+    found = scan_detector(detector, tiny_data, step)
+    assert found == scan_detector(detector, tiny_data, step)
+    assert set(found.units) == set(pruned[1].widths)
+    assert all(len(losses) == len(SHARES) for losses in found.units.values())
+    assert any(losses[0] != found.loss for losses in found.units.values())
+    network = load_checkpoint(detector).model
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with in_halves(network):
+        channels = channels_of(network, (SIDE, SIDE), "magnitude")
+        frames = torch.rand(1, 3, SIDE, SIDE)
+        wanted = output(network, frames)
+        for unit in channels.units:
+            with channels.unread(unit.name, unit.channels // 2):
+                assert not torch.equal(output(network, frames), wanted), unit.name
+        assert torch.equal(output(network, frames), wanted)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("one_to_one", [False, True])
