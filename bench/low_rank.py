@@ -4,7 +4,8 @@ Every model is factorized at several shares of each layer's output to keep: as `
 ranks, but knowing of what layers read only how channels go together, or nothing at all, as a decomposition of the
 weights does; and with every layer replaced that then multiplies less, whatever else it costs. Scored on the split
 `val`; before and after are timed interleaved, on ONNX Runtime and OpenVINO. How far outputs of replaced layers are off
-is measured on images of `val`, too. The last table is what convolutions of many shapes cost by themselves there.
+is measured on images of `val`, too. Further tables: what layers and ranks are chosen for some targets, and what that is
+predicted to save there; and what convolutions of many shapes cost by themselves on the engines.
 
     python bench/low_rank.py [--models FILE.pt=DATA ...] [--energies 0.99 0.97 0.95] [--images 118]
 
@@ -38,8 +39,12 @@ from edgekd.engines.types import Engine
 from edgekd.errors import CompressError
 from edgekd.evaluate import evaluate
 from edgekd.export import export
+from edgekd.latency import Predicted
+from edgekd.predict.device import Precision
+from edgekd.predict.latency import Predictor
 from edgekd.progress import SILENT, PlainProgress
 from edgekd.spec import LowRank
+from edgekd.target import load_target
 from edgekd.timing import synthetic_frames, time_graphs
 
 if TYPE_CHECKING:
@@ -52,6 +57,14 @@ OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "m
 MOST_SECONDS = 300.0
 """What a detector of 57 M parameters may take on two cores."""
 ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}
+TARGETS: tuple[tuple[str, Precision], ...] = (
+    ("nano", "fp16"),
+    ("xavier", "fp16"),
+    ("xavier", "int8"),
+    ("orin-nano", "int8"),
+    ("agx-orin", "int8"),
+)
+"""Of which it is predicted what they would gain."""
 RUNS = 40
 """Of a convolution by itself, of which the fastest counts."""
 PROBES = 8
@@ -82,6 +95,19 @@ class Row:
     map50_95: tuple[float, float]
     latency_ms: dict[str, tuple[float, float]]
     seconds: float
+
+
+@dataclass(frozen=True)
+class OnTarget:
+    """What a target would gain, as predicted: layers and ranks are chosen for it. before_ms, after_ms: all convolutions."""
+
+    model: str
+    energy: float
+    target: str
+    precision: str
+    layers: int
+    before_ms: float
+    after_ms: float
 
 
 @dataclass(frozen=True)
@@ -227,6 +253,37 @@ def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
     return statistics.mean(shares)
 
 
+def on_targets(one: Subject, given: argparse.Namespace) -> Iterator[OnTarget]:
+    """What each target would have replaced, and what that would save there, by prediction."""
+    import torch
+
+    from edgekd.compress.low_rank import Weighed, choose, parts
+    from edgekd.detectors.checkpoint import load_checkpoint
+    from edgekd.detectors.ultralytics_channels import convolutions_of
+    from edgekd.detectors.ultralytics_factorize import candidates, watch
+
+    network, how = load_checkpoint(one.checkpoint, trust=True).model, one.spec.preprocess
+    step = LowRank(images=given.watched, image_size=given.image_size)
+    size = (how.height, how.width)
+    with torch.no_grad():
+        layers = convolutions_of(network, size)
+        names = candidates(network, layers, step.channels)
+        reads, kept = watch(network, names, one.data, step, size, SILENT), {}
+        for name in names:
+            layer = network.get_submodule(name)
+            counts = layer.bn.weight.abs() / (layer.bn.running_var + layer.bn.eps).sqrt()
+            kept[f"{name}.conv"] = Weighed(layer.conv.weight, reads.pop(name), counts).kept
+    for target, precision in TARGETS:
+        cost = Predicted(Predictor(load_target(target), precision)).cost
+        before = sum(map(cost, layers.values()))
+        for energy in given.energies:
+            chosen = {name: choose(layers[name], share, energy, cost) for name, share in kept.items()}
+            products = {name: parts(layers[name], ranks) for name, ranks in chosen.items() if ranks}
+            saved = sum(cost(layers[name]) - sum(map(cost, product)) for name, product in products.items())
+            told = (len(products), before / 1e3, (before - saved) / 1e3)
+            yield OnTarget(one.checkpoint.name, energy, target, precision, *told)
+
+
 def latencies(one: Subject, graph: Path, threads: int) -> dict[str, tuple[float, float]]:
     """Median latency before and after, on every engine."""
     graphs, specs = {"before": one.graph, "after": graph}, {"before": one.spec, "after": one.spec}
@@ -315,11 +372,19 @@ def page(found: Mapping[str, Any], all_rows: Sequence[Row]) -> list[str]:
     for name, each in found["costs"].items():
         numbers = (f"{each['per_us'] / 1e3:.1f}", f"{each['number']:.0f}", f"{each['layer'] / 1e6:.2f}")
         price.append([name, *numbers, f"{each['mean_error']:.0%}"])
+    heads = ["detector", "energy", "target", "layers", "convolutions, predicted ms: before, after"]
+    gains = []
+    for each in found["targets"]:
+        before, after = each["before_ms"], each["after_ms"]
+        where = f"{each['target']}, {each['precision']}"
+        times = f"{before:.2f}, {after:.2f} ({before / after:.2f}x)"
+        gains.append([each["model"], f"{each['energy']:g}", where, str(each["layers"]), times])
     priced = ["engine", "G multiply-adds a second", "a number, in multiply-adds", "a layer, in M", "mean error"]
     return [
         *("# Low-rank factorization without training", "", f"`{found['command']}`", "", *_ABOUT, ""),
         *table(header, cells),
         *("", "## What must hold", "", *table(["", "found", "holds"], held), ""),
+        *("## What is predicted for targets, by which layers and ranks are then chosen", "", *table(heads, gains), ""),
         *("## What a convolution costs by itself", "", *table(priced, price), "", *conditions_lines(found)),
     ]
 
@@ -361,9 +426,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
         folder = Path(scratch)
         found["costs"] = costs(given.threads, folder)
+        predicted: list[OnTarget] = []
         for model in given.models:
             name, _, data = model.partition("=")
             one = subject(file_named(name, given.shared), given.shared / "data" / data, given, folder)
+            predicted += on_targets(one, given)
             for energy in given.energies:
                 done += rows_of(one, energy, given, folder)
     models = " ".join(f"{Path(name.partition('=')[0]).name}={name.partition('=')[2]}" for name in given.models)
@@ -372,6 +439,7 @@ def main() -> int:
     command += f" --image-size {given.image_size}" if given.image_size else ""
     command += f" --images {given.images}" if given.images else ""
     found |= {"command": command, "rows": [asdict(row) for row in done], "claims": claims(done)}
+    found["targets"] = [asdict(each) for each in predicted]
     write_results(given.out, found, page(found, done))
     return 0 if all(each["holds"] for each in found["claims"]) else 1
 

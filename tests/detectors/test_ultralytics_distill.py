@@ -29,7 +29,7 @@ from edgekd.compress.terms import shared_classes  # noqa: E402
 from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids  # noqa: E402
-from edgekd.detectors.trained import Distilled  # noqa: E402
+from edgekd.detectors.trained import Distilled, fast_in_bfloat16  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
 from edgekd.detectors.ultralytics_loop import Batches, Lesson, Loop, quiet  # noqa: E402
 from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss  # noqa: E402
@@ -126,12 +126,16 @@ def test_the_same_arguments_give_the_same_student(
 
 def test_where_nothing_weighs_it_is_ultralytics_training(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     """The same weights as Ultralytics' own trainer leaves, which knows nothing of teachers."""
-    step = replace(STEP, stages=NOTHING)
-    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    step = replace(STEP, stages=NOTHING, amp=False)
+    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state", device="cpu")
     assert set(done.losses[0]) == {"box_loss", "cls_loss", "dfl_loss"}
 
     class Plain(Loop):
         remedy = ""
+
+        def _setup_train(self) -> None:
+            super()._setup_train()
+            self.model.to(memory_format=torch.channels_last)  # in which sums have another order
 
         def save_model(self) -> bool:
             return False
@@ -139,12 +143,23 @@ def test_where_nothing_weighs_it_is_ultralytics_training(teacher: Path, tiny_dat
     data = load_dataset(tiny_data)
     lesson = Lesson(tuple(data.split("train").samples), data.classes)
     with quiet():
-        trainer = Plain.of(lesson, module._settings(step, str(tmp_path / "plain"), None), module.SILENT)
+        trainer = Plain.of(lesson, module._settings(step, str(tmp_path / "plain"), "cpu"), module.SILENT)
         trainer.model = student_network(step, data.classes, trust=False)
         trainer.train()
     wanted = trainer.ema.ema.half().float().state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in state_of(tmp_path / "student.pt").items())
     assert [dict(losses) for losses in done.losses] == trainer.losses
+
+
+@pytest.mark.skipif(not fast_in_bfloat16(torch.device("cpu")), reason="this CPU has no AMX")
+def test_amp_is_felt_where_the_cpu_has_it(
+    teacher: Path, trained: tuple[Path, Distilled], tiny_data: Path, tmp_path: Path
+) -> None:
+    step = replace(STEP, amp=False)
+    precise = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state", device="cpu")
+    assert precise.losses != trained[1].losses
+    for name, loss in precise.losses[0].items():
+        assert trained[1].losses[0][name] == pytest.approx(loss, rel=0.1, abs=0.02), name
 
 
 @pytest.mark.parametrize("level", [entry.name for entry in fields(Weights)])
