@@ -99,7 +99,7 @@ class Row:
 
 @dataclass(frozen=True)
 class OnTarget:
-    """What a target would gain, as predicted: layers and ranks are chosen for it. before_ms, after_ms: all convolutions."""
+    """What a target would gain, as predicted, with ranks chosen for it. before_ms, after_ms: all convolutions."""
 
     model: str
     energy: float
