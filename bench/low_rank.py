@@ -248,7 +248,7 @@ def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
     shares = []
     for name, layer in layers.items():
         lost, power, total = sums[name]
-        counts = layer.bn.weight.square() / (layer.bn.running_var + layer.bn.eps)
+        counts = layer.bn.weight.detach().square() / (layer.bn.running_var + layer.bn.eps)
         shares.append(1 - float((lost * counts).sum() / ((power - total**2 / pixels[name]) * counts).sum()))
     return statistics.mean(shares)
 

@@ -49,7 +49,7 @@ VERSION = {
     "search": 2,
     "label": 1,
     "prune": 2,
-    "factorize": 1,
+    "factorize": 2,
     "sensitivity": 1,
     "distill": 2,
     "quantize": 4,

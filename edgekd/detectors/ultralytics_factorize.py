@@ -35,7 +35,7 @@ from ultralytics.nn.modules.block import AAttn, Attention
 from ultralytics.nn.modules.conv import Conv, RepConv
 
 from edgekd.compress.low_rank import Ranks, Read, Watch, Weighed, charged, choose
-from edgekd.detectors.ultralytics_channels import convolutions_of
+from edgekd.detectors.ultralytics_channels import TRACED, convolutions_of
 
 CLOSE = 1e-3
 """How much less than it should a layer may keep once its weights are in half precision, as checkpoints have them."""
@@ -43,7 +43,7 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class Product:
-    """What stands for a layer. ranks: channels between its parts; kept: the share of its output's power."""
+    """What stands for a layer. ranks: channels between its parts; kept: the share of what varies in its output."""
 
     ranks: Ranks
     kept: float
@@ -108,9 +108,10 @@ def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int
     """Ultralytics' layers of one convolution that a product may stand for.
 
     Those that a camera runs, with at least so many channels on both sides, all of which read all. Attention is left
-    alone, as are layers that Ultralytics merges with others; the last convolutions of a head are no such layers.
+    alone, as are layers that Ultralytics merges with others, and those that write what the head reads: by directions
+    with little power it tells classes apart. The last convolutions of a head are no such layers.
     """
-    spared = {
+    spared = _read_by_head(network) | {
         part
         for module in network.modules()
         if isinstance(module, (AAttn, Attention, RepConv))
@@ -125,6 +126,19 @@ def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int
         and min(module.conv.in_channels, module.conv.out_channels) >= least
         and convolutions[f"{name}.conv"].positions
     ]
+
+
+def _read_by_head(network: Any) -> set[Any]:
+    """The layers that write the maps which the head reads."""
+    written: dict[Any, torch.Tensor] = {}
+    read: list[torch.Tensor] = []
+    layers = [module for module in network.modules() if type(module) is Conv]
+    hooks = [layer.register_forward_hook(lambda layer, _, output: written.update({layer: output})) for layer in layers]
+    hooks.append(network.model[-1].register_forward_pre_hook(lambda _, inputs: read.extend(inputs[0])))
+    network(torch.zeros(1, 3, TRACED, TRACED))
+    for hook in hooks:
+        hook.remove()
+    return {layer for layer, output in written.items() if any(output is each for each in read)}
 
 
 def watch(
@@ -165,7 +179,7 @@ def _factorize(network: Any, name: str, layer: Convolution, read: Read, step: Lo
     if not kept >= step.energy - CLOSE:
         raise CompressError(
             f"factorize: layer {name} does not keep what it should, in half precision",
-            expected=f"{step.energy:.2%} of its output's power",
+            expected=f"{step.energy:.2%} of what varies in its output",
             found=f"{kept:.2%} at ranks {ranks.reading} and {ranks.writing}",
             fix="raise energy, or channels, so that it is left alone",
         )
@@ -195,6 +209,6 @@ def _require_some(products: Mapping[str, Product], tried: int, step: LowRank) ->
     if not products:
         raise CompressError(
             "factorize: no convolution is cheaper as a product",
-            expected=f"one of {tried} that keeps {step.energy:.2%} of its output's power at less cost",
+            expected=f"one of {tried} that keeps {step.energy:.2%} of what varies in its output at less cost",
             fix="lower energy or channels, or leave the network as it is",
         )

@@ -110,12 +110,14 @@ def test_what_is_told_is_what_is_there(factorized: tuple[Path, Factorized], dete
         assert last.bn.num_features == whole.bn.num_features
 
 
-def test_attention_and_what_reads_by_groups_are_left_alone_as_are_the_last_convolutions_of_the_head(
-    factorized: tuple[Path, Factorized], detector: Path
-) -> None:
+def test_what_must_not_change_is_left_alone(factorized: tuple[Path, Factorized], detector: Path) -> None:
+    """Attention, what reads by groups, what writes the maps that the head reads, and the last layers of the head."""
     network = load_checkpoint(detector).model
     assert any(name.startswith("model.10.m.0.ffn") for name in factorized[1].layers), "beside attention"
     assert not any(".attn." in name for name in factorized[1].layers)
+    assert network.model[-1].f == [16, 19, 22]
+    assert not {f"model.{at}.cv2" for at in network.model[-1].f} & set(factorized[1].layers)
+    assert any(name.startswith("model.19.") for name in factorized[1].layers), "others of these blocks"
     for name in factorized[1].layers:
         layer = network.get_submodule(name).conv
         assert layer.groups == 1
