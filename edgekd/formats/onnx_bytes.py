@@ -1,0 +1,60 @@
+"""An ONNX file as bytes, read without the onnx package; the numbers of fields and types are those of onnx.proto.
+
+Shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgekd.formats.protobuf import BYTES, VARINT, fields, varint
+
+FLOAT, INT8, INT32, FLOAT16 = 1, 3, 6, 10
+"""TensorProto.DataType."""
+GRAPH = 7
+"""Field of ModelProto."""
+NODE, INITIALIZER, OUTPUT, VALUE_INFO = 1, 5, 12, 13
+"""Fields of GraphProto."""
+DIMS, DATA_TYPE, NAME, RAW_DATA = 1, 2, 8, 9
+"""Fields of TensorProto."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in an ONNX file, and where in the file its raw data begins and ends."""
+
+    name: str
+    shape: tuple[int, ...]
+    data_type: int
+    begin: int
+    end: int
+
+
+def initializers(onnx: bytes) -> Iterator[Tensor]:
+    """The initializers of an ONNX file's graph that have raw data, in order. Raises ValueError."""
+    for number, wire, begin, end in fields(onnx, 0, len(onnx)):
+        if (number, wire) == (GRAPH, BYTES):
+            for inner, inner_wire, first, last in fields(onnx, begin, end):
+                if (inner, inner_wire) == (INITIALIZER, BYTES):
+                    found = tensor(onnx, first, last)
+                    if found:
+                        yield found
+
+
+def tensor(onnx: bytes, begin: int, end: int) -> Tensor | None:
+    """The TensorProto in a part of an ONNX file; None without exactly one field of raw data. Raises ValueError."""
+    shape: list[int] = []
+    name, data_type, raw = "", 0, []
+    for number, wire, first, last in fields(onnx, begin, end):
+        if number == DIMS and wire in (VARINT, BYTES):  # one by one, or packed into one field
+            while first < last:
+                side, first = varint(onnx, first, last)
+                shape.append(side)
+        elif (number, wire) == (DATA_TYPE, VARINT):
+            data_type = varint(onnx, first, last)[0]
+        elif (number, wire) == (NAME, BYTES):
+            name = onnx[first:last].decode("utf-8", "replace")
+        elif (number, wire) == (RAW_DATA, BYTES):
+            raw.append((first, last))
+    return Tensor(name, tuple(shape), data_type, *raw[0]) if len(raw) == 1 else None
