@@ -48,7 +48,7 @@ def runnable(graph: Path) -> str | bytes:
 
 
 def expanded(model: Any) -> Any:
-    """A model with the values of its NVFP4 weights as float32 initializers in place of the nodes that give them."""
+    """A model with the values of its NVFP4 weights, in the type of the scales, in place of the nodes that give them."""
     from onnx import TensorProto, numpy_helper
 
     initializers = {each.name: each for each in model.graph.initializer}
@@ -58,9 +58,9 @@ def expanded(model: Any) -> Any:
         codes = initializers.get(node.input[0])
         if codes is not None and codes.data_type == TensorProto.FLOAT4E2M1:
             scales, scale = (initializers[each] for each in makers[node.input[1]].input)
-            number = float(numpy_helper.to_array(scale))
-            tensor = unpack(codes.raw_data, scales.raw_data, number, (codes.dims[0], codes.dims[1]))
-            replaced[name] = numpy_helper.from_array(tensor.values, name)
+            number = numpy_helper.to_array(scale)
+            tensor = unpack(codes.raw_data, scales.raw_data, float(number), (codes.dims[0], codes.dims[1]))
+            replaced[name] = numpy_helper.from_array(tensor.values.astype(number.dtype), name)
             replaced[node.input[1]] = None
     copy = type(model)()
     copy.CopyFrom(model)

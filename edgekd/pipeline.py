@@ -57,7 +57,8 @@ class Job:
 class Run:
     """What a build compressed and scored: the same on every machine.
 
-    `before` and `after` are the graphs, scored in `scores`; `encoded` is `after` as it ships; `steps` led to it.
+    `before` and `after` are the graphs; `steps` led to the latter. `shipped` is `after`, or what the target's builder
+    needs in its place; it and `before` are scored in `scores`, and `encoded` is how it travels.
     `floating` is the float graph that `after` was made from, and `detector` that of the graph: the given ones, or the
     student's, or what pruning has left, which is `weakened` until it was trained.
     """
@@ -70,6 +71,7 @@ class Run:
     before: Stage
     floating: Stage
     after: Stage
+    shipped: Stage
     encoded: Stage
     scores: tuple[Stage, Stage]
     calibrated: Calibrated | None
@@ -80,7 +82,7 @@ class Run:
     @property
     def reproducible(self) -> list[Stage]:
         """Its stages that lead to what ships, without repetition."""
-        own = [self.before, self.scores[0], *self.steps, self.scores[1], self.encoded]
+        own = [self.before, self.scores[0], *self.steps, self.shipped, self.scores[1], self.encoded]
         return list({stage.key: stage for stage in own}.values())
 
 
@@ -136,6 +138,7 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
         before=before,
         floating=before,
         after=before,
+        shipped=before,
         encoded=stages.encode(before, "fp32"),
         scores=(score, score),
         calibrated=None,
@@ -143,9 +146,10 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
     )
     for step in job.recipe.steps:
         run = compress(step, run, dataset, stages)
-    if job.recipe.steps:
+    run = replace(run, shipped=stages.half(run.after) if job.target.strongly_typed else run.after)
+    if run.shipped.key != before.key:
         run = checked_and_scored(run, stages)
-    compiled = stages.compile(run.after, job.target)
+    compiled = stages.compile(run.shipped, job.target)
     timing = stages.benchmark(before, run.after, scored, data, device, basis)
     return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages)
 
@@ -239,10 +243,11 @@ def _with_detector(checkpoint: Path, run: Run, dataset: Dataset, stages: Stages)
 
 def checked_and_scored(run: Run, stages: Stages) -> Run:
     """The run with the graph that ships checked for the target, scored, and packed."""
-    precision = run.job.recipe.precision
-    checked = stages.check(run.after, run.job.target, precision)
-    score = stages.score(run.after, run.scored, run.data_sha256, precision)
-    encoded = stages.encode(run.after, precision)
+    recipe, halved = run.job.recipe, run.shipped.key != run.after.key
+    precision = "fp16" if halved and not recipe.quantize else recipe.precision
+    checked = stages.check(run.shipped, run.job.target, precision)
+    score = stages.score(run.shipped, run.scored, run.data_sha256, precision)
+    encoded = stages.encode(run.shipped, precision)
     return replace(run, checked=checked, scores=(run.scores[0], score), encoded=encoded)
 
 

@@ -57,7 +57,7 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
     copy_file(packed.path / "bundle.edgekd", bundle)
-    beside = {GRAPH: run.after.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
+    beside = {GRAPH: run.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
     for name, source in beside.items():
         copy_file(source, job.out / name)
     return bundle
@@ -172,7 +172,7 @@ def _golden(run: Run) -> bytes:
 
     floating = None if run.after.key == run.floating.key else run.floating.path / GRAPH
     images = (image for _, image in ReadableImages(run.scored.samples[:TRIED], max_bad_share=0.5))
-    return to_bytes(golden_set(run.after.path / GRAPH, floating, spec_of(run.after), images))
+    return to_bytes(golden_set(run.shipped.path / GRAPH, floating, spec_of(run.after), images))
 
 
 def _manifest(run: Run, entries: tuple[Any, ...]) -> Manifest:

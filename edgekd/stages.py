@@ -55,6 +55,7 @@ VERSION = {
     "quantize": 4,
     "quant_aware_distill": 2,
     "compare": 1,
+    "half": 1,
     "encode": 1,
     "check": 1,
     "compile": 1,
@@ -76,6 +77,7 @@ TOOLS = {
     "quantize": ("numpy", "onnx", "onnxruntime", "opencv-python-headless"),
     "quant_aware_distill": ("numpy", "onnx", "torch", "ultralytics"),
     "compare": ("numpy", "onnxruntime", "opencv-python-headless"),
+    "half": ("onnx", "onnxruntime"),
     "compile": ("tensorrt-rtx",),
     "report": ("numpy", "opencv-python-headless"),
 }
@@ -313,6 +315,17 @@ class Stages:
             "tensorrt": tensorrt,
         }
         return self.run("quantize", inputs, work)
+
+    def half(self, graph: Stage) -> Stage:
+        """The graph with float16 in place of float32. Results: `detector`, `opset`, `bytes`."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.half import half
+
+            opset = half(graph.path / GRAPH, folder / GRAPH)
+            return {"detector": graph.results["detector"], "opset": opset, "bytes": (folder / GRAPH).stat().st_size}
+
+        return self.run("half", {"graph": graph.sha256}, work)
 
     def encode(self, graph: Stage, precision: str) -> Stage:
         """The graph as it ships: packed, and proven to expand to itself. Results: `bytes`, `onnx_bytes`."""

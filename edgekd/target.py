@@ -154,6 +154,12 @@ class Target:
         """Whether TensorRT, in any of its forms, runs the graph."""
         return self.engine in ("deferred", "rtx", "tensorrt")
 
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether its builder takes the type of every tensor from the graph, as TensorRT for RTX and 11 do."""
+        newest = self.software.tensorrt
+        return self.engine == "rtx" or (newest is not None and version(newest.value[1]) >= (11,))
+
 
 class Fact(NamedTuple):
     """One line of an explanation; `verified` is None for what is chosen rather than claimed."""

@@ -146,6 +146,24 @@ def test_a_packed_graph_is_scored_like_the_bundle_it_is_in(edgekd: EdgeKD, tiny_
     assert scores[0] == scores[1]
 
 
+@pytest.mark.parametrize(("recipe", "precision"), [("ptq", "int8"), ("float", "fp16")])
+def test_what_is_not_quantized_ships_in_float16_where_the_builder_is_strongly_typed(
+    edgekd: EdgeKD, recipe: str, precision: str, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = ("--target", "rtx-40", "--recipe", recipe, "--out", out)
+    found = edgekd("build", tiny_model, "--data", tiny_data, *asked, "--json").json
+    stages = {stage["name"]: stage for stage in ledger(out)["stages"]}
+    assert {"half", f"check-{precision}", f"score-{precision}", f"encode-{precision}"} <= stages.keys()
+    graph = unpack((out / "graph.packed").read_bytes())
+    assert hashlib.sha256(graph).hexdigest() == stages["half"]["files"]["graph.onnx"]
+    kinds = {each.data_type for each in onnx.load_from_string(graph).graph.initializer if each.dims}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    again = edgekd("eval", out / "tiny-rtx-40.edgekd", "--data", tiny_data, "--json").json
+    assert again["map50_95"] == stages[f"score-{precision}"]["map50_95"]
+    assert found["stages"][-1]["name"] == "pack"
+
+
 def test_the_bundle_says_nothing_of_the_machine_it_was_made_on(tiny_build: Built) -> None:
     host = ledger(tiny_build.out)["host"]
     content = tiny_build.bundle.read_bytes()
