@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run all tests. They need ../shared for real models and data; without it those skip visibly.
+## Run all tests, a process on each core. They need ../shared for real models and data; without it those skip visibly.
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
 
 ## Lint, format, types, size of functions and files.
 check: $(VENV)/dev.installed
