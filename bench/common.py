@@ -55,7 +55,10 @@ def host_line(host: Mapping[str, Any]) -> str:
 def conditions_lines(found: Mapping[str, Any]) -> list[str]:
     """Date, load and machine, for the foot of a page."""
     load = f"{found['load_before']:.2f} processes were running on average in the minute before the first row"
-    return [f"{found['date']}; {load} (0 is an idle machine).", "", host_line(found["host"])]
+    lines = [f"{found['date']}; {load} (0 is an idle machine).", "", host_line(found["host"])]
+    if also := found.get("taken_up_on"):
+        lines += ["", f"Cut, and taken up on another machine: {', '.join(also)}; times of rows differ by it."]
+    return lines
 
 
 def use_cores(count: int) -> None:
@@ -235,5 +238,9 @@ class Resumable(Generic[R]):
         if state["asked"] != self._asked:
             raise SystemExit(f"{self._state} is of another run ({state['asked']}): remove it, or pass another --work")
         self.rows = [self._row(**row) for row in state["rows"] if row["error"] is None]
-        self.packages, self.conditions = state["packages"], state["conditions"]
+        here, self.conditions = self.conditions["host"]["cpu"], state["conditions"]
+        self.packages = state["packages"]
+        cpus = [self.conditions["host"]["cpu"], *self.conditions.get("taken_up_on", ())]
+        if here not in cpus:
+            self.conditions["taken_up_on"] = [*cpus[1:], here]
         self.progress.note(f"{len(self.rows)} rows are there already")

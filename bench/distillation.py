@@ -287,6 +287,8 @@ def ultralytics_job(
     yolo = YOLO(start)
     yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.perf_counter()))
     yolo.add_callback("on_train_start", lambda trainer: stamps.append(time.perf_counter()))
+    # On a CPU it takes one core fewer than there are; edgekd takes all.
+    yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
     yolo.train(
         data=data,
         distill_model=teacher,
