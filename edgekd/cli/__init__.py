@@ -1,0 +1,72 @@
+"""The command line: parses, calls, prints. The only place that exits; imports what a command needs when it runs.
+
+One module for each group of commands; `COMMANDS` lists them in the order in which help does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from edgekd import __version__
+from edgekd.cli.asking import check, doctor, inspect, targets
+from edgekd.cli.building import build, demo, quantize
+from edgekd.cli.lighter import distill, factorize, prune
+from edgekd.cli.measuring import bench, evaluate, predict
+from edgekd.errors import EdgeKDError
+
+INTERRUPTED = 130
+"""What Typer exits with after Ctrl-C: 128 and the number of the signal, as shells count."""
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "build": build,
+    "quantize": quantize,
+    "distill": distill,
+    "prune": prune,
+    "factorize": factorize,
+    "eval": evaluate,
+    "bench": bench,
+    "predict": predict,
+    "check": check,
+    "targets": targets,
+    "doctor": doctor,
+    "inspect": inspect,
+    "demo": demo,
+}
+
+app = typer.Typer(
+    name="edgekd",
+    help="From a trained detector to a bundle for camera firmware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"edgekd {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends as one line on stderr and the error's exit code."""
+    try:
+        app()
+    except EdgeKDError as error:
+        print(f"edgekd: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ImportError as error:
+        print(f"edgekd: {error}; fix: `edgekd doctor` says what is missing and how to add it", file=sys.stderr)
+        sys.exit(EdgeKDError.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("edgekd: stopped; a build resumes when it is run again", file=sys.stderr)
+        raise

@@ -1,0 +1,135 @@
+"""Commands that make something for a camera: a bundle, a quantized network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd.cli.options import (
+    CalibrationSet,
+    Data,
+    Head,
+    Json,
+    Keep,
+    Model,
+    PlanFile,
+    RecipeName,
+    Resume,
+    TargetName,
+    Trust,
+    limits,
+    new_progress,
+)
+from edgekd.printing import outcome_json, print_budget, print_json, print_outcome, print_quantized
+
+
+def build(
+    model: Model,
+    data: Data,
+    target: TargetName = "xavier",
+    recipe: RecipeName = None,
+    plan: PlanFile = None,
+    device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Largest bundle, such as 12MB.")] = None,
+    keep: Keep = None,
+    min_fps: Annotated[float | None, typer.Option(help="Least frames per second.", min=0)] = None,
+    calibration: CalibrationSet = None,
+    resume: Resume = True,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Compress, score, compile, time and pack MODEL for TARGET."""
+    from edgekd import pipeline
+    from edgekd.spec import load_recipe
+    from edgekd.target import load_target
+
+    chosen = load_target(target)
+    steps = load_recipe(recipe or ("mixed" if plan else chosen.recipe))
+    job = pipeline.Job(
+        model=model,
+        data=data,
+        target=chosen,
+        recipe=steps.with_plan(plan) if plan else steps,
+        out=out or Path("runs") / f"{model.stem}-{chosen.name}",
+        budget=limits(max_size, keep, min_fps, chosen.budget),
+        device=device,
+        head=head,
+        calibration=calibration,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    outcome = pipeline.build(job, new_progress())
+    if as_json:
+        print_json(outcome_json(outcome))
+    else:
+        print_outcome(outcome)
+    pipeline.require_met(outcome)
+
+
+def quantize(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Labelled data, or a folder of images or arrays.", show_default=False)],
+    recipe: RecipeName = None,
+    plan: PlanFile = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-quantized.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Largest packed graph, such as 2MB.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Least share of the mAP50-95, or of the outputs, kept.")] = None,
+    calibration: CalibrationSet = None,
+    resume: Resume = True,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a detector or any other ONNX network, for no target: graph, packed graph, plan, and what it keeps."""
+    from edgekd import gate, quantizing
+    from edgekd.spec import Budget, load_recipe
+
+    # Where there is something to plan for, every format is a choice; else INT8 costs nearly nothing.
+    chosen = load_recipe(recipe or ("mixed" if max_size or keep or plan else "ptq"))
+    job = quantizing.QuantizeJob(
+        model=model,
+        data=data,
+        recipe=chosen.with_plan(plan) if plan else chosen,
+        out=out or Path("runs") / f"{model.stem}-quantized",
+        budget=limits(max_size, keep, None, Budget()),
+        head=head,
+        calibration=calibration,
+        trust_checkpoint=trust_checkpoint,
+        fresh=not resume,
+    )
+    outcome = quantizing.run(job, new_progress())
+    if as_json:
+        print_json(outcome.result)
+    else:
+        print_quantized(outcome.result)
+        print_budget(outcome.budget)
+        print(f"results: {job.out}")
+    gate.require_met(outcome.budget, job.recipe, outcome.stages, outcome)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for scenes and results.")] = Path("runs/demo"),
+    target: TargetName = "xavier",
+    as_json: Json = False,
+) -> None:
+    """Run the main job on rendered street scenes and the small detector that ships with edgekd."""
+    from edgekd import pipeline
+    from edgekd.demo import CALIBRATION_SCENES, SCORED_SCENES, demo_model
+    from edgekd.demo.scenes import write_dataset
+    from edgekd.spec import load_recipe
+    from edgekd.target import load_target
+
+    progress = new_progress()
+    chosen = load_target(target)
+    with demo_model() as model:
+        scenes = write_dataset(out / "scenes", CALIBRATION_SCENES, SCORED_SCENES, progress=progress)
+        job = pipeline.Job(model, scenes, chosen, load_recipe(chosen.recipe), out)
+        outcome = pipeline.build(job, progress)
+    if as_json:
+        print_json(outcome_json(outcome))
+    else:
+        print_outcome(outcome)

@@ -1,0 +1,46 @@
+"""Arguments and options that several commands take, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgekd.progress import Progress
+    from edgekd.spec import Budget
+
+Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, .tv.pt, .onnx.", show_default=False)]
+Artifact = Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)]
+Bundle = Annotated[Path, typer.Argument(help="A .edgekd bundle.", show_default=False)]
+Data = Annotated[Path, typer.Option(help="Data set: YOLO folder or YAML, COCO folder or JSON.", show_default=False)]
+TargetName = Annotated[str, typer.Option(help="Shipped target (`edgekd targets`) or a .toml of your own.")]
+MaybeTarget = Annotated[str | None, typer.Option(help="What it is for, if not for this machine: `edgekd targets`.")]
+Head = Annotated[str | None, typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
+RecipeName = Annotated[str | None, typer.Option(help="Shipped recipe or .toml of your own.")]
+PlanFile = Annotated[Path | None, typer.Option(help="Run this plan.toml as it is.", show_default=False)]
+Keep = Annotated[str | None, typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")]
+CalibrationSet = Annotated[str | None, typer.Option(help="Number of images, or a calibration set's .toml.")]
+MeasuredOn = Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")]
+Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute whatever the .pt pickle says.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+
+
+def new_progress() -> Progress:
+    """A bar on a terminal, lines elsewhere."""
+    from edgekd.progress import for_stderr
+
+    return for_stderr()
+
+
+def limits(max_size: str | None, keep: str | None, min_fps: float | None, usual: Budget) -> Budget:
+    """What the flags ask for, and the target's own limits where they ask for nothing."""
+    from edgekd.spec import Budget, parse_share, parse_size
+
+    return Budget(
+        max_bytes=usual.max_bytes if max_size is None else parse_size(max_size, "--max-size"),
+        min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
+        min_fps=usual.min_fps if min_fps is None else min_fps,
+    )
