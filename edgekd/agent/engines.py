@@ -137,7 +137,7 @@ def latencies(slot: Slot, runtime: Runtime, engine: Engine, iterations: int, sec
             clock=runtime.clock,
         )
     told = timing.summary()
-    return {"iterations": told["iterations"], "fps": told["engine_fps"], "inference_ms": told["inference_ms"]}
+    return {name: told[name] for name in ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers")}
 
 
 def _belongings(record: dict[str, Any]) -> dict[str, Any]:

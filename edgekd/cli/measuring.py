@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgekd.cli.options import Artifact, Data, Head, Json, TargetName, Trust, new_progress
-from edgekd.printing import print_json, print_predicted, print_scores, print_table
+from edgekd.printing import print_json, print_predicted, print_refused, print_scores, print_table, rate_text
 
 
 def evaluate(
@@ -60,6 +60,7 @@ def bench(
 ) -> None:
     """Time an artifact from frame to detections: percentiles, not only a mean."""
     from edgekd.artifact import opened
+    from edgekd.benchmark import why_no_rate
     from edgekd.stages import local_device
     from edgekd.timing import synthetic_frames, time_graphs
 
@@ -68,7 +69,11 @@ def bench(
         frames = synthetic_frames(spec)
         limits = {"min_iterations": iterations, "min_seconds": seconds}
         timing = time_graphs({"": graph}, {"": spec}, frames, where, "measured", **limits)[""]
-    result = {"host": where.facts().as_json(), **timing.summary()}
+    told = timing.summary()
+    unsure = why_no_rate(timing.inference_ms, timing.starts_s)
+    told["refused"] += [f"engine_fps: {unsure}"] if unsure else []
+    told["engine_fps"] = None if unsure else 1000 / told["inference_ms"]["mean"]
+    result = {"host": where.facts().as_json(), **told}
     if as_json:
         print_json(result)
         return
@@ -78,9 +83,10 @@ def bench(
     print_table(["ms", *columns], rows)
     host = result["host"]
     print(
-        f"{timing.fps:.1f} FPS over {result['iterations']} frames, "
+        f"{rate_text(result['fps'])} over {result['iterations']} frames, "
         f"{host['engine']}, {host['threads']} threads, {host['cpu']}"
     )
+    print_refused(result["refused"])
 
 
 def predict(

@@ -174,11 +174,21 @@ def test_a_bundle_without_a_golden_set_is_not_tested(agent: Agent, bundle: Path,
 def test_bench_gives_percentiles_of_the_engine_alone(agent: Agent, bundle: Path) -> None:
     agent("unpack", bundle)
     agent("build")
-    found = agent("bench", "--iterations", 20, "--seconds", 0).result
-    assert found["iterations"] == 20
+    found = agent("bench", "--iterations", 200, "--seconds", 0).result
+    assert found["iterations"] == 200
     assert found["inference_ms"]["p50"] == pytest.approx(10)
     assert found["inference_ms"]["p99"] == pytest.approx(10)
     assert found["fps"] == pytest.approx(100)
+    assert (found["refused"], found["slow_down"]) == ([], None)
+    assert found["inference_ms"]["intervals"]["p50"] == pytest.approx([10, 10])
+
+
+def test_bench_tells_no_rate_of_a_run_that_is_too_short(agent: Agent, bundle: Path) -> None:
+    agent("unpack", bundle)
+    agent("build")
+    found = agent("bench", "--iterations", 20, "--seconds", 0).result
+    assert found["fps"] is None
+    assert "20 frames" in found["refused"][0]
     assert found["runtime"] == {"name": "null", "version": "1"}
 
 
