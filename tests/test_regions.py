@@ -37,10 +37,18 @@ STANDARD = (
     "formats.protobuf",
     "bundle.manifest",
     "bundle.archive",
+    "conditions",
+    "power.find",
+    "power.ina3221",
+    "power.null",
+    "power.nvml",
+    "power.rapl",
+    "power.recorder",
 )
 WITH_NUMPY = (
     "benchmark",
     "certainty",
+    "power.energy",
     "detectors.types",
     "detectors.preprocess",
     "detectors.decode",
@@ -155,7 +163,7 @@ def test_what_the_device_shares_imports_with_numpy_only(module: str) -> None:
 
 def test_every_device_module_of_a_shared_folder_is_listed() -> None:
     """A new format or bundle module must not slip past the tests in this file."""
-    for folder in ("formats", "bundle"):
+    for folder in ("formats", "bundle", "power"):
         names = {f"{folder}.{path.stem}" for path in (PACKAGE / folder).glob("*.py")} - {f"{folder}.__init__"}
         assert names <= {*STANDARD, *WITH_NUMPY}
 
