@@ -185,10 +185,9 @@ def slow_down(samples: np.ndarray, starts_s: np.ndarray) -> SlowDown | None:
     count = int(window[-1]) + 1
     firsts = np.searchsorted(window, np.arange(count + 1))
     medians = np.array([np.median(part) for part in np.split(samples, firsts[1:-1])])
-    scores = _places(medians)
-    change, seen = _best_split(scores[None])
+    change, seen = _best_split(medians[None])
     shuffled = np.random.RandomState(_SEED)
-    chance = _best_split(np.array([shuffled.permutation(scores) for _ in range(_RESAMPLES)]))[1]
+    chance = _best_split(np.array([shuffled.permutation(medians) for _ in range(_RESAMPLES)]))[1]
     p_value = (1 + int((chance >= seen[0]).sum())) / (_RESAMPLES + 1)
     before, after = medians[: change[0]], medians[change[0] :]
     # A busy spell in the middle is no lasting change: the end must be as slow.
@@ -255,13 +254,6 @@ def _sign_flips(differences: np.ndarray) -> float:
         extra = 1  # the signs as they are count as one of the flips
     reached = np.abs(flips @ differences) >= abs(float(differences.sum())) * (1 - 1e-12)
     return (extra + int(reached.sum())) / (extra + len(flips))
-
-
-def _places(values: np.ndarray) -> np.ndarray:
-    """For each value its place in their order, float64, the mean place for those that are equal."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    places: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[which]
-    return places
 
 
 def _best_split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -113,6 +113,22 @@ def _print_lighter(result: Mapping[str, Any]) -> None:
     print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
 
 
+def print_bench(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd bench`, for people."""
+    from edgekd.measured import STATISTICS, against_lines, bench_lines, bench_rows
+
+    columns = [name.replace("p999", "p99.9") for name in STATISTICS]
+    print_table(["ms", *columns], bench_rows(result))
+    for line in bench_lines(result):
+        print(line)
+    print_refused(result["refused"])
+    if (other := result["against"]) is not None:
+        print_table([f"ms, {other['artifact']}", *columns], bench_rows(other))
+        for line in against_lines(other):
+            print(line)
+        print_refused([f"{other['artifact']}: {reason}" for reason in other["refused"]])
+
+
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
 
 

@@ -19,6 +19,7 @@ from edgekd.files import new_folder, remove_folder, write_file, writing
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
+    from edgekd.power import Meter
 
 ENGINE, RECORD = "model.engine", "engine.json"
 
@@ -116,28 +117,43 @@ def layer_counts(runtime: Runtime, engine: Engine) -> dict[str, int] | None:
     return {precision: precisions.count(precision) for precision in precisions}
 
 
-def latencies(slot: Slot, runtime: Runtime, engine: Engine, iterations: int, seconds: float) -> dict[str, Any]:
-    """Time the engine alone, for at least so many runs and so long. Raises DeviceError."""
+def latencies(
+    slot: Slot, runtime: Runtime, engine: Engine, iterations: int, seconds: float, meter: Meter | None = None
+) -> dict[str, Any]:
+    """Time the engine alone, for at least so many runs and so long; then its energy. Raises DeviceError.
+
+    meter: where there is one; `energy` is null, and `refused` says why, where there is none.
+    """
     import numpy as np
 
     from edgekd.benchmark import benchmark
     from edgekd.detectors.preprocess import to_tensor
     from edgekd.detectors.types import spec_from_json
+    from edgekd.power.energy import measure_energy
 
     how = spec_from_json(slot.manifest.detector).preprocess
     noise = np.random.RandomState(0).randint(0, 256, (how.height, how.width, 3)).astype(np.uint8)
+    batch, energy, why = to_tensor(noise, how), None, "no sensor here that may be read"
     with closing(runtime.load(engine.file)) as session:
         timing = benchmark(
             session,
             lambda frame: (frame, None),
             lambda output, context: None,
-            [to_tensor(noise, how)],
+            [batch],
             min_iterations=iterations,
             min_seconds=seconds,
             clock=runtime.clock,
         )
+        if meter is not None:
+            try:
+                work = {"": lambda: session.run(batch)}
+                energy = measure_energy(meter, work, seconds)[""].as_json()
+            except OSError as error:
+                why = str(error)
     told = timing.summary()
-    return {name: told[name] for name in ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers")}
+    told["refused"] += [] if energy else [f"energy: {why}"]
+    kept = {name: told[name] for name in ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers")}
+    return {**kept, "energy": energy}
 
 
 def _belongings(record: dict[str, Any]) -> dict[str, Any]:

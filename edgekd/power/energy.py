@@ -17,8 +17,10 @@ from edgekd.certainty import Interval, mean_interval
 from edgekd.power import Meter
 from edgekd.power.recorder import Joules
 
-IDLE_S, STRETCH_S, FEWEST = 3.0, 1.0, 5
-"""How long it rests; how long a stretch of frames is at least; how many stretches an interval needs."""
+FEWEST = 5
+"""How many stretches an interval needs, at rest and at work."""
+_REST_S, _STRETCH_S = (0.25, 3.0), (0.05, 1.0)
+"""How long it rests, and how long a stretch of frames is: not less and not more, however long it is to take."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,20 @@ def measure_energy(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
     rest: Callable[[float], None] = time.sleep,
-    stretch_s: float = STRETCH_S,
 ) -> dict[str, Energy]:
     """The energy of each of several kinds of work, which take turns; each of `frames` does one frame.
 
-    Each gets at least `seconds` and FEWEST stretches. Raises OSError where the sensor does not answer.
+    Each gets at least `seconds` and FEWEST stretches: of a second, if there is time. Raises OSError where the sensor
+    does not answer.
     """
+    stretch_s, rest_s = _within(seconds / FEWEST, _STRETCH_S), _within(seconds, _REST_S)
     joules = Joules(meter, clock)
     spans: dict[str, list[tuple[float, float, int]]] = {name: [] for name in frames}
     with joules.recorder:
         idle = []
         for _ in range(FEWEST):
             begin = joules.recorder.sample()
-            rest(IDLE_S / FEWEST)
+            rest(rest_s / FEWEST)
             idle.append((begin, joules.recorder.sample()))
         for _ in range(max(FEWEST, math.ceil(seconds / stretch_s))):
             for name, frame in frames.items():
@@ -81,6 +84,10 @@ def measure_energy(
                 spans[name].append(_stretch(frame, joules, stretch_s, clock))
     rates = np.array([_joules(joules, begin, end) / max(end - begin, 1e-9) for begin, end in idle])
     return {name: _energy(joules, found, rates) for name, found in spans.items()}
+
+
+def _within(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
 
 
 def _stretch(

@@ -188,7 +188,7 @@ def test_two_kinds_of_work_take_turns_and_an_uneven_sensor_widens_the_interval()
     def work(name: str):
         return lambda: (order.append(name), device.infer())
 
-    found = measure_energy(meter, {"a": work("a"), "b": work("b")}, 2.0, device.clock, device.advance)
+    found = measure_energy(meter, {"a": work("a"), "b": work("b")}, 5.0, device.clock, device.advance)
     assert "".join(order[::9]) == "ab" * FEWEST  # eight frames a stretch, and the one before them
     assert found["a"].gross.half > 100
     assert found["a"].net.half > found["a"].gross.half
