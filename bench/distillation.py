@@ -384,7 +384,7 @@ def claims(found: Mapping[str, Summary], gain: float) -> list[dict[str, Any]]:
     steps = [one.rows[0].step_seconds for one in (mine, none, teacher)]
     if all(steps):
         ratio = steps[0] / (steps[1] + steps[2])  # type: ignore[operator]
-        text = f"a step of the first seed takes at most {OVERHEAD} times one without distillation and the teacher's pass"
+        text = f"a step, first seed, takes at most {OVERHEAD} times one without distillation and the teacher's pass"
         rows.append((text, ratio, ratio <= OVERHEAD))
     return [{"claim": text, "found": value, "holds": holds} for text, value, holds in rows]
 
