@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cameras import BUNDLE, identity_of, options
+from pythons import interpreter, wheels
 from running import Built
 
 from edgekd.agent_archive import NAME, agent_archive
@@ -52,27 +52,6 @@ def camera(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     wheels(system.python, folder / "numpy", f"numpy=={system.numpy}", "--ignore-requires-python")
     wheels(system.python, folder / "pytest", f"pytest=={system.pytest}", "exceptiongroup", "tomli")
     return Camera(python, folder / "numpy", folder / "pytest")
-
-
-def interpreter(version: str) -> str:
-    """A real Python of that version, from pyenv or the system."""
-    installed = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python{version}"))
-    for candidate in (*map(str, installed), f"python{version}"):
-        try:
-            subprocess.run([candidate, "-c", "pass"], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return candidate
-    pytest.skip(f"no Python {version} on this host")
-
-
-def wheels(version: str, folder: Path, package: str, *more: str) -> None:
-    """Install a package, and more, for a Python into a folder of their own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
-    choice = ["--python-version", version, "--only-binary", ":all:"]
-    done = subprocess.run([*pip, *choice, package, *more], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no {package} for Python {version}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def run(camera: Camera, path: list[Path], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
