@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 OLDEST_PYTHON = (3, 8)
 """What the agent needs."""
-HEARTBEAT_S = 5.0
-"""How often the other end hears that this one is still there."""
+HEARTBEATS = 6
+"""How many signs of life this end gives in the time in which the other must hear one."""
 _PIECE = 1 << 16
 _ANSWER_S = 120.0
 _WAIT_FOR_OTHERS_S = 45.0
@@ -63,6 +63,11 @@ class Settings:
     python: str
     silence_s: float | None = None
 
+    @property
+    def heartbeat_s(self) -> float | None:
+        """How often this end gives a sign of life."""
+        return None if self.silence_s is None else self.silence_s / HEARTBEATS
+
     def command(self) -> list[str]:
         """The process to start there."""
         return [self.python, "-c", _LOADER.format(len(_program())), json.dumps({"silence_s": self.silence_s})]
@@ -94,7 +99,7 @@ class Session:
     """The process there, once it has said hello."""
 
     def __init__(self, device: str, pipes: Pipes, settings: Settings) -> None:
-        self.python = settings.python
+        self.python, self._heartbeat_s = settings.python, settings.heartbeat_s
         self._device, self._pipes = device, pipes
         self._doing = "the first answer"
 
@@ -167,7 +172,7 @@ class Session:
         until = loop.time() + limit_s
         try:
             while (left := until - loop.time()) > 0:
-                if (await asyncio.wait((line,), timeout=min(HEARTBEAT_S, left)))[0]:
+                if (await asyncio.wait((line,), timeout=min(self._heartbeat_s or left, left)))[0]:
                     return await self._read(line.result())
                 await self._pipes.write(b"\n")
         finally:
