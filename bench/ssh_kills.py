@@ -196,7 +196,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
         f"its connection, at {found['bytes_per_s'] / 1e6:g} MB/s. *Kept* is what the camera has of them when all is",
         "quiet there, *again* what both runs send beyond an undisturbed one, a second login included. A *silent*",
         "connection is one that nothing comes through any more; here the camera waits",
-        f"{found['silence_s']:g} s for a sign of life, 30 s by default. *Quiet after* is counted from when the host knows.",
+        f"{found['silence_s']:g} s for a sign of life, 30 s by default. *Quiet after* counts from when the host knows.",
         "",
         *table([*header, "as undisturbed"], rows),
         "",
