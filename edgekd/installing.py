@@ -159,7 +159,7 @@ def _require_runtime(job: EngineJob, status: dict[str, Any]) -> None:
 
 
 def _no_answer(device: str, command: str, code: int, said: str) -> DeviceError:
-    last = said.strip().splitlines()[-1:]
+    last = [line[:300] for line in said.strip().splitlines()[-1:]]
     fix = "name a Python that has NumPy with --python" if "numpy" in said else "see docs/agent.md for what it needs"
     found = last[0] if last else f"exit code {code}"
     return DeviceError(f"{device}: {command}: the agent gave no answer", found=found, fix=fix)

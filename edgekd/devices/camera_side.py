@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PIECE = 1 << 16
-KEPT_OUTPUT = 1 << 22
+KEPT_OUT, KEPT_ERR = 1 << 18, 1 << 16  # together they stay below the 2 MB that a line over SSH may have
 LOCK, PART = "lock", ".part"
 
 
@@ -204,7 +204,7 @@ def follow(link: Link, child: Any, said: Any) -> None:
         for handle in [each for each in ready if each]:
             piece = os.read(handle, PIECE)
             said[handle].extend(piece)
-            del said[handle][:-KEPT_OUTPUT]
+            del said[handle][: -(KEPT_OUT if handle == child.stdout.fileno() else KEPT_ERR)]
             if not piece:
                 del said[handle]
         # What it started may keep the pipes open: it ends with its group.

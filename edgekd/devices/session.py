@@ -32,6 +32,7 @@ HEARTBEATS = 6
 _PIECE = 1 << 16
 _ANSWER_S = 120.0
 _WAIT_FOR_OTHERS_S = 45.0
+_GREETINGS, _MESSAGE = 50, 300
 _LOADER = "import functools,os,sys;exec(functools.reduce(lambda t,i:t+os.read(0,{0}-len(t)),range({0}),b''))"
 """Reads the program from stdin, whose other bytes are left to it: command lines are short on some cameras."""
 
@@ -88,7 +89,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a program left behind: exit code (of a signal negative), and the last megabytes of what it said."""
+    """What a program left behind: exit code (of a signal negative), and the last of what it said: 256 and 64 KiB."""
 
     code: int
     out: str
@@ -106,7 +107,7 @@ class Session:
     async def begin(self) -> None:
         """Start the program, and see that Python there is not too old. Raises DeviceError."""
         await self._pipes.write(_program())
-        told = await self._answer(_ANSWER_S)
+        told = await self._answer(_ANSWER_S, greetings=_GREETINGS)
         version = tuple(told["python"])
         if version < OLDEST_PYTHON:
             raise DeviceError(
@@ -165,15 +166,21 @@ class Session:
     async def _write(self, **request: Any) -> None:
         await self._pipes.write(json.dumps(request).encode("ascii") + b"\n")
 
-    async def _answer(self, limit_s: float) -> dict[str, Any]:
-        """The next answer, with a sign of life now and then while it is awaited."""
+    async def _answer(self, limit_s: float, greetings: int = 0) -> dict[str, Any]:
+        """The next answer, with a sign of life now and then while it is awaited.
+
+        greetings: so many lines of something else, which shells may say first, are passed over.
+        """
         line = asyncio.ensure_future(self._pipes.line())
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         try:
             while (left := until - loop.time()) > 0:
                 if (await asyncio.wait((line,), timeout=min(self._heartbeat_s or left, left)))[0]:
-                    return await self._read(line.result())
+                    said = line.result()
+                    if not greetings or not said or said.startswith(b"{"):
+                        return await self._read(said)
+                    greetings, line = greetings - 1, asyncio.ensure_future(self._pipes.line())
                 await self._pipes.write(b"\n")
         finally:
             await _cancelled(line)
@@ -192,7 +199,7 @@ class Session:
     async def _gone(self, line: bytes) -> DeviceError:
         """Why there is no answer."""
         code, said = await self._pipes.ended()
-        last = (said.strip() or line.decode("utf-8", "replace").strip()).splitlines()[-1:]
+        last = [text[:_MESSAGE] for text in (said.strip() or line.decode("utf-8", "replace").strip()).splitlines()[-1:]]
         if code in (126, 127):
             return DeviceError(
                 f"{self._device}: no interpreter {self.python}",
