@@ -27,6 +27,7 @@ from edgekd.formats.onnx_bytes import (
     RAW_DATA,
     VALUE_INFO,
     tensor,
+    text,
 )
 from edgekd.formats.protobuf import BYTES, VARINT, field, fields, integer, integer_field, varint
 
@@ -79,7 +80,7 @@ class _Graph:
 
     def required_outputs(self) -> None:
         """Raises ValueError where the graph gives a dequantized tensor, whose name would be lost."""
-        outputs = {_text(self.onnx, first, last, 1) for number, _, first, last in self.fields if number == OUTPUT}
+        outputs = {text(self.onnx, first, last, 1) for number, _, first, last in self.fields if number == OUTPUT}
         lost = sorted(outputs & self.removed)
         if lost:
             raise ValueError(f"expected outputs that are not quantized, found {', '.join(lost)}")
@@ -133,7 +134,7 @@ class _Graph:
         used = {self.plain(name) for node in kept for name in node.inputs}
         parts = []
         for number, wire, first, last in self.fields:
-            if number == NODE or (number == VALUE_INFO and _text(self.onnx, first, last, 1) in self.removed):
+            if number == NODE or (number == VALUE_INFO and text(self.onnx, first, last, 1) in self.removed):
                 continue
             if number == INITIALIZER and (found := tensor(self.onnx, first, last)) and found.name not in used:
                 continue
@@ -179,7 +180,7 @@ def _node(onnx: bytes, begin: int, end: int) -> _Node:
     for number, _, first, last in found:
         if number in texts:
             texts[number].append(onnx[first:last].decode("utf-8", "replace"))
-        elif number == _ATTRIBUTE and _text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
+        elif number == _ATTRIBUTE and text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
             axis = _integer(onnx, first, last)
     name, operator = ("".join(texts[number]) for number in (_NODE_NAME, _OPERATOR))
     return _Node(name, operator, tuple(texts[_INPUT]), tuple(texts[_OUTPUT]), axis, found)
@@ -189,14 +190,6 @@ def _field(onnx: bytes, number: int, wire: int, begin: int, end: int) -> bytes:
     """A field as it was."""
     length = integer(end - begin) if wire == BYTES else b""
     return integer(number << 3 | wire) + length + onnx[begin:end]
-
-
-def _text(onnx: bytes, begin: int, end: int, wanted: int) -> str:
-    """The text in a field of a message; empty where it has none."""
-    texts = (
-        onnx[first:last] for number, wire, first, last in fields(onnx, begin, end) if (number, wire) == (wanted, BYTES)
-    )
-    return next(texts, b"").decode("utf-8", "replace")
 
 
 def _integer(onnx: bytes, begin: int, end: int) -> int:
