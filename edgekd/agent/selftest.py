@@ -89,5 +89,6 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> dict[str, Any]:
 def keep_self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
     """Test an engine, and write its figures beside it, whether it passed or not. Raises as `run_self_test` does."""
     figures = run_self_test(slot, runtime, engine.file)
-    write_file(engine.folder / SELF_TEST, canonical_json(figures))
+    kept = {name: value for name, value in figures.items() if name != "worst"}
+    write_file(engine.folder / SELF_TEST, canonical_json(kept))
     return figures

@@ -71,8 +71,9 @@ def opened() -> Cuda:
     """The first GPU, through the first way that is here. Raises DeviceError."""
     if _installed("pycuda"):
         return PyCuda()
-    if _installed("cuda"):
-        return RuntimeCuda(_cuda_python())
+    api = _cuda_python()
+    if api is not None:
+        return RuntimeCuda(api)
     library = _library()
     if library is None:
         raise DeviceError("no way to the GPU's memory", found=problem(), fix=_FIX)
@@ -90,15 +91,13 @@ def _library() -> Path | None:
 
 
 def _cuda_python() -> Any:
-    """cuda-python's module for the runtime library, which moved when it became 12.8."""
-    try:
-        return import_module("cuda.bindings.runtime")
-    except ImportError:
-        pass
-    try:
-        return import_module("cuda.cudart")
-    except ImportError as error:
-        raise DeviceError("cuda-python cannot be used", found=str(error), fix=_FIX) from error
+    """cuda-python's module for the runtime library, which moved with 12.8; None where there is none."""
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    return None
 
 
 class PyCuda:
