@@ -15,7 +15,8 @@ from running import Built
 from edgekd.agent.commands import Camera, activate, bench, build, selftest
 from edgekd.agent.engines import EngineMismatchError, PrecisionError
 from edgekd.agent.runtimes import AUTOMATIC, chosen
-from edgekd.agent.runtimes.tensorrt import TensorRt, workspace_bytes
+from edgekd.agent.runtimes.tensorrt import TensorRt
+from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.tensorrt_generations import generation, numbers
 from edgekd.agent.runtimes.types import FLOAT, UnsuitedError, Wish
@@ -345,11 +346,9 @@ def test_a_fake_has_what_its_generation_has_and_no_more() -> None:
 def test_a_strongly_typed_builder_takes_what_the_newest_generation_says(camera: Camera, tmp_path: Path) -> None:
     """TensorRT for RTX has the interface of TensorRT 11, and builds without a GPU."""
     rtx = pytest.importorskip("tensorrt_rtx")
-    from edgekd.agent.runtimes.tensorrt import _Builder
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", rtx)
-        builder = _Builder(generation("11.4.1"), Wish())
+        builder = Builder(generation("11.4.1"), Wish())
         slot = camera.chosen_slot()
         made = TensorRt()._described(builder, slot, Wish())
         builder.config.num_compute_capabilities = 1

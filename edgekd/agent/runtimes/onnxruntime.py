@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
 from edgekd.errors import DeviceError
 
@@ -52,6 +51,8 @@ class OnnxRuntime:
         if wish.source != FLOAT:
             _session(slot.graph, optimise_into=engine)
             return Made("graph")
+        from edgekd.agent.runtimes import networks
+
         onnx = networks.float_graph(slot.graph)
         _session(onnx, optimise_into=engine)
         return Made(networks.float_kind(onnx))

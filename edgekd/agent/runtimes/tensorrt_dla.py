@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.types import FLOAT, Made, UnsuitedError, Wish
-from edgekd.formats.calibration_cache import to_text
 
 if TYPE_CHECKING:
-    from edgekd.agent.runtimes.tensorrt import _Builder
+    from edgekd.agent.runtimes.networks import Scaled
+    from edgekd.agent.runtimes.tensorrt_builder import Builder
     from edgekd.agent.slots import Slot
 
 
@@ -28,8 +27,10 @@ class TensorRtDla(TensorRt):
     def _core(self) -> int:
         return self.core
 
-    def _described(self, builder: _Builder, slot: Slot, wish: Wish) -> Made:
+    def _described(self, builder: Builder, slot: Slot, wish: Wish) -> Made:
         """Raises UnsuitedError where the device or its TensorRT has no such core."""
+        from edgekd.agent.runtimes import networks
+
         cores = int(builder.builder.num_DLA_cores)
         if self.core >= cores:
             raise UnsuitedError(
@@ -51,8 +52,10 @@ class TensorRtDla(TensorRt):
         kept = self._quantize(builder, network)
         return Made("graph", allowed, self._fallbacks(builder), {**builder.told(), "float_layers": kept})
 
-    def _quantize(self, builder: _Builder, network: networks.Scaled) -> list[str]:
+    def _quantize(self, builder: Builder, network: Scaled) -> list[str]:
         """Serve the scales, and keep the layers in float that are float in the graph; their names."""
+        from edgekd.formats.calibration_cache import to_text
+
         trt, config = builder.trt, builder.config
         kept = []
         with builder.wrapped("quantize for the DLA"):
@@ -69,7 +72,7 @@ class TensorRtDla(TensorRt):
                     kept.append(layer.name)
         return kept
 
-    def _fallbacks(self, builder: _Builder) -> list[str]:
+    def _fallbacks(self, builder: Builder) -> list[str]:
         """The layers that the core does not take, and that run on the GPU."""
         with builder.wrapped("ask what the DLA takes"):
             layers = [builder.network.get_layer(index) for index in range(builder.network.num_layers)]

@@ -15,10 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes import networks
-from edgekd.agent.runtimes.precision import layers_of
-from edgekd.agent.runtimes.tensorrt import LEVEL, workspace_bytes
-from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS, Flags, flags_of
 from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
 from edgekd.errors import DeviceError
 from edgekd.files import write_file
@@ -26,6 +22,7 @@ from edgekd.files import write_file
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.runtimes.trtexec_flags import Flags
     from edgekd.agent.slots import Slot
 
 PROGRAM = "trtexec"
@@ -52,7 +49,10 @@ class Trtexec:
 
     def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
         """Write the engine; the command is in the record. Raises DeviceError."""
-        flags = flags_of(self.version())
+        from edgekd.agent.runtimes import networks
+        from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
+
+        flags = self._flags()
         floating = wish.source == FLOAT
         workspace = workspace_bytes(wish.memory_bytes)
         with _folder() as folder:
@@ -81,14 +81,16 @@ class Trtexec:
                 found=str(error),
                 fix="build it again",
             ) from error
-        return TrtexecSession(engine, str(name), flags_of(self.version()))
+        return TrtexecSession(engine, str(name), self._flags())
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """What it exports of the engine's layers and of a profiled run. Raises DeviceError."""
+        from edgekd.agent.runtimes.precision import layers_of
+
         with _folder() as folder:
             told, profile = folder / "layers.json", folder / "profile.json"
             _run(
-                [str(_required_program()), *flags_of(self.version()).inspect(engine, told, profile)],
+                [str(_required_program()), *self._flags().inspect(engine, told, profile)],
                 "inspect an engine",
             )
             try:
@@ -98,9 +100,11 @@ class Trtexec:
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Seconds of each run: what the GPU takes for the input to come, the engine, and the output to go."""
+        from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS
+
         with _folder() as folder:
             exported = folder / "times.json"
-            command = flags_of(self.version()).bench(engine, iterations, seconds, exported)
+            command = self._flags().bench(engine, iterations, seconds, exported)
             _run([str(_required_program()), *command], "time an engine")
             try:
                 # Some versions also export the runs that only warm up.
@@ -115,6 +119,11 @@ class Trtexec:
     def clock(self) -> float:
         """This machine's monotonic high-resolution clock."""
         return time.perf_counter()
+
+    def _flags(self) -> Flags:
+        from edgekd.agent.runtimes.trtexec_flags import flags_of
+
+        return flags_of(self.version())
 
 
 class TrtexecSession:

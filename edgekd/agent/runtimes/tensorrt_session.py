@@ -1,0 +1,116 @@
+"""An engine of TensorRT's, loaded: run on one frame after another, profiled, and asked what it computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.runtimes import cuda
+from edgekd.agent.runtimes.tensorrt_builder import library, logger
+from edgekd.agent.runtimes.tensorrt_generations import Generation, numpy_kind
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_PROFILED, _WARM_UP = 10, 3  # runs
+
+
+class TensorRtSession:
+    """An engine with one input and one output, its buffers, and one stream."""
+
+    def __init__(self, file: Path, generation: Generation, core: int | None = None) -> None:
+        trt = library()
+        self._trt, self._generation, self._log = trt, generation, []  # type: ignore[var-annotated,unused-ignore]
+        self._logger = logger(trt, self._log)
+        self._runtime = trt.Runtime(self._logger)
+        if core is not None:
+            self._runtime.DLA_core = core
+        self._engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
+        self._context = self._engine.create_execution_context() if self._engine is not None else None
+        if self._context is None:
+            said = self._log[-1] if self._log else "no reason given"
+            raise DeviceError(f"{file.name}: TensorRT cannot load it", found=said, fix="build the engine again")
+        self._ports = tuple(generation.access.ports(trt, self._engine))
+        self._cuda: cuda.Cuda | None = cuda.opened()
+        try:
+            self._reserve(self._cuda, file)
+        except BaseException:
+            self.close()
+            raise
+
+    def _reserve(self, gpu: cuda.Cuda, file: Path) -> None:
+        """One buffer on each side for each port, used again in every run."""
+        kinds = [numpy_kind(self._trt, port.kind) for port in self._ports]
+        sides = sorted(port.is_input for port in self._ports)
+        if sides != [False, True] or None in kinds or any(side < 1 for port in self._ports for side in port.shape):
+            told = ", ".join(f"{port.name} {port.kind} {list(port.shape)}" for port in self._ports)
+            raise DeviceError(
+                f"{file.name}: not a detector's engine", expected="one float input and one float output", found=told
+            )
+        self._arrays = [gpu.pinned(port.shape, kind) for port, kind in zip(self._ports, kinds)]  # noqa: B905
+        self._addresses = [gpu.allocate(array.nbytes) for array in self._arrays]
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The output float32 for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        import numpy as np
+
+        if self._cuda is None:
+            raise DeviceError("the TensorRT session is closed", fix="load the engine again")
+        sides = zip(self._ports, self._arrays, self._addresses)  # noqa: B905
+        (given, taken) = sorted(sides, key=lambda side: not side[0].is_input)
+        if batch.shape != given[1].shape:
+            raise DeviceError(
+                "TensorRT cannot run the engine", expected=f"a batch {given[1].shape}", found=str(batch.shape)
+            )
+        np.copyto(given[1], batch, casting="same_kind")
+        self._cuda.upload(given[2], given[1])
+        if not self._generation.access.enqueue(self._context, self._ports, self._addresses, self._cuda.stream):
+            raise DeviceError("TensorRT cannot run the engine", found=self._log[-1] if self._log else None)
+        self._cuda.download(taken[1], taken[2])
+        self._cuda.wait()
+        output: np.ndarray = taken[1].astype(np.float32)  # a copy: the next run writes into the buffer
+        return output
+
+    def inspected(self) -> str:
+        """What the engine inspector says of all layers, as JSON."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        told: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return told
+
+    def profiled(self) -> dict[str, float]:
+        """Milliseconds that each layer takes, by its name: the mean of a few runs. Raises DeviceError."""
+        import numpy as np
+
+        profiler = _profiler(self._trt)
+        (given,) = (port for port in self._ports if port.is_input)
+        batch = np.random.RandomState(0).uniform(0, 1, given.shape).astype(np.float32)
+        for _ in range(_WARM_UP):
+            self.run(batch)
+        context: Any = self._context
+        context.profiler = profiler
+        for _ in range(_PROFILED):
+            self.run(batch)
+        return {name: total / _PROFILED for name, total in profiler.totals.items()}
+
+    def close(self) -> None:
+        """Free the buffers, then the engine."""
+        if self._cuda is not None:
+            self._arrays, self._addresses = [], []
+            self._cuda.close()
+            self._cuda = self._context = self._engine = None
+
+
+def _profiler(trt: Any) -> Any:
+    """A profiler that adds up the milliseconds of each layer."""
+
+    class SummingProfiler(trt.IProfiler):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.totals: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.totals[layer_name] = self.totals.get(layer_name, 0.0) + ms
+
+    return SummingProfiler()
