@@ -48,14 +48,17 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
 
     if given.command == "verify":
         return commands.verify(given.bundle)
-    from edgekd.agent.runtimes import chosen
+    from edgekd.agent.runtimes import chosen, continuing
     from edgekd.agent.slots import State
 
     options = vars(given)
     if given.command == "validate":
         return _validate(given)
+    state = State(given.state)
     runtime = chosen(given.runtime) if "runtime" in options else None
-    camera = commands.Camera(State(given.state), options.get("root", Path("/")), runtime, options.get("slot"))
+    if given.command in _CONTINUING and not given.runtime:
+        runtime = continuing(commands.runtime_in_service(state))
+    camera = commands.Camera(state, options.get("root", Path("/")), runtime, options.get("slot"))
     if given.command == "unpack":
         return commands.unpack(camera, given.bundle)
     if given.command == "bench":
@@ -134,6 +137,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "at least so many runs (%(default)s) ..."},
     "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "... and at least so long (%(default)s)"},
 }
+_CONTINUING = ("status", "renew")
+"""Commands that, unless told otherwise, go by the runtime of the engine in service."""
 _ENGINE = ("--state", "--root", "--runtime", "--slot")
 COMMANDS = {
     "verify": ("check a bundle from its first byte to its last", ("bundle",)),

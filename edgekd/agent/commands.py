@@ -233,6 +233,13 @@ def status(camera: Camera) -> dict[str, Any]:
     }
 
 
+def runtime_in_service(state: State) -> str | None:
+    """The name of the runtime that the engine in service was built by; None where nothing is."""
+    active = state.active
+    engine = read_engine(active.engine) if active and active.engine else None
+    return engine.record["runtime"].get("name") if engine else None
+
+
 def require_passed(slot: Slot, engine: Engine | None) -> None:
     """Raises DeviceError where an engine did not pass its self-test."""
     tested = engine.self_test if engine else None

@@ -42,10 +42,10 @@ class Order:
         for precision, least in self.shares.items():
             of, part = share(found, precision) if found else ("", 0.0)
             if not found or part < least:
-                told = ", ".join(f"{name} {each:.0%}" for name, each in found["share"][of].items()) if found else ""
+                told = ", ".join(f"{name} {each:.1%}" for name, each in found["share"][of].items()) if found else ""
                 raise PrecisionError(
                     f"slot {slot.name}: the engine does not compute in {precision} as it has to",
-                    expected=f"{least:.0%} of its {of or 'layers'} in {precision}",
+                    expected=f"{least:.1%} of its {of or 'layers'} in {precision}",
                     found=told or "a runtime that does not say in what it computes",
                     fix="see what the builder falls back to, or ask for less; what was there is as it was",
                 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cameras import Agent
@@ -11,7 +13,7 @@ from fake_tensorrt import installed
 from test_device import XAVIER, planted
 from test_json_contract import assert_documented, objects, schema_of
 
-from edgekd.agent.cli import COMMANDS
+from edgekd.agent.cli import COMMANDS, main
 from edgekd.agent.runtimes import AUTOMATIC, NAMED
 from edgekd.bundle.archive import verify
 
@@ -71,6 +73,26 @@ def test_what_tensorrt_adds_is_as_the_schema_says(
             answer = agent(*call, runtime=runtime)
             assert answer.code == ("--require" in call), answer.document
             assert_documented(answer.document, "agent")
+
+
+def test_status_and_renew_go_by_the_runtime_in_service(
+    agent: Agent, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed(monkeypatch, "8.5.2.2", dla_cores=2)
+    agent("unpack", bundle)
+    for command in ("build", "selftest", "activate"):
+        agent(command, runtime="tensorrt-dla0")
+
+    def told(command: str) -> Any:
+        capsys.readouterr()
+        main([command, "--state", str(tmp_path / "state"), "--root", str(tmp_path / "root")])
+        return json.loads(capsys.readouterr().out)["result"]
+
+    assert told("status")["runtime"]["name"] == "tensorrt-dla0"
+    assert told("status")["active"]["engine"]["stale"] == []
+    assert told("renew")["changed"] is False
+    monkeypatch.undo()
+    assert told("status")["runtime"]["name"] == "onnxruntime", "what is left"
 
 
 def test_what_is_required_of_an_engine_is_a_precision_and_a_share(agent: Agent) -> None:

@@ -123,6 +123,19 @@ def test_a_program_that_does_not_say_its_version(installed: Path, script: str) -
         Trtexec().version()
 
 
+def test_jetpacks_program_has_the_version_of_the_installed_library(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "lib"
+    library.mkdir()
+    monkeypatch.setattr(trtexec, "LIBRARIES", f"{library}/libnvinfer.so.*.*.*".lstrip("/"))
+    (library / "libnvinfer.so.8.6.2").touch()
+    assert Trtexec().version() == "8.6.2"
+    trtexec._version.cache_clear()
+    (library / "libnvinfer.so.10.3.0").touch()
+    assert Trtexec().version() == "8.5.2", "where there are several the program is asked"
+
+
 def test_a_program_that_does_not_end_is_ended(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed.write_text("#!/bin/sh\nexec sleep 60\n", "ascii")
     trtexec._version.cache_clear()

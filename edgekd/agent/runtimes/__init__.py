@@ -30,6 +30,12 @@ def chosen(name: str | None) -> Runtime | None:
     return required(name)
 
 
+def continuing(name: str | None) -> Runtime | None:
+    """The runtime of that name where it computes something and can be used here, else the first that can."""
+    known = next((runtime for runtime in real() if runtime.name == name), None)
+    return known if known is not None and known.problem() is None else chosen(None)
+
+
 def required(name: str) -> Runtime:
     """The runtime of that name. Raises DeviceError where it is unknown or cannot be used."""
     known = {runtime.name: runtime for runtime in (*AUTOMATIC, *NAMED)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +78,9 @@ class Builder:
         engine.write_bytes(memoryview(plan))
         self._keep_cache()
 
-    @contextmanager
-    def wrapped(self, what: str) -> Iterator[None]:
+    def wrapped(self, what: str) -> AbstractContextManager[None]:
         """Say what TensorRT raises as a DeviceError."""
-        try:
-            yield
-        except Exception as error:  # its exceptions are Python's own, of several kinds
-            raise DeviceError(f"TensorRT cannot {what}: {error}", found=self._said() or None) from error
+        return wrapped(what, self.log)
 
     def _start_from_cache(self) -> bool:
         """Whether the timings of an earlier build are used. What TensorRT does not take, it does without."""
@@ -112,6 +108,17 @@ class Builder:
 
     def _said(self) -> str:
         return self.log[-1] if self.log else ""
+
+
+@contextmanager
+def wrapped(what: str, log: Sequence[str] = ()) -> Iterator[None]:
+    """Say what TensorRT raises as a DeviceError, with the last of what it has logged."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except Exception as error:  # its exceptions are Python's own, of several kinds
+        raise DeviceError(f"TensorRT cannot {what}: {error}", found=log[-1] if log else None) from error
 
 
 def library() -> Any:

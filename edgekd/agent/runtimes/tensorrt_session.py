@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import cuda
-from edgekd.agent.runtimes.tensorrt_builder import library, logger
+from edgekd.agent.runtimes.tensorrt_builder import library, logger, wrapped
 from edgekd.agent.runtimes.tensorrt_generations import Generation, numpy_kind
 from edgekd.errors import DeviceError
 
@@ -21,17 +21,20 @@ class TensorRtSession:
 
     def __init__(self, file: Path, generation: Generation, core: int | None = None) -> None:
         trt = library()
-        self._trt, self._generation, self._log = trt, generation, []  # type: ignore[var-annotated,unused-ignore]
+        self._trt, self._generation = trt, generation
+        self._log: list[str] = []
         self._logger = logger(trt, self._log)
-        self._runtime = trt.Runtime(self._logger)
-        if core is not None:
-            self._runtime.DLA_core = core
-        self._engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
-        self._context = self._engine.create_execution_context() if self._engine is not None else None
+        with wrapped(f"load {file.name}", self._log):
+            self._runtime = trt.Runtime(self._logger)
+            if core is not None:
+                self._runtime.DLA_core = core
+            self._engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
+            self._context = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
             said = self._log[-1] if self._log else "no reason given"
             raise DeviceError(f"{file.name}: TensorRT cannot load it", found=said, fix="build the engine again")
-        self._ports = tuple(generation.access.ports(trt, self._engine))
+        with wrapped(f"say what {file.name} takes and gives", self._log):
+            self._ports = tuple(generation.access.ports(trt, self._engine))
         self._cuda: cuda.Cuda | None = cuda.opened()
         try:
             self._reserve(self._cuda, file)
@@ -65,7 +68,9 @@ class TensorRtSession:
             )
         np.copyto(given[1], batch, casting="same_kind")
         self._cuda.upload(given[2], given[1])
-        if not self._generation.access.enqueue(self._context, self._ports, self._addresses, self._cuda.stream):
+        with wrapped("run the engine", self._log):
+            ran = self._generation.access.enqueue(self._context, self._ports, self._addresses, self._cuda.stream)
+        if not ran:
             raise DeviceError("TensorRT cannot run the engine", found=self._log[-1] if self._log else None)
         self._cuda.download(taken[1], taken[2])
         self._cuda.wait()
@@ -73,11 +78,11 @@ class TensorRtSession:
         return output
 
     def inspected(self) -> str:
-        """What the engine inspector says of all layers, as JSON."""
-        inspector = self._engine.create_engine_inspector()
-        inspector.execution_context = self._context
-        told: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        return told
+        """What the engine inspector says of all layers, as JSON. Raises DeviceError."""
+        with wrapped("inspect the engine", self._log):
+            inspector = self._engine.create_engine_inspector()
+            inspector.execution_context = self._context
+            return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def profiled(self) -> dict[str, float]:
         """Milliseconds that each layer takes, by its name: the mean of a few runs. Raises DeviceError."""
@@ -95,11 +100,12 @@ class TensorRtSession:
         return {name: total / _PROFILED for name, total in profiler.totals.items()}
 
     def close(self) -> None:
-        """Free the buffers, then the engine."""
+        """Free the engine, then its buffers."""
         if self._cuda is not None:
+            self._context = self._engine = None
             self._arrays, self._addresses = [], []
             self._cuda.close()
-            self._cuda = self._context = self._engine = None
+            self._cuda = None
 
 
 def _profiler(trt: Any) -> Any:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PROGRAM = "trtexec"
 FOLDERS = ("/usr/src/tensorrt/bin",)
 """Where it lies besides PATH: JetPack puts it there."""
+LIBRARIES = "usr/lib/*-linux-gnu/libnvinfer.so.*.*.*"
+"""Below the root, TensorRT as JetPack installs it: with its version in the name."""
 PATIENCE_S = 7200.0
 """After so many seconds it is ended: the largest builds take an hour on the smallest boards."""
 _BANNER = re.compile(r"TensorRT v(?P<number>\d{4,6})")
@@ -173,7 +175,14 @@ def _required_program() -> Path:
 
 @lru_cache(maxsize=4)
 def _version(program: Path) -> str:
-    """The version in its banner, `[TensorRT v8502]` or `[TensorRT v100300]`. Raises DeviceError."""
+    """The version that is installed where JetPack's program is, else the one in the program's banner.
+
+    That is `[TensorRT v8502]` or `[TensorRT v100300]`. Raises DeviceError where it has none.
+    """
+    if str(program.parent) in FOLDERS:
+        installed = {path.name.partition(".so.")[2] for path in Path("/").glob(LIBRARIES)}
+        if len(installed) == 1:  # asking the program takes as long as loading TensorRT
+            return installed.pop()
     said = _started([str(program), "--help"])
     found = _BANNER.search(said.stdout + said.stderr)
     if not found:
