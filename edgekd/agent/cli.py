@@ -65,12 +65,13 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         return commands.bench(camera, given.iterations, given.seconds)
     if given.command == "build":
         return commands.build(camera, _shares(given.require))
+    if given.command == "selftest":
+        return commands.selftest(camera, given.layers)
     if given.command == "renew":
         from edgekd.agent.renewal import renew
 
         return renew(camera)
     run = {
-        "selftest": commands.selftest,
         "status": commands.status,
         "activate": commands.activate,
         "rollback": commands.rollback,
@@ -133,6 +134,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": "PRECISION=SHARE",
         "help": "refuse an engine that computes less in it, such as int8=0.8; once for each precision",
     },
+    "--layers": {"action": "store_true", "help": "also say which inner tensor departs most from the network in float"},
     "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "where the result is written"},
     "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "at least so many runs (%(default)s) ..."},
     "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "... and at least so long (%(default)s)"},
@@ -144,7 +146,7 @@ COMMANDS = {
     "verify": ("check a bundle from its first byte to its last", ("bundle",)),
     "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", "--state", "--root")),
     "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
-    "selftest": ("compare what the engine gives for the golden frames with what it should", _ENGINE),
+    "selftest": ("compare what the engine gives for the golden frames with what it should", (*_ENGINE, "--layers")),
     "bench": ("time the engine alone", (*_ENGINE, "--iterations", "--seconds")),
     "status": ("say what is in service, what waits, and what this device is", ("--state", "--root", "--runtime")),
     "activate": ("put a slot with a tested engine into service", _ENGINE),

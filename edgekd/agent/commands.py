@@ -143,15 +143,20 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str
     return {"slot": slot.name, "changed": changed, **engine_json(engine), **_built_json(engine)}
 
 
-def selftest(camera: Camera) -> dict[str, Any]:
-    """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError."""
+def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
+    """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError.
+
+    layers: also say how far inner tensors are from those of the network in float, which takes two more builds.
+    """
+    from edgekd.agent.departures import departures
     from edgekd.agent.selftest import SelfTestError, keep_self_test
 
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
         figures = keep_self_test(slot, runtime, engine)
-    report = {"slot": slot.name, "key": engine.folder.name, **figures}
+        inner = departures(slot, runtime) if layers else None
+    report = {"slot": slot.name, "key": engine.folder.name, **figures, "layers": inner}
     if not figures["passed"]:
         raise SelfTestError(
             f"slot {slot.name}: the engine drifted from the golden set",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd import __version__
 from edgekd.agent import commands
+from edgekd.agent.departures import departures
 from edgekd.agent.device import read_device
 from edgekd.agent.runtimes.types import UnsuitedError
 from edgekd.canonical import canonical_json
@@ -71,7 +72,8 @@ def validate(
 def _validate_one(camera: Camera, notes: _Notes, iterations: int, seconds: float) -> None:
     name = camera.required_runtime().name
     if notes.step(name, "build", lambda: commands.build(camera)):
-        notes.step(name, "selftest", lambda: commands.selftest(camera))
+        if not notes.step(name, "selftest", lambda: commands.selftest(camera)):
+            notes.step(name, "layers", lambda: {"layers": departures(camera.chosen_slot(), camera.required_runtime())})
         notes.step(name, "bench", lambda: commands.bench(camera, iterations, seconds))
 
 

@@ -29,7 +29,7 @@ from edgekd.formats.onnx_bytes import (
     tensor,
     text,
 )
-from edgekd.formats.protobuf import BYTES, VARINT, field, fields, integer, integer_field, varint
+from edgekd.formats.protobuf import VARINT, copied, field, fields, integer_field, varint
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision matters: nearly all of the work."""
@@ -138,7 +138,7 @@ class _Graph:
                 continue
             if number == INITIALIZER and (found := tensor(self.onnx, first, last)) and found.name not in used:
                 continue
-            parts.append(_field(self.onnx, number, wire, first, last))
+            parts.append(copied(self.onnx, number, wire, first, last))
         weights = (self.weights(node) for name, node in self.dequantized.items() if self.plain(name) == name in used)
         return b"".join(
             (
@@ -152,7 +152,7 @@ class _Graph:
         """A node that reads what stands for its inputs."""
         inputs = iter(node.inputs)
         return b"".join(
-            field(_INPUT, self.plain(next(inputs)).encode()) if each[0] == _INPUT else _field(self.onnx, *each)
+            field(_INPUT, self.plain(next(inputs)).encode()) if each[0] == _INPUT else copied(self.onnx, *each)
             for each in node.fields
         )
 
@@ -168,7 +168,7 @@ def plain_graph(onnx: bytes) -> PlainGraph:
         raise ValueError(f"not an ONNX file: expected one graph, found {len(graphs)}")
     scales = graphs[0].scales()
     parts = (
-        field(GRAPH, graphs[0].written()) if number == GRAPH else _field(onnx, number, wire, begin, end)
+        field(GRAPH, graphs[0].written()) if number == GRAPH else copied(onnx, number, wire, begin, end)
         for number, wire, begin, end in found
     )
     return PlainGraph(b"".join(parts), scales, graphs[0].float_layers())
@@ -184,12 +184,6 @@ def _node(onnx: bytes, begin: int, end: int) -> _Node:
             axis = _integer(onnx, first, last)
     name, operator = ("".join(texts[number]) for number in (_NODE_NAME, _OPERATOR))
     return _Node(name, operator, tuple(texts[_INPUT]), tuple(texts[_OUTPUT]), axis, found)
-
-
-def _field(onnx: bytes, number: int, wire: int, begin: int, end: int) -> bytes:
-    """A field as it was."""
-    length = integer(end - begin) if wire == BYTES else b""
-    return integer(number << 3 | wire) + length + onnx[begin:end]
 
 
 def _integer(onnx: bytes, begin: int, end: int) -> int:

@@ -107,10 +107,11 @@ def _infer(graph: bytes, told: dict[str, str]) -> None:
     if name != given.name:
         sys.exit(f"[11/27/2026-10:00:00] [E] Cannot find input tensor with name {name}")
     batch = np.fromfile(file, np.float32).reshape(given.shape)
-    (output,) = session.run(None, {given.name: batch})
-    # As the program prints them: six digits.
-    values = [float(f"{value:.6g}") for value in output.ravel()]
-    rows = [{"name": "output0", "dimensions": "x".join(map(str, output.shape)), "values": values}]
+    rows = []
+    for port, output in zip(session.get_outputs(), session.run(None, {given.name: batch}), strict=True):
+        # As the program prints them: six digits.
+        values = [float(f"{value:.6g}") for value in output.ravel()]
+        rows.append({"name": port.name, "dimensions": "x".join(map(str, output.shape)), "values": values})
     Path(told["exportOutput"]).write_text(json.dumps(rows), "ascii")
 
 

@@ -28,12 +28,12 @@ class Scaled:
 
 def quantized(graph: Path) -> bool:
     """Whether a graph has INT8 layers: whether Q/DQ is in it. Raises DeviceError where it cannot be read."""
-    return bool(_taken_apart(graph).scales)
+    return bool(taken_apart(graph).scales)
 
 
 def float_graph(graph: Path) -> bytes:
     """The same network without Q/DQ. Raises DeviceError."""
-    return _taken_apart(graph).onnx
+    return taken_apart(graph).onnx
 
 
 def input_name(graph: Path) -> str:
@@ -56,7 +56,7 @@ def scaled(slot: Slot) -> Scaled:
     """
     from edgekd.formats.calibration_cache import from_text
 
-    plain = _taken_apart(slot.graph)
+    plain = taken_apart(slot.graph)
     if not plain.scales:
         raise DeviceError(f"slot {slot.name}: the network is not quantized", fix="build the bundle with INT8 layers")
     file = slot.file(CACHE)
@@ -69,7 +69,8 @@ def scaled(slot: Slot) -> Scaled:
     return Scaled(plain.onnx, {**plain.scales, **more}, plain.float_layers)
 
 
-def _taken_apart(graph: Path) -> PlainGraph:
+def taken_apart(graph: Path) -> PlainGraph:
+    """The network in float, its scales and its float layers. Raises DeviceError."""
     from edgekd.formats.plain_graph import plain_graph
 
     try:

@@ -18,6 +18,7 @@ from edgekd.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.slots import Slot
 
 _ERRORS_ONLY = 3  # log levels: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
@@ -68,6 +69,15 @@ class OnnxRuntime:
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Its sessions are timed."""
         return None
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """What the network gives as it is written, without optimisation. Raises DeviceError."""
+        native = _session(onnx)
+        names, given = [each.name for each in native.get_outputs()], native.get_inputs()[0].name
+        try:
+            return [dict(zip(names, native.run(None, {given: batch}))) for batch in batches]  # noqa: B905
+        except Exception as error:
+            raise DeviceError(f"ONNX Runtime cannot run the network: {error}") from error
 
     def clock(self) -> float:
         """This machine's monotonic high-resolution clock."""

@@ -17,8 +17,11 @@ from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgekd.agent.runtimes.tensorrt_builder import Builder
     from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
+    from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.slots import Slot
 
 
@@ -83,6 +86,23 @@ class TensorRt:
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Its sessions are timed."""
         return None
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """What an engine with these outputs gives: another one, in which less is fused. Raises DeviceError."""
+        import tempfile
+
+        from edgekd.agent.runtimes.tensorrt_builder import Builder
+        from edgekd.agent.runtimes.tensorrt_generations import generation
+        from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
+
+        chosen = generation(self.version())
+        builder = Builder(chosen, Wish())
+        builder.parse(onnx, "the network with its inner tensors")
+        builder.allow(quantized)
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            builder.write(Path(folder) / "engine")
+            with closing(TensorRtSession(Path(folder) / "engine", chosen, several=True)) as session:
+                return [session.outputs(batch) for batch in batches]
 
     def clock(self) -> float:
         """This machine's monotonic high-resolution clock."""

@@ -6,14 +6,18 @@ that are not to be quantized by name. From 11.4.1 on it takes the graph itself, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.types import FLOAT, Made, UnsuitedError, Wish
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgekd.agent.runtimes.networks import Scaled
     from edgekd.agent.runtimes.tensorrt_builder import Builder
+    from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.slots import Slot
 
 
@@ -23,6 +27,10 @@ class TensorRtDla(TensorRt):
     def __init__(self, core: int) -> None:
         self.core = core
         self.name = f"tensorrt-dla{core}"
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """A core computes whole parts of a network, whose inner tensors it does not give."""
+        return None
 
     def _core(self) -> int:
         return self.core

@@ -17,9 +17,9 @@ _PROFILED, _WARM_UP = 10, 3  # runs
 
 
 class TensorRtSession:
-    """An engine with one input and one output, its buffers, and one stream."""
+    """An engine with one input and one output, its buffers, and one stream. several: outputs may be more."""
 
-    def __init__(self, file: Path, generation: Generation, core: int | None = None) -> None:
+    def __init__(self, file: Path, generation: Generation, core: int | None = None, several: bool = False) -> None:
         trt = library()
         self._trt, self._generation = trt, generation
         self._log: list[str] = []
@@ -37,16 +37,17 @@ class TensorRtSession:
             self._ports = tuple(generation.access.ports(trt, self._engine))
         self._cuda: cuda.Cuda | None = cuda.opened()
         try:
-            self._reserve(self._cuda, file)
+            self._reserve(self._cuda, file, several)
         except BaseException:
             self.close()
             raise
 
-    def _reserve(self, gpu: cuda.Cuda, file: Path) -> None:
+    def _reserve(self, gpu: cuda.Cuda, file: Path, several: bool) -> None:
         """One buffer on each side for each port, used again in every run."""
         kinds = [numpy_kind(self._trt, port.kind) for port in self._ports]
-        sides = sorted(port.is_input for port in self._ports)
-        if sides != [False, True] or None in kinds or any(side < 1 for port in self._ports for side in port.shape):
+        given = sum(port.is_input for port in self._ports)
+        fits = given == 1 and (len(self._ports) == 2 or (several and len(self._ports) > 2))
+        if not fits or None in kinds or any(side < 1 for port in self._ports for side in port.shape):
             told = ", ".join(f"{port.name} {port.kind} {list(port.shape)}" for port in self._ports)
             raise DeviceError(
                 f"{file.name}: not a detector's engine", expected="one float input and one float output", found=told
@@ -56,26 +57,33 @@ class TensorRtSession:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """The output float32 for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        (output,) = self.outputs(batch).values()
+        return output
+
+    def outputs(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """Every output float32, by its name. Raises DeviceError."""
         import numpy as np
 
         if self._cuda is None:
             raise DeviceError("the TensorRT session is closed", fix="load the engine again")
-        sides = zip(self._ports, self._arrays, self._addresses)  # noqa: B905
-        (given, taken) = sorted(sides, key=lambda side: not side[0].is_input)
-        if batch.shape != given[1].shape:
+        sides = list(zip(self._ports, self._arrays, self._addresses))  # noqa: B905
+        (_, given, address) = next(side for side in sides if side[0].is_input)
+        if batch.shape != given.shape:
             raise DeviceError(
-                "TensorRT cannot run the engine", expected=f"a batch {given[1].shape}", found=str(batch.shape)
+                "TensorRT cannot run the engine", expected=f"a batch {given.shape}", found=str(batch.shape)
             )
-        np.copyto(given[1], batch, casting="same_kind")
-        self._cuda.upload(given[2], given[1])
+        np.copyto(given, batch, casting="same_kind")
+        self._cuda.upload(address, given)
         with wrapped("run the engine", self._log):
             ran = self._generation.access.enqueue(self._context, self._ports, self._addresses, self._cuda.stream)
         if not ran:
             raise DeviceError("TensorRT cannot run the engine", found=self._log[-1] if self._log else None)
-        self._cuda.download(taken[1], taken[2])
+        taken = {port.name: (array, at) for port, array, at in sides if not port.is_input}
+        for array, at in taken.values():
+            self._cuda.download(array, at)
         self._cuda.wait()
-        output: np.ndarray = taken[1].astype(np.float32)  # a copy: the next run writes into the buffer
-        return output
+        # Copies: the next run writes into the buffers.
+        return {name: array.astype(np.float32) for name, (array, _) in taken.items()}
 
     def inspected(self) -> str:
         """What the engine inspector says of all layers, as JSON. Raises DeviceError."""

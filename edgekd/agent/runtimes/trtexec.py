@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.runtimes.trtexec_flags import Flags
+    from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.slots import Slot
 
 PROGRAM = "trtexec"
@@ -118,6 +119,20 @@ class Trtexec:
             raise DeviceError(f"{PROGRAM} timed no run", fix="more --seconds")
         return found
 
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """What an engine with these outputs gives: another one, in which less is fused. Raises DeviceError."""
+        from edgekd.agent.runtimes import networks
+        from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
+
+        flags = self._flags()
+        with _folder() as folder:
+            graph, engine = folder / "network.onnx", folder / "model.engine"
+            graph.write_bytes(onnx)
+            told = flags.build(graph, engine, workspace_bytes(None), LEVEL, flags.precisions(quantized), None)
+            _run([str(_required_program()), *told], "build an engine of the network with its inner tensors")
+            session = TrtexecSession(engine, networks.input_name(graph), flags)
+            return [session.outputs(batch) for batch in batches]
+
     def clock(self) -> float:
         """This machine's monotonic high-resolution clock."""
         return time.perf_counter()
@@ -137,6 +152,13 @@ class TrtexecSession:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """The output float32 for `batch`. Raises DeviceError."""
+        found = list(self.outputs(batch).values())
+        if len(found) != 1:
+            raise DeviceError(f"{PROGRAM} runs another engine", expected="one output", found=f"{len(found)} outputs")
+        return found[0]
+
+    def outputs(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """Every output float32, by its name. Raises DeviceError."""
         import numpy as np
 
         if self._engine is None:
@@ -147,12 +169,14 @@ class TrtexecSession:
             command = self._flags.infer(self._engine, self._name, given, taken)
             _run([str(_required_program()), *command], "run an engine")
             try:
-                (output,) = _json(taken)
-                shape = [int(side) for side in re.findall(r"\d+", str(output["dimensions"]))]
-                values: np.ndarray = np.array(output["values"], np.float32).reshape(shape)
+                return {
+                    str(output["name"]): np.array(output["values"], np.float32).reshape(
+                        [int(side) for side in re.findall(r"\d+", str(output["dimensions"]))]
+                    )
+                    for output in _json(taken)
+                }
             except (OSError, KeyError, TypeError, ValueError) as error:
                 raise DeviceError(f"{PROGRAM} does not say what it computed", found=str(error)) from error
-        return values
 
     def close(self) -> None:
         """Forget the engine."""

@@ -61,15 +61,9 @@ class Flags:
 
     def infer(self, engine: Path, name: str, given: Path, taken: Path) -> list[str]:
         """Run one input, from a file of its bytes."""
-        quoted = f"'{name}'" if ":" in name else name
+        source = f"'{name}':{given}" if ":" in name else f"{name}:{given}"
         once = ["--iterations=1", "--duration=0", "--warmUp=0"]
-        return [
-            f"--loadEngine={engine}",
-            f"--loadInputs={quoted}:{given}",
-            *self.plain,
-            *once,
-            f"--exportOutput={taken}",
-        ]
+        return [f"--loadEngine={engine}", f"--loadInputs={source}", *self.plain, *once, f"--exportOutput={taken}"]
 
     def inspect(self, engine: Path, layers: Path, profile: Path) -> list[str]:
         """Say what is in an engine, and how long each layer takes over ten runs."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from edgekd.agent.slots import Slot
 
+    Outputs = Mapping[str, np.ndarray]
+
 GRAPH, FLOAT = "graph", "float"
 """What an engine is built from: the graph as it is, quantized layers and all, or the same network without Q/DQ."""
 
@@ -116,6 +118,13 @@ class Runtime(Protocol):
         """Seconds of each run, at least so many and so long, by the runtime's own watch. Raises DeviceError.
 
         None where it has none, and sessions are timed instead.
+        """
+        ...
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """All that a network of several outputs gives for each batch, from an engine made for this alone.
+
+        quantized: whether it has Q/DQ. None where the runtime has no way to. Raises DeviceError.
         """
         ...
 
