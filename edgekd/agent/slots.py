@@ -3,6 +3,7 @@
     STATE/
       lock                  held by whoever changes something
       active                symbolic link to the slot in service: slots/a or slots/b
+      timings/              what builders have timed, for the next build
       slots/a/              appears whole or not at all
         bundle/             the bundle's files, each checked
         graph.onnx          the network, expanded

@@ -14,6 +14,7 @@ from power import cut_at, fresh, listing
 
 from edgekd.agent.commands import Camera, activate, build, selftest
 from edgekd.agent.engines import read_engine
+from edgekd.agent.renewal import renew
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.slots import Slot, State
 
@@ -124,6 +125,19 @@ def test_a_power_cut_while_an_engine_is_replaced(
     only = identity_of(bundle)
     count = cut_everywhere(updated, tmp_path / "state", replace_engine, {only}, only, forgetful)
     assert count > 10
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("told", [{}, {"error": 0.5, "float_error": 0.0}], ids=["int8", "float"])
+def test_a_power_cut_while_an_engine_is_renewed(
+    installed: Path, bundle: Path, tmp_path: Path, forgetful: bool, told: dict[str, float]
+) -> None:
+    def renew_engine(folder: Path) -> None:
+        renew(Camera(State(folder), folder.parent / "root", NullRuntime(version="2", **told)))  # type: ignore[arg-type]
+
+    only = identity_of(bundle)
+    count = cut_everywhere(installed, tmp_path / "state", renew_engine, {only}, only, forgetful)
+    assert count > 20
 
 
 @pytest.mark.slow
