@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.cli import STATE
-from edgekd.agent.slots import identity
+from edgekd.agent.cli import COMMANDS, STATE
 from edgekd.benchmark import MEASURED
 from edgekd.bundle.archive import extract
 from edgekd.bundle.manifest import Manifest
@@ -40,6 +39,7 @@ UPLOAD = "upload"
 """Where in the state folder files are sent to."""
 REHEARSED = "rehearsed"
 """The basis of what the null runtime says: nothing was computed."""
+_STEPS = ("build", "selftest", "bench")
 _NULL = "null"
 _DEVICE = "firmware compatible model serial cpu gpus driver l4t os kernel memory_bytes power_mode".split()
 _KINDS: dict[str, type[EdgeKDError]] = {
@@ -54,8 +54,8 @@ class EngineJob:
     """What `edgekd engine` is asked for.
 
     state: the folder of the slots on the device, None for the usual one; python: its interpreter, None for the usual
-    one; runtime: None leaves the choice to the agent; iterations, seconds: at least so many runs and so long are timed;
-    timeout_s: what one step may take.
+    one; agent: path there of an agent that the firmware has, None for the bundle's; runtime: None leaves the choice to
+    the agent; iterations, seconds: at least so many runs and so long are timed; timeout_s: what one step may take.
     """
 
     bundle: Path
@@ -64,6 +64,7 @@ class EngineJob:
     activate: bool = False
     state: str | None = None
     python: str | None = None
+    agent: str | None = None
     iterations: int = 200
     seconds: float = 5.0
     timeout_s: float = 3600.0
@@ -71,66 +72,83 @@ class EngineJob:
 
 def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
     """Do it; the documented result. Raises BundleError, HashError, DeviceError, and what the agent raises."""
-    with _unpacked(job.bundle) as (manifest, agent), _state(job) as state, job.device.site(job.python) as site:
+    with _unpacked(job) as (manifest, agent), _state(job) as state, job.device.site(job.python) as site:
         work = _Work(job, site, state, progress)
-        placed = work.upload([agent, job.bundle])
-        work.agent, bundle = placed[0].path, placed[1].path
-        status = work.step("status", "--state", state, *work.runtime)
-        _require_runtime(job, status)
+        bundle = work.upload(agent)
+        _require_runtime(job, work.step("status"))
         work.step("verify", bundle)
-        unpacked = work.step("unpack", bundle, "--state", state)
-        slot = ("--state", state, *work.runtime, "--slot", unpacked["slot"])
-        built = work.step("build", *slot)
-        tested = work.step("selftest", *slot)
-        timed = work.step("bench", *slot, "--iterations", str(job.iterations), "--seconds", str(job.seconds))
-        active = work.step("activate", *slot) if job.activate else None
-    device = {name: status["device"].get(name) for name in _DEVICE}
+        work.given["--slot"] = work.step("unpack", bundle)["slot"]
+        for command in (*_STEPS, "activate") if job.activate else _STEPS:
+            work.step(command)
+    try:
+        return _result(job, manifest, work)
+    except (KeyError, TypeError) as error:
+        what = f"{job.device.name}: the agent there is of another edgekd, and says other things"
+        raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
+
+
+def _result(job: EngineJob, manifest: Manifest, work: _Work) -> dict[str, Any]:
+    status, unpacked, built, tested, timed = (work.told[name] for name in ("status", "unpack", *_STEPS))
     return {
         "bundle": str(job.bundle),
-        "identity": identity(manifest),
+        "identity": unpacked["identity"],
         "name": manifest.name,
         "target": manifest.target.name,
         "fits": unpacked["fits"],
-        "device": {"name": job.device.name, **device},
+        "device": {"name": job.device.name, **{name: status["device"].get(name) for name in _DEVICE}},
         "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
-        "runtime": built["runtime"],
+        "runtime": {name: built["runtime"][name] for name in ("name", "version")},
         "engine": {name: built[name] for name in ("slot", "key", "file", "bytes", "seconds", "changed", "layers")},
         "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
         "bench": {name: timed[name] for name in ("iterations", "fps", "inference_ms")},
-        "activated": active is not None,
+        "activated": "activate" in work.told,
         "upload": {
-            "bytes": sum(each.bytes for each in placed),
-            "sent_bytes": sum(each.sent_bytes for each in placed),
+            "bytes": sum(each.bytes for each in work.placed),
+            "sent_bytes": sum(each.sent_bytes for each in work.placed),
         },
         "steps": work.steps,
     }
 
 
 class _Work:
-    """The steps of a job on an open device."""
+    """The steps of a job on an open device.
+
+    given: the flags of the agent, of which each command gets those that it takes; told: what each command gave.
+    """
 
     def __init__(self, job: EngineJob, site: Site, state: str, progress: Progress) -> None:
-        self.agent = ""
+        self.given = {
+            "--state": state,
+            "--runtime": job.runtime or job.device.runtime,
+            "--iterations": str(job.iterations),
+            "--seconds": str(job.seconds),
+        }
+        self.placed: list[Placed] = []
+        self.told: dict[str, dict[str, Any]] = {}
         self.steps: list[dict[str, Any]] = []
-        chosen = job.runtime or job.device.runtime
-        self.runtime = ("--runtime", chosen) if chosen else ()
+        self._agent = job.agent or ""
         self._job, self._site, self._state, self._progress = job, site, state, progress
 
-    def upload(self, files: Sequence[Path]) -> list[Placed]:
-        """Put files there, and keep other uploads to that state away for as long as the device is open."""
+    def upload(self, agent: Path | None) -> str:
+        """Put bundle and agent there, and keep others away for as long as the device is open. Path of the bundle."""
         began = time.perf_counter()
         folder = str(PurePosixPath(self._state, UPLOAD))
         self._site.claim(folder)
+        files = [self._job.bundle] if agent is None else [agent, self._job.bundle]
         keep = [file_sha256(file) for file in files]
-        placed = [self._site.put(file, folder, keep, self._progress) for file in files]
+        self.placed = [self._site.put(file, folder, keep, self._progress) for file in files]
+        if agent is not None:
+            self._agent = self.placed[0].path
         self._took("upload", began)
-        return placed
+        return self.placed[-1].path
 
     def step(self, command: str, *arguments: str) -> dict[str, Any]:
         """What the agent gives for a command. Raises what it says went wrong."""
         name, began = self._job.device.name, time.perf_counter()
         self._progress.note(f"{command} on {name}")
-        ended = self._site.run(command, [self._site.python, self.agent, command, *arguments], self._job.timeout_s)
+        flags = [(flag, self.given.get(flag)) for flag in COMMANDS[command][1]]
+        words = [*arguments, *(word for flag, value in flags if value is not None for word in (flag, value))]
+        ended = self._site.run(command, [self._site.python, self._agent, command, *words], self._job.timeout_s)
         try:
             answer = json.loads(ended.out)
             error = answer["error"]
@@ -141,8 +159,8 @@ class _Work:
             told = {part: error[part] for part in ("expected", "found", "fix")}
             raise kind(f"{name}: {command}: {error['what']}", **told)
         self._took(command, began)
-        result: dict[str, Any] = answer["result"]
-        return result
+        self.told[command] = answer["result"]
+        return self.told[command]
 
     def _took(self, step: str, began: float) -> None:
         self.steps.append({"name": step, "seconds": round(time.perf_counter() - began, 3)})
@@ -166,15 +184,19 @@ def _no_answer(device: str, command: str, code: int, said: str) -> DeviceError:
 
 
 @contextmanager
-def _unpacked(bundle: Path) -> Iterator[tuple[Manifest, Path]]:
-    """The manifest of a bundle, verified, and the agent out of it. Raises BundleError, HashError."""
+def _unpacked(job: EngineJob) -> Iterator[tuple[Manifest, Path | None]]:
+    """The manifest of the bundle, verified, and the agent out of it unless another is to be used.
+
+    Raises BundleError, HashError.
+    """
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch, "bundle")
-        manifest = extract(bundle, folder)
+        manifest = extract(job.bundle, folder)
         agent = next((folder / entry.path for entry in manifest.files if entry.role == "agent"), None)
-        if agent is None:
-            raise BundleError(f"{bundle}: no agent in it", expected="a file with role agent", fix="build it again")
-        yield manifest, agent
+        if agent is None and job.agent is None:
+            what, fix = f"{job.bundle}: no agent in it", "build it again, or name one on the device with --agent"
+            raise BundleError(what, expected="a file with role agent", fix=fix)
+        yield manifest, None if job.agent else agent
 
 
 @contextmanager

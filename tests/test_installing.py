@@ -113,6 +113,27 @@ def test_a_damaged_engine_is_built_again(engine: Any, tmp_path: Path) -> None:
     assert file.read_bytes() == whole
 
 
+def test_the_firmwares_own_agent_is_used_in_place_of_the_bundles(
+    engine: Any, tiny_build: Built, tmp_path: Path
+) -> None:
+    extract(tiny_build.bundle, tmp_path / "files")
+    firmware = (tmp_path / "files" / "agent.pyz").rename(tmp_path / "agent.pyz")
+    flags = ("--device", "null", "--state", tmp_path / "state", "--agent", firmware, "--json")
+    found = engine(*flags, bundle=tiny_build.bundle).json
+    assert found["upload"]["bytes"] == tiny_build.bundle.stat().st_size
+    assert found["self_test"]["passed"]
+    ran = engine("--device", "null", "--agent", tmp_path / "none.pyz")
+    assert (ran.code, ran.out) == (2, "")
+    assert "none.pyz" in ran.err
+
+
+def test_an_agent_of_another_edgekd(tiny_build: Built) -> None:
+    told = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
+    device: Any = Answers(json.dumps({"command": "any", "ok": True, "error": None, "result": told}), code=0)
+    with pytest.raises(DeviceError, match="the agent there is of another edgekd"):
+        run(EngineJob(tiny_build.bundle, device))
+
+
 class Answers:
     """A device that gives one answer to every command."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import loopback
 from over_ssh import Camera
 from wire import Wire, wire_to
 
@@ -56,6 +57,22 @@ def test_a_camera_gives_what_this_machine_gives(camera: Camera, tmp_path: Path) 
     assert there["device"]["name"] == camera.loopback.address()
     assert (there["basis"], there["activated"]) == ("rehearsed", True)
     assert (camera.state / "active").resolve().name == there["engine"]["slot"]
+
+
+def test_onnx_runtime_there_computes_what_it_computes_here(
+    camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
+    given = {"runtime": "onnxruntime", "iterations": 3, "seconds": 0.0}
+    with loopback(tmp_path / "camera", str(Path(sys.executable).resolve()), packages) as other:
+        monkeypatch.setenv("HOME", str(other.home))
+        there = Camera(other, camera.bundle, tmp_path / "there").install(**given)
+    here = run(EngineJob(camera.bundle, device_named("local"), state=str(tmp_path / "here"), **given))
+    assert there["basis"] == here["basis"] == "measured"
+    for part in ("identity", "fits", "runtime", "self_test"):
+        assert there[part] == here[part]
+    for part in ("slot", "key", "bytes", "layers"):
+        assert there["engine"][part] == here["engine"][part]
 
 
 def test_what_is_there_is_not_sent_again(camera: Camera) -> None:
