@@ -18,6 +18,7 @@ from edgekd.agent.engines import (
     Order,
     build_engine,
     engine_folder,
+    fitting_engine,
     latencies,
     read_engine,
     require_engine,
@@ -310,7 +311,7 @@ def _slot_json(camera: Camera, slot: Slot | None) -> dict[str, Any] | None:
     engine, stale = read_engine(slot.engine) if slot.engine else None, None
     if camera.runtime:
         wanted = camera.wanted(slot)
-        engine = read_engine(engine_folder(slot, wanted)) or engine
+        engine = fitting_engine(slot, wanted) or engine
         stale = engine.stale(wanted) if engine else None
     told = engine and {**engine_json(engine), "self_test": engine.self_test, "stale": stale}
     return {**bundle_json(slot.manifest), "slot": slot.name, "engine": told}

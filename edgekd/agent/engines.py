@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.device import Device
 from edgekd.agent.runtimes.precision import realized, share
-from edgekd.agent.runtimes.types import AS_THE_GRAPH, Wish
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, SOURCES, Wish
 from edgekd.agent.slots import SELF_TEST, Slot
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import DeviceError, EngineMismatchError, HashError
@@ -78,6 +78,11 @@ class Engine:
         found = _read(self.folder / SELF_TEST)
         return found if found and isinstance(found.get("passed"), bool) else None
 
+    @property
+    def failed(self) -> bool:
+        """Whether it was tested and did not pass."""
+        return self.self_test is not None and not self.self_test["passed"]
+
     def stale(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         """What is no longer as it was when the engine was built: each with what it was and what it is."""
         was, now = _belongings(self.record), _belongings(wanted)
@@ -93,9 +98,20 @@ def wanted_record(slot: Slot, runtime: Runtime, device: Device) -> dict[str, Any
     }
 
 
-def engine_folder(slot: Slot, wanted: dict[str, Any]) -> Path:
-    """Where an engine lies."""
-    return slot.engines / json_sha256(wanted)[:16]
+def engine_folder(slot: Slot, wanted: dict[str, Any], source: str = GRAPH) -> Path:
+    """Where an engine from a source lies."""
+    named = wanted if source == GRAPH else {**wanted, "source": source}
+    return slot.engines / json_sha256(named)[:16]
+
+
+def fitting_engine(slot: Slot, wanted: dict[str, Any]) -> Engine | None:
+    """The engine for the device as it is; None where there is none.
+
+    It is the one from the graph, or, where that is not there or failed its self-test, the one in float.
+    """
+    there = [read_engine(engine_folder(slot, wanted, source)) for source in SOURCES]
+    found = [engine for engine in there if engine]
+    return next((engine for engine in found if not engine.failed), found[0] if found else None)
 
 
 def read_engine(folder: Path) -> Engine | None:
@@ -110,7 +126,7 @@ def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Or
 
     Raises DeviceError, SpecError; PrecisionError where it does not compute as it has to. What was there then stays.
     """
-    folder = engine_folder(slot, wanted)
+    folder = engine_folder(slot, wanted, order.wish.source)
     with new_folder(folder) as temporary:
         began = runtime.clock()
         file = temporary / ENGINE
@@ -139,7 +155,7 @@ def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Or
 
 def require_engine(slot: Slot, wanted: dict[str, Any]) -> Engine:
     """The engine of a slot for the device as it is, undamaged. Raises EngineMismatchError, HashError."""
-    found = read_engine(engine_folder(slot, wanted))
+    found = fitting_engine(slot, wanted)
     if found is None:
         used = read_engine(slot.engine) if slot.engine else None
         changed = ", ".join(f"{each['what']} {each['now']}" for each in used.stale(wanted)) if used else ""

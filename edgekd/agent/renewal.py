@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.commands import engine_json, in_service
 from edgekd.agent.engines import Engine, build_engine, engine_folder, read_engine
-from edgekd.agent.runtimes.types import FLOAT, GRAPH
+from edgekd.agent.runtimes.types import SOURCES
 from edgekd.agent.slots import Activation
 from edgekd.errors import DeviceError
 
@@ -33,31 +33,29 @@ def renew(camera: Camera) -> dict[str, Any]:
         used = read_engine(slot.engine) if slot.engine else None
         stale = used.stale(wanted) if used else []
         tried: list[dict[str, Any]] = []
-        engine = _fit(used, engine_folder(slot, wanted).name) or _passing(camera, slot, wanted, tried)
+        engine = _fit(used, slot, wanted) or _passing(camera, slot, wanted, tried)
         changed = state.put_into_service(slot, engine.folder, Activation())
         told = {**engine_json(engine), "self_test": engine.self_test}
         return {**in_service(state), "changed": changed, "stale": stale, "engine": told, "tried": tried}
 
 
-def _fit(used: Engine | None, key: str) -> Engine | None:
+def _fit(used: Engine | None, slot: Slot, wanted: dict[str, Any]) -> Engine | None:
     """The engine in service, where it is for the device as it is, undamaged, and passed its self-test."""
-    fit = used is not None and used.folder.name == key and used.whole and _passed(used)
-    return used if fit else None
+    keys = [engine_folder(slot, wanted, source).name for source in SOURCES]
+    return used if used and used.folder.name in keys and used.whole and _passed(used) else None
 
 
 def _passed(engine: Engine) -> bool:
-    return bool(engine.self_test and engine.self_test["passed"])
+    return bool(engine.self_test) and not engine.failed
 
 
 def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dict[str, Any]]) -> Engine:
     """An engine that passes its self-test. What does not is added to `tried`. Raises DeviceError where none does."""
-    for source in (GRAPH, FLOAT):
+    for source in SOURCES:
         try:
             engine = _tested(camera, slot, wanted, source)
         except DeviceError as error:
             tried.append({"precision": source, "found": str(error)})
-            continue
-        if engine is None:  # an engine in float, from a run that was cut, is there already
             continue
         if _passed(engine):
             return engine
@@ -71,16 +69,13 @@ def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dic
     )
 
 
-def _tested(camera: Camera, slot: Slot, wanted: dict[str, Any], source: str) -> Engine | None:
-    """The engine from a source, built and tested where it is not; None where a later source's has taken its place."""
+def _tested(camera: Camera, slot: Slot, wanted: dict[str, Any], source: str) -> Engine:
+    """The engine from a source, built and tested where it is not yet, or did not pass the last time."""
     from edgekd.agent.selftest import keep_self_test
 
     runtime = camera.required_runtime()
-    engine = read_engine(engine_folder(slot, wanted))
-    there = engine.record.get("source", GRAPH) if engine and engine.whole else None
-    if there == FLOAT and source == GRAPH:
-        return None
-    if engine is None or there != source:
+    engine = read_engine(engine_folder(slot, wanted, source))
+    if engine is None or not engine.whole:
         engine = build_engine(slot, runtime, wanted, camera.order(source))
     if not _passed(engine):
         keep_self_test(slot, runtime, engine)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
@@ -213,6 +214,7 @@ class Builder:
             return None
         record = _record(self.trt, network, config)
         behaviour.built.append(record)
+        assert config._cache is None or config._cache() is not None, "the timing cache is gone before it is used"
         config._timing = config._timing and config._timing + b"+"
         return _host_memory(self.trt, _PLAN + json.dumps(record).encode() + b"\n" + network._onnx)
 
@@ -222,6 +224,7 @@ class IBuilderConfig:
         self._flags: set[str] = set()
         self._workspace: int | None = None
         self._timing = b""
+        self._cache: Any = None
 
     def set_flag(self, flag: _Member) -> None:
         assert flag.kind == "BuilderFlag"
@@ -240,7 +243,7 @@ class IBuilderConfig:
         mine = f"timings of {self.trt.__version__}".encode()
         if cache._content and not cache._content.startswith(mine):
             return False
-        self._timing = cache._content or mine
+        self._timing, self._cache = cache._content or mine, weakref.ref(cache)
         return True
 
     def get_timing_cache(self) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from cameras import Agent, Answer
 from power import fresh
 
-from edgekd.agent.commands import Camera, build, selftest, status
+from edgekd.agent.commands import Camera, activate, build, selftest, status
 from edgekd.agent.renewal import renew
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.slots import State
@@ -62,6 +62,20 @@ def test_where_int8_does_not_do_it_is_built_in_float_and_says_so(updated: State,
     shown = status(camera(updated, **told))["active"]["engine"]
     assert (shown["precision"], shown["stale"]) == ("fp16", [])
     assert renew(camera(updated, **told))["changed"] is False
+
+
+def test_a_new_build_leads_back_to_int8(updated: State) -> None:
+    failing = camera(updated, error=0.5, float_error=0.0)
+    floating = renew(failing)["key"]
+    better = camera(updated)
+    assert selftest(better)["key"] == floating
+    built = build(better)
+    assert built["key"] != floating, "beside it"
+    assert served(updated) == floating
+    assert selftest(better)["key"] == built["key"]
+    activate(better)
+    assert served(updated) == built["key"]
+    assert renew(better)["changed"] is False
 
 
 @pytest.mark.parametrize("told", [{"error": 0.5}, {"refuses": ("graph", "float")}])

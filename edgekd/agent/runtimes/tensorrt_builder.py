@@ -89,8 +89,9 @@ class Builder:
         kept = self._cache.read_bytes() if self._cache.is_file() else b""
         for content in (kept, b"") if kept else (b"",):
             try:
-                timing = self.config.create_timing_cache(content)
-                if timing is not None and self.config.set_timing_cache(timing, False):
+                # Kept here, because TensorRT wants it until the engine is built.
+                self._timings = self.config.create_timing_cache(content)
+                if self._timings is not None and self.config.set_timing_cache(self._timings, False):
                     return bool(content)
             except Exception:  # a damaged cache is no reason not to build
                 continue

@@ -96,7 +96,7 @@ class TensorRtSession:
         """Milliseconds that each layer takes, by its name: the mean of a few runs. Raises DeviceError."""
         import numpy as np
 
-        profiler = _profiler(self._trt)
+        self._profiler = profiler = _profiler(self._trt)  # kept as long as the context that reports to it
         (given,) = (port for port in self._ports if port.is_input)
         batch = np.random.RandomState(0).uniform(0, 1, given.shape).astype(np.float32)
         for _ in range(_WARM_UP):
