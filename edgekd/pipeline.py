@@ -51,6 +51,8 @@ class Job:
     calibration: str | None = None
     trust_checkpoint: bool = False
     fresh: bool = False
+    counter: int = 0
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
