@@ -16,6 +16,7 @@ from edgekd.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.bundle.manifest import (
     Evidence,
     FileEntry,
+    Latency,
     Licence,
     Limits,
     Lineage,
@@ -26,13 +27,16 @@ from edgekd.bundle.manifest import (
     Thresholds,
 )
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
+from edgekd.errors import SpecError
 from edgekd.files import copy_file, write_file
+from edgekd.signing.signed import sign_bundle
 from edgekd.stages import CACHE, CALIBRATION, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 from edgekd.target import to_dict
 
 if TYPE_CHECKING:
     from edgekd.pipeline import Run, TimedRun
+    from edgekd.signing import Signer
     from edgekd.spec import Step
 
 _GOLDEN = "golden.set"
@@ -54,10 +58,11 @@ MARGIN = 4096
 """Bytes by which the rest of a bundle may grow from before to after: a plan, and other digits in the report."""
 
 
-def pack_bundle(run: Run, stages: Stages) -> Path:
+def pack_bundle(run: Run, stages: Stages, signers: Sequence[Signer] = ()) -> Path:
     """Write the report that travels, pack the bundle, and put it, the graphs and the calibration set into `job.out`.
 
     Everything in a bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes.
+    What the store keeps is not signed; the copy in `job.out` is, by these signers. Raises SignatureError.
     """
     report = stages.run("report", _identity(run), lambda folder: _write_travelling_report(run, folder))
     files = _files(run, report)
@@ -69,7 +74,7 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     packed = stages.run("pack", {**_identity(run), "report": report.sha256, "agent": agent}, work)
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
-    copy_file(packed.path / "bundle.edgekd", bundle)
+    sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
     beside = {GRAPH: run.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
     for name, source in beside.items():
         copy_file(source, job.out / name)
@@ -140,7 +145,8 @@ def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:
     sources[sbom.NAME] = folder / sbom.NAME
     told = [file_entry(name, source, _ROLES[name]) for name, source in sources.items() if name != sbom.NAME]
     lineage, name, version = _lineage(run), run.job.model.stem, str(run.job.counter)
-    sources[sbom.NAME].write_bytes(sbom.sbom(name, version, told, lineage.tools, _licences(run)))
+    tools = sbom.told_tools(lineage.tools)
+    sources[sbom.NAME].write_bytes(sbom.sbom(name, version, told, tools, _licences(run)))
     told.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
     entries = tuple(sorted(told, key=lambda entry: entry.path))
     pack(_manifest(run, entries), sources, folder / "bundle.edgekd")
@@ -228,8 +234,26 @@ def _evidence(run: Run) -> Evidence:
         _score(score.results, graph.results["bytes"], spec_of(run.after).classes)
         for score, graph in zip(run.scores, (run.before, run.encoded), strict=True)
     )
-    retention = after.map50_95 / before.map50_95 if before.map50_95 else None
-    return Evidence(images=run.scores[1].results["images"], before=before, after=after, retention=retention)
+    return Evidence(
+        images=run.scores[1].results["images"],
+        before=before,
+        after=after,
+        retention=after.map50_95 / before.map50_95 if before.map50_95 else None,
+        latencies=_predicted(run),
+    )
+
+
+def _predicted(run: Run) -> tuple[Latency, ...]:
+    """How long a frame is predicted to take on the target; nothing where that cannot be said."""
+    from edgekd.predicting import PredictJob
+    from edgekd.predicting import run as predict
+
+    try:
+        found = predict(PredictJob(run.shipped.path / GRAPH, run.job.target))
+    except SpecError:
+        return ()
+    ms, low, high = (float(found[name]) for name in ("latency_ms", "low_ms", "high_ms"))
+    return (Latency("predicted", run.job.target.name, ms, low, high, None),)
 
 
 def _score(found: Mapping[str, Any], size: int, classes: Sequence[str]) -> Score:

@@ -10,12 +10,13 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.bundle.manifest import FileEntry, Licence
 from edgekd.canonical import canonical_json, json_sha256
 
 if TYPE_CHECKING:
+    from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component
     from cyclonedx.model.license import License
 
@@ -29,32 +30,46 @@ _PARTS = {"graph": "model", "agent": "agent"}
 
 
 def sbom(
-    name: str, version: str, files: Sequence[FileEntry], tools: Mapping[str, str], licences: Sequence[Licence]
+    name: str, version: str, files: Sequence[FileEntry], tools: Sequence[Mapping[str, Any]], licences: Sequence[Licence]
 ) -> bytes:
-    """The document for a bundle. version: of the bundle; tools: versions by distribution; licences: by part."""
+    """The document for a bundle. version: of the bundle; tools: what made it, by `told_tools`; licences: by part."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
-    from cyclonedx.model.tool import ToolRepository
-    from cyclonedx.output.json import JsonV1Dot6
 
     known = {entry.part: entry.licence for entry in licences}
     whole = Component(name=name, version=version, type=ComponentType.FIRMWARE, bom_ref="bundle")
-    made_by = [
-        Component(
-            name=tool, version=of, type=ComponentType.LIBRARY, bom_ref=f"tool:{tool}", licenses=_licence(_stated(tool))
-        )
-        for tool, of in sorted(tools.items())
-    ]
-    told = {"name": name, "version": version, "files": [(e.path, e.sha256) for e in files], "tools": dict(tools)}
-    bom = Bom(
-        serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"edgekd:{json_sha256(told)}"),
-        components=[_component(entry, known) for entry in files],
-        metadata=BomMetaData(component=whole, tools=ToolRepository(components=made_by)),
-    )
+    bom = Bom(components=[_component(entry, known) for entry in files], metadata=BomMetaData(component=whole))
     bom.register_dependency(whole, bom.components)
-    document = json.loads(JsonV1Dot6(bom).output_as_string())
-    del document["metadata"]["timestamp"]  # the same inputs give the same bundle, whenever
-    return canonical_json(document) + b"\n"
+    document = _json(bom)
+    # The same inputs give the same bundle, whenever: no time, and a serial number that follows from the rest.
+    document["metadata"] = {"component": document["metadata"]["component"], "tools": {"components": list(tools)}}
+    del document["serialNumber"]
+    number = uuid.uuid5(uuid.NAMESPACE_URL, f"edgekd:{json_sha256(document)}")
+    return canonical_json({**document, "serialNumber": number.urn}) + b"\n"
+
+
+def told_tools(tools: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Distributions by name and version, as the document tells of them: with the licences they have here."""
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+
+    kind = ComponentType.LIBRARY
+    found = [
+        Component(name=name, version=version, type=kind, bom_ref=f"tool:{name}", licenses=_licence(_stated(name)))
+        for name, version in tools.items()
+    ]
+    return list(_json(Bom(components=found))["components"]) if found else []
+
+
+def tools_in(content: bytes) -> list[dict[str, Any]]:
+    """What a document of `sbom`'s says of the tools. Raises ValueError, KeyError or TypeError for another."""
+    return list(json.loads(content)["metadata"]["tools"]["components"])
+
+
+def _json(bom: Bom) -> dict[str, Any]:
+    from cyclonedx.output.json import JsonV1Dot6
+
+    return dict(json.loads(JsonV1Dot6(bom).output_as_string()))
 
 
 def _component(entry: FileEntry, known: Mapping[str, str]) -> Component:

@@ -61,7 +61,7 @@ VERSION = {
     "compile": 1,
     "benchmark": 1,
     "report": 3,
-    "pack": 3,
+    "pack": 4,
 }
 TOOLS = {
     "export": ("onnx", "onnxslim"),

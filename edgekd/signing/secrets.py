@@ -1,4 +1,4 @@
-"""Passphrases and PINs: from a file, or from a person at a terminal; never from the command line, where all can read."""
+"""Passphrases and PINs: from a file, or from a person at a terminal; never from arguments, which everybody can read."""
 
 from __future__ import annotations
 
@@ -33,11 +33,8 @@ class Secrets:
         if self.given:
             return _first_line(self.given)
         if self.ask is None and not sys.stdin.isatty():
-            raise SpecError(
-                f"{what}: nobody to ask",
-                expected="a terminal",
-                fix=f"--secret-file FILE, or {VARIABLE} in the environment",
-            )
+            fix = f"--secret-file FILE, or {VARIABLE} in the environment"
+            raise SpecError(f"{what}: nobody to ask", expected="a terminal", fix=fix)
         return (self.ask or getpass.getpass)(f"{what}: ")
 
     def choose(self, what: str) -> str:

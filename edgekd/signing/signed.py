@@ -24,17 +24,19 @@ def signatures_of(kind: str, sha256: str, signers: Iterable[Signer]) -> tuple[Si
     for signer in signers:
         value = signer.sign(message)
         if not ed25519.verify(signer.public, message, value):
-            raise SignatureError(
-                f"{signer.name}: gave a wrong signature", fix="check that its two keys belong together"
-            )
+            raise SignatureError(f"{signer.name}: gave a wrong signature", fix="check that its keys are a pair")
         found.append(Signature(key_id(signer.public), value.hex()))
     return merged(found)
 
 
-def sign_bundle(path: Path, signers: Sequence[Signer], out: Path) -> None:
-    """Write a bundle, verified, with more signatures, of each key the last. `out` may be `path`."""
+def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable[Signature] | None = None) -> None:
+    """Write a bundle, verified, with more signatures, of each key the last. `out` may be `path`.
+
+    kept: the signatures to begin with, in place of those that it has.
+    """
     head = read_head(path)
-    seal(path, merged(head.seal.signatures, signatures_of("bundle", head.identity, signers)), out)
+    before = head.seal.signatures if kept is None else kept
+    seal(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
 
 
 def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> dict[str, Any]:

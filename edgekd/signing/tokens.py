@@ -1,7 +1,7 @@
 """Keys in a token or hardware security module, by PKCS#11: the private key never leaves it.
 
 An address is a URI of RFC 7512: `pkcs11:token=LABEL;object=NAME?module-path=/usr/lib/softhsm/libsofthsm2.so`, with
-`id=%01` in place of, or besides, `object`, and with `pin-source=/run/pin`, if the PIN is to come from a file of its own.
+`id=%01` in place of, or besides, `object`, and with `pin-source=/run/pin` where the PIN has a file of its own.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ class TokenSigner:
         # Some tokens tell the 32 bytes alone, some as an octet string of DER.
         self.public = point[-KEY_BYTES:]
         if point not in (self.public, bytes((4, KEY_BYTES)) + self.public) or not sound_key(self.public):
-            raise SpecError(
-                f"{self.name}: another kind of key", expected="Ed25519", found=f"a point of {len(point)} bytes"
-            )
+            found = f"a point of {len(point)} bytes"
+            raise SpecError(f"{self.name}: another kind of key", expected="Ed25519", found=found)
 
     def __repr__(self) -> str:
         return f"TokenSigner({self.name})"
@@ -93,6 +92,5 @@ class TokenSigner:
                 yield session
         except pkcs11.exceptions.PKCS11Error as error:
             said = f"{type(error).__name__} {error}".strip()
-            raise SignatureError(
-                f"{self.name}: cannot sign", found=said, fix="check token, object, PIN, library"
-            ) from error
+            fix = "check token, object, PIN and library"
+            raise SignatureError(f"{self.name}: cannot sign", found=said, fix=fix) from error
