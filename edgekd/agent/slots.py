@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.bundle import signatures as sealing
-from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract
+from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract, verify
 from edgekd.bundle.manifest import Manifest, from_json
 from edgekd.bundle.signatures import Signature
 from edgekd.canonical import canonical_json
@@ -183,10 +183,11 @@ class State:
         """Unpack a bundle into the slot that is not in service, in place of what is there.
 
         Raises BundleError or HashError for a bad bundle, what `judge` raises, DeviceError where there is no room,
-        SpecError where the place cannot be written. The slot is then empty.
+        SpecError where the place cannot be written. The slot is then as it was, or empty.
         """
         from edgekd.formats.packed_graph import unpack
 
+        verify(bundle, judge)  # else a bad bundle would cost what a rollback leads to
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
         if path.exists():

@@ -121,7 +121,7 @@ def test_every_command_of_the_agent_in_a_bundle(
 @pytest.mark.slow
 def test_the_agents_own_tests(camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path) -> None:
     """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
-    tests = [HERE / f"test_{name}.py" for name in ("commands", "device", "parity", "power_cuts", "runtimes")]
+    tests = [HERE / f"test_{name}.py" for name in ("commands", "device", "parity", "power_cuts", "runtimes", "trusted")]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
     path = [archive, camera.numpy, camera.pytest]

@@ -34,9 +34,9 @@ def test_anything_else_is_refused(content: bytes) -> None:
 
 
 def test_the_byte_form_and_what_is_signed_are_pinned() -> None:
-    assert to_json(Seal("a" * 64, SEAL.signatures[:1])).decode() == (
-        f'{{"format":1,"manifest_sha256":"{"a" * 64}","signatures":[{{"key":"{"1" * 64}","signature":"{"2" * 128}"}}]}}\n'
-    )
+    row = f'{{"key":"{"1" * 64}","signature":"{"2" * 128}"}}'
+    form = f'{{"format":1,"manifest_sha256":"{"a" * 64}","signatures":[{row}]}}\n'
+    assert to_json(Seal("a" * 64, SEAL.signatures[:1])).decode() == form
     assert statement("bundle", "a" * 64) == b"edgekd bundle 1\n" + b"a" * 64 + b"\n"
 
 
