@@ -139,8 +139,7 @@ def measured_latencies(path: Path, target: str) -> list[Latency]:
     What the agent's `build` says of layers goes with the `bench` of the same engine. Raises SpecError.
     """
     try:
-        documents = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        results = [_result(document) for document in documents]
+        results = [_result(document) for document in _documents(path.read_text("utf-8"))]
         layers = {result["key"]: result["layers"] for result in results if "layers" in result and "key" in result}
         found = [_latency(result, layers, target) for result in results if "inference_ms" in result]
     except OSError as error:
@@ -152,6 +151,15 @@ def measured_latencies(path: Path, target: str) -> list[Latency]:
     if not found:
         raise SpecError(f"{path}: no timings", expected="what `agent.pyz bench` or `edgekd bench --json` prints")
     return found
+
+
+def _documents(text: str) -> Iterator[Any]:
+    """One JSON document after the other. Raises ValueError for anything else."""
+    decoder, text = json.JSONDecoder(), text.strip()
+    while text:
+        document, end = decoder.raw_decode(text)
+        yield document
+        text = text[end:].lstrip()
 
 
 def _result(document: Any) -> dict[str, Any]:
