@@ -263,7 +263,7 @@ def test_latencies_measured_on_the_device_are_added(edgekd: EdgeKD, tiny_build: 
     assert found.layers == {"int8": 80, "fp16": 4}
     host = edgekd("bench", tiny_build.bundle, "--iterations", 5, "--seconds", 0, "--json")
     log.write_text(host.out, "utf-8")
-    edgekd("pack", tiny_build.bundle, "--out", out, "--measured", log)
+    assert edgekd("pack", tiny_build.bundle, "--out", out, "--measured", log).code == 0
     assert verify(out).evidence.latencies[-1].basis == "stand-in"
     for wrong in (
         "",
