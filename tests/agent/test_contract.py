@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from cameras import Agent
+from cameras import Agent, repacked
+from signer import signed, trust_file
 from test_device import XAVIER, planted
 from test_json_contract import assert_documented, objects, schema_of
 
@@ -22,7 +23,8 @@ def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, n
     calls: list[tuple[str, tuple[object, ...]]] = [("verify", (bundle,)), ("status", ()), ("unpack", (bundle,))]
     calls += [("build", ()), ("selftest", ()), ("bench", ("--iterations", 2, "--seconds", 0)), ("activate", ())]
     calls += [("unpack", (newer,)), ("build", ()), ("selftest", ()), ("activate", ()), ("status", ())]
-    calls += [("rollback", ()), ("status", ())]
+    calls += [("rollback", ()), ("status", ()), ("trust", (trust_file(tmp_path / "trust.json"),)), ("status", ())]
+    calls += [("verify", (signed(bundle, tmp_path / "signed.edgekd", 1),))]
     for command, arguments in calls:
         answer = agent(command, *arguments, root=root)
         assert answer.code == 0, answer.document
@@ -43,7 +45,8 @@ def test_the_page_explains_every_command_flag_runtime_and_key() -> None:
     for command, (_, arguments) in COMMANDS.items():
         assert f"`{command}" in page, command
         (usage,) = re.findall(f"^agent.pyz {command} (.*)$", page, re.MULTILINE)
-        assert re.findall(r"--\w+|BUNDLE", usage) == [name.replace("bundle", "BUNDLE") for name in arguments]
+        words = {"bundle": "BUNDLE", "trust_files": "TRUST"}
+        assert re.findall(r"--\w+|^BUNDLE|^TRUST", usage) == [words.get(name, name) for name in arguments]
     for runtime in AUTOMATIC:
         assert f"`{runtime.name}`" in page
     missing = {key for each in objects(schema_of("agent")) for key in each["properties"] if f"`{key}`" not in page}
@@ -51,7 +54,9 @@ def test_the_page_explains_every_command_flag_runtime_and_key() -> None:
 
 
 def test_the_page_draws_the_state_folder_as_it_is(agent: Agent, bundle: Path, tmp_path: Path) -> None:
-    for call in (("unpack", bundle), ("build",), ("selftest",), ("activate",)):
+    counted = signed(repacked(bundle, tmp_path / "counted", counter=1), tmp_path / "counted.edgekd", 1)
+    first = ("trust", trust_file(tmp_path / "trust.json"))
+    for call in (first, ("unpack", counted), ("build",), ("selftest",), ("activate",)):
         assert agent(*call).code == 0
     (drawing,) = [block for block in PAGE.read_text("utf-8").split("```") if "slots/\n" in block]
     drawn = set(re.findall(r"^ +([\w.]+)(?:/| |$)", drawing, re.MULTILINE))
