@@ -13,76 +13,20 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, conditions, conditions_lines, table, write_results
-from mutations import NOW, Attempt, Victim, content_of, make_victim, signature, taken
-
-from edgekd.bundle import signatures, trust
-from edgekd.bundle.trust import SignedTrust
-from edgekd.errors import BundleError
 
 READERS = ("archive", "signatures", "trust")
-MAX_LENGTH = 1 << 15
-
-
-def reader(name: str, victim: Victim, scratch: Path) -> Callable[[bytes], None]:
-    """What is fuzzed: takes bytes, and raises where something is wrong with edgekd rather than with them."""
-
-    def archive(content: bytes) -> None:
-        if content != victim.content and taken(Attempt(content, NOW), victim, scratch / "met.edgekd"):
-            raise AssertionError("taken, and nobody signed it")
-
-    def told(parse: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Callable[[bytes], None]:
-        def parsed(content: bytes) -> None:
-            try:
-                found = parse(content)
-            except BundleError:
-                return
-            if write(found) != content:
-                raise AssertionError("read, and written another way")
-
-        return parsed
-
-    return {
-        "archive": archive,
-        "signatures": told(signatures.from_json, signatures.to_json),
-        "trust": told(trust.from_json, trust.to_json),
-    }[name]
-
-
-def first_inputs(name: str, victim: Victim) -> list[bytes]:
-    """What the search begins with."""
-    if name == "archive":
-        return [victim.content, victim.other, victim.older]
-    if name == "signatures":
-        return [content_of(victim.members[1])]
-    return [trust.to_json(SignedTrust(victim.trust, (signature(1, victim.trust.sha256, "trust"),)))]
-
-
-def fuzz(name: str, seconds: int, scratch: Path) -> None:
-    """Fuzz one reader in this process, which then ends: 0 where nothing was found."""
-    import atheris
-
-    atheris.instrument_all()
-    place = scratch / "victim"
-    place.mkdir()
-    victim = make_victim(place)
-    corpus = scratch / "corpus"
-    corpus.mkdir()
-    for at, content in enumerate(first_inputs(name, victim)):
-        (corpus / str(at)).write_bytes(content)
-    given = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={MAX_LENGTH}", "-print_final_stats=1"]
-    atheris.Setup(given, reader(name, victim, scratch))
-    atheris.Fuzz()
 
 
 def run(name: str, seconds: int) -> dict[str, Any]:
     """Fuzz one reader in a process of its own, and read what it says."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        command = [sys.executable, __file__, "--reader", name, "--seconds", str(seconds), "--scratch", scratch]
+        command = [sys.executable, str(Path(__file__).with_name("fuzz_target.py")), name, str(seconds), scratch]
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, errors="replace")
     tried = re.search(r"stat::number_of_executed_units: (\d+)", done.stderr)
     covered = re.findall(r"\bcov: (\d+)", done.stderr)
@@ -123,14 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=300, help="for each reader (%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "fuzz_bundle.json")
-    parser.add_argument("--reader", choices=READERS, help=argparse.SUPPRESS)
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.reader:
-        fuzz(given.reader, given.seconds, given.scratch)
-        return 0
-    from importlib.metadata import version
-
     now = conditions(threads=1)
     rows = [run(name, given.seconds) for name in READERS]
     found = {
