@@ -222,11 +222,13 @@ def _manifest(run: Run, entries: tuple[FileEntry, ...]) -> Manifest:
 
 
 def _thresholds(run: Run) -> Thresholds:
-    """What decoding takes by default."""
+    """For each class the confidence that was best on the scored images; the usual one where they cannot tell."""
     from edgekd.detectors.decode import Thresholds as Usual
 
-    usual = Usual()
-    return Thresholds((usual.confidence,) * len(spec_of(run.after).classes), usual.iou, usual.max_detections)
+    usual, scored = Usual(), run.scores[1].results["per_class"]
+    found = (scored.get(name, {}).get("confidence") for name in spec_of(run.after).classes)
+    confidence = tuple(usual.confidence if value is None else value for value in found)
+    return Thresholds(confidence, usual.iou, usual.max_detections)
 
 
 def _evidence(run: Run) -> Evidence:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 VERSION = {
     "export": 1,
-    "score": 1,
+    "score": 2,
     "calibrate": 2,
     "plan": 2,
     "search": 2,

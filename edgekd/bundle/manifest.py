@@ -57,7 +57,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which score on a detection counts, for each class, and above which overlap two boxes are one object."""
+    """Above which score a detection counts, for each class, and above which overlap two boxes are one object."""
 
     confidence: tuple[float, ...]
     iou: float
