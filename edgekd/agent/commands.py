@@ -6,7 +6,7 @@ docs/agent.md and docs/schemas/agent.json say what is in them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,15 +16,17 @@ from edgekd import __version__
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
     Engine,
+    Order,
     build_engine,
     engine_folder,
+    fitting_engine,
     latencies,
-    layer_counts,
     read_engine,
     require_engine,
     wanted_record,
 )
-from edgekd.agent.slots import SELF_TEST, Activation, Slot, State
+from edgekd.agent.runtimes.types import GRAPH, Wish
+from edgekd.agent.slots import Activation, Slot, State
 from edgekd.agent.trusted import (
     counter,
     held_trust,
@@ -42,9 +44,8 @@ from edgekd.agent.trusted import (
 from edgekd.bundle.archive import read_head
 from edgekd.bundle.archive import verify as verify_archive
 from edgekd.bundle.manifest import Manifest
-from edgekd.canonical import canonical_json
+from edgekd.canonical import json_sha256
 from edgekd.errors import BundleError, DeviceError, RollbackError
-from edgekd.files import write_file
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
@@ -89,6 +90,23 @@ class Camera:
         """What an engine for a slot must belong to, to run here and now."""
         return wanted_record(slot, self.required_runtime(), read_device(self.root))
 
+    def timings(self) -> Path:
+        """The file in which a builder keeps what it timed: one for each runtime, version and state of the device.
+
+        Those of other versions and states are of no use to it, and are removed.
+        """
+        runtime, device = self.required_runtime(), read_device(self.root)
+        belongs = {"version": runtime.version(), "built_on": device.engine_belongs_to()}
+        file = self.state.root / "timings" / runtime.name / f"{json_sha256(belongs)[:16]}.cache"
+        for other in file.parent.glob("*.cache"):
+            if other != file:
+                other.unlink()
+        return file
+
+    def order(self, source: str = GRAPH, shares: Mapping[str, float] | None = None) -> Order:
+        """How an engine is to be built on this device."""
+        return Order(Wish(source, read_device(self.root).memory_bytes, self.timings()), shares or {})
+
 
 def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> dict[str, Any]:
     """Check a bundle from its first byte to its last, and whether it is to be trusted.
@@ -100,7 +118,7 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> dict[str,
     head = read_head(bundle)
     manifest = verify_archive(bundle, judge(held, now))
     return {
-        **_bundle_json(manifest, head.identity),
+        **bundle_json(manifest, head.identity),
         "bytes": bundle.stat().st_size,
         "files": len(manifest.files),
         "signatures": [signature.key for signature in head.seal.signatures],
@@ -142,7 +160,7 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
         slot = there or state.fill(bundle, allowed)
         graph = slot.graph.stat().st_size
     return {
-        **_bundle_json(slot.manifest, slot.identity),
+        **bundle_json(slot.manifest, slot.identity),
         "slot": slot.name,
         "changed": there is None,
         "fits": fits,
@@ -151,28 +169,35 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     }
 
 
-def build(camera: Camera) -> dict[str, Any]:
-    """Build the engine for this device, unless a whole one is there. Raises DeviceError."""
+def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Build the engine for this device, unless a whole one is there.
+
+    shares: by precision, the least share that it has to compute in it. Raises DeviceError, PrecisionError.
+    """
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
-        wanted = camera.wanted(slot)
+        wanted, order = camera.wanted(slot), camera.order(shares=shares)
         there = read_engine(engine_folder(slot, wanted))
         changed = there is None or not there.whole
-        engine = build_engine(slot, runtime, wanted) if there is None or changed else there
-        counts = layer_counts(runtime, engine)
-    return {"slot": slot.name, "changed": changed, **_engine_json(engine), "layers": counts}
+        engine = build_engine(slot, runtime, wanted, order) if there is None or changed else there
+        order.require(slot, engine.record.get("realized"))
+    return {"slot": slot.name, "changed": changed, **engine_json(engine), **_built_json(engine)}
 
 
-def selftest(camera: Camera) -> dict[str, Any]:
-    """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError."""
-    from edgekd.agent.selftest import SelfTestError, run_self_test
+def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
+    """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError.
+
+    layers: also say how far inner tensors are from those of the network in float, which takes two more builds.
+    """
+    from edgekd.agent.departures import departures
+    from edgekd.agent.selftest import SelfTestError, keep_self_test
 
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
-        figures = run_self_test(slot, runtime, engine.file)
-        write_file(engine.folder / SELF_TEST, canonical_json(figures))
-    report = {"slot": slot.name, "key": engine.folder.name, **figures}
+        figures = keep_self_test(slot, runtime, engine)
+        inner = departures(slot, runtime) if layers else None
+    report = {"slot": slot.name, "key": engine.folder.name, **figures, "layers": inner}
     if not figures["passed"]:
         raise SelfTestError(
             f"slot {slot.name}: the engine drifted from the golden set",
@@ -211,14 +236,14 @@ def activate(camera: Camera) -> dict[str, Any]:
     with state.locked():
         slot = camera.chosen_slot()
         engine = require_engine(slot, camera.wanted(slot))
-        _require_passed(slot, engine)
+        require_passed(slot, engine)
         active = state.active
         if active is None or active.name != slot.name:
             require_admissible(state, slot, held_trust(state, camera.root), camera.clock())
             raise_counter(state, slot.manifest.counter)
         record = Activation(previous=active.identity if active and active.name != slot.name else None)
         changed = state.put_into_service(slot, engine.folder, record)
-        return {**_in_service(state), "changed": changed}
+        return {**in_service(state), "changed": changed}
 
 
 def rollback(camera: Camera) -> dict[str, Any]:
@@ -238,9 +263,9 @@ def rollback(camera: Camera) -> dict[str, Any]:
             )
         require_not_revoked(previous, held_trust(state, camera.root))
         engine = read_engine(previous.engine)
-        _require_passed(previous, engine)
+        require_passed(previous, engine)
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
-        return {**_in_service(state), "changed": True}
+        return {**in_service(state), "changed": True}
 
 
 def status(camera: Camera) -> dict[str, Any]:
@@ -263,7 +288,14 @@ def status(camera: Camera) -> dict[str, Any]:
     }
 
 
-def _require_passed(slot: Slot, engine: Engine | None) -> None:
+def runtime_in_service(state: State) -> str | None:
+    """The name of the runtime that the engine in service was built by; None where nothing is."""
+    active = state.active
+    engine = read_engine(active.engine) if active and active.engine else None
+    return engine.record["runtime"].get("name") if engine else None
+
+
+def require_passed(slot: Slot, engine: Engine | None) -> None:
     """Raises DeviceError where an engine did not pass its self-test."""
     tested = engine.self_test if engine else None
     if not tested or not tested["passed"]:
@@ -275,7 +307,7 @@ def _require_passed(slot: Slot, engine: Engine | None) -> None:
         )
 
 
-def _in_service(state: State) -> dict[str, Any]:
+def in_service(state: State) -> dict[str, Any]:
     active, previous = state.active, state.previous
     return {
         "active": active.name if active else None,
@@ -285,7 +317,7 @@ def _in_service(state: State) -> dict[str, Any]:
     }
 
 
-def _bundle_json(manifest: Manifest, identity: str) -> dict[str, Any]:
+def bundle_json(manifest: Manifest, identity: str) -> dict[str, Any]:
     return {
         "identity": identity,
         "name": manifest.name,
@@ -296,14 +328,29 @@ def _bundle_json(manifest: Manifest, identity: str) -> dict[str, Any]:
     }
 
 
-def _engine_json(engine: Engine) -> dict[str, Any]:
+def engine_json(engine: Engine) -> dict[str, Any]:
     known = engine.record
     return {
         "key": engine.folder.name,
         "file": str(engine.file),
         "runtime": known["runtime"],
+        "precision": known.get("precision", GRAPH),
         "seconds": known.get("seconds"),
         "bytes": known.get("bytes"),
+    }
+
+
+def _built_json(engine: Engine) -> dict[str, Any]:
+    """What was written down of how an engine was built, and of what came of it."""
+    known = engine.record
+    found = known.get("realized")
+    return {
+        "layers": found and found["layers"],
+        "share": found and found["share"],
+        "unread": known.get("unread"),
+        "allowed": known.get("allowed", []),
+        "fallbacks": known.get("fallbacks", []),
+        "command": known.get("command"),
     }
 
 
@@ -314,7 +361,7 @@ def _slot_json(camera: Camera, slot: Slot | None) -> dict[str, Any] | None:
     engine, stale = read_engine(slot.engine) if slot.engine else None, None
     if camera.runtime:
         wanted = camera.wanted(slot)
-        engine = read_engine(engine_folder(slot, wanted)) or engine
+        engine = fitting_engine(slot, wanted) or engine
         stale = engine.stale(wanted) if engine else None
-    told = engine and {**_engine_json(engine), "self_test": engine.self_test, "stale": stale}
-    return {**_bundle_json(slot.manifest, slot.identity), "slot": slot.name, "engine": told}
+    told = engine and {**engine_json(engine), "self_test": engine.self_test, "stale": stale}
+    return {**bundle_json(slot.manifest, slot.identity), "slot": slot.name, "engine": told}

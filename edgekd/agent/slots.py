@@ -5,6 +5,7 @@
       trust.json            whose bundles are taken, where a newer trust file than the firmware's was taken
       counter.json          the highest counter of a bundle that was put into service
       active                symbolic link to the slot in service: slots/a or slots/b
+      timings/              what builders have timed, for the next build
       slots/a/              appears whole or not at all
         bundle/             the bundle's files, each checked
         graph.onnx          the network, expanded

@@ -16,6 +16,7 @@ from signer import trust_file
 
 from edgekd.agent.commands import Camera, activate, build, selftest
 from edgekd.agent.engines import read_engine
+from edgekd.agent.renewal import renew
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.slots import Slot, State
 from edgekd.agent.trusted import held_trust
@@ -166,6 +167,19 @@ def test_a_power_cut_while_a_trust_file_is_replaced(installed: Path, tmp_path: P
         count += 1
     assert count > 3
     assert seen == {1, 2}
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("told", [{}, {"error": 0.5, "float_error": 0.0}], ids=["int8", "float"])
+def test_a_power_cut_while_an_engine_is_renewed(
+    installed: Path, bundle: Path, tmp_path: Path, forgetful: bool, told: dict[str, float]
+) -> None:
+    def renew_engine(folder: Path) -> None:
+        renew(Camera(State(folder), folder.parent / "root", NullRuntime(version="2", **told)))  # type: ignore[arg-type]
+
+    only = identity_of(bundle)
+    count = cut_everywhere(installed, tmp_path / "state", renew_engine, {only}, only, forgetful)
+    assert count > 20
 
 
 @pytest.mark.slow
