@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 VERSION = {
     "export": 1,
-    "score": 1,
+    "score": 2,
     "calibrate": 2,
     "plan": 2,
     "search": 2,
@@ -61,7 +61,7 @@ VERSION = {
     "compile": 1,
     "benchmark": 1,
     "report": 3,
-    "pack": 3,
+    "pack": 4,
 }
 TOOLS = {
     "export": ("onnx", "onnxslim"),

@@ -109,7 +109,8 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["build", "quantize", "distill", "prune", "factorize", "eval", "engine", "check", "doctor"]
+    "name",
+    ["build", "quantize", "distill", "prune", "factorize", "eval", "engine", "check", "doctor", "signed", "keygen"],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
@@ -133,6 +134,8 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
         "engine",
         "check",
         "doctor",
+        "signed",
+        "keygen",
         "ledger",
     ):  # other pages explain the rest
         for described in objects(schema_of(name)):

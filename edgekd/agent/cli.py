@@ -45,16 +45,17 @@ def _reading() -> Iterator[None]:
 
 def _run(given: argparse.Namespace) -> dict[str, Any]:
     from edgekd.agent import commands
-
-    if given.command == "verify":
-        return commands.verify(given.bundle)
-    from edgekd.agent.runtimes import chosen, continuing
     from edgekd.agent.slots import State
 
-    options = vars(given)
+    options, state = vars(given), State(given.state)
+    if given.command == "trust":
+        return commands.trust(commands.Camera(state, given.root), given.trust_files)
+    if given.command == "verify":
+        return commands.verify(commands.Camera(state, given.root), given.bundle, given.trust)
+    from edgekd.agent.runtimes import chosen, continuing
+
     if given.command == "validate":
         return _validate(given)
-    state = State(given.state)
     runtime = chosen(given.runtime) if "runtime" in options else None
     if given.command in _CONTINUING and not given.runtime:
         runtime = continuing(commands.runtime_in_service(state))
@@ -124,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file"},
+    "trust_files": {"type": Path, "metavar": "TRUST", "nargs": "+", "help": "trust files, the oldest first"},
+    "--trust": {"type": Path, "metavar": "TRUST", "help": "a trust file, in place of the one that is held here"},
     "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "where the slots are (%(default)s)"},
     "--root": {"type": Path, "default": Path("/"), "metavar": "DIR", "help": "where the system lies (%(default)s)"},
     "--runtime": {"metavar": "NAME", "help": "what runs networks, in place of the best that is here"},
@@ -139,11 +142,13 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "at least so many runs (%(default)s) ..."},
     "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "... and at least so long (%(default)s)"},
 }
+_TRUST = ("--trust", "--state", "--root")
 _CONTINUING = ("status", "renew")
 """Commands that, unless told otherwise, go by the runtime of the engine in service."""
 _ENGINE = ("--state", "--root", "--runtime", "--slot")
 COMMANDS = {
-    "verify": ("check a bundle from its first byte to its last", ("bundle",)),
+    "verify": ("check a bundle and its signatures, from the first byte to the last", ("bundle", *_TRUST)),
+    "trust": ("hold a newer trust file, which says whose bundles are taken", ("trust_files", "--state", "--root")),
     "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", "--state", "--root")),
     "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
     "selftest": ("compare what the engine gives for the golden frames with what it should", (*_ENGINE, "--layers")),
@@ -155,7 +160,7 @@ COMMANDS = {
         "build, test and time a bundle with every runtime that is here",
         ("bundle", "--state", "--root", "--runtime", "--out", "--iterations", "--seconds"),
     ),
-    "rollback": ("put the bundle that was in service before back into service", ("--state",)),
+    "rollback": ("put the bundle that was in service before back into service", ("--state", "--root")),
 }
 """What each command does, and what it takes."""
 

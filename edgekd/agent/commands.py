@@ -6,10 +6,11 @@ docs/agent.md and docs/schemas/agent.json say what is in them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd import __version__
 from edgekd.agent.device import read_device
@@ -25,8 +26,22 @@ from edgekd.agent.engines import (
     wanted_record,
 )
 from edgekd.agent.runtimes.types import GRAPH, Wish
-from edgekd.agent.slots import Activation, Slot, State, identity
-from edgekd.bundle.archive import read_manifest
+from edgekd.agent.slots import Activation, Slot, State
+from edgekd.agent.trusted import (
+    counter,
+    held_trust,
+    judge,
+    raise_counter,
+    read_trust,
+    require_admissible,
+    require_not_older,
+    require_not_revoked,
+    take_trust,
+    told_json,
+    trust_json,
+    utc_now,
+)
+from edgekd.bundle.archive import read_head
 from edgekd.bundle.archive import verify as verify_archive
 from edgekd.bundle.manifest import Manifest
 from edgekd.canonical import json_sha256
@@ -41,13 +56,14 @@ class Camera:
     """What a command works on.
 
     state: the slots; root: below which the system's own files lie; runtime: what runs networks here, None where nothing
-    can; slot: the one that was asked for.
+    can; slot: the one that was asked for; clock: the time in UTC.
     """
 
     state: State
     root: Path = Path("/")
     runtime: Runtime | None = None
     slot: str | None = None
+    clock: Callable[[], datetime] = utc_now
 
     def chosen_slot(self) -> Slot:
         """The slot that was asked for, else the one that waits to be put into service, else the one in service.
@@ -92,35 +108,59 @@ class Camera:
         return Order(Wish(source, read_device(self.root).memory_bytes, self.timings()), shares or {})
 
 
-def verify(bundle: Path) -> dict[str, Any]:
-    """Check a bundle from its first byte to its last. Raises BundleError, HashError."""
-    manifest = verify_archive(bundle)
-    return {**bundle_json(manifest), "bytes": bundle.stat().st_size, "files": len(manifest.files)}
+def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> dict[str, Any]:
+    """Check a bundle from its first byte to its last, and whether it is to be trusted.
+
+    By the trust file given, else the one that the camera holds; where there is none, nothing is said of trust. Raises
+    BundleError, HashError, SignatureError.
+    """
+    now, held = camera.clock(), read_trust(trust) if trust else held_trust(camera.state, camera.root)
+    head = read_head(bundle)
+    manifest = verify_archive(bundle, judge(held, now))
+    return {
+        **bundle_json(manifest, head.identity),
+        "bytes": bundle.stat().st_size,
+        "files": len(manifest.files),
+        "signatures": [signature.key for signature in head.seal.signatures],
+        "trust": told_json(held, now) if held else None,
+    }
+
+
+def trust(camera: Camera, paths: Sequence[Path]) -> dict[str, Any]:
+    """Hold a newer trust file in place of the one that is held. Raises SignatureError where that does not allow it."""
+    now = camera.clock()
+    with camera.state.locked():
+        held, changed = take_trust(camera.state, camera.root, paths, now)
+    return {**told_json(held, now), "changed": changed}
 
 
 def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     """Verify a bundle and put it, with its graph expanded, into the slot that is not in service.
 
-    Raises BundleError, HashError; DeviceError where it is for another device or there is no room.
+    Raises BundleError, HashError; SignatureError where the camera's trust file does not allow it, RollbackError where
+    it is older than what was in service; DeviceError where it is for another device or there is no room.
     """
-    manifest, device = read_manifest(bundle), read_device(camera.root)
-    fits = device.fits(manifest.target.compatible)
+    state = camera.state
+    allowed = judge(held_trust(state, camera.root), camera.clock())
+    head, device = read_head(bundle, allowed), read_device(camera.root)
+    fits = device.fits(head.manifest.target.compatible)
     if fits is False:
         raise BundleError(
             f"{bundle}: for another device",
             expected=f"compatible {device.firmware}",
-            found=manifest.target.compatible,
+            found=head.manifest.target.compatible,
             fix="build it for the target of this device",
         )
-    state = camera.state
     with state.locked():
-        there = next((slot for slot in (state.active, state.other) if slot and slot.manifest == manifest), None)
+        require_not_older(state, head.manifest.counter, bundle)
+        there = next((slot for slot in (state.active, state.other) if slot and slot.identity == head.identity), None)
         if there:
+            state.seal(there, head)
             state.allow(there)
-        slot = there or state.fill(bundle)
+        slot = there or state.fill(bundle, allowed)
         graph = slot.graph.stat().st_size
     return {
-        **bundle_json(slot.manifest),
+        **bundle_json(slot.manifest, slot.identity),
         "slot": slot.name,
         "changed": there is None,
         "fits": fits,
@@ -188,13 +228,19 @@ def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
 
 
 def activate(camera: Camera) -> dict[str, Any]:
-    """Put the slot that was built and tested into service. Raises DeviceError where it was not."""
+    """Put the slot that was built and tested into service.
+
+    Raises DeviceError where it was not, SignatureError or RollbackError where it may not be any more.
+    """
     state = camera.state
     with state.locked():
         slot = camera.chosen_slot()
         engine = require_engine(slot, camera.wanted(slot))
         require_passed(slot, engine)
         active = state.active
+        if active is None or active.name != slot.name:
+            require_admissible(state, slot, held_trust(state, camera.root), camera.clock())
+            raise_counter(state, slot.manifest.counter)
         record = Activation(previous=active.identity if active and active.name != slot.name else None)
         changed = state.put_into_service(slot, engine.folder, record)
         return {**in_service(state), "changed": changed}
@@ -215,6 +261,7 @@ def rollback(camera: Camera) -> dict[str, Any]:
                 found=f"slot {state.active_name} in service" if state.active_name else "no slot in service",
                 fix="unpack and activate a bundle",
             )
+        require_not_revoked(previous, held_trust(state, camera.root))
         engine = read_engine(previous.engine)
         require_passed(previous, engine)
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
@@ -233,6 +280,8 @@ def status(camera: Camera) -> dict[str, Any]:
         "candidate": _slot_json(camera, state.candidate),
         "previous": _slot_json(camera, state.previous),
         "rejected": state.activation.rejected,
+        "counter": counter(state),
+        "trust": trust_json(state, camera.root, camera.clock()),
         "runtime": {"name": runtime.name, "version": runtime.version()} if runtime else None,
         "device": device.as_json(),
         "disk": {"total_bytes": disk.total, "free_bytes": disk.free},
@@ -268,10 +317,11 @@ def in_service(state: State) -> dict[str, Any]:
     }
 
 
-def bundle_json(manifest: Manifest) -> dict[str, Any]:
+def bundle_json(manifest: Manifest, identity: str) -> dict[str, Any]:
     return {
-        "identity": identity(manifest),
+        "identity": identity,
         "name": manifest.name,
+        "counter": manifest.counter,
         "created_by": manifest.created_by,
         "target": manifest.target.name,
         "compatible": manifest.target.compatible,
@@ -314,4 +364,4 @@ def _slot_json(camera: Camera, slot: Slot | None) -> dict[str, Any] | None:
         engine = fitting_engine(slot, wanted) or engine
         stale = engine.stale(wanted) if engine else None
     told = engine and {**engine_json(engine), "self_test": engine.self_test, "stale": stale}
-    return {**bundle_json(slot.manifest), "slot": slot.name, "engine": told}
+    return {**bundle_json(slot.manifest, slot.identity), "slot": slot.name, "engine": told}

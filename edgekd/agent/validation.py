@@ -48,7 +48,7 @@ def validate(
     report: dict[str, Any] = {"agent": __version__, "device": device, "runtimes": [], "steps": [], "complete": False}
     notes = _Notes(report, out)
     notes.write()
-    if notes.step(None, "verify", lambda: commands.verify(bundle)):
+    if notes.step(None, "verify", lambda: commands.verify(camera, bundle)):
         unpacked = notes.step(None, "unpack", lambda: commands.unpack(camera, bundle))
         for runtime in runtimes if unpacked else ():
             notes.runtime(runtime)

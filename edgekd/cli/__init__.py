@@ -17,6 +17,7 @@ from edgekd.cli.building import build, demo, quantize
 from edgekd.cli.camera import engine
 from edgekd.cli.lighter import distill, factorize, prune
 from edgekd.cli.measuring import bench, evaluate, predict
+from edgekd.cli.signing import keygen, pack, sign, trust, verify
 from edgekd.errors import EdgeKDError
 
 INTERRUPTED = 130
@@ -36,6 +37,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "targets": targets,
     "doctor": doctor,
     "inspect": inspect,
+    "verify": verify,
+    "keygen": keygen,
+    "trust": trust,
+    "sign": sign,
+    "pack": pack,
     "demo": demo,
 }
 

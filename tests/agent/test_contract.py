@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cameras import Agent
+from cameras import Agent, repacked
 from fake_tensorrt import installed
+from signer import signed, trust_file
 from test_device import XAVIER, planted
 from test_json_contract import assert_documented, objects, schema_of
 
@@ -27,6 +28,8 @@ def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, n
     calls += [("unpack", (newer,)), ("build", ()), ("selftest", ()), ("activate", ()), ("status", ())]
     calls += [("rollback", ()), ("status", ()), ("renew", ()), ("build", ("--require", "int8=0.5"))]
     calls += [("validate", (newer, "--out", tmp_path / "result.json", "--iterations", 2, "--seconds", 0))]
+    calls += [("trust", (trust_file(tmp_path / "trust.json"),)), ("status", ())]
+    calls += [("verify", (signed(bundle, tmp_path / "signed.edgekd", 1),))]
     for command, arguments in calls:
         answer = agent(command, *arguments, root=root)
         assert answer.code == 0, answer.document
@@ -47,7 +50,8 @@ def test_the_page_explains_every_command_flag_runtime_and_key() -> None:
     for command, (_, arguments) in COMMANDS.items():
         assert f"`{command}" in page, command
         (usage,) = re.findall(f"^agent.pyz {command} (.*)$", page, re.MULTILINE)
-        assert re.findall(r"--\w+|BUNDLE", usage) == [name.replace("bundle", "BUNDLE") for name in arguments]
+        words = {"bundle": "BUNDLE", "trust_files": "TRUST"}
+        assert re.findall(r"--\w+|^BUNDLE|^TRUST", usage) == [words.get(name, name) for name in arguments]
     for runtime in (*AUTOMATIC, *NAMED):
         assert f"`{runtime.name}`" in page
     missing = {key for each in objects(schema_of("agent")) for key in each["properties"] if f"`{key}`" not in page}
@@ -101,7 +105,9 @@ def test_what_is_required_of_an_engine_is_a_precision_and_a_share(agent: Agent) 
 
 
 def test_the_page_draws_the_state_folder_as_it_is(agent: Agent, bundle: Path, tmp_path: Path) -> None:
-    for call in (("unpack", bundle), ("build",), ("selftest",), ("activate",)):
+    counted = signed(repacked(bundle, tmp_path / "counted", counter=1), tmp_path / "counted.edgekd", 1)
+    first = ("trust", trust_file(tmp_path / "trust.json"))
+    for call in (first, ("unpack", counted), ("build",), ("selftest",), ("activate",)):
         assert agent(*call).code == 0
     (tmp_path / "state" / "timings" / "tensorrt").mkdir(parents=True)
     (drawing,) = [block for block in PAGE.read_text("utf-8").split("```") if "slots/\n" in block]

@@ -29,7 +29,7 @@ class System:
     pytest: str
 
 
-NAMES = ("commands", "device", "parity", "power_cuts", "precision", "renewal", "runtimes", "validation")
+NAMES = ("commands", "device", "parity", "power_cuts", "precision", "renewal", "runtimes", "trusted", "validation")
 """Of the tests that a camera could run."""
 SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
