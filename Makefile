@@ -12,12 +12,13 @@ demo: $(VENV)/demo.installed
 test: $(VENV)/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
 
-## Lint, format, types, size of functions and files.
+## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy edgekd
 	$(BIN)/python tests/size_gate.py
+	$(BIN)/hadolint --config docker/jetson/hadolint.yaml docker/jetson/Dockerfile.*
 
 ## Measure again what README and docs claim. Takes about an hour on two cores.
 bench: $(VENV)/dev.installed

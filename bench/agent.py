@@ -23,19 +23,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+from bundles import manifest_of
 from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 from onnx import helper, numpy_helper
 
 from edgekd.agent_archive import NAME, agent_archive, agent_modules
-from edgekd.bundle.archive import file_entry, pack
-from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, TargetName
+from edgekd.bundle.archive import pack
 from edgekd.formats import fp4x, packed_graph
 
 BUNDLE_BYTES = 12_000_000
 LIMITS = {"bytes": 200_000, "start_s": 0.3, "verify_and_unpack_s": 5.0}
 SHAPE = (256, 256, 3, 3)
 SEED = 0
-HASH = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,7 @@ def write_bundle(folder: Path) -> Path:
     sources = {NAME: folder / NAME, "graph.packed": folder / "graph.packed"}
     sources[NAME].write_bytes(agent_archive())
     sources["graph.packed"].write_bytes(packed_graph.pack(content))
-    roles = {NAME: "agent", "graph.packed": "graph"}
-    score = Score(0.5, 0.5, sources["graph.packed"].stat().st_size)
-    manifest = Manifest(
-        name="weights",
-        created_by="bench/agent.py",
-        target=TargetName("xavier", "nvidia,jetson-agx-xavier"),
-        tensorrt=None,
-        detector={
-            "classes": ["thing"],
-            "preprocess": {
-                **{"height": 64, "width": 64, "color": "rgb", "scale": 1.0, "pad_value": 0},
-                **{"mean": [0.0] * 3, "std": [1.0] * 3, "center": True, "upscale": True},
-            },
-            "head": {"kind": "yolo", "nms": True, "strides": []},
-        },
-        files=tuple(file_entry(name, source, roles[name]) for name, source in sorted(sources.items())),
-        evidence=Evidence(1, score, score, 1.0),
-        lineage=Lineage(HASH, HASH, None, "none", SEED, {}, ()),
-    )
+    manifest = manifest_of("weights", sources, {NAME: "agent", "graph.packed": "graph"})
     pack(manifest, sources, folder / "weights.edgekd")
     return folder / "weights.edgekd"
 

@@ -33,7 +33,11 @@ from edgekd.devices.local import LocalDevice
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.engines.openvino import OPENVINO_CPU
 from edgekd.engines.types import Engine
+from edgekd.predict.device import Precision
+from edgekd.predict.graph import works_in
+from edgekd.predict.latency import Predictor
 from edgekd.spec import Distill, DistillStage, Prune, Weights, load_recipe
+from edgekd.target import load_target
 from edgekd.timing import synthetic_frames, time_graphs
 
 WHOLE = "as it was"
@@ -41,6 +45,8 @@ OURS, OURS_LABELS = "edgekd, distilled", "edgekd, on labels"
 PEER, PEER_DISTILLED = "torch-pruning, magnitude, uniform, on labels", "torch-pruning, magnitude, uniform, distilled"
 NARROWER = "narrower model, on labels"
 ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}
+TARGETS: tuple[tuple[str, Precision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
+"""Of which it is predicted how long a frame takes them."""
 WIDTHS = tuple(number / 100 for number in range(8, 25, 2))
 """Factors of width among which the narrower model is looked for."""
 ENOUGH = 0.98
@@ -215,7 +221,6 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, data: str, size
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=percent / 100,
                 ignored_layers=_untouched(network),
-                round_to=step.get("multiple") or 16,
             )
             pruner.step()
         sizes = sizes_of(network, size)
@@ -240,8 +245,8 @@ def narrower_start(
     with tempfile.TemporaryDirectory() as folder:
         for width in WIDTHS:
             checkpoint, graph = Path(folder, f"{width}.pt"), Path(folder, f"{width}.onnx")
-            asked = {"student": family, "width": width, "seed": seed, "image_size": size}
-            start_job(told(Distill(**asked)), str(checkpoint), data, "cpu", threads)
+            asked: dict[str, Any] = {"student": family, "width": width, "seed": seed, "image_size": size}
+            start_job(asked, str(checkpoint), data, "cpu", threads)
             graphs[str(width)] = graph
             specs[str(width)] = export(load(checkpoint, trust_checkpoint=True), graph, 17).spec
         timed = time_graphs(
@@ -251,7 +256,7 @@ def narrower_start(
         slower = [width for width in WIDTHS if took[str(width)] >= took["like"]]
         width = min(slower or WIDTHS[-1:], key=lambda each: took[str(each)])
         asked = {"student": family, "width": width, "seed": seed, "image_size": size}
-        start_job(told(Distill(**asked)), out, data, "cpu", threads)
+        start_job(asked, out, data, "cpu", threads)
     return {**sizes_of(load_checkpoint(Path(out), trust=True).model, size), "made_in": time.perf_counter() - began}
 
 
@@ -293,7 +298,7 @@ _JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def latencies(bench: Bench) -> dict[str, dict[str, float]]:
-    """Median milliseconds of a frame of every method's first seed, by engine, all interleaved."""
+    """Milliseconds of a frame of every method's first seed: by engine the median, all interleaved; by target."""
     from edgekd.detectors.onnx import describe, load_graph
 
     graphs = {method: bench.graph(method) for method in (WHOLE, *ways(bench.given)) if bench.graph(method).is_file()}
@@ -304,6 +309,10 @@ def latencies(bench: Bench) -> dict[str, dict[str, float]]:
         timed = time_graphs(graphs, specs, synthetic_frames(specs[WHOLE]), device, "measured")
         for method, timing in timed.items():
             found[method][name] = timing.summary()["total_ms"]["p50"]
+    for target, precision in TARGETS:
+        predictor = Predictor(load_target(target), precision)
+        for method, graph in graphs.items():
+            found[method][f"{target} {precision}, predicted"] = predictor.predict(works_in(graph)).latency_ms
     return found
 
 
@@ -327,7 +336,8 @@ def claims(rows: Sequence[Row], times: Mapping[str, Mapping[str, float]]) -> lis
 def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """The result as Markdown."""
     header = ["how", "seeds", "parameters", "multiply-adds", "seconds", *(f"{split} mAP50-95" for split in SPLITS)]
-    header += [f"{name}, ms" for name in ENGINES]
+    timed = list(next(iter(found["latency_ms"].values()), ()))
+    header += [f"{name}, ms" for name in timed]
     cells = []
     for method in dict.fromkeys(row.method for row in rows if not row.error):
         mine = [row for row in rows if row.method == method and not row.error]
@@ -335,7 +345,7 @@ def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         line = [method, ", ".join(str(row.seed) for row in mine if row.seed is not None) or "–"]
         line += [_mean(mine, "parameters", 1e6, " M"), _mean(mine, "multiply_adds", 1e9, " G"), _mean(mine, "seconds")]
         line += [_spread([row.map50_95[split] for row in mine]) for split in SPLITS]
-        cells.append([*line, *(f"{times[name]:.2f}" if name in times else "–" for name in ENGINES)])
+        cells.append([*line, *(f"{times[name]:.2f}" if name in times else "–" for name in timed)])
     marks = {True: "yes", False: "**no**"}
     held = [[each["claim"], f"{each['found']:.4f}", marks[each["holds"]]] for each in found["claims"]]
     counts, packages = found["images"], found["packages"].get("edgekd", {})
@@ -365,7 +375,7 @@ _ABOUT = (
     "Means over the seeds; in brackets the lowest and the highest. On labels: plain training; distilled: the same",
     "beside the detector as it was. The narrower model has random weights: of its width there is no trained one.",
     "Seconds: of training. Milliseconds: median of a frame from letterbox to boxes, all graphs interleaved, on this",
-    "machine's CPU.",
+    "machine's CPU; predicted ones are of the network alone.",
 )
 
 

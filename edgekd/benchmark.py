@@ -134,6 +134,20 @@ def summarize(samples: np.ndarray) -> Stats:
     )
 
 
+def alone(samples_ms: np.ndarray) -> dict[str, Any]:
+    """What is told of an engine that ran by itself, float64 [n] milliseconds, one run after the other."""
+    starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
+    refused = why_no_rate(samples_ms, starts_s)
+    return {
+        "iterations": len(samples_ms),
+        "fps": None if refused else 1000.0 / float(samples_ms.mean()),
+        "refused": [f"fps: {refused}"] if refused else [],
+        "inference_ms": asdict(summarize(samples_ms)),
+        "slow_down": _slow_down_json(samples_ms, starts_s),
+        "outliers": _outliers_json(samples_ms),
+    }
+
+
 def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
     """Why a rate cannot be told of frames that took float64 [n] milliseconds; None where it can."""
     count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000

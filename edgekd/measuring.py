@@ -37,7 +37,7 @@ from edgekd.target import Target
 from edgekd.timing import camera, synthetic_frames
 
 if TYPE_CHECKING:
-    from edgekd.devices import Device
+    from edgekd.devices import GraphDevice
 
 BLOCK = 10
 TURNS = 3
@@ -57,7 +57,7 @@ class BenchJob:
     """
 
     artifact: Path
-    device: Device
+    device: GraphDevice
     against: Path | None = None
     frames: Path | None = None
     iterations: int = 200
@@ -208,7 +208,7 @@ def _throughputs(
     return {name: throughput_json(np.concatenate(found), job.streams) for name, found in gaps.items()}
 
 
-def shared_among(device: Device, streams: int) -> Device:
+def shared_among(device: GraphDevice, streams: int) -> GraphDevice:
     """The device as each of several streams has it: with its share of the threads."""
     if not isinstance(device, LocalDevice):
         return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgekd.planning import Limits, detector_trial, offered, refuse_recipe, room
 from edgekd.planning import quantized as quantize_stage
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import budget_bytes, bytes_beside_graph, pack_bundle, write_build_ledger, write_report
+from edgekd.signing import Signer
 from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Step
 from edgekd.stages import (
     CACHE,
@@ -38,7 +40,10 @@ SCORED = "val"
 
 @dataclass(frozen=True)
 class Job:
-    """What to build, from what, for what, and how good it must be."""
+    """What to build, from what, for what, and how good it must be.
+
+    counter: no device goes back to a bundle with a lower one. licence: of the model, in SPDX's words.
+    """
 
     model: Path
     data: Path
@@ -51,6 +56,8 @@ class Job:
     calibration: str | None = None
     trust_checkpoint: bool = False
     fresh: bool = False
+    counter: int = 0
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,10 @@ class Outcome:
     met: bool | None
 
 
-def build(job: Job, progress: Progress = SILENT) -> Outcome:
+def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ()) -> Outcome:
     """Run every stage of a job that is not in its store yet, and leave bundle, report and ledger in `job.out`.
+
+    The bundle is signed by all of `signers`.
 
     Raises SpecError, DataError, CompressError or DeviceError and leaves nothing half-written. A missed budget does
     not raise: `require_met` does.
@@ -151,7 +160,7 @@ def build(job: Job, progress: Progress = SILENT) -> Outcome:
         run = checked_and_scored(run, stages)
     compiled = stages.compile(run.shipped, job.target)
     timing = stages.benchmark(before, run.after, scored, data, device, basis)
-    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages)
+    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages, signers)
 
 
 def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
@@ -260,9 +269,9 @@ def _limits(run: Run, step: Quantize, stages: Stages) -> Limits:
     return Limits(room(job.recipe, most), job.budget.min_retention, beside=(CACHE, PLAN))
 
 
-def publish(run: TimedRun, stages: Stages) -> Outcome:
+def publish(run: TimedRun, stages: Stages, signers: Sequence[Signer] = ()) -> Outcome:
     """Pack the bundle, judge the budget, and write what the user reads."""
-    bundle = pack_bundle(run, stages)
+    bundle = pack_bundle(run, stages, signers)
     before, after = (score.results["map50_95"] for score in run.scores)
     timed = run.timing.results["after"]
     lines = judge(

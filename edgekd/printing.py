@@ -147,6 +147,32 @@ def print_predicted(result: Mapping[str, Any]) -> None:
         print(f"Do not trust it far: {doubt}.")
 
 
+def print_engine(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd engine`, for people."""
+    device, engine, tested, timed = (result[key] for key in ("device", "engine", "self_test", "bench"))
+    where = device["model"] or device["cpu"] or "a device that does not say what it is"
+    mode = f", power mode {device['power_mode']['name'] or device['power_mode']['id']}" if device["power_mode"] else ""
+    upload = result["upload"]
+    print(f"{result['name']} for {result['target']} on {device['name']}: {where}{mode}")
+    if result["fits"] is None:
+        print(f"that it is a {result['target']} is not known: it does not say so")
+    print(f"sent {megabytes(upload['sent_bytes'])} of {megabytes(upload['bytes'])}; the rest was there")
+    made = f"built in {engine['seconds']:.1f} s" if engine["changed"] else "was there"
+    print(f"engine: {engine['file']}, {megabytes(engine['bytes'])}, {_version(result['runtime'])}, {made}")
+    drift = (f"{part} {tested['error'][part]:.4f} of {tested['tolerance'][part]:.4f}" for part in ("boxes", "scores"))
+    print(f"self-test: passed on {tested['frames']} frames; drift, of what is allowed: {', '.join(drift)}")
+    columns = ("p50", "p90", "p99", "mean", "min")
+    print_table(["ms", *columns], [["engine", *(f"{timed['inference_ms'][column]:.2f}" for column in columns)]])
+    said = f"measured on {where}" if result["basis"] == "measured" else "rehearsed: nothing was computed"
+    print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
+    print_refused(timed["refused"])
+    print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
+
+
+def _version(runtime: Mapping[str, Any]) -> str:
+    return f"{runtime['name']} {runtime['version']}"
+
+
 _SPAN = ("latency_ms", "high_ms", "low_ms")
 
 

@@ -10,18 +10,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import __version__, agent_archive
+from edgekd import __version__, agent_archive, sbom
 from edgekd.budget import Line
 from edgekd.bundle.archive import file_entry, pack, read_manifest, stored_bytes
-from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, StageKey, TargetName
-from edgekd.canonical import canonical_json
+from edgekd.bundle.manifest import (
+    Evidence,
+    FileEntry,
+    Latency,
+    Licence,
+    Limits,
+    Lineage,
+    Manifest,
+    Score,
+    StageKey,
+    TargetName,
+    Thresholds,
+)
+from edgekd.canonical import canonical_json, file_sha256, json_sha256
+from edgekd.errors import SpecError
 from edgekd.files import copy_file, write_file
+from edgekd.signing.signed import sign_bundle
 from edgekd.stages import CACHE, CALIBRATION, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 from edgekd.target import to_dict
 
 if TYPE_CHECKING:
     from edgekd.pipeline import Run, TimedRun
+    from edgekd.signing import Signer
+    from edgekd.spec import Step
 
 _GOLDEN = "golden.set"
 _ROLES = {
@@ -34,6 +50,7 @@ _ROLES = {
     "labels.txt": "labels",
     PLAN: "evidence",
     "report.html": "report",
+    sbom.NAME: "sbom",
 }
 _BESIDE = (PACKED, PLAN, CALIBRATION)
 """What of a bundle's files also lies beside it, for people and for the next build."""
@@ -41,10 +58,11 @@ MARGIN = 4096
 """Bytes by which the rest of a bundle may grow from before to after: a plan, and other digits in the report."""
 
 
-def pack_bundle(run: Run, stages: Stages) -> Path:
+def pack_bundle(run: Run, stages: Stages, signers: Sequence[Signer] = ()) -> Path:
     """Write the report that travels, pack the bundle, and put it, the graphs and the calibration set into `job.out`.
 
     Everything in a bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes.
+    What the store keeps is not signed; the copy in `job.out` is, by these signers. Raises SignatureError.
     """
     report = stages.run("report", _identity(run), lambda folder: _write_travelling_report(run, folder))
     files = _files(run, report)
@@ -56,7 +74,7 @@ def pack_bundle(run: Run, stages: Stages) -> Path:
     packed = stages.run("pack", {**_identity(run), "report": report.sha256, "agent": agent}, work)
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
-    copy_file(packed.path / "bundle.edgekd", bundle)
+    sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
     beside = {GRAPH: run.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
     for name, source in beside.items():
         copy_file(source, job.out / name)
@@ -124,7 +142,13 @@ def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:
     for name, content in _small_files(run).items():
         (folder / name).write_bytes(content)
         sources[name] = folder / name
-    entries = tuple(file_entry(name, source, _ROLES[name]) for name, source in sorted(sources.items()))
+    sources[sbom.NAME] = folder / sbom.NAME
+    told = [file_entry(name, source, _ROLES[name]) for name, source in sources.items() if name != sbom.NAME]
+    lineage, name, version = _lineage(run), run.job.model.stem, str(run.job.counter)
+    tools = sbom.told_tools(lineage.tools)
+    sources[sbom.NAME].write_bytes(sbom.sbom(name, version, told, tools, _licences(run)))
+    told.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
+    entries = tuple(sorted(told, key=lambda entry: entry.path))
     pack(_manifest(run, entries), sources, folder / "bundle.edgekd")
     return (folder / "bundle.edgekd").stat().st_size
 
@@ -137,6 +161,9 @@ def _identity(run: Run) -> dict[str, Any]:
         "lineage": asdict(_lineage(run)),
         "stages": [stage.sha256 for stage in run.reproducible],
         "edgekd": __version__,
+        "counter": run.job.counter,
+        "licence": run.job.licence,
+        "limits": asdict(run.job.budget),
     }
 
 
@@ -175,39 +202,91 @@ def _golden(run: Run) -> bytes:
     return to_bytes(golden_set(run.shipped.path / GRAPH, floating, spec_of(run.after), images))
 
 
-def _manifest(run: Run, entries: tuple[Any, ...]) -> Manifest:
+def _manifest(run: Run, entries: tuple[FileEntry, ...]) -> Manifest:
     job, tensorrt = run.job, run.job.target.software.tensorrt
+    budget = job.budget
     return Manifest(
         name=job.model.stem,
         created_by=f"edgekd {__version__}",
+        counter=job.counter,
         target=TargetName(job.target.name, job.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
         detector=json.loads(canonical_json(asdict(spec_of(run.after)))),
+        thresholds=_thresholds(run),
         files=entries,
+        limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
         evidence=_evidence(run),
         lineage=_lineage(run),
+        licences=_licences(run),
     )
+
+
+def _thresholds(run: Run) -> Thresholds:
+    """For each class the confidence that was best on the scored images; the usual one where they cannot tell."""
+    from edgekd.detectors.decode import Thresholds as Usual
+
+    usual, scored = Usual(), run.scores[1].results["per_class"]
+    found = (scored.get(name, {}).get("confidence") for name in spec_of(run.after).classes)
+    confidence = tuple(usual.confidence if value is None else value for value in found)
+    return Thresholds(confidence, usual.iou, usual.max_detections)
 
 
 def _evidence(run: Run) -> Evidence:
     before, after = (
-        Score(score.results["map50_95"], score.results["map50"], graph.results["bytes"])
+        _score(score.results, graph.results["bytes"], spec_of(run.after).classes)
         for score, graph in zip(run.scores, (run.before, run.encoded), strict=True)
     )
-    retention = after.map50_95 / before.map50_95 if before.map50_95 else None
-    return Evidence(images=run.scores[1].results["images"], before=before, after=after, retention=retention)
+    return Evidence(
+        images=run.scores[1].results["images"],
+        before=before,
+        after=after,
+        retention=after.map50_95 / before.map50_95 if before.map50_95 else None,
+        latencies=_predicted(run),
+    )
+
+
+def _predicted(run: Run) -> tuple[Latency, ...]:
+    """How long a frame is predicted to take on the target; nothing where that cannot be said."""
+    from edgekd.predicting import PredictJob
+    from edgekd.predicting import run as predict
+
+    try:
+        found = predict(PredictJob(run.shipped.path / GRAPH, run.job.target))
+    except SpecError:
+        return ()
+    ms, low, high = (float(found[name]) for name in ("latency_ms", "low_ms", "high_ms"))
+    return (Latency("predicted", run.job.target.name, ms, low, high, None),)
+
+
+def _score(found: Mapping[str, Any], size: int, classes: Sequence[str]) -> Score:
+    told = tuple(found["per_class"].get(name, {}).get("map50_95") for name in classes)
+    return Score(found["map50_95"], found["map50"], size, told)
+
+
+def _licences(run: Run) -> tuple[Licence, ...]:
+    return Licence("agent", "Apache-2.0"), Licence("model", run.job.licence or sbom.UNKNOWN)
 
 
 def _lineage(run: Run) -> Lineage:
+    job = run.job
+    made_here = run.detector.path != job.model
     return Lineage(
         model_sha256=run.model_sha256,
+        student_sha256=file_sha256(run.detector.path) if made_here else None,
         data_sha256=run.data_sha256,
         calibration_sha256=run.calibrated.images.sha256 if run.calibrated else None,
-        recipe=run.job.recipe.name,
+        recipe=job.recipe.name,
+        recipe_sha256=json_sha256([_step_json(step) for step in job.recipe.steps]),
         seed=run.calibrated.images.rule.seed if run.calibrated else 0,
         tools=tools_of(run.reproducible),
         stages=tuple(StageKey(stage.name, stage.key) for stage in run.reproducible),
     )
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    """A step as data; of a path only the name, since where it lies says nothing."""
+    told = {name: Path(value).name if isinstance(value, str) else value for name, value in asdict(step).items()}
+    return {"step": type(step).__name__, **told}
 
 
 def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:

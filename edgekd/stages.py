@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 VERSION = {
     "export": 1,
-    "score": 1,
+    "score": 2,
     "calibrate": 2,
     "plan": 2,
     "search": 2,
@@ -61,7 +61,7 @@ VERSION = {
     "compile": 1,
     "benchmark": 2,
     "report": 3,
-    "pack": 3,
+    "pack": 4,
 }
 TOOLS = {
     "export": ("onnx", "onnxslim"),
@@ -427,7 +427,8 @@ def local_device(name: str) -> LocalDevice:
 
     place, _, engine = name.partition(":")
     if place != "local":
-        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu")
+        fix = "edgekd engine BUNDLE --device measures a bundle on a camera" if place == "ssh" else None
+        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu", fix=fix)
     if not engine:
         return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)
     require(engine_named(engine))

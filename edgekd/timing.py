@@ -14,14 +14,14 @@ from edgekd.benchmark import Candidate, Runs, Timing, benchmark_interleaved
 from edgekd.detectors.decode import decode
 from edgekd.detectors.preprocess import Placement, letterbox
 from edgekd.detectors.types import Detections, DetectorSpec
-from edgekd.devices import Device
+from edgekd.devices import GraphDevice
 
 
 def time_graphs(
     graphs: Mapping[str, Path],
     specs: Mapping[str, DetectorSpec],
     frames: Sequence[np.ndarray],
-    device: Device,
+    device: GraphDevice,
     basis: str,
     **limits: Any,
 ) -> dict[str, Timing]:

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from running import Built, EdgeKD, Ran, build_command
 
-COMMANDS = ("build", "quantize", "eval", "bench", "check", "targets", "doctor", "inspect", "demo")
+COMMANDS = ("build", "quantize", "eval", "bench", "engine", "check", "targets", "doctor", "inspect", "demo")
 
 
 def subprocess_of(*arguments: object) -> subprocess.CompletedProcess[str]:

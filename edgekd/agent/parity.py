@@ -39,11 +39,48 @@ def confidence(rows: np.ndarray, head: Head) -> np.ndarray:
     return best
 
 
+@dataclass(frozen=True)
+class Departure:
+    """Where an output departs most from the golden values.
+
+    part: `boxes` or `scores`; candidate: its place in the output; column: of its numbers; error: relative as in Drift.
+    """
+
+    part: str
+    candidate: int
+    column: int
+    expected: float
+    found: float
+    error: float
+
+
 def drift(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> Drift:
     """How far `output`, for one of the golden frames, is from the golden values.
 
     Raises ValueError where it has another shape, or the golden set does not fit the head.
     """
+    expected, found = _compared(output, golden, index, head)
+    return Drift(
+        **{name: _relative(found[:, at], expected[:, at], by) for name, (at, by) in _parts(expected, head).items()}
+    )
+
+
+def worst(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> Departure:
+    """The one number of an output that departs most from its golden value. Raises ValueError as `drift` does."""
+    expected, found = _compared(output, golden, index, head)
+    departures = []
+    for name, (columns, by) in _parts(expected, head).items():
+        size = max(float(np.linalg.norm(expected[:, columns] * by)), _EPSILON)
+        errors = np.abs(found[:, columns] - expected[:, columns]) * by / size
+        row, column = divmod(int(errors.argmax()), errors.shape[1])
+        at = columns.start + column
+        told = (int(golden.places[index][row]), at, float(expected[row, at]), float(found[row, at]))
+        departures.append(Departure(name, *told, float(errors.max())))
+    return max(departures, key=lambda each: each.error)
+
+
+def _compared(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> tuple[np.ndarray, np.ndarray]:
+    """The golden rows of a frame, and those of `output` to hold against them."""
     if output.shape != golden.output:
         raise ValueError(f"expected an output of shape {list(golden.output)}, found {list(output.shape)}")
     rows = np.where(np.isfinite(output), output, _WRONG).astype(np.float64)
@@ -51,13 +88,14 @@ def drift(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> Drif
     expected = golden.values[index].astype(np.float64)
     if places.max() >= len(rows) or expected.shape[1] != rows.shape[1]:
         raise ValueError("expected a golden set of this network, found one of another")
-    found = _nearest(rows, expected) if head.kind == "end2end" else rows[places]
+    return expected, _nearest(rows, expected) if head.kind == "end2end" else rows[places]
+
+
+def _parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
+    """The columns of boxes and of scores, and how much each row of them counts."""
     weights = np.clip(confidence(expected, head), 0, 1)[:, None]
     scores = slice(4, 5) if head.kind == "end2end" else slice(4, None)
-    return Drift(
-        boxes=_relative(found[:, :4], expected[:, :4], np.sqrt(weights)),
-        scores=_relative(found[:, scores], expected[:, scores], np.ones(1)),
-    )
+    return {"boxes": (slice(0, 4), np.sqrt(weights)), "scores": (scores, np.ones(1))}
 
 
 def filled(golden: GoldenSet, index: int | None, head: Head) -> np.ndarray:

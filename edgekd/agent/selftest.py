@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.parity import drift
+from edgekd.agent.parity import drift, worst
+from edgekd.agent.slots import SELF_TEST
+from edgekd.canonical import canonical_json
 from edgekd.detectors.preprocess import to_tensor
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.errors import BundleError, DeviceError
+from edgekd.files import write_file
 from edgekd.formats.golden_set import GoldenSet, from_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.engines import Engine
     from edgekd.agent.runtimes.types import Runtime
     from edgekd.agent.slots import Slot
 
@@ -64,18 +68,27 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> dict[str, Any]:
     golden = read_golden(slot)
     try:
         with closing(runtime.load(engine)) as session:
-            drifts = [
-                drift(session.run(batch), golden.set, index, golden.spec.head)
-                for index, batch in enumerate(batches(golden.set, golden.spec))
-            ]
+            outputs = [session.run(batch) for batch in batches(golden.set, golden.spec)]
+        drifts = [drift(output, golden.set, index, golden.spec.head) for index, output in enumerate(outputs)]
+        departures = [worst(output, golden.set, index, golden.spec.head) for index, output in enumerate(outputs)]
     except ValueError as error:
         raise DeviceError(f"slot {slot.name}: the golden set does not fit the engine", found=str(error)) from error
     errors = {name: max(getattr(each, name) for each in drifts) for name in ("boxes", "scores")}
     boxes, scores = golden.set.tolerance
+    frame, departure = max(enumerate(departures), key=lambda each: each[1].error)
     return {
         "passed": errors["boxes"] <= boxes and errors["scores"] <= scores,
         "precision": golden.set.precision,
         "frames": len(drifts),
         "error": {name: round(error, 6) for name, error in errors.items()},
         "tolerance": {"boxes": boxes, "scores": scores},
+        "worst": {"frame": frame, **asdict(departure), "error": round(departure.error, 6)},
     }
+
+
+def keep_self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
+    """Test an engine, and write its figures beside it, whether it passed or not. Raises as `run_self_test` does."""
+    figures = run_self_test(slot, runtime, engine.file)
+    kept = {name: value for name, value in figures.items() if name != "worst"}
+    write_file(engine.folder / SELF_TEST, canonical_json(kept))
+    return figures

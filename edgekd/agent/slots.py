@@ -2,7 +2,10 @@
 
     STATE/
       lock                  held by whoever changes something
+      trust.json            whose bundles are taken, where a newer trust file than the firmware's was taken
+      counter.json          the highest counter of a bundle that was put into service
       active                symbolic link to the slot in service: slots/a or slots/b
+      timings/              what builders have timed, for the next build
       slots/a/              appears whole or not at all
         bundle/             the bundle's files, each checked
         graph.onnx          the network, expanded
@@ -26,12 +29,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgekd.bundle.archive import MANIFEST, extract
-from edgekd.bundle.manifest import Manifest, from_json, to_json
+from edgekd.bundle import signatures as sealing
+from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract, verify
+from edgekd.bundle.manifest import Manifest, from_json
+from edgekd.bundle.signatures import Signature
 from edgekd.canonical import canonical_json
 from edgekd.errors import BundleError, DeviceError
 from edgekd.files import new_folder, remove_folder, remove_leftovers, switch_link, write_file, writing
+
+if TYPE_CHECKING:
+    from edgekd.bundle.archive import Judge
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
@@ -40,10 +49,11 @@ _ACTIVE, _ENGINE, _RECORD = "active", "engine", "activation.json"
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot with a bundle in it."""
+    """A slot with a bundle in it. identity: what names the bundle, SHA-256 of its manifest."""
 
     path: Path
     manifest: Manifest
+    identity: str
 
     @property
     def name(self) -> str:
@@ -51,9 +61,9 @@ class Slot:
         return self.path.name
 
     @property
-    def identity(self) -> str:
-        """What names the bundle: SHA-256 of its manifest."""
-        return identity(self.manifest)
+    def signatures(self) -> tuple[Signature, ...]:
+        """Who signed the bundle. Raises SignatureError where that is damaged."""
+        return sealing.from_json((self.path / "bundle" / SIGNATURES).read_bytes()).signatures
 
     @property
     def graph(self) -> Path:
@@ -89,9 +99,10 @@ class Activation:
     rejected: str | None = None
 
 
-def identity(manifest: Manifest) -> str:
-    """What names a bundle: SHA-256 of its manifest as edgekd writes it, 64 hexadecimal digits."""
-    return hashlib.sha256(to_json(manifest)).hexdigest()
+def read_slot(path: Path) -> Slot:
+    """The slot at a path. Raises OSError or BundleError where no whole bundle lies in it."""
+    content = (path / "bundle" / MANIFEST).read_bytes()
+    return Slot(path, from_json(content), hashlib.sha256(content).hexdigest())
 
 
 class State:
@@ -125,9 +136,8 @@ class State:
 
     def slot(self, name: str) -> Slot | None:
         """The slot of that name; None where no whole bundle lies in it."""
-        path = self.root / "slots" / name
         try:
-            return Slot(path, from_json((path / "bundle" / MANIFEST).read_bytes()))
+            return read_slot(self.root / "slots" / name)
         except (OSError, BundleError):
             return None
 
@@ -170,22 +180,23 @@ class State:
         other, record = self.other, self.activation
         return other if other and other.identity not in (record.previous, record.rejected) else None
 
-    def fill(self, bundle: Path) -> Slot:
+    def fill(self, bundle: Path, judge: Judge | None = None) -> Slot:
         """Unpack a bundle into the slot that is not in service, in place of what is there.
 
-        Raises BundleError or HashError for a bad bundle, DeviceError where there is no room, SpecError where the place
-        cannot be written. The slot is then empty.
+        Raises BundleError or HashError for a bad bundle, what `judge` raises, DeviceError where there is no room,
+        SpecError where the place cannot be written. The slot is then as it was, or empty.
         """
         from edgekd.formats.packed_graph import unpack
 
+        verify(bundle, judge)  # else a bad bundle would cost what a rollback leads to
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
         if path.exists():
             remove_folder(path)
         require_room(self.root, bundle.stat().st_size)
         with new_folder(path) as temporary:
-            manifest = extract(bundle, temporary / "bundle")
-            slot = Slot(temporary, manifest)
+            manifest = extract(bundle, temporary / "bundle", judge)
+            slot = read_slot(temporary)
             try:
                 graph = unpack((temporary / "bundle" / manifest.graph.path).read_bytes())
             except ValueError as error:
@@ -195,7 +206,14 @@ class State:
             with writing(slot.graph):
                 slot.graph.write_bytes(graph)
                 slot.engines.mkdir()
-        return Slot(path, manifest)
+        return read_slot(path)
+
+    def seal(self, slot: Slot, head: Head) -> None:
+        """Give the bundle in a slot the signatures that it has elsewhere."""
+        told = sealing.to_json(head.seal)
+        path = slot.path / "bundle" / SIGNATURES
+        if path.read_bytes() != told:
+            write_file(path, told)
 
     def allow(self, slot: Slot) -> None:
         """Let a slot be a candidate although what is in it was in service before, or was rejected."""

@@ -4,6 +4,9 @@ A `*.edgekd` file is an uncompressed ustar archive, which any tar can list and u
 parser: every header is computed from the manifest and compared byte for byte, so a manifest has one valid archive and
 nothing is left to misread. docs/formats/bundle.md has the layout.
 
+Whose signatures are to be trusted is not known here: whoever reads a bundle hands in what judges its head, which is
+asked before a byte of any file is looked at.
+
 Shared with the device: Python 3.8, standard library only.
 """
 
@@ -11,22 +14,50 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from edgekd.bundle import signatures as sealing
 from edgekd.bundle.manifest import MAX_BYTES, FileEntry, Manifest, from_json, to_json
+from edgekd.bundle.signatures import Seal, Signature
 from edgekd.canonical import CHUNK, file_sha256
 from edgekd.errors import BundleError, HashError, SpecError
 from edgekd.files import new_file, new_folder, writing
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Judge = Callable[["Head"], Any]
+
 MANIFEST = "manifest.json"
-DIGEST = "manifest.sha256"
+SIGNATURES = "signatures.json"
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _DAMAGED = "get the bundle again"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What comes before a bundle's files: the manifest, its bytes, and who signed it."""
+
+    manifest: Manifest
+    content: bytes
+    seal: Seal
+
+    @property
+    def identity(self) -> str:
+        """What names the bundle: SHA-256 of its manifest, 64 hexadecimal digits."""
+        return self.seal.sha256
+
+
+def head_of(manifest: Manifest, signatures: Iterable[Signature] = ()) -> Head:
+    """The head of a bundle that is to be written. Raises BundleError when the manifest breaks a rule."""
+    content = to_json(manifest)
+    return Head(manifest, content, Seal(hashlib.sha256(content).hexdigest(), sealing.merged(signatures)))
 
 
 def file_entry(path: str, source: Path, role: str) -> FileEntry:
@@ -41,66 +72,105 @@ def stored_bytes(entry: FileEntry) -> int:
 
 
 def pack(manifest: Manifest, files: Mapping[str, Path], out: Path) -> None:
-    """Write a bundle; the same manifest and files give the same bytes. `files`: where each path's content is.
+    """Write a bundle without signatures; the same manifest and files give the same bytes.
 
-    Raises BundleError when the manifest breaks a rule or does not list these files, HashError when a file is not
-    as the manifest says, SpecError when `out` cannot be written. `out` is then as it was.
+    `files`: where each path's content is. Raises BundleError when the manifest breaks a rule or does not list these
+    files, HashError when a file is not as the manifest says, SpecError when `out` cannot be written. `out` is then as
+    it was.
     """
     listed = [entry.path for entry in manifest.files]
     if set(listed) != set(files):
         raise BundleError(f"{out}: the manifest lists other files", expected=str(listed), found=str(sorted(files)))
-    head = to_json(manifest)
+    _write(out, head_of(manifest), ((entry, _source(entry, files[entry.path])) for entry in manifest.files))
+
+
+def seal(path: Path, signatures: Iterable[Signature], out: Path) -> None:
+    """Write a bundle again, verified on the way, with these signatures in place of those it has.
+
+    `out` may be `path`. Raises BundleError or HashError for a bad bundle, SpecError when `out` cannot be written.
+    """
+    with _opened(path) as stream:
+        head = _read_head(stream, path)
+        _check_size(stream, head.manifest, path)
+        sealed = Head(head.manifest, head.content, Seal(head.identity, sealing.merged(signatures)))
+        _write(out, sealed, ((entry, _member(stream, entry, path)) for entry in head.manifest.files))
+
+
+def read_head(path: Path, judge: Judge | None = None) -> Head:
+    """The head of a bundle, whose files are not looked at. Raises BundleError, HashError, and what `judge` raises."""
+    with _opened(path) as stream:
+        return _judged(_read_head(stream, path), path, judge)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle, whose files are not looked at. Raises BundleError or HashError."""
+    return read_head(path).manifest
+
+
+def verify(path: Path, judge: Judge | None = None) -> Manifest:
+    """Check a bundle from its first byte to its last, in bounded memory.
+
+    Raises BundleError or HashError, and what `judge` raises where it does not take the head.
+    """
+    with _opened(path) as stream:
+        return _verified(stream, path, judge).manifest
+
+
+def extract(path: Path, folder: Path, judge: Judge | None = None) -> Manifest:
+    """Unpack a bundle into `folder`. Nothing is written before all of it has been verified.
+
+    What is written is compared again, and `folder` appears only when all is there: a file that changes in between does
+    no harm. Raises BundleError or HashError for a bad bundle, what `judge` raises, and SpecError when `folder` is in
+    use or cannot be written.
+    """
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SpecError(f"{folder}: in use", expected="a new or empty folder", fix="choose another")
+    with _opened(path) as stream:
+        head = _verified(stream, path, judge)
+        stream.seek(0)
+        with new_folder(folder) as temporary, writing(folder):
+            if _read_head(stream, path) != head:
+                raise BundleError(f"{path}: changed while it was read", fix=_DAMAGED)
+            (temporary / MANIFEST).write_bytes(head.content)
+            (temporary / SIGNATURES).write_bytes(sealing.to_json(head.seal))
+            for entry in head.manifest.files:
+                target = temporary / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as out:
+                    for chunk in _member(stream, entry, path):
+                        out.write(chunk)
+            _read_end(stream, path)
+    return head.manifest
+
+
+def _write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
     with new_file(out) as stream:
-        for name, content in ((MANIFEST, head), (DIGEST, _digest(head))):
+        for name, content in ((MANIFEST, head.content), (SIGNATURES, sealing.to_json(head.seal))):
             stream.write(_header(name, len(content)) + content + _padding(len(content)))
-        for entry in manifest.files:
+        for entry, chunks in members:
             stream.write(_header(entry.path, entry.length))
-            for chunk in _source(entry, files[entry.path]):
+            for chunk in chunks:
                 stream.write(chunk)
             stream.write(_padding(entry.length))
         stream.write(_END)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a bundle, whose files are not looked at. Raises BundleError or HashError."""
-    with _opened(path) as stream:
-        return _manifest(_read_head(stream, path), path)
+def _verified(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
+    head = _judged(_read_head(stream, path), path, judge)
+    _check_size(stream, head.manifest, path)
+    for entry in head.manifest.files:
+        for _ in _member(stream, entry, path):
+            pass
+    _read_end(stream, path)
+    return head
 
 
-def verify(path: Path) -> Manifest:
-    """Check a bundle from its first byte to its last, in bounded memory. Raises BundleError or HashError."""
-    with _opened(path) as stream:
-        manifest = _manifest(_read_head(stream, path), path)
-        _check_size(stream, manifest, path)
-        for entry in manifest.files:
-            for _ in _member(stream, entry, path):
-                pass
-        _read_end(stream, path)
-    return manifest
-
-
-def extract(path: Path, folder: Path) -> Manifest:
-    """Unpack a bundle into `folder`, which appears only when everything in it has been verified.
-
-    Raises BundleError or HashError for a bad bundle, SpecError when `folder` is in use or cannot be written.
-    """
-    with writing(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise SpecError(f"{folder}: in use", expected="a new or empty folder", fix="choose another")
-    with _opened(path) as stream, new_folder(folder) as temporary, writing(folder):
-        head = _read_head(stream, path)
-        manifest = _manifest(head, path)
-        _check_size(stream, manifest, path)
-        (temporary / MANIFEST).write_bytes(head)
-        (temporary / DIGEST).write_bytes(_digest(head))
-        for entry in manifest.files:
-            target = temporary / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as out:
-                for chunk in _member(stream, entry, path):
-                    out.write(chunk)
-        _read_end(stream, path)
-    return manifest
+def _judged(head: Head, path: Path, judge: Judge | None) -> Head:
+    if judge:
+        with _naming(path):
+            judge(head)
+    return head
 
 
 def _header(name: str, length: int) -> bytes:
@@ -123,11 +193,6 @@ def _header(name: str, length: int) -> bytes:
 
 def _padding(length: int) -> bytes:
     return bytes(-length % _BLOCK)
-
-
-def _digest(head: bytes) -> bytes:
-    """The content of manifest.sha256, as `sha256sum --check` reads it."""
-    return f"{hashlib.sha256(head).hexdigest()}  {MANIFEST}\n".encode("ascii")
 
 
 def _source(entry: FileEntry, source: Path) -> Iterator[bytes]:
@@ -167,31 +232,39 @@ def _compare(what: str, entry: FileEntry, length: int, sha256: str) -> None:
         )
 
 
-def _read_head(stream: BinaryIO, path: Path) -> bytes:
-    """The bytes of the manifest, checked against the digest that follows them."""
+def _read_head(stream: BinaryIO, path: Path) -> Head:
+    """The manifest, checked against the digest that follows it, and the signatures."""
+    content = _read_member(stream, path, MANIFEST, MAX_BYTES)
+    told = _read_member(stream, path, SIGNATURES, sealing.MAX_BYTES)
+    with _naming(path):
+        seal = sealing.from_json(told)
+        if hashlib.sha256(content).hexdigest() != seal.sha256:
+            raise HashError(f"{MANIFEST} or {SIGNATURES} is damaged", fix=_DAMAGED)
+        return Head(from_json(content), content, seal)
+
+
+def _read_member(stream: BinaryIO, path: Path, name: str, most: int) -> bytes:
+    """The content of the next file, whose length only its own header says."""
     header = _read(stream, _BLOCK, path)
     size = header[124:135]
     length = int(size, 8) if size.isdigit() and not set(size) & set(b"89") else -1
-    if not 0 <= length <= MAX_BYTES or header != _header(MANIFEST, length):
-        raise BundleError(f"{path}: not an edgekd bundle", expected=f"an archive that begins with {MANIFEST}")
-    head = _read(stream, length, path)
-    _expect(stream, _padding(length), path, f"filling after {MANIFEST}")
-    digest = _digest(head)
-    _expect(stream, _header(DIGEST, len(digest)), path, f"header of {DIGEST}")
-    found = _read(stream, len(digest), path)
-    if found != digest:
-        raise HashError(f"{path}: {MANIFEST} or {DIGEST} is damaged", fix=_DAMAGED)
-    _expect(stream, _padding(len(digest)), path, f"filling after {DIGEST}")
-    return head
+    if not 0 <= length <= most or header != _header(name, length):
+        raise BundleError(
+            f"{path}: not an edgekd bundle", expected=f"an archive that begins with {MANIFEST} and {SIGNATURES}"
+        )
+    content = _read(stream, length, path)
+    _expect(stream, _padding(length), path, f"filling after {name}")
+    return content
 
 
-def _manifest(head: bytes, path: Path) -> Manifest:
-    """The manifest in its bytes; an error also names the bundle."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error also name the bundle."""
     try:
-        return from_json(head)
+        yield
     except BundleError as error:
         what = f"{path}: {error.what}"
-        raise BundleError(what, expected=error.expected, found=error.found, fix=error.fix) from error
+        raise type(error)(what, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
 def _check_size(stream: BinaryIO, manifest: Manifest, path: Path) -> None:

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     Rule = Callable[[Any, str], Any]
 
-FORMAT = 0
-ROLES = ("graph", "calibration-cache", "calibration-set", "golden", "report", "evidence", "labels", "agent")
+FORMAT = 1
+ROLES = ("graph", "calibration-cache", "calibration-set", "golden", "report", "evidence", "labels", "agent", "sbom")
 MAX_BYTES = 1 << 20
 MAX_FILES = 1024
 MAX_PATH = 100  # characters: what the name field of a ustar header holds
-MAX_LENGTH = 8**11 - 1  # bytes: what its size field holds
+MAX_TOTAL = 1 << 31  # bytes: of all files together
+RESERVED = ("manifest.json", "signatures.json")
+BASES = ("measured", "stand-in", "predicted")
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,17 +56,55 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """Above which score a detection counts, for each class, and above which overlap two boxes are one object."""
+
+    confidence: tuple[float, ...]
+    iou: float
+    max_detections: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What was asked of the build, None where nothing was: bytes, share of the mAP50-95, frames per second."""
+
+    max_bytes: int | None
+    min_retention: float | None
+    min_fps: float | None
+
+
+@dataclass(frozen=True)
 class Score:
-    """COCO mAP, 0 to 1, and size in bytes, of one graph."""
+    """COCO mAP, 0 to 1, and size in bytes, of one graph.
+
+    classes: map50_95 of each class in the network's order, None where the scored images have no object of it.
+    """
 
     map50_95: float
     map50: float
     bytes: int
+    classes: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one frame takes the network, in milliseconds, where, and whether that was measured there.
+
+    basis: one of BASES. Of a measurement `ms` is the median, `low_ms` the least, `high_ms` the 99th percentile; of a
+    prediction its value and range. layers: how many compute in each precision, None where nobody knows.
+    """
+
+    basis: str
+    where: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    layers: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the build measured that is the same each time: accuracy and size, never timings.
+    """What the graph can do: accuracy and size from the build; latencies as predicted, or as added afterwards.
 
     `images` is how many were scored; `retention` is after.map50_95 / before.map50_95, None where that is 0 / 0.
     """
@@ -73,6 +113,7 @@ class Evidence:
     before: Score
     after: Score
     retention: float | None
+    latencies: tuple[Latency, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,21 +126,35 @@ class StageKey:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a bundle came from. Hashes as 64 hexadecimal digits; `tools` maps a package to its version."""
+    """Where a bundle came from. Hashes as 64 hexadecimal digits; `tools` maps a package to its version.
+
+    model: as given, which is also the teacher; student: the checkpoint made of it, None where the graph is the model's.
+    """
 
     model_sha256: str
+    student_sha256: str | None
     data_sha256: str
     calibration_sha256: str | None
     recipe: str
+    recipe_sha256: str
     seed: int
     tools: Mapping[str, str]
     stages: tuple[StageKey, ...]
 
 
 @dataclass(frozen=True)
+class Licence:
+    """What a part of a bundle may be used for: an SPDX licence expression, or NOASSERTION where nobody said."""
+
+    part: str
+    licence: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a bundle says about itself.
 
+    counter: a device that has run a bundle takes none with a lower one; 0 for those who do not count.
     tensorrt: oldest and newest TensorRT version that can build the graph, or None where TensorRT is not used.
     detector: `dataclasses.asdict` of an edgekd.detectors.types.DetectorSpec; its `spec_from_json` gives that back.
     files: in ascending order of path.
@@ -108,12 +163,16 @@ class Manifest:
 
     name: str
     created_by: str
+    counter: int
     target: TargetName
     tensorrt: tuple[str, str] | None
     detector: Mapping[str, Any]
+    thresholds: Thresholds
     files: tuple[FileEntry, ...]
+    limits: Limits
     evidence: Evidence
     lineage: Lineage
+    licences: tuple[Licence, ...]
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -157,6 +216,7 @@ def _checked(document: dict[str, Any], extensions: dict[str, Any]) -> Manifest:
             _refuse("manifest", f"extensions whose names begin with {_EXTENSION}", name)
     manifest = Manifest(**_FIELDS(document, "manifest"), extensions=extensions)
     _check_files(manifest.files)
+    _check_classes(manifest)
     return manifest
 
 
@@ -170,7 +230,7 @@ def _check_files(files: tuple[FileEntry, ...]) -> None:
     paths = [entry.path for entry in files]
     if paths != sorted(paths):
         _refuse("manifest.files", "files in ascending order of path", paths)
-    taken = {"manifest.json", "manifest.sha256"}
+    taken = set(RESERVED)
     folders = {"/".join(path.lower().split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 1)}
     for path in paths:
         if path.lower() in taken or path.lower() in folders:
@@ -179,6 +239,21 @@ def _check_files(files: tuple[FileEntry, ...]) -> None:
     graphs = [entry.path for entry in files if entry.role == "graph"]
     if len(graphs) != 1:
         _refuse("manifest.files", "exactly one file with role graph", graphs)
+    total = sum(entry.length for entry in files)
+    if total > MAX_TOTAL:
+        _refuse("manifest.files", f"at most {MAX_TOTAL} bytes together", total)
+
+
+def _check_classes(manifest: Manifest) -> None:
+    """What is told for each class is told for all of them."""
+    wanted, evidence = len(manifest.detector["classes"]), manifest.evidence
+    for where, found in (
+        ("thresholds.confidence", manifest.thresholds.confidence),
+        ("evidence.before.classes", evidence.before.classes),
+        ("evidence.after.classes", evidence.after.classes),
+    ):
+        if len(found) != wanted:
+            _refuse(f"manifest.{where}", f"{wanted} values, one for each class", f"{len(found)} values")
 
 
 def _canonical(document: Any) -> bytes:
@@ -343,25 +418,50 @@ _DETECTOR = _object(
     ),
     head=_object(dict, kind=_one_of("yolo", "yolox", "end2end"), nms=_flag, strides=_list(_SIDE, 0, 16)),
 )
-_SCORE = _object(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT)
-_ENTRY = _object(FileEntry, path=_path, length=_integer(0, MAX_LENGTH), sha256=_HASH, role=_one_of(*ROLES))
+_SCORE = _object(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=_list(_optional(_SHARE), 1))
+_TIME = _number(0, 1e9)
+_LATENCY = _object(
+    Latency,
+    basis=_one_of(*BASES),
+    where=_text,
+    ms=_TIME,
+    low_ms=_TIME,
+    high_ms=_TIME,
+    layers=_optional(_table(_COUNT)),
+)
+_ENTRY = _object(FileEntry, path=_path, length=_integer(0, MAX_TOTAL), sha256=_HASH, role=_one_of(*ROLES))
 _FIELDS = _object(
     dict,
     name=_text,
     created_by=_text,
+    counter=_COUNT,
     target=_object(TargetName, name=_text, compatible=_text),
     tensorrt=_optional(_tensorrt),
     detector=_DETECTOR,
+    thresholds=_object(Thresholds, confidence=_list(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
     files=_list(_ENTRY, 1, MAX_FILES),
-    evidence=_object(Evidence, images=_COUNT, before=_SCORE, after=_SCORE, retention=_optional(_number(0, 1e9))),
+    limits=_object(
+        Limits, max_bytes=_optional(_COUNT), min_retention=_optional(_SHARE), min_fps=_optional(_number(0, 1e9))
+    ),
+    evidence=_object(
+        Evidence,
+        images=_COUNT,
+        before=_SCORE,
+        after=_SCORE,
+        retention=_optional(_number(0, 1e9)),
+        latencies=_list(_LATENCY, 0, 64),
+    ),
     lineage=_object(
         Lineage,
         model_sha256=_HASH,
+        student_sha256=_optional(_HASH),
         data_sha256=_HASH,
         calibration_sha256=_optional(_HASH),
         recipe=_text,
+        recipe_sha256=_HASH,
         seed=_COUNT,
         tools=_table(_text),
         stages=_list(_object(StageKey, name=_text, key=_HASH), 0, 1000),
     ),
+    licences=_list(_object(Licence, part=_text, licence=_text), 0, 100),
 )

@@ -14,8 +14,10 @@ import typer
 from edgekd import __version__
 from edgekd.cli.asking import check, doctor, inspect, targets
 from edgekd.cli.building import build, demo, quantize
+from edgekd.cli.camera import engine
 from edgekd.cli.lighter import distill, factorize, prune
 from edgekd.cli.measuring import bench, evaluate, predict
+from edgekd.cli.signing import keygen, pack, sign, trust, verify
 from edgekd.errors import EdgeKDError
 
 INTERRUPTED = 130
@@ -30,10 +32,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "bench": bench,
     "predict": predict,
+    "engine": engine,
     "check": check,
     "targets": targets,
     "doctor": doctor,
     "inspect": inspect,
+    "verify": verify,
+    "keygen": keygen,
+    "trust": trust,
+    "sign": sign,
+    "pack": pack,
     "demo": demo,
 }
 

@@ -83,17 +83,18 @@ def doctor(as_json: Json = False) -> None:
 
 def inspect(bundle: Bundle, as_json: Json = False) -> None:
     """Verify a bundle and say what is in it."""
-    from edgekd.bundle.archive import verify
+    from edgekd.bundle.archive import read_head, verify
     from edgekd.bundle.manifest import to_json
 
-    manifest = verify(bundle)
+    manifest, signatures = verify(bundle), read_head(bundle).seal.signatures
     if as_json:
         sys.stdout.write(to_json(manifest).decode("utf-8"))
         return
     evidence, lineage = manifest.evidence, manifest.lineage
     how = manifest.detector["preprocess"]
     print(f"{bundle.name}: {manifest.name} for {manifest.target.name} ({manifest.target.compatible}), every hash right")
-    print(f"made by {manifest.created_by}, recipe {lineage.recipe}")
+    print(f"made by {manifest.created_by}, recipe {lineage.recipe}, counter {manifest.counter}")
+    print(f"{len(signatures) or 'no'} signatures; `edgekd verify` says whose")
     print(f"input {how['width']}x{how['height']} {how['color']}, {len(manifest.detector['classes'])} classes")
     print(f"TensorRT {' to '.join(manifest.tensorrt) if manifest.tensorrt else 'not used'}")
     print(

@@ -13,10 +13,13 @@ from edgekd.cli.options import (
     Head,
     Json,
     Keep,
+    Keys,
+    Licence,
     Model,
     PlanFile,
     RecipeName,
     Resume,
+    SecretFile,
     TargetName,
     Trust,
     limits,
@@ -40,10 +43,15 @@ def build(
     resume: Resume = True,
     head: Head = None,
     trust_checkpoint: Trust = False,
+    sign: Keys = None,
+    secret_file: SecretFile = None,
+    version_counter: Annotated[int, typer.Option(help="No device goes back to a lower one.", min=0)] = 0,
+    licence: Licence = None,
     as_json: Json = False,
 ) -> None:
     """Compress, score, compile, time and pack MODEL for TARGET."""
     from edgekd import pipeline
+    from edgekd.signing import load_signers
     from edgekd.spec import load_recipe
     from edgekd.target import load_target
 
@@ -61,8 +69,11 @@ def build(
         calibration=calibration,
         trust_checkpoint=trust_checkpoint,
         fresh=not resume,
+        counter=version_counter,
+        licence=licence,
     )
-    outcome = pipeline.build(job, new_progress())
+    signers = load_signers(sign or (), secret_file)  # a wrong passphrase should not cost a build first
+    outcome = pipeline.build(job, new_progress(), signers)
     if as_json:
         print_json(outcome_json(outcome))
     else:

@@ -25,6 +25,9 @@ CalibrationSet = Annotated[str | None, typer.Option(help="Number of images, or a
 MeasuredOn = Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")]
 Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Reuse stages done before, or do all anew.")]
 Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute whatever the .pt pickle says.")]
+Keys = Annotated[list[str] | None, typer.Option(help="Sign with this key: a file, or a pkcs11: address.")]
+Licence = Annotated[str | None, typer.Option(help="SPDX licence expression of the model.", show_default=False)]
+SecretFile = Annotated[Path | None, typer.Option(help="File with the passphrase or PIN.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 

@@ -33,13 +33,13 @@ class Distilled(Trained):
 
 
 def fast_in_bfloat16(device: Any) -> bool:
-    """Whether a device, of PyTorch's, multiplies matrices in bfloat16: most GPUs, and CPUs with AMX."""
+    """Whether a device, of PyTorch's, multiplies matrices in bfloat16: most GPUs, and CPUs with AMX or AVX512_BF16."""
     import torch
 
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that will do
-    return device.type == "cpu" and bool(told.get("amx_bf16"))
+    return device.type == "cpu" and bool(told.get("amx_bf16") or told.get("avx512_bf16"))
 
 
 def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy: str) -> None:

@@ -1,12 +1,16 @@
-"""Where a graph is run and measured. Nothing above this folder knows which device it is."""
+"""Where bundles are built, tested and timed, and graphs are run. Nothing above this folder knows which device it is."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekd.engines.types import Session
+
+if TYPE_CHECKING:
+    from edgekd.devices.session import Site
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,25 @@ class HostFacts:
 
 
 class Device(Protocol):
-    """A machine that loads and runs graphs."""
+    """A machine on which a bundle's agent works: this one, or a camera over SSH."""
 
     @property
     def name(self) -> str:
         """What users call it, such as `local`."""
         ...
+
+    @property
+    def runtime(self) -> str | None:
+        """What runs networks there when nothing is asked for; None where the agent chooses."""
+        ...
+
+    def site(self, python: str | None) -> AbstractContextManager[Site]:
+        """The device, open for work; `python` is its interpreter, None for the usual one. Raises DeviceError."""
+        ...
+
+
+class GraphDevice(Device, Protocol):
+    """A device that also runs graphs in this process, frame by frame: this machine, and its fake."""
 
     def facts(self) -> HostFacts:
         """What the machine is."""

@@ -6,12 +6,17 @@ import platform
 import shutil
 import subprocess
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.devices import Gpu, HostFacts
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.engines.types import Engine, Session, library_version, usable_cores
+
+if TYPE_CHECKING:
+    from edgekd.devices.session import Site
 
 _LIBRARIES = ("edgekd", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 _NVIDIA_SMI = ("--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits")
@@ -25,6 +30,13 @@ class LocalDevice:
     engine: Engine = ONNXRUNTIME_CPU
     threads: int | None = None
     name: str = "local"
+    runtime: str | None = None
+
+    def site(self, python: str | None) -> AbstractContextManager[Site]:
+        """This machine, open for a bundle's agent. Raises DeviceError."""
+        from edgekd.devices.process import local_site
+
+        return local_site(self.name, python)
 
     def facts(self) -> HostFacts:
         """What this machine is."""

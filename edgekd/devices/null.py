@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +14,15 @@ from edgekd.devices import HostFacts
 from edgekd.engines.types import ClosedByWith, closed
 from edgekd.errors import SpecError
 
+if TYPE_CHECKING:
+    from edgekd.devices.session import Site
+
 
 class NullDevice:
     """Runs every graph by returning `output` after the next of `latencies_s`, which repeat; time is its own clock's."""
 
     name = "null"
+    runtime: str | None = "null"
 
     def __init__(self, latencies_s: Sequence[float] = (0.010,), output: np.ndarray | None = None) -> None:
         if not latencies_s or min(latencies_s) <= 0:
@@ -24,6 +30,12 @@ class NullDevice:
         self._latencies_s = itertools.cycle(latencies_s)
         self._output = np.zeros((1, 300, 6), np.float32) if output is None else output
         self._now_s = 0.0
+
+    def site(self, python: str | None) -> AbstractContextManager[Site]:
+        """This machine, open for a bundle's agent, whose null runtime computes nothing. Raises DeviceError."""
+        from edgekd.devices.process import local_site
+
+        return local_site(self.name, python)
 
     def facts(self) -> HostFacts:
         """Facts that never change."""

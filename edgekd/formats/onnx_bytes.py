@@ -5,17 +5,19 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from edgekd.formats.protobuf import BYTES, VARINT, fields, varint
+from edgekd.formats.protobuf import BYTES, VARINT, copied, field, fields, integer_field, varint
 
 FLOAT, INT8, INT32, FLOAT16 = 1, 3, 6, 10
 """TensorProto.DataType."""
 GRAPH = 7
 """Field of ModelProto."""
-NODE, INITIALIZER, OUTPUT, VALUE_INFO = 1, 5, 12, 13
+NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO = 1, 5, 11, 12, 13
 """Fields of GraphProto."""
+_VALUE_NAME, _VALUE_TYPE = 1, 2  # of ValueInfoProto
+_TENSOR_TYPE, _ELEMENT_TYPE = 1, 1  # of TypeProto, and of the TypeProto.Tensor in it
 DIMS, DATA_TYPE, NAME, RAW_DATA = 1, 2, 8, 9
 """Fields of TensorProto."""
 
@@ -40,6 +42,37 @@ def initializers(onnx: bytes) -> Iterator[Tensor]:
                     found = tensor(onnx, first, last)
                     if found:
                         yield found
+
+
+def inputs(onnx: bytes) -> list[str]:
+    """The names of a graph's inputs, but for those that have a constant value. Raises ValueError."""
+    names, constants = [], {each.name for each in initializers(onnx)}
+    for number, wire, begin, end in fields(onnx, 0, len(onnx)):
+        if (number, wire) == (GRAPH, BYTES):
+            found = ((first, last) for inner, _, first, last in fields(onnx, begin, end) if inner == INPUT)
+            names += [text(onnx, first, last, _VALUE_NAME) for first, last in found]
+    return [name for name in names if name not in constants]
+
+
+def with_outputs(onnx: bytes, names: Iterable[str], data_type: int) -> bytes:
+    """The same file whose graph also gives the tensors of these names, which have one type. Raises ValueError."""
+    kind = field(_VALUE_TYPE, field(_TENSOR_TYPE, integer_field(_ELEMENT_TYPE, data_type)))
+    more = b"".join(field(OUTPUT, field(_VALUE_NAME, name.encode()) + kind) for name in names)
+    parts = []
+    for number, wire, begin, end in fields(onnx, 0, len(onnx)):
+        if (number, wire) == (GRAPH, BYTES):
+            parts.append(field(GRAPH, onnx[begin:end] + more))
+        else:
+            parts.append(copied(onnx, number, wire, begin, end))
+    return b"".join(parts)
+
+
+def text(onnx: bytes, begin: int, end: int, wanted: int) -> str:
+    """The text in a field of a message; empty where it has none. Raises ValueError."""
+    texts = (
+        onnx[first:last] for number, wire, first, last in fields(onnx, begin, end) if (number, wire) == (wanted, BYTES)
+    )
+    return next(texts, b"").decode("utf-8", "replace")
 
 
 def tensor(onnx: bytes, begin: int, end: int) -> Tensor | None:

@@ -27,8 +27,9 @@ from edgekd.formats.onnx_bytes import (
     RAW_DATA,
     VALUE_INFO,
     tensor,
+    text,
 )
-from edgekd.formats.protobuf import BYTES, VARINT, field, fields, integer, integer_field, varint
+from edgekd.formats.protobuf import VARINT, copied, field, fields, integer_field, varint
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision matters: nearly all of the work."""
@@ -79,7 +80,7 @@ class _Graph:
 
     def required_outputs(self) -> None:
         """Raises ValueError where the graph gives a dequantized tensor, whose name would be lost."""
-        outputs = {_text(self.onnx, first, last, 1) for number, _, first, last in self.fields if number == OUTPUT}
+        outputs = {text(self.onnx, first, last, 1) for number, _, first, last in self.fields if number == OUTPUT}
         lost = sorted(outputs & self.removed)
         if lost:
             raise ValueError(f"expected outputs that are not quantized, found {', '.join(lost)}")
@@ -133,11 +134,11 @@ class _Graph:
         used = {self.plain(name) for node in kept for name in node.inputs}
         parts = []
         for number, wire, first, last in self.fields:
-            if number == NODE or (number == VALUE_INFO and _text(self.onnx, first, last, 1) in self.removed):
+            if number == NODE or (number == VALUE_INFO and text(self.onnx, first, last, 1) in self.removed):
                 continue
             if number == INITIALIZER and (found := tensor(self.onnx, first, last)) and found.name not in used:
                 continue
-            parts.append(_field(self.onnx, number, wire, first, last))
+            parts.append(copied(self.onnx, number, wire, first, last))
         weights = (self.weights(node) for name, node in self.dequantized.items() if self.plain(name) == name in used)
         return b"".join(
             (
@@ -151,7 +152,7 @@ class _Graph:
         """A node that reads what stands for its inputs."""
         inputs = iter(node.inputs)
         return b"".join(
-            field(_INPUT, self.plain(next(inputs)).encode()) if each[0] == _INPUT else _field(self.onnx, *each)
+            field(_INPUT, self.plain(next(inputs)).encode()) if each[0] == _INPUT else copied(self.onnx, *each)
             for each in node.fields
         )
 
@@ -167,7 +168,7 @@ def plain_graph(onnx: bytes) -> PlainGraph:
         raise ValueError(f"not an ONNX file: expected one graph, found {len(graphs)}")
     scales = graphs[0].scales()
     parts = (
-        field(GRAPH, graphs[0].written()) if number == GRAPH else _field(onnx, number, wire, begin, end)
+        field(GRAPH, graphs[0].written()) if number == GRAPH else copied(onnx, number, wire, begin, end)
         for number, wire, begin, end in found
     )
     return PlainGraph(b"".join(parts), scales, graphs[0].float_layers())
@@ -179,24 +180,10 @@ def _node(onnx: bytes, begin: int, end: int) -> _Node:
     for number, _, first, last in found:
         if number in texts:
             texts[number].append(onnx[first:last].decode("utf-8", "replace"))
-        elif number == _ATTRIBUTE and _text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
+        elif number == _ATTRIBUTE and text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
             axis = _integer(onnx, first, last)
     name, operator = ("".join(texts[number]) for number in (_NODE_NAME, _OPERATOR))
     return _Node(name, operator, tuple(texts[_INPUT]), tuple(texts[_OUTPUT]), axis, found)
-
-
-def _field(onnx: bytes, number: int, wire: int, begin: int, end: int) -> bytes:
-    """A field as it was."""
-    length = integer(end - begin) if wire == BYTES else b""
-    return integer(number << 3 | wire) + length + onnx[begin:end]
-
-
-def _text(onnx: bytes, begin: int, end: int, wanted: int) -> str:
-    """The text in a field of a message; empty where it has none."""
-    texts = (
-        onnx[first:last] for number, wire, first, last in fields(onnx, begin, end) if (number, wire) == (wanted, BYTES)
-    )
-    return next(texts, b"").decode("utf-8", "replace")
 
 
 def _integer(onnx: bytes, begin: int, end: int) -> int:

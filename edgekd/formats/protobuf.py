@@ -59,3 +59,9 @@ def field(number: int, content: bytes) -> bytes:
 def integer_field(number: int, value: int) -> bytes:
     """A field that holds an integer of at least 0."""
     return integer(number << 3 | VARINT) + integer(value)
+
+
+def copied(message: bytes, number: int, wire: int, begin: int, end: int) -> bytes:
+    """A field as it is in a message, where its value begins and ends there."""
+    length = integer(end - begin) if wire == BYTES else b""
+    return integer(number << 3 | wire) + length + message[begin:end]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.cli import COMMANDS, main
-from edgekd.agent.slots import identity
-from edgekd.bundle.archive import extract, pack, read_manifest
+from edgekd.bundle.archive import extract, pack, read_head
 from edgekd.bundle.manifest import Manifest
 
 BUNDLE = "EDGEKD_TEST_BUNDLE"
@@ -71,4 +70,4 @@ def install(folder: Path, bundle: Path) -> int:
 
 def identity_of(bundle: Path) -> str:
     """What names a bundle."""
-    return identity(read_manifest(bundle))
+    return read_head(bundle).identity

@@ -114,7 +114,8 @@ def test_building_twice_builds_once(agent: Agent, bundle: Path) -> None:
     first = agent("build").result
     assert first["changed"]
     assert Path(first["file"]).stat().st_size == first["bytes"]
-    assert first["layers"] == {"none": 1}
+    assert first["layers"] == {"int8": 1}
+    assert first["share"] == {"layers": {"int8": 1.0}, "bytes": {"int8": 1.0}, "time": None}
     assert agent("build").result == {**first, "changed": False}
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cameras import Agent
+from cameras import Agent, repacked
+from fake_tensorrt import installed
+from signer import signed, trust_file
 from test_device import XAVIER, planted
 from test_json_contract import assert_documented, objects, schema_of
 
-from edgekd.agent.cli import COMMANDS
-from edgekd.agent.runtimes import AUTOMATIC
+from edgekd.agent.cli import COMMANDS, main
+from edgekd.agent.runtimes import AUTOMATIC, NAMED
 from edgekd.bundle.archive import verify
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "agent.md"
@@ -22,7 +26,10 @@ def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, n
     calls: list[tuple[str, tuple[object, ...]]] = [("verify", (bundle,)), ("status", ()), ("unpack", (bundle,))]
     calls += [("build", ()), ("selftest", ()), ("bench", ("--iterations", 2, "--seconds", 0)), ("activate", ())]
     calls += [("unpack", (newer,)), ("build", ()), ("selftest", ()), ("activate", ()), ("status", ())]
-    calls += [("rollback", ()), ("status", ())]
+    calls += [("rollback", ()), ("status", ()), ("renew", ()), ("build", ("--require", "int8=0.5"))]
+    calls += [("validate", (newer, "--out", tmp_path / "result.json", "--iterations", 2, "--seconds", 0))]
+    calls += [("trust", (trust_file(tmp_path / "trust.json"),)), ("status", ())]
+    calls += [("verify", (signed(bundle, tmp_path / "signed.edgekd", 1),))]
     for command, arguments in calls:
         answer = agent(command, *arguments, root=root)
         assert answer.code == 0, answer.document
@@ -43,16 +50,66 @@ def test_the_page_explains_every_command_flag_runtime_and_key() -> None:
     for command, (_, arguments) in COMMANDS.items():
         assert f"`{command}" in page, command
         (usage,) = re.findall(f"^agent.pyz {command} (.*)$", page, re.MULTILINE)
-        assert re.findall(r"--\w+|BUNDLE", usage) == [name.replace("bundle", "BUNDLE") for name in arguments]
-    for runtime in AUTOMATIC:
+        words = {"bundle": "BUNDLE", "trust_files": "TRUST"}
+        assert re.findall(r"--\w+|^BUNDLE|^TRUST", usage) == [words.get(name, name) for name in arguments]
+    for runtime in (*AUTOMATIC, *NAMED):
         assert f"`{runtime.name}`" in page
     missing = {key for each in objects(schema_of("agent")) for key in each["properties"] if f"`{key}`" not in page}
     assert not missing
 
 
+def test_a_validation_that_fails_is_as_the_schema_says(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle.edgekd").write_bytes(bundle.read_bytes()[:-1])
+    answer = agent("validate", tmp_path / "bundle.edgekd", "--out", tmp_path / "result.json")
+    assert answer.code == 1
+    assert answer.document["result"]["failed"] == ["verify"]
+    assert_documented(answer.document, "agent")
+
+
+@pytest.mark.parametrize("version", ["8.5.2.2", "11.4.1"])
+def test_what_tensorrt_adds_is_as_the_schema_says(
+    agent: Agent, bundle: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, version, dla_cores=2)
+    agent("unpack", bundle)
+    for runtime in ("tensorrt", "tensorrt-dla0"):
+        for call in (("build", "--require", "fp32=1"), ("build",), ("selftest",), ("activate",), ("renew",)):
+            answer = agent(*call, runtime=runtime)
+            assert answer.code == ("--require" in call), answer.document
+            assert_documented(answer.document, "agent")
+
+
+def test_status_and_renew_go_by_the_runtime_in_service(
+    agent: Agent, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed(monkeypatch, "8.5.2.2", dla_cores=2)
+    agent("unpack", bundle)
+    for command in ("build", "selftest", "activate"):
+        agent(command, runtime="tensorrt-dla0")
+
+    def told(command: str) -> Any:
+        capsys.readouterr()
+        main([command, "--state", str(tmp_path / "state"), "--root", str(tmp_path / "root")])
+        return json.loads(capsys.readouterr().out)["result"]
+
+    assert told("status")["runtime"]["name"] == "tensorrt-dla0"
+    assert told("status")["active"]["engine"]["stale"] == []
+    assert told("renew")["changed"] is False
+    monkeypatch.undo()
+    assert told("status")["runtime"]["name"] == "onnxruntime", "what is left"
+
+
+def test_what_is_required_of_an_engine_is_a_precision_and_a_share(agent: Agent) -> None:
+    for told in ("int8", "int8=much", "int8=0", "int8=1.5", "=0.5"):
+        assert agent("build", "--require", told).error["what"] == f"--require {told}"
+
+
 def test_the_page_draws_the_state_folder_as_it_is(agent: Agent, bundle: Path, tmp_path: Path) -> None:
-    for call in (("unpack", bundle), ("build",), ("selftest",), ("activate",)):
+    counted = signed(repacked(bundle, tmp_path / "counted", counter=1), tmp_path / "counted.edgekd", 1)
+    first = ("trust", trust_file(tmp_path / "trust.json"))
+    for call in (first, ("unpack", counted), ("build",), ("selftest",), ("activate",)):
         assert agent(*call).code == 0
+    (tmp_path / "state" / "timings" / "tensorrt").mkdir(parents=True)
     (drawing,) = [block for block in PAGE.read_text("utf-8").split("```") if "slots/\n" in block]
     drawn = set(re.findall(r"^ +([\w.]+)(?:/| |$)", drawing, re.MULTILINE))
     found = {path.name for path in (tmp_path / "state").rglob("*") if "bundle" not in path.parent.name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Callable  # noqa: UP035 collections.abc.Callable[...] is Pyth
 import pytest
 from cameras import identity_of, install, repacked, run
 from power import cut_at, fresh, listing
+from signer import trust_file
 
 from edgekd.agent.commands import Camera, activate, build, selftest
 from edgekd.agent.engines import read_engine
+from edgekd.agent.renewal import renew
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.slots import Slot, State
+from edgekd.agent.trusted import held_trust
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
 
@@ -124,6 +128,58 @@ def test_a_power_cut_while_an_engine_is_replaced(
     only = identity_of(bundle)
     count = cut_everywhere(updated, tmp_path / "state", replace_engine, {only}, only, forgetful)
     assert count > 10
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_bundle_that_counts_is_never_in_service_without_its_counter(
+    installed: Path, bundle: Path, tmp_path: Path, forgetful: bool
+) -> None:
+    """Else a power cut could be used to go back: to what was there before, and from there to anything."""
+    counted = repacked(bundle, tmp_path / "counted", counter=5)
+    ready = fresh(installed, tmp_path / "ready" / "state")
+    assert [run(ready, "unpack", counted), run(ready, "build"), run(ready, "selftest")] == [0, 0, 0]
+    count, folder = 0, tmp_path / "state"
+    while cut_at(count, partial(run, fresh(ready, folder), "activate"), forgetful=forgetful):
+        active, stored = State(folder).active, folder / "counter.json"
+        assert active
+        if active.manifest.counter:
+            assert json.loads(stored.read_bytes()) == {"counter": 5}
+        if stored.exists():
+            assert run(folder, "unpack", bundle) == 1, "what is older is refused from now on"
+        assert run(folder, "activate") == 0
+        assert json.loads(stored.read_bytes()) == {"counter": 5}
+        count += 1
+    assert count > 12
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_power_cut_while_a_trust_file_is_replaced(installed: Path, tmp_path: Path, forgetful: bool) -> None:
+    before = fresh(installed, tmp_path / "before" / "state")
+    trust_file(before / "trust.json", 1)
+    second = trust_file(tmp_path / "2.json", 2)
+    count, folder, seen = 0, tmp_path / "state", set()
+    while cut_at(count, partial(run, fresh(before, folder), "trust", second), forgetful=forgetful):
+        held = held_trust(State(folder), tmp_path / "root")
+        assert held
+        seen.add(held.trust.version)
+        assert run(folder, "trust", second) == 0
+        assert (folder / "trust.json").read_bytes() == second.read_bytes()
+        count += 1
+    assert count > 3
+    assert seen == {1, 2}
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("told", [{}, {"error": 0.5, "float_error": 0.0}], ids=["int8", "float"])
+def test_a_power_cut_while_an_engine_is_renewed(
+    installed: Path, bundle: Path, tmp_path: Path, forgetful: bool, told: dict[str, float]
+) -> None:
+    def renew_engine(folder: Path) -> None:
+        renew(Camera(State(folder), folder.parent / "root", NullRuntime(version="2", **told)))  # type: ignore[arg-type]
+
+    only = identity_of(bundle)
+    count = cut_everywhere(installed, tmp_path / "state", renew_engine, {only}, only, forgetful)
+    assert count > 20
 
 
 @pytest.mark.slow

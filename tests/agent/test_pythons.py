@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cameras import BUNDLE, identity_of, options
+from pythons import interpreter, wheels
 from running import Built
 
 from edgekd.agent_archive import NAME, agent_archive
@@ -29,6 +29,8 @@ class System:
     pytest: str
 
 
+NAMES = ("commands", "device", "parity", "power_cuts", "precision", "renewal", "runtimes", "trusted", "validation")
+"""Of the tests that a camera could run."""
 SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
 
@@ -52,27 +54,6 @@ def camera(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     wheels(system.python, folder / "numpy", f"numpy=={system.numpy}", "--ignore-requires-python")
     wheels(system.python, folder / "pytest", f"pytest=={system.pytest}", "exceptiongroup", "tomli")
     return Camera(python, folder / "numpy", folder / "pytest")
-
-
-def interpreter(version: str) -> str:
-    """A real Python of that version, from pyenv or the system."""
-    installed = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python{version}"))
-    for candidate in (*map(str, installed), f"python{version}"):
-        try:
-            subprocess.run([candidate, "-c", "pass"], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return candidate
-    pytest.skip(f"no Python {version} on this host")
-
-
-def wheels(version: str, folder: Path, package: str, *more: str) -> None:
-    """Install a package, and more, for a Python into a folder of their own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
-    choice = ["--python-version", version, "--only-binary", ":all:"]
-    done = subprocess.run([*pip, *choice, package, *more], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no {package} for Python {version}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def run(camera: Camera, path: list[Path], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +91,10 @@ def test_every_command_of_the_agent_in_a_bundle(
     assert agent("selftest")["passed"]
     assert agent("bench", "--iterations", 10, "--seconds", 0)["iterations"] == 10
     assert agent("activate")["active"] == "a"
+    assert agent("renew")["changed"] is False
     assert agent("status")["active"]["identity"] == identity_of(tiny_build.bundle)
+    told = ("--out", tmp_path / "result.json", "--iterations", 2, "--seconds", 0)
+    assert agent("validate", tiny_build.bundle, *told)["tested"] == ["null"]
     done = run(camera, [camera.numpy], archive, "rollback", "--state", tmp_path / "state")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["kind"] == "RollbackError"
@@ -121,7 +105,7 @@ def test_every_command_of_the_agent_in_a_bundle(
 @pytest.mark.slow
 def test_the_agents_own_tests(camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path) -> None:
     """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
-    tests = [HERE / f"test_{name}.py" for name in ("commands", "device", "parity", "power_cuts", "runtimes")]
+    tests = [HERE / f"test_{name}.py" for name in NAMES]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
     path = [archive, camera.numpy, camera.pytest]

@@ -9,9 +9,9 @@ import pytest
 from cameras import Agent
 
 from edgekd.agent.commands import Camera
-from edgekd.agent.runtimes import AUTOMATIC, chosen
+from edgekd.agent.runtimes import AUTOMATIC, NAMED, chosen
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.runtimes.types import Runtime
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, Runtime
 from edgekd.agent.selftest import batches, read_golden
 from edgekd.agent.slots import Slot, State
 from edgekd.errors import DeviceError
@@ -26,7 +26,7 @@ def slot(agent: Agent, bundle: Path, state: State) -> Slot:
 
 def test_the_null_runtime_takes_its_latencies_in_turn(slot: Slot, tmp_path: Path) -> None:
     runtime = NullRuntime(latencies_s=(0.25, 0.5))
-    runtime.build(slot, tmp_path / "engine")
+    runtime.build(slot, tmp_path / "engine", AS_THE_GRAPH)
     session = runtime.load(tmp_path / "engine")
     golden = read_golden(slot)
     (batch, *_) = batches(golden.set, golden.spec)
@@ -39,7 +39,7 @@ def test_the_null_runtime_takes_its_latencies_in_turn(slot: Slot, tmp_path: Path
 
 def test_the_null_runtime_answers_the_golden_frames_and_nothing_else(slot: Slot, tmp_path: Path) -> None:
     runtime = NullRuntime()
-    runtime.build(slot, tmp_path / "engine")
+    runtime.build(slot, tmp_path / "engine", AS_THE_GRAPH)
     session = runtime.load(tmp_path / "engine")
     golden = read_golden(slot)
     for batch in batches(golden.set, golden.spec):
@@ -66,7 +66,7 @@ def test_the_null_runtime_is_never_chosen_by_itself() -> None:
     assert isinstance(named, NullRuntime)
 
 
-@pytest.mark.parametrize("runtime", [*AUTOMATIC, NullRuntime()], ids=lambda runtime: runtime.name)
+@pytest.mark.parametrize("runtime", [*AUTOMATIC, *NAMED], ids=lambda runtime: runtime.name)
 def test_every_runtime_says_why_it_cannot_be_used(runtime: Runtime) -> None:
     problem = runtime.problem()
     assert problem is None or problem

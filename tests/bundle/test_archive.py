@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -19,7 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.bundle.archive import extract, file_entry, pack, read_manifest, verify
-from edgekd.bundle.manifest import Evidence, Lineage, Manifest, Score, TargetName, to_json
+from edgekd.bundle.manifest import (
+    RESERVED,
+    Evidence,
+    Licence,
+    Limits,
+    Lineage,
+    Manifest,
+    Score,
+    TargetName,
+    Thresholds,
+    to_json,
+)
 from edgekd.errors import BundleError, HashError, SpecError
 
 HASH = "0" * 64
@@ -47,6 +59,7 @@ def manifest_of(sources: dict[str, Path]) -> Manifest:
     return Manifest(
         name="yolo11n",
         created_by="edgekd 0.1.0",
+        counter=3,
         target=TargetName("xavier", "nvidia,p2972-0000"),
         tensorrt=("8.5", "8.6"),
         detector={
@@ -57,9 +70,12 @@ def manifest_of(sources: dict[str, Path]) -> Manifest:
             },
             "head": {"kind": "yolo", "nms": True, "strides": (8, 16, 32)},
         },
+        thresholds=Thresholds((0.25, 0.25), 0.7, 300),
         files=tuple(entries),
-        evidence=Evidence(8, Score(0.4, 0.5, 100), Score(0.4, 0.5, 50), 1.0),
-        lineage=Lineage(HASH, HASH, None, "ptq", 0, {}, ()),
+        limits=Limits(None, None, None),
+        evidence=Evidence(8, Score(0.4, 0.5, 100, (0.4, None)), Score(0.4, 0.5, 50, (0.4, None)), 1.0),
+        lineage=Lineage(HASH, None, HASH, None, "ptq", HASH, 0, {}, ()),
+        licences=(Licence("model", "NOASSERTION"),),
     )
 
 
@@ -93,7 +109,7 @@ def test_a_bundle_unpacks_to_what_was_packed(tmp_path_factory: pytest.TempPathFa
     manifest = verify(bundle)
     assert manifest == read_manifest(bundle) == extract(bundle, folder / "out")
     unpacked = read_folder(folder / "out")
-    assert {path: unpacked[path] for path in unpacked if not path.startswith("manifest.")} == files
+    assert {path: unpacked[path] for path in unpacked if path not in RESERVED} == files
     shutil.rmtree(folder)
 
 
@@ -114,10 +130,12 @@ def test_any_tar_can_unpack_a_bundle(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     subprocess.run(["tar", "-xf", bundle, "-C", tmp_path / "theirs"], check=True)
     assert read_folder(tmp_path / "theirs") == read_folder(tmp_path / "ours")
-    subprocess.run(["sha256sum", "--check", "--status", "manifest.sha256"], cwd=tmp_path / "theirs", check=True)
+    told = json.loads((tmp_path / "theirs" / "signatures.json").read_bytes())
+    digest = hashlib.sha256((tmp_path / "theirs" / "manifest.json").read_bytes()).hexdigest()
+    assert told == {"format": 1, "manifest_sha256": digest, "signatures": []}
     with tarfile.open(bundle) as archive:
         members = archive.getmembers()
-    assert [member.name for member in members] == ["manifest.json", "manifest.sha256", *sorted(CONTENTS)]
+    assert [member.name for member in members] == ["manifest.json", "signatures.json", *sorted(CONTENTS)]
     assert all(member.isreg() and member.mode == 0o644 and not member.mtime for member in members)
     assert not any(member.uid or member.gid or member.uname or member.gname for member in members)
 
@@ -191,7 +209,7 @@ def test_a_member_that_is_no_regular_file_is_refused(bundle: Path, tmp_path: Pat
 def test_an_unknown_format_names_the_bundle_and_the_fix(bundle: Path) -> None:
     good = bundle.read_bytes()
     head = to_json(read_manifest(bundle))
-    later = head.replace(b'"format":0', b'"format":1')
+    later = head.replace(b'"format":1', b'"format":2')
     bad = good.replace(head, later).replace(*(hashlib.sha256(text).hexdigest().encode() for text in (head, later)))
     bundle.write_bytes(bad)
     with pytest.raises(BundleError, match=r"a\.edgekd: manifest\.format: unknown.*fix: update edgekd"):
@@ -202,7 +220,7 @@ def test_gnu_tar_makes_the_same_archive(bundle: Path, tmp_path: Path) -> None:
     """The command is the one in docs/formats/bundle.md."""
     extract(bundle, tmp_path / "out")
     tar = "tar --format=ustar --blocking-factor=1 --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0644 -cf"
-    members = ["manifest.json", "manifest.sha256", *sorted(CONTENTS)]
+    members = ["manifest.json", "signatures.json", *sorted(CONTENTS)]
     subprocess.run([*tar.split(), tmp_path / "b.edgekd", *members], cwd=tmp_path / "out", check=True)
     assert (tmp_path / "b.edgekd").read_bytes() == bundle.read_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,16 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.bundle.manifest import (
+    BASES,
     MAX_BYTES,
     MAX_FILES,
+    MAX_TOTAL,
     ROLES,
     Evidence,
     FileEntry,
+    Latency,
+    Licence,
+    Limits,
     Lineage,
     Manifest,
     Score,
     StageKey,
     TargetName,
+    Thresholds,
     from_json,
     to_json,
 )
@@ -33,12 +40,22 @@ SPEC = DetectorSpec(("person", "car"), Preprocess(640, 640), Head("yolo"))
 MANIFEST = Manifest(
     name="yolo11n",
     created_by="edgekd 0.1.0",
+    counter=7,
     target=TargetName("xavier", "nvidia,p2972-0000"),
     tensorrt=("8.5", "8.6.1"),
     detector=asdict(SPEC),
+    thresholds=Thresholds((0.25, 0.3), 0.7, 300),
     files=(FileEntry("graph.onnx", 12, HASH, "graph"), FileEntry("report/index.html", 0, HASH, "report")),
-    evidence=Evidence(48, Score(0.412, 0.57, 10_710_834), Score(0.4, 0.56, 3_000_000), 0.971),
-    lineage=Lineage(HASH, HASH, HASH, "ptq", 0, {"onnx": "1.18.0"}, (StageKey("export", HASH),)),
+    limits=Limits(12_000_000, 0.98, None),
+    evidence=Evidence(
+        48,
+        Score(0.412, 0.57, 10_710_834, (0.412, None)),
+        Score(0.4, 0.56, 3_000_000, (0.4, None)),
+        0.971,
+        (Latency("predicted", "xavier", 2.7, 2.1, 3.5, None),),
+    ),
+    lineage=Lineage(HASH, None, HASH, HASH, "ptq", HASH, 0, {"onnx": "1.18.0"}, (StageKey("export", HASH),)),
+    licences=(Licence("model", "AGPL-3.0-only"),),
 )
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF), min_size=1).filter(str.isprintable)
@@ -65,7 +82,16 @@ heads = st.builds(
     Head, kind=st.sampled_from(HEADS), nms=st.booleans(), strides=st.lists(st.integers(1, 65536), max_size=4).map(tuple)
 )
 specs = st.builds(DetectorSpec, st.lists(texts, min_size=1, max_size=5).map(tuple), preprocessing, heads)
-scores = st.builds(Score, shares, shares, counts)
+latencies = st.builds(
+    Latency,
+    st.sampled_from(BASES),
+    texts,
+    st.floats(0, 1e9),
+    st.floats(0, 1e9),
+    st.floats(0, 1e9),
+    st.none() | st.dictionaries(texts, counts, max_size=3),
+)
+limits = st.builds(Limits, st.none() | counts, st.none() | shares, st.none() | st.floats(0, 1e9))
 json_values = st.recursive(
     st.none() | st.booleans() | counts | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -76,26 +102,42 @@ other_roles = st.sampled_from([role for role in ROLES if role != "graph"])
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    others = [FileEntry(path, draw(counts) % 8**11, draw(hashes), draw(other_roles)) for path in draw(paths)]
-    graph = FileEntry("graph.onnx", draw(counts) % 8**11, draw(hashes), "graph")
+    spec = draw(specs)
+    share = st.lists(st.none() | shares, min_size=len(spec.classes), max_size=len(spec.classes)).map(tuple)
+    sure = st.lists(shares, min_size=len(spec.classes), max_size=len(spec.classes)).map(tuple)
+    scores = st.builds(Score, shares, shares, counts, share)
+    others = [FileEntry(path, draw(counts) % 2**20, draw(hashes), draw(other_roles)) for path in draw(paths)]
+    graph = FileEntry("graph.onnx", draw(counts) % 2**30, draw(hashes), "graph")
     versions = sorted(draw(st.tuples(st.integers(8, 11), st.integers(8, 11))))
     return Manifest(
         name=draw(texts),
         created_by=draw(texts),
+        counter=draw(counts),
         target=TargetName(draw(texts), draw(texts)),
         tensorrt=draw(st.none() | st.just((f"{versions[0]}.2", f"{versions[1]}.10.1"))),
-        detector=asdict(draw(specs)),
+        detector=asdict(spec),
+        thresholds=Thresholds(draw(sure), draw(shares), draw(counts)),
         files=(*others, graph),
-        evidence=Evidence(draw(counts), draw(scores), draw(scores), draw(st.none() | shares)),
+        limits=draw(limits),
+        evidence=Evidence(
+            draw(counts),
+            draw(scores),
+            draw(scores),
+            draw(st.none() | shares),
+            tuple(draw(st.lists(latencies, max_size=3))),
+        ),
         lineage=Lineage(
             draw(hashes),
+            draw(st.none() | hashes),
             draw(hashes),
             draw(st.none() | hashes),
             draw(texts),
+            draw(hashes),
             draw(counts),
             draw(st.dictionaries(texts, texts, max_size=3)),
             tuple(draw(st.lists(st.builds(StageKey, texts, hashes), max_size=3))),
         ),
+        licences=tuple(draw(st.lists(st.builds(Licence, texts, texts), max_size=3))),
         extensions=draw(st.dictionaries(texts.map("x-{}".format), json_values, max_size=3)),
     )
 
@@ -114,23 +156,26 @@ def test_anything_else_is_refused_with_a_bundle_error(content: bytes) -> None:
 
 
 def test_the_byte_form_is_pinned() -> None:
-    """Format 0 stays what it is: a change that breaks this needs a new format number."""
-    assert to_json(MANIFEST).decode() == (
-        '{"created_by":"edgekd 0.1.0","detector":{"classes":["person","car"],"head":{"kind":"yolo","nms":true,'
-        '"strides":[8,16,32]},"preprocess":{"center":true,"color":"rgb","height":640,"mean":[0.0,0.0,0.0],'
-        '"pad_value":114,"scale":0.00392156862745098,"std":[1.0,1.0,1.0],"upscale":true,"width":640}},'
-        '"evidence":{"after":{"bytes":3000000,"map50":0.56,"map50_95":0.4},"before":{"bytes":10710834,"map50":0.57,'
-        f'"map50_95":0.412}},"images":48,"retention":0.971}},"files":[{{"length":12,"path":"graph.onnx","role":"graph",'
-        f'"sha256":"{HASH}"}},{{"length":0,"path":"report/index.html","role":"report","sha256":"{HASH}"}}],"format":0,'
-        f'"lineage":{{"calibration_sha256":"{HASH}","data_sha256":"{HASH}","model_sha256":"{HASH}","recipe":"ptq",'
-        f'"seed":0,"stages":[{{"key":"{HASH}","name":"export"}}],"tools":{{"onnx":"1.18.0"}}}},"name":"yolo11n",'
-        '"target":{"compatible":"nvidia,p2972-0000","name":"xavier"},"tensorrt":["8.5","8.6.1"]}\n'
+    """Format 1 stays what it is: a change that breaks this needs a new format number."""
+    assert hashlib.sha256(to_json(MANIFEST)).hexdigest() == (
+        "e343a52eb7b0ccc767d3a3ca9170177752dbabb53456c12284bc2d287141e32c"
+    )
+    assert to_json(MANIFEST).startswith(
+        b'{"counter":7,"created_by":"edgekd 0.1.0","detector":{"classes":["person","car"],'
     )
 
 
 @given(specs)
 def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
-    manifest = from_json(to_json(replace(MANIFEST, detector=asdict(spec))))
+    count, evidence = len(spec.classes), MANIFEST.evidence
+    before, after = (replace(score, classes=(None,) * count) for score in (evidence.before, evidence.after))
+    told = replace(
+        MANIFEST,
+        detector=asdict(spec),
+        thresholds=Thresholds((0.25,) * count, 0.7, 300),
+        evidence=replace(evidence, before=before, after=after),
+    )
+    manifest = from_json(to_json(told))
     assert spec_from_json(manifest.detector) == spec
 
 
@@ -162,7 +207,7 @@ def remove(*route: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (change("format", to=1), "manifest.format: unknown; expected 0; found 1; fix: update edgekd"),
+        (change("format", to=0), "manifest.format: unknown; expected 1; found 0; fix: update edgekd"),
         (change("format", to=False), "manifest.format"),
         (remove("format"), "manifest.format"),
         (remove("name"), "manifest.name: missing"),
@@ -190,12 +235,22 @@ def remove(*route: Any) -> Callable[[dict[str, Any]], None]:
         (change("detector", "head", "nms", to=1), "manifest.detector.head.nms"),
         (change("evidence", "after", "map50", to=1.5), "manifest.evidence.after.map50"),
         (change("evidence", "after", "map50", to=float("nan")), "JSON cannot hold"),
+        (change("evidence", "after", "classes", to=[0.4]), "manifest.evidence.after.classes: wrong; expected 2 values"),
+        (change("evidence", "latencies", 0, "basis", to="guessed"), "manifest.evidence.latencies[0].basis"),
+        (change("thresholds", "confidence", to=[0.4]), "manifest.thresholds.confidence: wrong; expected 2 values"),
+        (change("counter", to=-1), "manifest.counter"),
+        (change("counter", to=1.0), "manifest.counter"),
+        (change("limits", "max_bytes", to=1.5), "manifest.limits.max_bytes"),
+        (
+            change("files", 1, "length", to=MAX_TOTAL),
+            "expected at most 2147483648 bytes together",
+        ),
         (change("files", to={}), "manifest.files"),
         (change("files", 0, "role", to="engine"), "manifest.files[0].role"),
         (change("files", 1, "role", to="graph"), "exactly one file with role graph"),
         (change("files", 0, "role", to="labels"), "exactly one file with role graph"),
         (change("files", 0, "length", to=-1), "manifest.files[0].length"),
-        (change("files", 0, "length", to=8**11), "manifest.files[0].length"),
+        (change("files", 0, "length", to=MAX_TOTAL + 1), "manifest.files[0].length"),
         (change("files", 0, "length", to=12.0), "manifest.files[0].length"),
         (change("files", 0, "sha256", to=HASH.upper()), "manifest.files[0].sha256"),
         (change("files", 0, "sha256", to=HASH + "\n"), "manifest.files[0].sha256"),
@@ -213,7 +268,7 @@ def test_a_broken_rule_is_named(edit: Callable[[dict[str, Any]], None], message:
 
 PATHS = [
     *("", "/graph", "..", "../graph", "a/../b", "./a", "a/.", "a//b", "a/", "a\\b", "c:graph", ".hidden", "a/.hidden"),
-    *("-rf", "a\0b", "a\nb", "a\n", "é", "~/a", "a*", "a b", "a" * 101, "manifest.json", "Manifest.SHA256", 7),
+    *("-rf", "a\0b", "a\nb", "a\n", "é", "~/a", "a*", "a b", "a" * 101, "manifest.json", "Signatures.JSON", 7),
 ]
 
 
@@ -243,7 +298,7 @@ def test_the_number_of_files_is_limited() -> None:
 
 
 def test_a_name_given_twice_is_refused() -> None:
-    content = to_json(MANIFEST).replace(b'"format":0', b'"format":0,"format":0')
+    content = to_json(MANIFEST).replace(b'"format":1', b'"format":1,"format":1')
     with pytest.raises(BundleError, match="twice"):
         from_json(content)
 

@@ -151,7 +151,7 @@ def test_where_nothing_weighs_it_is_ultralytics_training(teacher: Path, tiny_dat
     assert [dict(losses) for losses in done.losses] == trainer.losses
 
 
-@pytest.mark.skipif(not fast_in_bfloat16(torch.device("cpu")), reason="this CPU has no AMX")
+@pytest.mark.skipif(not fast_in_bfloat16(torch.device("cpu")), reason="this CPU has no bfloat16")
 def test_amp_is_felt_where_the_cpu_has_it(
     teacher: Path, trained: tuple[Path, Distilled], tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
+from edgekd.agent.runtimes.tensorrt import TensorRt
+from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
+from edgekd.agent.runtimes.trtexec import Trtexec
 from edgekd.agent.runtimes.types import Runtime
 from edgekd.errors import DeviceError, did_you_mean
 
-AUTOMATIC: tuple[Runtime, ...] = (OnnxRuntime(),)
-"""The best first. The null runtime computes nothing, and is used only where it is asked for."""
+AUTOMATIC: tuple[Runtime, ...] = (TensorRt(), Trtexec(), OnnxRuntime())
+"""The best first."""
+NAMED: tuple[Runtime, ...] = (TensorRtDla(0), TensorRtDla(1), NullRuntime())
+"""Those that are used only where they are asked for: what a DLA gains has to be measured, and null computes nothing."""
 
 
 def chosen(name: str | None) -> Runtime | None:
@@ -22,7 +27,18 @@ def chosen(name: str | None) -> Runtime | None:
     """
     if name is None:
         return next((runtime for runtime in AUTOMATIC if runtime.problem() is None), None)
-    known = {runtime.name: runtime for runtime in (*AUTOMATIC, NullRuntime())}
+    return required(name)
+
+
+def continuing(name: str | None) -> Runtime | None:
+    """The runtime of that name where it computes something and can be used here, else the first that can."""
+    known = next((runtime for runtime in real() if runtime.name == name), None)
+    return known if known is not None and known.problem() is None else chosen(None)
+
+
+def required(name: str) -> Runtime:
+    """The runtime of that name. Raises DeviceError where it is unknown or cannot be used."""
+    known = {runtime.name: runtime for runtime in (*AUTOMATIC, *NAMED)}
     if name not in known:
         fix = did_you_mean(name, known)
         raise DeviceError(f"unknown runtime {name}", expected=f"one of {', '.join(known)}", fix=fix)
@@ -30,3 +46,8 @@ def chosen(name: str | None) -> Runtime | None:
     if problem:
         raise DeviceError(f"{name} cannot be used here", found=problem, fix="leave --runtime out, or name another")
     return known[name]
+
+
+def real() -> tuple[Runtime, ...]:
+    """All that compute something."""
+    return tuple(runtime for runtime in (*AUTOMATIC, *NAMED) if not isinstance(runtime, NullRuntime))

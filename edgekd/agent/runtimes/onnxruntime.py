@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes.types import Layer
+from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.slots import Slot
 
 _ERRORS_ONLY = 3  # log levels: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
@@ -46,9 +47,16 @@ class OnnxRuntime:
         """Usable where it is installed."""
         return None if find_spec("onnxruntime") else "onnxruntime is not installed"
 
-    def build(self, slot: Slot, engine: Path) -> None:
+    def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
         """Write the graph as it is optimised here. Raises DeviceError."""
-        _session(slot.graph, optimise_into=engine)
+        if wish.source != FLOAT:
+            _session(slot.graph, optimise_into=engine)
+            return Made("graph")
+        from edgekd.agent.runtimes import networks
+
+        onnx = networks.float_graph(slot.graph)
+        _session(onnx, optimise_into=engine)
+        return Made(networks.float_kind(onnx))
 
     def load(self, engine: Path) -> OnnxRuntimeSession:
         """Open an optimised graph. Raises DeviceError."""
@@ -57,6 +65,19 @@ class OnnxRuntime:
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """ONNX Runtime does not say in which precision it computes a layer."""
         return None
+
+    def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
+        """Its sessions are timed."""
+        return None
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """What the network gives as it is written, without optimisation. Raises DeviceError."""
+        native = _session(onnx)
+        names, given = [each.name for each in native.get_outputs()], native.get_inputs()[0].name
+        try:
+            return [dict(zip(names, native.run(None, {given: batch}))) for batch in batches]  # noqa: B905
+        except Exception as error:
+            raise DeviceError(f"ONNX Runtime cannot run the network: {error}") from error
 
     def clock(self) -> float:
         """This machine's monotonic high-resolution clock."""
@@ -85,7 +106,7 @@ class OnnxRuntimeSession:
         self._native = None
 
 
-def _session(graph: Path, optimise_into: Path | None = None) -> Any:
+def _session(graph: Path | bytes, optimise_into: Path | None = None) -> Any:
     """An InferenceSession on a graph that is optimised already, or on one that is optimised into a file."""
     import onnxruntime
 
@@ -96,6 +117,8 @@ def _session(graph: Path, optimise_into: Path | None = None) -> Any:
     else:
         options.optimized_model_filepath = str(optimise_into)
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        given = graph if isinstance(graph, bytes) else str(graph)
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise DeviceError(f"ONNX Runtime cannot load {graph.name}: {error}", fix="build the engine again") from error
+        name = "the network in float" if isinstance(graph, bytes) else graph.name
+        raise DeviceError(f"ONNX Runtime cannot load {name}: {error}", fix="build the engine again") from error

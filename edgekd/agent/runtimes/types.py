@@ -5,24 +5,73 @@ A runtime wraps the errors of its library once, as `DeviceError`; nothing above 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.slots import Slot
 
+    Outputs = Mapping[str, np.ndarray]
+
+GRAPH, FLOAT = SOURCES = "graph", "float"
+"""What an engine is built from: the graph as it is, quantized layers and all, or the same network without Q/DQ."""
+
+
+class UnsuitedError(DeviceError):
+    """This device, or this version of a library, does not have what a runtime needs."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of an engine as its runtime reports it: precision is what it computes in, such as `int8`."""
+    """One layer of an engine as its runtime reports it.
+
+    precision: what it computes in, such as `int8`, or what it does instead, such as `reformat`; weight_bytes,
+    activation_bytes: of its weights, and of what it writes; ms: what it takes, None where that was not looked at.
+    """
 
     name: str
     kind: str
     precision: str
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How an engine is to be built.
+
+    source: GRAPH or FLOAT; memory_bytes: of the device, None where it is not known; cache: a file in which a builder
+    keeps what makes it faster the next time, None where nothing may be kept.
+    """
+
+    source: str = GRAPH
+    memory_bytes: int | None = None
+    cache: Path | None = None
+
+
+AS_THE_GRAPH = Wish()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a runtime says of an engine that it has built, for the record beside it.
+
+    precision: `graph` where each layer was asked for as the graph has it, else `fp16` or `fp32`, asked for all of them;
+    allowed: the precisions that the builder could choose from, empty where it had no choice. Neither says what it used.
+    fallbacks: layers that an accelerator did not take; more: whatever else, as plain JSON types.
+    """
+
+    precision: str
+    allowed: Sequence[str] = ()
+    fallbacks: Sequence[str] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Session(Protocol):
@@ -53,7 +102,7 @@ class Runtime(Protocol):
         """Why it cannot be used here; None where it can. Asking is cheap: it does not import the library."""
         ...
 
-    def build(self, slot: Slot, engine: Path) -> None:
+    def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
         """Write an engine for the slot's graph to `engine`. Raises DeviceError."""
         ...
 
@@ -63,6 +112,20 @@ class Runtime(Protocol):
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """What the engine really computes, layer by layer; None where the runtime does not say. Raises DeviceError."""
+        ...
+
+    def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
+        """Seconds of each run, at least so many and so long, by the runtime's own watch. Raises DeviceError.
+
+        None where it has none, and sessions are timed instead.
+        """
+        ...
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """All that a network of several outputs gives for each batch, from an engine made for this alone.
+
+        quantized: whether it has Q/DQ. None where the runtime has no way to. Raises DeviceError.
+        """
         ...
 
     def clock(self) -> float:

@@ -1,0 +1,45 @@
+"""Bundles made up for benchmarks: real in their form, with a network that nobody would want."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekd.bundle.archive import file_entry
+from edgekd.bundle.manifest import Evidence, Licence, Limits, Lineage, Manifest, Score, TargetName, Thresholds
+
+HASH = "0" * 64
+
+
+def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str], counter: int = 0) -> Manifest:
+    """A manifest for these files, which lists the roles that are told and `evidence` for the rest."""
+    entries = [file_entry(path, source, roles.get(path, "evidence")) for path, source in sorted(sources.items())]
+    graph = next(entry for entry in entries if entry.role == "graph")
+    score = Score(0.5, 0.5, graph.length, (0.5,))
+    return Manifest(
+        name=name,
+        created_by="edgekd benchmarks",
+        counter=counter,
+        target=TargetName("xavier", "nvidia,jetson-agx-xavier"),
+        tensorrt=None,
+        detector={
+            "classes": ["thing"],
+            "preprocess": {
+                **{"height": 64, "width": 64, "color": "rgb", "scale": 1.0, "pad_value": 0},
+                **{"mean": [0.0] * 3, "std": [1.0] * 3, "center": True, "upscale": True},
+            },
+            "head": {"kind": "yolo", "nms": True, "strides": []},
+        },
+        thresholds=Thresholds((0.25,), 0.7, 300),
+        files=tuple(entries),
+        limits=Limits(None, None, None),
+        evidence=Evidence(1, score, score, 1.0),
+        lineage=Lineage(HASH, None, HASH, None, "none", HASH, 0, {}, ()),
+        licences=(Licence("model", "NOASSERTION"),),
+    )
+
+
+def noise(seed: int, count: int) -> bytes:
+    """Bytes that do not compress, the same for the same seed."""
+    return hashlib.shake_128(seed.to_bytes(8, "big")).digest(count)

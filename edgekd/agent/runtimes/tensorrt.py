@@ -1,0 +1,126 @@
+"""TensorRT through its Python bindings, of which JetPack has those for its own version.
+
+What differs between its generations is in `tensorrt_generations`. The engine is for batch 1 and the graph's own shapes.
+What a method needs is imported there: most commands of the agent build and run nothing, and are to start quickly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.agent.runtimes.tensorrt_builder import Builder
+    from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
+    from edgekd.agent.runtimes.types import Outputs
+    from edgekd.agent.slots import Slot
+
+
+class TensorRt:
+    """TensorRT on the GPU."""
+
+    name = "tensorrt"
+
+    def version(self) -> str:
+        """The version of the installed package, which need not be imported for it."""
+        from importlib import metadata
+
+        try:
+            return metadata.version("tensorrt")
+        except metadata.PackageNotFoundError:
+            from edgekd.agent.runtimes.tensorrt_builder import library
+
+            return str(library().__version__)
+
+    def problem(self) -> str | None:
+        """Usable where its bindings are installed, are new enough, and the GPU's memory can be reached."""
+        spec = find_spec("tensorrt")
+        if spec is None or spec.origin is None:  # type stubs alone make a package without an origin
+            return "tensorrt is not installed for this Python"
+        from edgekd.agent.runtimes import cuda
+        from edgekd.agent.runtimes.tensorrt_generations import generation
+
+        try:
+            generation(self.version())
+        except DeviceError as error:
+            return str(error)
+        return cuda.problem()
+
+    def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
+        """Write the engine, and nothing else, to `engine`. Raises DeviceError."""
+        from edgekd.agent.runtimes.tensorrt_builder import Builder
+        from edgekd.agent.runtimes.tensorrt_generations import generation
+
+        builder = Builder(generation(self.version()), wish)
+        made = self._described(builder, slot, wish)
+        builder.write(engine)
+        return made
+
+    def load(self, engine: Path) -> TensorRtSession:
+        """Open an engine that was built here. Raises DeviceError."""
+        from edgekd.agent.runtimes.tensorrt_generations import generation
+        from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
+
+        return TensorRtSession(engine, generation(self.version()), self._core())
+
+    def layers(self, engine: Path) -> Sequence[Layer] | None:
+        """What the engine inspector and a few profiled runs say. Raises DeviceError."""
+        from edgekd.agent.runtimes.precision import layers_of
+
+        with closing(self.load(engine)) as session:
+            told = session.inspected()
+            try:
+                return layers_of(told, session.profiled())
+            except ValueError as error:
+                raise DeviceError(f"{engine}: TensorRT does not say what is in it", found=str(error)) from error
+
+    def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
+        """Its sessions are timed."""
+        return None
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """What an engine with these outputs gives: another one, in which less is fused. Raises DeviceError."""
+        import tempfile
+
+        from edgekd.agent.runtimes.tensorrt_builder import Builder
+        from edgekd.agent.runtimes.tensorrt_generations import generation
+        from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
+
+        chosen = generation(self.version())
+        builder = Builder(chosen, Wish())
+        builder.parse(onnx, "the network with its inner tensors")
+        builder.allow(quantized)
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            builder.write(Path(folder) / "engine")
+            with closing(TensorRtSession(Path(folder) / "engine", chosen, several=True)) as session:
+                return [session.outputs(batch) for batch in batches]
+
+    def clock(self) -> float:
+        """This machine's monotonic high-resolution clock."""
+        return time.perf_counter()
+
+    def _core(self) -> int | None:
+        """The DLA core that the engine runs on; None for the GPU."""
+        return None
+
+    def _described(self, builder: Builder, slot: Slot, wish: Wish) -> Made:
+        """Tell the builder all that it has to know, and say what that was."""
+        from edgekd.agent.runtimes import networks
+
+        if wish.source == FLOAT:
+            onnx, quantized = networks.float_graph(slot.graph), False
+        else:
+            onnx, quantized = slot.graph.read_bytes(), networks.quantized(slot.graph)
+        builder.parse(onnx, slot.graph.name)
+        flags = builder.allow(quantized)
+        precision = "graph" if wish.source != FLOAT else "fp16" if flags else networks.float_kind(onnx)
+        return Made(precision, flags, more=builder.told())

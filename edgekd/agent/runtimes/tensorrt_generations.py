@@ -1,0 +1,159 @@
+"""What differs between the generations of TensorRT's interface, in one table: `generation` chooses a row by version.
+
+Names are those of the Python bindings: 8.2 and 8.5 from their documentation, 8.6, 10.3 and 11.4 as the bindings
+themselves have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OLDEST = (8, 2)
+
+
+class Port(NamedTuple):
+    """An input or output of an engine: kind is one of TensorRT's data types."""
+
+    name: str
+    is_input: bool
+    shape: tuple[int, ...]
+    kind: Any
+
+
+@dataclass(frozen=True)
+class Access:
+    """How an engine's inputs and outputs are reached.
+
+    ports(trt, engine) are all of them; enqueue(context, ports, addresses, stream) says whether it went well.
+    """
+
+    ports: Callable[[Any, Any], Sequence[Port]]
+    enqueue: Callable[[Any, Sequence[Port], Sequence[int], int], bool]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one generation wants said differently.
+
+    first: the version that it begins with; network_flags: names of the flags that networks are created with, which are
+    numbered by NetworkDefinitionCreationFlag; limit_workspace(trt, config, bytes); precision_flags: of BuilderFlag, for
+    a float graph and for one with Q/DQ; empty where the graph alone decides; levels: whether there is a level of
+    optimization; constraint: the flag that keeps the precision of layers, empty where that is not to be had.
+    """
+
+    first: tuple[int, int]
+    network_flags: tuple[str, ...]
+    limit_workspace: Callable[[Any, Any, int], None]
+    precision_flags: Mapping[bool, tuple[str, ...]]
+    levels: bool
+    constraint: str
+    access: Access
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether types come from the graph alone; a calibration cache is then of no use."""
+        return not self.precision_flags[True]
+
+
+def _size_of_workspace(trt: Any, config: Any, count: int) -> None:
+    config.max_workspace_size = count
+
+
+def _pool_of_workspace(trt: Any, config: Any, count: int) -> None:
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, count)
+
+
+def _bindings(trt: Any, engine: Any) -> list[Port]:
+    return [
+        Port(
+            engine.get_binding_name(index),
+            bool(engine.binding_is_input(index)),
+            tuple(engine.get_binding_shape(index)),
+            engine.get_binding_dtype(index),
+        )
+        for index in range(engine.num_bindings)
+    ]
+
+
+def _tensors(trt: Any, engine: Any) -> list[Port]:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return [
+        Port(
+            name,
+            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            tuple(engine.get_tensor_shape(name)),
+            engine.get_tensor_dtype(name),
+        )
+        for name in names
+    ]
+
+
+def _enqueue_bindings(context: Any, ports: Sequence[Port], addresses: Sequence[int], stream: int) -> bool:
+    return bool(context.execute_async_v2(list(addresses), stream))
+
+
+def _enqueue_tensors(context: Any, ports: Sequence[Port], addresses: Sequence[int], stream: int) -> bool:
+    told = [context.set_tensor_address(port.name, address) for port, address in zip(ports, addresses)]  # noqa: B905
+    return all(told) and bool(context.execute_async_v3(stream))
+
+
+_FLAGS = {False: ("FP16",), True: ("FP16", "INT8")}
+_NONE: dict[bool, tuple[str, ...]] = {False: (), True: ()}
+_BATCH = ("EXPLICIT_BATCH",)
+_BY_INDEX = Access(_bindings, _enqueue_bindings)
+_BY_NAME = Access(_tensors, _enqueue_tensors)
+_PREFER = "PREFER_PRECISION_CONSTRAINTS"
+
+GENERATIONS = (
+    Generation((8, 2), _BATCH, _size_of_workspace, _FLAGS, False, "STRICT_TYPES", _BY_INDEX),
+    Generation((8, 4), _BATCH, _pool_of_workspace, _FLAGS, False, _PREFER, _BY_INDEX),
+    Generation((8, 6), _BATCH, _pool_of_workspace, _FLAGS, True, _PREFER, _BY_INDEX),
+    Generation((10, 0), (), _pool_of_workspace, _FLAGS, True, _PREFER, _BY_NAME),
+    Generation((11, 0), (), _pool_of_workspace, _NONE, True, "", _BY_NAME),
+)
+"""The oldest first."""
+
+
+def generation(version: str) -> Generation:
+    """The generation that a version such as `8.5.2.2` belongs to. Raises DeviceError where it is older than all."""
+    told = numbers(version)
+    found = [each for each in GENERATIONS if each.first <= told]
+    if not found:
+        raise DeviceError(
+            f"TensorRT {version} is too old",
+            expected="8.2 or newer",
+            found=version,
+            fix="update JetPack, or use the firmware's own way",
+        )
+    return found[-1]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version as numbers: `8.5.2-1+cuda11.4` is 8, 5, 2."""
+    parts: list[int] = []
+    for part in version.split("."):
+        digits = part[: next((at for at, letter in enumerate(part) if not letter.isdigit()), len(part))]
+        if not digits:
+            break
+        parts.append(int(digits))
+        if digits != part:
+            break
+    return tuple(parts)
+
+
+def numpy_kind(trt: Any, kind: Any) -> type[np.generic] | None:
+    """NumPy's type for one of TensorRT's that detectors take and give; None for others.
+
+    TensorRT's own `nptype` breaks with newer versions of NumPy.
+    """
+    import numpy as np
+
+    known: dict[Any, type[np.generic]] = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16}
+    return known.get(kind)

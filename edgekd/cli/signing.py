@@ -1,0 +1,116 @@
+"""What firmware engineers call: keys, signatures, trust files, and bundles packed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekd.cli.options import Json, Keys, Licence, SecretFile
+from edgekd.printing import print_json
+
+Signed = Annotated[Path, typer.Argument(help="A .edgekd bundle, or a trust file.", show_default=False)]
+
+
+def keygen(
+    name: Annotated[str, typer.Argument(help="What the key is called: NAME.key, NAME.pub.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the two files.")] = Path(),
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="Ask for a passphrase; implied by --secret-file.")] = False,
+    secret_file: SecretFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key pair: NAME.key, which only its owner can read, and NAME.pub for everybody."""
+    from edgekd.signing.key_files import make_key
+    from edgekd.signing.secrets import Secrets
+
+    secrets = Secrets(secret_file)
+    passphrase = secrets.choose(f"Passphrase for {name}.key") if encrypt or secrets.given else None
+    made = make_key(out, name, passphrase)
+    if as_json:
+        print_json(
+            {"key": made.id, "private": str(made.private), "public": str(made.public), "encrypted": made.encrypted}
+        )
+        return
+    print(f"key {made.id}\nprivate: {made.private}{', encrypted' if made.encrypted else ''}\npublic: {made.public}")
+
+
+def trust(
+    table: Annotated[Path, typer.Argument(help="TOML table of keys and thresholds.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The trust file to write.")] = Path("trust.json"),
+    previous: Annotated[Path | None, typer.Option(help="The one that it is to follow.", show_default=False)] = None,
+    key: Keys = None,
+    secret_file: SecretFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a trust file, which says whose bundles a camera takes, and sign it with the keys that are at hand."""
+    from edgekd.signing import load_signers
+    from edgekd.signing.signed import make_trust
+
+    _tell(make_trust(table, out, load_signers(key or (), secret_file), previous), as_json)
+
+
+def sign(
+    file: Signed,
+    key: Annotated[list[str], typer.Option(help="A private key's file, or pkcs11: address.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where to write it. Default: in place.", show_default=False)] = None,
+    secret_file: SecretFile = None,
+    as_json: Json = False,
+) -> None:
+    """Add signatures to a bundle or a trust file."""
+    from edgekd.signing import load_signers
+    from edgekd.signing.signed import sign
+
+    _tell(sign(file, load_signers(key, secret_file), out), as_json)
+
+
+def verify(
+    file: Signed,
+    trust: Annotated[Path | None, typer.Option(help="Trust file that decides.", show_default=False)] = None,
+    key: Annotated[list[Path] | None, typer.Option(help="A .pub that must have signed it.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle or trust file from its first byte to its last, and who signed it."""
+    from edgekd.signing.key_files import read_public
+    from edgekd.signing.signed import verify
+
+    _tell(verify(file, trust, {path.name: read_public(path) for path in key or ()}), as_json)
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(help="A bundle, or the folder it was unpacked into.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The bundle to write.", show_default=False)],
+    version_counter: Annotated[int | None, typer.Option(help="No device goes back to a lower one.", min=0)] = None,
+    name: Annotated[str | None, typer.Option(help="Another name for the model.", show_default=False)] = None,
+    licence: Licence = None,
+    measured: Annotated[
+        list[Path] | None, typer.Option(help="Timings to add: what `agent.pyz bench` printed.", show_default=False)
+    ] = None,
+    sign: Keys = None,
+    secret_file: SecretFile = None,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle again: with another counter, changed files, measured latencies. Signatures of old content go."""
+    from edgekd import packing
+    from edgekd.signing import load_signers
+
+    job = packing.PackJob(source, out, version_counter, name, licence, measured or ())
+    _tell(packing.run(job, load_signers(sign or (), secret_file)), as_json)
+
+
+def _tell(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    counted = "counter" if found["kind"] == "bundle" else "version"
+    until = f", expires {found['expires']}" if found["expires"] else ""
+    print(f"{found['file']}: {found['kind']} {found['identity'][:16]}, {counted} {found['version']}{until}")
+    for signature in found["signatures"]:
+        print(f"signed by {signature['name'] or 'key'} {signature['key']}")
+    if not found["signatures"]:
+        print("not signed")
+    if found["trusted"]:
+        print("trusted" if found["trust_version"] is None else f"trusted by trust file {found['trust_version']}")
+    else:
+        print("whole; signatures were compared with no trust file and no key")

@@ -1,0 +1,159 @@
+"""The agent with TensorRT's program, over a fake of it that takes the flags of one generation and no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from cameras import Agent
+
+from edgekd.agent.commands import Camera, activate, bench, build, selftest
+from edgekd.agent.runtimes import trtexec
+from edgekd.agent.runtimes.trtexec import Trtexec
+from edgekd.agent.runtimes.trtexec_flags import FLAGS, flags_of
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, FLOAT, Wish
+from edgekd.agent.slots import State
+from edgekd.errors import DeviceError
+
+NUMBERS = {"8.2.1": 8201, "8.5.2": 8502, "8.6.2": 8602, "10.3.0": 100300, "11.4.1": 110401}
+
+
+def program(folder: Path, number: int) -> Path:
+    """The fake in a folder of its own, as a program."""
+    folder.mkdir(exist_ok=True)
+    source = (Path(__file__).parent / "fake_trtexec.py").read_text("utf-8")
+    path = folder / "trtexec"
+    path.write_text(f"#!{sys.executable}\n{source}", "utf-8")
+    path.chmod(0o755)
+    (folder / "version").write_text(str(number), "ascii")
+    (folder / "log").write_text("", "ascii")
+    trtexec._version.cache_clear()
+    return path
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program of TensorRT 8.5.2, where JetPack puts it."""
+    path = program(tmp_path / "bin", NUMBERS["8.5.2"])
+    monkeypatch.setattr(trtexec, "FOLDERS", (str(path.parent),))
+    return path
+
+
+@pytest.fixture
+def camera(agent: Agent, bundle: Path, state: State, installed: Path) -> Camera:
+    """A camera with the tiny bundle and the program."""
+    agent("unpack", bundle)
+    return Camera(state, Path("/none"), Trtexec())
+
+
+def told(path: Path) -> list[list[str]]:
+    """What the program was told, but for the question what version it is."""
+    lines = (path.parent / "log").read_text("utf-8").splitlines()
+    return [each for each in map(json.loads, lines) if each != ["--help"]]
+
+
+def test_the_whole_way_into_service(camera: Camera, installed: Path) -> None:
+    found = build(camera)
+    assert found["runtime"] == {"name": "trtexec", "version": "8.5.2"}
+    assert found["command"].split(" ")[0] == str(installed)
+    assert set(found["command"].split(" ")[1:]) == set(told(installed)[0])
+    assert found["layers"] == {"fp32": 1, "int8": 1}
+    assert found["share"]["time"] == {"fp32": 0.5, "int8": 0.5}
+    assert selftest(camera)["passed"], "of what it computed"
+    timed = bench(camera, 5, 0.5)
+    assert timed["iterations"] == 5, "the runs that warm up do not count"
+    assert timed["inference_ms"]["p99"] == pytest.approx(10)
+    assert (timed["fps"], timed["energy"]) == (None, None), "five runs are too few for a rate"
+    assert activate(camera)["changed"]
+
+
+@pytest.mark.parametrize("version", NUMBERS)
+def test_every_generation_takes_the_flags_that_it_is_given(
+    camera: Camera, installed: Path, version: str, tmp_path: Path
+) -> None:
+    program(installed.parent, NUMBERS[version])
+    runtime, engine = Trtexec(), tmp_path / "model.engine"
+    assert runtime.version() == version
+    made = runtime.build(camera.chosen_slot(), engine, AS_THE_GRAPH)
+    assert made.allowed == (() if version.startswith("11") else ("fp32", "fp16", "int8"))
+    assert runtime.layers(engine)
+    assert len(runtime.times(engine, 3, 1) or ()) == 3
+    flags = {each.split("=")[0] for call in told(installed) for each in call}
+    assert ("--includeDataTransfers" in flags) == version.startswith("11"), "without transfers 11 would look faster"
+    assert ("--workspace" in flags) == (version == "8.2.1")
+
+
+def test_in_float_there_is_no_int8(camera: Camera, installed: Path, tmp_path: Path) -> None:
+    made = Trtexec().build(camera.chosen_slot(), tmp_path / "model.engine", Wish(FLOAT))
+    assert (made.precision, made.allowed) == ("fp16", ("fp32", "fp16"))
+    assert b"QuantizeLinear" not in (tmp_path / "model.engine").read_bytes()
+    assert "--int8" not in told(installed)[0]
+
+
+def test_timings_are_kept(camera: Camera, tmp_path: Path) -> None:
+    slot, cache = camera.chosen_slot(), tmp_path / "timings" / "cache"
+    for expected in (b"timed\n", b"timed\ntimed\n"):
+        Trtexec().build(slot, tmp_path / "model.engine", Wish(cache=cache))
+        assert cache.read_bytes() == expected
+
+
+def test_what_it_complains_of_is_said_with_the_command(camera: Camera, tmp_path: Path) -> None:
+    (tmp_path / "model.engine").write_bytes(b"nothing")
+    with pytest.raises(DeviceError, match=r"found Error\[1\]: Serialization: magicTag.*--loadEngine="):
+        Trtexec().layers(tmp_path / "model.engine")
+    with pytest.raises(DeviceError, match="does not say what the input is called"):
+        Trtexec().load(tmp_path / "model.engine")
+
+
+def test_a_session_that_is_closed_runs_nothing(camera: Camera) -> None:
+    session = Trtexec().load(Path(build(camera)["file"]))
+    session.close()
+    with pytest.raises(DeviceError, match="closed"):
+        session.run(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("script", ["echo nothing", "exit 3"])
+def test_a_program_that_does_not_say_its_version(installed: Path, script: str) -> None:
+    installed.write_text(f"#!/bin/sh\n{script}\n", "ascii")
+    trtexec._version.cache_clear()
+    with pytest.raises(DeviceError, match="does not say its version"):
+        Trtexec().version()
+
+
+def test_jetpacks_program_has_the_version_of_the_installed_library(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "lib"
+    library.mkdir()
+    monkeypatch.setattr(trtexec, "LIBRARIES", f"{library}/libnvinfer.so.*.*.*".lstrip("/"))
+    (library / "libnvinfer.so.8.6.2").touch()
+    assert Trtexec().version() == "8.6.2"
+    trtexec._version.cache_clear()
+    (library / "libnvinfer.so.10.3.0").touch()
+    assert Trtexec().version() == "8.5.2", "where there are several the program is asked"
+
+
+def test_a_program_that_does_not_end_is_ended(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed.write_text("#!/bin/sh\nexec sleep 60\n", "ascii")
+    trtexec._version.cache_clear()
+    monkeypatch.setattr(trtexec, "PATIENCE_S", 0.1)
+    with pytest.raises(DeviceError, match="took more than 0 seconds"):
+        Trtexec().version()
+
+
+def test_a_program_that_is_gone_is_said(installed: Path) -> None:
+    assert Trtexec().problem() is None
+    shutil.rmtree(installed.parent)
+    assert "neither in PATH nor in" in str(Trtexec().problem())
+    with pytest.raises(DeviceError, match="is not here"):
+        Trtexec().layers(Path("none"))
+
+
+def test_versions_have_their_flags() -> None:
+    assert [flags_of(version) for version in ("8.2.1", "8.5.2", "8.6.2", "11.0.0")] == list(FLAGS)
+    assert flags_of("10.3.0") is FLAGS[2]
+    with pytest.raises(DeviceError, match="too old"):
+        flags_of("7.1.3")

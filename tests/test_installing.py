@@ -1,0 +1,181 @@
+"""`edgekd engine` on this machine and its fake: what it gives, says and refuses. Over SSH: devices/test_ssh.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Built, EdgeKD
+from test_json_contract import assert_documented
+
+from edgekd.bundle.archive import extract, pack
+from edgekd.bundle.manifest import Manifest
+from edgekd.devices.session import Ended, Placed
+from edgekd.errors import DeviceError, EdgeKDError, HashError, RollbackError
+from edgekd.installing import EngineJob, run
+from edgekd.progress import Progress
+
+QUICK = ("--iterations", 3, "--seconds", 0)
+
+
+@pytest.fixture
+def engine(edgekd: EdgeKD, tiny_build: Built, tmp_path: Path) -> Any:
+    """Run the command on the tiny bundle."""
+
+    def run(*flags: object, bundle: Path = tiny_build.bundle) -> Any:
+        return edgekd("engine", bundle, *QUICK, *flags)
+
+    return run
+
+
+def test_a_rehearsal_is_called_one_and_leaves_nothing(engine: Any, tiny_build: Built) -> None:
+    found = engine("--device", "null", "--json").json
+    assert_documented(found, "engine")
+    assert (found["basis"], found["runtime"]["name"], found["activated"]) == ("rehearsed", "null", False)
+    assert found["bench"]["inference_ms"]["p50"] == pytest.approx(10)
+    assert found["upload"]["bytes"] == found["upload"]["sent_bytes"] > tiny_build.bundle.stat().st_size
+    assert [step["name"] for step in found["steps"]] == "upload status verify unpack build selftest bench".split()
+    assert not Path(found["engine"]["file"]).exists()
+
+
+def test_this_machine_measures_and_activates(engine: Any, tmp_path: Path) -> None:
+    flags = ("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime")
+    found = engine(*flags, "--activate", "--json").json
+    assert_documented(found, "engine")
+    assert (found["basis"], found["runtime"]["name"], found["activated"]) == ("measured", "onnxruntime", True)
+    assert found["bench"]["inference_ms"]["min"] > 0
+    assert (tmp_path / "state" / "active" / "engine" / "model.engine").stat().st_size == found["engine"]["bytes"]
+    again = engine(*flags, "--json").json
+    assert (again["engine"]["changed"], again["upload"]["sent_bytes"], again["activated"]) == (False, 0, False)
+    assert again["engine"]["key"] == found["engine"]["key"]
+
+
+def test_people_are_told_what_was_measured_where(engine: Any, tmp_path: Path) -> None:
+    said = engine("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime").out
+    for words in ("tiny for xavier on local", "self-test: passed on 3 frames", "engine alone over", "measured on"):
+        assert words in said
+    assert "not put into service: --activate does that" in said
+    assert "that it is a xavier is not known" in said
+    assert "rehearsed: nothing was computed" in engine("--device", "null").out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--device", "jetson"), ("--device jetson", "ssh://[USER@]HOST[:PORT]")),
+        (("--device", "local:openvino-cpu"), ("--device local:openvino-cpu", "--runtime")),
+        (("--device", "ssh://me:secret@cam"), ("password", "ssh-copy-id")),
+        (("--device", "null", "--python", "python9"), ("no interpreter python9", "--python")),
+        (("--device", "null", "--runtime", "tensort"), ("null: status: unknown runtime tensort",)),
+        (("--device", "null", "--state", "/proc/none"), ("/proc/none", "No such file")),
+    ],
+)
+def test_mistakes_are_one_line(engine: Any, flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    ran = engine(*flags)
+    assert (ran.code, ran.out) == (2, "")
+    line = ran.err.splitlines()[-1]
+    assert line.startswith("edgekd: ")
+    assert "secret" not in ran.err
+    assert "Traceback" not in ran.err
+    for word in words:
+        assert word in line
+
+
+def test_a_state_that_cannot_be_written(engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = engine("--device", "local", "--state", tmp_path / "file" / "state")
+    assert ran.code == 2
+    assert "Not a directory; fix: choose a place" in ran.err
+
+
+def test_a_bundle_without_an_agent(engine: Any, tiny_build: Built, tmp_path: Path) -> None:
+    manifest = extract(tiny_build.bundle, tmp_path / "files")
+    told = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
+    kept = tuple(entry for entry in manifest.files if entry.role != "agent")
+    older = Manifest(**{**told, "files": kept})
+    pack(older, {entry.path: tmp_path / "files" / entry.path for entry in kept}, tmp_path / "older.edgekd")
+    ran = engine("--device", "null", bundle=tmp_path / "older.edgekd")
+    assert ran.code == 2
+    assert "no agent in it" in ran.err
+
+
+def test_a_damaged_engine_is_built_again(engine: Any, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert engine("--device", "null", "--state", state).code == 0
+    file = next(state.glob("slots/*/engines/*/model.engine"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert engine("--device", "null", "--state", state, "--activate", "--json").json["engine"]["changed"]
+    assert file.read_bytes() == whole
+
+
+def test_the_firmwares_own_agent_is_used_in_place_of_the_bundles(
+    engine: Any, tiny_build: Built, tmp_path: Path
+) -> None:
+    extract(tiny_build.bundle, tmp_path / "files")
+    firmware = (tmp_path / "files" / "agent.pyz").rename(tmp_path / "agent.pyz")
+    flags = ("--device", "null", "--state", tmp_path / "state", "--agent", firmware, "--json")
+    found = engine(*flags, bundle=tiny_build.bundle).json
+    assert found["upload"]["bytes"] == tiny_build.bundle.stat().st_size
+    assert found["self_test"]["passed"]
+    ran = engine("--device", "null", "--agent", tmp_path / "none.pyz")
+    assert (ran.code, ran.out) == (2, "")
+    assert "none.pyz" in ran.err
+
+
+def test_an_agent_of_another_edgekd(tiny_build: Built) -> None:
+    told = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
+    device: Any = Answers(json.dumps({"command": "any", "ok": True, "error": None, "result": told}), code=0)
+    with pytest.raises(DeviceError, match="the agent there is of another edgekd"):
+        run(EngineJob(tiny_build.bundle, device))
+
+
+class Answers:
+    """A device that gives one answer to every command."""
+
+    name, runtime = "cam", None
+
+    def __init__(self, out: str, code: int = 1, err: str = "") -> None:
+        self.ended = Ended(code, out, err)
+        self.python = "python3"
+
+    @contextmanager
+    def site(self, python: str | None) -> Iterator[Answers]:
+        yield self
+
+    def claim(self, folder: str) -> None: ...
+
+    def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress) -> Placed:
+        return Placed(f"{folder}/{file.name}", 1, 1)
+
+    def run(self, doing: str, command: Sequence[str], limit_s: float) -> Ended:
+        assert command[:2] == ["python3", "/var/lib/edgekd/upload/agent.pyz"]
+        return self.ended
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"),
+    [("HashError", HashError), ("RollbackError", RollbackError), ("SelfTestError", DeviceError), ("New", DeviceError)],
+)
+def test_what_the_agent_refuses_is_raised(tiny_build: Built, kind: str, raised: type[EdgeKDError]) -> None:
+    error = {"kind": kind, "what": "slot a: drifted", "expected": "x", "found": None, "fix": "y"}
+    device: Any = Answers(json.dumps({"command": "status", "ok": False, "error": error, "result": None}))
+    with pytest.raises(raised, match=r"^cam: status: slot a: drifted; expected x; fix: y$"):
+        run(EngineJob(tiny_build.bundle, device))
+
+
+@pytest.mark.parametrize("out", ["", "no JSON", "[]", "{}"])
+def test_what_is_no_answer(tiny_build: Built, out: str) -> None:
+    device: Any = Answers(out, err="Traceback\nModuleNotFoundError: No module named 'numpy'\n")
+    with pytest.raises(DeviceError, match=r"gave no answer; found ModuleNotFoundError.*that has NumPy"):
+        run(EngineJob(tiny_build.bundle, device))
+
+
+def test_build_and_bench_send_cameras_to_this_command(edgekd: EdgeKD, tiny_build: Built) -> None:
+    ran = edgekd("bench", tiny_build.bundle, "--device", "ssh://cam1")
+    assert ran.code == 2
+    assert "edgekd engine BUNDLE --device" in ran.err
