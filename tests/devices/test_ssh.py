@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pythons
 from loopback import loopback
 from over_ssh import Camera
 from wire import Wire, wire_to
@@ -62,9 +63,8 @@ def test_a_camera_gives_what_this_machine_gives(camera: Camera, tmp_path: Path) 
 def test_onnx_runtime_there_computes_what_it_computes_here(
     camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packages = [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
     given = {"runtime": "onnxruntime", "iterations": 3, "seconds": 0.0}
-    with loopback(tmp_path / "camera", str(Path(sys.executable).resolve()), packages) as other:
+    with loopback(tmp_path / "camera", *pythons.here()) as other:
         monkeypatch.setenv("HOME", str(other.home))
         there = Camera(other, camera.bundle, tmp_path / "there").install(**given)
     here = run(EngineJob(camera.bundle, device_named("local"), state=str(tmp_path / "here"), **given))
@@ -268,13 +268,14 @@ def test_a_disk_without_room(camera: Camera, tmp_path: Path) -> None:
     assert caught.value.fix == "free some space there"
 
 
-def test_a_disk_that_fills_while_something_is_sent(camera: Camera, tmp_path: Path) -> None:
+def test_a_disk_that_fills_while_something_is_sent(camera: Camera, until: Callable[..., Any], tmp_path: Path) -> None:
     with disk(tmp_path / "disk", "size=2m") as folder:
 
         class Filling(SilentProgress):
             def items(self, iterable: Any, label: str, total: int | None = None) -> Any:
                 for index, item in enumerate(iterable):
                     if index == 2:
+                        until(lambda: any(path.stat().st_size for path in folder.rglob("*.part")))
                         subprocess.run(["dd", "if=/dev/zero", f"of={folder / 'other'}"], capture_output=True)
                     yield item
 
