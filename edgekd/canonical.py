@@ -22,6 +22,13 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
+def short_int(digits: str) -> int:
+    """An integer out of JSON, for `parse_int`; refuses one that would take long to read. Raises ValueError."""
+    if len(digits) > 20:
+        raise ValueError("an integer of more than 20 digits")
+    return int(digits)
+
+
 def json_sha256(value: Any) -> str:
     """SHA-256 of the canonical JSON of a value, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

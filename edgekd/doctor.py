@@ -25,7 +25,13 @@ from edgekd.engines.types import Engine, library_version
 State = Literal["ok", "missing", "broken"]
 
 # Where a package's module is not called like the package.
-_MODULES = {"opencv-python-headless": "cv2", "pyyaml": "yaml", "onnxruntime-gpu": "onnxruntime"}
+_MODULES = {
+    "cyclonedx-python-lib": "cyclonedx",
+    "onnxruntime-gpu": "onnxruntime",
+    "opencv-python-headless": "cv2",
+    "python-pkcs11": "pkcs11",
+    "pyyaml": "yaml",
+}
 # Other packages that bring the same module.
 _ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",), "opencv-python-headless": ("opencv-python",)}
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:>=\s*(?P<minimum>[\d.]+))?(?P<rest>.*)")

@@ -155,7 +155,8 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
         require_not_older(state, head.manifest.counter, bundle)
         there = next((slot for slot in (state.active, state.other) if slot and slot.identity == head.identity), None)
         if there:
-            state.seal(there, head)
+            if allowed:
+                state.seal(there, head)
             state.allow(there)
         slot = there or state.fill(bundle, allowed)
         graph = slot.graph.stat().st_size
@@ -264,7 +265,7 @@ def rollback(camera: Camera) -> dict[str, Any]:
                 found=f"slot {state.active_name} in service" if state.active_name else "no slot in service",
                 fix="unpack and activate a bundle",
             )
-        require_not_revoked(previous, held_trust(state, camera.root))
+        require_not_revoked(state, previous, camera.root)
         engine = read_engine(previous.engine)
         require_passed(previous, engine)
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))

@@ -7,6 +7,7 @@ two the one with the higher version counts. Where there is none, every whole bun
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,7 +41,8 @@ def utc_now() -> datetime:
 
 def held_trust(state: State, root: Path) -> SignedTrust | None:
     """The trust file that this camera holds. Raises SignatureError where one is damaged: better no bundle than any."""
-    found = [read_trust(path) for path in (root / FACTORY, state.root / TRUST) if path.exists()]
+    # A link that leads nowhere is there, and cannot be read: it must not count as none.
+    found = [read_trust(path) for path in (root / FACTORY, state.root / TRUST) if os.path.lexists(path)]
     return max(found, key=lambda signed: signed.trust.version, default=None)
 
 
@@ -142,8 +144,15 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, now: 
             raise SignatureError(what, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
-def require_not_revoked(slot: Slot, held: SignedTrust | None) -> None:
-    """Raise SignatureError where the trust file names the bundle in a slot as one that must not run."""
+def require_not_revoked(state: State, slot: Slot, root: Path) -> None:
+    """Raise SignatureError where the trust file names the bundle in a slot as one that must not run.
+
+    A trust file that is damaged revokes nothing: going back is what helps when something is broken.
+    """
+    try:
+        held = held_trust(state, root)
+    except SignatureError:
+        return
     if held and slot.identity in held.trust.revoked_bundles:
         raise SignatureError(f"slot {slot.name}: bundle {slot.identity}: revoked", fix="install a newer bundle")
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgekd.canonical import canonical_json
+from edgekd.canonical import canonical_json, short_int
 from edgekd.errors import BundleError
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def from_json(content: bytes) -> Manifest:
     """The manifest in `content`. Raises BundleError that names the field, what was expected and what was found."""
     _check_size(content)
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=_short_int)
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=short_int)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"manifest: not JSON: {error}", fix="get the bundle again") from error
     _canonical(document)
@@ -271,12 +271,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the name {_shown(name)} twice in one object")
         document[name] = value
     return document
-
-
-def _short_int(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError("an integer of more than 20 digits")
-    return int(digits)
 
 
 def _refuse(where: str, expected: str, found: Any) -> NoReturn:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.bundle import ed25519
-from edgekd.canonical import canonical_json
+from edgekd.canonical import canonical_json, short_int
 from edgekd.errors import SignatureError
 
 FORMAT = 1
@@ -101,7 +101,7 @@ def from_json(content: bytes) -> Seal:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
-        document = json.loads(content.decode("ascii"))
+        document = json.loads(content.decode("ascii"), parse_int=short_int)
         if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}: update edgekd")
         sha256 = document.get("manifest_sha256")

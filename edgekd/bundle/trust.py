@@ -18,7 +18,7 @@ from typing import Any
 
 from edgekd.bundle import ed25519
 from edgekd.bundle.signatures import Signature, from_listed, holds, key_id, listed, merged, statement
-from edgekd.canonical import canonical_json, json_sha256
+from edgekd.canonical import canonical_json, json_sha256, short_int
 from edgekd.errors import SignatureError
 
 FORMAT = 1
@@ -105,7 +105,7 @@ def from_json(content: bytes) -> SignedTrust:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
-        document = json.loads(content.decode("utf-8"))
+        document = json.loads(content.decode("utf-8"), parse_int=short_int)
         signed = SignedTrust(_trust(document["signed"]), from_listed(document["signatures"]))
         same = to_json(signed) == content
     except SignatureError:

@@ -198,6 +198,26 @@ def test_a_damaged_trust_file_lets_nothing_in(agent: Agent, good: Path, trusting
     told = agent("status").result["trust"]
     assert str(trusting) in told["error"]
     assert told["version"] is None
+    trusting.unlink()
+    trusting.symlink_to("nowhere")
+    assert agent("unpack", good).error["kind"] == "SignatureError"
+
+
+def test_a_damaged_trust_file_does_not_keep_from_going_back(
+    agent: Agent, good: Path, bundle: Path, trusting: Path, tmp_path: Path
+) -> None:
+    served(agent, good)
+    served(agent, counting(bundle, tmp_path / "next", 1, 1))
+    trusting.write_bytes(b"{}")
+    assert agent("rollback").result["identity"] == identity_of(good)
+
+
+def test_an_unsigned_copy_takes_no_signatures_away(agent: Agent, bundle: Path, good: Path, tmp_path: Path) -> None:
+    agent("unpack", good)
+    agent("unpack", bundle)
+    assert [agent(step).code for step in STEPS[:2]] == [0, 0]
+    agent("trust", trust_file(tmp_path / "1.json"))
+    assert agent("activate").code == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- counters

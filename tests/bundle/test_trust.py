@@ -267,7 +267,17 @@ def test_the_order_of_keys_and_the_spelling_are_fixed() -> None:
         from_json(json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n")
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"9" * 4000, b" " * (MAX_BYTES + 1), b"{}", b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"9" * 4000,
+        b'{"signed":{"version":' + b"9" * 250_000 + b"}}",
+        b" " * (MAX_BYTES + 1),
+        b"{}",
+        b"null",
+    ],
+)
 def test_hostile_json_is_a_signature_error(content: bytes) -> None:
     with pytest.raises(SignatureError):
         from_json(content)

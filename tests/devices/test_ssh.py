@@ -268,13 +268,14 @@ def test_a_disk_without_room(camera: Camera, tmp_path: Path) -> None:
     assert caught.value.fix == "free some space there"
 
 
-def test_a_disk_that_fills_while_something_is_sent(camera: Camera, tmp_path: Path) -> None:
+def test_a_disk_that_fills_while_something_is_sent(camera: Camera, until: Callable[..., Any], tmp_path: Path) -> None:
     with disk(tmp_path / "disk", "size=2m") as folder:
 
         class Filling(SilentProgress):
             def items(self, iterable: Any, label: str, total: int | None = None) -> Any:
                 for index, item in enumerate(iterable):
                     if index == 2:
+                        until(lambda: any(path.stat().st_size for path in folder.rglob("*.part")))
                         subprocess.run(["dd", "if=/dev/zero", f"of={folder / 'other'}"], capture_output=True)
                     yield item
 
