@@ -6,12 +6,15 @@ network of which there is no checkpoint has random weights, which changes neithe
 
     python bench/compile_matrix.py [--networks NAME ...] [--compute-capabilities SM86 SM89 SM120]
 
+Rows of other networks that are in `--out` already stay there: a large network may be a run of its own.
+
 The environment needs `edgekd[train,rtx]`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -127,25 +130,33 @@ def _cell(row: Mapping[str, Any]) -> str:
 def main() -> int:
     """0 where everything was compiled; else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--compute-capabilities", nargs="+", default=COMPUTE_CAPABILITIES, metavar="SM")
     parser.add_argument("--threads", type=int, default=2, help="cores that everything may use")
     parser.add_argument("--out", type=Path, default=RESULTS / "compile_matrix.json")
     given = parser.parse_args()
     use_cores(given.threads)
-    rows = []
+    rows = [row for row in earlier(given.out) if row["network"] not in given.networks]
     for network in given.networks:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             rows += rows_of(network, list(given.compute_capabilities), Path(folder))
-    found = {
-        "question": "does TensorRT for RTX compile what edgekd ships?",
-        "command": f"python bench/compile_matrix.py --networks {' '.join(given.networks)}",
-        "tensorrt_rtx": TENSORRT_RTX.version(),
-        "rows": rows,
-        **conditions(given.threads),
-    }
-    write_results(given.out, found, page(found))
+        rows.sort(key=lambda row: NETWORKS.index(row["network"]))
+        found = {
+            "question": "does TensorRT for RTX compile what edgekd ships?",
+            "command": "python bench/compile_matrix.py",
+            "tensorrt_rtx": TENSORRT_RTX.version(),
+            "rows": rows,
+            **conditions(given.threads),
+        }
+        write_results(given.out, found, page(found))
     return 1 if any("refused" in row for row in rows) else 0
+
+
+def earlier(out: Path) -> list[dict[str, Any]]:
+    """The rows of a result that the same TensorRT has made."""
+    found = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+    rows: list[dict[str, Any]] = found["rows"] if found.get("tensorrt_rtx") == TENSORRT_RTX.version() else []
+    return rows
 
 
 if __name__ == "__main__":

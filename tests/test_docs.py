@@ -215,7 +215,7 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, workplace: Path)
     environment = {**os.environ, "PATH": f"{workplace}:{os.environ['PATH']}"}
     script = "set -eux\n" + "".join(scripts)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=180
+        ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -1,7 +1,8 @@
 """Whom this camera trusts, and how far it has come: what keeps a bundle out that is not signed right, or too old.
 
 The firmware may bring a trust file, `etc/edgekd/trust.json` below the root; a newer one is kept with the slots. Of the
-two the one with the higher version counts. Where there is none, every whole bundle is taken.
+two the one with the higher version counts. Where there is none, every whole bundle is taken, and what reads trust files
+is not even imported.
 """
 
 from __future__ import annotations
@@ -13,15 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.bundle.trust import (
-    MAX_BYTES,
-    SignedTrust,
-    from_json,
-    require_complete,
-    require_next,
-    require_signed,
-    to_json,
-)
 from edgekd.canonical import canonical_json
 from edgekd.errors import BundleError, DeviceError, RollbackError, SignatureError
 from edgekd.files import write_file
@@ -29,6 +21,7 @@ from edgekd.files import write_file
 if TYPE_CHECKING:
     from edgekd.agent.slots import Slot, State
     from edgekd.bundle.archive import Head, Judge
+    from edgekd.bundle.trust import SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
 TRUST, COUNTER = "trust.json", "counter.json"
@@ -48,6 +41,8 @@ def held_trust(state: State, root: Path) -> SignedTrust | None:
 
 def read_trust(path: Path) -> SignedTrust:
     """A trust file that its own keys have signed. Raises SignatureError that names it."""
+    from edgekd.bundle.trust import MAX_BYTES, from_json, require_complete
+
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -67,6 +62,8 @@ def judge(held: SignedTrust | None, now: datetime) -> Judge | None:
     """What takes a bundle's head or raises SignatureError; None where everything is taken."""
     if held is None:
         return None
+    from edgekd.bundle.trust import require_signed
+
     trust = held.trust
 
     def require_trusted(head: Head) -> None:
@@ -81,6 +78,8 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -
     A camera that holds none takes the first as it is: it must come from where the firmware comes from. One that is held
     already is passed over. Raises SignatureError, and then holds what it held.
     """
+    from edgekd.bundle.trust import require_next, to_json
+
     held = before = held_trust(state, root)
     for path in paths:
         new = read_trust(path)
@@ -137,6 +136,8 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, now: 
     """Raise SignatureError or RollbackError where the bundle in a slot may not, or no longer, be put into service."""
     require_not_older(state, slot.manifest.counter, f"slot {slot.name}")
     if held:
+        from edgekd.bundle.trust import require_signed
+
         try:
             require_signed(held.trust, slot.identity, slot.signatures, now)
         except SignatureError as error:

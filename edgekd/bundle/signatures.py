@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.bundle import ed25519
 from edgekd.canonical import canonical_json, short_int
 from edgekd.errors import SignatureError
 
@@ -57,6 +56,8 @@ def statement(kind: str, sha256: str) -> bytes:
 
 def holds(signature: Signature, public: bytes, message: bytes) -> bool:
     """Whether a signature is one of `message` by the holder of a public key."""
+    from edgekd.bundle import ed25519  # what only reads signatures starts without it
+
     return ed25519.verify(public, message, bytes.fromhex(signature.value))
 
 
