@@ -156,8 +156,8 @@ def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
     slow = certainty.slow_down(samples_ms, starts_s)
     if slow and slow.ratio > 1 + MOST_NOISE:
         return (
-            f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; let it reach its temperature first, "
-            "lock the clocks, or measure for so long that the beginning does not count"
+            f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; stop what else runs here, "
+            "let it reach its temperature first, or lock the clocks"
         )
     noise = certainty.mean_interval(samples_ms).half / float(samples_ms.mean())
     if noise > MOST_NOISE:

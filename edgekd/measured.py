@@ -40,6 +40,14 @@ def write_page(file: Path, artifact: Path, found: Measured) -> None:
     _write(file, render(artifact.name, found.document, samples))
 
 
+def require_place(*files: Path | None) -> None:
+    """Raises SpecError, before anything is measured, where a file could not be written."""
+    for file in files:
+        if file is not None and (not file.parent.is_dir() or file.is_dir()):
+            found = "a folder" if file.is_dir() else "no such folder"
+            raise SpecError(f"{file}: cannot be written", expected="a file in a folder that is there", found=found)
+
+
 def _write(file: Path, text: str) -> None:
     try:
         write_file(file, text.encode("utf-8"))
@@ -96,9 +104,13 @@ def bench_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _sustained_lines(found["sustained"])
     yield from _energy_lines(found["energy"])
     yield from _cost_lines(found["cost"])
-    shapes = ", ".join(f"{width}x{height}" for width, height in frames["shapes"])
-    yield f"{found['iterations']} frames, {frames['source']} ({shapes})"
+    yield f"{found['iterations']} frames, {frames['source']} ({_shapes(frames['shapes'])})"
     yield f"{host['engine']}, {host['threads']} threads, {host['cpu']}{_setting(found['conditions'])}"
+
+
+def _shapes(shapes: Sequence[Sequence[int]]) -> str:
+    names = [f"{width}x{height}" for width, height in shapes]
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} sizes, {names[0]} to {names[-1]}"
 
 
 def _setting(conditions: Mapping[str, Any]) -> str:
@@ -140,7 +152,8 @@ def _cost_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
     if found is None:
         return
     parts = [f"{name} {found[name]:.4g}" for name in ("electricity", "instance") if found[name] is not None]
-    total = "cannot be told" if found["total"] is None else f"{found['total']:.4g} {found['currency'] or ''}".rstrip()
+    unknown = "cannot be told, as energy or throughput is not known"
+    total = unknown if found["total"] is None else f"{found['total']:.4g} {found['currency'] or ''}".rstrip()
     yield f"a million frames cost {total}" + (f" ({', '.join(parts)})" if parts else "")
 
 

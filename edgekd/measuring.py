@@ -29,7 +29,7 @@ from edgekd.engines.types import Session, usable_cores
 from edgekd.power import Meter
 from edgekd.power.energy import measure_energy
 from edgekd.power.find import find_meter
-from edgekd.power.nvml import find_gpu
+from edgekd.power.nvml import NvidiaGpu, find_gpu
 from edgekd.power.recorder import Joules, Recorder
 from edgekd.progress import SILENT, Progress
 from edgekd.streaming import between, run_streams
@@ -98,13 +98,14 @@ def run(job: BenchJob, progress: Progress = SILENT) -> Measured:
     with ExitStack() as stack:
         opened = {name: _open(stack, job, path) for name, path in _artifacts(job).items()}
         source = load_frames(job.frames) if job.frames else _made_up(opened[OURS][1])
-        before = asdict(read_moment(job.root))
+        gpu = _gpu(job)
+        before = _moment(job, gpu)
         sides = {name: _cold(stack, job, graph, spec, source) for name, (graph, spec) in opened.items()}
         timings = _latency(job, sides, source, progress)
         throughputs = _throughputs(job, sides, source, progress) if job.streams else {}
-        sustained = _sustained(job, sides[OURS], source, progress) if job.minutes else None
+        sustained = _sustained(job, sides[OURS], source, gpu, progress) if job.minutes else None
         energies, no_energy = _energy(job, sides, source, progress)
-    conditions = {**read_setting(job.root).as_json(), "before": before, "after": asdict(read_moment(job.root))}
+    conditions = {**read_setting(job.root).as_json(), "before": before, "after": _moment(job, gpu)}
     told = {name: _side_json(job, name, sides, timings, throughputs, energies) for name in sides}
     ours, theirs = told[OURS], told.get(THEIRS)
     ours["refused"] += [f"energy: {no_energy}"] if no_energy else []
@@ -230,25 +231,26 @@ def throughput_json(gaps_ms: np.ndarray, streams: int) -> dict[str, Any]:
     }
 
 
-def _sustained(job: BenchJob, side: Side, source: FrameSource, progress: Progress) -> dict[str, Any]:
+def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> dict[str, float | None]:
+    """Clocks and temperature now; of the GPU that runs the network, where NVIDIA's driver tells them."""
+    now = asdict(read_moment(job.root))
+    return now if gpu is None else {**now, "gpu_mhz": gpu.clock_mhz, "temperature_c": gpu.temperature_c}
+
+
+def _sustained(
+    job: BenchJob, side: Side, source: FrameSource, gpu: NvidiaGpu | None, progress: Progress
+) -> dict[str, Any]:
     """Camera to detections for minutes on end, with a line of what the machine did for every second."""
     progress.note(f"bench: sustained run of {job.minutes:g} minutes ...")
-    clock, meter, gpu = job.device.clock, _meter(job), _gpu(job)
+    clock, meter = job.device.clock, _meter(job)
     joules = Joules(meter, clock) if meter else None
-
-    def read() -> dict[str, float | None]:
-        now = asdict(read_moment(job.root))
-        if gpu is not None:
-            now = {**now, "gpu_mhz": gpu.clock_mhz, "temperature_c": gpu.temperature_c}
-        return now
-
     lane = {"": _candidates(side, source)[CAMERA]}
     warm_up = _one_frame(lane[""], source)
     for _ in range(BLOCK):
         warm_up()
     began = clock()
     with ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(read, clock, TIMELINE_S))
+        recorder = stack.enter_context(Recorder(lambda: _moment(job, gpu), clock, TIMELINE_S))
         if joules:
             stack.enter_context(joules.recorder)
         limits: dict[str, Any] = {"min_seconds": 60 * job.minutes, "warmup": 0}
@@ -291,7 +293,7 @@ def _on_gpu(job: BenchJob) -> bool:
     return any(name in job.device.facts().engine for name in ("cuda", "tensorrt"))
 
 
-def _gpu(job: BenchJob) -> Any:
+def _gpu(job: BenchJob) -> NvidiaGpu | None:
     return find_gpu() if _on_gpu(job) else None
 
 

@@ -209,6 +209,19 @@ def test_every_sample_is_in_the_csv(tiny_model: Path, tmp_path: Path) -> None:
         measured.write_csv(tmp_path / "no" / "folder" / "x.csv", found)
 
 
+def test_a_place_that_is_none_is_said_before_anything_is_measured(edgekd, tiny_model: Path, tmp_path: Path) -> None:
+    for flag, place in (("--csv", tmp_path / "no" / "x.csv"), ("--report", tmp_path)):
+        ran = edgekd("bench", tiny_model, flag, place)
+        assert ran.code == 2
+        assert ran.err.count("\n") == 1, "not even begun"
+        assert "cannot be written" in ran.err
+
+
+def test_many_sizes_of_frames_are_told_in_short() -> None:
+    assert measured._shapes([[64, 48]]) == "64x48"
+    assert measured._shapes([[1, 2], [3, 4], [5, 6], [7, 8]]) == "4 sizes, 1x2 to 7x8"
+
+
 def test_the_page_has_the_numbers_and_no_script(tiny_model: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow<b>.onnx"
     slow.write_bytes(tiny_model.read_bytes())

@@ -75,10 +75,11 @@ def bench(
     """Time an artifact, engine alone and camera to detections: percentiles, throughput, energy, cost, how sure."""
     from edgekd import measuring
     from edgekd.cost import Prices
-    from edgekd.measured import write_csv, write_page
+    from edgekd.measured import require_place, write_csv, write_page
     from edgekd.stages import local_device
     from edgekd.target import load_target
 
+    require_place(csv, report)
     job = measuring.BenchJob(
         artifact=artifact,
         device=local_device(device),
