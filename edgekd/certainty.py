@@ -30,7 +30,7 @@ _FEWEST, _MOST = 20, 256  # stretches that a run is cut into
 _WINDOWS = 12, 60
 _GRID = 2048
 _BEYOND = 5
-_OUTLIER_SIGMAS, _LEAST_OUTLIER = 8.0, 1.1
+_OUTLIER_SIGMAS, _LEAST_OUTLIER, _NEAR = 8.0, 1.1, 50
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ class SlowDown:
 
 @dataclass(frozen=True)
 class Outliers:
-    """Frames that took much longer than the others do. limit: what they are beyond; worst: the longest sample."""
+    """Frames that took much longer than those around.
+
+    limit: what such a frame is beyond, where those around are as slow as the run's median; worst: the longest sample.
+    """
 
     count: int
     share: float
@@ -203,11 +206,14 @@ def slow_down(samples: np.ndarray, starts_s: np.ndarray) -> SlowDown | None:
 def outliers(samples: np.ndarray) -> Outliers:
     """The frames of float64 [n] above 0, n >= 1, that no even run has: fewer than one in 10,000 where there are none.
 
-    Beyond the median by 8 times the spread of the ordinary slower frames, and by a tenth.
+    Beyond the median of the fifty frames around by 8 times the spread of the ordinary slower frames, and by a tenth.
     """
-    p50, p75 = np.percentile(np.log(samples), (50, 75))
-    limit = math.exp(p50 + max(_OUTLIER_SIGMAS * (p75 - p50) / 0.6745, math.log(_LEAST_OUTLIER)))
-    count = int((samples > limit).sum())
+    near = np.array_split(np.log(samples), max(len(samples) // _NEAR, 1))
+    beyond = np.concatenate([part - np.median(part) for part in near])  # so that a slow-down hides none
+    spread = float(np.percentile(beyond, 75)) / 0.6745
+    least = max(_OUTLIER_SIGMAS * spread, math.log(_LEAST_OUTLIER))
+    count = int((beyond > least).sum())
+    limit = float(np.median(samples)) * math.exp(least)
     return Outliers(count, count / len(samples), limit, float(samples.max()))
 
 

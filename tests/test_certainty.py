@@ -172,6 +172,14 @@ def test_injected_outliers_are_counted_exactly(remembers: float) -> None:
     assert found.worst == samples.max()
 
 
+def test_throttling_hides_no_outlier_and_is_none() -> None:
+    samples = latencies(2000, 4)
+    samples[1200:] *= 1.5
+    assert outliers(samples).count == 0
+    samples[[100, 1900]] *= 4
+    assert outliers(samples).count == 2
+
+
 def test_even_frames_are_called_outliers_in_less_than_one_of_ten_thousand() -> None:
     assert sum(outliers(latencies(2000, seed)).count for seed in range(50)) < 10  # of 100,000
     exponential = 5 + np.random.default_rng(0).exponential(1, 100_000)
