@@ -14,6 +14,7 @@ from edgekd.files import write_file
 if TYPE_CHECKING:
     from edgekd.benchmark import Timing
     from edgekd.measuring import Measured
+    from edgekd.predicting import Predicted
 
 PARTS = ("decode", "preprocess", "inference", "postprocess")
 STATISTICS = ("p50", "p90", "p99", "p999", "mean")
@@ -38,6 +39,13 @@ def write_page(file: Path, artifact: Path, found: Measured) -> None:
     if ("against", "camera") in found.timings:
         samples["before"] = found.timings["against", "camera"].total_ms.tolist()
     _write(file, render(artifact.name, found.document, samples))
+
+
+def write_prediction(file: Path, found: Predicted) -> None:
+    """A page with a prediction and its roofline. Raises SpecError."""
+    from edgekd.report.prediction import render
+
+    _write(file, render(found.document, found.roof))
 
 
 def require_place(*files: Path | None) -> None:

@@ -15,6 +15,7 @@ from edgekd.onnx_view import load_view
 from edgekd.predict.device import Precision, require_precision
 from edgekd.predict.graph import works_in
 from edgekd.predict.latency import LayerTime, Prediction, Predictor, scale_from
+from edgekd.predict.roofline import Roofline, roofline
 from edgekd.predict.table import MeasuredTable, load_table
 from edgekd.predict.work import multiply_adds
 from edgekd.target import Target
@@ -35,8 +36,21 @@ class PredictJob:
     trust_checkpoint: bool = False
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """document: as `edgekd predict --json` prints it; roof: every layer under the roof of the target."""
+
+    document: Mapping[str, Any]
+    roof: Roofline
+
+
 def run(job: PredictJob) -> Mapping[str, Any]:
     """The documented result of `edgekd predict --json`. Raises SpecError, also where the target has no figures."""
+    return predict(job).document
+
+
+def predict(job: PredictJob) -> Predicted:
+    """The result, and the layers under the roof of the target. Raises SpecError as `run` does."""
     if job.precision is not None:
         require_precision(job.target, job.precision)
     table = load_table(job.table, job.target) if job.table else None
@@ -47,7 +61,7 @@ def run(job: PredictJob) -> Mapping[str, Any]:
     if table and job.table:
         predictor = Predictor(job.target, precision, scale=_scale(predictor, table, job.table.parent))
     found = predictor.predict(works, {layer.work: layer.us for layer in table.layers} if table else None)
-    return {
+    document = {
         "model": job.model.name,
         "target": job.target.name,
         "precision": precision,
@@ -58,6 +72,7 @@ def run(job: PredictJob) -> Mapping[str, Any]:
         "doubts": list(found.doubts),
         "layers": [{**asdict(layer), "us": _short(layer.us)} for layer in _dearest(found)],
     }
+    return Predicted(document, roofline(works, [layer.us for layer in found.layers], predictor.device))
 
 
 def _numbers(found: Prediction) -> dict[str, float | None]:

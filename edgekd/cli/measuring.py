@@ -107,13 +107,19 @@ def predict(
     target: TargetName = "xavier",
     precision: Annotated[str | None, typer.Option(help="fp16, int8 or fp32. Default: the graph's own.")] = None,
     table: Annotated[Path | None, typer.Option(help="A .toml of times measured on the target itself.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with the roofline there (.html).")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Predict latency and energy of MODEL on a TARGET that is not at hand, and say how sure that is."""
     from edgekd import predicting
+    from edgekd.measured import require_place, write_prediction
     from edgekd.target import load_target
 
-    found = predicting.run(predicting.PredictJob(model, load_target(target), precision, table, head, trust_checkpoint))
-    (print_json if as_json else print_predicted)(found)
+    require_place(report)
+    job = predicting.PredictJob(model, load_target(target), precision, table, head, trust_checkpoint)
+    found = predicting.predict(job)
+    if report:
+        write_prediction(report, found)
+    (print_json if as_json else print_predicted)(found.document)

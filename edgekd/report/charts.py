@@ -12,12 +12,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from edgekd.predict.roofline import Roofline
 from edgekd.report.markup import Html, tag
 from edgekd.report.text import known, milliseconds
 from edgekd.report.types import Latency
 
 STRIP_HEIGHT = 20
-TIME_LINE_HEIGHT = 110
+TIME_LINE_HEIGHT, ROOFLINE_HEIGHT = 110, 320
 BINS = 60
 ROW_HEIGHT, ROW_GAP, HISTOGRAM_HEIGHT, AXIS_HEIGHT = 124, 18, 52, 24
 
@@ -154,6 +155,46 @@ def time_line(at_s: Sequence[float], values: Sequence[float | None], unit: str) 
     ]
     title = tag("title", f"From {shown[0]:.4g} to {shown[-1]:.4g} {unit} in {end:.0f} seconds.")
     return tag("svg", title, *grid, drawn, *labels, *times, class_="latency", role="img", height=TIME_LINE_HEIGHT + 24)
+
+
+def roofline_chart(roof: Roofline) -> Html:
+    """Layers under the roof of a device, both axes in powers of ten; the area of a circle is its layer's time."""
+    across = _powers([point.intensity for point in roof.points] + [roof.ridge])
+    down = _powers([point.rate for point in roof.points] + [roof.peak])
+    longest = max(point.us for point in roof.points)
+    grid = [_line(_place(at, across), 0, _place(at, across), ROOFLINE_HEIGHT, "grid") for at in across]
+    grid += [_line("0%", _level(at, down), "100%", _level(at, down), "grid") for at in down]
+    names = [_text(f"{10**at:g}", _place(at, across), ROOFLINE_HEIGHT + 18, "middle", "tick") for at in across[1:-1]]
+    names += [_text(f"{10 ** (at - 9):g} G operations/s", "0%", _level(at, down) - 3, "start", "tick") for at in down]
+    names.append(_text("operations a byte", "100%", ROOFLINE_HEIGHT + 18, "end", "tick"))
+    corners = [10 ** across[0], roof.ridge, 10 ** across[-1]]
+    spots = [(_place(math.log10(x), across), _level(math.log10(roof.roof(x)), down)) for x in corners]
+    lines = [_line(left[0], left[1], right[0], right[1], "base") for left, right in pairwise(spots)]
+    layers = [
+        tag(
+            "circle",
+            tag("title", f"{point.name}: {point.us:.1f} µs, {point.rate / 1e9:.3g} G operations/s"),
+            cx=_place(math.log10(point.intensity), across),
+            cy=f"{_level(math.log10(point.rate), down):.1f}",
+            r=f"{2 + 8 * math.sqrt(point.us / longest):.1f}",
+            class_="layer",
+        )
+        for point in roof.points
+    ]
+    title = tag("title", f"{len(layers)} layers under a roof of {roof.peak / 1e12:.3g} T operations/s.")
+    height = ROOFLINE_HEIGHT + AXIS_HEIGHT
+    return tag("svg", title, *grid, *lines, *layers, *names, class_="latency", role="img", height=height)
+
+
+def _powers(values: Sequence[float]) -> list[float]:
+    """Powers of ten, as logarithms, that enclose the values."""
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
+    return [float(power) for power in range(first, max(last, first + 1) + 1)]
+
+
+def _level(power: float, powers: Sequence[float]) -> float:
+    share = (power - powers[0]) / (powers[-1] - powers[0])
+    return 12 + (ROOFLINE_HEIGHT - 12) * (1 - min(max(share, 0.0), 1.0))
 
 
 def _runs(points: Sequence[str | None]) -> list[list[str]]:
