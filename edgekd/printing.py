@@ -150,6 +150,36 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
 
 
+def print_fleet(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd engine --fleet`, for people."""
+    print(f"{result['name']} for {result['target']}, the engine alone")
+    header = ["board", "p50 ms", "p90 ms", "p99 ms", "FPS", "layers", "power mode", "system", "runtime", ""]
+    print_table(header, [_board_row(board) for board in result["boards"]])
+    failed = [board for board in result["boards"] if board["error"]]
+    for board in failed:
+        print(f"{board['name']}: {board['error']['text']}")
+    count = len(result["boards"])
+    print(f"{count - len(failed)} of {count} boards passed; all of it: {result['out']}")
+
+
+def _board_row(board: Mapping[str, Any]) -> list[str]:
+    found = board["result"]
+    if found is None:
+        return [board["name"], *["-"] * 8, "FAILED"]
+    times, device, mode = found["bench"]["inference_ms"], found["device"], found["device"]["power_mode"]
+    jetpack = f"JetPack {board['jetpack']}, " if board["jetpack"] else ""
+    return [
+        board["name"],
+        *(f"{times[column]:.2f}" for column in ("p50", "p90", "p99")),
+        f"{found['bench']['fps']:.1f}",
+        ", ".join(f"{count} {kind}" for kind, count in (found["engine"]["layers"] or {}).items()) or "not said",
+        str(mode["name"] or mode["id"]) if mode else "-",
+        f"{jetpack}L4T {device['l4t']}" if device["l4t"] else device["os"] or "-",
+        _version(found["runtime"]),
+        f"{found['basis']}, kept of {board['measured_at']}" if board["kept"] else found["basis"],
+    ]
+
+
 def _version(runtime: Mapping[str, Any]) -> str:
     return f"{runtime['name']} {runtime['version']}"
 
