@@ -82,9 +82,10 @@ def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Contents:
-    """A bundle, verified: what it says of itself, and the agent out of it, None where it has none."""
+    """A bundle, verified: what it says of itself, its graph, and the agent out of it, None where it has none."""
 
     manifest: Manifest
+    graph: Path
     agent: Path | None
 
 
@@ -230,7 +231,7 @@ def contents(bundle: Path) -> Iterator[Contents]:
         folder = Path(scratch, "bundle")
         manifest = extract(bundle, folder)
         agents = (folder / entry.path for entry in manifest.files if entry.role == "agent")
-        yield Contents(manifest, next(agents, None))
+        yield Contents(manifest, folder / manifest.graph.path, next(agents, None))
 
 
 def _agent(job: EngineJob, parts: Contents) -> Path | None:

@@ -125,6 +125,8 @@ def print_predicted(result: Mapping[str, Any]) -> None:
     print(f"the {len(result['layers'])} dearest layers take {total / 10 / result['latency_ms']:.0f} % of it:")
     print_table(["layer", "", "us"], [[each["name"], each["kind"], f"{each['us']:.1f}"] for each in result["layers"]])
     print("Predicted, not measured: nine of ten measurements should lie in that range.")
+    if result["measured"]:
+        print(f"Corrected by what was measured: {result['measured']}.")
     for doubt in result["doubts"]:
         print(f"Do not trust it far: {doubt}.")
 
@@ -160,6 +162,15 @@ def print_fleet(result: Mapping[str, Any]) -> None:
         print(f"{board['name']}: {board['error']['text']}")
     count = len(result["boards"])
     print(f"{count - len(failed)} of {count} boards passed; all of it: {result['out']}")
+
+
+def print_profiled(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd profile`, for people."""
+    print(f"{result['target']}, {result['precision']}: {result['measured']}")
+    columns = ("p50", "p90", "p99", "mean", "min")
+    rows = [[each["graph"], *(f"{each['inference_ms'][name]:.2f}" for name in columns)] for each in result["networks"]]
+    print_table(["ms", *columns], rows)
+    print(f"for `edgekd predict MODEL --target {result['target']} --table`: {result['table']}")
 
 
 def _board_row(board: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.options import Bundle, Json, new_progress
+from edgekd.cli.options import Bundle, Bundles, Json, new_progress
 from edgekd.errors import SpecError
-from edgekd.printing import print_engine, print_fleet, print_json
+from edgekd.printing import print_engine, print_fleet, print_json, print_profiled
 
 
 def engine(
@@ -45,6 +45,31 @@ def engine(
     (print_json if as_json else print_fleet)(found)
     if not found["passed"]:
         raise typer.Exit(1)
+
+
+def profile(
+    bundles: Bundles,
+    device: Annotated[str, typer.Option(help="local or ssh://[USER@]HOST[:PORT].", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The table, a .toml; networks go beside it.", show_default=False)],
+    target: Annotated[str | None, typer.Option(help="What the device is, where it does not say so itself.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="What runs networks there. Default: the best it has.")] = None,
+    state: Annotated[str | None, typer.Option(help="Folder of the slots there. Default: /var/lib/edgekd.")] = None,
+    python: Annotated[str | None, typer.Option(help="Interpreter there. Default: python3.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Path there of an agent to use in place of the bundle's.")] = None,
+    iterations: Annotated[int, typer.Option(help="Time at least this many runs ...", min=1)] = 200,
+    seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that one step may take.", min=1)] = 3600.0,
+    as_json: Json = False,
+) -> None:
+    """Time the networks of bundles on a device, as the table that predictions for its target are corrected by."""
+    from edgekd import profiling
+    from edgekd.devices.named import device_named
+    from edgekd.installing import EngineJob
+
+    where = device_named(device)
+    usual = EngineJob(bundles[0], where, runtime, False, state, python, agent, iterations, seconds, timeout)
+    found = profiling.run(profiling.ProfileJob(bundles, usual, out, target), new_progress())
+    (print_json if as_json else print_profiled)(found)
 
 
 def _require_one(device: str | None, fleet: Path | None, activate: bool, out: Path | None) -> None:
