@@ -23,6 +23,7 @@ check: $(VENV)/dev.installed
 ## Measure again what README and docs claim. Takes about an hour on two cores.
 bench: $(VENV)/dev.installed
 	$(BIN)/python bench/harness_overhead.py
+	$(BIN)/python bench/camera_to_detections.py
 	$(BIN)/python bench/quantization_baselines.py
 	$(BIN)/python bench/storage_formats.py
 	$(BIN)/python bench/scorer_agreement.py

@@ -1,7 +1,7 @@
 """Latency of a detector on a device: warm-up, then enough frames and enough seconds, every sample kept.
 
-Each frame is timed in three parts: preprocess (frame to batch), inference (the engine) and postprocess (output to
-detections). Reading frames from disk is not part of any of them.
+Each frame is timed in up to four parts: decode (a compressed frame to pixels, where frames are compressed), preprocess
+(frame to batch), inference (the engine) and postprocess (output to detections). Reading files is not part of any.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -11,19 +11,26 @@ from __future__ import annotations
 import gc
 import itertools
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edgekd import certainty
 from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
     Clock = Callable[[], float]
 
 MEASURED, STAND_IN = "measured", "stand-in"
+MIN_FRAMES, MIN_SECONDS = 50, 2.0
+"""Frames per second are not told of a run with less."""
+MOST_NOISE = 0.05
+"""Nor of one whose mean is known to no more than this share, or that slowed down by more."""
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
 
 
 class Runs(Protocol):
@@ -38,31 +45,42 @@ class Candidate:
 
     preprocess: frame -> (batch float32 [1, 3, h, w], whatever postprocess needs to know about that frame).
     postprocess: (output, what preprocess said) -> detections.
+    decode: compressed frame -> frame; None where frames are as a camera gives them.
     """
 
     session: Runs
     preprocess: Callable[[Any], tuple[np.ndarray, Any]]
     postprocess: Callable[[np.ndarray, Any], object]
+    decode: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
 class Stats:
-    """A summary of samples, in their unit. Percentiles interpolate linearly between samples."""
+    """A summary of samples, in their unit. Percentiles interpolate linearly between samples.
+
+    p999: None where the run is too short to know it. intervals: where `p50`, `p90`, `p99`, `p999` and `mean` lie, 95
+    times in 100; None for what the run is too short for.
+    """
 
     p50: float
     p90: float
     p99: float
+    p999: float | None
     mean: float
     min: float
+    intervals: Mapping[str, list[float] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Timing:
     """What one benchmark saw: float64 [n] milliseconds for each part, in the order of the frames.
 
+    starts_s: when each frame began, in seconds from the first; decode_ms: None where nothing was decoded.
     basis: `measured` when the device is the target, `stand-in` when another machine stood in for it.
     """
 
+    starts_s: np.ndarray
+    decode_ms: np.ndarray | None
     preprocess_ms: np.ndarray
     inference_ms: np.ndarray
     postprocess_ms: np.ndarray
@@ -70,17 +88,18 @@ class Timing:
     basis: str
 
     @property
-    def fps(self) -> float:
-        """Frames per second, one after the other, all parts included."""
-        return 1000.0 / float(self.total_ms.mean())
+    def fps(self) -> float | None:
+        """Frames per second, one after the other, all parts included; None where `refused` says why."""
+        return None if self.refused else 1000.0 / float(self.total_ms.mean())
 
     @property
-    def engine_fps(self) -> float:
-        """Frames per second of the engine alone."""
-        return 1000.0 / float(self.inference_ms.mean())
+    def refused(self) -> str | None:
+        """Why frames per second cannot be told of this run, and what to do; None where they can."""
+        return why_no_rate(self.total_ms, self.starts_s)
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, ready for JSON."""
+        refused = self.refused
         parts = {
             "preprocess_ms": self.preprocess_ms,
             "inference_ms": self.inference_ms,
@@ -90,23 +109,94 @@ class Timing:
         return {
             "basis": self.basis,
             "iterations": len(self.total_ms),
-            "fps": self.fps,
-            "engine_fps": self.engine_fps,
+            "fps": None if refused else 1000.0 / float(self.total_ms.mean()),
+            "refused": [f"fps: {refused}"] if refused else [],
+            "decode_ms": None if self.decode_ms is None else asdict(summarize(self.decode_ms)),
             **{name: asdict(summarize(samples)) for name, samples in parts.items()},
+            "slow_down": _slow_down_json(self.total_ms, self.starts_s),
+            "outliers": _outliers_json(self.total_ms),
         }
 
 
 def summarize(samples: np.ndarray) -> Stats:
-    """The statistics of `samples` float64 [n], n >= 1."""
-    p50, p90, p99 = np.percentile(samples, (50, 90, 99)).tolist()
-    return Stats(p50=p50, p90=p90, p99=p99, mean=float(samples.mean()), min=float(samples.min()))
+    """The statistics of `samples` float64 [n], n >= 1, in the order in which they were taken."""
+    values = dict(zip(PERCENTILES, np.percentile(samples, tuple(PERCENTILES.values())).tolist()))  # noqa: B905
+    found, mean = certainty.intervals(samples, tuple(PERCENTILES.values()))
+    known = dict(zip((*PERCENTILES, "mean"), (*found, mean)))  # noqa: B905
+    return Stats(
+        p50=values["p50"],
+        p90=values["p90"],
+        p99=values["p99"],
+        p999=values["p999"] if known["p999"] else None,
+        mean=float(samples.mean()),
+        min=float(samples.min()),
+        intervals={name: [of.low, of.high] if of else None for name, of in known.items()},
+    )
 
 
-def timing_of(stamps_s: np.ndarray, basis: str) -> Timing:
-    """The timing in `stamps_s` float64 [n, 4]: each frame's start, end of preprocess, of inference, of postprocess."""
+def alone(samples_ms: np.ndarray) -> dict[str, Any]:
+    """What is told of an engine that ran by itself, float64 [n] milliseconds, one run after the other."""
+    starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
+    refused = why_no_rate(samples_ms, starts_s)
+    return {
+        "iterations": len(samples_ms),
+        "fps": None if refused else 1000.0 / float(samples_ms.mean()),
+        "refused": [f"fps: {refused}"] if refused else [],
+        "inference_ms": asdict(summarize(samples_ms)),
+        "slow_down": _slow_down_json(samples_ms, starts_s),
+        "outliers": _outliers_json(samples_ms),
+    }
+
+
+def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
+    """Why a rate cannot be told of frames that took float64 [n] milliseconds; None where it can."""
+    count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
+    if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
+        return f"{count} frames in {seconds:.2g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
+    slow = certainty.slow_down(samples_ms, starts_s)
+    if slow and slow.ratio > 1 + MOST_NOISE:
+        return (
+            f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; stop what else runs here, "
+            "let it reach its temperature first, or lock the clocks"
+        )
+    noise = certainty.mean_interval(samples_ms).half / float(samples_ms.mean())
+    if noise > MOST_NOISE:
+        return (
+            f"the mean is known to {noise:.0%} only; stop what else runs here, lock the clocks, or measure "
+            f"{min((noise / MOST_NOISE) ** 2, 1000):.0f} times as long"
+        )
+    return None
+
+
+def compare(first: Timing, second: Timing, block: int) -> certainty.Comparison:
+    """How many times as long `first` takes as `second`, in turns of `block` frames: medians, round by round."""
+    rounds = min(len(first.total_ms), len(second.total_ms)) // block
+    both = (each.total_ms[: rounds * block].reshape(rounds, block) for each in (first, second))
+    return certainty.compare(*(np.median(each, axis=1) for each in both))
+
+
+def _slow_down_json(samples_ms: np.ndarray, starts_s: np.ndarray) -> dict[str, float] | None:
+    found = certainty.slow_down(samples_ms, starts_s)
+    if found is None:
+        return None
+    return {"at_s": found.at_s, "before_ms": found.before, "after_ms": found.after, "p_value": found.p_value}
+
+
+def _outliers_json(samples_ms: np.ndarray) -> dict[str, float]:
+    found = certainty.outliers(samples_ms)
+    return {"count": found.count, "share": found.share, "limit_ms": found.limit, "worst_ms": found.worst}
+
+
+def timing_of(stamps_s: np.ndarray, basis: str, decoded: bool = False) -> Timing:
+    """The timing in `stamps_s` float64 [n, 5]: each frame's start, and end of decode, preprocess, inference, all.
+
+    decoded: whether there was something to decode.
+    """
     parts_ms = np.diff(stamps_s, axis=1) * 1000.0
-    total_ms = (stamps_s[:, 3] - stamps_s[:, 0]) * 1000.0
-    return Timing(parts_ms[:, 0], parts_ms[:, 1], parts_ms[:, 2], total_ms, basis)
+    total_ms = (stamps_s[:, 4] - stamps_s[:, 0]) * 1000.0
+    starts_s = stamps_s[:, 0] - stamps_s[0, 0]
+    decode_ms = parts_ms[:, 0] if decoded else None
+    return Timing(starts_s, decode_ms, parts_ms[:, 1], parts_ms[:, 2], parts_ms[:, 3], total_ms, basis)
 
 
 def benchmark(
@@ -173,27 +263,35 @@ def benchmark_interleaved(
                 lane.measure(settle, keep=False)
                 lane.measure(block, keep=True)
             order.reverse()
-    return {name: timing_of(np.array(lane.stamps), basis) for name, lane in lanes.items()}
+    return {name: timing_of(lane.stamps, basis, candidates[name].decode is not None) for name, lane in lanes.items()}
 
 
 class _Lane:
-    """One candidate, where it is in the frames, and its stamps: seconds at start, preprocessed, inferred, end."""
+    """One candidate, where it is in the frames, and its stamps in seconds: five for each frame, one after the other."""
 
     def __init__(self, candidate: Candidate, frames: Sequence[Any], clock: Clock) -> None:
-        self.stamps: list[tuple[float, float, float, float]] = []
+        self._stamps = array("d")
         self._seconds = 0.0
         self._candidate = candidate
         self._frames = itertools.cycle(frames)
         self._clock = clock
 
+    @property
+    def stamps(self) -> np.ndarray:
+        """float64 [n, 5]: start, decoded, preprocessed, inferred, end."""
+        return np.array(self._stamps).reshape(-1, 5)
+
     def has(self, iterations: int, seconds: float) -> bool:
-        return len(self.stamps) >= iterations and self._seconds >= seconds
+        return len(self._stamps) >= 5 * iterations and self._seconds >= seconds
 
     def measure(self, count: int, *, keep: bool) -> None:
         clock, preprocess, postprocess = self._clock, self._candidate.preprocess, self._candidate.postprocess
-        run = self._candidate.session.run
+        run, decode = self._candidate.session.run, self._candidate.decode
         for frame in itertools.islice(self._frames, count):
-            start = clock()
+            start = decoded = clock()
+            if decode is not None:
+                frame = decode(frame)
+                decoded = clock()
             batch, context = preprocess(frame)
             preprocessed = clock()
             output = run(batch)
@@ -201,7 +299,7 @@ class _Lane:
             postprocess(output, context)
             end = clock()
             if keep:
-                self.stamps.append((start, preprocessed, inferred, end))
+                self._stamps.extend((start, decoded, preprocessed, inferred, end))
                 self._seconds += end - start
 
 

@@ -94,7 +94,7 @@ def told(begun: Start, found: Lighter, target: Target | None) -> dict[str, Any]:
             "multiply_adds": found.multiply_adds[at],
             **_scores(graph, measured.split, measured.data, measured.stages),
             "latency_ms": times[at],
-            "fps": 1000 / times[at],
+            "fps": measured.timed(before, found.graph)[side]["fps"],
         }
         for at, (side, graph) in enumerate((("before", before), ("after", found.graph)))
     }

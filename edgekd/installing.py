@@ -41,6 +41,7 @@ UPLOAD = "upload"
 """Where in the state folder files are sent to."""
 REHEARSED = "rehearsed"
 """The basis of what the null runtime says: nothing was computed."""
+_TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
 _STEPS = ("build", "selftest", "bench")
 _NULL = "null"
 _TURN_S = 0.5
@@ -131,7 +132,7 @@ def _result(job: EngineJob, manifest: Manifest, work: _Work) -> dict[str, Any]:
         "runtime": {name: built["runtime"][name] for name in ("name", "version")},
         "engine": {name: built[name] for name in ("slot", "key", "file", "bytes", "seconds", "changed", "layers")},
         "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
-        "bench": {name: timed[name] for name in ("iterations", "fps", "inference_ms")},
+        "bench": {name: timed[name] for name in _TIMED},
         "activated": "activate" in work.told,
         "upload": {
             "bytes": sum(each.bytes for each in work.placed),

@@ -64,15 +64,16 @@ class Measured:
 
     def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
         """Milliseconds a frame of two graphs."""
-        found = self._timed(before, after)
+        found = self.timed(before, after)
         return found["before"]["total_ms"]["p50"], found["after"]["total_ms"]["p50"]
 
     def host(self, before: Stage, after: Stage) -> Mapping[str, Any]:
         """What the machine was when these two were timed."""
-        found: Mapping[str, Any] = self._timed(before, after)["host"]
+        found: Mapping[str, Any] = self.timed(before, after)["host"]
         return found
 
-    def _timed(self, before: Stage, after: Stage) -> Mapping[str, Any]:
+    def timed(self, before: Stage, after: Stage) -> Mapping[str, Any]:
+        """`host`, and a summary of each: `before`, `after`."""
         return self.stages.benchmark(before, after, self.split, self.data, self.device, self.basis).results
 
 

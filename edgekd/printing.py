@@ -35,7 +35,7 @@ def print_outcome(outcome: Outcome) -> None:
     run = outcome.run
     scores = [score.results for score in run.scores]
     timings = [run.timing.results[label] for label in ("before", "after")]
-    timed = [f"{t['total_ms']['p50']:.1f} ms, {t['fps']:.1f} FPS" for t in timings]
+    timed = [f"{t['total_ms']['p50']:.1f} ms, {rate_text(t['fps'])}" for t in timings]
     host = run.timing.results["host"]
     print_table(
         ["", "before", "after"],
@@ -53,6 +53,8 @@ def print_outcome(outcome: Outcome) -> None:
     if run.compiled.results["check"]:
         print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
     print_budget(outcome.budget)
+    for timing in timings[1:]:
+        print_refused(timing["refused"])
     print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
 
 
@@ -111,6 +113,22 @@ def _print_lighter(result: Mapping[str, Any]) -> None:
     print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
 
 
+def print_bench(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd bench`, for people."""
+    from edgekd.measured import STATISTICS, against_lines, bench_lines, bench_rows
+
+    columns = [name.replace("p999", "p99.9") for name in STATISTICS]
+    print_table(["ms", *columns], bench_rows(result))
+    for line in bench_lines(result):
+        print(line)
+    print_refused(result["refused"])
+    if (other := result["against"]) is not None:
+        print_table([f"ms, {other['artifact']}", *columns], bench_rows(other))
+        for line in against_lines(other):
+            print(line)
+        print_refused([f"{other['artifact']}: {reason}" for reason in other["refused"]])
+
+
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
 
 
@@ -148,7 +166,8 @@ def print_engine(result: Mapping[str, Any]) -> None:
     columns = ("p50", "p90", "p99", "mean", "min")
     print_table(["ms", *columns], [["engine", *(f"{timed['inference_ms'][column]:.2f}" for column in columns)]])
     said = f"measured on {where}" if result["basis"] == "measured" else "rehearsed: nothing was computed"
-    print(f"{timed['fps']:.1f} FPS of the engine alone over {timed['iterations']} runs, {said}")
+    print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
+    print_refused(timed["refused"])
     print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
 
 
@@ -221,6 +240,12 @@ def print_budget(lines: Sequence[Line]) -> None:
         print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
 
 
+def print_refused(refused: Sequence[str]) -> None:
+    """What a run was too short or too noisy for, and what to do."""
+    for reason in refused:
+        print(f"not told: {reason}")
+
+
 def print_json(value: Any) -> None:
     """One JSON document, and nothing else."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
@@ -242,6 +267,11 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 def score_text(value: float | None) -> str:
     """A score from 0 to 1, or a dash."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def rate_text(fps: float | None) -> str:
+    """Frames per second, or a dash where a run was too short or too noisy to say."""
+    return "- FPS" if fps is None else f"{fps:.1f} FPS"
 
 
 def megabytes(count: int) -> str:

@@ -59,7 +59,7 @@ VERSION = {
     "encode": 1,
     "check": 1,
     "compile": 1,
-    "benchmark": 1,
+    "benchmark": 2,
     "report": 3,
     "pack": 4,
 }

@@ -152,6 +152,7 @@ def _host(run: TimedRun) -> dict[str, str]:
 
 def _notes(run: TimedRun) -> list[str]:
     notes = [f"Engine: {run.compiled.results['note']}."]
+    notes += [f"Not told of this machine: {reason}." for reason in run.timing.results["after"]["refused"]]
     if run.compiled.results["check"]:
         check = run.compiled.results["check"]
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {check}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.benchmark import Candidate, Timing, benchmark_interleaved
+from edgekd.benchmark import Candidate, Runs, Timing, benchmark_interleaved
 from edgekd.detectors.decode import decode
 from edgekd.detectors.preprocess import Placement, letterbox
 from edgekd.detectors.types import Detections, DetectorSpec
@@ -28,14 +28,14 @@ def time_graphs(
     """The timing of each graph with its spec on frames uint8 [h, w, 3] BGR; `limits` as in `benchmark_interleaved`."""
     with ExitStack() as stack:
         candidates = {
-            label: Candidate(
-                stack.enter_context(device.load(graph)),
-                partial(letterbox, how=specs[label].preprocess),
-                partial(_decoded, specs[label]),
-            )
-            for label, graph in graphs.items()
+            label: camera(stack.enter_context(device.load(graph)), specs[label]) for label, graph in graphs.items()
         }
         return benchmark_interleaved(candidates, frames, clock=device.clock, basis=basis, **limits)
+
+
+def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> Candidate:
+    """A session from frame to detections; open_frame: decodes a frame, where it is compressed."""
+    return Candidate(session, partial(letterbox, how=spec.preprocess), partial(_decoded, spec), open_frame)
 
 
 def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> Detections:

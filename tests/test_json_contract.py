@@ -118,13 +118,32 @@ def test_eval_of_a_bundle(edgekd: EdgeKD, tiny_build: Built, tiny_data: Path) ->
 
 @pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino-cpu"])
 def test_bench(edgekd: EdgeKD, tiny_build: Built, engine: str) -> None:
-    flags = ("--iterations", 20, "--seconds", 0, "--device", f"local:{engine}", "--json")
+    flags = ("--iterations", 20, "--seconds", 0, "--device", f"local:{engine}", "--instance-price", 1, "--json")
     found = edgekd("bench", tiny_build.bundle, *flags).json
     assert_documented(found, "bench")
     assert found["iterations"] >= 20
     assert found["host"]["engine"] == engine
     assert found["total_ms"]["p50"] <= found["total_ms"]["p99"]
-    assert found["fps"] < found["engine_fps"]
+    assert found["fps"] is found["engine_fps"] is None, "too short a run"
+    assert [reason.split(":")[0] for reason in found["refused"]][:3] == ["fps", "engine_fps", "throughput"]
+    assert found["throughput"]["fps"] is None
+    assert found["cost"]["electricity"] is None
+
+
+def test_bench_against_another_artifact_with_frames_of_a_folder(
+    edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    places = ("--frames", tiny_data / "images" / "val", "--csv", tmp_path / "a.csv", "--report", tmp_path / "a.html")
+    limits = ("--iterations", 60, "--seconds", 0, "--streams", 0, "--device", "local:onnxruntime-cpu")
+    ran = edgekd("bench", tiny_build.bundle, "--against", tiny_model, *places, *limits, "--json")
+    assert_documented(ran.json, "bench")
+    assert ran.json["against"]["artifact"] == str(tiny_model)
+    assert ran.json["frames"]["compressed"]
+    assert (tmp_path / "a.csv").read_text().count("\n") == 1 + 4 * 60
+    assert "<title>tiny-xavier.edgekd" in (tmp_path / "a.html").read_text("utf-8")
+    people = edgekd("bench", tiny_model, *limits)
+    assert "camera to detections" in people.out
+    assert "not told: fps" in people.out
 
 
 @pytest.mark.parametrize(("target", "level", "code"), [("xavier", "note", 0), ("nano", "impossible", 1)])

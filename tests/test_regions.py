@@ -42,9 +42,18 @@ STANDARD = (
     "bundle.ed25519",
     "bundle.signatures",
     "bundle.trust",
+    "conditions",
+    "power.find",
+    "power.ina3221",
+    "power.null",
+    "power.nvml",
+    "power.rapl",
+    "power.recorder",
 )
 WITH_NUMPY = (
     "benchmark",
+    "certainty",
+    "power.energy",
     "detectors.types",
     "detectors.preprocess",
     "detectors.decode",
@@ -72,11 +81,18 @@ for name in sys.argv[2:]:
 # Does with the imported modules what a camera does with them.
 ON_THE_CAMERA = """
 import numpy as np
+from edgekd.benchmark import benchmark
+from edgekd.certainty import compare
 from edgekd.detectors.decode import SCORING, decode
 from edgekd.detectors.preprocess import place, to_tensor
 from edgekd.detectors.types import spec_from_json
 from edgekd.formats import fp4x, nvfp4, packed_graph
 from edgekd.formats.int8 import dequantize_channels, quantize_channels
+class Copies:
+    run = staticmethod(np.copy)
+timed = benchmark(Copies(), lambda frame: (frame, 0), lambda output, of: None, [np.zeros(1000)], min_seconds=0.2)
+assert timed.summary()["refused"][0].startswith("fps:") and timed.summary()["inference_ms"]["p50"] > 0
+assert compare(np.full(8, 1.1), np.ones(8)).differs
 how = dict(height=64, width=64, color="rgb", scale=1 / 255, mean=[0, 0, 0], std=[1, 1, 1], pad_value=114)
 how.update(center=True, upscale=True)
 for kind, shape in (("yolo", (1, 6, 84)), ("yolox", (1, 84, 7)), ("end2end", (1, 300, 6))):
@@ -152,7 +168,7 @@ def test_what_the_device_shares_imports_with_numpy_only(module: str) -> None:
 
 def test_every_device_module_of_a_shared_folder_is_listed() -> None:
     """A new format or bundle module must not slip past the tests in this file."""
-    for folder in ("formats", "bundle"):
+    for folder in ("formats", "bundle", "power"):
         names = {f"{folder}.{path.stem}" for path in (PACKAGE / folder).glob("*.py")} - {f"{folder}.__init__"}
         assert names <= {*STANDARD, *WITH_NUMPY}
 

@@ -212,11 +212,14 @@ def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
 
 def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
     """Time the engine alone on this device. Raises DeviceError."""
+    from edgekd.power.find import find_meter
+
+    device = read_device(camera.root)
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
-        timed = latencies(slot, runtime, engine, iterations, seconds)
-    device = read_device(camera.root)
+        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name != "onnxruntime")
+        timed = latencies(slot, runtime, engine, iterations, seconds, meter)
     mode = device.as_json()["power_mode"]
     return {
         "slot": slot.name,

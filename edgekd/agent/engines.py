@@ -6,9 +6,9 @@ The engine's file has nothing in it but the engine, so that other programs, such
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from edgekd.files import new_folder, remove_folder, write_file, writing
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
+    from edgekd.power import Meter
 
 ENGINE, RECORD = "model.engine", "engine.json"
 
@@ -180,36 +181,54 @@ def _realized(runtime: Runtime, file: Path) -> dict[str, Any]:
     return {"realized": None if layers is None else realized(layers), "unread": None}
 
 
-def latencies(slot: Slot, runtime: Runtime, engine: Engine, iterations: int, seconds: float) -> dict[str, Any]:
-    """Time the engine alone, for at least so many runs and so long. Raises DeviceError."""
+def latencies(
+    slot: Slot, runtime: Runtime, engine: Engine, iterations: int, seconds: float, meter: Meter | None = None
+) -> dict[str, Any]:
+    """Time the engine alone, for at least so many runs and so long; then its energy. Raises DeviceError.
+
+    meter: where there is one; `energy` is null, and `refused` says why, where there is none.
+    """
     import numpy as np
 
-    from edgekd.benchmark import benchmark, summarize
+    from edgekd.benchmark import alone, benchmark
     from edgekd.detectors.preprocess import to_tensor
     from edgekd.detectors.types import spec_from_json
 
     watched = runtime.times(engine.file, iterations, seconds)
     if watched is not None:
-        samples = np.array(watched, np.float64) * 1000
-        return _timed(len(samples), 1000 / float(samples.mean()), asdict(summarize(samples)))
+        told = alone(np.array(watched, np.float64) * 1000)
+        return _with_energy(told, None, f"{runtime.name} runs engines in a process of its own")
     how = spec_from_json(slot.manifest.detector).preprocess
     noise = np.random.RandomState(0).randint(0, 256, (how.height, how.width, 3)).astype(np.uint8)
+    batch = to_tensor(noise, how)
     with closing(runtime.load(engine.file)) as session:
         timing = benchmark(
             session,
             lambda frame: (frame, None),
             lambda output, context: None,
-            [to_tensor(noise, how)],
+            [batch],
             min_iterations=iterations,
             min_seconds=seconds,
             clock=runtime.clock,
         )
-    told = timing.summary()
-    return _timed(told["iterations"], told["engine_fps"], told["inference_ms"])
+        return _with_energy(alone(timing.inference_ms), *_energy(meter, lambda: session.run(batch), seconds))
 
 
-def _timed(iterations: int, fps: float, inference_ms: dict[str, float]) -> dict[str, Any]:
-    return {"iterations": iterations, "fps": fps, "inference_ms": inference_ms}
+def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
+    """The energy of a run; None, and why, where it cannot be told."""
+    from edgekd.power.energy import measure_energy
+
+    if meter is None:
+        return None, "no sensor here that may be read"
+    try:
+        return measure_energy(meter, {"": work}, seconds)[""].as_json(), ""
+    except OSError as error:
+        return None, str(error)
+
+
+def _with_energy(told: dict[str, Any], energy: dict[str, Any] | None, why: str) -> dict[str, Any]:
+    refused = [] if energy else [f"energy: {why}"]
+    return {**told, "refused": [*told["refused"], *refused], "energy": energy}
 
 
 def _belongings(record: dict[str, Any]) -> dict[str, Any]:

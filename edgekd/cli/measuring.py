@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgekd.cli.options import Artifact, Data, Head, Json, TargetName, Trust, new_progress
-from edgekd.printing import print_json, print_predicted, print_scores, print_table
+from edgekd.printing import print_bench, print_json, print_predicted, print_scores
 
 
 def evaluate(
@@ -52,35 +52,54 @@ def evaluate(
 def bench(
     artifact: Artifact,
     device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
+    against: Annotated[Path | None, typer.Option(help="Another artifact, measured in turns with it.")] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="Folder of images, or a video, to decode. Default: noise.")
+    ] = None,
     iterations: Annotated[int, typer.Option(help="At least this many frames ...", min=1)] = 200,
-    seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
+    seconds: Annotated[float, typer.Option(help="... and at least this long, of each part.", min=0)] = 5.0,
+    streams: Annotated[int, typer.Option(help="Streams at once, for throughput; 0: none.", min=0, max=64)] = 2,
+    minutes: Annotated[float, typer.Option(help="Also a sustained run of this length.", min=0)] = 0.0,
+    target: Annotated[
+        str | None, typer.Option(help="What this machine is, or stands in for: `edgekd targets`.")
+    ] = None,
+    electricity_price: Annotated[float | None, typer.Option(help="Of a kWh, for cost.", min=0)] = None,
+    instance_price: Annotated[float | None, typer.Option(help="Of this machine for an hour, for cost.", min=0)] = None,
+    currency: Annotated[str | None, typer.Option(help="What the prices are in.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every sample there.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with charts there (.html).")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Time an artifact from frame to detections: percentiles, not only a mean."""
-    from edgekd.artifact import opened
+    """Time an artifact, engine alone and camera to detections: percentiles, throughput, energy, cost, how sure."""
+    from edgekd import measuring
+    from edgekd.cost import Prices
+    from edgekd.measured import require_place, write_csv, write_page
     from edgekd.stages import local_device
-    from edgekd.timing import synthetic_frames, time_graphs
+    from edgekd.target import load_target
 
-    where = local_device(device)
-    with opened(artifact, head, (), trust_checkpoint) as (graph, spec):
-        frames = synthetic_frames(spec)
-        limits = {"min_iterations": iterations, "min_seconds": seconds}
-        timing = time_graphs({"": graph}, {"": spec}, frames, where, "measured", **limits)[""]
-    result = {"host": where.facts().as_json(), **timing.summary()}
-    if as_json:
-        print_json(result)
-        return
-    parts = ("preprocess_ms", "inference_ms", "postprocess_ms", "total_ms")
-    columns = ("p50", "p90", "p99", "mean")
-    rows = [[part.removesuffix("_ms"), *(f"{result[part][column]:.2f}" for column in columns)] for part in parts]
-    print_table(["ms", *columns], rows)
-    host = result["host"]
-    print(
-        f"{timing.fps:.1f} FPS over {result['iterations']} frames, "
-        f"{host['engine']}, {host['threads']} threads, {host['cpu']}"
+    require_place(csv, report)
+    job = measuring.BenchJob(
+        artifact=artifact,
+        device=local_device(device),
+        against=against,
+        frames=frames,
+        iterations=iterations,
+        seconds=seconds,
+        streams=streams,
+        minutes=minutes,
+        target=load_target(target) if target else None,
+        prices=Prices(electricity_price, instance_price, currency),
+        head=head,
+        trust_checkpoint=trust_checkpoint,
     )
+    found = measuring.run(job, new_progress())
+    if csv:
+        write_csv(csv, found)
+    if report:
+        write_page(report, artifact, found)
+    (print_json if as_json else print_bench)(found.document)
 
 
 def predict(

@@ -47,13 +47,24 @@ def read_thumbnail(path: Path) -> Image:
     return _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
 
 
-def _decode(path: Path, mode: int) -> Image:
+def decode_image(data: bytes, path: Path) -> Image:
+    """The image in the bytes of a file, as `read_image` gives it; `path` is what an error calls it."""
     import cv2
 
+    return _decode_bytes(data, path, cv2.IMREAD_COLOR)
+
+
+def _decode(path: Path, mode: int) -> Image:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return _decode_bytes(data, path, mode)
+
+
+def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
+    import cv2
+
     if not data:
         raise DataError(f"{path} is empty", expected="an image")
     if _is_truncated(data):

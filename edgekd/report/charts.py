@@ -17,6 +17,7 @@ from edgekd.report.text import known, milliseconds
 from edgekd.report.types import Latency
 
 STRIP_HEIGHT = 20
+TIME_LINE_HEIGHT = 110
 BINS = 60
 ROW_HEIGHT, ROW_GAP, HISTOGRAM_HEIGHT, AXIS_HEIGHT = 124, 18, 52, 24
 
@@ -122,6 +123,57 @@ def _latency_row(row: Latency, top: float, ticks: Sequence[float]) -> list[Html]
         anchor = ("start", "4") if value - ticks[0] < 0.75 * (ticks[-1] - ticks[0]) else ("end", "-4")
         parts.append(_text(f"{name} {milliseconds(value)}", x, label_y, anchor[0], "quantile", dx=anchor[1]))
     return parts
+
+
+def time_line(at_s: Sequence[float], values: Sequence[float | None], unit: str) -> Html:
+    """One value over a run, in seconds from its start, as a line that is broken where there is none."""
+    shown = [value for value in values if known(value)]
+    ticks = nice_ticks(min(shown), max(shown), 3)
+    end = max(at_s[-1], 1e-9)
+    grid = [_line("0%", _down(tick, ticks), "100%", _down(tick, ticks), "grid") for tick in ticks]
+    labels = [_text(f"{tick:g}", "0%", _down(tick, ticks) - 3, "start", "tick") for tick in ticks]
+    points = [
+        None if not known(value) else f"{1000 * at / end:.1f},{_down(value, ticks):.1f}"
+        for at, value in zip(at_s, values, strict=True)
+    ]
+    # Stretched to the width of the box, but for the width of the line.
+    drawn = tag(
+        "svg",
+        *(
+            tag("polyline", points=" ".join(run), fill="none", vector_effect="non-scaling-stroke")
+            for run in _runs(points)
+        ),
+        class_="line",
+        viewBox=f"0 0 1000 {TIME_LINE_HEIGHT}",
+        preserveAspectRatio="none",
+        width="100%",
+        height=TIME_LINE_HEIGHT,
+    )
+    times = [
+        _text(f"{end * at / 4:.0f} s", f"{25 * at}%", TIME_LINE_HEIGHT + 18, _anchor(at), "tick") for at in range(5)
+    ]
+    title = tag("title", f"From {shown[0]:.4g} to {shown[-1]:.4g} {unit} in {end:.0f} seconds.")
+    return tag("svg", title, *grid, drawn, *labels, *times, class_="latency", role="img", height=TIME_LINE_HEIGHT + 24)
+
+
+def _runs(points: Sequence[str | None]) -> list[list[str]]:
+    """Stretches without a gap."""
+    runs: list[list[str]] = [[]]
+    for point in points:
+        if point is None:
+            runs.append([])
+        else:
+            runs[-1].append(point)
+    return [run for run in runs if run]
+
+
+def _anchor(at: int) -> str:
+    return {0: "start", 4: "end"}.get(at, "middle")
+
+
+def _down(value: float, ticks: Sequence[float]) -> float:
+    share = (value - ticks[0]) / (ticks[-1] - ticks[0])
+    return 12 + (TIME_LINE_HEIGHT - 16) * (1 - share)
 
 
 def _place(value: float, ticks: Sequence[float]) -> str:

@@ -126,7 +126,7 @@ class Latency:
     p90_ms: float
     p99_ms: float
     mean_ms: float
-    fps: float
+    fps: float | None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import boards
 import pytest
 from cameras import Agent, identity_of, repacked
 
@@ -175,11 +176,35 @@ def test_a_bundle_without_a_golden_set_is_not_tested(agent: Agent, bundle: Path,
 def test_bench_gives_percentiles_of_the_engine_alone(agent: Agent, bundle: Path) -> None:
     agent("unpack", bundle)
     agent("build")
-    found = agent("bench", "--iterations", 20, "--seconds", 0).result
-    assert found["iterations"] == 20
+    found = agent("bench", "--iterations", 200, "--seconds", 0).result
+    assert found["iterations"] == 200
     assert found["inference_ms"]["p50"] == pytest.approx(10)
     assert found["inference_ms"]["p99"] == pytest.approx(10)
     assert found["fps"] == pytest.approx(100)
+    assert (found["energy"], found["slow_down"]) == (None, None)
+    assert [reason.split(":")[0] for reason in found["refused"]] == ["energy"]
+    assert found["inference_ms"]["intervals"]["p50"] == pytest.approx([10, 10])
+
+
+def test_bench_tells_the_energy_of_a_run_where_the_module_has_power_monitors(
+    agent: Agent, bundle: Path, tmp_path: Path
+) -> None:
+    root = boards.orin_nano(tmp_path / "board")
+    agent("unpack", bundle, root=root)
+    agent("build", root=root)
+    energy = agent("bench", "--iterations", 20, "--seconds", 0.25, root=root).result["energy"]
+    assert (energy["meter"], energy["covers"]) == ("ina3221", "module without carrier board: VDD_IN")
+    assert energy["watts"] == pytest.approx(7.5)
+    assert energy["gross_mj"] == pytest.approx(7.5 * 1000 * energy["seconds"] / energy["frames"])
+    assert energy["net_mj"] == pytest.approx(0, abs=1e-6)
+
+
+def test_bench_tells_no_rate_of_a_run_that_is_too_short(agent: Agent, bundle: Path) -> None:
+    agent("unpack", bundle)
+    agent("build")
+    found = agent("bench", "--iterations", 20, "--seconds", 0).result
+    assert found["fps"] is None
+    assert "20 frames" in found["refused"][0]
     assert found["runtime"] == {"name": "null", "version": "1"}
 
 

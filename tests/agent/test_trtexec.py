@@ -66,7 +66,7 @@ def test_the_whole_way_into_service(camera: Camera, installed: Path) -> None:
     timed = bench(camera, 5, 0.5)
     assert timed["iterations"] == 5, "the runs that warm up do not count"
     assert timed["inference_ms"]["p99"] == pytest.approx(10)
-    assert timed["fps"] == pytest.approx(100)
+    assert (timed["fps"], timed["energy"]) == (None, None), "five runs are too few for a rate"
     assert activate(camera)["changed"]
 
 

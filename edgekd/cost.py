@@ -1,0 +1,44 @@
+"""What a million frames cost, at the user's own prices: the energy they take, and the time of the machine. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MILLION = 1_000_000
+_MJ_PER_KWH = 3.6e9
+
+
+@dataclass(frozen=True)
+class Prices:
+    """In any one currency. electricity: of a kWh; instance: of the machine for an hour; None: it does not count."""
+
+    electricity: float | None = None
+    instance: float | None = None
+    currency: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self.electricity is not None or self.instance is not None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a million frames. total: None where one of the two is asked for and cannot be told."""
+
+    electricity: float | None
+    instance: float | None
+    total: float | None
+
+
+def cost_of(prices: Prices, mj: float | None, fps: float | None) -> Cost:
+    """The cost at millijoules a frame and frames a second; None for what is not known or has no price."""
+    electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
+    instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
+    asked = [(prices.electricity, electricity), (prices.instance, instance)]
+    known = [cost for price, cost in asked if price is not None]
+    return Cost(electricity, instance, None if None in known or not known else sum(filter(None, known)))
+
+
+def _times(price: float | None, amount: float | None) -> float | None:
+    return None if price is None or amount is None else price * amount

@@ -1,0 +1,115 @@
+"""Frames to measure with: images of a folder and frames of a video, compressed as they are; or raw, made up.
+
+OpenCV is imported when the first frame is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.data.dataset import IMAGE_SUFFIXES
+from edgekd.data.images import decode_image
+from edgekd.errors import DataError
+
+MOST = 64
+"""Frames that are taken of a folder or video; they repeat."""
+
+Open = Callable[[Any], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Frames as they come. what: their origin, in words; items: raw frames, or what `opener` makes frames of.
+
+    opener: gives a function that decodes items, one for each thread; None where items are raw frames.
+    shapes: (width, height) of the frames that differ, in order.
+    """
+
+    what: str
+    items: Sequence[Any]
+    opener: Callable[[], Open] | None
+    shapes: tuple[tuple[int, int], ...]
+
+    def frames(self, count: int) -> list[np.ndarray]:
+        """The first frames, decoded."""
+        opened = self.opener() if self.opener else lambda item: item
+        return [opened(item) for item in self.items[:count]]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the frames are, for JSON."""
+        shapes = [list(shape) for shape in self.shapes]
+        return {"source": self.what, "count": len(self.items), "compressed": self.opener is not None, "shapes": shapes}
+
+
+def load_frames(path: Path) -> FrameSource:
+    """Frames of a folder of images or of a video file. Raises DataError where there are none."""
+    return _images(path) if path.is_dir() else _video(path)
+
+
+def raw_frames(frames: Sequence[np.ndarray], what: str) -> FrameSource:
+    """Frames uint8 [h, w, 3] BGR as they are."""
+    return FrameSource(what, frames, None, _shapes(frames))
+
+
+def _images(folder: Path) -> FrameSource:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:MOST]
+    if not files:
+        raise DataError(
+            f"{folder} has no frames",
+            expected=f"images: {', '.join(sorted(IMAGE_SUFFIXES))}",
+            fix="name the folder that has the images in it",
+        )
+    try:
+        items = [(file.read_bytes(), file) for file in files]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+    shapes = _shapes([decode_image(*item) for item in items])
+    return FrameSource(f"images of {folder}", items, lambda: lambda item: decode_image(*item), shapes)
+
+
+def _video(file: Path) -> FrameSource:
+    opened = _Video(file)
+    frames: list[np.ndarray] = []
+    while len(frames) < MOST and (frame := opened.next()) is not None:
+        frames.append(frame)
+    if not frames:
+        raise DataError(f"{file} has no frames", expected="a folder of images, or a video", fix="check the path")
+    shapes, count = _shapes(frames), len(frames)
+    return FrameSource(f"video {file}", list(range(count)), lambda: _Video(file, count), shapes)
+
+
+class _Video:
+    """Decodes one frame after the other, the first `count` of them over and over."""
+
+    def __init__(self, file: Path, count: int | None = None) -> None:
+        import cv2
+
+        self._file, self._count, self._at = file, count, 0
+        self._capture: Any = cv2.VideoCapture(str(file))
+
+    def __call__(self, item: int) -> np.ndarray:
+        """The next frame, whatever `item` is: a stream is decoded in its order."""
+        import cv2
+
+        if self._at == self._count:
+            self._at = 0
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+        frame = self.next()
+        if frame is None:
+            raise DataError(f"{self._file} breaks off", expected=f"{self._count} frames", found=str(self._at))
+        return frame
+
+    def next(self) -> np.ndarray | None:
+        """The next frame; None after the last."""
+        there, frame = self._capture.read()
+        self._at += 1
+        return np.asarray(frame) if there else None
+
+
+def _shapes(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...]:
+    return tuple(sorted({(frame.shape[1], frame.shape[0]) for frame in frames}))

@@ -1,0 +1,82 @@
+"""What NVIDIA's driver says of a GPU, from its own library (NVML), which comes with the driver: no package is needed.
+
+Signatures and constants are those of `nvml.h`. Energy is counted since the driver was loaded, on Volta and later, and
+is brought up to date every 20 to 100 ms; power is a mean over up to a second on later generations.
+
+Shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+LIBRARY = "libnvidia-ml.so.1"
+_SUCCESS = 0
+_CLOCK_GRAPHICS, _TEMPERATURE_GPU = 0, 0
+
+
+class NvidiaGpu:
+    """One GPU with its board. Energy where it counts it, else power now."""
+
+    name = "nvml"
+    covers = "GPU with its memory and board"
+
+    def __init__(self, library: Any, handle: ctypes.c_void_p) -> None:
+        self._library, self._handle = library, handle
+        self.counts = self._joules() is not None
+
+    def read(self) -> float:
+        """Joules or watts. Raises OSError."""
+        found = self._joules() if self.counts else self._watts()
+        if found is None:
+            raise OSError("NVML stopped answering")
+        return found
+
+    @property
+    def readable(self) -> bool:
+        """Whether it tells energy or power at all."""
+        return self.counts or self._watts() is not None
+
+    @property
+    def clock_mhz(self) -> float | None:
+        """The clock of its processors now; None where it does not say."""
+        value = ctypes.c_uint()
+        return float(value.value) if self._ask("nvmlDeviceGetClockInfo", _CLOCK_GRAPHICS, ctypes.byref(value)) else None
+
+    @property
+    def temperature_c(self) -> float | None:
+        """Of the chip; None where it does not say."""
+        value = ctypes.c_uint()
+        known = self._ask("nvmlDeviceGetTemperature", _TEMPERATURE_GPU, ctypes.byref(value))
+        return float(value.value) if known else None
+
+    def _joules(self) -> float | None:
+        value = ctypes.c_ulonglong()
+        known = self._ask("nvmlDeviceGetTotalEnergyConsumption", ctypes.byref(value))
+        return value.value / 1e3 if known else None
+
+    def _watts(self) -> float | None:
+        value = ctypes.c_uint()
+        return value.value / 1e3 if self._ask("nvmlDeviceGetPowerUsage", ctypes.byref(value)) else None
+
+    def _ask(self, function: str, *arguments: Any) -> bool:
+        return bool(getattr(self._library, function)(self._handle, *arguments) == _SUCCESS)
+
+
+def find_gpu(index: int = 0, library: Any = None) -> NvidiaGpu | None:
+    """A GPU by its number; None without a driver, or where the GPU tells neither energy nor power.
+
+    library: NVML as ctypes loads it.
+    """
+    try:
+        library = library or ctypes.CDLL(LIBRARY)
+        handle = ctypes.c_void_p()
+        if library.nvmlInit_v2() != _SUCCESS:
+            return None
+        if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != _SUCCESS:
+            return None
+        gpu = NvidiaGpu(library, handle)
+    except (OSError, AttributeError):  # no driver, or one older than a function
+        return None
+    return gpu if gpu.readable else None
