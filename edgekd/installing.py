@@ -5,8 +5,10 @@ All of it is done by the agent out of the bundle. What it says of itself is what
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ from edgekd.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from edgekd.devices import Device
-    from edgekd.devices.session import Placed, Site
+    from edgekd.devices.session import Placed, Site, Stop
 
 UPLOAD = "upload"
 """Where in the state folder files are sent to."""
@@ -42,6 +44,8 @@ REHEARSED = "rehearsed"
 _TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
 _STEPS = ("build", "selftest", "bench")
 _NULL = "null"
+_TURN_S = 0.5
+"""How often somebody who waits for others to upload gives a sign of life."""
 _DEVICE = "firmware compatible model serial cpu gpus driver l4t os kernel memory_bytes power_mode".split()
 _KINDS: dict[str, type[EdgeKDError]] = {
     kind.__name__: kind
@@ -73,16 +77,43 @@ class EngineJob:
 
 def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
     """Do it; the documented result. Raises BundleError, HashError, DeviceError, and what the agent raises."""
-    with _unpacked(job) as (manifest, agent), _state(job) as state, job.device.site(job.python) as site:
+    with contents(job.bundle) as parts:
+        return install(job, parts, progress)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A bundle, verified: what it says of itself, its graph, and the agent out of it, None where it has none."""
+
+    manifest: Manifest
+    graph: Path
+    agent: Path | None
+
+
+@dataclass(frozen=True)
+class Company:
+    """What jobs in several threads share. stop: ends them; uploads: how many may send at a time."""
+
+    stop: Stop
+    uploads: threading.Semaphore
+
+
+def install(
+    job: EngineJob, parts: Contents, progress: Progress = SILENT, company: Company | None = None
+) -> dict[str, Any]:
+    """The same with the bundle open already. Raises KeyboardInterrupt where it was stopped."""
+    agent, stop = _agent(job, parts), company.stop if company else None
+    with _state(job) as state, job.device.site(job.python, stop) as site:
         work = _Work(job, site, state, progress)
-        bundle = work.upload(agent)
+        with work.turn(company.uploads) if company else contextlib.nullcontext():
+            bundle = work.upload(agent)
         _require_runtime(job, work.step("status"))
         work.step("verify", bundle)
         work.given["--slot"] = work.step("unpack", bundle)["slot"]
         for command in (*_STEPS, "activate") if job.activate else _STEPS:
             work.step(command)
     try:
-        return _result(job, manifest, work)
+        return _result(job, parts.manifest, work)
     except (KeyError, TypeError) as error:
         what = f"{job.device.name}: the agent there is of another edgekd, and says other things"
         raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
@@ -129,6 +160,16 @@ class _Work:
         self.steps: list[dict[str, Any]] = []
         self._agent = job.agent or ""
         self._job, self._site, self._state, self._progress = job, site, state, progress
+
+    @contextmanager
+    def turn(self, uploads: threading.Semaphore) -> Iterator[None]:
+        """Wait until one more may send."""
+        while not uploads.acquire(timeout=_TURN_S):
+            self._site.alive()
+        try:
+            yield
+        finally:
+            uploads.release()
 
     def upload(self, agent: Path | None) -> str:
         """Put bundle and agent there, and keep others away for as long as the device is open. Path of the bundle."""
@@ -185,19 +226,21 @@ def _no_answer(device: str, command: str, code: int, said: str) -> DeviceError:
 
 
 @contextmanager
-def _unpacked(job: EngineJob) -> Iterator[tuple[Manifest, Path | None]]:
-    """The manifest of the bundle, verified, and the agent out of it unless another is to be used.
-
-    Raises BundleError, HashError.
-    """
+def contents(bundle: Path) -> Iterator[Contents]:
+    """Verify a bundle, and open it for as long as the block lasts. Raises BundleError, HashError."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch, "bundle")
-        manifest = extract(job.bundle, folder)
-        agent = next((folder / entry.path for entry in manifest.files if entry.role == "agent"), None)
-        if agent is None and job.agent is None:
-            what, fix = f"{job.bundle}: no agent in it", "build it again, or name one on the device with --agent"
-            raise BundleError(what, expected="a file with role agent", fix=fix)
-        yield manifest, None if job.agent else agent
+        manifest = extract(bundle, folder)
+        agents = (folder / entry.path for entry in manifest.files if entry.role == "agent")
+        yield Contents(manifest, folder / manifest.graph.path, next(agents, None))
+
+
+def _agent(job: EngineJob, parts: Contents) -> Path | None:
+    """The agent to send; None where the device has one that is to be used. Raises BundleError where there is none."""
+    if job.agent is None and parts.agent is None:
+        what, fix = f"{job.bundle}: no agent in it", "build it again, or name one on the device with --agent"
+        raise BundleError(what, expected="a file with role agent", fix=fix)
+    return None if job.agent else parts.agent
 
 
 @contextmanager

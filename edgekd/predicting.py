@@ -69,6 +69,7 @@ def predict(job: PredictJob) -> Predicted:
         "multiply_adds": multiply_adds(works),
         **_numbers(found),
         "measurements": len(table.networks) + len(table.layers) if table else 0,
+        "measured": table.measured if table else None,
         "doubts": list(found.doubts),
         "layers": [{**asdict(layer), "us": _short(layer.us)} for layer in _dearest(found)],
     }

@@ -143,6 +143,8 @@ def print_predicted(result: Mapping[str, Any]) -> None:
     print(f"the {len(result['layers'])} dearest layers take {total / 10 / result['latency_ms']:.0f} % of it:")
     print_table(["layer", "", "us"], [[each["name"], each["kind"], f"{each['us']:.1f}"] for each in result["layers"]])
     print("Predicted, not measured: nine of ten measurements should lie in that range.")
+    if result["measured"]:
+        print(f"Corrected by what was measured: {result['measured']}.")
     for doubt in result["doubts"]:
         print(f"Do not trust it far: {doubt}.")
 
@@ -167,6 +169,45 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
     print_refused(timed["refused"])
     print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
+
+
+def print_fleet(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd engine --fleet`, for people."""
+    print(f"{result['name']} for {result['target']}, the engine alone")
+    header = ["board", "p50 ms", "p90 ms", "p99 ms", "FPS", "layers", "power mode", "system", "runtime", ""]
+    print_table(header, [_board_row(board) for board in result["boards"]])
+    failed = [board for board in result["boards"] if board["error"]]
+    for board in failed:
+        print(f"{board['name']}: {board['error']['text']}")
+    count = len(result["boards"])
+    print(f"{count - len(failed)} of {count} boards passed; all of it: {result['out']}")
+
+
+def print_profiled(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd profile`, for people."""
+    print(f"{result['target']}, {result['precision']}: {result['measured']}")
+    columns = ("p50", "p90", "p99", "mean", "min")
+    rows = [[each["graph"], *(f"{each['inference_ms'][name]:.2f}" for name in columns)] for each in result["networks"]]
+    print_table(["ms", *columns], rows)
+    print(f"for `edgekd predict MODEL --target {result['target']} --table`: {result['table']}")
+
+
+def _board_row(board: Mapping[str, Any]) -> list[str]:
+    found = board["result"]
+    if found is None:
+        return [board["name"], *["-"] * 8, "FAILED"]
+    times, device, mode = found["bench"]["inference_ms"], found["device"], found["device"]["power_mode"]
+    jetpack = f"JetPack {board['jetpack']}, " if board["jetpack"] else ""
+    return [
+        board["name"],
+        *(f"{times[column]:.2f}" for column in ("p50", "p90", "p99")),
+        f"{found['bench']['fps']:.1f}",
+        ", ".join(f"{count} {kind}" for kind, count in (found["engine"]["layers"] or {}).items()) or "not said",
+        str(mode["name"] or mode["id"]) if mode else "-",
+        f"{jetpack}L4T {device['l4t']}" if device["l4t"] else device["os"] or "-",
+        _version(found["runtime"]),
+        f"{found['basis']}, kept of {board['measured_at']}" if board["kept"] else found["basis"],
+    ]
 
 
 def _version(runtime: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ class Answers:
         self.python = "python3"
 
     @contextmanager
-    def site(self, python: str | None) -> Iterator[Answers]:
+    def site(self, python: str | None, stop: object = None) -> Iterator[Answers]:
         yield self
 
     def claim(self, folder: str) -> None: ...

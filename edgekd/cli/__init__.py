@@ -14,7 +14,7 @@ import typer
 from edgekd import __version__
 from edgekd.cli.asking import check, doctor, inspect, targets
 from edgekd.cli.building import build, demo, quantize
-from edgekd.cli.camera import engine
+from edgekd.cli.camera import engine, profile
 from edgekd.cli.lighter import distill, factorize, prune
 from edgekd.cli.measuring import bench, evaluate, predict
 from edgekd.cli.signing import keygen, pack, sign, trust, verify
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "predict": predict,
     "engine": engine,
+    "profile": profile,
     "check": check,
     "targets": targets,
     "doctor": doctor,

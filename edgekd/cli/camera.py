@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgekd.cli.options import Bundle, Json, new_progress
-from edgekd.printing import print_engine, print_json
+from edgekd.cli.options import Bundle, Bundles, Json, new_progress
+from edgekd.errors import SpecError
+from edgekd.printing import print_engine, print_fleet, print_json, print_profiled
 
 
 def engine(
     bundle: Bundle,
-    device: Annotated[str, typer.Option(help="local, null or ssh://[USER@]HOST[:PORT].", show_default=False)],
+    device: Annotated[str | None, typer.Option(help="local, null or ssh://[USER@]HOST[:PORT].")] = None,
+    fleet: Annotated[Path | None, typer.Option(help="A .toml that lists boards: all of them, at once.")] = None,
     runtime: Annotated[str | None, typer.Option(help="What runs networks there. Default: the best it has.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Put it into service when it has passed.")] = False,
     state: Annotated[str | None, typer.Option(help="Folder of the slots there. Default: /var/lib/edgekd.")] = None,
@@ -21,12 +24,61 @@ def engine(
     iterations: Annotated[int, typer.Option(help="Time at least this many runs ...", min=1)] = 200,
     seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
     timeout: Annotated[float, typer.Option(help="Seconds that one step may take.", min=1)] = 3600.0,
+    out: Annotated[Path | None, typer.Option(help="Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep what boards of a fleet gave before.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Build, test and time a bundle's engine on a camera, and put it into service if asked."""
+    """Build, test and time a bundle's engine on a camera, or on a fleet; put it into service there if asked."""
     from edgekd import installing
     from edgekd.devices.named import device_named
 
-    where = device_named(device)
+    _require_one(device, fleet, activate, out)
+    where = device_named(device or "null")
     job = installing.EngineJob(bundle, where, runtime, activate, state, python, agent, iterations, seconds, timeout)
-    (print_json if as_json else print_engine)(installing.run(job, new_progress()))
+    if fleet is None:
+        (print_json if as_json else print_engine)(installing.run(job, new_progress()))
+        return
+    from edgekd import fleet as fleets
+
+    folder = out or Path("runs") / f"{bundle.stem}-fleet"
+    found = fleets.run(fleets.FleetJob(fleets.load_fleet(fleet), job, folder, fresh=not resume), new_progress())
+    (print_json if as_json else print_fleet)(found)
+    if not found["passed"]:
+        raise typer.Exit(1)
+
+
+def profile(
+    bundles: Bundles,
+    device: Annotated[str, typer.Option(help="local or ssh://[USER@]HOST[:PORT].", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The table, a .toml; networks go beside it.", show_default=False)],
+    target: Annotated[str | None, typer.Option(help="What the device is, where it does not say so itself.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="What runs networks there. Default: the best it has.")] = None,
+    state: Annotated[str | None, typer.Option(help="Folder of the slots there. Default: /var/lib/edgekd.")] = None,
+    python: Annotated[str | None, typer.Option(help="Interpreter there. Default: python3.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Path there of an agent to use in place of the bundle's.")] = None,
+    iterations: Annotated[int, typer.Option(help="Time at least this many runs ...", min=1)] = 200,
+    seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that one step may take.", min=1)] = 3600.0,
+    as_json: Json = False,
+) -> None:
+    """Time the networks of bundles on a device, as the table that predictions for its target are corrected by."""
+    from edgekd import profiling
+    from edgekd.devices.named import device_named
+    from edgekd.installing import EngineJob
+
+    where = device_named(device)
+    usual = EngineJob(bundles[0], where, runtime, False, state, python, agent, iterations, seconds, timeout)
+    found = profiling.run(profiling.ProfileJob(bundles, usual, out, target), new_progress())
+    (print_json if as_json else print_profiled)(found)
+
+
+def _require_one(device: str | None, fleet: Path | None, activate: bool, out: Path | None) -> None:
+    """Raises SpecError unless it is said where, in one way, and only what goes with that."""
+    if (device is None) == (fleet is None):
+        found = "both" if device else "neither"
+        raise SpecError("engine: where", expected="--device or --fleet", found=found, fix="--device ssh://HOST")
+    if fleet and activate:
+        fix = "see what the fleet gives, then call each board with --device and --activate"
+        raise SpecError("--activate goes with one --device: a fleet is measured", fix=fix)
+    if out and not fleet:
+        raise SpecError("--out goes with --fleet", fix="leave it out: one device's result is what is printed")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, .tv.pt, .onnx.", show_default=False)]
 Artifact = Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)]
 Bundle = Annotated[Path, typer.Argument(help="A .edgekd bundle.", show_default=False)]
+Bundles = Annotated[list[Path], typer.Argument(help="Bundles for one target.", show_default=False)]
 Data = Annotated[Path, typer.Option(help="Data set: YOLO folder or YAML, COCO folder or JSON.", show_default=False)]
 TargetName = Annotated[str, typer.Option(help="Shipped target (`edgekd targets`) or a .toml of your own.")]
 MaybeTarget = Annotated[str | None, typer.Option(help="What it is for, if not for this machine: `edgekd targets`.")]

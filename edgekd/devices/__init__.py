@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgekd.engines.types import Session
 
 if TYPE_CHECKING:
-    from edgekd.devices.session import Site
+    from edgekd.devices.session import Site, Stop
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,11 @@ class Device(Protocol):
         """What runs networks there when nothing is asked for; None where the agent chooses."""
         ...
 
-    def site(self, python: str | None) -> AbstractContextManager[Site]:
-        """The device, open for work; `python` is its interpreter, None for the usual one. Raises DeviceError."""
+    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
+        """The device, open for work; `python` is its interpreter, None for the usual one. Raises DeviceError.
+
+        stop: ends the work from another thread.
+        """
         ...
 
 

@@ -16,7 +16,7 @@ from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.engines.types import Engine, Session, library_version, usable_cores
 
 if TYPE_CHECKING:
-    from edgekd.devices.session import Site
+    from edgekd.devices.session import Site, Stop
 
 _LIBRARIES = ("edgekd", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 _NVIDIA_SMI = ("--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits")
@@ -32,11 +32,11 @@ class LocalDevice:
     name: str = "local"
     runtime: str | None = None
 
-    def site(self, python: str | None) -> AbstractContextManager[Site]:
+    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
         """This machine, open for a bundle's agent. Raises DeviceError."""
         from edgekd.devices.process import local_site
 
-        return local_site(self.name, python)
+        return local_site(self.name, python, stop)
 
     def facts(self) -> HostFacts:
         """What this machine is."""

@@ -15,7 +15,7 @@ from edgekd.engines.types import ClosedByWith, closed
 from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
-    from edgekd.devices.session import Site
+    from edgekd.devices.session import Site, Stop
 
 
 class NullDevice:
@@ -31,11 +31,11 @@ class NullDevice:
         self._output = np.zeros((1, 300, 6), np.float32) if output is None else output
         self._now_s = 0.0
 
-    def site(self, python: str | None) -> AbstractContextManager[Site]:
+    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
         """This machine, open for a bundle's agent, whose null runtime computes nothing. Raises DeviceError."""
         from edgekd.devices.process import local_site
 
-        return local_site(self.name, python)
+        return local_site(self.name, python, stop)
 
     def facts(self) -> HostFacts:
         """Facts that never change."""

@@ -9,16 +9,16 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 
-from edgekd.devices.session import Session, Settings, Site, opened
+from edgekd.devices.session import Session, Settings, Site, Stop, opened
 from edgekd.errors import DeviceError
 
 _LONGEST_LINE = 1 << 24
 _CLOSING_S = 5.0
 
 
-def local_site(device: str, python: str | None) -> AbstractContextManager[Site]:
+def local_site(device: str, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
     """This machine, open for work; `python` None is the interpreter that runs this. Raises DeviceError."""
-    return opened(lambda: _started(device, Settings(python or sys.executable)))
+    return opened(lambda: _started(device, Settings(python or sys.executable)), stop)
 
 
 @asynccontextmanager

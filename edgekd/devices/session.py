@@ -122,6 +122,10 @@ class Session:
         limit_s = _WAIT_FOR_OTHERS_S + _ANSWER_S
         await self._ask(f"the claim on {folder}", limit_s, do="claim", folder=folder, wait_s=_WAIT_FOR_OTHERS_S)
 
+    async def alive(self) -> None:
+        """Give a sign of life: for callers who wait for something else."""
+        await self._pipes.write(b"\n")
+
     async def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress = SILENT) -> Placed:
         """Send a file into the folder, named by its hash: what is there of it is not sent again, what else is goes.
 
@@ -228,35 +232,67 @@ class Session:
             await self._pipes.write(piece)
 
 
+class Stop:
+    """Does to work in other threads what Ctrl-C does to that in the main one."""
+
+    def __init__(self) -> None:
+        self._lock, self._stopped = threading.Lock(), False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def set(self) -> None:
+        """End what runs and what is begun later, each at a point where it can clean up."""
+        with self._lock:
+            self._stopped = True
+            for task in self._tasks:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+
+    @contextmanager
+    def watching(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """Have a task, whose loop does not run yet, cancelled by `set`."""
+        with self._lock:
+            self._tasks.add(task)
+            if self._stopped:
+                task.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tasks.discard(task)
+
+
 class Site:
     """The same for callers that are not asynchronous: a device between `opened` and its end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, stop: Stop | None = None) -> None:
         self.python = session.python
-        self._loop, self._session = loop, session
+        self._loop, self._session, self._stop = loop, session, stop
 
     def claim(self, folder: str) -> None:
         """As `Session.claim`."""
-        finish(self._loop, self._session.claim(folder))
+        finish(self._loop, self._session.claim(folder), self._stop)
+
+    def alive(self) -> None:
+        """As `Session.alive`."""
+        finish(self._loop, self._session.alive(), self._stop)
 
     def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress = SILENT) -> Placed:
         """As `Session.put`."""
-        return finish(self._loop, self._session.put(file, folder, keep, progress))
+        return finish(self._loop, self._session.put(file, folder, keep, progress), self._stop)
 
     def run(self, doing: str, command: Sequence[str], limit_s: float) -> Ended:
         """As `Session.run`."""
-        return finish(self._loop, self._session.run(doing, command, limit_s))
+        return finish(self._loop, self._session.run(doing, command, limit_s), self._stop)
 
 
 @contextmanager
-def opened(connected: Callable[[], AbstractAsyncContextManager[Session]]) -> Iterator[Site]:
-    """A site with a loop of its own; at the end, also after Ctrl-C, the connection is closed."""
+def opened(connected: Callable[[], AbstractAsyncContextManager[Session]], stop: Stop | None = None) -> Iterator[Site]:
+    """A site with a loop of its own; at the end, also after Ctrl-C or `stop`, the connection is closed."""
     loop = asyncio.new_event_loop()
     try:
         connection = connected()
-        session = finish(loop, connection.__aenter__())
+        session = finish(loop, connection.__aenter__(), stop)
         try:
-            yield Site(loop, session)
+            yield Site(loop, session, stop)
         finally:
             finish(loop, connection.__aexit__(None, None, None))
     finally:
@@ -264,15 +300,16 @@ def opened(connected: Callable[[], AbstractAsyncContextManager[Session]]) -> Ite
         loop.close()
 
 
-def finish(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end. Ctrl-C cancels it at a point where it can clean up, and is raised then."""
+def finish(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], stop: Stop | None = None) -> T:
+    """Run to the end. Ctrl-C, or `stop`, cancels it where it can clean up; KeyboardInterrupt is raised then."""
     task = loop.create_task(work)
     ours = threading.current_thread() is threading.main_thread()
     if ours:
         before = signal.getsignal(signal.SIGINT)
         loop.add_signal_handler(signal.SIGINT, task.cancel)
     try:
-        return loop.run_until_complete(task)
+        with stop.watching(task) if stop else contextlib.nullcontext():
+            return loop.run_until_complete(task)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from edgekd.devices.session import Session, Settings, Site, opened
+from edgekd.devices.session import Session, Settings, Site, Stop, opened
 from edgekd.errors import DeviceError, SpecError
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class SshDevice:
     connect_s: float = 30.0
     runtime: str | None = None
 
-    def site(self, python: str | None) -> AbstractContextManager[Site]:
+    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
         """The camera, open for work. Raises DeviceError."""
         settings = Settings(python or PYTHON, self.silence_s)
-        return opened(lambda: _connected(self, settings))
+        return opened(lambda: _connected(self, settings), stop)
 
 
 def parse(name: str) -> Address:

@@ -24,7 +24,9 @@ us = 31.5
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from edgekd.errors import SpecError
@@ -74,6 +76,28 @@ class MeasuredTable:
     measured: str
     networks: tuple[MeasuredNetwork, ...] = ()
     layers: tuple[MeasuredLayer, ...] = ()
+
+
+def table_toml(table: MeasuredTable) -> str:
+    """The table as `load_table` reads it."""
+    lines = [f"{key} = {_value(getattr(table, key))}" for key in ("target", "precision", "measured")]
+    for key in ("networks", "layers"):
+        for entry in getattr(table, key):
+            lines += ["", f"[[{key}]]", *_entries(entry)]
+    return "\n".join(lines) + "\n"
+
+
+def _entries(entry: MeasuredNetwork | MeasuredLayer) -> Iterator[str]:
+    """A line for each value that is not the usual one."""
+    for field in fields(entry):
+        value = getattr(entry, field.name)
+        if field.default is MISSING or value != field.default:
+            yield f"{field.name} = {_value(value)}"
+
+
+def _value(value: str | float | bool) -> str:
+    """A value in TOML, which writes strings, numbers and booleans as JSON does but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load_table(path: Path, target: Target) -> MeasuredTable:

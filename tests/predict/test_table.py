@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.errors import SpecError
-from edgekd.predict.table import load_table
+from edgekd.predict.table import MeasuredLayer, MeasuredNetwork, MeasuredTable, load_table, table_toml
 from edgekd.predict.work import Work
 from edgekd.target import load_target
 
@@ -40,3 +40,10 @@ def test_a_layer_is_known_by_its_work(tmp_path: Path) -> None:
 def test_a_table_that_says_nothing_of_the_target_is_refused(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=said):
         load_table(written(tmp_path, text), load_target("xavier"))
+
+
+def test_a_table_that_is_written_is_read_as_it_was(tmp_path: Path) -> None:
+    networks = (MeasuredNetwork('a "b"\\c.onnx', 4.1), MeasuredNetwork("d.onnx", 1e-05))
+    layers = (MeasuredLayer(31.5, "conv", 6400, 64, 64, 9), MeasuredLayer(2.0, "copy", read=100, plugin=True))
+    table = MeasuredTable("xavier", "int8", "by a test\n\x7f é", networks, layers)
+    assert load_table(written(tmp_path, table_toml(table)), load_target("xavier")) == table
