@@ -201,7 +201,7 @@ def _board_row(board: Mapping[str, Any]) -> list[str]:
     return [
         board["name"],
         *(f"{times[column]:.2f}" for column in ("p50", "p90", "p99")),
-        f"{found['bench']['fps']:.1f}",
+        "-" if (fps := found["bench"]["fps"]) is None else f"{fps:.1f}",
         ", ".join(f"{count} {kind}" for kind, count in (found["engine"]["layers"] or {}).items()) or "not said",
         str(mode["name"] or mode["id"]) if mode else "-",
         f"{jetpack}L4T {device['l4t']}" if device["l4t"] else device["os"] or "-",

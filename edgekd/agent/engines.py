@@ -211,7 +211,7 @@ def latencies(
             min_seconds=seconds,
             clock=runtime.clock,
         )
-        return _with_energy(alone(timing.inference_ms), *_energy(meter, lambda: session.run(batch), seconds))
+        return _with_energy(alone(timing.total_ms), *_energy(meter, lambda: session.run(batch), seconds))
 
 
 def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
