@@ -18,7 +18,8 @@ def monitor(address: str, hwmon: int, rails: dict[str, tuple[int, int]]) -> dict
     base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
     files: dict[str, object] = {f"{base}/name": "ina3221", f"{base}/in7_label": "sum of shunt voltages"}
     for number, (name, (mv, ma)) in enumerate(rails.items(), 1):
-        files |= {f"{base}/in{number}_label": name, f"{base}/in{number}_input": mv, f"{base}/curr{number}_input": ma}
+        files[f"{base}/in{number}_label"] = name
+        files.update({f"{base}/in{number}_input": mv, f"{base}/curr{number}_input": ma})
         files[f"{base}/in{number + 3}_input"] = 40  # the shunt's own voltage, without a label
     return {**files, f"{base}/in7_input": 120}
 
@@ -30,10 +31,10 @@ def xavier(root: Path) -> Path:
     files = {**monitor("1-0040", 3, first), **monitor("1-0041", 4, second)}
     for cpu in range(2):
         clock = f"sys/devices/system/cpu/cpu{cpu}/cpufreq"
-        files |= {f"{clock}/scaling_cur_freq": 2265600, f"{clock}/scaling_governor": "schedutil"}
-        files |= {f"{clock}/scaling_min_freq": 2265600, f"{clock}/scaling_max_freq": 2265600}
+        files.update({f"{clock}/scaling_cur_freq": 2265600, f"{clock}/scaling_governor": "schedutil"})
+        files.update({f"{clock}/scaling_min_freq": 2265600, f"{clock}/scaling_max_freq": 2265600})
     gpu = "sys/class/devfreq/17000000.gv11b"
-    files |= {f"{gpu}/{name}": 1377000000 for name in ("cur_freq", "min_freq", "max_freq")}
+    files.update({f"{gpu}/{name}": 1377000000 for name in ("cur_freq", "min_freq", "max_freq")})
     files["sys/class/devfreq/15340000.vic/cur_freq"] = 115200000
     for zone, celsius in enumerate((41500, 52000, -256000, 150000)):
         files[f"sys/class/thermal/thermal_zone{zone}/temp"] = celsius
@@ -53,7 +54,7 @@ def nano(root: Path) -> Path:
     rails = {"POM_5V_IN": 3200, "POM_5V_GPU": 400, "POM_5V_CPU": 900}
     files: dict[str, object] = {}
     for number, (name, mw) in enumerate(rails.items()):
-        files |= {f"{base}/rail_name_{number}": name, f"{base}/in_power{number}_input": mw}
+        files.update({f"{base}/rail_name_{number}": name, f"{base}/in_power{number}_input": mw})
     return write(root, files)
 
 
@@ -62,6 +63,6 @@ def pc(root: Path) -> Path:
     files: dict[str, object] = {}
     for package in range(2):
         zone = f"sys/class/powercap/intel-rapl:{package}"
-        files |= {f"{zone}/name": f"package-{package}", f"{zone}/energy_uj": 1_000_000}
-        files |= {f"{zone}/max_energy_range_uj": 5_000_000, f"{zone}:0/name": "core", f"{zone}:0/energy_uj": 7}
+        files.update({f"{zone}/name": f"package-{package}", f"{zone}/energy_uj": 1_000_000})
+        files.update({f"{zone}/max_energy_range_uj": 5_000_000, f"{zone}:0/name": "core", f"{zone}:0/energy_uj": 7})
     return write(root, files)

@@ -398,4 +398,4 @@ def test_a_real_detector_end_to_end(
     assert found["map50_95"] == manifest.evidence.after.map50_95
     again = edgekd("build", model, "--data", coco16, "--target", target, "--out", tmp_path, "--json")
     # What was asked for is written into the bundle.
-    assert [stage["name"] for stage in again.json["stages"] if not stage["cached"]] == ["pack"]
+    assert [stage["name"] for stage in again.json["stages"] if not stage["cached"]] == ["report", "pack"]

@@ -108,7 +108,7 @@ def test_the_agents_own_tests(camera: Camera, archive: Path, tiny_build: Built, 
     tests = [HERE / f"test_{name}.py" for name in NAMES]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
-    path = [archive, camera.numpy, camera.pytest]
+    path = [archive, camera.numpy, camera.pytest, HERE.parent]  # the last for what tests share
     done = run(camera, path, "-m", "pytest", *flags, *tests, **told)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "skipped" not in done.stdout
