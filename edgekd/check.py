@@ -52,6 +52,8 @@ def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = Fa
         for rule in DLA_RULES:
             found = rule(graph, target)
             findings += found if dla else [dataclasses.replace(finding, level="note") for finding in found]
+    if dla and target.dla:
+        findings += _dla_operators(graph, target)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -438,6 +440,52 @@ def _is_special(node: Any) -> bool:
         or max(attribute(node, "dilations", [1])) > 1
         or any(attribute(node, "pads", [0]))
     )
+
+
+DLA_OPERATORS = frozenset(
+    "Abs Add Atan AveragePool BatchNormalization Clip Concat Conv ConvTranspose Cos Div Equal Gemm Greater LeakyRelu"
+    " Less LRN Max MaxPool Min Mul PRelu Pow ReduceMax Relu Resize Sigmoid Sin Slice Softmax Split Sub Sum Tanh"
+    " Transpose Upsample".split()
+)
+"""What a DLA has a layer for, within limits. Softmax is Orin's alone."""
+_DLA_WINDOW = 8
+
+
+def _dla_operators(graph: GraphView, target: Target) -> list[Finding]:
+    """Operators for which a DLA has no layer, and the share of the multiply-adds that goes to the GPU with them."""
+    from edgekd.predict.graph import FREE, still_in
+
+    still = still_in(graph)
+    outside = [
+        node
+        for node in graph.nodes
+        if node.op_type not in FREE and not all(name in still for name in node.output) and _beyond_dla(node, target)
+    ]
+    if not outside:
+        return []
+    what = f"on the DLA: there is no layer for these{_FALLBACK}{_share_of(graph, outside)}"
+    return [Finding("slow", where(outside), what, "end the graph before the head, or run it on the GPU")]
+
+
+def _beyond_dla(node: Any, target: Target) -> bool:
+    oldest = target.dla is not None and target.dla.version.value < 2
+    pooled = node.op_type in ("AveragePool", "MaxPool") and max(attribute(node, "kernel_shape", [1])) > _DLA_WINDOW
+    return node.op_type not in DLA_OPERATORS or pooled or (oldest and node.op_type == "Softmax")
+
+
+def _share_of(graph: GraphView, nodes: list[Any]) -> str:
+    """The predicted share of nodes in a frame's multiply-adds, in words; none where sizes are not fixed."""
+    from edgekd.predict.graph import works_of
+    from edgekd.predict.work import multiply_adds
+
+    try:
+        works = works_of(graph, "graph")
+    except SpecError:
+        return ""
+    names = {node.name or (node.output[0] if node.output else node.op_type) for node in nodes}
+    whole = multiply_adds(works)
+    part = multiply_adds(work for work in works if work.name in names)
+    return f", with {part / whole:.1%} of the multiply-adds" if whole else ""
 
 
 DLA_RULES: tuple[Rule, ...] = (_dla_dynamic_shapes, _dla_quantization, _dla_sizes, _dla_convolutions)

@@ -301,6 +301,34 @@ def test_convolutions_beyond_the_dla_fall_back() -> None:
     assert not check_graph(conv(32, 8), load_target("xavier"), dla=True)
 
 
+def test_what_a_dla_has_no_layer_for_falls_back_with_its_share_of_the_work() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Softmax", ["c"], ["s"], name="soft", axis=1),
+        helper.make_node("MatMul", ["s", "s"], ["y"], name="attention"),
+    ]
+    graph = model(nodes, [tensor("w", np.zeros((16, 16, 1, 1)))])
+    # Products: 16 * 16 for each of 64 places; 16 times 8 x 8 x 8.
+    share = 16 * 8**3 / (16 * 8**3 + 64 * 16 * 16)
+    oldest = found(graph, "xavier", "slow", f"with {share:.1%} of the multiply-adds", dla=True)
+    assert oldest.where == "MatMul and Softmax soft, attention"
+    assert found(graph, "agx-orin", "slow", "no layer", dla=True).where == "MatMul attention", "Orin has Softmax"
+    assert not [each for each in check_graph(graph, load_target("xavier")) if "no layer" in each.what]
+
+
+def test_the_share_of_what_falls_back_is_left_out_where_sizes_are_not_fixed() -> None:
+    graph = model([helper.make_node("HardSwish", ["x"], ["y"])], shape=(1, "c", 8, 8), opset=14)
+    assert found(graph, "xavier", "slow", "no layer", dla=True).what.endswith("falls back to the GPU")
+
+
+def test_large_windows_fall_back_from_the_dla() -> None:
+    def pool(size: int) -> onnx.ModelProto:
+        return one("MaxPool", kernel_shape=[size, size])
+
+    found(pool(9), "xavier", "slow", "no layer", dla=True)
+    assert not check_graph(pool(8), load_target("xavier"), dla=True)
+
+
 def test_a_padded_transposed_convolution_falls_back_from_the_dla() -> None:
     def upsample(pad: int) -> onnx.ModelProto:
         node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], pads=[pad] * 4)

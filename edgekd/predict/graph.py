@@ -66,7 +66,7 @@ class _Flow:
     def __init__(self, view: GraphView, name: str) -> None:
         self.view = view
         self.name = name
-        self.still = _still(view)
+        self.still = still_in(view)
         self.batch = next((dims[0] or 1 for dims in view.inputs.values() if dims), 1)
         self.readers: dict[str, list[Any]] = {}
         for node in view.nodes:
@@ -184,7 +184,7 @@ class _Flow:
         return dims  # type: ignore[return-value]
 
 
-def _still(view: GraphView) -> frozenset[str]:
+def still_in(view: GraphView) -> frozenset[str]:
     """The tensors that no frame changes: constants, what follows from them, and sizes."""
     still = set(view.constants)
     for node in view.nodes:
