@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test check bench clean
+.PHONY: demo test coverage check bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -10,7 +11,11 @@ demo: $(VENV)/demo.installed
 
 ## Run all tests, a process on each core. They need ../shared for real models and data; without it those skip visibly.
 test: $(VENV)/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST)
+
+## The same, and which lines they ran. Takes a good part longer.
+coverage: $(VENV)/dev.installed
+	$(PYTEST) --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed
