@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -52,6 +53,11 @@ class Candidate:
     preprocess: Callable[[Any], tuple[np.ndarray, Any]]
     postprocess: Callable[[np.ndarray, Any], object]
     decode: Callable[[Any], Any] | None = None
+
+    def process(self, frame: Any) -> object:
+        """One frame from its beginning to its detections, untimed."""
+        batch, context = self.preprocess(frame if self.decode is None else self.decode(frame))
+        return self.postprocess(self.session.run(batch), context)
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,13 @@ class Timing:
         """Frames per second, one after the other, all parts included; None where `refused` says why."""
         return None if self.refused else 1000.0 / float(self.total_ms.mean())
 
-    @property
+    @cached_property
     def refused(self) -> str | None:
         """Why frames per second cannot be told of this run, and what to do; None where they can."""
         return why_no_rate(self.total_ms, self.starts_s)
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, ready for JSON."""
-        refused = self.refused
         parts = {
             "preprocess_ms": self.preprocess_ms,
             "inference_ms": self.inference_ms,
@@ -108,13 +113,9 @@ class Timing:
         }
         return {
             "basis": self.basis,
-            "iterations": len(self.total_ms),
-            "fps": None if refused else 1000.0 / float(self.total_ms.mean()),
-            "refused": [f"fps: {refused}"] if refused else [],
+            **_run_json(self.total_ms, self.starts_s),
             "decode_ms": None if self.decode_ms is None else asdict(summarize(self.decode_ms)),
             **{name: asdict(summarize(samples)) for name, samples in parts.items()},
-            "slow_down": _slow_down_json(self.total_ms, self.starts_s),
-            "outliers": _outliers_json(self.total_ms),
         }
 
 
@@ -137,23 +138,32 @@ def summarize(samples: np.ndarray) -> Stats:
 def alone(samples_ms: np.ndarray) -> dict[str, Any]:
     """What is told of an engine that ran by itself, float64 [n] milliseconds, one run after the other."""
     starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
-    refused = why_no_rate(samples_ms, starts_s)
+    return {**_run_json(samples_ms, starts_s), "inference_ms": asdict(summarize(samples_ms))}
+
+
+def _run_json(samples_ms: np.ndarray, starts_s: np.ndarray) -> dict[str, Any]:
+    """What is told of a run as a whole, whatever it was of."""
+    slow, odd = certainty.slow_down(samples_ms, starts_s), certainty.outliers(samples_ms)
+    refused = _why_no_rate(samples_ms, slow)
     return {
         "iterations": len(samples_ms),
         "fps": None if refused else 1000.0 / float(samples_ms.mean()),
         "refused": [f"fps: {refused}"] if refused else [],
-        "inference_ms": asdict(summarize(samples_ms)),
-        "slow_down": _slow_down_json(samples_ms, starts_s),
-        "outliers": _outliers_json(samples_ms),
+        "slow_down": slow
+        and {"at_s": slow.at_s, "before_ms": slow.before, "after_ms": slow.after, "p_value": slow.p_value},
+        "outliers": {"count": odd.count, "share": odd.share, "limit_ms": odd.limit, "worst_ms": odd.worst},
     }
 
 
 def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
     """Why a rate cannot be told of frames that took float64 [n] milliseconds; None where it can."""
+    return _why_no_rate(samples_ms, certainty.slow_down(samples_ms, starts_s))
+
+
+def _why_no_rate(samples_ms: np.ndarray, slow: certainty.SlowDown | None) -> str | None:
     count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
     if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
         return f"{count} frames in {seconds:.2g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
-    slow = certainty.slow_down(samples_ms, starts_s)
     if slow and slow.ratio > 1 + MOST_NOISE:
         return (
             f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; stop what else runs here, "
@@ -173,18 +183,6 @@ def compare(first: Timing, second: Timing, block: int) -> certainty.Comparison:
     rounds = min(len(first.total_ms), len(second.total_ms)) // block
     both = (each.total_ms[: rounds * block].reshape(rounds, block) for each in (first, second))
     return certainty.compare(*(np.median(each, axis=1) for each in both))
-
-
-def _slow_down_json(samples_ms: np.ndarray, starts_s: np.ndarray) -> dict[str, float] | None:
-    found = certainty.slow_down(samples_ms, starts_s)
-    if found is None:
-        return None
-    return {"at_s": found.at_s, "before_ms": found.before, "after_ms": found.after, "p_value": found.p_value}
-
-
-def _outliers_json(samples_ms: np.ndarray) -> dict[str, float]:
-    found = certainty.outliers(samples_ms)
-    return {"count": found.count, "share": found.share, "limit_ms": found.limit, "worst_ms": found.worst}
 
 
 def timing_of(stamps_s: np.ndarray, basis: str, decoded: bool = False) -> Timing:

@@ -261,10 +261,9 @@ def _sustained(
 def _sustained_json(
     minutes: float, timing: Timing, began: float, recorder: Recorder[dict[str, float | None]], joules: Joules | None
 ) -> dict[str, Any]:
-    slow = certainty.slow_down(timing.total_ms, timing.starts_s)
-    settled = timing.starts_s >= (slow.at_s if slow else 0.0)
-    refused = why_no_rate(timing.total_ms[settled], timing.starts_s[settled])
     told = timing.summary()
+    settled = timing.starts_s >= (told["slow_down"]["at_s"] if told["slow_down"] else 0.0)
+    refused = why_no_rate(timing.total_ms[settled], timing.starts_s[settled])
     kept = ("iterations", "fps", "refused", "total_ms", "slow_down", "outliers")
     rate = 1000 / float(timing.total_ms[settled].mean())
     return {
@@ -325,13 +324,7 @@ def _energy(
 
 def _one_frame(candidate: Candidate, source: FrameSource) -> Callable[[], object]:
     items = itertools.cycle(source.items)
-
-    def work() -> object:
-        frame = next(items)
-        batch, context = candidate.preprocess(candidate.decode(frame) if candidate.decode else frame)
-        return candidate.postprocess(candidate.session.run(batch), context)
-
-    return work
+    return lambda: candidate.process(next(items))
 
 
 def _side_json(

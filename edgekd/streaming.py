@@ -82,9 +82,4 @@ class _Stream:
             end.set()
 
     def _one(self) -> None:
-        frame = next(self._items)
-        candidate = self._candidate
-        if candidate.decode is not None:
-            frame = candidate.decode(frame)
-        batch, context = candidate.preprocess(frame)
-        candidate.postprocess(candidate.session.run(batch), context)
+        self._candidate.process(next(self._items))
