@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 CHUNK = 1 << 20
+SHA256_TEXT = re.compile(r"[0-9a-f]{64}")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -27,6 +32,11 @@ def short_int(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError("an integer of more than 20 digits")
     return int(digits)
+
+
+def is_sha256(value: Any) -> TypeGuard[str]:
+    """Whether a value is a SHA-256 as edgekd writes it: 64 hexadecimal digits in lower case."""
+    return isinstance(value, str) and SHA256_TEXT.fullmatch(value) is not None
 
 
 def json_sha256(value: Any) -> str:

@@ -17,7 +17,8 @@ This module is shared with the device: Python 3.8, standard library only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -105,3 +106,13 @@ class HashError(BundleError):
 
 class RollbackError(BundleError):
     """A bundle is older than the one installed."""
+
+
+@contextmanager
+def naming(what: object) -> Iterator[None]:
+    """Let a BundleError in the block, which stays of its kind, also say of what it is: a file, a slot."""
+    try:
+        yield
+    except BundleError as error:
+        told = f"{what}: {error.what}"
+        raise type(error)(told, expected=error.expected, found=error.found, fix=error.fix) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.canonical import canonical_json
-from edgekd.errors import BundleError, DeviceError, RollbackError, SignatureError
+from edgekd.errors import BundleError, DeviceError, RollbackError, SignatureError, naming
 from edgekd.files import write_file
 
 if TYPE_CHECKING:
@@ -49,12 +49,9 @@ def read_trust(path: Path) -> SignedTrust:
     except OSError as error:
         what = f"{path}: cannot read"
         raise SignatureError(what, found=error.strerror or str(error), fix="check the path") from error
-    try:
+    with naming(path):
         signed = from_json(content)
         require_complete(signed)
-    except SignatureError as error:
-        what = f"{path}: {error.what}"
-        raise SignatureError(what, expected=error.expected, found=error.found, fix=error.fix) from error
     return signed
 
 
@@ -86,11 +83,8 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -
         if held is None:
             held = new
         elif new.trust != held.trust:
-            try:
+            with naming(path):
                 require_next(held, new, now)
-            except SignatureError as error:
-                what = f"{path}: {error.what}"
-                raise SignatureError(what, expected=error.expected, found=error.found, fix=error.fix) from error
             held = new
     if held is None:
         raise SignatureError("no trust file", fix="name one")
@@ -138,11 +132,8 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, now: 
     if held:
         from edgekd.bundle.trust import require_signed
 
-        try:
+        with naming(f"slot {slot.name}"):
             require_signed(held.trust, slot.identity, slot.signatures, now)
-        except SignatureError as error:
-            what = f"slot {slot.name}: {error.what}"
-            raise SignatureError(what, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
 def require_not_revoked(state: State, slot: Slot, root: Path) -> None:

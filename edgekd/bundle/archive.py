@@ -24,7 +24,7 @@ from edgekd.bundle import signatures as sealing
 from edgekd.bundle.manifest import MAX_BYTES, FileEntry, Manifest, from_json, to_json
 from edgekd.bundle.signatures import Seal, Signature
 from edgekd.canonical import CHUNK, file_sha256
-from edgekd.errors import BundleError, HashError, SpecError
+from edgekd.errors import BundleError, HashError, SpecError, naming
 from edgekd.files import new_file, new_folder, writing
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _verified(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
 
 def _judged(head: Head, path: Path, judge: Judge | None) -> Head:
     if judge:
-        with _naming(path):
+        with naming(path):
             judge(head)
     return head
 
@@ -236,7 +236,7 @@ def _read_head(stream: BinaryIO, path: Path) -> Head:
     """The manifest, checked against the digest that follows it, and the signatures."""
     content = _read_member(stream, path, MANIFEST, MAX_BYTES)
     told = _read_member(stream, path, SIGNATURES, sealing.MAX_BYTES)
-    with _naming(path):
+    with naming(path):
         seal = sealing.from_json(told)
         if hashlib.sha256(content).hexdigest() != seal.sha256:
             raise HashError(f"{MANIFEST} or {SIGNATURES} is damaged", fix=_DAMAGED)
@@ -255,16 +255,6 @@ def _read_member(stream: BinaryIO, path: Path, name: str, most: int) -> bytes:
     content = _read(stream, length, path)
     _expect(stream, _padding(length), path, f"filling after {name}")
     return content
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let an error also name the bundle."""
-    try:
-        yield
-    except BundleError as error:
-        what = f"{path}: {error.what}"
-        raise type(error)(what, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
 def _check_size(stream: BinaryIO, manifest: Manifest, path: Path) -> None:

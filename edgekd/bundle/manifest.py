@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgekd.canonical import canonical_json, short_int
+from edgekd.canonical import SHA256_TEXT, canonical_json, short_int
 from edgekd.errors import BundleError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ RESERVED = ("manifest.json", "signatures.json")
 BASES = ("measured", "stand-in", "predicted")
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
 _EXTENSION = "x-"
 
@@ -393,7 +392,7 @@ _COUNT = _integer(0, 2**53)
 _SIDE = _integer(1, 65536)
 _FIGURE = _number(-1e9, 1e9)
 _SHARE = _number(0, 1)
-_HASH = _matching(_SHA256, "64 hexadecimal digits in lower case")
+_HASH = _matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
 _DETECTOR = _object(
     dict,

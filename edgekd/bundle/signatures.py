@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.canonical import canonical_json, short_int
+from edgekd.canonical import canonical_json, is_sha256, short_int
 from edgekd.errors import SignatureError
 
 FORMAT = 1
@@ -23,7 +23,6 @@ MAX_SIGNATURES = 16
 MAX_BYTES = 8192
 """How long the file with the signatures may be: as many as there may be take less."""
 
-_HASH = re.compile(r"[0-9a-f]{64}")
 _VALUE = re.compile(r"[0-9a-f]{128}")
 _AGAIN = "get the file again"
 
@@ -83,7 +82,7 @@ def from_listed(value: Any) -> tuple[Signature, ...]:
         if not isinstance(row, dict) or set(row) != {"key", "signature"}:
             raise ValueError("expected a key and a signature")
         key, text = row["key"], row["signature"]
-        if not (isinstance(key, str) and _HASH.fullmatch(key)):
+        if not is_sha256(key):
             raise ValueError("expected 64 hexadecimal digits in lower case for a key")
         if not (isinstance(text, str) and _VALUE.fullmatch(text)):
             raise ValueError("expected 128 hexadecimal digits in lower case for a signature")
@@ -106,7 +105,7 @@ def from_json(content: bytes) -> Seal:
         if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}: update edgekd")
         sha256 = document.get("manifest_sha256")
-        if not (isinstance(sha256, str) and _HASH.fullmatch(sha256)):
+        if not is_sha256(sha256):
             raise ValueError("expected the SHA-256 of a manifest")
         seal = Seal(sha256, from_listed(document.get("signatures")))
     except (ValueError, RecursionError) as error:

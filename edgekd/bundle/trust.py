@@ -18,7 +18,7 @@ from typing import Any
 
 from edgekd.bundle import ed25519
 from edgekd.bundle.signatures import Signature, from_listed, holds, key_id, listed, merged, statement
-from edgekd.canonical import canonical_json, json_sha256, short_int
+from edgekd.canonical import canonical_json, is_sha256, json_sha256, short_int
 from edgekd.errors import SignatureError
 
 FORMAT = 1
@@ -26,9 +26,8 @@ MAX_BYTES = 256 << 10
 MAX_KEYS = 64
 MAX_REVOKED = 1024
 
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_HASH = re.compile(r"[0-9a-f]{64}")
 _RENEW = "get a newer trust file: docs/signing.md"
 
 
@@ -77,9 +76,13 @@ class Trust:
         """What its signatures are of: SHA-256 of its canonical JSON."""
         return json_sha256(_document(self))
 
+    def forgets(self, old: Trust) -> set[str]:
+        """What an older one revoked, and this one does not."""
+        return {*old.revoked_keys, *old.revoked_bundles} - {*self.revoked_keys, *self.revoked_bundles}
+
     def now(self, clock: datetime) -> str:
         """The time by a clock, or, where that is behind and so must be wrong, when this file was issued."""
-        return max(clock.strftime(_TIME), self.issued)
+        return max(clock.strftime(TIME), self.issued)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
     message = statement("trust", trust.sha256)
     _require(_signers(old, old.trust, message, new.signatures, None), old.trust, what, f"keys of version {old.version}")
     require_complete(new)
-    forgotten = {*old.revoked_keys, *old.revoked_bundles} - {*trust.revoked_keys, *trust.revoked_bundles}
+    forgotten = trust.forgets(old)
     if forgotten:
         raise SignatureError(
             f"{what}: forgets what was revoked", expected="all that was revoked before", found=min(forgotten)
@@ -237,7 +240,7 @@ def _check(trust: Trust) -> None:
         _expect(_is_time(trust.expires) and trust.issued < trust.expires, "expires", "a later time", trust.expires)
     _expect(1 <= len(trust.keys) <= MAX_KEYS, "keys", f"1 to {MAX_KEYS} keys", len(trust.keys))
     for key in trust.keys:
-        _expect(_is_hash(key.public), "keys", "64 hexadecimal digits in lower case", key.public)
+        _expect(is_sha256(key.public), "keys", "64 hexadecimal digits in lower case", key.public)
         sound = ed25519.sound_key(bytes.fromhex(key.public))
         _expect(sound, "keys", "public keys of Ed25519, canonical, not of small order", key.public)
         printable = isinstance(key.name, str) and 0 < len(key.name) <= 100 and key.name.isprintable()
@@ -264,19 +267,15 @@ def _is_count(value: Any, most: int) -> bool:
     return type(value) is int and 1 <= value <= most
 
 
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and _HASH.fullmatch(value) is not None
-
-
 def _is_list(values: Sequence[Any], most: int) -> bool:
-    return len(values) <= most and all(map(_is_hash, values)) and list(values) == sorted(set(values))
+    return len(values) <= most and all(map(is_sha256, values)) and list(values) == sorted(set(values))
 
 
 def _is_time(value: Any) -> bool:
     if not isinstance(value, str) or not _TIME_TEXT.fullmatch(value):
         return False
     try:
-        datetime.strptime(value, _TIME)
+        datetime.strptime(value, TIME)
     except ValueError:
         return False
     return True

@@ -139,7 +139,7 @@ def _require_follows(previous: SignedTrust, new: SignedTrust) -> None:
     old, trust = previous.trust, new.trust
     if trust.version <= old.version:
         raise SpecError("version: not newer", expected=f"a version above {old.version}", found=str(trust.version))
-    forgotten = {*old.revoked_keys, *old.revoked_bundles} - {*trust.revoked_keys, *trust.revoked_bundles}
+    forgotten = trust.forgets(old)
     if forgotten:
         raise SpecError("revoked: forgets what was revoked before", expected=min(forgotten), fix="list it again")
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.bundle.signatures import key_id
-from edgekd.bundle.trust import Key, Role, SignedTrust, Trust, from_json, to_json
-from edgekd.errors import SignatureError, SpecError
+from edgekd.bundle.trust import TIME, Key, Role, SignedTrust, Trust, from_json, to_json
+from edgekd.errors import SpecError, naming
 from edgekd.files import write_file
 from edgekd.signing.key_files import read_public
 from edgekd.toml import parse_table, read_toml
-
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,8 @@ def read_trust_file(path: Path) -> SignedTrust:
         content = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error
-    try:
+    with naming(path):
         return from_json(content)
-    except SignatureError as error:
-        what = f"{path}: {error.what}"
-        raise SignatureError(what, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
 def write_trust_file(path: Path, signed: SignedTrust) -> None:
@@ -121,4 +116,4 @@ def _time(told: str | None, where: str) -> str | None:
         found = datetime.fromisoformat(told.replace("Z", "+00:00"))
     except ValueError as error:
         raise SpecError(where, expected="a time such as 2027-01-31 or 2027-01-31T12:00:00Z", found=told) from error
-    return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(timezone.utc).strftime(_TIME)
+    return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(timezone.utc).strftime(TIME)
