@@ -28,7 +28,7 @@ def write_csv(file: Path, found: Measured) -> None:
     writer.writerow(COLUMNS)
     for (side, state), timing in found.timings.items():
         writer.writerows((side, state, at, *row) for at, row in enumerate(_rows(timing, state)))
-    _write(file, text.getvalue())
+    write_file(file, text.getvalue().encode("utf-8"))
 
 
 def write_page(file: Path, artifact: Path, found: Measured) -> None:
@@ -38,14 +38,14 @@ def write_page(file: Path, artifact: Path, found: Measured) -> None:
     samples = {"after": found.timings["artifact", "camera"].total_ms.tolist()}
     if ("against", "camera") in found.timings:
         samples["before"] = found.timings["against", "camera"].total_ms.tolist()
-    _write(file, render(artifact.name, found.document, samples))
+    write_file(file, render(artifact.name, found.document, samples).encode("utf-8"))
 
 
 def write_prediction(file: Path, found: Predicted) -> None:
     """A page with a prediction and its roofline. Raises SpecError."""
     from edgekd.report.prediction import render
 
-    _write(file, render(found.document, found.roof))
+    write_file(file, render(found.document, found.roof).encode("utf-8"))
 
 
 def require_place(*files: Path | None) -> None:
@@ -54,13 +54,6 @@ def require_place(*files: Path | None) -> None:
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
             found = "a folder" if file.is_dir() else "no such folder"
             raise SpecError(f"{file}: cannot be written", expected="a file in a folder that is there", found=found)
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        write_file(file, text.encode("utf-8"))
-    except OSError as error:
-        raise SpecError(f"{file}: cannot write", found=error.strerror, fix="check the path") from error
 
 
 def _rows(timing: Timing, state: str) -> Iterator[list[str]]:

@@ -21,10 +21,12 @@ from edgekd.report.types import (
     ClassRow,
     Latency,
     LayerRow,
+    Moment,
     Report,
     SamplePicture,
     SizeRow,
     StageRow,
+    latency_of,
 )
 from edgekd.stages import DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
@@ -200,27 +202,8 @@ def _budget_row(line: Line) -> BudgetRow:
 def _latencies(run: TimedRun) -> tuple[Latency, ...]:
     samples = json.loads((run.timing.path / SAMPLES).read_bytes())
     engine = run.timing.results["host"]["engine"]
-    rows = []
-    for label in ("before", "after"):
-        found = run.timing.results[label]
-        total = found["total_ms"]
-        rows.append(
-            Latency(
-                label="before" if label == "before" else "after",
-                engine=engine,
-                basis=found["basis"],
-                samples_ms=samples[label],
-                preprocess_ms=found["preprocess_ms"]["p50"],
-                inference_ms=found["inference_ms"]["p50"],
-                postprocess_ms=found["postprocess_ms"]["p50"],
-                p50_ms=total["p50"],
-                p90_ms=total["p90"],
-                p99_ms=total["p99"],
-                mean_ms=total["mean"],
-                fps=found["fps"],
-            )
-        )
-    return tuple(rows)
+    sides: tuple[Moment, ...] = ("before", "after")
+    return tuple(latency_of(side, engine, run.timing.results[side], samples[side]) for side in sides)
 
 
 def _pictures(run: Run) -> list[SamplePicture]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from edgekd.measured import STATISTICS, against_lines, bench_lines, bench_rows
 from edgekd.report import charts, text
 from edgekd.report.html import MEANING
-from edgekd.report.markup import Html, join, safe, table, tag
-from edgekd.report.types import Latency
+from edgekd.report.markup import Html, page, table, tag
+from edgekd.report.types import Moment, latency_of
 
 SERIES = (
     ("p50_ms", "Latency, median", "ms"),
@@ -24,13 +22,8 @@ SERIES = (
 
 def render(title: str, found: Mapping[str, Any], samples: Mapping[str, Sequence[float]]) -> str:
     """The page. samples: milliseconds of every frame, `after` of the artifact, `before` of what it is compared with."""
-    package = files("edgekd.report")
     sections = (_head(title, found), _told(found), _latency(found, samples), _against(found), _sustained(found))
-    return Template(package.joinpath("report.html").read_text("utf-8")).substitute(
-        title=safe(title),
-        style=package.joinpath("report.css").read_text("utf-8"),
-        content=join((section for section in sections), "\n"),
-    )
+    return page(title, sections)
 
 
 def _head(title: str, found: Mapping[str, Any]) -> Html:
@@ -47,7 +40,8 @@ def _told(found: Mapping[str, Any]) -> Html:
 
 
 def _latency(found: Mapping[str, Any], samples: Mapping[str, Sequence[float]]) -> Html:
-    rows = [_row(moment, of, samples[moment], found) for moment, of in _sides(found)]
+    engine = found["host"]["engine"]
+    rows = [latency_of(moment, engine, of, samples[moment]) for moment, of in _sides(found)]
     ticks = charts.latency_ticks(rows)
     content = [tag("figure", charts.latency_chart(rows, ticks), class_="chart")]
     heads = ("ms", *(name.replace("p999", "p99.9") for name in STATISTICS))
@@ -56,25 +50,7 @@ def _latency(found: Mapping[str, Any], samples: Mapping[str, Sequence[float]]) -
     return _section("Latency", tag("p", why, class_="why"), *content)
 
 
-def _row(moment: str, of: Mapping[str, Any], samples: Sequence[float], found: Mapping[str, Any]) -> Latency:
-    total = of["total_ms"]
-    return Latency(
-        label="before" if moment == "before" else "after",
-        engine=found["host"]["engine"],
-        basis=of["basis"],
-        samples_ms=samples,
-        preprocess_ms=of["preprocess_ms"]["p50"],
-        inference_ms=of["inference_ms"]["p50"],
-        postprocess_ms=of["postprocess_ms"]["p50"],
-        p50_ms=total["p50"],
-        p90_ms=total["p90"],
-        p99_ms=total["p99"],
-        mean_ms=total["mean"],
-        fps=of["fps"],
-    )
-
-
-def _sides(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _sides(found: Mapping[str, Any]) -> Iterator[tuple[Moment, Mapping[str, Any]]]:
     if found["against"] is not None:
         yield "before", found["against"]
     yield "after", found

@@ -6,13 +6,11 @@ The same report gives the same bytes. Sections without content are left out, hea
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
-from string import Template
 
 from edgekd.data.long_tail import TAIL
 from edgekd.detectors.types import Detections
 from edgekd.report import charts, pictures, text
-from edgekd.report.markup import Html, join, safe, table, tag
+from edgekd.report.markup import Html, join, page, safe, table, tag
 from edgekd.report.types import (
     Basis,
     BudgetRow,
@@ -39,13 +37,8 @@ MEANING: dict[Basis, str] = {
 
 def render(report: Report) -> str:
     """The whole page."""
-    package = files("edgekd.report")
     sections = (_headline, _budget, _stages, _classes, _sizes, _latencies, _layers, _pictures, _notes, _provenance)
-    return Template(package.joinpath("report.html").read_text("utf-8")).substitute(
-        title=safe(report.title),
-        style=package.joinpath("report.css").read_text("utf-8"),
-        content=join((section(report) for section in sections), "\n"),
-    )
+    return page(report.title, (section(report) for section in sections))
 
 
 def verdict(budget: Sequence[BudgetRow]) -> tuple[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
 
 VOID = frozenset({"img"})
 
@@ -38,4 +40,14 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], cla
     content = (tag("caption", caption), tag("thead", head), tag("tbody", *(Html(f"{row}\n") for row in body)))
     return tag(
         "div", tag("table", *content, class_=class_), class_="scroll", role="region", aria_label=caption, tabindex=0
+    )
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """A whole page with the style of all of them: one file, without scripts and without the network."""
+    package = files("edgekd.report")
+    return Template(package.joinpath("report.html").read_text("utf-8")).substitute(
+        title=safe(title),
+        style=package.joinpath("report.css").read_text("utf-8"),
+        content=join(sections, "\n"),
     )

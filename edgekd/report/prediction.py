@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from edgekd.predict.roofline import Roofline
 from edgekd.report import charts, text
-from edgekd.report.markup import Html, join, safe, table, tag
+from edgekd.report.markup import Html, page, table, tag
 
 
 def render(found: Mapping[str, Any], roof: Roofline) -> str:
     """The page."""
-    package = files("edgekd.report")
-    return Template(package.joinpath("report.html").read_text("utf-8")).substitute(
-        title=safe(found["model"]),
-        style=package.joinpath("report.css").read_text("utf-8"),
-        content=join((_head(found), _told(found), _roof(roof), _layers(found)), "\n"),
-    )
+    return page(found["model"], (_head(found), _told(found), _roof(roof), _layers(found)))
 
 
 def _head(found: Mapping[str, Any]) -> Html:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -127,6 +127,25 @@ class Latency:
     p99_ms: float
     mean_ms: float
     fps: float | None
+
+
+def latency_of(label: Moment, engine: str, summary: Mapping[str, Any], samples_ms: Sequence[float]) -> Latency:
+    """The row of a graph whose timing was summarized, as `Timing.summary` does it."""
+    total = summary["total_ms"]
+    return Latency(
+        label=label,
+        engine=engine,
+        basis=summary["basis"],
+        samples_ms=samples_ms,
+        preprocess_ms=summary["preprocess_ms"]["p50"],
+        inference_ms=summary["inference_ms"]["p50"],
+        postprocess_ms=summary["postprocess_ms"]["p50"],
+        p50_ms=total["p50"],
+        p90_ms=total["p90"],
+        p99_ms=total["p99"],
+        mean_ms=total["mean"],
+        fps=summary["fps"],
+    )
 
 
 @dataclass(frozen=True)
