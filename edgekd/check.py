@@ -453,14 +453,9 @@ _DLA_WINDOW = 8
 
 def _dla_operators(graph: GraphView, target: Target) -> list[Finding]:
     """Operators for which a DLA has no layer, and the share of the multiply-adds that goes to the GPU with them."""
-    from edgekd.predict.graph import FREE, still_in
+    from edgekd.predict.graph import computing_nodes
 
-    still = still_in(graph)
-    outside = [
-        node
-        for node in graph.nodes
-        if node.op_type not in FREE and not all(name in still for name in node.output) and _beyond_dla(node, target)
-    ]
+    outside = [node for node in computing_nodes(graph) if _beyond_dla(node, target)]
     if not outside:
         return []
     what = f"on the DLA: there is no layer for these{_FALLBACK}{_share_of(graph, outside)}"
@@ -475,14 +470,14 @@ def _beyond_dla(node: Any, target: Target) -> bool:
 
 def _share_of(graph: GraphView, nodes: list[Any]) -> str:
     """The predicted share of nodes in a frame's multiply-adds, in words; none where sizes are not fixed."""
-    from edgekd.predict.graph import works_of
+    from edgekd.predict.graph import work_name, works_of
     from edgekd.predict.work import multiply_adds
 
     try:
         works = works_of(graph, "graph")
     except SpecError:
         return ""
-    names = {node.name or (node.output[0] if node.output else node.op_type) for node in nodes}
+    names = {work_name(node) for node in nodes}
     whole = multiply_adds(works)
     part = multiply_adds(work for work in works if work.name in names)
     return f", with {part / whole:.1%} of the multiply-adds" if whole else ""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.power import number_in, text_of
+from edgekd.system_files import number_in, text_of
 
 _CPUS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 _GPUS = ("gv11b", "ga10b", "gp10b", "gm20b", "gpu")

@@ -64,14 +64,15 @@ def pack_bundle(run: Run, stages: Stages, signers: Sequence[Signer] = ()) -> Pat
     Everything in a bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes.
     What the store keeps is not signed; the copy in `job.out` is, by these signers. Raises SignatureError.
     """
-    report = stages.run("report", _identity(run), lambda folder: _write_travelling_report(run, folder))
+    identity = _identity(run)
+    report = stages.run("report", identity, lambda folder: _write_travelling_report(run, folder))
     files = _files(run, report)
 
     def work(folder: Path) -> Mapping[str, Any]:
         return {"bytes": _pack(run, files, folder)}
 
     agent = hashlib.sha256(agent_archive.agent_archive()).hexdigest()
-    packed = stages.run("pack", {**_identity(run), "report": report.sha256, "agent": agent}, work)
+    packed = stages.run("pack", {**identity, "report": report.sha256, "agent": agent}, work)
     job = run.job
     bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
     sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
@@ -149,7 +150,7 @@ def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:
     sources[sbom.NAME].write_bytes(sbom.sbom(name, version, told, tools, _licences(run)))
     told.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
     entries = tuple(sorted(told, key=lambda entry: entry.path))
-    pack(_manifest(run, entries), sources, folder / "bundle.edgekd")
+    pack(_manifest(run, entries, lineage), sources, folder / "bundle.edgekd")
     return (folder / "bundle.edgekd").stat().st_size
 
 
@@ -202,7 +203,7 @@ def _golden(run: Run) -> bytes:
     return to_bytes(golden_set(run.shipped.path / GRAPH, floating, spec_of(run.after), images))
 
 
-def _manifest(run: Run, entries: tuple[FileEntry, ...]) -> Manifest:
+def _manifest(run: Run, entries: tuple[FileEntry, ...], lineage: Lineage) -> Manifest:
     job, tensorrt = run.job, run.job.target.software.tensorrt
     budget = job.budget
     return Manifest(
@@ -216,7 +217,7 @@ def _manifest(run: Run, entries: tuple[FileEntry, ...]) -> Manifest:
         files=entries,
         limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
         evidence=_evidence(run),
-        lineage=_lineage(run),
+        lineage=lineage,
         licences=_licences(run),
     )
 

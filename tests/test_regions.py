@@ -43,6 +43,7 @@ STANDARD = (
     "bundle.signatures",
     "bundle.trust",
     "conditions",
+    "system_files",
     "power.find",
     "power.ina3221",
     "power.null",

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.system_files import text_of, value_of
+
 _L4T = re.compile(r"# R(?P<major>\d+) \(release\), REVISION: (?P<minor>[\d.]+)")
 _MODE = re.compile(r"< *POWER_MODEL +ID=(?P<id>\d+) +NAME=(?P<name>\S+) *>")
 _DRIVER = re.compile(r"Kernel Module.*?\s(?P<version>\d+(\.\d+)+)\s")
@@ -72,20 +74,20 @@ class Device:
 
 def read_device(root: Path) -> Device:
     """The device whose system lies below `root`."""
-    names = _text(root / "proc/device-tree/compatible")
-    driver = _DRIVER.search(_text(root / "proc/driver/nvidia/version") or "")
-    memory = (_value(root / "proc/meminfo", "MemTotal", ":") or "").split()
+    names = text_of(root / "proc/device-tree/compatible")
+    driver = _DRIVER.search(text_of(root / "proc/driver/nvidia/version") or "")
+    memory = (value_of(root / "proc/meminfo", "MemTotal", ":") or "").split()
     return Device(
-        firmware=_text(root / _FIRMWARE),
+        firmware=text_of(root / _FIRMWARE),
         compatible=tuple(names.split("\0")) if names else (),
-        model=_text(root / "proc/device-tree/model"),
-        serial=_text(root / "proc/device-tree/serial-number"),
-        cpu=_value(root / "proc/cpuinfo", "model name", ":"),
+        model=text_of(root / "proc/device-tree/model"),
+        serial=text_of(root / "proc/device-tree/serial-number"),
+        cpu=value_of(root / "proc/cpuinfo", "model name", ":"),
         gpus=_gpus(root / "proc/driver/nvidia/gpus"),
         driver=driver["version"] if driver else None,
         l4t=_l4t(root),
-        os=_value(root / "etc/os-release", "PRETTY_NAME", "="),
-        kernel=_text(root / "proc/sys/kernel/osrelease"),
+        os=value_of(root / "etc/os-release", "PRETTY_NAME", "="),
+        kernel=text_of(root / "proc/sys/kernel/osrelease"),
         memory_bytes=int(memory[0]) * 1024 if memory and memory[0].isdigit() else None,
         power_mode=_power_mode(root),
     )
@@ -93,35 +95,18 @@ def read_device(root: Path) -> Device:
 
 def _gpus(folder: Path) -> tuple[str, ...]:
     cards = sorted(folder.glob("*/information"))
-    return tuple(filter(None, (_value(card, "Model", ":") for card in cards)))
+    return tuple(filter(None, (value_of(card, "Model", ":") for card in cards)))
 
 
 def _l4t(root: Path) -> str | None:
-    found = _L4T.match(_text(root / "etc/nv_tegra_release") or "")
+    found = _L4T.match(text_of(root / "etc/nv_tegra_release") or "")
     return f"{found['major']}.{found['minor']}" if found else None
 
 
 def _power_mode(root: Path) -> PowerMode | None:
     """What /var/lib/nvpmodel/status has, such as `pmode:0002 fmode:quiet`."""
-    found = re.match(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
+    found = re.match(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status") or "")
     if not found:
         return None
-    names = {int(mode["id"]): mode["name"] for mode in _MODE.finditer(_text(root / "etc/nvpmodel.conf") or "")}
+    names = {int(mode["id"]): mode["name"] for mode in _MODE.finditer(text_of(root / "etc/nvpmodel.conf") or "")}
     return PowerMode(int(found[1]), names.get(int(found[1])))
-
-
-def _text(path: Path) -> str | None:
-    """The text of a small system file; None where it is not there, not for us, or empty."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
-    except OSError:
-        return None
-
-
-def _value(path: Path, key: str, separator: str) -> str | None:
-    """The value of the first `key<separator>value` line of a file, without quotes."""
-    for line in (_text(path) or "").splitlines():
-        name, found, value = line.partition(separator)
-        if found and name.strip() == key:
-            return value.strip().strip('"') or None
-    return None

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.options import Bundle, Bundles, Json, new_progress
+from edgekd.cli.options import (
+    AgentThere,
+    Bundle,
+    Bundles,
+    Iterations,
+    Json,
+    PythonThere,
+    RuntimeThere,
+    Seconds,
+    StateThere,
+    StepTimeout,
+    new_progress,
+)
 from edgekd.errors import SpecError
 from edgekd.printing import print_engine, print_fleet, print_json, print_profiled
 
@@ -16,14 +28,14 @@ def engine(
     bundle: Bundle,
     device: Annotated[str | None, typer.Option(help="local, null or ssh://[USER@]HOST[:PORT].")] = None,
     fleet: Annotated[Path | None, typer.Option(help="A .toml that lists boards: all of them, at once.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="What runs networks there. Default: the best it has.")] = None,
+    runtime: RuntimeThere = None,
     activate: Annotated[bool, typer.Option("--activate", help="Put it into service when it has passed.")] = False,
-    state: Annotated[str | None, typer.Option(help="Folder of the slots there. Default: /var/lib/edgekd.")] = None,
-    python: Annotated[str | None, typer.Option(help="Interpreter there. Default: python3.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Path there of an agent to use in place of the bundle's.")] = None,
-    iterations: Annotated[int, typer.Option(help="Time at least this many runs ...", min=1)] = 200,
-    seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
-    timeout: Annotated[float, typer.Option(help="Seconds that one step may take.", min=1)] = 3600.0,
+    state: StateThere = None,
+    python: PythonThere = None,
+    agent: AgentThere = None,
+    iterations: Iterations = 200,
+    seconds: Seconds = 5.0,
+    timeout: StepTimeout = 3600.0,
     out: Annotated[Path | None, typer.Option(help="Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep what boards of a fleet gave before.")] = True,
     as_json: Json = False,
@@ -52,13 +64,13 @@ def profile(
     device: Annotated[str, typer.Option(help="local or ssh://[USER@]HOST[:PORT].", show_default=False)],
     out: Annotated[Path, typer.Option(help="The table, a .toml; networks go beside it.", show_default=False)],
     target: Annotated[str | None, typer.Option(help="What the device is, where it does not say so itself.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="What runs networks there. Default: the best it has.")] = None,
-    state: Annotated[str | None, typer.Option(help="Folder of the slots there. Default: /var/lib/edgekd.")] = None,
-    python: Annotated[str | None, typer.Option(help="Interpreter there. Default: python3.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Path there of an agent to use in place of the bundle's.")] = None,
-    iterations: Annotated[int, typer.Option(help="Time at least this many runs ...", min=1)] = 200,
-    seconds: Annotated[float, typer.Option(help="... and at least this long.", min=0)] = 5.0,
-    timeout: Annotated[float, typer.Option(help="Seconds that one step may take.", min=1)] = 3600.0,
+    runtime: RuntimeThere = None,
+    state: StateThere = None,
+    python: PythonThere = None,
+    agent: AgentThere = None,
+    iterations: Iterations = 200,
+    seconds: Seconds = 5.0,
+    timeout: StepTimeout = 3600.0,
     as_json: Json = False,
 ) -> None:
     """Time the networks of bundles on a device, as the table that predictions for its target are corrected by."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgekd.devices import Gpu, HostFacts
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.engines.types import Engine, Session, library_version, usable_cores
+from edgekd.system_files import number_in, text_of, value_of
 
 if TYPE_CHECKING:
     from edgekd.devices.session import Site, Stop
@@ -54,22 +55,22 @@ class LocalDevice:
 def host_facts(device: str, engine: str, threads: int, root: Path = Path("/")) -> HostFacts:
     """The facts of this machine, read from the /proc, /sys and /etc below `root`."""
     frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
-    cpuinfo = _read(root / "proc/cpuinfo") or ""
-    khz = _read(frequency / "scaling_cur_freq")
-    clock_mhz = float(khz) / 1000 if khz else _number(_value(cpuinfo, "cpu MHz"))
-    kib = _number((_value(_read(root / "proc/meminfo") or "", "MemTotal") or "").removesuffix("kB"))
+    cpuinfo = root / "proc/cpuinfo"
+    khz = number_in(frequency / "scaling_cur_freq")
+    clock_mhz = khz / 1000 if khz is not None else _number(value_of(cpuinfo, "cpu MHz", ":"))
+    kib = _number((value_of(root / "proc/meminfo", "MemTotal", ":") or "").removesuffix("kB"))
     versions = {name: version for name in _LIBRARIES if (version := library_version(name))}
     return HostFacts(
         device=device,
         engine=engine,
-        cpu=_value(cpuinfo, "model name") or platform.processor() or platform.machine(),
+        cpu=value_of(cpuinfo, "model name", ":") or platform.processor() or platform.machine(),
         cores=usable_cores(),
         threads=threads,
-        governor=_read(frequency / "scaling_governor"),
+        governor=text_of(frequency / "scaling_governor"),
         clock_mhz=clock_mhz,
         memory_bytes=int(kib * 1024) if kib else None,
-        board=_read(root / "proc/device-tree/model") or _read(root / "sys/class/dmi/id/product_name"),
-        os=_value(_read(root / "etc/os-release") or "", "PRETTY_NAME", "=") or platform.system(),
+        board=text_of(root / "proc/device-tree/model") or text_of(root / "sys/class/dmi/id/product_name"),
+        os=value_of(root / "etc/os-release", "PRETTY_NAME", "=") or platform.system(),
         kernel=platform.release(),
         machine=platform.machine(),
         python=platform.python_version(),
@@ -101,23 +102,6 @@ def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
             mib = _number(fields[3])  # "[N/A]" where the GPU shares the host's memory
             found.append(Gpu(fields[0], fields[1], fields[2], int(mib) * 2**20 if mib else None))
     return tuple(found)
-
-
-def _read(path: Path) -> str | None:
-    """The text of a small system file; None when it is not there, not for us, or empty."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
-    except OSError:
-        return None
-
-
-def _value(text: str, key: str, separator: str = ":") -> str | None:
-    """The value of the first `key<separator>value` line, without quotes."""
-    for line in text.splitlines():
-        name, found, value = line.partition(separator)
-        if found and name.strip() == key:
-            return value.strip().strip('"') or None
-    return None
 
 
 def _number(text: str | None) -> float | None:

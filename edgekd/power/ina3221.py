@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.errors import SpecError
-from edgekd.power import text_of
+from edgekd.system_files import text_of
 
 TOTALS = ("VDD_IN", "POM_5V_IN")
 """Rails that feed the whole module; where there is none of them, the rails are fed side by side and add up."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.power import number_in, text_of
+from edgekd.system_files import number_in, text_of
 
 
 class Packages:

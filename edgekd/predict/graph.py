@@ -45,6 +45,17 @@ def works_of(view: GraphView, name: str) -> tuple[Work, ...]:
     return tuple(flow.work(kernel) for kernel in flow.kernels())
 
 
+def computing_nodes(view: GraphView) -> list[Any]:
+    """The nodes that make something of the frame, in order."""
+    flow = _Flow(view, "graph")
+    return [node for node in view.nodes if not flow.free(node)]
+
+
+def work_name(node: Any) -> str:
+    """What the work that begins with a node is called."""
+    return str(node.name or (node.output[0] if node.output else node.op_type))
+
+
 @dataclass
 class _Kernel:
     """Nodes that run as one: the first says what it is. tensors: what they make."""
@@ -66,7 +77,7 @@ class _Flow:
     def __init__(self, view: GraphView, name: str) -> None:
         self.view = view
         self.name = name
-        self.still = still_in(view)
+        self.still = _still(view)
         self.batch = next((dims[0] or 1 for dims in view.inputs.values() if dims), 1)
         self.readers: dict[str, list[Any]] = {}
         for node in view.nodes:
@@ -120,7 +131,7 @@ class _Flow:
             if not (readers := self.readers.get(name)) or any(id(reader) not in inside for reader in readers)
         ]
         written = sum(map(self.size, kept))
-        called = node.name or (node.output[0] if node.output else node.op_type)
+        called = work_name(node)
         if node.op_type in COMPUTING:
             return Work(called, **self._arithmetic(node), read=read, written=written)
         if node.op_type in COPIES:
@@ -184,7 +195,7 @@ class _Flow:
         return dims  # type: ignore[return-value]
 
 
-def still_in(view: GraphView) -> frozenset[str]:
+def _still(view: GraphView) -> frozenset[str]:
     """The tensors that no frame changes: constants, what follows from them, and sizes."""
     still = set(view.constants)
     for node in view.nodes:
