@@ -9,10 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
+from typing import Any
 
 CHUNK = 1 << 20
 SHA256_TEXT = re.compile(r"[0-9a-f]{64}")
@@ -34,7 +31,7 @@ def short_int(digits: str) -> int:
     return int(digits)
 
 
-def is_sha256(value: Any) -> TypeGuard[str]:
+def is_sha256(value: Any) -> bool:
     """Whether a value is a SHA-256 as edgekd writes it: 64 hexadecimal digits in lower case."""
     return isinstance(value, str) and SHA256_TEXT.fullmatch(value) is not None
 

@@ -104,7 +104,7 @@ def from_json(content: bytes) -> Seal:
         document = json.loads(content.decode("ascii"), parse_int=short_int)
         if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}: update edgekd")
-        sha256 = document.get("manifest_sha256")
+        sha256: Any = document.get("manifest_sha256")
         if not is_sha256(sha256):
             raise ValueError("expected the SHA-256 of a manifest")
         seal = Seal(sha256, from_listed(document.get("signatures")))
