@@ -4,9 +4,9 @@ Every contender gets the same ONNX graph, the same JPEG files and the same cores
 stays loaded; they take turns, and every other round goes the other way round. The ratio to Ultralytics is that of the
 rounds, with its interval. `benchmark_app` times the engine alone: what OpenVINO could reach if the rest took no time.
 
-    python bench/camera_to_detections.py [--models NAME ...] [--cores N] [--rounds N] [--seconds S]
+    python bench/camera_to_detections.py [--models NAME ...] [--cores N] [--rounds N] [--seconds S] [--gpu]
 
-The environment needs `edgekd[train,openvino]`.
+The environment needs `edgekd[train,openvino]`; with `--gpu`, where only the networks move, `onnxruntime-gpu` as well.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ from edgekd.data.frames import load_frames
 from edgekd.devices.local import LocalDevice
 from edgekd.engines import engine_named
 from edgekd.engines.types import library_version
-from edgekd.measuring import shared_among
 from edgekd.streaming import run_streams
 from edgekd.timing import camera
 
@@ -62,14 +61,13 @@ Turn = Callable[[float], "tuple[int, float, int | None]"]
 
 
 def edgekd(engine: str, streams: int, graph: Path, folder: Path) -> Turn:
-    """edgekd as `edgekd bench` runs it, in one stream or several."""
+    """edgekd as `edgekd bench` runs it, in one stream or several; 0: one for each core."""
+    streams = streams or len(os.sched_getaffinity(0))
     stack = ExitStack()
     _, spec = stack.enter_context(opened(graph, None, (), False))
-    source, device = load_frames(folder), shared_among(LocalDevice(engine_named(engine)), streams)
-    lanes, found = [], [0]
-    for _ in range(streams):
-        lane = camera(stack.enter_context(device.load(graph)), spec, source.opener())
-        lanes.append(lane)
+    source, found = load_frames(folder), [0]
+    sessions = LocalDevice(engine_named(engine)).load_streams(graph, streams)
+    lanes = [camera(stack.enter_context(session), spec, source.opener()) for session in sessions]
 
     def once() -> int:
         lane = lanes[0]
@@ -87,13 +85,13 @@ def edgekd(engine: str, streams: int, graph: Path, folder: Path) -> Turn:
     return turn
 
 
-def ultralytics(graph: Path, folder: Path) -> Turn:
+def ultralytics(device: str, graph: Path, folder: Path) -> Turn:
     """`YOLO(graph).predict` over the folder, frame by frame, as its documentation streams."""
     from ultralytics import YOLO
 
     model = YOLO(str(graph), task="detect")
     size = input_size(graph)
-    settings = {"imgsz": size, "conf": CONFIDENCE, "iou": IOU, "device": "cpu", "stream": True, "verbose": False}
+    settings = {"imgsz": size, "conf": CONFIDENCE, "iou": IOU, "device": device, "stream": True, "verbose": False}
 
     def results() -> Iterator[int]:
         for result in model.predict(source=str(folder), **settings):
@@ -107,14 +105,14 @@ def ultralytics(graph: Path, folder: Path) -> Turn:
     return turn
 
 
-def bare(graph: Path, folder: Path) -> Turn:
+def bare(provider: str, graph: Path, folder: Path) -> Turn:
     """ONNX Runtime and OpenCV in the loop that people write by hand: a YOLO head, NMS by OpenCV."""
     import cv2
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
     name, (height, width) = session.get_inputs()[0].name, input_size(graph)
 
     def results() -> Iterator[int]:
@@ -156,15 +154,26 @@ def benchmark_app(graph: Path, folder: Path) -> Turn:
     return turn
 
 
-CONTENDERS: dict[str, Callable[[Path, Path], Turn]] = {
-    BASELINE: ultralytics,
-    "ONNX Runtime and OpenCV, by hand": bare,
-    "edgekd, ONNX Runtime, 1 stream": partial(edgekd, "onnxruntime-cpu", 1),
-    "edgekd, ONNX Runtime, a stream for each core": partial(edgekd, "onnxruntime-cpu", 0),
-    "edgekd, OpenVINO, 1 stream": partial(edgekd, "openvino-cpu", 1),
-    "edgekd, OpenVINO, a stream for each core": partial(edgekd, "openvino-cpu", 0),
-    ALONE: benchmark_app,
+BY_HAND = "ONNX Runtime and OpenCV, by hand"
+CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
+    "cpu": {
+        BASELINE: partial(ultralytics, "cpu"),
+        BY_HAND: partial(bare, "CPUExecutionProvider"),
+        "edgekd, ONNX Runtime, 1 stream": partial(edgekd, "onnxruntime-cpu", 1),
+        "edgekd, ONNX Runtime, a stream for each core": partial(edgekd, "onnxruntime-cpu", 0),
+        "edgekd, OpenVINO, 1 stream": partial(edgekd, "openvino-cpu", 1),
+        "edgekd, OpenVINO, a stream for each core": partial(edgekd, "openvino-cpu", 0),
+        ALONE: benchmark_app,
+    },
+    "gpu": {
+        BASELINE: partial(ultralytics, "0"),
+        BY_HAND: partial(bare, "CUDAExecutionProvider"),
+        "edgekd, ONNX Runtime with CUDA, 1 stream": partial(edgekd, "onnxruntime-cuda", 1),
+        "edgekd, ONNX Runtime with CUDA, 2 streams": partial(edgekd, "onnxruntime-cuda", 2),
+        "edgekd, ONNX Runtime with CUDA, 4 streams": partial(edgekd, "onnxruntime-cuda", 4),
+    },
 }
+"""By where the networks run; 0 streams are one for each core."""
 
 
 def loop(results: Iterator[int], seconds: float, objects: int) -> tuple[int, float, int | None]:
@@ -185,14 +194,11 @@ def input_size(graph: Path) -> tuple[int, int]:
     return dims[2].dim_value, dims[3].dim_value
 
 
-def work(name: str, graph: Path, folder: Path) -> None:
+def work(where: str, name: str, graph: Path, folder: Path) -> None:
     """A contender's process: for each line of seconds on stdin a line with what was done."""
     answers = os.fdopen(os.dup(1), "w")
     with redirect_stdout(sys.stderr):
-        make = CONTENDERS[name]
-        if isinstance(make, partial) and make.args[1] == 0:
-            make = partial(edgekd, make.args[0], len(os.sched_getaffinity(0)))
-        turn = make(graph, folder)
+        turn = CONTENDERS[where][name](graph, folder)
         turn(0.5)
         print("ready", file=answers, flush=True)
         for line in sys.stdin:
@@ -226,12 +232,14 @@ class Contender:
         self.ms.append(1000 * took / frames)
 
 
-def take_turns(graph: Path, folder: Path, environment: dict[str, str], rounds: int, seconds: float) -> list[Contender]:
+def take_turns(
+    where: str, graph: Path, folder: Path, environment: dict[str, str], rounds: int, seconds: float
+) -> list[Contender]:
     """All contenders, loaded one after the other, then in turns."""
     script = str(Path(__file__).resolve())
     contenders = []
-    for name in CONTENDERS:
-        command = [sys.executable, script, "--work", name, str(graph), str(folder)]
+    for name in CONTENDERS[where]:
+        command = [sys.executable, script, "--work", where, name, str(graph), str(folder)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent
         )
@@ -297,12 +305,14 @@ def page(found: dict[str, Any]) -> list[str]:
         lines += [f"## {model}", "", *table(["", "FPS", f"times as fast as {BASELINE}", "objects found"], cells), ""]
     best = {model: best_of(rows) for model, rows in found["models"].items()}
     told = ", ".join(f"{model} {row['times_as_fast']:.2f} ({row['contender']})" for model, row in best.items())
+    alone = [f" `{ALONE.split()[-1]}` times the engine alone."] if found["networks_on"] == "cpu" else []
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return [
         *lines,
-        f"The best of edgekd's rows: {told}; the goal is {GOAL}. `benchmark_app` times the engine alone.",
+        f"The best of edgekd's rows: {told}; the goal is {GOAL}.{''.join(alone)}",
         "",
-        f"{found['frames']} JPEG files, {found['cores']} cores, {found['rounds']} rounds of {found['seconds']} s.",
+        f"{found['frames']} JPEG files, {found['cores']} cores, networks on the {found['networks_on'].upper()},",
+        f"{found['rounds']} rounds of {found['seconds']} s.",
         f"Packages: {packages}.",
         "",
         *conditions_lines(found),
@@ -323,17 +333,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--frames", type=int, default=FRAMES)
-    parser.add_argument("--out", type=Path, default=RESULTS / "camera_to_detections.json")
-    parser.add_argument("--work", nargs=3, metavar=("NAME", "GRAPH", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--gpu", action="store_true", help="networks on an NVIDIA GPU, all else on the cores")
+    parser.add_argument("--out", type=Path, help="default: bench/results/camera_to_detections[_gpu].json")
+    parser.add_argument("--work", nargs=4, metavar=("WHERE", "NAME", "GRAPH", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        work(given.work[0], Path(given.work[1]), Path(given.work[2]))
+        work(given.work[0], given.work[1], Path(given.work[2]), Path(given.work[3]))
         return 0
+    where = "gpu" if given.gpu else "cpu"
     use_cores(given.cores)
-    packages = ("edgekd", "ultralytics", "torch", "onnxruntime", "openvino", "opencv-python-headless", "numpy")
+    runtime = "onnxruntime-gpu" if given.gpu else "onnxruntime"
+    packages = ("edgekd", "ultralytics", "torch", runtime, "openvino", "opencv-python-headless", "numpy")
     command = f"python bench/camera_to_detections.py --models {' '.join(given.models)} --cores {given.cores}"
     found: dict[str, Any] = {
-        "command": f"{command} --rounds {given.rounds} --seconds {given.seconds:g}",
+        "command": f"{command} --rounds {given.rounds} --seconds {given.seconds:g}{' --gpu' if given.gpu else ''}",
+        "networks_on": where,
         "cores": given.cores,
         "rounds": given.rounds,
         "seconds": given.seconds,
@@ -350,9 +364,10 @@ def main() -> int:
         environment = {**ultralytics_environment(Path(scratch) / "settings"), "OMP_NUM_THREADS": str(given.cores)}
         for model in given.models:
             graph = prepare(model, given.shared, Path(scratch))
-            turns = take_turns(graph, folder, environment, given.rounds, given.seconds)
+            turns = take_turns(where, graph, folder, environment, given.rounds, given.seconds)
             found["models"][Path(model).stem] = rows_of(turns)
-    write_results(given.out, found, page(found))
+    suffix = "_gpu" if given.gpu else ""
+    write_results(given.out or RESULTS / f"camera_to_detections{suffix}.json", found, page(found))
     return 0 if all(best_of(rows)["times_as_fast"] >= GOAL for rows in found["models"].values()) else 1
 
 

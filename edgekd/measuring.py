@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,7 @@ from edgekd.cost import Cost, Prices, cost_of
 from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec
-from edgekd.devices.local import LocalDevice
-from edgekd.engines.types import Session, usable_cores
+from edgekd.engines.types import Session
 from edgekd.power import Meter
 from edgekd.power.energy import measure_energy
 from edgekd.power.find import find_meter
@@ -193,13 +192,12 @@ def _throughputs(
 ) -> dict[str, dict[str, Any]]:
     """Camera to detections in several streams at once, each side in its turn."""
     progress.note(f"bench: throughput of {job.streams} streams ...")
-    device = shared_among(job.device, job.streams)
     gaps: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     with ExitStack() as stack:
         lanes = {
             name: [
-                _candidates(side, source, stack.enter_context(device.load(side.graph)))[CAMERA]
-                for _ in range(job.streams)
+                _candidates(side, source, stack.enter_context(session))[CAMERA]
+                for session in job.device.load_streams(side.graph, job.streams)
             ]
             for name, side in sides.items()
         }
@@ -207,13 +205,6 @@ def _throughputs(
             for name, candidates in lanes.items():
                 gaps[name].append(between(run_streams(candidates, source.items, max(job.seconds, 0.1) / TURNS)))
     return {name: throughput_json(np.concatenate(found), job.streams) for name, found in gaps.items()}
-
-
-def shared_among(device: GraphDevice, streams: int) -> GraphDevice:
-    """The device as each of several streams has it: with its share of the threads."""
-    if not isinstance(device, LocalDevice):
-        return device
-    return replace(device, threads=max((device.threads or usable_cores()) // streams, 1))
 
 
 def throughput_json(gaps_ms: np.ndarray, streams: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def print_distilled(result: Mapping[str, Any]) -> None:
     rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
     sizes = ["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)]
     print_table(["", "teacher", "student"], [*rows, sizes])
-    print(f"{result['epochs']} epochs\nstudent: {result['checkpoint']}")
+    print(f"epochs: {result['epochs']}\nstudent: {result['checkpoint']}")
 
 
 def print_pruned(result: Mapping[str, Any]) -> None:

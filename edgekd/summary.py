@@ -173,10 +173,10 @@ def _stage_note(stage: Stage) -> str:
         return f"{now:.2f} of {was:.2f} G multiply-adds a frame"
     if "parameters" in results:
         ours, theirs = (results[name] / 1e6 for name in ("parameters", "teacher_parameters"))
-        return f"a student of {ours:.2f} M parameters, {results['epochs']} epochs beside a teacher of {theirs:.2f} M"
+        return f"a student of {ours:.2f} M parameters beside a teacher of {theirs:.2f} M; epochs: {results['epochs']}"
     if "losses" in results:
         first, last = (sum(results["losses"][at].values()) for at in (0, -1))
-        return f"{results['epochs']} epochs, loss {first:.4g} in the first and {last:.4g} in the last"
+        return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; epochs: {results['epochs']}"
     if "forms" in results:
         counts = Counter(results["forms"].values())
         return ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form])

@@ -347,7 +347,7 @@ def test_an_interrupt_exits_with_130_and_one_line(tiny_model: Path, tiny_data: P
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, said + err
-    assert (out, err) == ("", "edgekd: stopped; a build resumes when it is run again\n")
+    assert (out, err) == ("", "edgekd: stopped; builds, trainings and fleets go on when they are run again\n")
     assert_nothing_left(tmp_path / "out")
 
 

@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import boards
@@ -22,7 +21,7 @@ from edgekd.cost import Prices, cost_of
 from edgekd.data.frames import load_frames
 from edgekd.devices.null import NullDevice, NullSession
 from edgekd.errors import DataError, SpecError
-from edgekd.measuring import BenchJob, Measured, run, shared_among
+from edgekd.measuring import BenchJob, Measured, run
 from edgekd.power.null import NullMeter
 from edgekd.target import load_target
 
@@ -233,13 +232,3 @@ def test_the_page_has_the_numbers_and_no_script(tiny_model: Path, tmp_path: Path
     assert "<b>.onnx" not in text
     assert "<script" not in text
     assert not re.search(r"https?://", text)
-
-
-def test_streams_share_the_threads() -> None:
-    from edgekd.devices.local import LocalDevice
-
-    assert shared_among(LocalDevice(threads=4), 2).threads == 2
-    assert shared_among(LocalDevice(threads=1), 3).threads == 1
-    null = NullDevice()
-    assert shared_among(null, 3) is null
-    assert replace(LocalDevice(), threads=2).threads == 2

@@ -268,7 +268,7 @@ def test_a_recipe_that_trains_ships_the_trained_graph(
     packed = {entry.path: entry for entry in verify(out / "tiny-xavier.edgekd").files}
     assert packed["graph.packed"].length <= 2_000_000
     assert {"plan.toml", "calibration.cache"} <= set(packed)
-    assert "2 epochs, loss " in (out / "report.html").read_text("utf-8")
+    assert "in the last; epochs: 2" in (out / "report.html").read_text("utf-8")
 
 
 def test_a_training_image_that_is_also_scored_is_refused(tiny_data: Path, stages: Stages, tmp_path: Path) -> None:

@@ -77,5 +77,5 @@ def main() -> None:
         sys.exit(EdgeKDError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print("edgekd: stopped; a build resumes when it is run again", file=sys.stderr)
+            print("edgekd: stopped; builds, trainings and fleets go on when they are run again", file=sys.stderr)
         raise

@@ -84,6 +84,10 @@ class GraphDevice(Device, Protocol):
         """Open the ONNX file `graph` there. Raises DeviceError."""
         ...
 
+    def load_streams(self, graph: Path, streams: int) -> tuple[Session, ...]:
+        """Open it for as many frames at once, a session for each. Raises DeviceError."""
+        ...
+
     def clock(self) -> float:
         """Seconds, from any fixed beginning: the clock that measurements on this device use."""
         ...

@@ -47,6 +47,10 @@ class LocalDevice:
         """Open the ONNX file `graph` with this device's engine. Raises DeviceError."""
         return self.engine.load(graph, threads=self.threads)
 
+    def load_streams(self, graph: Path, streams: int) -> tuple[Session, ...]:
+        """Open it for as many frames at once, on the same threads. Raises DeviceError."""
+        return self.engine.load_streams(graph, streams, threads=self.threads)
+
     def clock(self) -> float:
         """Seconds of this machine's monotonic high-resolution clock."""
         return time.perf_counter()

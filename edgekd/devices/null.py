@@ -59,6 +59,10 @@ class NullDevice:
         """A session that does not look at `graph`."""
         return NullSession(self)
 
+    def load_streams(self, graph: Path, streams: int) -> tuple[NullSession, ...]:
+        """A session for each stream; they take their time one after the other."""
+        return tuple(self.load(graph) for _ in range(streams))
+
     def clock(self) -> float:
         """Seconds since the device was made: only runs and `advance` move it."""
         return self._now_s

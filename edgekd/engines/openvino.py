@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """OpenVINO's CPU plugin, tuned for the latency of one frame."""
+    """OpenVINO's CPU plugin, tuned for the latency of one frame, or for several streams."""
 
     name: str = "openvino-cpu"
 
@@ -42,13 +43,22 @@ class OpenVino:
 
     def load(self, graph: Path, *, threads: int | None = None) -> OpenVinoSession:
         """Compile `graph` for the CPU. Raises DeviceError."""
+        return OpenVinoSession(self._compiled(graph, {"PERFORMANCE_HINT": "LATENCY"}, threads or usable_cores()))
+
+    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[OpenVinoSession, ...]:
+        """One compilation for all streams: several would compute on the same core. Raises DeviceError."""
+        native = self._compiled(graph, {"NUM_STREAMS": streams}, max(threads or usable_cores(), streams))
+        return tuple(OpenVinoSession(native) for _ in range(streams))
+
+    def _compiled(self, graph: Path, asked: Mapping[str, Any], threads: int) -> Any:
+        """OpenVINO's compiled model. Raises DeviceError."""
         require(self)
         readable(graph)
         import openvino.frontend
 
         settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+            **asked,
+            "INFERENCE_NUM_THREADS": threads,
             # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
             "INFERENCE_PRECISION_HINT": "f32",
         }
@@ -60,7 +70,7 @@ class OpenVino:
         except Exception as error:  # OpenVINO raises RuntimeError and its own exceptions side by side
             raise DeviceError(f"OpenVINO cannot load {graph}: {error}", fix="check that it is an ONNX file") from error
         one_of_each(graph, _names(native.inputs), _names(native.outputs))
-        return OpenVinoSession(native)
+        return native
 
 
 class OpenVinoSession(ClosedByWith):

@@ -89,6 +89,10 @@ class Engine(Protocol):
         """Open the ONNX file `graph`; `threads` None means every usable core. Raises DeviceError."""
         ...
 
+    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
+        """Open `graph` for as many frames at once: a session for each, and `threads` for all. Raises DeviceError."""
+        ...
+
 
 def usable_cores() -> int:
     """How many cores this process may use: its affinity mask, further limited by a cgroup v2 CPU quota."""
@@ -99,6 +103,12 @@ def usable_cores() -> int:
     except (OSError, ValueError):  # no cgroup v2, or the quota is the word "max"
         pass
     return cores
+
+
+def loaded_apart(engine: Engine, graph: Path, streams: int, threads: int | None) -> tuple[Session, ...]:
+    """A session for each stream, with its share of the threads. Raises DeviceError."""
+    share = max((threads or usable_cores()) // streams, 1)
+    return tuple(engine.load(graph, threads=share) for _ in range(streams))
 
 
 def library_version(*distributions: str) -> str | None:

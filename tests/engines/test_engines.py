@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +15,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.engines import ENGINES, engine_named
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, BoundSession, OnnxRuntimeSession
 from edgekd.engines.openvino import OPENVINO_CPU
 from edgekd.engines.tensorrt import TENSORRT
 from edgekd.engines.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.engines.types import Engine, usable_cores
 from edgekd.errors import DeviceError, SpecError
 
-RUNNERS = (ONNXRUNTIME_CPU, OPENVINO_CPU)
+BOUND = replace(ONNXRUNTIME_CPU, name="onnxruntime-bound", memory="cpu")
+"""What ONNX Runtime does on a GPU, done in the host's memory."""
+RUNNERS = (ONNXRUNTIME_CPU, BOUND, OPENVINO_CPU)
 needs_rtx = pytest.mark.skipif(TENSORRT_RTX.version() is None, reason="tensorrt-rtx is not installed")
 
 
@@ -100,6 +105,42 @@ def test_onnx_runtime_and_openvino_agree(tmp_path: Path, make) -> None:
     np.testing.assert_allclose(first, second, atol=1e-4)
 
 
+def test_input_and_output_at_one_place_give_the_same(tmp_path: Path) -> None:
+    graph = quantized_graph(tmp_path)
+    with ONNXRUNTIME_CPU.load(graph) as plain, BOUND.load(graph) as bound:
+        assert type(bound) is BoundSession
+        for values in (batch(), np.zeros((1, 3, 16, 16), np.float32), np.ascontiguousarray(batch()[:, ::-1])):
+            np.testing.assert_array_equal(bound.run(values), plain.run(values))
+
+
+def test_a_graph_without_a_fixed_size_is_run_as_it_comes(tmp_path: Path) -> None:
+    model = onnx.load(float_graph(tmp_path))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "frames"
+    onnx.save(model, tmp_path / "free.onnx")
+    with BOUND.load(tmp_path / "free.onnx") as session:
+        assert type(session) is OnnxRuntimeSession
+        assert session.run(np.concatenate([batch()] * 2)).shape == (2, 4, 16, 16)
+
+
+def test_a_graph_that_cannot_be_recorded_runs_without(tmp_path: Path, monkeypatch) -> None:
+    """As ONNX Runtime refuses to record a graph of which a node is left to the CPU."""
+    import onnxruntime
+
+    asked, opened = [], onnxruntime.InferenceSession
+
+    def refusing(content, options, providers):
+        asked.append(providers[0][1])
+        if providers[0][1]:
+            raise RuntimeError("This session cannot use the graph capture feature")
+        return opened(content, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refusing)
+    with replace(BOUND, recorded=(("enable_cuda_graph", "1"),)).load(float_graph(tmp_path)) as session:
+        assert session.run(batch()).shape == (1, 4, 16, 16)
+    assert asked == [{"enable_cuda_graph": "1"}, {}]
+
+
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
 def test_an_output_outlives_the_next_run(tmp_path: Path, engine: Engine) -> None:
     with usable(engine).load(float_graph(tmp_path)) as session:
@@ -114,6 +155,27 @@ def test_threads_are_pinned_to_what_was_asked_or_to_the_usable_cores(tmp_path: P
     for asked, expected in ((1, 1), (None, usable_cores())):
         with ONNXRUNTIME_CPU.load(graph, threads=asked) as session:
             assert session.native.get_session_options().intra_op_num_threads == expected
+
+
+@pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
+def test_streams_run_at_the_same_time_and_agree(tmp_path: Path, engine: Engine) -> None:
+    graph = quantized_graph(tmp_path)
+    frames = [np.full((1, 3, 16, 16), value, np.float32) for value in (0.0, 0.25, 0.5)]
+    with usable(engine).load(graph) as session:
+        expected = [session.run(frame) for frame in frames]
+    with ExitStack() as stack, ThreadPoolExecutor(3) as pool:
+        sessions = [stack.enter_context(each) for each in engine.load_streams(graph, 3, threads=2)]
+        for _ in range(20):
+            found = list(pool.map(lambda session, frame: session.run(frame), sessions, frames))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_streams_share_the_threads(tmp_path: Path) -> None:
+    graph = float_graph(tmp_path)
+    for threads, streams, expected in ((4, 2, 2), (1, 3, 1)):
+        sessions = ONNXRUNTIME_CPU.load_streams(graph, streams, threads=threads)
+        assert [each.native.get_session_options().intra_op_num_threads for each in sessions] == [expected] * streams
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
