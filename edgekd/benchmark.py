@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +164,7 @@ def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
 def _why_no_rate(samples_ms: np.ndarray, slow: certainty.SlowDown | None) -> str | None:
     count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
     if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
-        return f"{count} frames in {seconds:.2g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
+        return f"{count} frames in {seconds:.3g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
     if slow and slow.ratio > 1 + MOST_NOISE:
         return (
             f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; stop what else runs here, "
@@ -173,7 +174,7 @@ def _why_no_rate(samples_ms: np.ndarray, slow: certainty.SlowDown | None) -> str
     if noise > MOST_NOISE:
         return (
             f"the mean is known to {noise:.0%} only; stop what else runs here, lock the clocks, or measure "
-            f"{min((noise / MOST_NOISE) ** 2, 1000):.0f} times as long"
+            f"{min(math.ceil((noise / MOST_NOISE) ** 2), 1000)} times as long"
         )
     return None
 

@@ -197,8 +197,8 @@ def test_a_percentile_that_a_run_is_too_short_for_has_no_interval_and_p999_no_va
 @pytest.mark.parametrize(
     ("samples_s", "reason"),
     [
-        ([0.5] * 49, "49 frames in 24 s are too few"),
-        ([0.015625] * 100, "100 frames in 1.6 s are too few"),
+        ([0.5] * 49, "49 frames in 24.5 s are too few"),
+        ([0.015625] * 100, "100 frames in 1.56 s are too few"),
         ([0.25] * 300 + [0.5] * 200, "2.00 times as long after 75 s"),
         ([0.125, 0.125, 0.125, 4.0] * 20, "stop what else runs here"),
     ],
