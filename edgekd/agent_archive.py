@@ -16,7 +16,7 @@ import edgekd
 
 NAME = "agent.pyz"
 """What the agent is called in a bundle."""
-ENTRY = "edgekd.agent.cli"
+ENTRY, SERVING = "edgekd.agent.cli", "edgekd.agent.serving"
 OWN = "edgekd.agent"
 
 _PACKAGE = Path(edgekd.__file__).parent
@@ -44,7 +44,7 @@ def agent_archive() -> bytes:
 def agent_modules() -> tuple[str, ...]:
     """Names of the modules and packages of edgekd that the agent needs, sorted."""
     found: set[str] = set()
-    waiting = {ENTRY}
+    waiting = {ENTRY, SERVING}
     while waiting:
         name = waiting.pop()
         found.add(name)

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""A service for a camera: frames in, detections out as JSON lines, always by the model that the agent has in service.
+
+    python3 camera_service.py --source /dev/video0
+    python3 camera_service.py --source video.mp4 --out detections.jsonl
+    python3 camera_service.py --source frames/
+    python3 camera_service.py --source "v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1"
+
+A line for each frame: {"frame", "time", "model", "counter", "engine", "ms", "objects": [{"class", "score", "box"}]},
+boxes as x1, y1, x2, y2 in pixels. Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source
+with `!` is a GStreamer pipeline, which not every OpenCV can open. SIGTERM and Ctrl-C end it after the frame.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp"}
+
+
+def frames(source):
+    """Frames uint8 [h, w, 3] BGR of a folder of images, a video, a device, or a pipeline."""
+    import cv2
+
+    if Path(source).is_dir():
+        for file in sorted(Path(source).iterdir()):
+            frame = cv2.imread(str(file)) if file.suffix.lower() in IMAGES else None
+            if frame is not None:
+                yield frame
+        return
+    capture = cv2.VideoCapture(source, cv2.CAP_GSTREAMER) if "!" in source else cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise SystemExit(f"{source}: cannot be opened as a folder, a video, a device or a pipeline")
+    while True:
+        there, frame = capture.read()
+        if not there:
+            break
+        yield frame
+    capture.release()
+
+
+def line(number, model, found, seconds):
+    """What is told of a frame."""
+    names = model.spec.classes
+    objects = [
+        {"class": names[which], "score": round(float(score), 4), "box": [round(float(edge), 1) for edge in box]}
+        for box, score, which in zip(found.boxes, found.scores, found.classes)  # noqa: B905 strict is Python 3.10
+    ]
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    told = {"frame": number, "time": now, "model": model.identity, "counter": model.counter, "engine": model.key}
+    return json.dumps({**told, "ms": round(1000 * seconds, 2), "objects": objects})
+
+
+def serve(served, source, out, wanted):
+    """Detect until the source ends or `wanted` says no; a model that cannot be opened is told once on stderr."""
+    told = None
+    for number, frame in enumerate(frames(source)):
+        began = time.perf_counter()
+        model, found = served.detect(frame)
+        print(line(number, model, found, time.perf_counter() - began), file=out, flush=True)
+        if served.problem is not None and served.problem is not told:
+            print(f"the new model is not used: {served.problem}", file=sys.stderr, flush=True)
+        told = served.problem
+        if not wanted():
+            break
+
+
+def main():
+    """0 where the source came to its end, or it was asked to end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agent", default="/usr/lib/edgekd/agent.pyz", help="the agent that the firmware has")
+    parser.add_argument("--state", default="/var/lib/edgekd", help="the agent's state folder")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--out", help="file to append lines to; default: stdout")
+    given = parser.parse_args()
+    if not Path(given.agent).exists():
+        raise SystemExit(f"{given.agent}: there is no agent; take agent.pyz out of a bundle, or name it with --agent")
+    sys.path.insert(0, given.agent)
+    from edgekd.agent.serving import Served
+    from edgekd.errors import EdgeKDError
+
+    asked = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.append(True))
+    out = Path(given.out).open("a", encoding="utf-8") if given.out else sys.stdout  # noqa: SIM115 till the end
+    try:
+        with Served(given.state) as served:
+            serve(served, given.source, out, lambda: not asked)
+    except EdgeKDError as error:
+        raise SystemExit(f"camera_service: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""A program that feeds frames to what is in service: by the bundle's own thresholds, after a switch by the new one."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from cameras import Agent, identity_of, install, repacked
+
+from edgekd.agent import serving
+from edgekd.agent.engines import ENGINE
+from edgekd.agent.serving import Served
+from edgekd.agent.slots import State
+from edgekd.agent_archive import agent_archive
+from edgekd.artifact import opened
+from edgekd.bundle.archive import read_head
+from edgekd.detectors.decode import Thresholds, decode
+from edgekd.detectors.preprocess import letterbox
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.errors import DeviceError, HashError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "camera_service.py"
+
+
+@pytest.fixture
+def folder(installed: Path, tmp_path: Path) -> Path:
+    """A state folder of its own, with the bundle in service."""
+    return Path(shutil.copytree(installed, tmp_path / "state", symlinks=True))
+
+
+@pytest.fixture
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("camera_service", EXAMPLE)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def frame(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (48, 96, 3), np.uint8)
+
+
+def damage(folder: Path) -> None:
+    engine = folder / "active" / "engine" / ENGINE
+    engine.write_bytes(engine.read_bytes()[:-1])
+
+
+def test_a_frame_goes_through_what_is_in_service(folder: Path, bundle: Path) -> None:
+    with Served(folder) as served:
+        model, found = served.detect(frame())
+    assert (model.identity, model.name) == (identity_of(bundle), read_head(bundle).manifest.name)
+    assert len(found.boxes) == len(found.scores) == len(found.classes)
+
+
+def test_detections_are_those_of_the_host_above_each_classs_threshold(
+    agent: Agent, bundle: Path, state: State, tmp_path: Path
+) -> None:
+    limits = replace(read_head(bundle).manifest.thresholds, confidence=(0.01, 0.02))
+    lower = repacked(bundle, tmp_path / "lower", thresholds=limits)
+    for command, arguments in (("unpack", [lower]), ("build", []), ("selftest", []), ("activate", [])):
+        assert agent(command, *arguments, runtime="onnxruntime").code == 0
+    least = np.asarray(limits.confidence)
+    seen = 0
+    with (
+        Served(state.root) as served,
+        opened(lower, None, (), False) as (graph, spec),
+        ONNXRUNTIME_CPU.load(graph) as session,
+    ):
+        for seed in range(4):
+            _, found = served.detect(frame(seed))
+            batch, at = letterbox(frame(seed), spec.preprocess)
+            thresholds = Thresholds(float(least.min()), limits.iou, limits.max_detections)
+            every = decode(session.run(batch), spec, at, thresholds)
+            kept = every.scores > least[every.classes]
+            np.testing.assert_allclose(found.scores, every.scores[kept], atol=1e-3)
+            np.testing.assert_allclose(found.boxes, every.boxes[kept], atol=0.1)
+            seen += len(every)
+    assert seen, "the network found something to choose from"
+
+
+def test_a_switch_is_followed_before_the_next_frame(folder: Path, bundle: Path, newer: Path) -> None:
+    with Served(folder) as served:
+        first, _ = served.detect(frame())
+        assert install(folder, newer) == 0
+        second, _ = served.detect(frame())
+        assert (first.identity, second.identity) == (identity_of(bundle), identity_of(newer))
+        with pytest.raises(DeviceError, match="closed"):
+            first.detect(frame())
+        assert served.model is second, "nothing is opened again without a switch"
+
+
+def test_where_the_new_model_cannot_be_opened_the_old_one_stays(folder: Path, bundle: Path, newer: Path) -> None:
+    with Served(folder) as served:
+        served.detect(frame())
+        assert install(folder, newer) == 0
+        damage(folder)
+        model, _ = served.detect(frame())
+        assert model.identity == identity_of(bundle)
+        assert isinstance(served.problem, HashError)
+
+
+@pytest.mark.parametrize("what", ["nothing", "damaged"])
+def test_without_a_model_there_is_one_line(folder: Path, tmp_path: Path, what: str) -> None:
+    if what == "damaged":
+        damage(folder)
+    kind, told = (DeviceError, "nothing is in service") if what == "nothing" else (HashError, "its engine is damaged")
+    with Served(folder if what == "damaged" else tmp_path / "empty") as served, pytest.raises(kind, match=told):
+        served.detect(frame())
+
+
+def test_a_switch_while_a_model_is_opened_is_not_missed(
+    folder: Path, newer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = serving._open
+    calls = []
+
+    def switching(state: State) -> Any:
+        model = opening(state)
+        if not calls:
+            assert install(folder, newer) == 0
+        calls.append(model.identity)
+        return model
+
+    monkeypatch.setattr(serving, "_open", switching)
+    with Served(folder) as served:
+        assert served.model.identity == identity_of(newer)
+    assert len(calls) == 2
+
+
+def test_what_switches_without_end_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = iter(range(100))
+    monkeypatch.setattr(serving, "_stamp", lambda state: next(stamps))
+    with Served(folder) as served, pytest.raises(DeviceError, match="again and again"):
+        served.detect(frame())
+
+
+def test_the_example_writes_a_line_for_each_frame(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    """In a process of its own, with the agent's file as the source of edgekd."""
+    (tmp_path / "agent.pyz").write_bytes(agent_archive())
+    (tmp_path / "frames").mkdir()
+    for seed in range(3):
+        cv2.imwrite(str(tmp_path / "frames" / f"{seed}.png"), frame(seed))
+    (tmp_path / "frames" / "notes.txt").write_text("no image")
+    given = ["--agent", tmp_path / "agent.pyz", "--state", folder, "--source", tmp_path / "frames"]
+    command = [sys.executable, EXAMPLE, *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONSAFEPATH": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["frame"] for each in told] == [0, 1, 2]
+    assert {each["model"] for each in told} == {identity_of(bundle)}
+    assert all(set(thing) == {"class", "score", "box"} for each in told for thing in each["objects"])
+
+
+def test_the_example_goes_on_with_the_new_model(
+    folder: Path, bundle: Path, newer: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frames(source: str) -> Iterator[np.ndarray]:
+        yield frame()
+        assert install(folder, newer) == 0
+        yield frame()
+        yield frame()
+
+    monkeypatch.setattr(example, "frames", frames)
+    out = io.StringIO()
+    with Served(folder) as served:
+        example.serve(served, "", out, lambda: True)
+    told = [json.loads(line)["model"] for line in out.getvalue().splitlines()]
+    assert told == [identity_of(bundle), identity_of(newer), identity_of(newer)]
+
+
+def test_the_example_says_what_it_cannot_open(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "agent.pyz").write_bytes(agent_archive())
+    for given, what in (
+        (["--agent", "none.pyz", "--source", "x"], "there is no agent"),
+        (["--agent", "agent.pyz", "--state", str(folder), "--source", "none.mp4"], "cannot be opened"),
+        (["--agent", "agent.pyz", "--state", "none", "--source", str(tmp_path)], None),
+    ):
+        done = subprocess.run([sys.executable, EXAMPLE, *given], capture_output=True, text=True, cwd=tmp_path)
+        assert "Traceback" not in done.stderr
+        assert what is None or what in done.stderr
