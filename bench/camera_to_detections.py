@@ -146,12 +146,31 @@ def benchmark_app(graph: Path, folder: Path) -> Turn:
 
     def turn(seconds: float) -> tuple[int, float, int | None]:
         done = subprocess.run([*command, "-t", str(max(round(seconds), 1))], capture_output=True, text=True, check=True)
-        found = re.search(r"Throughput:\s*([\d.]+)\s*FPS", done.stdout)
-        if found is None:
-            raise SystemExit(f"benchmark_app told no throughput: {done.stdout[-500:]}")
-        return round(1000 * float(found[1])), 1000.0, None
+        return told_rate(r"Throughput:\s*([\d.]+)\s*FPS", done.stdout)
 
     return turn
+
+
+def trtexec(graph: Path, folder: Path) -> Turn:
+    """TensorRT's own tool where it is installed: the engine alone, in float16, its launches recorded."""
+    tool, engine = str(shutil.which("trtexec")), graph.with_suffix(".engine")
+    subprocess.run([tool, f"--onnx={graph}", "--fp16", f"--saveEngine={engine}", "--skipInference"], check=True)
+    command = [tool, f"--loadEngine={engine}", "--useCudaGraph", "--warmUp=200"]
+
+    def turn(seconds: float) -> tuple[int, float, int | None]:
+        asked = f"--duration={max(round(seconds), 1)}"
+        done = subprocess.run([*command, asked], capture_output=True, text=True, check=True)
+        return told_rate(r"Throughput:\s*([\d.]+)\s*qps", done.stdout)
+
+    return turn
+
+
+def told_rate(pattern: str, text: str) -> tuple[int, float, None]:
+    """A rate in what a tool prints, as frames and the seconds for them."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise SystemExit(f"no throughput is told: {text[-500:]}")
+    return round(1000 * float(found[1])), 1000.0, None
 
 
 BY_HAND = "ONNX Runtime and OpenCV, by hand"
@@ -171,6 +190,7 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
         "edgekd, ONNX Runtime with CUDA, 1 stream": partial(edgekd, "onnxruntime-cuda", 1),
         "edgekd, ONNX Runtime with CUDA, 2 streams": partial(edgekd, "onnxruntime-cuda", 2),
         "edgekd, ONNX Runtime with CUDA, 4 streams": partial(edgekd, "onnxruntime-cuda", 4),
+        **({"TensorRT trtexec, float16": trtexec} if shutil.which("trtexec") else {}),
     },
 }
 """By where the networks run; 0 streams are one for each core."""
