@@ -18,7 +18,14 @@ from edgekd.narrowing import Narrowing
 from edgekd.planning import Limits, detector_trial, offered, refuse_recipe, room, searches
 from edgekd.planning import quantized as quantize_stage
 from edgekd.progress import SILENT, Progress
-from edgekd.publish import budget_bytes, bytes_beside_graph, pack_bundle, write_build_ledger, write_report
+from edgekd.publish import (
+    budget_bytes,
+    bytes_beside_graph,
+    pack_bundle,
+    thresholds_of,
+    write_build_ledger,
+    write_report,
+)
 from edgekd.signing import Signer
 from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Step
 from edgekd.stages import (
@@ -83,6 +90,7 @@ class Run:
     scores: tuple[Stage, Stage]
     calibrated: Calibrated | None
     checked: Stage
+    watched: Stage | None = None
     steps: tuple[Stage, ...] = ()
     weakened: bool = False
 
@@ -90,6 +98,7 @@ class Run:
     def reproducible(self) -> list[Stage]:
         """Its stages that lead to what ships, without repetition."""
         own = [self.before, self.scores[0], *self.steps, self.shipped, self.scores[1], self.encoded]
+        own += [self.watched] if self.watched else []
         return list({stage.key: stage for stage in own}.values())
 
 
@@ -158,6 +167,7 @@ def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ())
     run = replace(run, shipped=stages.half(run.after) if job.target.strongly_typed else run.after)
     if run.shipped.key != before.key:
         run = checked_and_scored(run, stages)
+    run = watched(run, dataset, stages)
     compiled = stages.compile(run.shipped, job.target)
     timing = stages.benchmark(before, run.after, scored, data, device, basis)
     return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages, signers)
@@ -258,6 +268,13 @@ def checked_and_scored(run: Run, stages: Stages) -> Run:
     score = stages.score(run.shipped, run.scored, run.data_sha256, precision)
     encoded = stages.encode(run.shipped, precision)
     return replace(run, checked=checked, scores=(run.scores[0], score), encoded=encoded)
+
+
+def watched(run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with a record of what its graph sees and finds in training images, by which a camera notices drift."""
+    if "train" not in dataset.splits:
+        return run
+    return replace(run, watched=stages.drift(run.shipped, dataset.split("train"), thresholds_of(run)))
 
 
 def _limits(run: Run, step: Quantize, stages: Stages) -> Limits:

@@ -30,7 +30,7 @@ from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import SpecError
 from edgekd.files import copy_file, write_file
 from edgekd.signing.signed import sign_bundle
-from edgekd.stages import CACHE, CALIBRATION, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
+from edgekd.stages import CACHE, CALIBRATION, DRIFT, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 from edgekd.target import to_dict
 
@@ -44,6 +44,7 @@ _ROLES = {
     agent_archive.NAME: "agent",
     CACHE: "calibration-cache",
     CALIBRATION: "calibration-set",
+    DRIFT: "drift",
     "evidence.json": "evidence",
     _GOLDEN: "golden",
     PACKED: "graph",
@@ -54,8 +55,9 @@ _ROLES = {
 }
 _BESIDE = (PACKED, PLAN, CALIBRATION)
 """What of a bundle's files also lies beside it, for people and for the next build."""
-MARGIN = 4096
-"""Bytes by which the rest of a bundle may grow from before to after: a plan, and other digits in the report."""
+MARGIN = 8192
+"""Bytes by which the rest of a bundle may grow from before to after: a plan, the record of statistics, and other digits
+in the report."""
 
 
 def pack_bundle(run: Run, stages: Stages, signers: Sequence[Signer] = ()) -> Path:
@@ -177,6 +179,8 @@ def _files(run: Run, report: Stage) -> dict[str, Path]:
         files[PLAN] = run.after.path / PLAN
     if run.calibrated:
         files[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
+    if run.watched and DRIFT in run.watched.files:
+        files[DRIFT] = run.watched.path / DRIFT
     return files
 
 
@@ -213,7 +217,7 @@ def _manifest(run: Run, entries: tuple[FileEntry, ...], lineage: Lineage) -> Man
         target=TargetName(job.target.name, job.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
         detector=json.loads(canonical_json(asdict(spec_of(run.after)))),
-        thresholds=_thresholds(run),
+        thresholds=thresholds_of(run),
         files=entries,
         limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
         evidence=_evidence(run),
@@ -222,7 +226,7 @@ def _manifest(run: Run, entries: tuple[FileEntry, ...], lineage: Lineage) -> Man
     )
 
 
-def _thresholds(run: Run) -> Thresholds:
+def thresholds_of(run: Run) -> Thresholds:
     """For each class the confidence that was best on the scored images; the usual one where they cannot tell."""
     from edgekd.detectors.decode import Thresholds as Usual
 

@@ -39,6 +39,7 @@ from edgekd.toml import read_toml
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.bundle.manifest import Thresholds
     from edgekd.compress.plan import Plan
 
 VERSION = {
@@ -57,6 +58,7 @@ VERSION = {
     "compare": 1,
     "half": 1,
     "encode": 1,
+    "drift": 1,
     "check": 1,
     "compile": 1,
     "benchmark": 2,
@@ -68,6 +70,7 @@ TOOLS = {
     "score": ("faster-coco-eval", "numpy", "onnxruntime", "opencv-python-headless"),
     "calibrate": ("numpy", "opencv-python-headless"),
     "plan": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
+    "drift": ("numpy", "onnxruntime", "opencv-python-headless"),
     "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "label": ("numpy", "onnxruntime", "opencv-python-headless"),
     "prune": ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics"),
@@ -82,7 +85,7 @@ TOOLS = {
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
-GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
+GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES, DRIFT = (
     "graph.onnx",
     "labels.json",
     "graph.packed",
@@ -92,6 +95,7 @@ GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES = (
     "calibration.toml",
     "detections.npz",
     "samples.json",
+    "drift.json",
 )
 EXPORT_OPSET = 17
 """The newest opset that gains these networks anything; a target may force an older one."""
@@ -341,6 +345,21 @@ class Stages:
             return {"bytes": len(packed), "onnx_bytes": len(content)}
 
         return self.run(f"encode-{precision}", {"graph": graph.files[GRAPH].sha256}, work)
+
+    def drift(self, graph: Stage, train: Split, thresholds: Thresholds) -> Stage:
+        """How statistics of training images are spread, in DRIFT where there are enough. Results: `frames`."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd import drift
+            from edgekd.drift_record import statistics
+
+            found = statistics(graph.path / GRAPH, spec_of(graph), thresholds, train, self.progress)
+            if len(found) >= drift.LEAST_FRAMES:
+                (folder / DRIFT).write_bytes(drift.to_json(drift.record_of(found)))
+            return {"frames": len(found)}
+
+        inputs = {"graph": graph.files[GRAPH].sha256, "train": self.fingerprint(train)}
+        return self.run("drift", {**inputs, "thresholds": asdict(thresholds)}, work)
 
     def compile(self, graph: Stage, target: Target) -> Stage:
         """The engine where it can be made here, else the parser check. Results: `how`, `note`, `check`, `engine`."""

@@ -185,6 +185,9 @@ def _stage_note(stage: Stage) -> str:
         return f"the smallest that keeps {results['keep']:.1%} of {results['frames']}: {tried}"
     if "onnx_bytes" in results:
         return f"the ONNX file of {results['onnx_bytes'] / 1e6:.2f} MB, packed without loss"
+    if stage.name == "drift":
+        few = "" if stage.files else ", too few to notice drift by"
+        return f"{results['frames']} training images{few}"
     if stage.name == "calibrate":
         return f"{results['images']} images"
     if "error" in results:

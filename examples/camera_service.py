@@ -6,8 +6,9 @@
     python3 camera_service.py --source frames/
     python3 camera_service.py --source "v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1"
 
-A line for each frame: {"frame", "time", "model", "counter", "engine", "ms", "objects": [{"class", "score", "box"}]},
-boxes as x1, y1, x2, y2 in pixels. Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source
+A line for each frame: {"frame", "time", "model", "counter", "engine", "ms", "drift", "objects": [{"class", "score",
+"box"}]}: boxes as x1, y1, x2, y2 in pixels; drift above 1 where the camera sees other things than the model knows, null
+where that is not known. Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source
 with `!` is a GStreamer pipeline, which not every OpenCV can open. SIGTERM and Ctrl-C end it after the frame.
 """
 
@@ -52,7 +53,8 @@ def line(number, model, found, seconds):
     ]
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     told = {"frame": number, "time": now, "model": model.identity, "counter": model.counter, "engine": model.key}
-    return json.dumps({**told, "ms": round(1000 * seconds, 2), "objects": objects})
+    drift = None if model.drift is None else model.drift.distance
+    return json.dumps({**told, "ms": round(1000 * seconds, 2), "drift": drift, "objects": objects})
 
 
 def serve(served, source, out, wanted):

@@ -54,6 +54,7 @@ STANDARD = (
 WITH_NUMPY = (
     "benchmark",
     "certainty",
+    "drift",
     "power.energy",
     "detectors.types",
     "detectors.preprocess",

@@ -15,24 +15,30 @@ slot is written anew, and a switch is seen before the next frame. Needs NumPy, O
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.engines import ENGINE, read_engine
 from edgekd.agent.runtimes import required
 from edgekd.agent.slots import State
-from edgekd.detectors.decode import Thresholds, decode
+from edgekd.detectors.decode import Thresholds, above, decode
 from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Detections, DetectorSpec, spec_from_json
-from edgekd.errors import DeviceError, EdgeKDError, HashError
+from edgekd.detectors.types import Detections, DetectorSpec, Preprocess, spec_from_json
+from edgekd.drift import Drift, Monitor, Record, from_json, statistics_of
+from edgekd.errors import BundleError, DeviceError, EdgeKDError, HashError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.runtimes.types import Session
+    from edgekd.agent.slots import Slot
+    from edgekd.detectors.preprocess import Placement
 
+EVERY_S = 3.0
+"""Between two frames that are looked at for drift."""
 SWITCHES = 5
 """How often a switch may come while a model is opened, before that is an error."""
 
@@ -49,15 +55,39 @@ class Model:
     confidence: tuple[float, ...]
     thresholds: Thresholds
     session: Session
+    watch: Watch
+
+    @property
+    def drift(self) -> Drift | None:
+        """How far what the camera sees is from what the model knows; None where that is not known, or not yet."""
+        return self.watch.drift
 
     def detect(self, frame: np.ndarray) -> Detections:
         """What is in a frame uint8 [h, w, 3] BGR, by the bundle's own thresholds. Raises DeviceError."""
-        import numpy as np
-
         batch, at = letterbox(frame, self.spec.preprocess)
-        found = decode(self.session.run(batch), self.spec, at, self.thresholds)
-        kept = found.scores > np.asarray(self.confidence, np.float32)[found.classes]
-        return Detections(found.boxes[kept], found.scores[kept], found.classes[kept])
+        found = above(decode(self.session.run(batch), self.spec, at, self.thresholds), self.confidence)
+        self.watch.look(batch, at, found)
+        return found
+
+
+class Watch:
+    """Looks at a frame every few seconds, by the bundle's record of what its model knows.
+
+    Frames that follow one another are alike, and a record knows nothing of that.
+    """
+
+    def __init__(self, record: Record | None, how: Preprocess, clock: Callable[[], float] = time.monotonic) -> None:
+        self._monitor = None if record is None else Monitor(record)
+        self._how, self._clock, self._next = how, clock, 0.0
+        self.drift: Drift | None = None
+
+    def look(self, batch: np.ndarray, at: Placement, found: Detections) -> None:
+        """A frame as it went into the network, and what was found in it."""
+        now = self._clock()
+        if self._monitor is None or now < self._next:
+            return
+        self._next = now + EVERY_S
+        self.drift = self._monitor.see(statistics_of(batch, at, self._how, found))
 
 
 class Served:
@@ -160,13 +190,26 @@ def _open(state: State) -> Model:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")
     limits = slot.manifest.thresholds
     confidence = tuple(limits.confidence)
+    spec = spec_from_json(slot.manifest.detector)
     return Model(
         name=slot.manifest.name,
         counter=slot.manifest.counter,
         identity=slot.identity,
         key=engine.folder.name,
-        spec=spec_from_json(slot.manifest.detector),
+        spec=spec,
+        watch=Watch(_record(slot), spec.preprocess),
         confidence=confidence,
         thresholds=Thresholds(min(confidence), limits.iou, limits.max_detections),
         session=required(engine.record["runtime"]["name"]).load(engine.file),
     )
+
+
+def _record(slot: Slot) -> Record | None:
+    """The bundle's record of statistics; None where it has none. Raises BundleError where it is damaged."""
+    file = slot.file("drift")
+    if file is None:
+        return None
+    try:
+        return from_json(file.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{file}: cannot be read", found=str(error), fix="unpack the bundle again") from error

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     Rule = Callable[[Any, str], Any]
 
 FORMAT = 1
-ROLES = ("graph", "calibration-cache", "calibration-set", "golden", "report", "evidence", "labels", "agent", "sbom")
+ROLES = (
+    "graph",
+    "calibration-cache",
+    "calibration-set",
+    "golden",
+    "drift",
+    "report",
+    "evidence",
+    "labels",
+    "agent",
+    "sbom",
+)
 MAX_BYTES = 1 << 20
 MAX_FILES = 1024
 MAX_PATH = 100  # characters: what the name field of a ustar header holds

@@ -5,6 +5,7 @@ Shared with the device: Python 3.8 and NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,12 @@ def decode(
     else:
         kept = np.arange(min(len(scores), thresholds.max_detections))
     return Detections(to_frame(boxes[kept], placement), scores[kept], classes[kept])
+
+
+def above(found: Detections, confidence: Sequence[float]) -> Detections:
+    """Those detections whose score is above what `confidence` has for their class."""
+    kept = found.scores > np.asarray(confidence, np.float32)[found.classes]
+    return Detections(found.boxes[kept], found.scores[kept], found.classes[kept])
 
 
 def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> np.ndarray:

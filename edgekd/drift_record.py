@@ -1,0 +1,38 @@
+"""What a camera's record of statistics is made of: training images, as a graph sees them and what it finds in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgekd.bundle.manifest import Thresholds
+from edgekd.data.dataset import Split
+from edgekd.data.images import ReadableImages
+from edgekd.detectors import decode
+from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.types import DetectorSpec
+from edgekd.drift import STATISTICS, statistics_of
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.progress import SILENT, Progress
+
+FRAMES = 128
+"""Images that are looked at, drawn from the split by chance: a calibration set is wider than what a camera sees."""
+_SEED = 0
+
+
+def statistics(
+    graph: Path, spec: DetectorSpec, thresholds: Thresholds, split: Split, progress: Progress = SILENT
+) -> np.ndarray:
+    """The STATISTICS float64 [n, k] of images of a split, n at most FRAMES. Raises DataError, DeviceError."""
+    order = np.random.default_rng(_SEED).permutation(len(split.samples))[:FRAMES]
+    samples = [split.samples[at] for at in sorted(order.tolist())]
+    images = ReadableImages(samples, progress, label="drift: training images", max_bad_share=0.5)
+    limits = decode.Thresholds(min(thresholds.confidence), thresholds.iou, thresholds.max_detections)
+    found = []
+    with ONNXRUNTIME_CPU.load(graph) as session:
+        for _, image in images:
+            batch, at = letterbox(image, spec.preprocess)
+            every = decode.decode(session.run(batch), spec, at, limits)
+            found.append(statistics_of(batch, at, spec.preprocess, decode.above(every, thresholds.confidence)))
+    return np.array(found).reshape(-1, len(STATISTICS)).round(6)
