@@ -33,6 +33,7 @@ STAGES = [
     "check-int8",
     "score-int8",
     "encode-int8",
+    "drift",
     "compile",
     "benchmark",
     "report",
