@@ -18,6 +18,7 @@ from edgekd.bundle.archive import MANIFEST, extract, file_entry, head_of, pack, 
 from edgekd.bundle.manifest import MAX_BYTES, RESERVED, Latency, Manifest, from_json
 from edgekd.errors import SpecError
 from edgekd.files import contents
+from edgekd.packagers import Packaging, require_packager, wrap
 from edgekd.sbom import sbom, tools_in
 from edgekd.signing import Signer
 from edgekd.signing.signed import sign_bundle, verify
@@ -28,7 +29,7 @@ class PackJob:
     """What to pack, where to, and what is to be another; None where nothing is.
 
     source: a bundle, or a folder with a manifest.json and the files it lists, whose lengths and hashes may be others;
-    measured: what the agent, or `edgekd bench --json`, has printed.
+    measured: what the agent, or `edgekd bench --json`, has printed; packaging: the firmware system that `out` is for.
     """
 
     source: Path
@@ -37,6 +38,7 @@ class PackJob:
     name: str | None = None
     licence: str | None = None
     measured: Sequence[Path] = ()
+    packaging: Packaging | None = None
 
 
 def run(job: PackJob, signers: Sequence[Signer] = ()) -> Mapping[str, Any]:
@@ -44,14 +46,20 @@ def run(job: PackJob, signers: Sequence[Signer] = ()) -> Mapping[str, Any]:
 
     Raises SpecError, BundleError, HashError, SignatureError; then `out` is as it was.
     """
+    if job.packaging:
+        require_packager(job.packaging)
     scratch_folder = tempfile.TemporaryDirectory(prefix="edgekd-", dir=_folder(job.out))
     with _unpacked(job.source) as (manifest, folder), scratch_folder as scratch:
         packed = Path(scratch) / "bundle.edgekd"
         files = {entry.path: folder / entry.path for entry in manifest.files}
         changed, files = _with_sbom(_changed(manifest, job), files, Path(scratch))
         pack(changed, files, packed)
-        sign_bundle(packed, signers, job.out, _signatures(job.source, changed))
-    return verify(job.out)
+        sealed = packed if job.packaging else job.out
+        sign_bundle(packed, signers, sealed, _signatures(job.source, changed))
+        if job.packaging is None:
+            return verify(job.out)
+        told, made = verify(packed), wrap(job.packaging, packed, job.out)
+        return {**told, "file": str(job.out), "bytes": job.out.stat().st_size, "firmware": made}
 
 
 def _folder(out: Path) -> Path:

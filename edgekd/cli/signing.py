@@ -11,6 +11,14 @@ import typer
 from edgekd.cli.options import Json, Keys, Licence, SecretFile
 from edgekd.printing import print_json
 
+FirmwareKey = Annotated[
+    str | None, typer.Option(help="Sign the firmware system's file: a key's file, or a pkcs11: address.")
+]
+FirmwareCert = Annotated[str | None, typer.Option(help="The certificate of that key, for RAUC and SWUpdate.")]
+FirmwareIntermediate = Annotated[list[Path] | None, typer.Option(help="A certificate between it and the cameras' own.")]
+Compatible = Annotated[
+    list[str] | None, typer.Option(help="What the firmware system calls the device, if not what the bundle says.")
+]
 Signed = Annotated[Path, typer.Argument(help="A .edgekd bundle, or a trust file.", show_default=False)]
 
 
@@ -80,7 +88,7 @@ def verify(
 
 def pack(
     source: Annotated[Path, typer.Argument(help="A bundle, or the folder it was unpacked into.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The bundle to write.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
     version_counter: Annotated[int | None, typer.Option(help="No device goes back to a lower one.", min=0)] = None,
     name: Annotated[str | None, typer.Option(help="Another name for the model.", show_default=False)] = None,
     licence: Licence = None,
@@ -89,13 +97,41 @@ def pack(
     ] = None,
     sign: Keys = None,
     secret_file: SecretFile = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="edgekd, mender, oci, rauc or swupdate. Default: by the name of OUT.", show_default=False
+        ),
+    ] = None,
+    firmware_key: FirmwareKey = None,
+    firmware_cert: FirmwareCert = None,
+    firmware_intermediate: FirmwareIntermediate = None,
+    compatible: Compatible = None,
+    state: Annotated[str | None, typer.Option(help="Folder of the slots on the camera.", show_default=False)] = None,
+    rauc_plain: Annotated[
+        bool, typer.Option("--rauc-plain", help="RAUC's format for cameras without dm-verity.")
+    ] = False,
+    mender_module: Annotated[
+        Path | None, typer.Option(help="Also write the update module that cameras need.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle again: with another counter, changed files, measured latencies. Signatures of old content go."""
+    """Write a bundle again: with another counter, changed files, measured latencies; or for a firmware system."""
     from edgekd import packing
+    from edgekd.packagers import STATE, Packaging, packaging_for
     from edgekd.signing import load_signers
 
-    job = packing.PackJob(source, out, version_counter, name, licence, measured or ())
+    told = Packaging(
+        system=system or "",
+        key=firmware_key,
+        certificate=firmware_cert,
+        intermediates=tuple(firmware_intermediate or ()),
+        compatible=tuple(compatible or ()),
+        state=state or STATE,
+        plain=rauc_plain,
+        module=mender_module,
+    )
+    job = packing.PackJob(source, out, version_counter, name, licence, measured or (), packaging_for(told, out))
     _tell(packing.run(job, load_signers(sign or (), secret_file)), as_json)
 
 
@@ -110,7 +146,16 @@ def _tell(found: Mapping[str, Any], as_json: bool) -> None:
         print(f"signed by {signature['name'] or 'key'} {signature['key']}")
     if not found["signatures"]:
         print("not signed")
+    if found["firmware"]:
+        print(_firmware_line(found))
     if found["trusted"]:
         print("trusted" if found["trust_version"] is None else f"trusted by trust file {found['trust_version']}")
     else:
         print("whole; signatures were compared with no trust file and no key")
+
+
+def _firmware_line(found: Mapping[str, Any]) -> str:
+    """What the file around the bundle is."""
+    made = found["firmware"]
+    signed = "signed" if made["signed"] else "not signed"
+    return f"in a file for {made['system']}, {found['bytes']:,} bytes, {signed}; for {', '.join(made['compatible'])}"

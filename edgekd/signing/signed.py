@@ -88,6 +88,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         "signatures": _told(head.seal.signatures, known),
         "trusted": True if held or keys else None,
         "trust_version": held.trust.version if held else None,
+        "firmware": None,
     }
 
 
@@ -107,6 +108,7 @@ def _verify_trust(path: Path, held: SignedTrust | None, keys: Mapping[str, bytes
         "signatures": _told(signed.signatures, {**_names(held), **_names(signed)}),
         "trusted": True if held or keys else None,
         "trust_version": held.trust.version if held else None,
+        "firmware": None,
     }
 
 

@@ -1,0 +1,27 @@
+# An update module of Mender, protocol v3: called with a state and the folder of the artifact. It lies on the camera as
+# /usr/share/mender/modules/v3/edgekd, executable. Unknown states say nothing and succeed, as the protocol asks.
+
+folder=${2:-}
+kept=$folder/tmp/before
+
+read_settings() {
+    state=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["state"])' "$folder/header/meta-data")
+}
+
+case "${1:-}" in
+SupportsRollback) echo Yes ;;
+NeedsArtifactReboot) echo No ;;
+ArtifactInstall)
+    read_settings || exit 1
+    # What was in service is on the disk before anything changes: Mender may ask for it after a power cut.
+    if [ ! -f "$kept" ]; then
+        note_before && printf '%s' "$before" >"$kept.new" && mv "$kept.new" "$kept" && sync || exit 1
+    fi
+    before=$(cat "$kept")
+    install "$folder/files/bundle.edgekd"
+    ;;
+ArtifactRollback)
+    [ -f "$kept" ] || exit 0
+    read_settings && before=$(cat "$kept") && go_back
+    ;;
+esac
