@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from firmware import OnCamera, make_keys, new_camera, serving
+from firmware import OnCamera, make_chain, make_keys, new_camera, serving
 from running import Built
 
 
@@ -14,6 +14,12 @@ from running import Built
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with keys of firmware systems: not to be changed."""
     return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with certificates of which each has signed the next: not to be changed."""
+    return make_chain(tmp_path_factory.mktemp("chain"))
 
 
 @pytest.fixture

@@ -56,6 +56,31 @@ def make_keys(folder: Path) -> Path:
     return folder
 
 
+CHAIN = """[authority]
+basicConstraints=critical,CA:TRUE
+keyUsage=critical,keyCertSign
+[signer]
+basicConstraints=critical,CA:FALSE
+keyUsage=critical,digitalSignature
+extendedKeyUsage=emailProtection
+"""
+
+
+def make_chain(folder: Path) -> Path:
+    """Certificates of which each has signed the next: `root`, `middle`, `leaf`."""
+    (folder / "chain.conf").write_text(CHAIN, "utf-8")
+    by = "root"
+    for name, kind in (("root", "authority"), ("middle", "authority"), ("leaf", "signer")):
+        key, request, made = (folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
+        accepted("openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", key)
+        accepted("openssl", "req", "-new", "-key", key, "-subj", f"/O=Test/CN={name}", "-out", request)
+        told = ("-extfile", folder / "chain.conf", "-extensions", kind, "-days", "3650", "-out", made)
+        signed = ("-CA", folder / f"{by}.pem", "-CAkey", folder / f"{by}.key", "-CAcreateserial")
+        accepted("openssl", "x509", "-req", "-in", request, *(signed if name != by else ("-signkey", key)), *told)
+        by = name
+    return folder
+
+
 def flipped(source: Path, out: Path, at: int, bit: int = 0) -> Path:
     """A copy of a file with one bit of the byte at `at` changed; negative from the end."""
     content = bytearray(source.read_bytes())

@@ -31,6 +31,9 @@ def test_a_plain_bundle_is_none(edgekd: EdgeKD, bundle: Path, tmp_path: Path) ->
     assert read_head(tmp_path / "odd.swu") == read_head(bundle)
 
 
+TOKEN = "pkcs11:token=release;object=firmware"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -87,6 +90,34 @@ def test_a_program_that_fails_is_quoted(
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "openssl dgst: failed; found first; no such token" in ran.err
     assert not (tmp_path / "model.swu").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "system", "words"),
+    [
+        ("openssl", "swupdate", f"-sign {TOKEN} "),
+        ("mender-artifact", "mender", f"--key-pkcs11 {TOKEN} "),
+        ("rauc", "rauc", f"--cert={TOKEN} --key={TOKEN} "),
+    ],
+)
+def test_the_address_of_a_key_is_passed_on(
+    edgekd: EdgeKD,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    system: str,
+    words: str,
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in (program, "mksquashfs"):
+        (programs / name).write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told; exit 3\n', "utf-8")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    told = ("--firmware-key", TOKEN, *(("--firmware-cert", TOKEN) if system == "rauc" else ()))
+    assert edgekd("pack", bundle, "--out", tmp_path / "model", "--format", system, *told).code == 2
+    assert words in (tmp_path / "told").read_text("utf-8")
 
 
 def test_a_disk_that_is_full(edgekd: EdgeKD, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

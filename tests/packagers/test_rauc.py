@@ -79,6 +79,15 @@ def test_another_keyring_is_refused(pack: Pack, keys: Path) -> None:
     assert info(keys / "theirs.pem", pack()).returncode != 0
 
 
+def test_a_certificate_between_is_in_the_signature(edgekd: EdgeKD, bundle: Path, chain: Path, tmp_path: Path) -> None:
+    need("rauc", "mksquashfs")
+    told = ("--firmware-key", chain / "leaf.key", "--firmware-cert", chain / "leaf.pem")
+    between = ("--firmware-intermediate", chain / "middle.pem")
+    for name, more, code in (("without.raucb", (), 1), ("with.raucb", between, 0)):
+        assert edgekd("pack", bundle, "--out", tmp_path / name, *told, *more).code == 0
+        assert info(chain / "root.pem", tmp_path / name).returncode == code
+
+
 @pytest.mark.parametrize("form", ["verity", "plain"])
 def test_changed_ones_are_refused(pack: Pack, keys: Path, tmp_path: Path, form: str) -> None:
     """Of a verity bundle the signature covers the hashes, by which the kernel, or `extract`, checks what it reads."""

@@ -127,6 +127,22 @@ def test_an_rsa_key_alone_signs_as_the_manual_says(edgekd: EdgeKD, bundle: Path,
     assert (tmp_path / "bundle.edgekd").read_bytes() == bundle.read_bytes()
 
 
+def test_a_certificate_between_is_in_the_signature(
+    edgekd: EdgeKD, bundle: Path, chain: Path, on_camera: OnCamera, tmp_path: Path
+) -> None:
+    """OpenSSL finds it there. SWUpdate with wolfSSL, as Debian has it, looks for it beside the camera's own."""
+    need("cpio")
+    told = ("--firmware-key", chain / "leaf.key", "--firmware-cert", chain / "leaf.pem")
+    swu = packed(edgekd, bundle, tmp_path / "m.swu", *told, "--firmware-intermediate", chain / "middle.pem")
+    subprocess.run(["cpio", "-id", "--quiet"], stdin=swu.open("rb"), cwd=tmp_path, check=True)
+    given = ("-inform", "DER", "-in", tmp_path / "sw-description.sig", "-content", tmp_path / "sw-description")
+    out = ("-binary", "-out", tmp_path / "content")
+    accepted("openssl", "cms", "-verify", "-CAfile", chain / "root.pem", *given, *out)
+    both = tmp_path / "both.pem"
+    both.write_bytes((chain / "root.pem").read_bytes() + (chain / "middle.pem").read_bytes())
+    assert swupdate(swu, both, "-c", on_camera=on_camera).returncode == 0
+
+
 def test_cpio_finds_every_checksum_right(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
     need("cpio")
     swu = packed(edgekd, bundle, tmp_path / "model.swu")
