@@ -198,8 +198,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
         *table(header, rows),
         "",
         "RAUC's format `verity` is checked when it is read, as `extract` does and the kernel during an installation: "
-        "`info` looks at the signature, and the hashes in it. Accepted with the same content: the bit lies where "
-        "nobody looks, such as the filling between two members.",
+        "`info` looks at the signature, and the hashes in it. Accepted with the same content: the same "
+        "bundle comes out; the bit lies where nobody looks, such as the filling between two members.",
         "",
         f"Programs: {', '.join(f'{name} {version}' for name, version in found['programs'].items())}.",
         "",
