@@ -52,7 +52,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     with _temporary(path) as temporary, writing(path):
         with temporary.open("wb") as stream:
             yield stream
-        _publish(temporary, path)
+        publish(temporary, path)
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     with _temporary(path, folder=True) as temporary:
         yield temporary
         with writing(path):
-            _publish(temporary, path)
+            publish(temporary, path)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -167,7 +167,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
     """Flush a file, or a folder and all in it, then give it its final name: all of it survives a power cut."""
     for item in (temporary, *(contents(temporary) if temporary.is_dir() else ())):
         _flush(item)

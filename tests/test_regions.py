@@ -39,6 +39,7 @@ STANDARD = (
     "formats.protobuf",
     "bundle.manifest",
     "bundle.archive",
+    "bundle.delta",
     "bundle.ed25519",
     "bundle.signatures",
     "bundle.trust",

@@ -10,10 +10,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd import __version__
 from edgekd.errors import DeviceError, EdgeKDError, SpecError
+
+if TYPE_CHECKING:
+    from edgekd.agent.commands import Camera
 
 STATE = Path("/var/lib/edgekd")
 """Where the slots are unless `--state` says otherwise."""
@@ -52,6 +55,8 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         return commands.trust(commands.Camera(state, given.root), given.trust_files)
     if given.command == "verify":
         return commands.verify(commands.Camera(state, given.root), given.bundle, given.trust)
+    if given.command in ("patch", "fetch"):
+        return _transfer(given, commands.Camera(state, given.root))
     from edgekd.agent.runtimes import chosen, continuing
 
     if given.command == "validate":
@@ -67,7 +72,9 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     if given.command == "build":
         return commands.build(camera, _shares(given.require))
     if given.command == "selftest":
-        return commands.selftest(camera, given.layers)
+        return commands.selftest(camera, given.layers, given.max_latency)
+    if given.command in ("install", "commit", "boot"):
+        return _installation(given, camera)
     if given.command == "renew":
         from edgekd.agent.renewal import renew
 
@@ -78,6 +85,34 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         "rollback": commands.rollback,
     }
     return run[given.command](camera)
+
+
+def _transfer(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
+    if given.command == "patch":
+        from edgekd.agent.patching import patch
+
+        return patch(camera, given.delta, given.out)
+    from edgekd.agent.fetching import Order, fetch
+    from edgekd.canonical import is_sha256
+
+    if given.sha256 and not is_sha256(given.sha256):
+        raise SpecError(f"--sha256 {given.sha256}", expected="64 hexadecimal digits in lower case")
+    return fetch(camera, Order(given.url, given.out, given.sha256, given.max_bytes, timeout_s=given.timeout))
+
+
+def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
+    from edgekd.agent import installation
+    from edgekd.agent.trial import MAX_TRIES, Trial
+
+    if given.command == "commit":
+        return installation.commit(camera)
+    if given.command == "boot":
+        return installation.boot(camera)
+    if not 0 <= given.tries <= MAX_TRIES:
+        raise SpecError(f"--tries {given.tries}", expected=f"0 to {MAX_TRIES}", fix="0 for no trial")
+    trial = Trial(given.tries, window_s=given.window) if given.tries else None
+    demands = installation.Demands(_shares(given.require), given.max_latency)
+    return installation.install(camera, given.bundle, trial, demands)
 
 
 def _validate(given: argparse.Namespace) -> dict[str, Any]:
@@ -105,6 +140,17 @@ def _shares(told: Sequence[str]) -> dict[str, float]:
     return shares
 
 
+def _positive(text: str) -> float:
+    """A number above 0, for the parser."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return value
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with arguments as every other error is said."""
 
@@ -124,7 +170,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file"},
+    "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file; to install or unpack one, also a delta"},
+    "delta": {"type": Path, "metavar": "DELTA", "help": "what `edgekd delta` has written"},
+    "url": {"metavar": "URL", "help": "https://, http:// or file://"},
     "trust_files": {"type": Path, "metavar": "TRUST", "nargs": "+", "help": "trust files, the oldest first"},
     "--trust": {"type": Path, "metavar": "TRUST", "help": "a trust file, in place of the one that is held here"},
     "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "where the slots are (%(default)s)"},
@@ -138,7 +186,31 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "refuse an engine that computes less in it, such as int8=0.8; once for each precision",
     },
     "--layers": {"action": "store_true", "help": "also say which inner tensor departs most from the network in float"},
+    "--max-latency": {
+        "type": _positive,
+        "metavar": "MS",
+        "help": "fail an engine whose median run takes longer, in place of what the bundle's frames per second leave",
+    },
+    "--tries": {
+        "type": int,
+        "default": 3,
+        "metavar": "N",
+        "help": "starts without a commit after which the next leads back (%(default)s); 0 for no trial",
+    },
+    "--window": {
+        "type": _positive,
+        "metavar": "S",
+        "help": "seconds after the installation or a start within which it has to be committed; without it any time",
+    },
     "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "where the result is written"},
+    "--sha256": {"metavar": "HASH", "help": "what the file must have, besides being one that this camera takes"},
+    "--max-bytes": {"type": int, "default": 1 << 31, "metavar": "N", "help": "refuse more (%(default)s)"},
+    "--timeout": {
+        "type": _positive,
+        "default": 30.0,
+        "metavar": "S",
+        "help": "seconds without a byte after which a connection counts as broken (%(default)s)",
+    },
     "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "at least so many runs (%(default)s) ..."},
     "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "... and at least so long (%(default)s)"},
 }
@@ -147,11 +219,20 @@ _CONTINUING = ("status", "renew")
 """Commands that, unless told otherwise, go by the runtime of the engine in service."""
 _ENGINE = ("--state", "--root", "--runtime", "--slot")
 COMMANDS = {
+    "install": (
+        "verify, unpack, build, test and activate a bundle, on trial until it is committed",
+        ("bundle", "--state", "--root", "--runtime", "--require", "--max-latency", "--tries", "--window"),
+    ),
+    "commit": ("end the trial: what is in service stays", ("--state", "--root")),
+    "boot": ("say that what runs the model starts: a trial that is over leads back", ("--state", "--root")),
     "verify": ("check a bundle and its signatures, from the first byte to the last", ("bundle", *_TRUST)),
     "trust": ("hold a newer trust file, which says whose bundles are taken", ("trust_files", "--state", "--root")),
     "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", "--state", "--root")),
     "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
-    "selftest": ("compare what the engine gives for the golden frames with what it should", (*_ENGINE, "--layers")),
+    "selftest": (
+        "compare what the engine gives for the golden frames with what it should",
+        (*_ENGINE, "--layers", "--max-latency"),
+    ),
     "bench": ("time the engine alone", (*_ENGINE, "--iterations", "--seconds")),
     "status": ("say what is in service, what waits, and what this device is", ("--state", "--root", "--runtime")),
     "activate": ("put a slot with a tested engine into service", _ENGINE),
@@ -160,6 +241,11 @@ COMMANDS = {
         "build, test and time a bundle with every runtime that is here",
         ("bundle", "--state", "--root", "--runtime", "--out", "--iterations", "--seconds"),
     ),
+    "fetch": (
+        "get a bundle or a delta, from where an earlier call broke off",
+        ("url", "--out", "--sha256", "--max-bytes", "--timeout", "--state", "--root"),
+    ),
+    "patch": ("put a bundle together of a delta and the bundle here", ("delta", "--out", "--state", "--root")),
     "rollback": ("put the bundle that was in service before back into service", ("--state", "--root")),
 }
 """What each command does, and what it takes."""

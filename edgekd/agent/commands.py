@@ -27,6 +27,7 @@ from edgekd.agent.engines import (
 )
 from edgekd.agent.runtimes.types import GRAPH, Wish
 from edgekd.agent.slots import Activation, Slot, State
+from edgekd.agent.trial import Trial, read_uptime
 from edgekd.agent.trusted import (
     counter,
     held_trust,
@@ -45,7 +46,7 @@ from edgekd.bundle.archive import read_head
 from edgekd.bundle.archive import verify as verify_archive
 from edgekd.bundle.manifest import Manifest
 from edgekd.canonical import json_sha256
-from edgekd.errors import BundleError, DeviceError, RollbackError
+from edgekd.errors import BundleError, DeviceError, HashError, RollbackError
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
@@ -135,14 +136,17 @@ def trust(camera: Camera, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
-    """Verify a bundle and put it, with its graph expanded, into the slot that is not in service.
+    """Verify a bundle, or put it together of a delta, and put it, its graph expanded, into the slot not in service.
 
     Raises BundleError, HashError; SignatureError where the camera's trust file does not allow it, RollbackError where
-    it is older than what was in service; DeviceError where it is for another device or there is no room.
+    it is older than what was in service; DeviceError where it is for another device, there is no room, or what is in
+    service is on trial.
     """
+    from edgekd.agent.patching import any_head, whole
+
     state = camera.state
     allowed = judge(held_trust(state, camera.root), camera.clock())
-    head, device = read_head(bundle, allowed), read_device(camera.root)
+    head, device = any_head(bundle, allowed), read_device(camera.root)
     fits = device.fits(head.manifest.target.compatible)
     if fits is False:
         raise BundleError(
@@ -154,11 +158,15 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     with state.locked():
         require_not_older(state, head.manifest.counter, bundle)
         there = next((slot for slot in (state.active, state.other) if slot and slot.identity == head.identity), None)
+        require_no_trial(state, there)
         if there:
             if allowed:
                 state.seal(there, head)
             state.allow(there)
-        slot = there or state.fill(bundle, allowed)
+            slot = there
+        else:
+            with whole(state, bundle, allowed) as path:
+                slot = state.fill(path, allowed)
         graph = slot.graph.stat().st_size
     return {
         **bundle_json(slot.manifest, slot.identity),
@@ -185,10 +193,11 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str
     return {"slot": slot.name, "changed": changed, **engine_json(engine), **_built_json(engine)}
 
 
-def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
+def selftest(camera: Camera, layers: bool = False, max_latency_ms: float | None = None) -> dict[str, Any]:
     """Compare what the engine gives for the golden frames with what it should. Raises SelfTestError, DeviceError.
 
-    layers: also say how far inner tensors are from those of the network in float, which takes two more builds.
+    layers: also say how far inner tensors are from those of the network in float, which takes two more builds;
+    max_latency_ms: what the median of its runs may take, in place of what the bundle's frames per second leave.
     """
     from edgekd.agent.departures import departures
     from edgekd.agent.selftest import SelfTestError, keep_self_test
@@ -196,9 +205,18 @@ def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
-        figures = keep_self_test(slot, runtime, engine)
+        limit_ms = max_latency_ms or _limit_ms(camera, slot)
+        figures = keep_self_test(slot, runtime, engine, limit_ms)
         inner = departures(slot, runtime) if layers else None
     report = {"slot": slot.name, "key": engine.folder.name, **figures, "layers": inner}
+    if not figures["passed"] and figures["latency"]:
+        raise SelfTestError(
+            f"slot {slot.name}: the engine is too slow",
+            report=report,
+            expected="at most {limit_ms:.4g} ms as the median of its runs".format(**figures["latency"]),
+            found="{p50_ms:.4g} ms".format(**figures["latency"]),
+            fix="see whether the power mode is the one that the bundle was built for",
+        )
     if not figures["passed"]:
         raise SelfTestError(
             f"slot {slot.name}: the engine drifted from the golden set",
@@ -208,6 +226,12 @@ def selftest(camera: Camera, layers: bool = False) -> dict[str, Any]:
             fix="keep the bundle that is in service, and report the engine's runtime and device",
         )
     return report
+
+
+def _limit_ms(camera: Camera, slot: Slot) -> float | None:
+    """What a run may take for the frames per second that the bundle was built for, where the device is its target."""
+    fps, target = slot.manifest.limits.min_fps, slot.manifest.target
+    return 1000 / fps if fps and read_device(camera.root).fits(target.compatible) else None
 
 
 def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
@@ -231,8 +255,8 @@ def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def activate(camera: Camera) -> dict[str, Any]:
-    """Put the slot that was built and tested into service.
+def activate(camera: Camera, trial: Trial | None = None) -> dict[str, Any]:
+    """Put the slot that was built and tested into service: on trial where there is one, and something to go back to.
 
     Raises DeviceError where it was not, SignatureError or RollbackError where it may not be any more.
     """
@@ -242,10 +266,12 @@ def activate(camera: Camera) -> dict[str, Any]:
         engine = require_engine(slot, camera.wanted(slot))
         require_passed(slot, engine)
         active = state.active
-        if active is None or active.name != slot.name:
+        replaced = active if active and active.name != slot.name else None
+        record = Activation(replaced.identity, trial=trial) if replaced else Activation()
+        if active is None or replaced:
             require_admissible(state, slot, held_trust(state, camera.root), camera.clock())
-            raise_counter(state, slot.manifest.counter)
-        record = Activation(previous=active.identity if active and active.name != slot.name else None)
+            if record.trial is None:
+                raise_counter(state, slot.manifest.counter)
         changed = state.put_into_service(slot, engine.folder, record)
         return {**in_service(state), "changed": changed}
 
@@ -253,7 +279,8 @@ def activate(camera: Camera) -> dict[str, Any]:
 def rollback(camera: Camera) -> dict[str, Any]:
     """Put the bundle that was in service before back into service, with its engine as it was.
 
-    Raises RollbackError where there is none, DeviceError where its engine did not pass its self-test.
+    Raises RollbackError where there is none, DeviceError where its engine did not pass its self-test, HashError where
+    that is damaged.
     """
     state = camera.state
     with state.locked():
@@ -268,6 +295,8 @@ def rollback(camera: Camera) -> dict[str, Any]:
         require_not_revoked(state, previous, camera.root)
         engine = read_engine(previous.engine)
         require_passed(previous, engine)
+        if engine and not engine.whole:
+            raise HashError(f"{engine.file}: damaged", fix="install another bundle; what is in service stays")
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
         return {**in_service(state), "changed": True}
 
@@ -276,14 +305,15 @@ def status(camera: Camera) -> dict[str, Any]:
     """What is in service, what waits, and what the device is. Changes nothing, and waits for nobody."""
     state, device, runtime = camera.state, read_device(camera.root), camera.runtime
     existing = next(path for path in (state.root, *state.root.absolute().parents) if path.is_dir())
-    disk = shutil.disk_usage(existing)
+    disk, record = shutil.disk_usage(existing), state.activation
     return {
         "agent": __version__,
         "state": str(state.root),
         "active": _slot_json(camera, state.active),
         "candidate": _slot_json(camera, state.candidate),
         "previous": _slot_json(camera, state.previous),
-        "rejected": state.activation.rejected,
+        "rejected": record.rejected,
+        "trial": record.trial and record.trial.as_json(read_uptime(camera.root)),
         "counter": counter(state),
         "trust": trust_json(state, camera.root, camera.clock()),
         "runtime": {"name": runtime.name, "version": runtime.version()} if runtime else None,
@@ -297,6 +327,17 @@ def runtime_in_service(state: State) -> str | None:
     active = state.active
     engine = read_engine(active.engine) if active and active.engine else None
     return engine.record["runtime"].get("name") if engine else None
+
+
+def require_no_trial(state: State, wanted: Slot | None = None) -> None:
+    """Raise DeviceError where something would take the place of what the bundle on trial may have to give way to."""
+    active = state.active
+    if state.activation.trial and active and (wanted is None or wanted.name != active.name):
+        raise DeviceError(
+            f"slot {active.name}: on trial, and the other slot has what it may have to give way to",
+            expected="a bundle that was committed",
+            fix="commit, or rollback; where neither comes, `boot` ends the trial",
+        )
 
 
 def require_passed(slot: Slot, engine: Engine | None) -> None:

@@ -77,7 +77,7 @@ class Engine:
     def self_test(self) -> dict[str, Any] | None:
         """The figures of its self-test; None where it had none."""
         found = _read(self.folder / SELF_TEST)
-        return found if found and isinstance(found.get("passed"), bool) else None
+        return {"latency": None, **found} if found and isinstance(found.get("passed"), bool) else None
 
     @property
     def failed(self) -> bool:

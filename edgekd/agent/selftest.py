@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.engines import latencies
 from edgekd.agent.parity import drift, worst
 from edgekd.agent.slots import SELF_TEST
 from edgekd.canonical import canonical_json
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from edgekd.agent.slots import Slot
 
 
+RUNS, SECONDS = 50, 1.0
+"""At least so many runs, and so long, are timed where there is a limit."""
+
+
 class SelfTestError(DeviceError):
-    """An engine gives something else than the golden set says. `report`: the figures."""
+    """An engine gives something else than the golden set says, or takes too long. `report`: the figures."""
 
     def __init__(self, what: str, *, report: dict[str, Any], **parts: str) -> None:
         super().__init__(what, **parts)
@@ -86,9 +91,18 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> dict[str, Any]:
     }
 
 
-def keep_self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
-    """Test an engine, and write its figures beside it, whether it passed or not. Raises as `run_self_test` does."""
+def keep_self_test(slot: Slot, runtime: Runtime, engine: Engine, limit_ms: float | None = None) -> dict[str, Any]:
+    """Test an engine, and write its figures beside it, whether it passed or not. Raises as `run_self_test` does.
+
+    limit_ms: what the median of its runs may take at most; None lets it take as long as it likes, and times nothing.
+    """
     figures = run_self_test(slot, runtime, engine.file)
+    figures["latency"] = None
+    if figures["passed"] and limit_ms is not None:
+        timed = latencies(slot, runtime, engine, RUNS, SECONDS)
+        median = round(timed["inference_ms"]["p50"], 4)
+        figures["latency"] = {"limit_ms": limit_ms, "p50_ms": median, "runs": timed["iterations"]}
+        figures["passed"] = median <= limit_ms
     kept = {name: value for name, value in figures.items() if name != "worst"}
     write_file(engine.folder / SELF_TEST, canonical_json(kept))
     return figures

@@ -6,10 +6,11 @@
       counter.json          the highest counter of a bundle that was put into service
       active                symbolic link to the slot in service: slots/a or slots/b
       timings/              what builders have timed, for the next build
+      staged/               a bundle that is put together of a delta, while that lasts
       slots/a/              appears whole or not at all
         bundle/             the bundle's files, each checked
         graph.onnx          the network, expanded
-        activation.json     what was in service before this slot; counts only while this slot is in service
+        activation.json     what was in service before this slot, and its trial; counts only while it is in service
         engine              symbolic link to the engine in service: engines/KEY
         engines/KEY/        appears whole: model.engine, engine.json; then selftest.json
       slots/b/
@@ -25,19 +26,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.agent.trial import Trial, trial_from_json
 from edgekd.bundle import signatures as sealing
-from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract, verify
+from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract, read_file, read_head, verify
 from edgekd.bundle.manifest import Manifest, from_json
 from edgekd.bundle.signatures import Signature
 from edgekd.canonical import canonical_json
 from edgekd.errors import BundleError, DeviceError
-from edgekd.files import new_folder, remove_folder, remove_leftovers, switch_link, write_file, writing
+from edgekd.files import contents, new_folder, remove_folder, remove_leftovers, switch_link, write_file, writing
 
 if TYPE_CHECKING:
     from edgekd.bundle.archive import Judge
@@ -92,11 +94,12 @@ class Activation:
     """How a slot came into service.
 
     previous: identity of the bundle that was in service before, and that a rollback leads to; rejected: identity of the
-    bundle that a rollback has led away from.
+    bundle that a rollback has led away from; trial: what is left of its trial, None once it is committed.
     """
 
     previous: str | None = None
     rejected: str | None = None
+    trial: Trial | None = None
 
 
 def read_slot(path: Path) -> Slot:
@@ -110,10 +113,17 @@ class State:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._held = False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Change something, alone; first goes what killed processes left behind. Raises DeviceError, SpecError."""
+        """Change something, alone; first goes what killed processes left behind. Raises DeviceError, SpecError.
+
+        An operation may be part of another one, which holds the lock already.
+        """
+        if self._held:
+            yield
+            return
         with writing(self.root):
             (self.root / "slots").mkdir(parents=True, exist_ok=True)
             stream = (self.root / "lock").open("ab")
@@ -125,14 +135,30 @@ class State:
                     f"{self.root}: in use", expected="one operation at a time", fix="wait for the other to end"
                 ) from error
             self._remove_leftovers()
-            yield
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def _remove_leftovers(self) -> None:
         slots = [self.root / "slots" / name for name in NAMES]
-        folders = [self.root, self.root / "slots", *slots, *(slot / "engines" for slot in slots)]
+        inside = [folder for slot in slots for folder in (slot, slot / "bundle", slot / "engines")]
+        more = [*(self.root / "slots").glob("?/engines/*"), *(self.root / "timings").glob("*")]
         with writing(self.root):
-            for folder in filter(Path.is_dir, folders):
+            for folder in filter(Path.is_dir, (self.root, self.root / "slots", *inside, *more)):
                 remove_leftovers(folder)
+        self.remove_staged()
+
+    @property
+    def staged(self) -> Path:
+        """Where a bundle is put together; nothing stays there."""
+        return self.root / "staged"
+
+    def remove_staged(self) -> None:
+        """Remove what was put together. The state must be locked. Raises SpecError."""
+        if self.staged.exists():
+            remove_folder(self.staged)
 
     def slot(self, name: str) -> Slot | None:
         """The slot of that name; None where no whole bundle lies in it."""
@@ -157,10 +183,11 @@ class State:
         """How the slot in service came there. Raises DeviceError where its record is damaged."""
         path = self.root / _ACTIVE / _RECORD
         try:
-            return Activation(**json.loads(path.read_bytes()))
+            told = json.loads(path.read_bytes())
+            return Activation(**{**told, "trial": trial_from_json(told.get("trial"))})
         except FileNotFoundError:
             return Activation()
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, TypeError, ValueError) as error:
             raise DeviceError(f"{path}: damaged", found=str(error), fix="unpack and activate a bundle again") from error
 
     @property
@@ -191,9 +218,9 @@ class State:
         verify(bundle, judge)  # else a bad bundle would cost what a rollback leads to
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
+        require_room(self.root, _needs(bundle), freed=_taken(path))
         if path.exists():
             remove_folder(path)
-        require_room(self.root, bundle.stat().st_size)
         with new_folder(path) as temporary:
             manifest = extract(bundle, temporary / "bundle", judge)
             slot = read_slot(temporary)
@@ -202,7 +229,6 @@ class State:
             except ValueError as error:
                 what = f"{bundle}: {manifest.graph.path} cannot be expanded"
                 raise BundleError(what, found=str(error), fix="get the bundle again") from error
-            require_room(self.root, len(graph))
             with writing(slot.graph):
                 slot.graph.write_bytes(graph)
                 slot.engines.mkdir()
@@ -219,7 +245,11 @@ class State:
         """Let a slot be a candidate although what is in it was in service before, or was rejected."""
         record = self.activation
         if slot.identity in (record.previous, record.rejected):
-            write_file(self.root / _ACTIVE / _RECORD, canonical_json(asdict(Activation())))
+            self.note(Activation())
+
+    def note(self, record: Activation) -> None:
+        """Write down something else of the slot in service."""
+        write_file(self.root / _ACTIVE / _RECORD, canonical_json(asdict(record)))
 
     def put_into_service(self, slot: Slot, engine: Path, record: Activation) -> bool:
         """Make `engine` the slot's, and the slot the one in service. Whether anything was to be done."""
@@ -236,10 +266,35 @@ class State:
         return switched
 
 
-def require_room(folder: Path, count: int) -> None:
-    """Raises DeviceError where fewer than `count` bytes are free where `folder` lies."""
-    free = shutil.disk_usage(folder).free
-    if free < count:
+def _needs(bundle: Path) -> dict[str, int]:
+    """What a bundle takes on the disk, in bytes. Raises BundleError where its graph is none.
+
+    How large the engine will be only its builder knows: it is taken to be as large as the graph.
+    """
+    from edgekd.formats.packed_graph import expanded_bytes
+
+    head = read_head(bundle)
+    try:
+        graph = expanded_bytes(read_file(bundle, head.manifest.graph))
+    except ValueError as error:
+        what = f"{bundle}: {head.manifest.graph.path} cannot be expanded"
+        raise BundleError(what, found=str(error), fix="get the bundle again") from error
+    return {"the bundle": bundle.stat().st_size, "its graph": graph, "about as much for an engine": graph}
+
+
+def _taken(folder: Path) -> int:
+    """Bytes of the disk that become free with a folder."""
+    return sum(path.lstat().st_blocks * 512 for path in contents(folder)) if folder.is_dir() else 0
+
+
+def require_room(folder: Path, needs: Mapping[str, int], freed: int = 0) -> None:
+    """Raises DeviceError where fewer bytes than `needs` are free where `folder` lies, once `freed` more are."""
+    free = shutil.disk_usage(folder).free + freed
+    if free < sum(needs.values()):
+        told = ", ".join(f"{count} {what}" for what, count in needs.items())
         raise DeviceError(
-            f"{folder}: no room", expected=f"{count} bytes", found=f"{free} bytes free", fix="free some space there"
+            f"{folder}: no room",
+            expected=f"{sum(needs.values())} bytes: {told}",
+            found=f"{free} bytes free" + (f", {freed} of them in the slot that is to be replaced" if freed else ""),
+            fix="free some space there",
         )

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SIGNATURES = "signatures.json"
 
-_BLOCK = 512
-_END = bytes(2 * _BLOCK)
+BLOCK = 512
+END = bytes(2 * BLOCK)
 _DAMAGED = "get the bundle again"
 
 
@@ -68,7 +68,7 @@ def file_entry(path: str, source: Path, role: str) -> FileEntry:
 
 def stored_bytes(entry: FileEntry) -> int:
     """How many bytes of an archive a file takes."""
-    return _BLOCK + entry.length + -entry.length % _BLOCK
+    return BLOCK + entry.length + -entry.length % BLOCK
 
 
 def pack(manifest: Manifest, files: Mapping[str, Path], out: Path) -> None:
@@ -81,7 +81,7 @@ def pack(manifest: Manifest, files: Mapping[str, Path], out: Path) -> None:
     listed = [entry.path for entry in manifest.files]
     if set(listed) != set(files):
         raise BundleError(f"{out}: the manifest lists other files", expected=str(listed), found=str(sorted(files)))
-    _write(out, head_of(manifest), ((entry, _source(entry, files[entry.path])) for entry in manifest.files))
+    write(out, head_of(manifest), ((entry, _source(entry, files[entry.path])) for entry in manifest.files))
 
 
 def seal(path: Path, signatures: Iterable[Signature], out: Path) -> None:
@@ -89,17 +89,39 @@ def seal(path: Path, signatures: Iterable[Signature], out: Path) -> None:
 
     `out` may be `path`. Raises BundleError or HashError for a bad bundle, SpecError when `out` cannot be written.
     """
-    with _opened(path) as stream:
+    with opened(path) as stream:
         head = _read_head(stream, path)
         _check_size(stream, head.manifest, path)
         sealed = Head(head.manifest, head.content, Seal(head.identity, sealing.merged(signatures)))
-        _write(out, sealed, ((entry, _member(stream, entry, path)) for entry in head.manifest.files))
+        write(out, sealed, ((entry, _member(stream, entry, path)) for entry in head.manifest.files))
+
+
+def write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
+    """Write a bundle of a head and the content of its files, which whoever makes it has to check. Raises SpecError."""
+    with new_file(out) as stream:
+        stream.write(head_members(head))
+        for entry, chunks in members:
+            stream.write(_header(entry.path, entry.length))
+            for chunk in chunks:
+                stream.write(chunk)
+            stream.write(_padding(entry.length))
+        stream.write(END)
+
+
+def head_members(head: Head) -> bytes:
+    """The first two files of a bundle, as they stand in the archive."""
+    return member(MANIFEST, head.content) + member(SIGNATURES, sealing.to_json(head.seal))
+
+
+def member(name: str, content: bytes) -> bytes:
+    """One file as it stands in an archive."""
+    return _header(name, len(content)) + content + _padding(len(content))
 
 
 def read_head(path: Path, judge: Judge | None = None) -> Head:
     """The head of a bundle, whose files are not looked at. Raises BundleError, HashError, and what `judge` raises."""
-    with _opened(path) as stream:
-        return _judged(_read_head(stream, path), path, judge)
+    with opened(path) as stream:
+        return head_in(stream, path, judge)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -107,12 +129,22 @@ def read_manifest(path: Path) -> Manifest:
     return read_head(path).manifest
 
 
+def read_file(path: Path, entry: FileEntry) -> bytes:
+    """The content of one file of a bundle, held in memory as a whole. Raises BundleError or HashError."""
+    with opened(path) as stream:
+        head = _read_head(stream, path)
+        _check_size(stream, head.manifest, path)
+        before = head.manifest.files[: head.manifest.files.index(entry)]
+        stream.seek(sum(map(stored_bytes, before)), os.SEEK_CUR)
+        return b"".join(_member(stream, entry, path))
+
+
 def verify(path: Path, judge: Judge | None = None) -> Manifest:
     """Check a bundle from its first byte to its last, in bounded memory.
 
     Raises BundleError or HashError, and what `judge` raises where it does not take the head.
     """
-    with _opened(path) as stream:
+    with opened(path) as stream:
         return _verified(stream, path, judge).manifest
 
 
@@ -126,7 +158,7 @@ def extract(path: Path, folder: Path, judge: Judge | None = None) -> Manifest:
     with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SpecError(f"{folder}: in use", expected="a new or empty folder", fix="choose another")
-    with _opened(path) as stream:
+    with opened(path) as stream:
         head = _verified(stream, path, judge)
         stream.seek(0)
         with new_folder(folder) as temporary, writing(folder):
@@ -140,33 +172,23 @@ def extract(path: Path, folder: Path, judge: Judge | None = None) -> Manifest:
                 with target.open("xb") as out:
                     for chunk in _member(stream, entry, path):
                         out.write(chunk)
-            _read_end(stream, path)
+            read_end(stream, path)
     return head.manifest
 
 
-def _write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
-    with new_file(out) as stream:
-        for name, content in ((MANIFEST, head.content), (SIGNATURES, sealing.to_json(head.seal))):
-            stream.write(_header(name, len(content)) + content + _padding(len(content)))
-        for entry, chunks in members:
-            stream.write(_header(entry.path, entry.length))
-            for chunk in chunks:
-                stream.write(chunk)
-            stream.write(_padding(entry.length))
-        stream.write(_END)
-
-
 def _verified(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
-    head = _judged(_read_head(stream, path), path, judge)
+    head = head_in(stream, path, judge)
     _check_size(stream, head.manifest, path)
     for entry in head.manifest.files:
         for _ in _member(stream, entry, path):
             pass
-    _read_end(stream, path)
+    read_end(stream, path)
     return head
 
 
-def _judged(head: Head, path: Path, judge: Judge | None) -> Head:
+def head_in(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
+    """The head that an open file goes on with. Raises BundleError, HashError, and what `judge` raises."""
+    head = _read_head(stream, path)
     if judge:
         with naming(path):
             judge(head)
@@ -192,13 +214,13 @@ def _header(name: str, length: int) -> bytes:
 
 
 def _padding(length: int) -> bytes:
-    return bytes(-length % _BLOCK)
+    return bytes(-length % BLOCK)
 
 
 def _source(entry: FileEntry, source: Path) -> Iterator[bytes]:
     """The content of a file to be packed. Raises HashError at its end when it is not what the manifest says."""
     digest, length = hashlib.sha256(), 0
-    with _opened(source) as stream:
+    with opened(source) as stream:
         while True:
             with _reading(source):
                 chunk = stream.read(CHUNK)
@@ -207,7 +229,7 @@ def _source(entry: FileEntry, source: Path) -> Iterator[bytes]:
             digest.update(chunk)
             length += len(chunk)
             yield chunk
-    _compare(f"{source}: changed", entry, length, digest.hexdigest())
+    require_same(f"{source}: changed", entry, length, digest.hexdigest())
 
 
 def _member(stream: BinaryIO, entry: FileEntry, path: Path) -> Iterator[bytes]:
@@ -219,11 +241,12 @@ def _member(stream: BinaryIO, entry: FileEntry, path: Path) -> Iterator[bytes]:
         digest.update(chunk)
         left -= len(chunk)
         yield chunk
-    _compare(f"{path}: {entry.path} is damaged", entry, entry.length, digest.hexdigest())
+    require_same(f"{path}: {entry.path} is damaged", entry, entry.length, digest.hexdigest())
     _expect(stream, _padding(entry.length), path, f"filling after {entry.path}")
 
 
-def _compare(what: str, entry: FileEntry, length: int, sha256: str) -> None:
+def require_same(what: str, entry: FileEntry, length: int, sha256: str) -> None:
+    """Raise HashError where a file is not what the manifest says."""
     if (length, sha256) != (entry.length, entry.sha256):
         raise HashError(
             what,
@@ -234,8 +257,8 @@ def _compare(what: str, entry: FileEntry, length: int, sha256: str) -> None:
 
 def _read_head(stream: BinaryIO, path: Path) -> Head:
     """The manifest, checked against the digest that follows it, and the signatures."""
-    content = _read_member(stream, path, MANIFEST, MAX_BYTES)
-    told = _read_member(stream, path, SIGNATURES, sealing.MAX_BYTES)
+    content = read_member(stream, path, MANIFEST, MAX_BYTES)
+    told = read_member(stream, path, SIGNATURES, sealing.MAX_BYTES)
     with naming(path):
         seal = sealing.from_json(told)
         if hashlib.sha256(content).hexdigest() != seal.sha256:
@@ -243,31 +266,38 @@ def _read_head(stream: BinaryIO, path: Path) -> Head:
         return Head(from_json(content), content, seal)
 
 
-def _read_member(stream: BinaryIO, path: Path, name: str, most: int) -> bytes:
-    """The content of the next file, whose length only its own header says."""
-    header = _read(stream, _BLOCK, path)
+def read_member(stream: BinaryIO, path: Path, name: str, most: int) -> bytes:
+    """The content of the next file, whose length only its own header says. Raises BundleError."""
+    length = read_length(stream, path, name, most)
+    content = _read(stream, length, path)
+    _expect(stream, _padding(length), path, f"filling after {name}")
+    return content
+
+
+def read_length(stream: BinaryIO, path: Path, name: str, most: int) -> int:
+    """How long the next file is, of which only its header is read. Raises BundleError."""
+    header = _read(stream, BLOCK, path)
     size = header[124:135]
     length = int(size, 8) if size.isdigit() and not set(size) & set(b"89") else -1
     if not 0 <= length <= most or header != _header(name, length):
         raise BundleError(
             f"{path}: not an edgekd bundle", expected=f"an archive that begins with {MANIFEST} and {SIGNATURES}"
         )
-    content = _read(stream, length, path)
-    _expect(stream, _padding(length), path, f"filling after {name}")
-    return content
+    return length
 
 
 def _check_size(stream: BinaryIO, manifest: Manifest, path: Path) -> None:
     """Whether what follows the manifest is as long as it says: the likeliest damage, found before any hashing."""
-    expected = stream.tell() + sum(map(stored_bytes, manifest.files)) + len(_END)
+    expected = stream.tell() + sum(map(stored_bytes, manifest.files)) + len(END)
     found = os.fstat(stream.fileno()).st_size
     if found != expected:
         what = "cut short" if found < expected else "something after its end"
         raise BundleError(f"{path}: {what}", expected=f"{expected} bytes", found=f"{found} bytes", fix=_DAMAGED)
 
 
-def _read_end(stream: BinaryIO, path: Path) -> None:
-    _expect(stream, _END, path, "end")
+def read_end(stream: BinaryIO, path: Path) -> None:
+    """The end of an archive, behind which nothing may follow. Raises BundleError."""
+    _expect(stream, END, path, "end")
 
 
 def _expect(stream: BinaryIO, expected: bytes, path: Path, what: str) -> None:
@@ -284,7 +314,8 @@ def _read(stream: BinaryIO, count: int, path: Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to be read. Raises BundleError where there is none."""
     with _reading(path):
         if not path.is_file():  # opening a pipe would wait for ever
             found = "something else" if path.exists() else "nothing"

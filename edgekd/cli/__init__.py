@@ -17,7 +17,7 @@ from edgekd.cli.building import build, demo, quantize
 from edgekd.cli.camera import engine, profile
 from edgekd.cli.lighter import distill, factorize, prune
 from edgekd.cli.measuring import bench, evaluate, predict
-from edgekd.cli.signing import keygen, pack, sign, trust, verify
+from edgekd.cli.signing import delta, keygen, pack, sign, trust, verify
 from edgekd.errors import EdgeKDError
 
 INTERRUPTED = 130
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "trust": trust,
     "sign": sign,
     "pack": pack,
+    "delta": delta,
     "demo": demo,
 }
 

@@ -135,6 +135,23 @@ def pack(
     _tell(packing.run(job, load_signers(sign or (), secret_file)), as_json)
 
 
+def delta(
+    old: Annotated[Path, typer.Argument(help="The bundle that the cameras have.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="The bundle that they should have.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The delta to write.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Write what a camera needs of a new bundle beyond the one it has; `agent.pyz install` takes it."""
+    from edgekd import delta as deltas
+
+    found = deltas.run(old, new, out)
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found['file']}: {found['bytes']:,} bytes in place of {found['new_bytes']:,} ({found['share']:.1%})")
+    print(f"from {found['old'][:16]} to {found['new'][:16]}")
+
+
 def _tell(found: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)

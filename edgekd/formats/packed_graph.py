@@ -14,6 +14,7 @@ import json
 import struct
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ SMALLEST_CUT = 64
 """Bytes of a tensor from which cutting it out pays."""
 ENCODINGS = ("fp4x", "float16", "raw")
 SKELETON = "skeleton"
+HEADER = "header"
+"""What `parts` calls the header."""
 
 _PREFIX = struct.Struct("<8sIIII")  # magic, format, CRC-32 of what follows, stored and expanded length of the header
 _CHUNK = 1 << 16
@@ -90,6 +93,16 @@ class _Header:
     def skeleton(self) -> int:
         """Bytes of the skeleton when expanded."""
         return self.length - sum(cut.expanded for cut in self.cuts)
+
+    @property
+    def expanded(self) -> dict[str, int]:
+        """Bytes of each stream when expanded, in order."""
+        counts = dict.fromkeys((name for name, _ in self.streams), 0)
+        for cut in self.cuts:
+            for name, count in cut.streams:
+                counts[name] += count
+        counts[SKELETON] = self.skeleton
+        return counts
 
 
 class _Stream:
@@ -158,17 +171,35 @@ def pack(onnx: bytes) -> bytes:
         collected[SKELETON].append(onnx[at : found.begin])
         at = found.end
     collected[SKELETON].append(onnx[at:])
-    # Weights hardly ever repeat, and looking for it only spoils their Huffman codes; names and nodes do.
-    streams = {
-        name: _deflated(b"".join(parts), zlib.Z_DEFAULT_STRATEGY if name == SKELETON else zlib.Z_RLE)
-        for name, parts in sorted(collected.items())
-    }
+    streams = {name: _deflated(b"".join(parts), name) for name, parts in sorted(collected.items())}
     lengths = tuple((name, len(stored)) for name, stored in streams.items())
     header = _header_json(_Header(len(onnx), hashlib.sha256(onnx).hexdigest(), lengths, tuple(cuts)))
     if len(header) > MAX_HEADER:
         raise ValueError(f"too many initializers: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
-    stored = _deflated(header, zlib.Z_DEFAULT_STRATEGY)
-    content = b"".join((stored, *streams.values()))
+    return _assembled(header, streams.values())
+
+
+def parts(data: bytes) -> dict[str, bytes]:
+    """A packed graph without its entropy coding: header and streams, by name, in order. Raises ValueError."""
+    header, streams = _opened(data, MAX_BYTES)
+    found = {HEADER: _header_json(header)}
+    for name, count in header.expanded.items():
+        found[name] = streams[name].read(count)
+        streams[name].finish()
+    return found
+
+
+def assemble(found: Mapping[str, bytes]) -> bytes:
+    """The packed graph of these parts, as this machine's zlib codes them. Raises ValueError where there is none."""
+    header = _header(found.get(HEADER, b""))
+    if {name: len(part) for name, part in found.items() if name != HEADER} != header.expanded:
+        raise ValueError("expected the streams that the header tells of, found others")
+    return _assembled(found[HEADER], [_deflated(found[name], name) for name, _ in header.streams])
+
+
+def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
+    stored = _deflated(header, HEADER)
+    content = b"".join((stored, *streams))
     return _PREFIX.pack(MAGIC, FORMAT, zlib.crc32(content), len(stored), len(header)) + content
 
 
@@ -178,6 +209,11 @@ def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
     Memory grows with what the streams really hold, not with what the header claims.
     """
     return _unpack(data, limit)[0]
+
+
+def expanded_bytes(data: bytes) -> int:
+    """How long the ONNX file is that `data` was packed from, by its header. Raises ValueError where that is damaged."""
+    return _opened(data, MAX_BYTES)[0].length
 
 
 def sections(data: bytes) -> list[Section]:
@@ -248,7 +284,9 @@ def _planes(raw: bytes, width: int) -> list[bytes]:
     return [raw[place::width] for place in range(width)]
 
 
-def _deflated(content: bytes, strategy: int) -> bytes:
+def _deflated(content: bytes, name: str) -> bytes:
+    # Weights hardly ever repeat, and looking for it only spoils their Huffman codes; names and nodes do.
+    strategy = zlib.Z_DEFAULT_STRATEGY if name in (HEADER, SKELETON) else zlib.Z_RLE
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return deflate.compress(content) + deflate.flush()
 

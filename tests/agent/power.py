@@ -1,12 +1,13 @@
 """A power cut at any file-system operation: the work runs in a process of its own, which ends there without a word.
 
-Two kinds of disk are played: one on which everything survives that was done before, and a forgetful one on which only
-that survives which was flushed. There a file that was not flushed since it was opened for writing is empty, and a
-rename is undone whose folder was not flushed since.
+Two kinds of disk are played: one on which everything survives that was done before, half of a last write included, and
+a forgetful one on which only that survives which was flushed. There a file that was not flushed since it was opened for
+writing is empty, and a rename is undone whose folder was not flushed since.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -53,6 +54,19 @@ class _Disk:
         """From now on count every operation of this process that changes or flushes something."""
         sys.addaudithook(self._event)
         os.fsync = self._fsync
+        opened, disk = io.open, self
+
+        def open_torn(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+            """What a `Path` opens its files with."""
+            if "b" in mode and set(mode) & set("wxa"):
+                return io.BufferedWriter(_TornFile(disk, file, mode.replace("b", "")))
+            return opened(file, mode, *more, **named)
+
+        io.open = open_torn  # type: ignore[assignment]
+
+    def write(self, half: Callable[[], object]) -> None:
+        """Count a write, of which the first half is done where the power goes."""
+        self._step(half)
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._dark:
@@ -73,9 +87,12 @@ class _Disk:
         self._unflushed = [path for path in self._unflushed if path != flushed]
         self._renames = [rename for rename in self._renames if rename[1].parent != flushed]
 
-    def _step(self) -> None:
+    def _step(self, before: Callable[[], object] = lambda: None) -> None:
+        if self._dark:
+            return
         if self._left == 0:
             self._dark = True
+            before()
             if self._forgetful:
                 self._forget()
             os._exit(DARK)
@@ -97,6 +114,19 @@ class _Disk:
             if os.path.lexists(goal) and source.parent.is_dir():
                 goal.rename(source)
             restore()
+
+
+class _TornFile(io.FileIO):
+    """A file whose writes count."""
+
+    def __init__(self, disk: _Disk, file: Any, mode: str) -> None:
+        super().__init__(file, mode)
+        self._disk = disk
+
+    def write(self, content: Any) -> int:
+        write = super().write
+        self._disk.write(lambda: write(bytes(content)[: len(content) // 2]))
+        return write(content)
 
 
 def _restorer(path: Path) -> Callable[[], object]:

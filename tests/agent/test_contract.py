@@ -28,6 +28,8 @@ def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, n
     calls += [("unpack", (newer,)), ("build", ()), ("selftest", ()), ("activate", ()), ("status", ())]
     calls += [("rollback", ()), ("status", ()), ("renew", ()), ("build", ("--require", "int8=0.5"))]
     calls += [("validate", (newer, "--out", tmp_path / "result.json", "--iterations", 2, "--seconds", 0))]
+    calls += [("install", (newer, "--window", 60, "--max-latency", 20)), ("status", ()), ("boot", ()), ("commit", ())]
+    calls += [("install", (bundle, "--tries", 1)), ("boot", ()), ("status", ()), ("boot", ())]
     calls += [("trust", (trust_file(tmp_path / "trust.json"),)), ("status", ())]
     calls += [("verify", (signed(bundle, tmp_path / "signed.edgekd", 1),))]
     for command, arguments in calls:
@@ -50,8 +52,10 @@ def test_the_page_explains_every_command_flag_runtime_and_key() -> None:
     for command, (_, arguments) in COMMANDS.items():
         assert f"`{command}" in page, command
         (usage,) = re.findall(f"^agent.pyz {command} (.*)$", page, re.MULTILINE)
-        words = {"bundle": "BUNDLE", "trust_files": "TRUST"}
-        assert re.findall(r"--\w+|^BUNDLE|^TRUST", usage) == [words.get(name, name) for name in arguments]
+        words = {"bundle": "BUNDLE", "trust_files": "TRUST", "delta": "DELTA", "url": "URL"}
+        assert re.findall(r"--[\w-]+|^BUNDLE|^TRUST|^DELTA|^URL", usage) == [
+            words.get(name, name) for name in arguments
+        ]
     for runtime in (*AUTOMATIC, *NAMED):
         assert f"`{runtime.name}`" in page
     missing = {key for each in objects(schema_of("agent")) for key in each["properties"] if f"`{key}`" not in page}
@@ -97,6 +101,14 @@ def test_status_and_renew_go_by_the_runtime_in_service(
     assert told("renew")["changed"] is False
     monkeypatch.undo()
     assert told("status")["runtime"]["name"] == "onnxruntime", "what is left"
+
+
+def test_an_installation_that_fails_is_as_the_schema_says(agent: Agent, bundle: Path) -> None:
+    answer = agent("install", bundle, "--max-latency", 1)
+    assert answer.document["result"]["latency"]["p50_ms"] == 10
+    assert_documented(answer.document, "agent")
+    assert agent("boot").code == 0
+    assert_documented(agent("boot").document, "agent")
 
 
 def test_what_is_required_of_an_engine_is_a_precision_and_a_share(agent: Agent) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 import pytest
-from cameras import identity_of, install, repacked, run
+from cameras import identity_of, repacked, run
 from power import cut_at, fresh, listing
 from signer import trust_file
 
@@ -182,6 +182,37 @@ def test_a_power_cut_while_an_engine_is_renewed(
     assert count > 20
 
 
+@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("command", ["boot", "commit"])
+def test_a_power_cut_while_a_trial_goes_on_or_ends(
+    prepared: Path, newer: Path, tmp_path: Path, forgetful: bool, command: str
+) -> None:
+    """What was not flushed may not have happened: a start more or less is counted, and nothing else differs."""
+    assert run(prepared, "install", newer) == 0
+    count, folder, seen = 0, tmp_path / "state", set()
+    while cut_at(count, partial(run, fresh(prepared, folder), command), forgetful=forgetful):
+        assert require_service(folder, {identity_of(newer)})
+        trial = State(folder).activation.trial
+        seen.add(None if trial is None else trial.tries_done)
+        assert run(folder, command) == 0
+        assert State(folder).previous, "by hand there is still a way back"
+        count += 1
+    assert count > 3
+    done = 1 if command == "boot" else None
+    assert seen == ({0} if forgetful else {0, done}), "the last operation flushes what the others did"
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_power_cut_while_a_trial_that_is_over_leads_back(
+    prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
+) -> None:
+    assert [run(prepared, "install", newer, "--tries", 1), run(prepared, "boot")] == [0, 0]
+    both, folder = {identity_of(bundle), identity_of(newer)}, tmp_path / "state"
+    count = cut_everywhere(prepared, folder, lambda state: run(state, "boot"), both, identity_of(bundle), forgetful)
+    assert State(folder).activation.rejected == identity_of(newer)
+    assert count > 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("forgetful", [False, True])
 def test_a_power_cut_while_a_bundle_is_installed_in_place_of_another(
@@ -190,7 +221,9 @@ def test_a_power_cut_while_a_bundle_is_installed_in_place_of_another(
     assert run(prepared, "activate") == 0
     third = repacked(bundle, tmp_path / "third", name="third")
     among = {identity_of(newer), identity_of(third)}
-    count = cut_everywhere(
-        prepared, tmp_path / "state", lambda folder: install(folder, third), among, identity_of(third), forgetful
-    )
+
+    def install_third(folder: Path) -> None:
+        run(folder, "install", third)
+
+    count = cut_everywhere(prepared, tmp_path / "state", install_third, among, identity_of(third), forgetful)
     assert count > 100

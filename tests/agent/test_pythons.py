@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cameras import BUNDLE, identity_of, options
+from cameras import BUNDLE, identity_of, options, repacked
 from pythons import find, interpreter, wheels
 from running import Built
 
 from edgekd.agent_archive import NAME, agent_archive
 from edgekd.bundle.archive import extract
+from edgekd.delta import run as make_delta
 
 HERE = Path(__file__).parent
 
@@ -29,7 +30,10 @@ class System:
     pytest: str
 
 
-NAMES = ("commands", "device", "parity", "power_cuts", "precision", "renewal", "runtimes", "trusted", "validation")
+NAMES = (
+    *("commands", "device", "fetching", "installation", "parity", "power_cuts"),
+    *("precision", "renewal", "runtimes", "trusted", "validation"),
+)
 """Of the tests that a camera could run."""
 SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
@@ -92,6 +96,13 @@ def test_every_command_of_the_agent_in_a_bundle(
     assert agent("bench", "--iterations", 10, "--seconds", 0)["iterations"] == 10
     assert agent("activate")["active"] == "a"
     assert agent("renew")["changed"] is False
+    assert agent("install", tiny_build.bundle)["changed"] is False
+    assert agent("boot")["trial"] is None
+    assert agent("commit")["changed"] is False
+    newer = repacked(tiny_build.bundle, tmp_path / "newer", name="newer")
+    make_delta(tiny_build.bundle, newer, tmp_path / "delta")
+    assert agent("patch", tmp_path / "delta", "--out", tmp_path / "again")["identity"] == identity_of(newer)
+    assert agent("fetch", newer.as_uri(), "--out", tmp_path / "fetched")["identity"] == identity_of(newer)
     assert agent("status")["active"]["identity"] == identity_of(tiny_build.bundle)
     told = ("--out", tmp_path / "result.json", "--iterations", 2, "--seconds", 0)
     assert agent("validate", tiny_build.bundle, *told)["tested"] == ["null"]

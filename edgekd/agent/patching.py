@@ -1,0 +1,76 @@
+"""Deltas on the camera: the whole bundle is put together of one in a slot, and then goes the way of any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.commands import bundle_json
+from edgekd.agent.slots import require_room
+from edgekd.agent.trusted import held_trust, judge
+from edgekd.bundle.archive import Head, head_members, read_head, stored_bytes
+from edgekd.bundle.delta import OldBundle, is_delta, read_delta_head, read_old, rebuild
+from edgekd.errors import BundleError
+from edgekd.files import writing
+
+if TYPE_CHECKING:
+    from edgekd.agent.commands import Camera
+    from edgekd.agent.slots import State
+    from edgekd.bundle.archive import Judge
+
+
+def patch(camera: Camera, delta: Path, out: Path) -> dict[str, Any]:
+    """Write the bundle that a delta leads to. Raises BundleError, HashError, SignatureError, DeviceError, SpecError."""
+    allowed = judge(held_trust(camera.state, camera.root), camera.clock())
+    if not is_delta(delta):
+        raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
+    with camera.state.locked():
+        old = _old(camera.state, delta)
+        head = rebuild(delta, old, out, allowed)
+    return {
+        **bundle_json(head.manifest, head.identity),
+        "file": str(out),
+        "bytes": out.stat().st_size,
+        "old": old.identity,
+    }
+
+
+def any_head(path: Path, allowed: Judge | None) -> Head:
+    """The head of a bundle, or of the one that a delta leads to. Raises BundleError, HashError, SignatureError."""
+    return read_delta_head(path, allowed) if is_delta(path) else read_head(path, allowed)
+
+
+@contextmanager
+def whole(state: State, path: Path, allowed: Judge | None) -> Iterator[Path]:
+    """Where the whole bundle lies; put together of a delta, it goes when the block ends. The state must be locked."""
+    if not is_delta(path):
+        yield path
+        return
+    old, head = _old(state, path), read_delta_head(path, allowed)
+    files = sum(map(stored_bytes, head.manifest.files))
+    require_room(state.root, {"the bundle, put together": files + len(head_members(head))})
+    with writing(state.staged):
+        state.staged.mkdir(exist_ok=True)
+    rebuilt = state.staged / "bundle.edgekd"
+    try:
+        rebuild(path, old, rebuilt, allowed)
+        yield rebuilt
+    finally:
+        state.remove_staged()
+
+
+def _old(state: State, delta: Path) -> OldBundle:
+    """The bundle that a delta leads from. Raises BundleError where it is in no slot."""
+    wanted = read_old(delta)
+    slots = [slot for slot in (state.active, state.other) if slot]
+    found = next((slot for slot in slots if slot.identity == wanted), None)
+    if found is None:
+        raise BundleError(
+            f"{delta}: from a bundle that is not here",
+            expected=wanted,
+            found=" and ".join(slot.identity for slot in slots) or "none",
+            fix="get a delta from one of these, or the whole bundle",
+        )
+    return OldBundle(found.path / "bundle")
