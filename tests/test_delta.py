@@ -31,6 +31,7 @@ def old(tiny_build: Built) -> Path:
 
 def changed(bundle: Path, folder: Path, how: Callable[[Path, Manifest], dict[str, Any]]) -> Path:
     """The bundle with something else in its files and its manifest, which `how` gives."""
+    folder.mkdir(exist_ok=True)
     manifest = extract(bundle, folder / "files")
     told = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
     told.update(how(folder / "files", manifest))
@@ -96,7 +97,7 @@ def test_what_is_told_of_it(edgekd: EdgeKD, old: Path, new: Path, delta: Path, t
     assert told["bytes"] == delta.stat().st_size
     assert told["share"] == pytest.approx(told["bytes"] / told["new_bytes"], abs=1e-4)
     assert told["pieces"]["copy"] > told["pieces"]["new"]
-    assert "in place of" in edgekd("delta", old, new, "--out", tmp_path / "delta").stdout
+    assert "in place of" in edgekd("delta", old, new, "--out", tmp_path / "delta").out
 
 
 def test_another_threshold_costs_little_more_than_the_manifest(old: Path, tmp_path: Path) -> None:

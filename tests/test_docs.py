@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from running import Built
 from test_json_contract import SCHEMAS, objects, schema_of
 
+from edgekd.agent.cli import COMMANDS as AGENT
 from edgekd.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +86,8 @@ def test_every_call_uses_flags_that_exist(page: Path) -> None:
     "page", [page for page in PAGES if ROOT / "bench" not in page.parents], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_every_flag_in_the_text_is_one_of_some_command(page: Path) -> None:
-    known = set().union(*commands().values(), {"--help", "--version"})
+    agents = {argument for _, arguments in AGENT.values() for argument in arguments}
+    known = set().union(*commands().values(), {"--help", "--version"}, agents)
     for flag in re.findall(r"`(--[a-z][\w-]*)", BLOCK.sub("", page.read_text("utf-8"))):
         assert flag in known | {"--platform"}, f"{page.name}: {flag}"
 
@@ -110,7 +112,20 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["build", "quantize", "distill", "prune", "factorize", "eval", "engine", "check", "doctor", "signed", "keygen"],
+    [
+        "build",
+        "quantize",
+        "distill",
+        "prune",
+        "factorize",
+        "eval",
+        "engine",
+        "check",
+        "doctor",
+        "signed",
+        "keygen",
+        "delta",
+    ],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:
     examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
