@@ -191,9 +191,10 @@ class Bench:
             self.call(call, undisturbed)
         row.bytes = used(undisturbed)
         calls = [*(("install", name) for name in ALIKE), *(("unpack", name) for name in ALIKE), ("boot",)]
-        calls += [("boot",), ("commit",), ("rollback",)]
-        for _ in range(cuts):
-            call, at = chance.choice(calls), chance.randrange(200)
+        calls += [("boot",), ("commit",), ("commit",), ("rollback",)]
+        while row.cuts < cuts:
+            call = chance.choice(calls)
+            at = chance.randrange(140 if call[0] in ("install", "unpack") else 14)
             row.cuts += cut_at(at, partial(self.call, call, folder), forgetful=DISKS[disk])
             row.most_bytes = max(row.most_bytes, used(folder))
             name, fault = self.serves(folder)

@@ -50,7 +50,7 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     from edgekd.agent import commands
     from edgekd.agent.slots import State
 
-    options, state = vars(given), State(given.state)
+    options, state = vars(given), State.of(given.state, vars(given).get("model"))
     if given.command == "trust":
         return commands.trust(commands.Camera(state, given.root), given.trust_files)
     if given.command == "verify":
@@ -111,7 +111,7 @@ def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     if not 0 <= given.tries <= MAX_TRIES:
         raise SpecError(f"--tries {given.tries}", expected=f"0 to {MAX_TRIES}", fix="0 for no trial")
     trial = Trial(given.tries, window_s=given.window) if given.tries else None
-    demands = installation.Demands(_shares(given.require), given.max_latency)
+    demands = installation.Demands(_shares(given.require), given.max_latency, given.max_memory)
     return installation.install(camera, given.bundle, trial, demands)
 
 
@@ -122,7 +122,7 @@ def _validate(given: argparse.Namespace) -> dict[str, Any]:
     from edgekd.agent.validation import validate
 
     runtimes = (required(given.runtime),) if given.runtime else real()
-    camera = Camera(State(given.state), given.root)
+    camera = Camera(State.of(given.state, given.model), given.root)
     return validate(camera, given.bundle, given.out, runtimes, given.iterations, given.seconds)
 
 
@@ -178,6 +178,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "where the slots are (%(default)s)"},
     "--root": {"type": Path, "default": Path("/"), "metavar": "DIR", "help": "where the system lies (%(default)s)"},
     "--runtime": {"metavar": "NAME", "help": "what runs networks, in place of the best that is here"},
+    "--model": {"metavar": "NAME", "help": "one of several models of this camera, each with slots of its own"},
     "--slot": {"choices": ("a", "b"), "help": "in place of the one that waits, or is in service"},
     "--require": {
         "action": "append",
@@ -190,6 +191,11 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "type": _positive,
         "metavar": "MS",
         "help": "fail an engine whose median run takes longer, in place of what the bundle's frames per second leave",
+    },
+    "--max-memory": {
+        "type": int,
+        "metavar": "BYTES",
+        "help": "what all models of this camera may take together, in place of half of its memory",
     },
     "--tries": {
         "type": int,
@@ -217,36 +223,59 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 _TRUST = ("--trust", "--state", "--root")
 _CONTINUING = ("status", "renew")
 """Commands that, unless told otherwise, go by the runtime of the engine in service."""
-_ENGINE = ("--state", "--root", "--runtime", "--slot")
+_ENGINE = ("--state", "--model", "--root", "--runtime", "--slot")
 COMMANDS = {
     "install": (
         "verify, unpack, build, test and activate a bundle, on trial until it is committed",
-        ("bundle", "--state", "--root", "--runtime", "--require", "--max-latency", "--tries", "--window"),
+        (
+            "bundle",
+            "--state",
+            "--model",
+            "--root",
+            "--runtime",
+            "--require",
+            "--max-latency",
+            "--max-memory",
+            "--tries",
+            "--window",
+        ),
     ),
-    "commit": ("end the trial: what is in service stays", ("--state", "--root")),
-    "boot": ("say that what runs the model starts: a trial that is over leads back", ("--state", "--root")),
+    "commit": ("end the trial: what is in service stays", ("--state", "--model", "--root")),
+    "boot": ("say that what runs the model starts: a trial that is over leads back", ("--state", "--model", "--root")),
     "verify": ("check a bundle and its signatures, from the first byte to the last", ("bundle", *_TRUST)),
     "trust": ("hold a newer trust file, which says whose bundles are taken", ("trust_files", "--state", "--root")),
-    "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", "--state", "--root")),
+    "unpack": (
+        "put a verified bundle, its graph expanded, into the free slot",
+        ("bundle", "--state", "--model", "--root"),
+    ),
     "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
     "selftest": (
         "compare what the engine gives for the golden frames with what it should",
         (*_ENGINE, "--layers", "--max-latency"),
     ),
     "bench": ("time the engine alone", (*_ENGINE, "--iterations", "--seconds")),
-    "status": ("say what is in service, what waits, and what this device is", ("--state", "--root", "--runtime")),
+    "status": (
+        "say what is in service, what waits, and what this device is",
+        ("--state", "--model", "--root", "--runtime"),
+    ),
     "activate": ("put a slot with a tested engine into service", _ENGINE),
-    "renew": ("after an update of the system: a new engine for what is in service", ("--state", "--root", "--runtime")),
+    "renew": (
+        "after an update of the system: a new engine for what is in service",
+        ("--state", "--model", "--root", "--runtime"),
+    ),
     "validate": (
         "build, test and time a bundle with every runtime that is here",
-        ("bundle", "--state", "--root", "--runtime", "--out", "--iterations", "--seconds"),
+        ("bundle", "--state", "--model", "--root", "--runtime", "--out", "--iterations", "--seconds"),
     ),
     "fetch": (
         "get a bundle or a delta, from where an earlier call broke off",
         ("url", "--out", "--sha256", "--max-bytes", "--timeout", "--state", "--root"),
     ),
-    "patch": ("put a bundle together of a delta and the bundle here", ("delta", "--out", "--state", "--root")),
-    "rollback": ("put the bundle that was in service before back into service", ("--state", "--root")),
+    "patch": (
+        "put a bundle together of a delta and the bundle here",
+        ("delta", "--out", "--state", "--model", "--root"),
+    ),
+    "rollback": ("put the bundle that was in service before back into service", ("--state", "--model", "--root")),
 }
 """What each command does, and what it takes."""
 

@@ -26,7 +26,7 @@ from edgekd.agent.engines import (
     wanted_record,
 )
 from edgekd.agent.runtimes.types import GRAPH, Wish
-from edgekd.agent.slots import Activation, Slot, State
+from edgekd.agent.slots import Activation, Slot, State, model_names
 from edgekd.agent.trial import Trial, read_uptime
 from edgekd.agent.trusted import (
     counter,
@@ -159,10 +159,10 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
         require_not_older(state, head.manifest.counter, bundle)
         there = next((slot for slot in (state.active, state.other) if slot and slot.identity == head.identity), None)
         require_no_trial(state, there)
+        state.allow(head.identity)
         if there:
             if allowed:
                 state.seal(there, head)
-            state.allow(there)
             slot = there
         else:
             with whole(state, bundle, allowed) as path:
@@ -309,6 +309,8 @@ def status(camera: Camera) -> dict[str, Any]:
     return {
         "agent": __version__,
         "state": str(state.root),
+        "model": state.model,
+        "models": [name for name in model_names(state.base) if name],
         "active": _slot_json(camera, state.active),
         "candidate": _slot_json(camera, state.candidate),
         "previous": _slot_json(camera, state.previous),

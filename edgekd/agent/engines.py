@@ -77,7 +77,11 @@ class Engine:
     def self_test(self) -> dict[str, Any] | None:
         """The figures of its self-test; None where it had none."""
         found = _read(self.folder / SELF_TEST)
-        return {"latency": None, **found} if found and isinstance(found.get("passed"), bool) else None
+        return (
+            {"latency": None, "scratch_bytes": None, **found}
+            if found and isinstance(found.get("passed"), bool)
+            else None
+        )
 
     @property
     def failed(self) -> bool:

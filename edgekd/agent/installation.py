@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent import commands
+from edgekd.agent.device import read_device
 from edgekd.agent.engines import Engine, fitting_engine, require_engine
+from edgekd.agent.memory import SHARE, need_of, needs_beside, require_memory
 from edgekd.agent.patching import any_head
 from edgekd.agent.trial import read_uptime
 from edgekd.agent.trusted import held_trust, judge, raise_counter
@@ -30,11 +32,13 @@ class Demands:
     """What an engine has to do besides passing its self-test.
 
     shares: by precision, the least share that it computes in it; max_latency_ms: what its median run may take, None for
-    what the bundle's frames per second leave.
+    what the bundle's frames per second leave; max_memory: bytes that all models of the camera may take together, None
+    for half of the device's.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
     max_latency_ms: float | None = None
+    max_memory: int | None = None
 
 
 def install(camera: Camera, bundle: Path, trial: Trial | None, demands: Demands) -> dict[str, Any]:
@@ -50,16 +54,28 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, demands: Demands)
         _require_not_rejected(state, head.identity, bundle)
         unpacked = commands.unpack(camera, bundle)
         chosen = replace(camera, slot=unpacked["slot"])
-        serving = _engine_in_service(chosen)
+        serving, memory = _engine_in_service(chosen), None
         if serving is None:
             commands.build(chosen, demands.shares)
             commands.selftest(chosen, max_latency_ms=demands.max_latency_ms)
+            memory = _memory(chosen, demands)
             commands.activate(chosen, trial and trial.begun(read_uptime(camera.root)))
         slot = chosen.chosen_slot()
         engine = serving or require_engine(slot, chosen.wanted(slot))
         about = {name: value for name, value in unpacked.items() if name not in ("graph", "graph_bytes")}
         told = {**commands.engine_json(engine), "self_test": engine.self_test}
-        return {**about, **_in_service(camera), "changed": serving is None, "engine": told}
+        return {**about, **_in_service(camera), "changed": serving is None, "engine": told, "memory": memory}
+
+
+def _memory(chosen: Camera, demands: Demands) -> dict[str, Any]:
+    """What the models of this camera need with the one that is to come. Raises DeviceError where that is too much."""
+    slot, state = chosen.chosen_slot(), chosen.state
+    new = need_of(state.model, slot, require_engine(slot, chosen.wanted(slot)))
+    needs, there = [new, *needs_beside(state)], read_device(chosen.root).memory_bytes
+    limit = demands.max_memory or (int(there * SHARE) if there else None)
+    require_memory(state, needs, limit)
+    total = sum(need.bytes for need in needs)
+    return {"bytes": total, "limit_bytes": limit, "models": [need.as_json() for need in needs]}
 
 
 def commit(camera: Camera) -> dict[str, Any]:

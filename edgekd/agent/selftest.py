@@ -74,6 +74,7 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> dict[str, Any]:
     try:
         with closing(runtime.load(engine)) as session:
             outputs = [session.run(batch) for batch in batches(golden.set, golden.spec)]
+            scratch = session.scratch_bytes()
         drifts = [drift(output, golden.set, index, golden.spec.head) for index, output in enumerate(outputs)]
         departures = [worst(output, golden.set, index, golden.spec.head) for index, output in enumerate(outputs)]
     except ValueError as error:
@@ -87,6 +88,7 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> dict[str, Any]:
         "frames": len(drifts),
         "error": {name: round(error, 6) for name, error in errors.items()},
         "tolerance": {"boxes": boxes, "scores": scores},
+        "scratch_bytes": scratch,
         "worst": {"frame": frame, **asdict(departure), "error": round(departure.error, 6)},
     }
 

@@ -14,6 +14,7 @@
         engine              symbolic link to the engine in service: engines/KEY
         engines/KEY/        appears whole: model.engine, engine.json; then selftest.json
       slots/b/
+      models/NAME/          the same, of another model of the camera
 
 The link `active` alone says what is in service. All else is written before it is switched, and has no meaning until
 then: whenever the power goes, one of the two slots is in service, and it is one that passed its self-test.
@@ -25,6 +26,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +40,7 @@ from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract, read_file
 from edgekd.bundle.manifest import Manifest, from_json
 from edgekd.bundle.signatures import Signature
 from edgekd.canonical import canonical_json
-from edgekd.errors import BundleError, DeviceError
+from edgekd.errors import BundleError, DeviceError, SpecError
 from edgekd.files import contents, new_folder, remove_folder, remove_leftovers, switch_link, write_file, writing
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
-_ACTIVE, _ENGINE, _RECORD = "active", "engine", "activation.json"
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "models"
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,32 @@ def read_slot(path: Path) -> Slot:
     return Slot(path, from_json(content), hashlib.sha256(content).hexdigest())
 
 
-class State:
-    """The slots of one model on a camera, in one folder."""
+def model_names(base: Path) -> list[str | None]:
+    """The models that a camera has slots of; None is the one without a name, which comes first."""
+    named = sorted(path.parent.name for path in (base / _MODELS).glob("*/slots") if path.is_dir())
+    return [*([None] if (base / "slots").is_dir() else []), *named]
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+
+class State:
+    """The slots of one model on a camera, in one folder. base: of all models of the camera, where it has several."""
+
+    def __init__(self, root: Path, base: Path | None = None) -> None:
+        self.root, self.base = root, base or root
         self._held = False
+
+    @classmethod
+    def of(cls, base: Path, model: str | None) -> State:
+        """The slots of the model of that name; of the one without a name for None. Raises SpecError."""
+        if model is None:
+            return cls(base)
+        if not MODEL_NAME.fullmatch(model):
+            raise SpecError(f"--model {model}", expected="1 to 32 of a-z 0-9 _ -, the first a letter or a digit")
+        return cls(base / _MODELS / model, base)
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model; None for the one without."""
+        return None if self.root == self.base else self.root.name
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -241,10 +264,10 @@ class State:
         if path.read_bytes() != told:
             write_file(path, told)
 
-    def allow(self, slot: Slot) -> None:
-        """Let a slot be a candidate although what is in it was in service before, or was rejected."""
+    def allow(self, identity: str) -> None:
+        """Let a bundle be a candidate although it was in service before, or was rejected."""
         record = self.activation
-        if slot.identity in (record.previous, record.rejected):
+        if identity in (record.previous, record.rejected):
             self.note(Activation())
 
     def note(self, record: Activation) -> None:

@@ -35,7 +35,7 @@ def utc_now() -> datetime:
 def held_trust(state: State, root: Path) -> SignedTrust | None:
     """The trust file that this camera holds. Raises SignatureError where one is damaged: better no bundle than any."""
     # A link that leads nowhere is there, and cannot be read: it must not count as none.
-    found = [read_trust(path) for path in (root / FACTORY, state.root / TRUST) if os.path.lexists(path)]
+    found = [read_trust(path) for path in (root / FACTORY, state.base / TRUST) if os.path.lexists(path)]
     return max(found, key=lambda signed: signed.trust.version, default=None)
 
 
@@ -89,7 +89,7 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -
     if held is None:
         raise SignatureError("no trust file", fix="name one")
     if held != before:
-        write_file(state.root / TRUST, to_json(held))
+        write_file(state.base / TRUST, to_json(held))
     return held, held != before
 
 

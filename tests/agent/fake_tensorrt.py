@@ -339,6 +339,8 @@ class Runtime:
 
 
 class ICudaEngine:
+    device_memory_size = device_memory_size_v2 = 123456
+
     @property
     def num_bindings(self) -> int:
         return len(self._ports)

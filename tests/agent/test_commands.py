@@ -278,6 +278,18 @@ def test_a_third_bundle_takes_the_place_of_the_first(agent: Agent, bundle: Path,
     assert agent("rollback").result["identity"] == identity_of(newer)
 
 
+def test_what_was_there_before_and_comes_again_is_no_way_back(
+    agent: Agent, bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    """It has no engine, and waits like any other."""
+    served(agent, bundle)
+    served(agent, newer)
+    agent("unpack", repacked(bundle, tmp_path / "third", name="third"))
+    agent("unpack", bundle)
+    found = agent("status").result
+    assert (found["previous"], found["candidate"]["identity"]) == (None, identity_of(bundle))
+
+
 def test_an_engine_of_an_older_runtime_is_stale_and_is_replaced_in_its_slot(
     agent: Agent, bundle: Path, state: State
 ) -> None:

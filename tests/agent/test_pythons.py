@@ -31,7 +31,7 @@ class System:
 
 
 NAMES = (
-    *("commands", "device", "fetching", "installation", "parity", "power_cuts"),
+    *("commands", "device", "fetching", "installation", "models", "parity", "power_cuts"),
     *("precision", "renewal", "runtimes", "trusted", "validation"),
 )
 """Of the tests that a camera could run."""

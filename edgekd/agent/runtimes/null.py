@@ -115,6 +115,10 @@ class NullSession:
             raise DeviceError("the null session is closed", fix="load the engine again")
         return self._runtime.infer(self._answers.get(_digest(batch), self._otherwise), self._error)
 
+    def scratch_bytes(self) -> int | None:
+        """It computes nothing."""
+        return 0
+
     def close(self) -> None:
         """Forget the runtime."""
         self._runtime = None

@@ -101,6 +101,10 @@ class OnnxRuntimeSession:
             raise DeviceError(f"ONNX Runtime cannot run the engine on {batch.dtype} {batch.shape}: {error}") from error
         return output
 
+    def scratch_bytes(self) -> int | None:
+        """ONNX Runtime does not say."""
+        return None
+
     def close(self) -> None:
         """Free the graph."""
         self._native = None

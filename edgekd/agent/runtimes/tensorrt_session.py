@@ -107,6 +107,14 @@ class TensorRtSession:
             self.run(batch)
         return {name: total / _PROFILED for name, total in profiler.totals.items()}
 
+    def scratch_bytes(self) -> int | None:
+        """What TensorRT says that a context takes on the device; its property has another name since 10."""
+        for name in ("device_memory_size_v2", "device_memory_size"):
+            found = getattr(self._engine, name, None)
+            if isinstance(found, int):
+                return found
+        return None
+
     def close(self) -> None:
         """Free the engine, then its buffers."""
         if self._cuda is not None:

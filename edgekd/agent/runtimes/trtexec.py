@@ -178,6 +178,10 @@ class TrtexecSession:
             except (OSError, KeyError, TypeError, ValueError) as error:
                 raise DeviceError(f"{PROGRAM} does not say what it computed", found=str(error)) from error
 
+    def scratch_bytes(self) -> int | None:
+        """It does not say."""
+        return None
+
     def close(self) -> None:
         """Forget the engine."""
         self._engine = None

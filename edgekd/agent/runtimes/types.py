@@ -85,6 +85,10 @@ class Session(Protocol):
         """Free what the session holds."""
         ...
 
+    def scratch_bytes(self) -> int | None:
+        """Memory for inner tensors; None where the runtime does not say."""
+        ...
+
 
 class Runtime(Protocol):
     """One library that runs networks, in one generation of its interface."""
