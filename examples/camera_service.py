@@ -5,16 +5,21 @@
     python3 camera_service.py --source video.mp4 --out detections.jsonl
     python3 camera_service.py --source frames/
     python3 camera_service.py --source "v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1"
+    python3 camera_service.py --source /dev/video0 --commit-after 100
 
 A line for each frame: {"frame", "time", "model", "counter", "engine", "ms", "drift", "objects": [{"class", "score",
 "box"}]}: boxes as x1, y1, x2, y2 in pixels; drift above 1 where the camera sees other things than the model knows, null
-where that is not known. Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source
-with `!` is a GStreamer pipeline, which not every OpenCV can open. SIGTERM and Ctrl-C end it after the frame.
+where that is not known. With `--commit-after` the service counts its starts with the agent, and ends the trial of a new
+model when that has worked on so many frames: one that cannot be run, or takes the service down, is led away from.
+
+Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
+which not every OpenCV can open. SIGTERM and Ctrl-C end it after the frame.
 """
 
 import argparse
 import json
 import signal
+import subprocess
 import sys
 import time
 from datetime import datetime, timezone
@@ -57,13 +62,37 @@ def line(number, model, found, seconds):
     return json.dumps({**told, "ms": round(1000 * seconds, 2), "drift": drift, "objects": objects})
 
 
-def serve(served, source, out, wanted):
+class Trial:
+    """The trial of new models, by what the agent's commands `boot` and `commit` do."""
+
+    def __init__(self, agent, state, frames):
+        self._command, self._state, self._frames = [sys.executable, agent], state, frames
+        self._model, self._done = None, 0
+        if frames:
+            self._run("boot")
+
+    def worked(self, model):
+        """One more frame went through a model; commits it after as many as were asked for."""
+        if model.identity != self._model:
+            self._model, self._done = model.identity, 0
+        self._done += 1
+        if self._frames and self._done == self._frames:
+            self._run("commit")
+
+    def _run(self, command):
+        done = subprocess.run([*self._command, command, "--state", self._state], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{command}: {done.stdout.strip() or done.stderr.strip()}", file=sys.stderr, flush=True)
+
+
+def serve(served, source, out, trial, wanted):
     """Detect until the source ends or `wanted` says no; a model that cannot be opened is told once on stderr."""
     told = None
     for number, frame in enumerate(frames(source)):
         began = time.perf_counter()
         model, found = served.detect(frame)
         print(line(number, model, found, time.perf_counter() - began), file=out, flush=True)
+        trial.worked(model)
         if served.problem is not None and served.problem is not told:
             print(f"the new model is not used: {served.problem}", file=sys.stderr, flush=True)
         told = served.problem
@@ -78,6 +107,9 @@ def main():
     parser.add_argument("--state", default="/var/lib/edgekd", help="the agent's state folder")
     parser.add_argument("--source", required=True)
     parser.add_argument("--out", help="file to append lines to; default: stdout")
+    parser.add_argument(
+        "--commit-after", type=int, default=0, metavar="N", help="frames; 0: trials are not its concern"
+    )
     given = parser.parse_args()
     if not Path(given.agent).exists():
         raise SystemExit(f"{given.agent}: there is no agent; take agent.pyz out of a bundle, or name it with --agent")
@@ -90,8 +122,9 @@ def main():
         signal.signal(number, lambda *_: asked.append(True))
     out = Path(given.out).open("a", encoding="utf-8") if given.out else sys.stdout  # noqa: SIM115 till the end
     try:
+        trial = Trial(given.agent, given.state, given.commit_after)
         with Served(given.state) as served:
-            serve(served, given.source, out, lambda: not asked)
+            serve(served, given.source, out, trial, lambda: not asked)
     except EdgeKDError as error:
         raise SystemExit(f"camera_service: {error}") from error
 

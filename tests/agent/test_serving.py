@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from cameras import Agent, identity_of, install, repacked
+from cameras import Agent, identity_of, install, repacked, run
 
 from edgekd.agent import serving
 from edgekd.agent.engines import ENGINE
@@ -177,7 +177,7 @@ def test_the_example_goes_on_with_the_new_model(
     monkeypatch.setattr(example, "frames", frames)
     out = io.StringIO()
     with Served(folder) as served:
-        example.serve(served, "", out, lambda: True)
+        example.serve(served, "", out, example.Trial("", "", 0), lambda: True)
     told = [json.loads(line)["model"] for line in out.getvalue().splitlines()]
     assert told == [identity_of(bundle), identity_of(newer), identity_of(newer)]
 
@@ -192,3 +192,26 @@ def test_the_example_says_what_it_cannot_open(folder: Path, tmp_path: Path) -> N
         done = subprocess.run([sys.executable, EXAMPLE, *given], capture_output=True, text=True, cwd=tmp_path)
         assert "Traceback" not in done.stderr
         assert what is None or what in done.stderr
+
+
+def test_the_example_ends_a_trial_when_the_model_has_worked(folder: Path, newer: Path, tmp_path: Path) -> None:
+    (tmp_path / "agent.pyz").write_bytes(agent_archive())
+    (tmp_path / "frames").mkdir()
+    for seed in range(3):
+        cv2.imwrite(str(tmp_path / "frames" / f"{seed}.png"), frame(seed))
+    assert run(folder, "install", newer) == 0
+    assert State(folder).activation.trial
+    given = ["--agent", tmp_path / "agent.pyz", "--state", folder, "--source", tmp_path / "frames"]
+
+    def serve(frames: int) -> None:
+        command = [sys.executable, EXAMPLE, *map(str, given), "--commit-after", str(frames)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    serve(4)
+    trial = State(folder).activation.trial
+    assert trial, "three frames are not enough"
+    serve(3)
+    assert State(folder).activation.trial is None
+    assert State(folder).active
+    assert State(folder).active.identity == identity_of(newer)
