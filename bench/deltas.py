@@ -1,9 +1,9 @@
 """How much of a bundle has to travel, where the cameras have another one? Deltas between builds of one detector.
 
-What is compared is told as NAME=BUNDLE; the same bundle with other thresholds, and with another counter alone, is made
-here. Each delta is applied, and what comes of it compared with the bundle, byte for byte; applying is timed on one
-core. For comparison: the bundle itself, compressed by xz, which knows nothing of the old one, and a delta without the
-network taken apart.
+What is compared is told as NAME=BUNDLE, or, where the old one is another, by --pair; the same bundle with other
+thresholds, and with another counter alone, is made here. Each delta is applied, and what comes of it compared with the
+bundle, byte for byte; applying is timed on one core. For comparison: the bundle itself, compressed by xz, which knows
+nothing of the old one, and a delta without the network taken apart.
 
     edgekd build model.pt --data DATA --target xavier --out runs/old
     edgekd build model.pt --data DATA --target xavier --calibration 64 --out runs/calibration
@@ -97,8 +97,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
         "",
         f"`{found['command']}`",
         "",
-        *found["notes"],
-        "" if found["notes"] else "What each bundle is, its name says.",
+        *(found["notes"] or ["What each bundle is, its name says."]),
         "",
         *table([*header, "applied in, s", "same bytes"], rows),
         "",
@@ -111,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", nargs="*", metavar="NAME=BUNDLE")
+    parser.add_argument("--pair", nargs=3, action="append", default=[], metavar=("NAME", "OLD", "NEW"))
     parser.add_argument("--note", action="append", default=[], help="what is to be said of the bundles, on the page")
     parser.add_argument("--out", type=Path, default=RESULTS / "deltas.json")
     given = parser.parse_args(arguments)
@@ -121,14 +121,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was = read_manifest(given.old)
         other = Thresholds(tuple(1 - each for each in was.thresholds.confidence), was.thresholds.iou, 100)
         pairs = [
-            ("another counter", repacked(given.old, scratch / "counter", counter=was.counter + 1)),
-            ("other thresholds", repacked(given.old, scratch / "thresholds", thresholds=other)),
+            ("another counter", given.old, repacked(given.old, scratch / "counter", counter=was.counter + 1)),
+            ("other thresholds", given.old, repacked(given.old, scratch / "thresholds", thresholds=other)),
         ]
-        pairs += [(name, Path(path)) for name, _, path in (each.partition("=") for each in given.new)]
-        rows = [measure(name, given.old, path, scratch) for name, path in pairs]
+        pairs += [(name, given.old, Path(path)) for name, _, path in (each.partition("=") for each in given.new)]
+        pairs += [(name, Path(old), Path(new)) for name, old, new in given.pair]
+        rows = [measure(name, old, new, scratch) for name, old, new in pairs]
+    named = [f'"{each.partition("=")[0]}=NEW"' for each in given.new]
+    named += [f'--pair "{name}" OLD NEW' for name, _, _ in given.pair]
     found = {
         "question": "how much of a bundle has to travel, where the cameras have another one?",
-        "command": "python bench/deltas.py OLD " + " ".join(f'"{name}=NEW"' for name, _ in pairs[2:]),
+        "command": " ".join(["python bench/deltas.py OLD", *named]),
         "old_bytes": given.old.stat().st_size,
         "notes": given.note,
         "rows": [asdict(row) for row in rows],
