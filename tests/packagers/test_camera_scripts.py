@@ -97,7 +97,7 @@ def test_a_damaged_bundle_fails_and_what_was_in_service_stays(
     bad = flipped(newer, tmp_path / "bad.edgekd", -3000)
     done = as_rauc(in_service, bad)
     assert done.returncode == 1
-    assert "verify failed" in done.stderr
+    assert "install failed" in done.stderr
     assert in_service.serves(bundle)
 
 
@@ -170,7 +170,7 @@ def test_a_handler_that_nobody_called_says_so(on_camera: OnCamera) -> None:
     assert "called by RAUC only" in done.stderr
 
 
-@pytest.mark.parametrize("at", [2, 5, 8, 9])
+@pytest.mark.parametrize("at", [2, 3, 4])
 def test_cut_off_anywhere_and_called_again(in_service: OnCamera, bundle: Path, newer: Path, at: int) -> None:
     """The interpreter dies at its call number `at`; what is in service is whole, and the next call finishes."""
     count, dying = in_service.folder / "count", in_service.folder / "dying"
@@ -179,7 +179,7 @@ def test_cut_off_anywhere_and_called_again(in_service: OnCamera, bundle: Path, n
     dying.chmod(0o755)
     in_service.settle(python=dying)
     assert as_rauc(in_service, newer).returncode != 0
-    assert in_service.serves(bundle if at < 9 else newer)
+    assert in_service.serves(bundle if at < 4 else newer)
     assert as_rauc(in_service, newer).returncode == 0
     assert in_service.serves(newer)
 
@@ -234,6 +234,25 @@ def test_mender_installs_and_commits(on_camera: OnCamera, bundle: Path, newer: P
             done = as_mender(on_camera, folder, state)
             assert done.returncode == 0, f"{state}: {done.stderr}"
         assert on_camera.serves(each)
+
+
+def test_mender_ends_a_trial(in_service: OnCamera, bundle: Path, newer: Path) -> None:
+    in_service.settle(tries=2)
+    folder = mender_folder(in_service, newer)
+    assert as_mender(in_service, folder, "ArtifactInstall").returncode == 0
+    assert in_service.status()["trial"]
+    assert as_mender(in_service, folder, "ArtifactCommit").returncode == 0
+    assert in_service.serves(newer)
+    assert in_service.status()["trial"] is None
+
+
+def test_a_trial_that_nobody_ends_leads_back(in_service: OnCamera, bundle: Path, newer: Path) -> None:
+    in_service.settle(tries=1)
+    assert as_rauc(in_service, newer).returncode == 0
+    given = ("--state", in_service.state, "--root", in_service.folder / "root")
+    for expected in (newer, bundle):
+        assert run(sys.executable, in_service.folder / "agent.pyz", "boot", *given).returncode == 0
+        assert in_service.serves(expected)
 
 
 def test_mender_rolls_back(in_service: OnCamera, bundle: Path, newer: Path) -> None:

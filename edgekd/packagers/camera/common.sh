@@ -1,5 +1,6 @@
 # What every firmware system runs on a camera: the bundle is handed to the agent there, which checks it against the
-# camera's trust file, unpacks, builds, tests and activates it. Whatever fails, what was in service stays in service.
+# camera's trust file, unpacks, builds, tests and activates it, and, if asked, keeps it on trial until it is committed.
+# Whatever fails, what was in service stays in service.
 # Above this line are the settings of the one file that is being installed; below, those of the camera.
 
 set -u
@@ -7,6 +8,8 @@ agent=/usr/lib/edgekd/agent.pyz
 python=python3
 runtime=
 restart=
+tries=0
+window=
 root=/
 conf=${EDGEKD_CONF:-/etc/edgekd/install.conf}
 if [ -r "$conf" ]; then
@@ -49,14 +52,9 @@ tell_service() {
     sh -c "$restart" >&2
 }
 
-# BUNDLE: into service. Each step can be repeated: what is done already stays as it is.
+# BUNDLE: into service. It can be repeated: what is done already stays as it is.
 install() {
-    call verify "$1" || return 1
-    call unpack "$1" || return 1
-    slot=$(figure slot) || return 1
-    call build --slot "$slot" ${runtime:+--runtime "$runtime"} || return 1
-    call selftest --slot "$slot" ${runtime:+--runtime "$runtime"} || return 1
-    call activate --slot "$slot" ${runtime:+--runtime "$runtime"} || return 1
+    call install "$1" --tries "$tries" ${window:+--window "$window"} ${runtime:+--runtime "$runtime"} || return 1
     changed=$(figure changed) || return 1
     [ "$changed" = True ] || return 0
     tell_service && return 0

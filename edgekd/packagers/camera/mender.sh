@@ -1,5 +1,6 @@
 # An update module of Mender, protocol v3: called with a state and the folder of the artifact. It lies on the camera as
-# /usr/share/mender/modules/v3/edgekd, executable. Unknown states say nothing and succeed, as the protocol asks.
+# /usr/share/mender/modules/v3/edgekd, executable. Unknown states say nothing and succeed, as the protocol asks. What is
+# on trial is committed with the artifact.
 
 folder=${2:-}
 kept=$folder/tmp/before
@@ -19,6 +20,9 @@ ArtifactInstall)
     fi
     before=$(cat "$kept")
     install "$folder/files/bundle.edgekd"
+    ;;
+ArtifactCommit)
+    read_settings && call commit
     ;;
 ArtifactRollback)
     [ -f "$kept" ] || exit 0
