@@ -12,8 +12,8 @@ class Line:
     """One limit of a budget.
 
     name: `max_bytes` (of a bundle), `max_graph_bytes` (of a packed graph), `min_retention` (mAP50-95 after / before),
-    `min_output` (1 - the relative error of the outputs) or `min_fps`; met: None where the value could not be had;
-    basis: `measured`, or `stand-in` where another machine than the target ran it.
+    `min_output` (1 - the relative error of the outputs), `min_fps` or `max_energy_mj` (a frame's); met: None where the
+    value could not be had; basis: `measured`, `stand-in` where another machine than the target ran it, or `predicted`.
     """
 
     name: str
@@ -43,6 +43,8 @@ class Line:
             return "-"
         if self.is_size:
             return size_text(value)
+        if self.name == "max_energy_mj":
+            return f"{value:.0f} mJ"
         return f"{value:.1%}" if self.is_accuracy else f"{value:.1f}"
 
 
@@ -57,11 +59,23 @@ _LABELS = {
     "min_retention": "mAP50-95 kept",
     "min_output": "output kept",
     "min_fps": "frames per second",
+    "max_energy_mj": "energy of a frame",
 }
 
 
-def judge(budget: Budget, *, bundle_bytes: int, retention: float | None, fps: float | None, basis: str) -> list[Line]:
-    """A line per limit. Frames per second of a stand-in say nothing about the target: such a line stays undecided."""
+def judge(
+    budget: Budget,
+    *,
+    bundle_bytes: int,
+    retention: float | None,
+    fps: float | None,
+    basis: str,
+    energy_mj: float | None = None,
+) -> list[Line]:
+    """A line per limit. Frames per second of a stand-in say nothing about the target: such a line stays undecided.
+
+    So does energy, which is predicted: `energy_mj` is what a frame should take there.
+    """
     lines = []
     if budget.max_bytes is not None:
         lines.append(Line("max_bytes", budget.max_bytes, bundle_bytes, bundle_bytes <= budget.max_bytes, "measured"))
@@ -71,6 +85,8 @@ def judge(budget: Budget, *, bundle_bytes: int, retention: float | None, fps: fl
     if budget.min_fps is not None:
         reached = fps >= budget.min_fps if fps is not None and basis == "measured" else None
         lines.append(Line("min_fps", budget.min_fps, fps, reached, basis))
+    if budget.max_energy_mj is not None:
+        lines.append(Line("max_energy_mj", budget.max_energy_mj, energy_mj, None, "predicted"))
     return lines
 
 

@@ -23,22 +23,27 @@ def costliest(errors: Mapping[str, float], count: int = 3) -> list[tuple[str, fl
     return [(name, error / total) for name, error in listed if total and error > 0]
 
 
-def require_met(lines: Sequence[Line], recipe: Recipe, stages: Sequence[Stage], report: Any) -> None:
-    """Raise BudgetError where a limit is missed: each number with its limit, the layers, and the next lever."""
+def require_met(
+    lines: Sequence[Line], recipe: Recipe, stages: Sequence[Stage], report: Any, else_: str | None = None
+) -> None:
+    """Raise BudgetError where a limit is missed: each number with its limit, the layers, and the next lever.
+
+    else_: what helps against any.
+    """
     missed = [line for line in lines if line.met is False]
     if not missed:
         return
     what = "; ".join(f"{line.label} is {line.text(line.value)}, limit {line.text(line.limit)}" for line in missed)
     if any(line.is_accuracy for line in missed) and (layers := costliest(_errors(stages))):
         what += "; most is lost in " + ", ".join(f"{name} ({share:.0%})" for name, share in layers)
-    fixes = [lever(line, recipe, stages) for line in missed]
+    fixes = [lever(line, recipe, stages) for line in missed] + ([else_] if else_ else [])
     raise BudgetError(f"budget missed: {what}", report=report, fix="; ".join(fixes))
 
 
 def lever(line: Line, recipe: Recipe, stages: Sequence[Stage]) -> str:
     """What to try next where a line is missed."""
     step = recipe.quantize
-    if line.name == "min_fps":
+    if line.name in ("min_fps", "max_energy_mj"):
         return "a smaller model of the family, or a smaller input size"
     if line.is_size:
         if step is None or not step.planned:

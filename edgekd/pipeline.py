@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from edgekd import factorizing, gate, pruning, training
+from edgekd import factorizing, gate, pruning, resizing, training
 from edgekd.budget import Line, judge, verdict
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
@@ -15,19 +16,20 @@ from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes
 from edgekd.latency import Measured, latency_on
 from edgekd.narrowing import Narrowing
-from edgekd.planning import Limits, detector_trial, offered, refuse_recipe, room, searches
+from edgekd.planning import Limits, detector_trial, offered, refuse_recipe, room, searches, size_of
 from edgekd.planning import quantized as quantize_stage
 from edgekd.progress import SILENT, Progress
 from edgekd.publish import (
     budget_bytes,
     bytes_beside_graph,
+    on_target,
     pack_bundle,
     thresholds_of,
     write_build_ledger,
     write_report,
 )
 from edgekd.signing import Signer
-from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Resize, Step
 from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
@@ -41,6 +43,7 @@ from edgekd.stages import (
 from edgekd.store import Stage
 from edgekd.target import Target
 
+S = TypeVar("S", Distill, Prune)
 SCORED = "val"
 """The split that is scored; nothing is chosen, calibrated or trained on it."""
 
@@ -49,7 +52,8 @@ SCORED = "val"
 class Job:
     """What to build, from what, for what, and how good it must be.
 
-    counter: no device goes back to a bundle with a lower one. licence: of the model, in SPDX's words.
+    counter: no device goes back to a bundle with a lower one. licence: of the model, in SPDX's words. search: how the
+    recipe was found, as search.json has it; None where it was given.
     """
 
     model: Path
@@ -65,6 +69,7 @@ class Job:
     fresh: bool = False
     counter: int = 0
     licence: str | None = None
+    search: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,15 +136,29 @@ def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ())
     Raises SpecError, DataError, CompressError or DeviceError and leaves nothing half-written. A missed budget does
     not raise: `require_met` does.
     """
-    refuse_impossible(job)
-    dataset = load_dataset(job.data)
-    scored = dataset.split(SCORED)
-    if job.recipe.quantize:
-        calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
+    dataset = data_of(job)
     device = local_device(job.device)
     basis = "measured" if job.target.kind == "cpu" else "stand-in"
     stages = Stages.within(job.out, job.fresh, progress)
+    run = watched(graphs(job, dataset, stages), dataset, stages)
+    compiled = stages.compile(run.shipped, job.target)
+    timing = stages.benchmark(run.before, run.after, run.scored, run.data_sha256, device, basis)
+    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages, signers)
 
+
+def data_of(job: Job) -> Dataset:
+    """The data of a job that is not impossible, from the looks of it. Raises SpecError, DataError."""
+    refuse_impossible(job)
+    dataset = load_dataset(job.data)
+    dataset.split(SCORED)
+    if job.recipe.quantize:
+        calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
+    return dataset
+
+
+def graphs(job: Job, dataset: Dataset, stages: Stages) -> Run:
+    """What a job compresses and scores, without what this machine makes of it. Raises as `build` does."""
+    scored = dataset.split(SCORED)
     detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
     before = stages.export(detector, job.head, dataset.classes, opset_for(job.target))
     require_classes(spec_of(before), dataset)
@@ -165,18 +184,15 @@ def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ())
     for step in job.recipe.steps:
         run = compress(step, run, dataset, stages)
     run = replace(run, shipped=stages.half(run.after) if job.target.strongly_typed else run.after)
-    if run.shipped.key != before.key:
-        run = checked_and_scored(run, stages)
-    run = watched(run, dataset, stages)
-    compiled = stages.compile(run.shipped, job.target)
-    timing = stages.benchmark(before, run.after, scored, data, device, basis)
-    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages, signers)
+    return checked_and_scored(run, stages) if run.shipped.key != before.key else run
 
 
 def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """One step of the recipe, from the graph that the one before left."""
     done = len(stages.done)
-    if isinstance(step, Prune):
+    if isinstance(step, Resize):
+        run = resized(step, run, dataset, stages)
+    elif isinstance(step, Prune):
         run = pruned(step, run, dataset, stages)
     elif isinstance(step, LowRank):
         run = factorized(step, run, dataset, stages)
@@ -187,6 +203,12 @@ def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
     else:
         run = quantized(step, run, dataset, stages)
     return replace(run, steps=(*run.steps, *stages.done[done:]))
+
+
+def resized(step: Resize, run: Run, dataset: Dataset, stages: Stages) -> Run:
+    """The run with the detector at another size of its input; `before` keeps its own."""
+    done = resizing.resize(stages, step, run.job.model, run.job.trust_checkpoint)
+    return _with_detector(done.path / resizing.RESIZED, run, dataset, stages)
 
 
 def quantized(step: Quantize, run: Run, dataset: Dataset, stages: Stages) -> Run:
@@ -219,8 +241,9 @@ def pruned(step: Prune, run: Run, dataset: Dataset, stages: Stages) -> Run:
     export = partial(_exported, target=job.target, dataset=dataset, stages=stages)
     latency = latency_on(job.target, measured)
     before = run.after if run.after.key != run.floating.key else None
-    narrowing = Narrowing(stages, dataset, job.model, run.floating, export, latency, job.trust_checkpoint, before)
-    found = narrowing.run(pruning.for_target(step, job.target))
+    trust, checkpoint = job.trust_checkpoint, run.detector.path
+    narrowing = Narrowing(stages, dataset, checkpoint, run.floating, export, latency, trust, before)
+    found = narrowing.run(pruning.for_target(_at_size(step, job), job.target))
     run = replace(_with_detector(found.checkpoint, run, dataset, stages), weakened=True)
     again = job.recipe.quantize
     if before is None or again is None:
@@ -244,9 +267,19 @@ def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """The run with a student in the detector's place: the one that the step names, or what pruning has left."""
     job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
-    step = replace(step, student=step.student or str(run.detector.path))
+    step = replace(_at_size(step, job), student=step.student or str(run.detector.path))
     done = training.distill(stages, step, job.model, dataset, job.trust_checkpoint)
     return _with_detector(done.path / training.student_file(step), run, dataset, stages)
+
+
+def _at_size(step: S, job: Job) -> S:
+    """The step with its training at the size that the recipe gives the input, if it gives it one."""
+    if (size := job.recipe.resize) is None:
+        return step
+    if isinstance(step, Distill):
+        return replace(step, image_size=size.image_size)
+    recovery = replace(step.recovery, image_size=size.image_size) if step.recovery else None
+    return replace(step, recovery=recovery)
 
 
 def _exported(checkpoint: Path, target: Target, dataset: Dataset, stages: Stages) -> Stage:
@@ -280,8 +313,9 @@ def watched(run: Run, dataset: Dataset, stages: Stages) -> Run:
 def _limits(run: Run, step: Quantize, stages: Stages) -> Limits:
     """What a plan is for: its step's own size, or what the rest of the bundle leaves of the budget; and accuracy."""
     job = run.job
-    if not step.planned or step.plan or step.max_bytes is not None or job.budget.max_bytes is None:
-        return Limits(room(job.recipe, step.max_bytes), job.budget.min_retention)
+    own = size_of(step, run.floating) if step.planned else None
+    if not step.planned or step.plan or own is not None or job.budget.max_bytes is None:
+        return Limits(room(job.recipe, own), job.budget.min_retention)
     most = job.budget.max_bytes - bytes_beside_graph(run, stages)
     return Limits(room(job.recipe, most), job.budget.min_retention, beside=(CACHE, PLAN))
 
@@ -297,6 +331,7 @@ def publish(run: TimedRun, stages: Stages, signers: Sequence[Signer] = ()) -> Ou
         retention=after / before if before else None,
         fps=timed["fps"],
         basis=timed["basis"],
+        energy_mj=(on_target(run) or {}).get("energy_mj") if run.job.budget.max_energy_mj else None,
     )
     return Outcome(
         run=run,
@@ -323,7 +358,9 @@ def refuse_impossible(job: Job) -> None:
 
 def require_met(outcome: Outcome) -> None:
     """Raise BudgetError, naming each number, its limit, the layers and the next lever, where the budget is missed."""
-    gate.require_met(outcome.budget, outcome.run.job.recipe, outcome.stages, outcome)
+    job = outcome.run.job
+    searched = "or --search, which looks for a recipe that keeps all limits" if job.search is None else None
+    gate.require_met(outcome.budget, job.recipe, outcome.stages, outcome, searched)
 
 
 def opset_for(target: Target) -> int:

@@ -98,7 +98,7 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
     """Refuse a recipe that lacks a limit to plan for, or the checkpoint that it trains. Raises SpecError."""
     step = recipe.quantize
     choosing = step is not None and step.plan is None and len(step.formats) > 1
-    if choosing and step and (step.max_bytes, budget.max_bytes, budget.min_retention) == (None, None, None):
+    if choosing and step and (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention) == (None,) * 4:
         raise SpecError(
             f"recipe {recipe.name} chooses formats under a limit",
             expected="a largest size, or a least share of the accuracy",
@@ -117,6 +117,11 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             expected="the .pt checkpoint that it was exported from, and labelled training data",
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
+        )
+    if recipe.resize is not None and (model.suffix != ".pt" or is_torchvision(model.name)):
+        fix = "pass the checkpoint, or export the model at that size"
+        raise SpecError(
+            f"recipe {recipe.name} resizes the input", expected="a .pt by Ultralytics", found=model.name, fix=fix
         )
     if recipe.factorize is not None and is_torchvision(model.name):
         raise SpecError(f"recipe {recipe.name} factorizes", expected="a detector by Ultralytics", found=model.name)
@@ -137,6 +142,26 @@ def offered(step: Quantize, target: Target) -> Quantize:
     return replace(step, formats=(*step.formats, "nvfp4"))
 
 
+def size_of(step: Quantize, graph: Stage) -> int | None:
+    """Bytes that the step itself allows for the packed graph of a float graph; None where it does not say."""
+    if step.bits is None:
+        return step.max_bytes
+    by_bits = int(weights_in(graph.path / GRAPH) * step.bits / 8)
+    return by_bits if step.max_bytes is None else min(by_bits, step.max_bytes)
+
+
+def weights_in(graph: Path) -> int:
+    """How many weights the convolutions and constant products of an ONNX file have."""
+    import onnx
+
+    from edgekd.compress.graph import Graph
+
+    found = Graph(onnx.load(graph))
+    names = {node.input[1] for node in found.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
+    values = [found.constant(name) for name in sorted(names)]
+    return int(sum(value.size for value in values if value is not None))
+
+
 def room(recipe: Recipe, max_bytes: int | None) -> int | None:
     """Bytes that a plan may take of those that its graph may have."""
     return int(max_bytes * TRAINED) if max_bytes is not None and recipe.quant_aware else max_bytes
@@ -144,8 +169,8 @@ def room(recipe: Recipe, max_bytes: int | None) -> int | None:
 
 def searches(step: Quantize, budget: Budget) -> bool:
     """Whether plans will be tried on held-out images: there is accuracy to keep, and no size to plan for."""
-    sizes = (step.max_bytes, budget.max_bytes)
-    return step.planned and step.plan is None and sizes == (None, None) and budget.min_retention is not None
+    sizes = (step.bits, step.max_bytes, budget.max_bytes)
+    return step.planned and step.plan is None and sizes == (None, None, None) and budget.min_retention is not None
 
 
 def detector_trial(dataset: Dataset, graph: Stage, calibrated: Calibrated, scored: Split, stages: Stages) -> Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,12 +28,15 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "stages": [stage_json(stage) for stage in outcome.stages],
         "met": outcome.met,
         "budget": [asdict(line) for line in outcome.budget],
+        "search": None if outcome.run.job.search is None else str(outcome.run.job.out / "search.json"),
     }
 
 
 def print_outcome(outcome: Outcome) -> None:
     """What a build did, for people."""
     run = outcome.run
+    if run.job.search is not None:
+        print_searched(run.job.search)
     scores = [score.results for score in run.scores]
     timings = [run.timing.results[label] for label in ("before", "after")]
     timed = [f"{t['total_ms']['p50']:.1f} ms, {rate_text(t['fps'])}" for t in timings]
@@ -56,6 +60,18 @@ def print_outcome(outcome: Outcome) -> None:
     for timing in timings[1:]:
         print_refused(timing["refused"])
     print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
+
+
+def print_searched(result: Mapping[str, Any]) -> None:
+    """What a search found, for people."""
+    front = [point for point in result["points"] if point["front"]]
+    rows = [[point["text"], *(text(point[key]) for key, text in _SEARCHED)] for point in front]
+    print_table(["the front", "kept", "bundle", "ms a frame", "mJ a frame"], rows)
+    saved, tried = result["trainings_saved"], result["tried"]
+    print(f"{tried} of {result['candidates']} candidates tried, {result['refused']} refused; {saved} trainings saved")
+    print(f"search ended: {result['reason']}\nwinner: {result['winner']['text']}")
+    for line in result["why"]:
+        print(line)
 
 
 def print_quantized(result: Mapping[str, Any]) -> None:
@@ -214,6 +230,38 @@ def _version(runtime: Mapping[str, Any]) -> str:
     return f"{runtime['name']} {runtime['version']}"
 
 
+def print_compared(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd compare`, for people."""
+    a, b = result["a"], result["b"]
+    print_table(["", "a", "b", "b by a"], [_compared(name, a[key], b[key], text) for name, key, text in _COMPARED])
+    for key, what in _DIFFERENT.items():
+        if not result[key]:
+            print(what)
+    changed = [row for row in result["classes"] if row["a"] is not None and row["b"] is not None]
+    if changed:
+        rows = [[row["name"], score_text(row["a"]), score_text(row["b"]), _gained(row)] for row in changed]
+        print_table(["mAP50-95", "a", "b", "gained"], rows)
+    rows = [
+        [row["name"], *(_seconds(row[f"{side}_seconds"]) for side in "ab"), "the same" if row["same"] else ""]
+        for row in result["stages"]
+    ]
+    print_table(["stage, seconds", "a", "b", ""], rows)
+
+
+def _compared(name: str, a: Any, b: Any, text: Callable[[Any], str]) -> list[str]:
+    told = ["-" if value is None else text(value) for value in (a, b)]
+    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float)) and a
+    return [name, *told, f"{b / a:.1%}" if numbers else ""]
+
+
+def _gained(row: Mapping[str, Any]) -> str:
+    return f"{row['b'] - row['a']:+.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 _SPAN = ("latency_ms", "high_ms", "low_ms")
 
 
@@ -277,3 +325,31 @@ def rate_text(fps: float | None) -> str:
 def megabytes(count: int) -> str:
     """Bytes in MB."""
     return f"{count / 1e6:.2f} MB"
+
+
+_COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("run", "run", str),
+    ("model", "model", str),
+    ("target", "target", str),
+    ("recipe", "recipe", str),
+    ("mAP50-95", "map50_95", score_text),
+    ("mAP50", "map50", score_text),
+    ("mAP50-95 kept", "kept", "{:.1%}".format),
+    ("packed graph", "graph_bytes", megabytes),
+    ("bundle", "bundle_bytes", megabytes),
+    ("ms a frame, p50", "p50_ms", "{:.2f}".format),
+    ("", "basis", str),
+    ("ms on the target, predicted", "predicted_ms", "{:.2f}".format),
+    ("seconds of all stages", "seconds", "{:.1f}".format),
+)
+_SEARCHED: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("kept", "{:.1%}".format),
+    ("bytes", megabytes),
+    ("latency_ms", lambda value: "-" if value is None else f"{value:.2f}"),
+    ("energy_mj", lambda value: "-" if value is None else f"{value:.0f}"),
+)
+_DIFFERENT = {
+    "same_model": "They were made of different detectors.",
+    "same_data": "They were scored on different images or labels: their scores do not compare.",
+    "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
+}

@@ -128,9 +128,30 @@ def write_build_ledger(run: TimedRun, lines: Sequence[Line], bundle: Path, stage
         "distillation": _distillation(run),
         "lineage": {key: value for key, value in lineage.items() if key != "stages"},
         "host": run.timing.results["host"],
+        "timing": {side: _timed(run.timing.results[side]) for side in ("before", "after")},
+        "predicted": _told_of_target(bundle),
+        "search": _told_of_search(run),
     }
     write_ledger(path, stages, extra)
     return path
+
+
+def _timed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ledger keeps of the timing of a graph."""
+    total = found["total_ms"]
+    return {"basis": found["basis"], "fps": found["fps"], **{f"{name}_ms": total[name] for name in ("p50", "p99")}}
+
+
+def _told_of_search(run: Run) -> dict[str, Any] | None:
+    """How the recipe was found; None where it was given. search.json has the rest."""
+    names = ("reason", "seconds", "candidates", "refused", "tried", "thorough", "trainings", "trainings_saved")
+    return None if run.job.search is None else {name: run.job.search[name] for name in names}
+
+
+def _told_of_target(bundle: Path) -> dict[str, Any] | None:
+    """How long a frame is predicted to take on the target, as the bundle says; None where it does not."""
+    found = next((each for each in read_manifest(bundle).evidence.latencies if each.basis == "predicted"), None)
+    return None if found is None else {name: getattr(found, name) for name in ("ms", "low_ms", "high_ms")}
 
 
 def _distillation(run: Run) -> dict[str, Any] | None:
@@ -250,14 +271,20 @@ def _evidence(run: Run) -> Evidence:
     )
 
 
-def _predicted(run: Run) -> tuple[Latency, ...]:
-    """How long a frame is predicted to take on the target; nothing where that cannot be said."""
+def on_target(run: Run) -> Mapping[str, Any] | None:
+    """What `edgekd predict` says of the graph that ships; None where the target cannot be predicted."""
     from edgekd.predicting import PredictJob
     from edgekd.predicting import run as predict
 
     try:
-        found = predict(PredictJob(run.shipped.path / GRAPH, run.job.target))
+        return predict(PredictJob(run.shipped.path / GRAPH, run.job.target))
     except SpecError:
+        return None
+
+
+def _predicted(run: Run) -> tuple[Latency, ...]:
+    """How long a frame is predicted to take on the target; nothing where that cannot be said."""
+    if (found := on_target(run)) is None:
         return ()
     ms, low, high = (float(found[name]) for name in ("latency_ms", "low_ms", "high_ms"))
     return (Latency("predicted", run.job.target.name, ms, low, high, None),)

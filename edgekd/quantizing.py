@@ -27,7 +27,7 @@ from edgekd.evaluate import require_classes
 from edgekd.files import copy_file, write_file
 from edgekd.gate import costliest
 from edgekd.network import Input, OutputError, frame_files, output_errors, prepare, read_frame
-from edgekd.planning import HELD_OUT, Limits, Trial, detector_trial, quantized, refuse_recipe, room, searches
+from edgekd.planning import HELD_OUT, Limits, Trial, detector_trial, quantized, refuse_recipe, room, searches, size_of
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, QuantAwareDistill, Quantize, Recipe
 from edgekd.stages import (
@@ -100,6 +100,8 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
     """
     if job.recipe.quantize is None:
         raise SpecError(f"recipe {job.recipe.name} quantizes nothing", fix="pass --recipe ptq or mixed")
+    if job.recipe.resize is not None:
+        raise SpecError(f"recipe {job.recipe.name} resizes the input", fix="leave that to `edgekd build`")
     if job.recipe.distill is not None:
         raise SpecError(f"recipe {job.recipe.name} trains a student", fix="`edgekd distill` it, and quantize that")
     refuse_recipe(job.recipe, job.budget, job.model)
@@ -160,7 +162,7 @@ def _detector(job: QuantizeJob, stages: Stages) -> Judged:
             source = calibration_source(job.calibration, dataset, searches(step, job.budget))
             calibrated = stages.calibrate(source, dataset, scored, data, spec_of(before))
             trial = partial(detector_trial, dataset, before, calibrated, scored, stages)
-            after = quantized(stages, step, after, calibrated.frames, _limits(job, step), trial)
+            after = quantized(stages, step, after, calibrated.frames, _limits(job, step, after), trial)
         elif isinstance(step, QuantAwareDistill):
             stages.refuse_shared(dataset.split("train"), scored)
             after = training.quant_aware_distill(stages, step, detector, after, dataset, job.trust_checkpoint)
@@ -199,7 +201,7 @@ def _network(job: QuantizeJob, stages: Stages) -> Judged:
 
         return Trial(kept, chosen_by.sha256, f"{len(groups[1])} frames that were not calibrated on")
 
-    after = quantized(stages, step, before, frames, _limits(job, step), trial)
+    after = quantized(stages, step, before, frames, _limits(job, step, before), trial)
 
     def work(folder: Path) -> Mapping[str, Any]:
         errors = output_errors(before.path / GRAPH, after.path / GRAPH, compared.read())
@@ -263,8 +265,9 @@ def _frames(files: Sequence[Path], wanted: Input, stages: Stages) -> Frames:
     return Frames(json_sha256([[stages.sha256(path) for path in files], asdict(wanted)]), read)
 
 
-def _limits(job: QuantizeJob, step: Quantize) -> Limits:
-    most = job.budget.max_bytes if step.max_bytes is None else step.max_bytes
+def _limits(job: QuantizeJob, step: Quantize, graph: Stage) -> Limits:
+    own = size_of(step, graph)
+    most = job.budget.max_bytes if own is None else own
     return Limits(room(job.recipe, most), job.budget.min_retention)
 
 

@@ -46,9 +46,12 @@ VERSION = {
     "export": 1,
     "score": 2,
     "calibrate": 2,
+    "student": 1,
+    "trial": 1,
     "plan": 2,
     "search": 2,
     "label": 1,
+    "resize": 1,
     "prune": 2,
     "factorize": 2,
     "sensitivity": 1,
@@ -73,6 +76,12 @@ TOOLS = {
     "drift": ("numpy", "onnxruntime", "opencv-python-headless"),
     "search": ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
     "label": ("numpy", "onnxruntime", "opencv-python-headless"),
+    "student": ("torch", "ultralytics"),
+    "trial": (
+        *("faster-coco-eval", "numpy", "onnx", "onnxruntime", "onnxslim", "opencv-python-headless", "scipy"),
+        *("torch", "torch-pruning", "torchvision", "ultralytics"),
+    ),
+    "resize": ("torch", "ultralytics"),
     "prune": ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics"),
     "sensitivity": ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics"),
     "factorize": ("numpy", "opencv-python-headless", "torch", "ultralytics"),
@@ -406,7 +415,7 @@ class Stages:
 
 def settings_of(step: Quantize) -> dict[str, Any]:
     """What of a step changes a graph, its plan aside."""
-    return {name: value for name, value in asdict(step).items() if name not in ("formats", "max_size", "plan")}
+    return {name: value for name, value in asdict(step).items() if name not in ("formats", "max_size", "bits", "plan")}
 
 
 def tool_versions(*names: str) -> dict[str, str]:

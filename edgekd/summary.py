@@ -79,6 +79,7 @@ def full_report(run: TimedRun, lines: Sequence[Line], bundle_bytes: int, stages:
         latencies=_latencies(run),
         provenance={**provenance(run), **_host(run)},
         notes=tuple(_notes(run)),
+        search=run.job.search,
     )
 
 

@@ -21,7 +21,7 @@ from running import Built, EdgeKD, Ran, build_command
 from edgekd.bundle.archive import verify
 
 COMMANDS = ("build", "quantize", "eval", "bench", "engine", "check", "targets", "doctor", "inspect", "demo")
-COMMANDS += ("keygen", "trust", "sign", "verify", "pack")
+COMMANDS += ("compare", "keygen", "trust", "sign", "verify", "pack")
 
 
 def subprocess_of(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -122,6 +122,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         "engine",
         "check",
         "doctor",
+        "compare",
         "signed",
         "keygen",
         "delta",
@@ -149,9 +150,11 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
         "engine",
         "check",
         "doctor",
+        "compare",
         "signed",
         "keygen",
         "ledger",
+        "search",
     ):  # other pages explain the rest
         for described in objects(schema_of(name)):
             if "driver" not in described["properties"]:  # a GPU's own facts speak for themselves

@@ -115,7 +115,7 @@ def test_it_comes_after_pruning_and_before_training(tmp_path: Path) -> None:
         ("factorize", "factorize"),
         ("quantize", "factorize"),
     ):
-        with pytest.raises(SpecError, match="prune, factorize, distill and quantize at most once each"):
+        with pytest.raises(SpecError, match="resize, prune, factorize, distill and quantize at most once each"):
             steps(*kinds)
 
 

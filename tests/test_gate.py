@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.budget import Line
+from edgekd.budget import Line, judge, verdict
 from edgekd.errors import BudgetError
 from edgekd.gate import costliest, lever, require_met
-from edgekd.spec import load_recipe
+from edgekd.spec import Budget, load_recipe
 from edgekd.store import Stage
 
 
@@ -64,3 +64,12 @@ def test_the_next_lever_depends_on_what_was_done(name: str, recipe: str, words: 
 
 def test_training_is_no_lever_twice() -> None:
     assert "qad" not in lever(Line("min_retention", 0.99, 0.9, False, "measured"), load_recipe("qad"), [])
+
+
+def test_predicted_energy_is_told_and_never_decides() -> None:
+    budget = Budget(max_energy_mj=150.0)
+    for energy in (100.0, 200.0, None):
+        (line,) = judge(budget, bundle_bytes=1, retention=1.0, fps=1.0, basis="measured", energy_mj=energy)
+        assert (line.name, line.value, line.met, line.basis) == ("max_energy_mj", energy, None, "predicted")
+        assert line.text(line.limit) == "150 mJ"
+    assert verdict([line]) is None

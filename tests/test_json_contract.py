@@ -84,13 +84,14 @@ def test_build_with_a_budget(
     edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(tiny_build.out, tmp_path / "out")
-    limits = ("--max-size", "1MiB", "--keep", "50%", "--min-fps", "1")
+    limits = ("--max-size", "1MiB", "--keep", "50%", "--min-fps", "1", "--max-energy", "1J")
     ran = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, *limits, "--json")
     assert_documented(ran.json, "build")
     assert {line["name"]: (line["limit"], line["met"]) for line in ran.json["budget"]} == {
         "max_bytes": (2**20, True),
         "min_retention": (0.5, True),
         "min_fps": (1.0, None),
+        "max_energy_mj": (1000.0, None),
     }
     assert_documented(json.loads((out / "ledger.json").read_bytes()), "ledger")
 

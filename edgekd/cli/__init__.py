@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__
-from edgekd.cli.asking import check, doctor, inspect, targets
+from edgekd.cli.asking import check, compare, doctor, inspect, targets
 from edgekd.cli.building import build, demo, quantize
 from edgekd.cli.camera import engine, profile
 from edgekd.cli.lighter import distill, factorize, prune
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "targets": targets,
     "doctor": doctor,
     "inspect": inspect,
+    "compare": compare,
     "verify": verify,
     "keygen": keygen,
     "trust": trust,

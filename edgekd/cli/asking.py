@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,6 +80,18 @@ def doctor(as_json: Json = False) -> None:
         print_table(["", "what", "state", "detail", "to add it"], rows)
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Result folder of a build.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="That of another.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Put two builds side by side: accuracy by class, sizes, times, and what each stage took."""
+    from edgekd import comparing
+    from edgekd.printing import print_compared
+
+    (print_json if as_json else print_compared)(comparing.run(first, second))
 
 
 def inspect(bundle: Bundle, as_json: Json = False) -> None:

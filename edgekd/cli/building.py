@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,12 +21,19 @@ from edgekd.cli.options import (
     RecipeName,
     Resume,
     SecretFile,
+    Students,
     TargetName,
     Trust,
     limits,
     new_progress,
 )
 from edgekd.printing import outcome_json, print_budget, print_json, print_outcome, print_quantized
+
+if TYPE_CHECKING:
+    from edgekd.pipeline import Job
+    from edgekd.progress import Progress
+    from edgekd.spec import Recipe
+    from edgekd.target import Target
 
 
 def build(
@@ -34,11 +42,18 @@ def build(
     target: TargetName = "xavier",
     recipe: RecipeName = None,
     plan: PlanFile = None,
+    student: Students = None,
+    search: Annotated[bool, typer.Option("--search", help="Find the recipe that meets the budget.")] = False,
+    time: Annotated[str | None, typer.Option(help="Search at most so long, such as 8h.")] = None,
+    trials: Annotated[int, typer.Option(help="Candidates that a search tries at most.", min=1)] = 60,
+    epochs: Annotated[int, typer.Option(help="Of a full training in a search; 0: train nothing.", min=0)] = 30,
+    workers: Annotated[int, typer.Option(help="Processes that try candidates.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
     out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
     max_size: Annotated[str | None, typer.Option(help="Largest bundle, such as 12MB.")] = None,
     keep: Keep = None,
     min_fps: Annotated[float | None, typer.Option(help="Least frames per second.", min=0)] = None,
+    max_energy: Annotated[str | None, typer.Option(help="Most energy a frame, such as 150mJ: as predicted.")] = None,
     calibration: CalibrationSet = None,
     resume: Resume = True,
     head: Head = None,
@@ -52,18 +67,17 @@ def build(
     """Compress, score, compile, time and pack MODEL for TARGET."""
     from edgekd import pipeline
     from edgekd.signing import load_signers
-    from edgekd.spec import load_recipe
     from edgekd.target import load_target
 
-    chosen = load_target(target)
-    steps = load_recipe(recipe or ("mixed" if plan else chosen.recipe))
+    chosen, progress = load_target(target), new_progress()
+    searches = search or time is not None
     job = pipeline.Job(
         model=model,
         data=data,
         target=chosen,
-        recipe=steps.with_plan(plan) if plan else steps,
+        recipe=_recipe(recipe, plan, student, chosen, searches),
         out=out or Path("runs") / f"{model.stem}-{chosen.name}",
-        budget=limits(max_size, keep, min_fps, chosen.budget),
+        budget=limits(max_size, keep, min_fps, chosen.budget, max_energy),
         device=device,
         head=head,
         calibration=calibration,
@@ -73,12 +87,47 @@ def build(
         licence=licence,
     )
     signers = load_signers(sign or (), secret_file)  # a wrong passphrase should not cost a build first
-    outcome = pipeline.build(job, new_progress(), signers)
-    if as_json:
-        print_json(outcome_json(outcome))
-    else:
-        print_outcome(outcome)
+    if searches:
+        job = _found(job, time, trials, epochs, student, workers, progress)
+    outcome = pipeline.build(job, progress, signers)
+    (print_json(outcome_json(outcome)) if as_json else print_outcome(outcome))
     pipeline.require_met(outcome)
+
+
+def _recipe(
+    name: str | None, plan: Path | None, students: Sequence[str] | None, target: Target, searches: bool
+) -> Recipe:
+    """What the flags say is to be done; where it is to be found, the target's usual. Raises SpecError."""
+    from edgekd.errors import SpecError
+    from edgekd.spec import Distill, load_recipe
+
+    if searches and (name or plan):
+        given = "--recipe" if name else "--plan"
+        raise SpecError(f"--search with {given}", fix=f"leave out {given}: the search finds the recipe")
+    if students and not searches and len(students) > 1:
+        raise SpecError("--student: a recipe trains one", found=", ".join(students), fix="pass one, or --search")
+    steps = load_recipe(name or ("mixed" if plan else target.recipe))
+    if students and not searches:
+        steps = steps.with_settings(Distill, student=students[0])
+    return steps.with_plan(plan) if plan else steps
+
+
+def _found(
+    job: Job,
+    time: str | None,
+    trials: int,
+    epochs: int,
+    students: Sequence[str] | None,
+    workers: int,
+    progress: Progress,
+) -> Job:
+    """The job with the recipe that a search finds."""
+    from edgekd import searching
+    from edgekd.quantities import parse_duration
+
+    seconds = None if time is None else parse_duration(time, "--time")
+    asked = searching.SearchJob(job, seconds, trials, epochs, tuple(students or ()), workers)
+    return searching.run(asked, progress)
 
 
 def quantize(

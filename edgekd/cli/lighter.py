@@ -65,7 +65,8 @@ def prune(
 ) -> None:
     """Remove the channels MODEL can best do without, and make sure that it is faster. Train it afterwards."""
     from edgekd import pruning
-    from edgekd.spec import Prune, load_recipe, parse_share
+    from edgekd.quantities import parse_share
+    from edgekd.spec import Prune, load_recipe
     from edgekd.target import load_target
 
     asked = {"ratio": parse_share(ratio, "--ratio") if ratio else None, "max_size": max_size, "min_fps": min_fps}
@@ -97,7 +98,8 @@ def factorize(
 ) -> None:
     """Replace layers of MODEL by products of thinner ones, where that is faster. Train it afterwards."""
     from edgekd import factorizing
-    from edgekd.spec import LowRank, load_recipe, parse_share
+    from edgekd.quantities import parse_share
+    from edgekd.spec import LowRank, load_recipe
     from edgekd.target import load_target
 
     asked = {"energy": parse_share(energy, "--energy") if energy else None}

@@ -21,6 +21,7 @@ MaybeTarget = Annotated[str | None, typer.Option(help="What it is for, if not fo
 Head = Annotated[str | None, typer.Option(help="ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
 RecipeName = Annotated[str | None, typer.Option(help="Shipped recipe or .toml of your own.")]
 PlanFile = Annotated[Path | None, typer.Option(help="Run this plan.toml as it is.", show_default=False)]
+Students = Annotated[list[str] | None, typer.Option(help="What is trained in MODEL's place: a .pt, yolo11n.yaml.")]
 Keep = Annotated[str | None, typer.Option(help="Least share of the mAP50-95 kept, such as 98%.")]
 CalibrationSet = Annotated[str | None, typer.Option(help="Number of images, or a calibration set's .toml.")]
 MeasuredOn = Annotated[str, typer.Option(help="Where to measure: local, or local:ENGINE.")]
@@ -46,12 +47,16 @@ def new_progress() -> Progress:
     return for_stderr()
 
 
-def limits(max_size: str | None, keep: str | None, min_fps: float | None, usual: Budget) -> Budget:
+def limits(
+    max_size: str | None, keep: str | None, min_fps: float | None, usual: Budget, max_energy: str | None = None
+) -> Budget:
     """What the flags ask for, and the target's own limits where they ask for nothing."""
-    from edgekd.spec import Budget, parse_share, parse_size
+    from edgekd.quantities import parse_energy, parse_share, parse_size
+    from edgekd.spec import Budget
 
     return Budget(
         max_bytes=usual.max_bytes if max_size is None else parse_size(max_size, "--max-size"),
         min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
         min_fps=usual.min_fps if min_fps is None else min_fps,
+        max_energy_mj=usual.max_energy_mj if max_energy is None else parse_energy(max_energy, "--max-energy"),
     )

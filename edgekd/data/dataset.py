@@ -82,6 +82,10 @@ class Dataset:
         """What relative paths into the data set start from."""
         return self.source if self.source.is_dir() else self.source.parent
 
+    def with_splits(self, source: Path, readers: Mapping[str, Callable[[], Split]]) -> Dataset:
+        """A data set of the same classes, from another file, whose splits these give when they are asked for."""
+        return Dataset(source, self.classes, _LazySplits(readers))
+
     def split(self, name: str) -> Split:
         """The split `name`. Raises DataError when there is none, when it is empty, or when its labels are bad."""
         if name not in self.splits:
@@ -185,6 +189,10 @@ def _yolo_folders_in(folder: Path) -> dict[str, Path]:
 
 def _load_yaml(source: Path, file: Path) -> Dataset:
     settings = _read_yaml(file)
+    if "subset_of" in settings:
+        from edgekd.data.subset import subset  # which is made of whole data sets
+
+        return subset(file, settings)
     root = file.parent / str(settings.get("path") or ".")
     classes = _class_names(settings.get("names"), file)
     readers: dict[str, Callable[[], Split]] = {}

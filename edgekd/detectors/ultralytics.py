@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.checkpoint import load_checkpoint, write_checkpoint
 from edgekd.detectors.torch_onnx import write_onnx
 from edgekd.detectors.types import DetectorSpec, Head, Preprocess
 from edgekd.errors import SpecError
@@ -106,6 +106,18 @@ def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, (int, float)) else (size[0], size[-1])
     height, width = (stride * math.ceil(side / stride) for side in sides)
     return height, width
+
+
+def resized(checkpoint: Path, image_size: int, out: Path, trust: bool = False) -> tuple[tuple[int, int], ...]:
+    """Write `out`, the detector in `checkpoint` as it is but for the side of its input in pixels.
+
+    Returns height and width before and after. Raises SpecError for a checkpoint that is no detector.
+    """
+    network, train_args = UltralyticsDetector(checkpoint, trust).network()
+    stride = int(max(network.stride))
+    told = {"task": "detect", **train_args, "imgsz": image_size}
+    write_checkpoint(network, told, out)
+    return input_size(train_args, stride), input_size(told, stride)
 
 
 def _write_onnx(model: Any, head: Any, spec: DetectorSpec, graph: Path, opset: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgekd.report.text import known, milliseconds
 from edgekd.report.types import Latency
 
 STRIP_HEIGHT = 20
+SCATTER_HEIGHT = 280
 TIME_LINE_HEIGHT, ROOFLINE_HEIGHT = 110, 320
 BINS = 60
 ROW_HEIGHT, ROW_GAP, HISTOGRAM_HEIGHT, AXIS_HEIGHT = 124, 18, 52, 24
@@ -184,6 +186,55 @@ def roofline_chart(roof: Roofline) -> Html:
     title = tag("title", f"{len(layers)} layers under a roof of {roof.peak / 1e12:.3g} T operations/s.")
     height = ROOFLINE_HEIGHT + AXIS_HEIGHT
     return tag("svg", title, *grid, *lines, *layers, *names, class_="latency", role="img", height=height)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point of a `scatter`. label: what it is, said when pointed at; kind: `tried`, `front` or `winner`."""
+
+    x: float
+    y: float
+    label: str
+    kind: str
+
+
+def scatter(spots: Sequence[Spot], x_unit: str, y_unit: str, limits: tuple[float | None, float | None]) -> Html:
+    """Spots over two axes, and a dashed line at each limit: x must be below the first, y above the second."""
+    shown = sorted(spots, key=lambda spot: ("tried", "front", "winner").index(spot.kind))
+    across = nice_ticks(*_span([spot.x for spot in spots] + [v for v in limits[:1] if v is not None]))
+    down = nice_ticks(*_span([spot.y for spot in spots] + [v for v in limits[1:] if v is not None]))
+    grid = [_line(_place(at, across), 12, _place(at, across), SCATTER_HEIGHT, "grid") for at in across]
+    grid += [_line("0%", _height(at, down), "100%", _height(at, down), "grid") for at in down]
+    names = [_text(f"{at:g}", _place(at, across), SCATTER_HEIGHT + 18, "middle", "tick") for at in across[1:-1]]
+    names += [_text(f"{at:g}", "0%", _height(at, down) - 3, "start", "tick") for at in down[1:]]
+    names.append(_text(x_unit, "100%", SCATTER_HEIGHT + 18, "end", "tick"))
+    names.append(_text(y_unit, "0%", _height(down[0], down) - 3, "start", "tick"))
+    lines = []
+    if limits[0] is not None:
+        lines.append(_line(_place(limits[0], across), 12, _place(limits[0], across), SCATTER_HEIGHT, "limit"))
+    if limits[1] is not None:
+        lines.append(_line("0%", _height(limits[1], down), "100%", _height(limits[1], down), "limit"))
+    marks = [_spot(spot, _place(spot.x, across), _height(spot.y, down)) for spot in shown]
+    title = tag("title", f"{len(spots)} points: {y_unit} over {x_unit}.")
+    return tag(
+        "svg", title, *grid, *lines, *marks, *names, class_="latency", role="img", height=SCATTER_HEIGHT + AXIS_HEIGHT
+    )
+
+
+def _spot(spot: Spot, x: str, y: float) -> Html:
+    if spot.kind == "winner":
+        diamond = tag("path", tag("title", spot.label), d="M0-8 8 0 0 8-8 0z")
+        return tag("svg", diamond, x=x, y=f"{y:.1f}", overflow="visible", class_="spot winner")
+    return tag("circle", tag("title", spot.label), cx=x, cy=f"{y:.1f}", r=5, class_=f"spot {spot.kind}")
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _height(value: float, ticks: Sequence[float]) -> float:
+    share = (value - ticks[0]) / (ticks[-1] - ticks[0])
+    return 12 + (SCATTER_HEIGHT - 12) * (1 - min(max(share, 0.0), 1.0))
 
 
 def _powers(values: Sequence[float]) -> list[float]:

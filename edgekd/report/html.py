@@ -11,6 +11,7 @@ from edgekd.data.long_tail import TAIL
 from edgekd.detectors.types import Detections
 from edgekd.report import charts, pictures, text
 from edgekd.report.markup import Html, join, page, safe, table, tag
+from edgekd.report.search import search_section
 from edgekd.report.types import (
     Basis,
     BudgetRow,
@@ -37,7 +38,19 @@ MEANING: dict[Basis, str] = {
 
 def render(report: Report) -> str:
     """The whole page."""
-    sections = (_headline, _budget, _stages, _classes, _sizes, _latencies, _layers, _pictures, _notes, _provenance)
+    sections = (
+        _headline,
+        _budget,
+        _search,
+        _stages,
+        _classes,
+        _sizes,
+        _latencies,
+        _layers,
+        _pictures,
+        _notes,
+        _provenance,
+    )
     return page(report.title, (section(report) for section in sections))
 
 
@@ -138,6 +151,10 @@ def _budget_cells(row: BudgetRow) -> Sequence[str]:
     value = join((row.value or text.MISSING, tag("small", _basis(row.basis)) if row.basis else ""))
     verdict = tag("span", _mark(state), " ", word, class_=f"state {state}")
     return join((row.name, tag("small", row.limit))), value, verdict
+
+
+def _search(report: Report) -> Html:
+    return search_section(report.search)
 
 
 def _stages(report: Report) -> Html:

@@ -179,7 +179,8 @@ class Report:
     """Everything the page says.
 
     Of `latencies`, the first "before" and the first "after" are the headline. `class_names` names the class indices of
-    the detections in `pictures`. `provenance` is shown in its own order.
+    the detections in `pictures`. `provenance` is shown in its own order. `search` is how the recipe was found, as
+    search.json has it.
     """
 
     title: str
@@ -202,13 +203,14 @@ class Report:
     pictures: tuple[SamplePicture, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    search: Mapping[str, Any] | None = None
 
 
 def for_bundle(report: Report) -> Report:
     """The report as it travels inside the bundle: what the same inputs give on every machine and on every run.
 
-    Left out are all times (they belong to the building host, not to the camera), which stages were reused, and the size
-    of the bundle itself. Provenance and notes are kept as they are.
+    Left out are all times (they belong to the building host, not to the camera), which stages were reused, how the
+    recipe was found, and the size of the bundle itself. Provenance and notes are kept as they are.
     """
     return replace(
         report,
@@ -216,4 +218,5 @@ def for_bundle(report: Report) -> Report:
         stages=tuple(replace(row, seconds=None, cached=False) for row in report.stages),
         budget=tuple(row for row in report.budget if not row.timed),
         latencies=(),
+        search=None,
     )

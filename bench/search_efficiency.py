@@ -1,0 +1,339 @@
+"""In how many trials a search finds what is best under a budget, beside random search: on a table of candidates that
+were all made and scored.
+
+The table is real: with `--record` every candidate of a small space (side of the input, share pruned, bits a weight) is
+made of a checkpoint by the stages of a build and scored, without training; of a small one that is trained here, on
+scenes drawn by the tests, or of one that is given. Then searches are run on the table, where a
+trial costs nothing, for several budgets and with many seeds. A trial is a candidate looked up; what a search refuses by
+arithmetic and prediction is none, since nothing is made of it. One that is tried on several rungs counts once.
+
+    python bench/search_efficiency.py --record --work /tmp/table
+    python bench/search_efficiency.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores, write_results
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+import tiny
+
+from edgekd.data.dataset import load_dataset
+from edgekd.data.subset import Part, write_subset
+from edgekd.detectors.checkpoint import write_checkpoint
+from edgekd.detectors.ultralytics import resized
+from edgekd.detectors.ultralytics_distill import distill_student, student_network
+from edgekd.files import write_file
+from edgekd.pipeline import Job
+from edgekd.predict.graph import works_in
+from edgekd.predict.work import Work
+from edgekd.progress import PlainProgress
+from edgekd.search.filters import Cost, Filter, Network
+from edgekd.search.front import Point, best, lacks
+from edgekd.search.loop import Ends, Search, Wanted
+from edgekd.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
+from edgekd.search.study import Study
+from edgekd.search.trials import Task, run_trial, with_recipe
+from edgekd.spec import Budget, Distill, DistillStage, Recipe, Weights
+from edgekd.target import Target, load_target
+
+TABLE = RESULTS / "search_table.json"
+TARGET, OWN = "xavier", "a YOLOv8, width 0.125"
+EPOCHS = 30
+LABELS = (DistillStage("labels", 1.0, Weights()),)
+SIDES, RATIOS, BITS = (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75)
+NEAR = 0.99
+"""Of the best known accuracy under a budget: who reaches it has found it."""
+LEVELS = (0.4, 0.75)
+"""Budgets: size and time that such shares of the candidates keep, in every combination."""
+SHARE = 1 / 3
+"""What is aimed at: of the trials of random search, by the medians."""
+Way = Callable[["World", int], Sequence[Candidate]]
+
+
+@dataclass(frozen=True)
+class World:
+    """A table under a budget. goal: the accuracy to be reached."""
+
+    space: Space
+    points: Mapping[Candidate, Point]
+    works: tuple[Work, ...]
+    budget: Budget
+
+    @property
+    def goal(self) -> float:
+        """Near the best that keeps the budget."""
+        found = best(list(self.points.values()), self.budget)
+        assert found is not None
+        return NEAR * found.kept
+
+    def trials(self, order: Sequence[Candidate]) -> int:
+        """How many of the candidates, in this order, it takes; all of them where it takes more."""
+        for count, candidate in enumerate(order, start=1):
+            point = self.points[candidate]
+            if not point.error and not lacks(point, self.budget) and point.kept >= self.goal:
+                return count
+        return len(self.points)
+
+
+def by_chance(world: World, seed: int) -> Sequence[Candidate]:
+    """Every candidate, in random order."""
+    every = list(world.points)
+    return [every[at] for at in np.random.default_rng(seed).permutation(len(every))]
+
+
+def by_chance_filtered(world: World, seed: int) -> Sequence[Candidate]:
+    """The same without those that the filter refuses before anything is made."""
+    found = _filter(world)
+    return [each for each in by_chance(world, seed) if found.refusal(each, world.budget) is None]
+
+
+def by_search(world: World, seed: int) -> Sequence[Candidate]:
+    """In the order in which the search of `edgekd build --search` tries them."""
+    order: list[Candidate] = []
+
+    def try_all(wanted: Sequence[Wanted]) -> list[Point]:
+        order.extend(candidate for candidate, rung in wanted if rung == 0)
+        return [replace(world.points[candidate], rung=rung) for candidate, rung in wanted]
+
+    ends = Ends(len(world.points), lambda: 1.0)
+    search = Search(world.space, _filter(world), world.budget, Study(world.space, seed), try_all, 3, ends)
+    while not search.reason and world.trials(order) >= len(world.points):
+        search.step()
+    return order
+
+
+def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
+    """As Optuna's sampler draws them, without filter and without what is learnt of choices."""
+    study, order = Study(world.space, seed), list[Candidate]()
+    for _ in range(2 * len(world.points)):
+        number, candidate = study.ask()
+        if candidate in order:
+            study.drop(number)
+            continue
+        order.append(candidate)
+        point = world.points[candidate]
+        missed = {"error": 1.0} if point.error else lacks(point, world.budget)
+        study.tell(number, (point.kept, point.cost.bytes, point.cost.latency_ms or 0.0), missed)
+        if world.trials(order) < len(world.points):
+            break
+    return order
+
+
+WAYS: Mapping[str, Way] = {
+    "random": by_chance,
+    "random, filtered": by_chance_filtered,
+    "Optuna's sampler alone": by_optuna,
+    "edgekd": by_search,
+}
+
+
+def _filter(world: World) -> Filter:
+    networks = {None: Network(world.space.image_size[0], world.works)}
+    return Filter(world.space, networks, 0, target())
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def record(given: argparse.Namespace) -> None:
+    """Make and score every candidate; what was made before is found in the store."""
+    work, progress = given.work, PlainProgress(interval_s=60)
+    work.mkdir(parents=True, exist_ok=True)
+    found = conditions(1)
+    data, checkpoint = (given.data, given.model) if given.model else own_pair(work)
+    model = work / "detector.pt"
+    space = Space((None,), tuple(given.sides), tuple(given.ratios), tuple(given.bits), (0,), ("all",), (0,))
+    resized(checkpoint, space.image_size[0], model)
+    scored = tuple(range(min(given.images, len(load_dataset(data).split("val")))))
+    write_subset(work / "scored.yaml", data, {"train": Part("train"), "val": Part("val", only=scored)})
+    job = Job(model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration))
+    tasks = [
+        Task(with_recipe(job, recipe_of(each, space), job.data), each, 0, 0, "table") for each in space.candidates()
+    ]
+    points = []
+    with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
+        for point in progress.items(pool.map(run_trial, tasks, [job.out] * len(tasks)), "candidates", len(tasks)):
+            points.append(point)
+            progress.note(f"{point.candidate.text()}: {point.error or f'{point.kept:.1%}'}")
+    graph = _whole(job.out / "stages", space.image_size[0])
+    rows = [
+        {**candidate_json(p.candidate), "kept": p.kept, **asdict(p.cost), "seconds": p.seconds, "error": p.error}
+        for p in points
+    ]
+    told = {"model": given.model.name if given.model else OWN, "data": given.data.name if given.model else "scenes"}
+    told |= {"target": TARGET, "images": len(scored), "calibration": given.calibration}
+    document = {**told, **found, "works": [asdict(work) for work in works_in(graph)], "rows": rows}
+    write_file(TABLE, (json.dumps(document, indent=0) + "\n").encode())
+
+
+def own_pair(work: Path) -> tuple[Path, Path]:
+    """The tests' scenes, and a small detector that is trained on them here: its data and its checkpoint."""
+    data, start, out = work / "data", work / "start.pt", work / "trained.pt"
+    if not data.is_dir():
+        tiny.write_data(data, 48, 48)
+    if not out.is_file():
+        step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDES[0], stages=LABELS)
+        step = replace(step, warmup_epochs=0.0, mosaic=0.0, learning_rate=0.01, final_rate=0.1, amp=False)
+        network = student_network(step, load_dataset(data).classes, False)
+        write_checkpoint(network, {"task": "detect", "imgsz": SIDES[0]}, start)
+        distill_student(start, out, data, replace(step, student=str(start), width=None), work / "state")
+    return data, out
+
+
+def target() -> Target:
+    """Xavier, but for widths of its liking: so small a detector has no layer as wide."""
+    found = load_target(TARGET)
+    return replace(found, precisions=replace(found.precisions, multiple=None))
+
+
+def _whole(stages: Path, side: int) -> Path:
+    """The graph of the checkpoint as it was given: of those with this side, the one with most weights."""
+    records = {
+        path: json.loads((path.parent / "stage.json").read_bytes()) for path in stages.glob("export-*/graph.onnx")
+    }
+    full = [path for path, told in records.items() if told["results"]["detector"]["preprocess"]["height"] == side]
+    return max(full, key=lambda path: path.stat().st_size)
+
+
+def space_of(candidates: Sequence[Candidate]) -> Space:
+    """The space that these are all of, the gentlest choices first."""
+    found = {name: [getattr(each, name) for each in candidates] for name in candidate_json(candidates[0])}
+    order = {"image_size": -1, "bits": -1}
+    values = {
+        name: sorted(set(each), key=lambda v: (v or 0) * order.get(name, 1))
+        for name, each in found.items()
+        if name != "teaching"
+    }
+    return Space(**{name: tuple(each) for name, each in values.items()}, teaching=("all",))
+
+
+def worlds(told: Mapping[str, Any]) -> Iterator[World]:
+    """The table under each budget."""
+    points = {}
+    for row in told["rows"]:
+        candidate = Candidate(**{name: row[name] for name in candidate_json(Candidate(None, 1))})
+        cost = Cost(row["bytes"], row["latency_ms"], row["energy_mj"])
+        points[candidate] = Point(candidate, 0, row["kept"], cost, row["seconds"], row["error"])
+    made = [point for point in points.values() if not point.error]
+    works = tuple(Work(**work) for work in told["works"])
+    for size in LEVELS:
+        for time in LEVELS:
+            most = int(np.quantile([point.cost.bytes for point in made], size))
+            fps = 1e3 / float(np.quantile([point.cost.latency_ms or 0.0 for point in made], time))
+            yield World(space_of(list(points)), points, works, Budget(max_bytes=most, min_fps=fps))
+
+
+# ----------------------------------------------------------------------------------------------------------- the result
+
+
+def measure(told: Mapping[str, Any], seeds: int) -> dict[str, Any]:
+    """Trials of every way, budget and seed."""
+    rows = []
+    for world in worlds(told):
+        fits = [p for p in world.points.values() if not p.error and not lacks(p, world.budget)]
+        trials = {name: [world.trials(way(world, seed)) for seed in range(seeds)] for name, way in WAYS.items()}
+        rows.append(
+            {
+                "max_bytes": world.budget.max_bytes,
+                "min_fps": world.budget.min_fps,
+                "fit": len(fits),
+                "near": sum(point.kept >= world.goal for point in fits),
+                "best": max(point.kept for point in fits),
+                "trials": trials,
+            }
+        )
+    return {
+        "table": {name: told[name] for name in ("model", "data", "images", "target", "date")},
+        "candidates": len(told["rows"]),
+        "failed": sum(row["error"] is not None for row in told["rows"]),
+        "seeds": seeds,
+        "rows": rows,
+        "share": {name: median(_shares(rows, name)) for name in WAYS},
+        "worst": {name: max(_shares(rows, name)) for name in WAYS},
+    }
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The median of a way's trials by that of random search, of each budget."""
+    return [median(row["trials"][name]) / median(row["trials"]["random"]) for row in rows]
+
+
+def page(found: Mapping[str, Any]) -> list[str]:
+    """The document as a page."""
+    told = found["table"]
+    rows = [
+        [
+            f"{row['max_bytes'] / 1e6:.2f} MB, {row['min_fps']:.0f} FPS",
+            str(row["fit"]),
+            f"{row['best']:.1%}",
+            str(row["near"]),
+            *(f"{median(row['trials'][name]):g} ({max(row['trials'][name])})" for name in WAYS),
+        ]
+        for row in found["rows"]
+    ]
+    shares = [[name, f"{found['share'][name]:.2f}", f"{found['worst'][name]:.2f}"] for name in WAYS]
+    holds = "yes" if found["share"]["edgekd"] <= SHARE else "**no**"
+    every = "yes" if found["worst"]["edgekd"] <= SHARE else "**no**"
+    return [
+        "# Trials of a search",
+        "",
+        f"`{found['command']}`",
+        "",
+        f"The table: {found['candidates']} candidates made of {told['model']} without training, {found['failed']} of",
+        f"which could not be made (pruned, and not faster), scored on {told['images']} images of {told['data']};",
+        f"their times are predicted for {told['target']}. Median trials of {found['seeds']} seeds, and the most,",
+        f"until one is found that keeps the budget and {NEAR:.0%} of the accuracy of the best one that does. Of those",
+        "that fit, *near* are so good. What is refused by arithmetic and prediction is not made, and no trial.",
+        "",
+        *table(["budget", "fit", "best keeps", "near", *WAYS], rows),
+        "",
+        "Trials by those of random search, by the medians over seeds: the median and the largest over the budgets.",
+        "",
+        *table(["", "median", "largest"], shares),
+        "",
+        f"Aimed at: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}.",
+        "",
+        *conditions_lines(found),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    parser.add_argument("--record", action="store_true", help="make the table anew")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/search-table"), help="where its candidates are kept")
+    parser.add_argument("--model", type=Path, help="a checkpoint by Ultralytics, in place of a small one made here")
+    parser.add_argument("--data", type=Path, help="with it, its data")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make the table")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of the input, the largest first")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="that are pruned, 0 first")
+    parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="a weight, the most first")
+    parser.add_argument("--images", type=int, default=48, help="that are scored")
+    parser.add_argument("--calibration", type=int, default=8, help="images that are calibrated on")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS / "search_efficiency.json")
+    given = parser.parse_args()
+    if given.record:
+        record(given)
+        return
+    use_cores(1)
+    command = f"python bench/search_efficiency.py --seeds {given.seeds}"
+    told = json.loads(TABLE.read_bytes())
+    found = {"command": command, **conditions(1), **measure(told, given.seeds)}
+    write_results(given.out, found, page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The closed loop: a budget in, the recipe that meets it out."""

@@ -1,0 +1,349 @@
+"""`edgekd build --search`: from a budget to a bundle, on the tiny pair; stopped, resumed, shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from running import EdgeKD
+from test_cli import assert_refused
+from test_json_contract import assert_documented
+
+from edgekd.bundle.archive import verify
+from edgekd.canonical import file_sha256
+from edgekd.data.dataset import load_dataset
+from edgekd.searching import siblings
+from edgekd.spec import load_recipe
+
+pytest.importorskip("optuna")
+LIMITS = ("--max-size", "600kB", "--keep", "90%")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More scenes than others need, of which some are held out: not to be changed."""
+    return tiny.write_data(tmp_path_factory.mktemp("data"), 24, 8)
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search in a process of its own: not to be changed, but to be copied."""
+    out = tmp_path_factory.mktemp("searched") / "out"
+    done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_documented(json.loads(done.stdout), "build")
+    return out
+
+
+def command(model: Path, data: Path, out: Path, *flags: str) -> list[str]:
+    given = ["--data", str(data), "--out", str(out), "--search", *LIMITS, "--json", *flags]
+    return [sys.executable, "-m", "edgekd", "build", str(model), *given]
+
+
+def result(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "search.json").read_bytes())
+    return found
+
+
+def trials(out: Path) -> Iterator[Path]:
+    return out.glob("stages/trial-*/stage.json")
+
+
+def told(out: Path) -> dict[str, Any]:
+    """What two searches have in common that did the same, whatever time they took."""
+    found = result(out)
+    found["points"] = [{k: v for k, v in point.items() if k != "seconds"} for point in found["points"]]
+    found["winner"].pop("seconds")
+    return {key: value for key, value in found.items() if key != "seconds"}
+
+
+# ------------------------------------------------------------------------------------------------------- what it leaves
+
+
+def test_a_search_leaves_what_it_found_and_the_bundle_of_the_winner(searched: Path, tiny_model: Path) -> None:
+    found = result(searched)
+    assert_documented(found, "search")
+    assert found["reason"] == "the budget is met with a margin"
+    assert found["winner"]["rung"] == 2
+    assert found["held_out"] == 6
+    bundle = verify(searched / "tiny-xavier.edgekd")
+    assert bundle.lineage.recipe == "searched"
+    ledger = json.loads((searched / "ledger.json").read_bytes())
+    assert_documented(ledger, "ledger")
+    assert ledger["search"]["tried"] == found["tried"] == len(found["points"])
+    assert ledger["lineage"]["model_sha256"] == file_sha256(tiny_model)
+    assert all(line["met"] for line in ledger["budget"])
+    report = (searched / "report.html").read_text("utf-8")
+    assert "How the recipe was found" in report
+    assert found["winner"]["text"] in report
+
+
+def test_a_trial_says_the_bytes_that_the_bundle_has(searched: Path) -> None:
+    (line,) = [
+        line for line in json.loads((searched / "ledger.json").read_bytes())["budget"] if line["name"] == "max_bytes"
+    ]
+    assert result(searched)["winner"]["bytes"] == pytest.approx(line["value"], rel=0.05)
+
+
+def test_nothing_was_chosen_on_what_is_scored_nor_made_of_what_it_was_chosen_on(searched: Path, data: Path) -> None:
+    whole = load_dataset(data)
+    scored = {sample.image for sample in whole.split("val").samples}
+    final = load_dataset(searched / "search" / "final.yaml")
+    held_out = [sample.image for sample in load_dataset(searched / "search" / "rung2.yaml").split("val").samples]
+    trained = [sample.image for sample in final.split("train").samples]
+    assert {sample.image for sample in final.split("val").samples} == scored
+    assert not set(held_out) & {*trained, *scored}
+    assert len(held_out) + len(trained) == len(whole.split("train"))
+    calibrated = [path.read_text("utf-8") for path in searched.glob("stages/calibrate-*/calibration.toml")]
+    assert calibrated
+    assert not [image for image in held_out for told in calibrated if image.name in told.split("[files]")[1]]
+
+
+def test_the_recipe_that_was_found_can_be_built_without_a_search(
+    edgekd: EdgeKD, searched: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", searched / "search" / "final.yaml", "--out", tmp_path / "out", *LIMITS)
+    ran = edgekd("build", tiny_model, *flags, "--recipe", searched / "recipe.toml", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["search"] is None
+    graphs = [file_sha256(out / "graph.onnx") for out in (searched, tmp_path / "out")]
+    assert graphs[0] == graphs[1]
+    assert load_recipe(str(searched / "recipe.toml")).name == "searched"
+
+
+# ------------------------------------------------------------------------------------------------ again, killed, shared
+
+
+def test_again_nothing_is_tried_and_fresh_everything(
+    edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(searched, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in trials(out)}
+    flags = ("--data", data, "--out", out, "--search", *LIMITS)
+    ran = edgekd("build", tiny_model, *flags)
+    assert ran.code == 0, ran.err
+    assert {path: path.stat().st_mtime_ns for path in trials(out)} == before
+    assert told(out) == told(searched)
+    assert result(out)["seconds"] == result(searched)["seconds"] > 0, "what tries took when they were made"
+    assert edgekd("build", tiny_model, *flags, "--fresh").code == 0
+    assert not {path.stat().st_mtime_ns for path in trials(out)} & set(before.values())
+    assert told(out) == told(searched)
+
+
+def test_a_search_that_is_killed_goes_on_and_finds_the_same(
+    searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for count in (0, 2, 4):
+        with subprocess.Popen(command(tiny_model, data, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+            while len(list(trials(out))) <= count and run.poll() is None:
+                pass
+            run.send_signal(signal.SIGKILL)
+        kept = {path: path.read_bytes() for path in trials(out)}
+        assert len(kept) > count
+    done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in kept} == kept, "no finished trial is repeated"
+    assert told(out) == told(searched)
+    assert file_sha256(out / "graph.onnx") == file_sha256(searched / "graph.onnx")
+
+
+def test_workers_find_the_same_and_end_with_the_search(
+    searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shared = command(tiny_model, data, out, "--workers", "2")
+    with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while not list(trials(out)) and run.poll() is None:
+            pass
+        children = descendants(run.pid)
+        run.send_signal(signal.SIGKILL)
+    assert len(children) >= 2
+    assert gone(children)
+    done = subprocess.run(shared, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert told(out) == told(searched)
+
+
+def descendants(parent: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+def gone(processes: list[int]) -> bool:
+    """Whether all of them end soon."""
+    import time
+
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if not any(running(each) for each in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return ") Z" not in Path(f"/proc/{process}/stat").read_text("ascii")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_a_search_that_ended_by_its_time_ends_there_again(
+    edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(searched, tmp_path / "out")
+    flags = ("--data", data, "--out", out, *LIMITS, "--time", "0.001s")
+    for _ in range(2):
+        assert edgekd("build", tiny_model, *flags).code == 0
+        found = result(out)
+        assert found["reason"] == "the time is over"
+        assert {point["rung"] for point in found["points"]} == {0}
+        assert "It was tried in part only" in found["why"][-1]
+
+
+def test_two_searches_in_one_folder_are_one_too_many(
+    edgekd: EdgeKD, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    from edgekd.searching import _alone
+
+    with _alone(tmp_path / "out" / "search"):
+        flags = ("--data", data, "--out", tmp_path / "out", "--search", *LIMITS)
+        assert_refused(edgekd("build", tiny_model, *flags), "another search is running")
+
+
+# ------------------------------------------------------------------------------------------------------------- budgets
+
+
+def test_a_budget_that_cannot_be_met_builds_the_nearest_and_says_so(
+    edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(searched, tmp_path / "out")
+    flags = ("--data", data, "--out", out, "--search", "--max-size", "510kB", "--keep", "50%")
+    ran = edgekd("build", tiny_model, *flags)
+    assert ran.code == 3, ran.err
+    assert "budget missed: bundle size" in ran.err
+    found = result(out)
+    assert found["reason"] == "every candidate that may fit was tried"
+    assert set(found["lacking"]) == {"max_bytes"}
+    assert found["why"][0].startswith("None keeps every limit")
+
+
+def test_a_budget_that_nothing_fits_ends_with_what_to_do(
+    edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(searched, tmp_path / "out")
+    flags = ("--data", data, "--out", out, "--search", "--max-size", "1kB")
+    assert_refused(edgekd("build", tiny_model, *flags), "nothing came of any candidate", "allow more")
+    assert result(out)["winner"] is None
+    assert_documented(result(out), "search")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--search",), ("nothing to search for", "--keep")),
+        (("--search", "--keep", "90%", "--recipe", "ptq"), ("--search with --recipe",)),
+        (("--time", "1h", "--keep", "90%", "--plan", "p.toml"), ("--search with --plan",)),
+        (("--time", "soon", "--keep", "90%"), ("--time soon: no duration", "such as 8h")),
+        (("--search", "--keep", "90%", "--calibration", "set.toml"), ("a search chooses its own images",)),
+        (("--search", "--keep", "90%", "--workers", "2", "--target", "cpu"), ("--workers 2 for target cpu",)),
+        (("--student", "a.pt", "--student", "b.pt"), ("a recipe trains one",)),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(
+    edgekd: EdgeKD, tiny_model: Path, data: Path, tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_refused(edgekd("build", tiny_model, "--data", data, "--out", tmp_path / "out", *flags), *words)
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--min-fps", "10"), ("--max-energy", "1J")])
+def test_what_nobody_can_predict_is_not_searched_for(
+    edgekd: EdgeKD, tiny_model: Path, data: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", flag, value)
+    source = (Path(__file__).resolve().parents[1] / "targets" / "xavier.toml").read_text("utf-8")
+    lines = [line for line in source.splitlines() if not line.startswith("clock_ghz")]
+    (tmp_path / "own.toml").write_text("\n".join(lines), "utf-8")
+    ran = edgekd("build", tiny_model, *flags, "--target", tmp_path / "own.toml")
+    assert_refused(ran, f"{flag}: ", "cannot be predicted", f"leave out {flag}")
+
+
+def test_too_few_training_images_are_said(edgekd: EdgeKD, tiny_model: Path, tmp_path: Path) -> None:
+    few = tiny.write_data(tmp_path / "few", 3, 2)
+    ran = edgekd("build", tiny_model, "--data", few, "--out", tmp_path / "out", "--search", "--keep", "90%")
+    assert_refused(ran, "too few training images", "at least four")
+
+
+# ------------------------------------------------------------------------------------------------------------ detectors
+
+
+def test_smaller_members_of_a_family_are_found_beside_a_checkpoint(tmp_path: Path) -> None:
+    for name in ("yolo11x", "yolo11m", "yolo11n", "yolo26n", "yolo11n-ppe", "yolo11x-ppe", "own"):
+        (tmp_path / f"{name}.pt").touch()
+    names = lambda model: [Path(found).name for found in siblings(tmp_path / model)]  # noqa: E731
+    assert names("yolo11x.pt") == ["yolo11m.pt", "yolo11n.pt"]
+    assert names("yolo11x-ppe.pt") == ["yolo11n-ppe.pt"]
+    assert names("yolo11n.pt") == names("own.pt") == names("yolo11x.onnx") == []
+
+
+@pytest.fixture(scope="module")
+def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that has learnt to find some of the squares."""
+    pytest.importorskip("ultralytics")
+    from test_pruning import write_detector
+
+    from edgekd.detectors.ultralytics_distill import distill_student
+    from edgekd.spec import Distill, DistillStage, Weights
+
+    folder = tmp_path_factory.mktemp("taught")
+    start = write_detector(folder, "yolov8n.yaml", 0.125, 64)
+    labels = (DistillStage("labels", 1.0, Weights()),)
+    step = Distill(str(start), epochs=40, batch=6, image_size=64, learning_rate=0.01, stages=labels)
+    step = replace(step, warmup_epochs=0.0, mosaic=0.0, final_rate=0.1, amp=False)
+    distill_student(start, folder / "taught.pt", data, step, folder / "state")
+    return folder / "taught.pt"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+def test_a_checkpoint_is_resized_pruned_and_trained_with_early_stopping(
+    edgekd: EdgeKD, taught: Path, data: Path, tmp_path: Path
+) -> None:
+    limits = ("--max-size", "1MB", "--keep", "70%")
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "3", "--trials", "6")
+    ran = edgekd("build", taught, *flags)
+    assert ran.code in (0, 3), ran.err
+    found = result(tmp_path / "out")
+    assert_documented(found, "search")
+    assert found["refused"] > 0, "float is too large"
+    assert found["trainings_saved"] > 0
+    assert {row["rung"] for row in found["points"]} == {0, 1, 2}
+    trained = [row for row in found["points"] if row["recovery"] or row["quant_aware"]]
+    assert trained
+    for record in (tmp_path / "out").glob("stages/quant_aware_distill-*/stage.json"):
+        assert json.loads(record.read_bytes())["results"]["epochs"] == 1, "a third of 3"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+def test_a_detector_that_finds_nothing_is_not_searched_for(edgekd: EdgeKD, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics")
+    from test_pruning import write_detector
+
+    untrained = write_detector(tmp_path, "yolov8n.yaml", 0.125, 64)
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", "--keep", "1%")
+    assert_refused(edgekd("build", untrained, *flags), "finds nothing", "train it first")
