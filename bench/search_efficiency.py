@@ -297,6 +297,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
         f"their times are predicted for {told['target']}. Median trials of {found['seeds']} seeds, and the most,",
         f"until one is found that keeps the budget and {NEAR:.0%} of the accuracy of the best one that does. Of those",
         "that fit, *near* are so good. What is refused by arithmetic and prediction is not made, and no trial.",
+        "How far estimates may be off, and in what order candidates are proposed, was settled on this very table:",
+        "on another one a search may need more.",
         "",
         *table(["budget", "fit", "best keeps", "near", *WAYS], rows),
         "",

@@ -98,14 +98,14 @@ class Search:
         self._judge()
         self.note(self)
 
-    def likeliest(self, count: int) -> list[Candidate]:
+    def likeliest(self, count: int | None = None) -> list[Candidate]:
         """Candidates that may fit and were not tried, those first that should win."""
         free = [each for each in self._all if each not in self.points and self._fits(each)]
         return sorted(free, key=self._thought)[:count]
 
     def _thought(self, candidate: Candidate) -> tuple[float, ...]:
         """The rank that a candidate is thought to have."""
-        point = Point(candidate, 0, self.losses.kept(candidate), self.filter.cost(candidate), 0.0)
+        point = Point(candidate, 0, self.losses.kept(candidate), self.filter.least(candidate), 0.0)
         # Among equals those without training: they take minutes.
         return (*rank(point, self.budget), candidate.epochs)
 
@@ -125,12 +125,23 @@ class Search:
         while len(batch) < room:
             drawn = self._drawn(batch) if len(batch) % DRAWN == DRAWN - 1 else None
             if drawn is None:
-                found = [each for each in self.likeliest(len(batch) + 1) if each not in batch][:1]
-                if not found:
+                found = self._other(batch)
+                if found is None:
                     break
-                drawn = found[0], self.study.put(found[0])
+                drawn = found, self.study.put(found)
             batch[drawn[0]] = drawn[1]
         return batch
+
+    def _other(self, batch: dict[Candidate, int]) -> Candidate | None:
+        """The likeliest candidate beside those, of another kind if there is one: of that more is to be learnt."""
+        free = [each for each in self.likeliest() if each not in batch]
+        kinds = {self._kind(each) for each in batch}
+        return next((each for each in free if self._kind(each) not in kinds), free[0] if free else None)
+
+    def _kind(self, candidate: Candidate) -> tuple[str | None, float, int | None]:
+        """What is to be learnt of: a share that is pruned, and once one was tried that is pruned as much, a network."""
+        known = any(each.ratio == candidate.ratio for each in self.points)
+        return candidate.student, candidate.ratio, candidate.image_size if known else None
 
     def _drawn(self, batch: dict[Candidate, int]) -> tuple[Candidate, int] | None:
         """A candidate of the study's that is new and may fit; None where it has none after a while."""

@@ -50,8 +50,8 @@ def test_what_cannot_fit_is_refused_with_the_reason(found: Filter) -> None:
     whole = found.cost(WHOLE)
     assert found.refusal(WHOLE, Budget()) is None
     assert found.refusal(WHOLE, Budget(max_bytes=int(whole.bytes / 1.05))) is None, "an estimate may be off"
-    assert "size would be 2.00 times" in str(found.refusal(WHOLE, Budget(max_bytes=int(whole.bytes / 2))))
-    assert "time a frame would be 3.00" in str(found.refusal(WHOLE, Budget(min_fps=3000 / whole.latency_ms)))
+    assert "size would be at least 1.82 times" in str(found.refusal(WHOLE, Budget(max_bytes=int(whole.bytes / 2))))
+    assert "time a frame would be at least 2.91" in str(found.refusal(WHOLE, Budget(min_fps=3000 / whole.latency_ms)))
     assert "energy" in str(found.refusal(WHOLE, Budget(max_energy_mj=whole.energy_mj / 2)))
 
 
@@ -82,3 +82,14 @@ def test_arithmetic_agrees_with_the_network(found: Filter) -> None:
     assert found.cost(replace(WHOLE, bits=4.75)).bytes == pytest.approx(100_000 + 4.75 / 8 * weights)
     assert multiply_adds(WORKS) == 20 * 6400 * 9 * 128 * 128
     assert INT8 in SPACE.bits
+
+
+def test_what_pruning_leaves_is_unsure_until_one_was_pruned_as_much(found: Filter) -> None:
+    pruned, other = replace(WHOLE, ratio=0.5), replace(WHOLE, ratio=0.5, bits=5.5)
+    thought = found.cost(pruned)
+    budget = Budget(max_bytes=int(thought.bytes / 1.9))
+    assert found.refusal(pruned, budget) is None
+    found.learn(other, found.cost(other))
+    assert "size would be at least 1.46" in str(found.refusal(pruned, budget))
+    found.learn(pruned, thought)
+    assert "size would be at least 1.86" in str(found.refusal(pruned, budget))
