@@ -9,7 +9,8 @@ from pathlib import Path
 
 from edgekd.detectors import load
 from edgekd.detectors.types import DetectorSpec
-from edgekd.errors import SpecError
+from edgekd.engines.types import Engine
+from edgekd.errors import DeviceError, SpecError
 from edgekd.target import Target
 
 BUNDLE_SUFFIX, PACKED_SUFFIX = ".edgekd", ".packed"
@@ -42,6 +43,28 @@ def opened(
         else:
             graph = Path(scratch) / GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
+
+
+@contextmanager
+def runnable(
+    artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
+) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
+    """As `opened`, and also the folder of a conversion; with what runs it here. Raises SpecError, DeviceError."""
+    from edgekd.engines import engine_named
+    from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+
+    if not artifact.is_dir():
+        with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):
+            yield graph, spec, ONNXRUNTIME_CPU
+        return
+    from edgekd.conversion.contract import read_contract
+
+    contract = read_contract(artifact)
+    if contract.engine is None:
+        raise DeviceError(
+            f"{artifact}: nothing on this machine runs {contract.format}", fix="score the model it was made of"
+        )
+    yield artifact / contract.entry, contract.spec, engine_named(contract.engine)
 
 
 def expanded(packed: Path, graph: Path) -> Path:

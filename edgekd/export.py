@@ -52,12 +52,12 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     return Exported(spec, next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), error)
 
 
-def probe(spec: DetectorSpec) -> np.ndarray:
+def probe(spec: DetectorSpec, seed: int = 0) -> np.ndarray:
     """A deterministic frame float32 [1, 3, h, w] with structure at several scales, in the range the network expects."""
     from edgekd.detectors.preprocess import to_tensor
 
     height, width = spec.preprocess.height, spec.preprocess.width
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
     smooth = np.kron(coarse, np.ones((16, 16, 1), np.uint8))[:height, :width]
     return to_tensor(smooth, spec.preprocess)
 

@@ -95,6 +95,28 @@ def print_quantized(result: Mapping[str, Any]) -> None:
     print(f"layers: {formats}")
 
 
+def print_converted(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd convert`, for people."""
+    parity, scores, int8 = result["parity"], result["scores"], result["int8"]
+    if int8["source"]:
+        print(f"INT8: {int8['carried']} of {int8['source']} layers carried over with their scales")
+    if parity is not None:
+        errors = (f"{part} {parity[part]:.2g} of {parity[f'allowed_{part}']:.2g}" for part in ("boxes", "scores"))
+        largest = f"largest of a score {parity['largest_score']:.2g}"
+        if parity["largest_box"] is not None:
+            largest += f", of a sure box {parity['largest_box']:.2g}"
+        print(f"relative error by {parity['engine']} on {parity['frames']} frames: {', '.join(errors)}; {largest}")
+    if scores is not None:
+        rows = [[label, *(score_text(scores[side][key]) for side in _SIDES)] for label, key in _METRICS.items()]
+        print_table([f"{scores['images']} images of {scores['split']}", *_SIDES], rows)
+    for note in result["notes"]:
+        print(f"note: {note}")
+    print(f"{result['format']}: {result['out']}, {megabytes(result['bytes'])}")
+
+
+_SIDES = ("source", "converted")
+
+
 def print_distilled(result: Mapping[str, Any]) -> None:
     """The result of `edgekd distill`, for people."""
     both = (result["before"], result["after"])

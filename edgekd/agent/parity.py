@@ -88,7 +88,7 @@ def _compared(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> 
     expected = golden.values[index].astype(np.float64)
     if places.max() >= len(rows) or expected.shape[1] != rows.shape[1]:
         raise ValueError("expected a golden set of this network, found one of another")
-    return expected, _nearest(rows, expected) if head.kind == "end2end" else rows[places]
+    return expected, nearest(rows, expected) if head.kind == "end2end" else rows[places]
 
 
 def _parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
@@ -111,7 +111,7 @@ def _relative(found: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> f
     return error / max(size, _EPSILON)
 
 
-def _nearest(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def nearest(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """For each expected row of an end-to-end head the found one of its class that overlaps it most, or zeros.
 
     Such rows come in the order of their scores, in which a small difference makes two of them trade places.

@@ -15,6 +15,7 @@ from edgekd import __version__
 from edgekd.cli.asking import check, compare, doctor, inspect, targets
 from edgekd.cli.building import build, demo, quantize
 from edgekd.cli.camera import engine, profile
+from edgekd.cli.converting import convert
 from edgekd.cli.lighter import distill, factorize, prune
 from edgekd.cli.measuring import bench, evaluate, predict
 from edgekd.cli.signing import delta, keygen, pack, sign, trust, verify
@@ -26,6 +27,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, Callable[..., None]] = {
     "build": build,
     "quantize": quantize,
+    "convert": convert,
     "distill": distill,
     "prune": prune,
     "factorize": factorize,

@@ -13,7 +13,10 @@ from edgekd.printing import print_bench, print_json, print_predicted, print_scor
 
 
 def evaluate(
-    artifact: Artifact,
+    artifact: Annotated[
+        Path,
+        typer.Argument(help="A .pt, .onnx, .packed, .edgekd bundle or converted folder.", show_default=False),
+    ],
     data: Data,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     tail: Annotated[
@@ -26,7 +29,7 @@ def evaluate(
     """Score an artifact on a labelled split, with COCO's metrics."""
     import time
 
-    from edgekd.artifact import opened
+    from edgekd.artifact import runnable
     from edgekd.data.dataset import load_dataset
     from edgekd.data.long_tail import rare_classes
     from edgekd.evaluate import evaluate, require_classes
@@ -35,9 +38,9 @@ def evaluate(
     began = time.perf_counter()
     dataset = load_dataset(data)
     rare = () if tail is None else rare_classes(dataset.split("train"), dataset.classes, tail)
-    with opened(artifact, head, dataset.classes, trust_checkpoint) as (graph, spec):
+    with runnable(artifact, head, dataset.classes, trust_checkpoint) as (graph, spec, engine):
         require_classes(spec, dataset)
-        found = evaluate(graph, spec, dataset.split(split), new_progress())
+        found = evaluate(graph, spec, dataset.split(split), new_progress(), engine=engine)
     tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
     result = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
     if as_json:

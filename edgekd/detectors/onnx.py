@@ -287,10 +287,19 @@ def _type(value: Any) -> str:
 
 def _at_opset(model: Any, most: int, path: Path) -> Any:
     """The model at an opset between 13 and `most`."""
+    return to_opset(model, min(max(opset_of(model), 13), most), path)
+
+
+def opset_of(model: Any) -> int:
+    """The version of ONNX's own operators in a model."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def to_opset(model: Any, wanted: int, path: Path) -> Any:
+    """The model at an opset; that it computes the same is for a parity check to show. Raises SpecError."""
     import onnx
 
-    found = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    wanted = min(max(found, 13), most)
+    found = opset_of(model)
     if found == wanted:
         return model
     try:
@@ -300,7 +309,7 @@ def _at_opset(model: Any, most: int, path: Path) -> Any:
     except Exception as error:
         raise SpecError(
             f"{path}: opset {found} cannot be converted",
-            expected=f"opset {wanted} for this target",
+            expected=f"opset {wanted}",
             found=str(error).strip().split("\n")[0][:200],
             fix=f"export the model again with opset {wanted}",
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekd.engines.ncnn import NCNN_CPU
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
 from edgekd.engines.openvino import OPENVINO_CPU
 from edgekd.engines.tensorrt import TENSORRT
@@ -11,7 +12,7 @@ from edgekd.errors import SpecError, did_you_mean
 
 __all__ = ["ENGINES", "Availability", "Engine", "Session", "engine_named"]
 
-ENGINES: tuple[Engine, ...] = (ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, OPENVINO_CPU, TENSORRT_RTX, TENSORRT)
+ENGINES: tuple[Engine, ...] = (ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, OPENVINO_CPU, NCNN_CPU, TENSORRT_RTX, TENSORRT)
 
 
 def engine_named(name: str) -> Engine:

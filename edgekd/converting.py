@@ -1,0 +1,298 @@
+"""`edgekd convert`: a detector in another format, held against what it was made of before anybody gets it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.artifact import opened
+from edgekd.canonical import file_sha256
+from edgekd.conversion import format_named
+from edgekd.conversion.contract import NAME, Contract, write_contract
+from edgekd.conversion.types import PRECISIONS, Asked, Format, Made, Precision, Source, versions
+from edgekd.errors import DeviceError, ParityError, SpecError, did_you_mean
+from edgekd.files import copy_file, new_folder, remove_folder, writing
+from edgekd.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.conversion.parity import Distance
+    from edgekd.data.dataset import Dataset, Split
+    from edgekd.engines.types import Engine
+
+FRAMES = 4
+"""On how many frames a conversion is held against its source."""
+MAP_LIMIT, INT8_MAP_LIMIT = 0.003, 0.01
+"""How much mAP50-95 a conversion may lose; where INT8 is carried over, more: runtimes round halves their own way."""
+
+
+@dataclass(frozen=True)
+class ConvertJob:
+    """What to convert, to what. targets: names of what engines are for; data: what to score both on, if at all."""
+
+    artifact: Path
+    to: str
+    out: Path | None = None
+    precision: str = "as-is"
+    opset: int | None = None
+    targets: tuple[str, ...] = ()
+    data: Path | None = None
+    split: str = "val"
+    head: str | None = None
+    trust_checkpoint: bool = False
+
+
+def run(job: ConvertJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Convert, compare, and only then write; the documented result of `edgekd convert --json`.
+
+    Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where
+    the result computes something else; then nothing is written.
+    """
+    kind = format_named(job.to)
+    asked = _asked(job, kind)
+    out = job.out or Path("runs") / f"{_stem(job.artifact)}{kind.suffix}"
+    _require_place(job.artifact, out, kind)
+    kind.require()
+    dataset = _dataset(job)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        folder, work = Path(scratch) / "made", Path(scratch) / "work"
+        folder.mkdir()
+        work.mkdir()
+        classes = dataset.classes if dataset else ()
+        with opened(job.artifact, job.head, classes, job.trust_checkpoint) as (graph, spec):
+            from edgekd.conversion.source import prepared
+
+            source = prepared(graph, spec, asked.precision, work)
+            progress.note(f"converting {job.artifact.name} to {kind.name} ...")
+            began = time.perf_counter()
+            made = kind.convert(source, folder, _stem(job.artifact), asked)
+            seconds = time.perf_counter() - began
+            judged = _judged(job, kind, source, folder / made.entry, made, asked, dataset, work, progress)
+        document = _document(job, kind, out, made, source, asked, seconds, judged)
+        if not kind.single_file:
+            about = {key: document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
+            write_contract(folder, Contract(kind.name, made.entry, _engine_name(kind), source.spec), about)
+        _publish(folder, made, out, kind)
+    return {**document, **_files(out, kind)}
+
+
+def _asked(job: ConvertJob, kind: Format) -> Asked:
+    """What the flags ask for, as far as the format knows them. Raises SpecError."""
+    if job.precision not in PRECISIONS:
+        fix = did_you_mean(job.precision, PRECISIONS)
+        raise SpecError("--precision", expected=", ".join(PRECISIONS), found=job.precision, fix=fix)
+    precision: Precision = next(each for each in PRECISIONS if each == job.precision)
+    if job.opset is not None and kind.name != "onnx":
+        raise SpecError("--opset is for --to onnx", found=f"--to {kind.name}", fix="leave it out")
+    if job.targets and kind.name != "tensorrt-rtx":
+        raise SpecError("--target is for --to tensorrt-rtx", found=f"--to {kind.name}", fix="leave it out")
+    return Asked(precision, job.opset, tuple(map(_compute_capability, job.targets)))
+
+
+def _compute_capability(name: str) -> str:
+    """What TensorRT for RTX compiles for, for a target of its own. Raises SpecError."""
+    from edgekd.target import load_target
+
+    target = load_target(name)
+    if target.engine != "rtx" or target.compute_capability is None:
+        raise SpecError(
+            f"{name}: TensorRT for RTX makes no engine for a {target.title}",
+            expected="a target such as rtx-30, rtx-40 or rtx-50",
+            fix="`edgekd build` packs what the device builds its engine from",
+        )
+    return target.compute_capability
+
+
+def _require_place(artifact: Path, out: Path, kind: Format) -> None:
+    """Refuse a place where something else is, or that the format cannot be in. Raises SpecError."""
+    if out.absolute() == artifact.absolute():
+        raise SpecError(f"{out}: is what is converted", fix="choose another --out")
+    if kind.single_file:
+        if out.is_dir() or out.suffix != kind.suffix:
+            raise SpecError(f"{out}: --to {kind.name} writes one file", expected=f"a name with {kind.suffix}")
+    elif out.exists() and not (out / NAME).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise SpecError(
+            f"{out}: is there already, and no conversion of edgekd's", fix="remove it, or choose another --out"
+        )
+
+
+def _dataset(job: ConvertJob) -> Dataset | None:
+    from edgekd.data.dataset import load_dataset
+
+    return load_dataset(job.data) if job.data else None
+
+
+def _judged(
+    job: ConvertJob,
+    kind: Format,
+    source: Source,
+    entry: Path,
+    made: Made,
+    asked: Asked,
+    dataset: Dataset | None,
+    work: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """`parity` and `scores` of a result that runs here; both None of one that does not. Raises ParityError."""
+    if kind.engine is None:
+        return {"parity": None, "scores": None}
+    split = dataset.split(job.split) if dataset else None
+    parity = _parity(source, entry, kind.engine, made, asked, split, work)
+    if dataset is None or split is None:
+        return {"parity": parity, "scores": None}
+    from edgekd.evaluate import require_classes
+
+    require_classes(source.spec, dataset)
+    return {"parity": parity, "scores": _scores(source, entry, kind.engine, made, split, progress)}
+
+
+def _parity(
+    source: Source, entry: Path, engine: Engine, made: Made, asked: Asked, split: Split | None, work: Path
+) -> dict[str, Any]:
+    """How far the result is from its source on a few frames. Raises ParityError."""
+    from edgekd.conversion.parity import distance, limits
+    from edgekd.conversion.source import without_int8
+    from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+
+    frames, head = list(_frames(source, split)), source.spec.head
+    expected = _outputs(source.graph, ONNXRUNTIME_CPU, frames)
+    own = None
+    if source.layers:
+        float_graph = without_int8(source, work / "judge.onnx").graph
+        own = distance(_outputs(float_graph, ONNXRUNTIME_CPU, frames), expected, head)
+    found = distance(_outputs(entry, engine, frames), expected, head)
+    allowed = limits(asked.precision == "fp16", own)
+    if not found.within(allowed):
+        raise ParityError(
+            f"{entry.name}: {engine.name} computes something else than ONNX Runtime computes of the source",
+            expected=f"a relative error of boxes and scores of at most {allowed[0]:.3g} and {allowed[1]:.3g}",
+            found=f"{found.boxes:.3g} and {found.scores:.3g} on {len(frames)} frames",
+            fix="convert to another format or with another --precision; nothing was written",
+        )
+    return {"engine": engine.name, "frames": len(frames), **_distance_json(found, allowed)}
+
+
+def _distance_json(found: Distance, allowed: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "boxes": found.boxes,
+        "scores": found.scores,
+        "allowed_boxes": allowed[0],
+        "allowed_scores": allowed[1],
+        "largest_box": found.largest_box,
+        "largest_score": found.largest_score,
+    }
+
+
+def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
+    """Frames float32 [1, 3, h, w] to compare on: of the data, else made up."""
+    from edgekd.data.images import ReadableImages
+    from edgekd.detectors.preprocess import letterbox
+    from edgekd.export import probe
+
+    if split is None:
+        yield from (probe(source.spec, seed) for seed in range(FRAMES))
+        return
+    for _, image in islice(ReadableImages(split.samples[:FRAMES], SILENT, label="compare"), FRAMES):
+        yield letterbox(image, source.spec.preprocess)[0]
+
+
+def _outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
+    with engine.load(graph) as session:
+        return [session.run(frame).copy() for frame in frames]
+
+
+def _scores(
+    source: Source, entry: Path, engine: Engine, made: Made, split: Split, progress: Progress
+) -> dict[str, Any]:
+    """mAP of source and result on a split. Raises ParityError where the result is further below than it may be."""
+    from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+    from edgekd.evaluate import evaluate
+
+    sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
+    found = {
+        side: evaluate(graph, source.spec, split, progress, f"score {side}", by).score
+        for side, (graph, by) in sides.items()
+    }
+    difference = found["converted"].map50_95 - found["source"].map50_95
+    limit = INT8_MAP_LIMIT if made.carried else MAP_LIMIT
+    if difference < -limit:
+        raise ParityError(
+            f"{entry.name}: finds less than its source on split {split.name}",
+            expected=f"at most {limit} of mAP50-95 less",
+            found=f"{found['converted'].map50_95:.4f} after {found['source'].map50_95:.4f}",
+            fix="convert to another format or with another --precision; nothing was written",
+        )
+    return {
+        "split": split.name,
+        "images": found["source"].images,
+        **{side: {"map50_95": score.map50_95, "map50": score.map50} for side, score in found.items()},
+        "difference": difference,
+        "allowed": limit,
+    }
+
+
+def _document(
+    job: ConvertJob,
+    kind: Format,
+    out: Path,
+    made: Made,
+    source: Source,
+    asked: Asked,
+    seconds: float,
+    judged: dict[str, Any],
+) -> dict[str, Any]:
+    notes = made.notes
+    if kind.engine is None:
+        notes = ("nothing on this machine runs it, so it is not compared with its source", *notes)
+    return {
+        "artifact": str(job.artifact),
+        "format": kind.name,
+        "out": str(out),
+        "entry": str(out if kind.single_file else out / made.entry),
+        "precision": asked.precision,
+        "opset": made.opset,
+        "int8": {"source": len(source.layers), "carried": made.carried},
+        "libraries": dict(versions(kind.libraries)),
+        "seconds": seconds,
+        "notes": list(notes),
+        **judged,
+    }
+
+
+def _publish(folder: Path, made: Made, out: Path, kind: Format) -> None:
+    """Put the result into its place, whole or not at all. Raises SpecError where it cannot be written."""
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if kind.single_file:
+        copy_file(folder / made.entry, out)
+        return
+    if (out / NAME).is_file():
+        remove_folder(out)
+    with new_folder(out) as temporary, writing(out):
+        for path in sorted(folder.iterdir()):
+            shutil.copyfile(path, temporary / path.name)
+
+
+def _files(out: Path, kind: Format) -> dict[str, Any]:
+    """Every file of a result, and the bytes of them all."""
+    paths = [out] if kind.single_file else sorted(out.iterdir())
+    try:
+        files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths]
+    except OSError as error:
+        raise DeviceError(f"{out}: cannot be read back", found=error.strerror) from error
+    return {"files": files, "bytes": sum(int(str(each["bytes"])) for each in files)}
+
+
+def _engine_name(kind: Format) -> str | None:
+    return kind.engine.name if kind.engine else None
+
+
+def _stem(artifact: Path) -> str:
+    return artifact.name.partition(".")[0]
