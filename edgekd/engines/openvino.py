@@ -54,9 +54,9 @@ class OpenVino:
 
     def _compiled(self, graph: Path, asked: Mapping[str, Any], threads: int) -> Any:
         """OpenVINO's compiled model. Raises DeviceError."""
+        model = read(graph)
         import openvino
 
-        model = read(graph)
         settings = {
             **asked,
             "INFERENCE_NUM_THREADS": threads,
@@ -101,10 +101,14 @@ def read(graph: Path) -> Any:
     """
     require(OPENVINO_CPU)
     readable(graph)
-    import openvino
+    import openvino.frontend
 
     try:
-        return openvino.Core().read_model(graph) if graph.suffix == IR else openvino.convert_model(str(graph))
+        if graph.suffix == IR:
+            return openvino.Core().read_model(graph)
+        # Left to guess the format of a file that is no ONNX, OpenVINO also tries TensorFlow's reader, which prints.
+        openvino.frontend.FrontEndManager().load_by_framework("onnx").load(str(graph))
+        return openvino.convert_model(str(graph))
     except Exception as error:
         raise DeviceError(
             f"OpenVINO cannot load {graph}: {error}", fix="check that it is an ONNX file, or an IR with its .bin"
