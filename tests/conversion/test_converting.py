@@ -395,3 +395,26 @@ def test_a_real_detector_in_ncnn_keeps_its_numbers(
     with ONNXRUNTIME_CPU.load(graph.path) as one, NCNN_CPU.load(tmp_path / made.entry) as other:
         expected, found = one.run(frame), other.run(frame)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("to", ["openvino", "ncnn"])
+def test_a_real_detector_in_int8_with_shared_scales_computes_the_same(
+    to: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """OpenVINO has computed this network wrongly, without a word, when it compiled it straight from its ONNX reader."""
+    require(to)
+    from real_graphs import real_graph
+
+    from edgekd.compress.quantize import quantize
+    from edgekd.spec import Quantize
+
+    graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
+    int8 = tmp_path / "int8.onnx"
+    quantize(graph.path, int8, [probe(graph.exported.spec)], Quantize())
+    found = converting.run(converting.ConvertJob(int8, to, tmp_path / "out"))
+    assert found["int8"]["source"] == found["int8"]["carried"] > 80
+    assert found["parity"]["scores"] < 0.3
+    if to == "openvino":
+        frame = probe(graph.exported.spec)
+        with OPENVINO_CPU.load(int8) as one, OPENVINO_CPU.load(Path(found["entry"])) as other:
+            np.testing.assert_array_equal(one.run(frame).copy(), other.run(frame).copy())
