@@ -16,8 +16,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -124,19 +125,29 @@ class Bench:
         self.rows = [Row(**{**row, "int8_layers": row["int8_layers"] and tuple(row["int8_layers"])}) for row in rows]
 
     def measure(self) -> None:
-        """Every row that is missing: the first way for all models, then the next."""
+        """Every row that is missing."""
+        for row, make in self._wanted():
+            self._add(row, make)
+
+    def missing(self) -> list[str]:
+        """The rows that a cut run has not come to, in words."""
+        there = {row.name for row in self.rows}
+        absent = [row for row, _ in self._wanted() if row.name not in there]
+        return [f"{row.model}, {row.source} to {', '.join(filter(None, (row.to, row.how)))}" for row in absent]
+
+    def _wanted(self) -> Iterator[tuple[Row, Callable[[Row], Row]]]:
+        """All rows, and what makes them: the first way for all models, then the next."""
         for model in self.given.models:
             for kind in (FLOAT, INT8):
-                self._add(Row(model, kind, "source", ""), self._source)
+                yield Row(model, kind, "source", ""), self._source
         for kind, to, told in OURS:
             for model in self.given.models:
-                self._add(Row(model, kind, to, _how(told)), lambda row, told=told: self._converted(row, told))
+                yield Row(model, kind, to, _how(told)), partial(self._converted, told=told)
         for to, bits in PEERS:
             for model in (each for each in self.given.models if each.endswith(".pt")):
-                how = f"{ULTRALYTICS}, {bits} bits"
-                self._add(Row(model, FLOAT, to, how), lambda row, bits=bits: self._exported(row, bits))
+                yield Row(model, FLOAT, to, f"{ULTRALYTICS}, {bits} bits"), partial(self._exported, bits=bits)
 
-    def _add(self, row: Row, make: Any) -> None:
+    def _add(self, row: Row, make: Callable[[Row], Row]) -> None:
         if any(each.name == row.name for each in self.rows):
             return
         began = time.monotonic()
@@ -269,6 +280,7 @@ def report(bench: Bench) -> dict[str, Any]:
         "images": len(bench.split),
         "rows": [asdict(row) for row in rows],
         "claims": claims(rows),
+        "missing": bench.missing(),
         **bench.conditions,
     }
     write_results(bench.given.out, found, page(found, rows))
@@ -279,6 +291,8 @@ def page(found: Mapping[str, Any], rows: list[Row]) -> list[str]:
     """The result as Markdown."""
     lines = ["# What conversions keep", "", f"`{found['command']}`", "", *_ABOUT, ""]
     lines += [f"{found['images']} images of coco256's `val`; error of a score on {FRAMES} of them.", ""]
+    if missing := found["missing"]:
+        lines += [f"Cut, and not measured yet: {'; '.join(missing)}. The same command goes on with them.", ""]
     header = ["source", "to", "bytes", "seconds", "INT8 layers", "largest error of a score", "mAP50-95", "less source"]
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]

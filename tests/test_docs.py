@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from jsonschema import Draft202012Validator
 from running import Built
 from test_json_contract import SCHEMAS, objects, schema_of
@@ -82,6 +83,20 @@ def test_every_call_uses_flags_that_exist(page: Path) -> None:
             assert flag in known[command] | {"--help"}, f"{page.name}: edgekd {command} {flag}"
 
 
+def test_the_workflow_for_ci_uses_commands_and_flags_that_exist_and_fails_with_them() -> None:
+    workflow = ROOT / "examples" / "model-gate.yml"
+    used = dict(calls(workflow))
+    assert used == {"check": ["--target"], "build": ["--data", "--target", "--max-size", "--keep", "--out", "--json"]}
+    for command, flags in used.items():
+        assert set(flags) <= commands()[command]
+    steps = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]["gate"]["steps"]
+    for step in steps:
+        assert "continue-on-error" not in step
+        assert "|| true" not in step.get("run", "")
+    kept = steps[-1]["with"]["path"].split()
+    assert {"runs/gate/report.html", "runs/gate/ledger.json"} < set(kept)
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if ROOT / "bench" not in page.parents], ids=lambda page: str(page.relative_to(ROOT))
 )
@@ -118,6 +133,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         "distill",
         "prune",
         "factorize",
+        "convert",
         "eval",
         "engine",
         "check",
