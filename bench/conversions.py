@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -182,12 +183,16 @@ class Bench:
 
     def _exported(self, row: Row, bits: str) -> Row:
         """What Ultralytics exports, in a process of its own."""
+        with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as settings:
+            environment = {**ultralytics_environment(Path(settings)), "OMP_NUM_THREADS": "1"}
+            return self._exported_with(row, bits, environment)
+
+    def _exported_with(self, row: Row, bits: str, environment: Mapping[str, str]) -> Row:
         folder = self.work / f"{ULTRALYTICS}-{row.to}-{bits}"
         folder.mkdir(exist_ok=True)
         checkpoint = folder / row.model
         checkpoint.write_bytes((self.given.shared / "models" / row.model).read_bytes())
         command = [sys.executable, "-c", EXPORT, checkpoint.name, row.to, bits]
-        environment = {**ultralytics_environment(self.work / "ultralytics"), "OMP_NUM_THREADS": "1"}
         began = time.monotonic()
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
         seconds = round(time.monotonic() - began, 1)

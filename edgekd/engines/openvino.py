@@ -134,7 +134,8 @@ def write_ir(graph: Path, xml: Path, narrow: bool, labels: Sequence[str]) -> int
 
 
 def _names(ports: list[Any]) -> tuple[str, ...]:
-    return tuple(port.get_any_name() for port in ports)
+    # An IR that another tool wrote may have ports without names.
+    return tuple(port.get_any_name() if port.get_names() else f"port{at}" for at, port in enumerate(ports))
 
 
 OPENVINO_CPU = OpenVino()
