@@ -325,7 +325,7 @@ def test_a_checkpoint_is_resized_pruned_and_trained_with_early_stopping(
     edgekd: EdgeKD, taught: Path, data: Path, tmp_path: Path
 ) -> None:
     limits = ("--max-size", "1MB", "--keep", "70%")
-    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "3", "--trials", "6")
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "1", "--trials", "6")
     ran = edgekd("build", taught, *flags)
     assert ran.code in (0, 3), ran.err
     found = result(tmp_path / "out")
@@ -336,7 +336,7 @@ def test_a_checkpoint_is_resized_pruned_and_trained_with_early_stopping(
     trained = [row for row in found["points"] if row["recovery"] or row["quant_aware"]]
     assert trained
     for record in (tmp_path / "out").glob("stages/quant_aware_distill-*/stage.json"):
-        assert json.loads(record.read_bytes())["results"]["epochs"] == 1, "a third of 3"
+        assert json.loads(record.read_bytes())["results"]["epochs"] == 1, "a third, but one at least"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")

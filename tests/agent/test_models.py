@@ -9,7 +9,6 @@ import pytest
 from cameras import Agent, identity_of, repacked
 from signer import signed, trust_file
 
-from edgekd.agent.memory import INPUTS
 from edgekd.agent.slots import State, model_names
 from edgekd.bundle.archive import read_manifest
 from edgekd.errors import SpecError
@@ -80,15 +79,6 @@ def test_half_of_the_memory_unless_something_else_is_said(agent: Agent, bundle: 
     error = agent("install", bundle, root=with_memory(tmp_path / "camera", 10)).error
     assert error["expected"] == "at most 5120 bytes"
     assert agent("install", bundle).result["memory"]["limit_bytes"] is None, "nobody knows how much there is"
-
-
-def test_what_a_runtime_does_not_say_is_estimated(agent: Agent, bundle: Path, state: State) -> None:
-    pytest.importorskip("onnxruntime")
-    how = read_manifest(bundle).detector["preprocess"]
-    found = agent("install", bundle, runtime="onnxruntime").result
-    (need,) = found["memory"]["models"]
-    assert need["estimated"]
-    assert need["bytes"] == found["engine"]["bytes"] + (INPUTS + 2) * 3 * how["height"] * how["width"] * 4
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "Day", "-x", "x" * 33, ".hidden"])

@@ -13,10 +13,12 @@ from onnx import numpy_helper
 from running import Built
 
 from edgekd.agent.commands import Camera, build, selftest
+from edgekd.agent.memory import INPUTS
 from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.selftest import SelfTestError
 from edgekd.agent.slots import State
+from edgekd.bundle.archive import read_manifest
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.detectors.preprocess import to_tensor
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
@@ -96,3 +98,11 @@ def test_what_is_no_graph_and_what_is_no_input_are_errors(built: Camera, tmp_pat
     session = OnnxRuntime().load(next(built.chosen_slot().engines.glob("*/model.engine")))
     with pytest.raises(DeviceError, match="cannot run"):
         session.run(np.zeros((1, 3, 1, 1), np.float32))
+
+
+def test_the_memory_that_it_does_not_tell_is_estimated(agent: Agent, bundle: Path) -> None:
+    how = read_manifest(bundle).detector["preprocess"]
+    found = agent("install", bundle, runtime="onnxruntime").result
+    (need,) = found["memory"]["models"]
+    assert need["estimated"]
+    assert need["bytes"] == found["engine"]["bytes"] + (INPUTS + 2) * 3 * how["height"] * how["width"] * 4
