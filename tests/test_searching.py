@@ -325,14 +325,14 @@ def test_a_checkpoint_is_resized_pruned_and_trained_with_early_stopping(
     edgekd: EdgeKD, taught: Path, data: Path, tmp_path: Path
 ) -> None:
     limits = ("--max-size", "1MB", "--keep", "70%")
-    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "1", "--trials", "6")
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "1", "--trials", "3")
     ran = edgekd("build", taught, *flags)
     assert ran.code in (0, 3), ran.err
     found = result(tmp_path / "out")
     assert_documented(found, "search")
     assert found["refused"] > 0, "float is too large"
     assert found["trainings_saved"] > 0
-    assert {row["rung"] for row in found["points"]} == {0, 1, 2}
+    assert {row["rung"] for row in found["points"]} == {0, 2}, "of three one goes on, and in full"
     trained = [row for row in found["points"] if row["recovery"] or row["quant_aware"]]
     assert trained
     for record in (tmp_path / "out").glob("stages/quant_aware_distill-*/stage.json"):
