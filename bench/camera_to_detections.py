@@ -325,11 +325,11 @@ def page(found: dict[str, Any]) -> list[str]:
         lines += [f"## {model}", "", *table(["", "FPS", f"times as fast as {BASELINE}", "objects found"], cells), ""]
     best = {model: best_of(rows) for model, rows in found["models"].items()}
     told = ", ".join(f"{model} {row['times_as_fast']:.2f} ({row['contender']})" for model, row in best.items())
-    alone = [f" `{ALONE.split()[-1]}` times the engine alone."] if found["networks_on"] == "cpu" else []
+    alone = " `benchmark_app` times the engine alone." if found["networks_on"] == "cpu" else ""
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return [
         *lines,
-        f"The best of edgekd's rows: {told}; the goal is {GOAL}.{''.join(alone)}",
+        f"The best of edgekd's rows: {told}; the goal is {GOAL}.{alone}",
         "",
         f"{found['frames']} JPEG files, {found['cores']} cores, networks on the {found['networks_on'].upper()},",
         f"{found['rounds']} rounds of {found['seconds']} s.",

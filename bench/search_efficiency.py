@@ -7,7 +7,7 @@ scenes drawn by the tests, or of one that is given. Then searches are run on the
 trial costs nothing, for several budgets and with many seeds. A trial is a candidate looked up; what a search refuses by
 arithmetic and prediction is none, since nothing is made of it. One that is tried on several rungs counts once.
 
-    python bench/search_efficiency.py --record --work /tmp/table
+    python bench/search_efficiency.py --record
     python bench/search_efficiency.py
 """
 
@@ -315,7 +315,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     parser.add_argument("--record", action="store_true", help="make the table anew")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/search-table"), help="where its candidates are kept")
+    parser.add_argument("--work", type=Path, default=Path("runs/search_table"), help="where its candidates are kept")
     parser.add_argument("--model", type=Path, help="a checkpoint by Ultralytics, in place of a small one made here")
     parser.add_argument("--data", type=Path, help="with it, its data")
     parser.add_argument("--workers", type=int, default=1, help="processes that make the table")

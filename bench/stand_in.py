@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, conditions, conditions_lines, host_line, table, use_cores, write_results
+from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 
 from edgekd import measuring
 from edgekd.artifact import opened
@@ -136,10 +136,9 @@ def page(found: Mapping[str, Any]) -> list[str]:
         *table(header, cells),
         *(["", *refused] if refused else []),
         "",
-        f"GPU: {', '.join(map(str, found['device']['gpus'])) or 'none'}.",
+        f"GPU: {', '.join(gpu['name'] for gpu in found['host']['gpus']) or 'none'}.",
         "",
-        *conditions_lines(found)[:2],
-        host_line(found["device"]),
+        *conditions_lines(found),
     ]
 
 
@@ -163,7 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": f"{command} --iterations {given.iterations} --seconds {given.seconds:g} --streams {given.streams}",
         "engine": given.engine,
         "basis": "stand-in",
-        "device": LocalDevice(engine_named(given.engine)).facts().as_json(),
         **conditions(given.threads),
     }
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:

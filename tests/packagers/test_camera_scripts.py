@@ -71,7 +71,7 @@ def test_shellcheck_finds_nothing(tmp_path: Path, name: str) -> None:
 
 
 def test_settings_are_quoted(tmp_path: Path) -> None:
-    state = '/tmp/it\'s $(touch evil) `touch evil` "x"'
+    state = '/srv/it\'s $(touch evil) `touch evil` "x"'
     script = camera_script("mender", state=state).decode().split("\nset -u")[0]
     done = subprocess.run(["sh", "-c", f'{script}\nprintf %s "$state"'], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == state
