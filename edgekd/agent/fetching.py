@@ -7,7 +7,6 @@ is certainly on the disk. The file appears under its name when all of it has bee
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import json
 import os
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from edgekd.agent.patching import any_head
-from edgekd.agent.slots import require_room
+from edgekd.agent.slots import require_alone, require_room
 from edgekd.agent.trusted import held_trust, judge
 from edgekd.bundle.archive import verify
 from edgekd.bundle.delta import is_delta
@@ -167,12 +166,7 @@ class _Download:
         with writing(self._order.out):
             stream = self.part.open("ab")
         with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise DeviceError(
-                    f"{self.part}: in use", expected="one download at a time", fix="wait for the other to end"
-                ) from error
+            require_alone(stream, self.part, "one download at a time")
             self.note = self._read_note()
             with writing(self._order.out):
                 kept = min(self.note.kept, self.part.stat().st_size)

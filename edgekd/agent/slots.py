@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from edgekd.agent.trial import Trial, trial_from_json
 from edgekd.bundle import signatures as sealing
@@ -151,12 +151,7 @@ class State:
             (self.root / "slots").mkdir(parents=True, exist_ok=True)
             stream = (self.root / "lock").open("ab")
         with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise DeviceError(
-                    f"{self.root}: in use", expected="one operation at a time", fix="wait for the other to end"
-                ) from error
+            require_alone(stream, self.root, "one operation at a time")
             self._remove_leftovers()
             self._held = True
             try:
@@ -287,6 +282,14 @@ class State:
             if folder.resolve() != engine.resolve():
                 remove_folder(folder)
         return switched
+
+
+def require_alone(stream: BinaryIO, what: Path, expected: str) -> None:
+    """Lock a file until it is closed. Raises DeviceError where another process has locked it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise DeviceError(f"{what}: in use", expected=expected, fix="wait for the other to end") from error
 
 
 def _needs(bundle: Path) -> dict[str, int]:
