@@ -124,7 +124,7 @@ def _receive(download: _Download, stream: BinaryIO, order: Order, sleep: Callabl
 
 def _require_right(camera: Camera, order: Order, download: _Download) -> None:
     """Raises HashError, SignatureError or BundleError where what arrived is not to be taken; then it does not stay."""
-    part, stays = download.part, download.useless
+    part = download.part
     download.useless = True
     found = file_sha256(part) if order.sha256 else None
     if found != order.sha256:
@@ -135,7 +135,7 @@ def _require_right(camera: Camera, order: Order, download: _Download) -> None:
         any_head(part, allowed)
     else:
         verify(part, allowed)
-    download.useless = stays
+    download.useless = False
 
 
 class _Download:
@@ -255,15 +255,17 @@ class _Download:
     def _begin(self, stream: BinaryIO, note: _Note) -> None:
         stream.truncate(note.kept)
         stream.seek(note.kept)
-        self.note = note
-        write_file(self._noted, canonical_json(asdict(note)))
+        self._write_note(note)
 
     def _keep(self, stream: BinaryIO) -> None:
         with writing(self.part):
             stream.flush()
             os.fsync(stream.fileno())
-        self.note = replace(self.note, kept=stream.tell())
-        write_file(self._noted, canonical_json(asdict(self.note)))
+        self._write_note(replace(self.note, kept=stream.tell()))
+
+    def _write_note(self, note: _Note) -> None:
+        self.note = note
+        write_file(self._noted, canonical_json(asdict(note)))
 
     def _read_note(self) -> _Note:
         """What an earlier call noted of this address; nothing where it is of another one, or cannot be read."""
