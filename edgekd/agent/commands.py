@@ -344,12 +344,11 @@ def require_no_trial(state: State, wanted: Slot | None = None) -> None:
 
 def require_passed(slot: Slot, engine: Engine | None) -> None:
     """Raises DeviceError where an engine did not pass its self-test."""
-    tested = engine.self_test if engine else None
-    if not tested or not tested["passed"]:
+    if engine is None or not engine.passed:
         raise DeviceError(
             f"slot {slot.name}: not ready for service",
             expected="an engine that passed its self-test",
-            found="one that failed it" if tested else "one without a self-test",
+            found="one that failed it" if engine and engine.failed else "one without a self-test",
             fix=f"selftest --slot {slot.name}",
         )
 

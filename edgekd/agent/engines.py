@@ -84,9 +84,15 @@ class Engine:
         )
 
     @property
+    def passed(self) -> bool:
+        """Whether it was tested and passed."""
+        return bool((self.self_test or {}).get("passed"))
+
+    @property
     def failed(self) -> bool:
         """Whether it was tested and did not pass."""
-        return self.self_test is not None and not self.self_test["passed"]
+        tested = self.self_test
+        return tested is not None and not tested["passed"]
 
     def stale(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         """What is no longer as it was when the engine was built: each with what it was and what it is."""

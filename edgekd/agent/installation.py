@@ -149,7 +149,7 @@ def _engine_in_service(chosen: Camera) -> Engine | None:
     engine = fitting_engine(slot, chosen.wanted(slot))
     if engine is None or slot.name != chosen.state.active_name or slot.engine != engine.folder.resolve():
         return None
-    return engine if engine.whole and engine.self_test and not engine.failed else None
+    return engine if engine.whole and engine.passed else None
 
 
 def _in_service(camera: Camera) -> dict[str, Any]:

@@ -42,11 +42,7 @@ def renew(camera: Camera) -> dict[str, Any]:
 def _fit(used: Engine | None, slot: Slot, wanted: dict[str, Any]) -> Engine | None:
     """The engine in service, where it is for the device as it is, undamaged, and passed its self-test."""
     keys = [engine_folder(slot, wanted, source).name for source in SOURCES]
-    return used if used and used.folder.name in keys and used.whole and _passed(used) else None
-
-
-def _passed(engine: Engine) -> bool:
-    return bool(engine.self_test) and not engine.failed
+    return used if used and used.folder.name in keys and used.whole and used.passed else None
 
 
 def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dict[str, Any]]) -> Engine:
@@ -57,7 +53,7 @@ def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dic
         except DeviceError as error:
             tried.append({"precision": source, "found": str(error)})
             continue
-        if _passed(engine):
+        if engine.passed:
             return engine
         seen = engine.self_test and engine.self_test["error"]
         tried.append({"precision": engine.record.get("precision"), "found": f"self-test failed: errors {seen}"})
@@ -77,6 +73,6 @@ def _tested(camera: Camera, slot: Slot, wanted: dict[str, Any], source: str) -> 
     engine = read_engine(engine_folder(slot, wanted, source))
     if engine is None or not engine.whole:
         engine = build_engine(slot, runtime, wanted, camera.order(source))
-    if not _passed(engine):
+    if not engine.passed:
         keep_self_test(slot, runtime, engine)
     return engine
