@@ -19,6 +19,7 @@ from edgekd.agent.engines import (
     Order,
     build_engine,
     engine_folder,
+    engine_of,
     fitting_engine,
     latencies,
     read_engine,
@@ -326,8 +327,7 @@ def status(camera: Camera) -> dict[str, Any]:
 
 def runtime_in_service(state: State) -> str | None:
     """The name of the runtime that the engine in service was built by; None where nothing is."""
-    active = state.active
-    engine = read_engine(active.engine) if active and active.engine else None
+    engine = engine_of(state.active)
     return engine.record["runtime"].get("name") if engine else None
 
 
@@ -404,7 +404,7 @@ def _slot_json(camera: Camera, slot: Slot | None) -> dict[str, Any] | None:
     """A slot, with its engine: the one for the device as it is, else the one in service, which is then stale."""
     if slot is None:
         return None
-    engine, stale = read_engine(slot.engine) if slot.engine else None, None
+    engine, stale = engine_of(slot), None
     if camera.runtime:
         wanted = camera.wanted(slot)
         engine = fitting_engine(slot, wanted) or engine

@@ -132,6 +132,11 @@ def read_engine(folder: Path) -> Engine | None:
     return Engine(folder, record) if record and known else None
 
 
+def engine_of(slot: Slot | None) -> Engine | None:
+    """The engine of a slot that is, or was last, in service; None where there is none, as `read_engine` says."""
+    return read_engine(slot.engine) if slot and slot.engine else None
+
+
 def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Order = AS_IT_IS) -> Engine:
     """Build an engine into its folder, which appears when all of it is there, in place of what is in it.
 
@@ -168,7 +173,7 @@ def require_engine(slot: Slot, wanted: dict[str, Any]) -> Engine:
     """The engine of a slot for the device as it is, undamaged. Raises EngineMismatchError, HashError."""
     found = fitting_engine(slot, wanted)
     if found is None:
-        used = read_engine(slot.engine) if slot.engine else None
+        used = engine_of(slot)
         changed = ", ".join(f"{each['what']} {each['now']}" for each in used.stale(wanted)) if used else ""
         raise EngineMismatchError(
             f"slot {slot.name}: no engine for this device as it is",

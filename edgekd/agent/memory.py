@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.engines import Engine, read_engine
+from edgekd.agent.engines import Engine, engine_of
 from edgekd.agent.slots import State, model_names
 from edgekd.errors import DeviceError
 
@@ -54,7 +54,7 @@ def needs_beside(state: State) -> list[Need]:
     for name in model_names(state.base):
         other = State.of(state.base, name)
         active = None if other.root == state.root else other.active
-        engine = read_engine(active.engine) if active and active.engine else None
+        engine = engine_of(active)
         if active and engine:
             found.append(need_of(name, active, engine))
     return found

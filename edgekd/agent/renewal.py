@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.commands import engine_json, in_service
-from edgekd.agent.engines import Engine, build_engine, engine_folder, read_engine
+from edgekd.agent.engines import Engine, build_engine, engine_folder, engine_of, read_engine
 from edgekd.agent.runtimes.types import SOURCES
 from edgekd.agent.slots import Activation
 from edgekd.errors import DeviceError
@@ -30,7 +30,7 @@ def renew(camera: Camera) -> dict[str, Any]:
         if slot is None:
             raise DeviceError(f"{state.root}: nothing in service", fix="unpack and activate a bundle")
         wanted = camera.wanted(slot)
-        used = read_engine(slot.engine) if slot.engine else None
+        used = engine_of(slot)
         stale = used.stale(wanted) if used else []
         tried: list[dict[str, Any]] = []
         engine = _fit(used, slot, wanted) or _passing(camera, slot, wanted, tried)

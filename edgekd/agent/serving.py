@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-from edgekd.agent.engines import ENGINE, read_engine
+from edgekd.agent.engines import ENGINE, engine_of
 from edgekd.agent.runtimes import required
 from edgekd.agent.slots import State
 from edgekd.detectors.decode import Thresholds, above, decode
@@ -181,7 +181,7 @@ def _opened(state: State) -> tuple[Model, Any]:
 
 def _open(state: State) -> Model:
     slot = state.active
-    engine = read_engine(slot.engine) if slot and slot.engine else None
+    engine = engine_of(slot)
     if slot is None or engine is None:
         raise DeviceError(
             f"{state.root}: what is in service cannot be read", fix="unpack a bundle again, and activate it"
