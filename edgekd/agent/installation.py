@@ -23,7 +23,7 @@ from edgekd.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
-    from edgekd.agent.slots import State
+    from edgekd.agent.slots import Slot, State
     from edgekd.agent.trial import Trial
 
 
@@ -54,24 +54,24 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, demands: Demands)
         _require_not_rejected(state, head.identity, bundle)
         unpacked = commands.unpack(camera, bundle)
         chosen = replace(camera, slot=unpacked["slot"])
-        serving, memory = _engine_in_service(chosen), None
-        if serving is None:
+        engine, memory = _engine_in_service(chosen), None
+        changed = engine is None
+        if engine is None:
             commands.build(chosen, demands.shares)
             commands.selftest(chosen, max_latency_ms=demands.max_latency_ms)
-            memory = _memory(chosen, demands)
+            slot = chosen.chosen_slot()
+            engine = require_engine(slot, chosen.wanted(slot))
+            memory = _memory(chosen, slot, engine, demands)
             commands.activate(chosen, trial and trial.begun(read_uptime(camera.root)))
-        slot = chosen.chosen_slot()
-        engine = serving or require_engine(slot, chosen.wanted(slot))
         about = {name: value for name, value in unpacked.items() if name not in ("graph", "graph_bytes")}
         told = {**commands.engine_json(engine), "self_test": engine.self_test}
-        return {**about, **_in_service(camera), "changed": serving is None, "engine": told, "memory": memory}
+        return {**about, **_in_service(camera), "changed": changed, "engine": told, "memory": memory}
 
 
-def _memory(chosen: Camera, demands: Demands) -> dict[str, Any]:
+def _memory(chosen: Camera, slot: Slot, engine: Engine, demands: Demands) -> dict[str, Any]:
     """What the models of this camera need with the one that is to come. Raises DeviceError where that is too much."""
-    slot, state = chosen.chosen_slot(), chosen.state
-    new = need_of(state.model, slot, require_engine(slot, chosen.wanted(slot)))
-    needs, there = [new, *needs_beside(state)], read_device(chosen.root).memory_bytes
+    state, there = chosen.state, read_device(chosen.root).memory_bytes
+    needs = [need_of(state.model, slot, engine), *needs_beside(state)]
     limit = demands.max_memory or (int(there * SHARE) if there else None)
     require_memory(state, needs, limit)
     total = sum(need.bytes for need in needs)
