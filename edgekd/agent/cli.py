@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,8 @@ from edgekd.errors import DeviceError, EdgeKDError, SpecError
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
+    from edgekd.agent.runtimes.types import Runtime
+    from edgekd.agent.slots import State
 
 STATE = Path("/var/lib/edgekd")
 """Where the slots are unless `--state` says otherwise."""
@@ -50,21 +53,19 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     from edgekd.agent import commands
     from edgekd.agent.slots import State
 
-    options, state = vars(given), State.of(given.state, vars(given).get("model"))
+    options = vars(given)
+    state = State.of(given.state, options.get("model"))
+    camera = commands.Camera(state, given.root, slot=options.get("slot"))
     if given.command == "trust":
-        return commands.trust(commands.Camera(state, given.root), given.trust_files)
+        return commands.trust(camera, given.trust_files)
     if given.command == "verify":
-        return commands.verify(commands.Camera(state, given.root), given.bundle, given.trust)
+        return commands.verify(camera, given.bundle, given.trust)
     if given.command in ("patch", "fetch"):
-        return _transfer(given, commands.Camera(state, given.root))
-    from edgekd.agent.runtimes import chosen, continuing
-
+        return _transfer(given, camera)
     if given.command == "validate":
-        return _validate(given)
-    runtime = chosen(given.runtime) if "runtime" in options else None
-    if given.command in _CONTINUING and not given.runtime:
-        runtime = continuing(commands.runtime_in_service(state))
-    camera = commands.Camera(state, options.get("root", Path("/")), runtime, options.get("slot"))
+        return _validate(given, camera)
+    if "runtime" in options:
+        camera = replace(camera, runtime=_runtime(given, state))
     if given.command == "unpack":
         return commands.unpack(camera, given.bundle)
     if given.command == "bench":
@@ -85,6 +86,16 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         "rollback": commands.rollback,
     }
     return run[given.command](camera)
+
+
+def _runtime(given: argparse.Namespace, state: State) -> Runtime | None:
+    """The runtime that a command is to use. Raises DeviceError."""
+    from edgekd.agent.commands import runtime_in_service
+    from edgekd.agent.runtimes import chosen, continuing
+
+    if given.command in _CONTINUING and given.runtime is None:
+        return continuing(runtime_in_service(state))
+    return chosen(given.runtime)
 
 
 def _transfer(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
@@ -115,14 +126,11 @@ def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     return installation.install(camera, given.bundle, trial, demands)
 
 
-def _validate(given: argparse.Namespace) -> dict[str, Any]:
-    from edgekd.agent.commands import Camera
+def _validate(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     from edgekd.agent.runtimes import real, required
-    from edgekd.agent.slots import State
     from edgekd.agent.validation import validate
 
     runtimes = (required(given.runtime),) if given.runtime else real()
-    camera = Camera(State.of(given.state, given.model), given.root)
     return validate(camera, given.bundle, given.out, runtimes, given.iterations, given.seconds)
 
 
