@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd import __version__
+from edgekd.agent.trial import MAX_TRIES, TRIES, Trial
 from edgekd.errors import DeviceError, EdgeKDError, SpecError
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def _transfer(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
 
 def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     from edgekd.agent import installation
-    from edgekd.agent.trial import MAX_TRIES, Trial
 
     if given.command == "commit":
         return installation.commit(camera)
@@ -207,7 +207,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "--tries": {
         "type": int,
-        "default": 3,
+        "default": TRIES,
         "metavar": "N",
         "help": "starts without a commit after which the next leads back (%(default)s); 0 for no trial",
     },
