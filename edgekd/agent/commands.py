@@ -158,7 +158,7 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
         )
     with state.locked():
         require_not_older(state, head.manifest.counter, bundle)
-        there = next((slot for slot in (state.active, state.other) if slot and slot.identity == head.identity), None)
+        there = state.find(head.identity)
         require_no_trial(state, there)
         state.allow(head.identity)
         if there:

@@ -64,13 +64,12 @@ def whole(state: State, path: Path, allowed: Judge | None) -> Iterator[Path]:
 def _old(state: State, delta: Path) -> OldBundle:
     """The bundle that a delta leads from. Raises BundleError where it is in no slot."""
     wanted = read_old(delta)
-    slots = [slot for slot in (state.active, state.other) if slot]
-    found = next((slot for slot in slots if slot.identity == wanted), None)
+    found = state.find(wanted)
     if found is None:
         raise BundleError(
             f"{delta}: from a bundle that is not here",
             expected=wanted,
-            found=" and ".join(slot.identity for slot in slots) or "none",
+            found=" and ".join(slot.identity for slot in (state.active, state.other) if slot) or "none",
             fix="get a delta from one of these, or the whole bundle",
         )
     return OldBundle(found.path / "bundle")

@@ -213,6 +213,10 @@ class State:
         """The slot that is not in service, or, where none is, the first that has a bundle in it."""
         return next(filter(None, (self.slot(name) for name in NAMES if name != self.active_name)), None)
 
+    def find(self, identity: str) -> Slot | None:
+        """The slot with the bundle of that identity."""
+        return next((slot for slot in (self.active, self.other) if slot and slot.identity == identity), None)
+
     @property
     def previous(self) -> Slot | None:
         """The slot that a rollback leads to."""
