@@ -166,7 +166,7 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
                 state.seal(there, head)
             slot = there
         else:
-            with whole(state, bundle, allowed) as path:
+            with whole(state, bundle, head, allowed) as path:
                 slot = state.fill(path, allowed)
         graph = slot.graph.stat().st_size
     return {

@@ -43,12 +43,15 @@ def any_head(path: Path, allowed: Judge | None) -> Head:
 
 
 @contextmanager
-def whole(state: State, path: Path, allowed: Judge | None) -> Iterator[Path]:
-    """Where the whole bundle lies; put together of a delta, it goes when the block ends. The state must be locked."""
+def whole(state: State, path: Path, head: Head, allowed: Judge | None) -> Iterator[Path]:
+    """Where the whole bundle lies; put together of a delta, it goes when the block ends. The state must be locked.
+
+    head: as `any_head` gives it, for the room that is needed; what is put together is judged again.
+    """
     if not is_delta(path):
         yield path
         return
-    old, head = _old(state, path), read_delta_head(path, allowed)
+    old = _old(state, path)
     files = sum(map(stored_bytes, head.manifest.files))
     require_room(state.root, {"the bundle, put together": files + len(head_members(head))})
     with writing(state.staged):

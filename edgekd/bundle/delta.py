@@ -169,10 +169,7 @@ def read_delta_head(path: Path, judge: Judge | None = None) -> Head:
 def read_old(path: Path) -> str:
     """The identity of the bundle that a delta leads from. Raises BundleError, HashError."""
     with opened(path) as stream:
-        told = read_member(stream, path, TOLD, MAX_JSON)
-        head = head_in(stream, path, None)
-    with naming(path):
-        return _from_json(told, head.manifest).old
+        return _read(stream, path, None)[1].old
 
 
 def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -> Head:
@@ -182,16 +179,21 @@ def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -
     HashError where something else came of it; SpecError where `out` cannot be written. `out` is then as it was.
     """
     with opened(path) as stream:
-        told = read_member(stream, path, TOLD, MAX_JSON)
-        head = head_in(stream, path, judge)
-        with naming(path):
-            delta = _from_json(told, head.manifest)
+        head, delta = _read(stream, path, judge)
         if delta.old != old.identity:
             raise BundleError(
                 f"{path}: from another bundle", expected=delta.old, found=old.identity, fix="get the whole bundle"
             )
         write(out, head, _files(path, head, delta, old, _Data(stream, path)))
     return head
+
+
+def _read(stream: BinaryIO, path: Path, judge: Judge | None) -> tuple[Head, Delta]:
+    """The head, which is judged first, and what the delta says."""
+    told = read_member(stream, path, TOLD, MAX_JSON)
+    head = head_in(stream, path, judge)
+    with naming(path):
+        return head, _from_json(told, head.manifest)
 
 
 def _files(
