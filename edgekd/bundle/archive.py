@@ -219,39 +219,39 @@ def _padding(length: int) -> bytes:
 
 def _source(entry: FileEntry, source: Path) -> Iterator[bytes]:
     """The content of a file to be packed. Raises HashError at its end when it is not what the manifest says."""
-    digest, length = hashlib.sha256(), 0
     with opened(source) as stream:
-        while True:
-            with _reading(source):
-                chunk = stream.read(CHUNK)
-            if not chunk:
-                break
-            digest.update(chunk)
-            length += len(chunk)
-            yield chunk
-    require_same(f"{source}: changed", entry, length, digest.hexdigest())
+        yield from compared(f"{source}: changed", entry, _chunks(stream, source))
+
+
+def _chunks(stream: BinaryIO, source: Path) -> Iterator[bytes]:
+    while True:
+        with _reading(source):
+            chunk = stream.read(CHUNK)
+        if not chunk:
+            return
+        yield chunk
 
 
 def _member(stream: BinaryIO, entry: FileEntry, path: Path) -> Iterator[bytes]:
     """The content of the next file of a bundle. Raises HashError at its end when it is not what the manifest says."""
     _expect(stream, _header(entry.path, entry.length), path, f"header of {entry.path}")
-    digest, left = hashlib.sha256(), entry.length
-    while left:
-        chunk = _read(stream, min(left, CHUNK), path)
-        digest.update(chunk)
-        left -= len(chunk)
-        yield chunk
-    require_same(f"{path}: {entry.path} is damaged", entry, entry.length, digest.hexdigest())
+    counts = (min(CHUNK, entry.length - at) for at in range(0, entry.length, CHUNK))
+    yield from compared(f"{path}: {entry.path} is damaged", entry, (_read(stream, count, path) for count in counts))
     _expect(stream, _padding(entry.length), path, f"filling after {entry.path}")
 
 
-def require_same(what: str, entry: FileEntry, length: int, sha256: str) -> None:
-    """Raise HashError where a file is not what the manifest says."""
-    if (length, sha256) != (entry.length, entry.sha256):
+def compared(what: str, entry: FileEntry, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same chunks. Raises HashError at their end where they were not the file that the manifest tells of."""
+    digest, length = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        length += len(chunk)
+        yield chunk
+    if (length, digest.hexdigest()) != (entry.length, entry.sha256):
         raise HashError(
             what,
             expected=f"{entry.length} bytes with SHA-256 {entry.sha256}",
-            found=f"{length} bytes with SHA-256 {sha256}",
+            found=f"{length} bytes with SHA-256 {digest.hexdigest()}",
         )
 
 

@@ -22,12 +22,12 @@ from edgekd.bundle.archive import (
     BLOCK,
     MANIFEST,
     Head,
+    compared,
     head_in,
     opened,
     read_end,
     read_length,
     read_member,
-    require_same,
     write,
 )
 from edgekd.bundle.manifest import FileEntry, Manifest, from_json
@@ -238,16 +238,11 @@ def _file(
     path: Path, entry: FileEntry, parts: tuple[Part, ...], delta: Delta, old: OldBundle, data: _Data
 ) -> Iterator[bytes]:
     """The content of a file of the new bundle, compared with the manifest at its end."""
-    digest, length = hashlib.sha256(), 0
+    content = _content(entry, parts, delta, old, data)
     try:
-        for chunk in _content(entry, parts, delta, old, data):
-            digest.update(chunk)
-            length += len(chunk)
-            yield chunk
+        yield from compared(f"{path}: {entry.path} came out as something else", entry, content)
     except (ValueError, OSError) as error:
         raise BundleError(f"{path}: {entry.path} cannot be made of it", found=str(error), fix=_FIX) from error
-    try:
-        require_same(f"{path}: {entry.path} came out as something else", entry, length, digest.hexdigest())
     except HashError as error:
         raise HashError(error.what, expected=error.expected, found=error.found, fix="get the whole bundle") from error
 
