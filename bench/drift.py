@@ -53,13 +53,12 @@ def seen(
     level: int,
 ) -> np.ndarray:
     """The statistics of a split's images, as they are or corrupted."""
-    limits = decode.Thresholds(min(thresholds.confidence), thresholds.iou, thresholds.max_detections)
     found = []
     for number, (_, image) in enumerate(ReadableImages(split.samples[:images])):
         frame = image if kind == CLEAN else corrupted(image, kind, level, number)
         batch, at = letterbox(frame, spec.preprocess)
-        every = decode.decode(session.run(batch), spec, at, limits)
-        found.append(statistics_of(batch, at, spec.preprocess, decode.above(every, thresholds.confidence)))
+        there = decode.decode_by_class(session.run(batch), spec, at, thresholds)
+        found.append(statistics_of(batch, at, spec.preprocess, there))
     return np.array(found)
 
 

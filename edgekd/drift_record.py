@@ -9,7 +9,7 @@ import numpy as np
 from edgekd.bundle.manifest import Thresholds
 from edgekd.data.dataset import Split
 from edgekd.data.images import ReadableImages
-from edgekd.detectors import decode
+from edgekd.detectors.decode import decode_by_class
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec
 from edgekd.drift import STATISTICS, statistics_of
@@ -28,11 +28,10 @@ def statistics(
     order = np.random.default_rng(_SEED).permutation(len(split.samples))[:FRAMES]
     samples = [split.samples[at] for at in sorted(order.tolist())]
     images = ReadableImages(samples, progress, label="drift: training images", max_bad_share=0.5)
-    limits = decode.Thresholds(min(thresholds.confidence), thresholds.iou, thresholds.max_detections)
     found = []
     with ONNXRUNTIME_CPU.load(graph) as session:
         for _, image in images:
             batch, at = letterbox(image, spec.preprocess)
-            every = decode.decode(session.run(batch), spec, at, limits)
-            found.append(statistics_of(batch, at, spec.preprocess, decode.above(every, thresholds.confidence)))
+            seen = decode_by_class(session.run(batch), spec, at, thresholds)
+            found.append(statistics_of(batch, at, spec.preprocess, seen))
     return np.array(found).reshape(-1, len(STATISTICS)).round(6)

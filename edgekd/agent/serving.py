@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.C
 from edgekd.agent.engines import ENGINE, engine_of
 from edgekd.agent.runtimes import required
 from edgekd.agent.slots import State
-from edgekd.detectors.decode import Thresholds, above, decode
+from edgekd.detectors.decode import decode_by_class
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import Detections, DetectorSpec, Preprocess, spec_from_json
 from edgekd.drift import Drift, Monitor, Record, from_json, statistics_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from edgekd.agent.runtimes.types import Session
     from edgekd.agent.slots import Slot
+    from edgekd.bundle.manifest import Thresholds
     from edgekd.detectors.preprocess import Placement
 
 EVERY_S = 3.0
@@ -52,7 +53,6 @@ class Model:
     identity: str
     key: str
     spec: DetectorSpec
-    confidence: tuple[float, ...]
     thresholds: Thresholds
     session: Session
     watch: Watch
@@ -65,7 +65,7 @@ class Model:
     def detect(self, frame: np.ndarray) -> Detections:
         """What is in a frame uint8 [h, w, 3] BGR, by the bundle's own thresholds. Raises DeviceError."""
         batch, at = letterbox(frame, self.spec.preprocess)
-        found = above(decode(self.session.run(batch), self.spec, at, self.thresholds), self.confidence)
+        found = decode_by_class(self.session.run(batch), self.spec, at, self.thresholds)
         self.watch.look(batch, at, found)
         return found
 
@@ -188,8 +188,6 @@ def _open(state: State) -> Model:
         )
     if not engine.whole:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")
-    limits = slot.manifest.thresholds
-    confidence = tuple(limits.confidence)
     spec = spec_from_json(slot.manifest.detector)
     return Model(
         name=slot.manifest.name,
@@ -198,8 +196,7 @@ def _open(state: State) -> Model:
         key=engine.folder.name,
         spec=spec,
         watch=Watch(_record(slot), spec.preprocess),
-        confidence=confidence,
-        thresholds=Thresholds(min(confidence), limits.iou, limits.max_detections),
+        thresholds=slot.manifest.thresholds,
         session=required(engine.record["runtime"]["name"]).load(engine.file),
     )
 

@@ -5,13 +5,16 @@ Shared with the device: Python 3.8 and NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.detectors.preprocess import Placement, to_frame
 from edgekd.detectors.types import Detections, DetectorSpec, Head
+
+if TYPE_CHECKING:
+    from edgekd.bundle import manifest
 
 # Candidates beyond this many, best first, are not looked at: it bounds the time of a frame full of noise.
 MAX_CANDIDATES = 30_000
@@ -50,9 +53,13 @@ def decode(
     return Detections(to_frame(boxes[kept], placement), scores[kept], classes[kept])
 
 
-def above(found: Detections, confidence: Sequence[float]) -> Detections:
-    """Those detections whose score is above what `confidence` has for their class."""
-    kept = found.scores > np.asarray(confidence, np.float32)[found.classes]
+def decode_by_class(
+    output: np.ndarray, spec: DetectorSpec, placement: Placement, limits: manifest.Thresholds
+) -> Detections:
+    """The detections in one frame as a camera has them: by a bundle's thresholds, of which each class has its own."""
+    least = Thresholds(min(limits.confidence), limits.iou, limits.max_detections)
+    found = decode(output, spec, placement, least)
+    kept = found.scores > np.asarray(limits.confidence, np.float32)[found.classes]
     return Detections(found.boxes[kept], found.scores[kept], found.classes[kept])
 
 
