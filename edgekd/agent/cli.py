@@ -231,59 +231,38 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 _TRUST = ("--trust", "--state", "--root")
 _CONTINUING = ("status", "renew")
 """Commands that, unless told otherwise, go by the runtime of the engine in service."""
-_ENGINE = ("--state", "--model", "--root", "--runtime", "--slot")
+_MODEL = ("--state", "--model", "--root")
+_RUNTIME = (*_MODEL, "--runtime")
+_ENGINE = (*_RUNTIME, "--slot")
 COMMANDS = {
     "install": (
         "verify, unpack, build, test and activate a bundle, on trial until it is committed",
-        (
-            "bundle",
-            "--state",
-            "--model",
-            "--root",
-            "--runtime",
-            "--require",
-            "--max-latency",
-            "--max-memory",
-            "--tries",
-            "--window",
-        ),
+        ("bundle", *_RUNTIME, "--require", "--max-latency", "--max-memory", "--tries", "--window"),
     ),
-    "commit": ("end the trial: what is in service stays", ("--state", "--model", "--root")),
-    "boot": ("say that what runs the model starts: a trial that is over leads back", ("--state", "--model", "--root")),
+    "commit": ("end the trial: what is in service stays", _MODEL),
+    "boot": ("say that what runs the model starts: a trial that is over leads back", _MODEL),
     "verify": ("check a bundle and its signatures, from the first byte to the last", ("bundle", *_TRUST)),
     "trust": ("hold a newer trust file, which says whose bundles are taken", ("trust_files", "--state", "--root")),
-    "unpack": (
-        "put a verified bundle, its graph expanded, into the free slot",
-        ("bundle", "--state", "--model", "--root"),
-    ),
+    "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", *_MODEL)),
     "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
     "selftest": (
         "compare what the engine gives for the golden frames with what it should",
         (*_ENGINE, "--layers", "--max-latency"),
     ),
     "bench": ("time the engine alone", (*_ENGINE, "--iterations", "--seconds")),
-    "status": (
-        "say what is in service, what waits, and what this device is",
-        ("--state", "--model", "--root", "--runtime"),
-    ),
+    "status": ("say what is in service, what waits, and what this device is", _RUNTIME),
     "activate": ("put a slot with a tested engine into service", _ENGINE),
-    "renew": (
-        "after an update of the system: a new engine for what is in service",
-        ("--state", "--model", "--root", "--runtime"),
-    ),
+    "renew": ("after an update of the system: a new engine for what is in service", _RUNTIME),
     "validate": (
         "build, test and time a bundle with every runtime that is here",
-        ("bundle", "--state", "--model", "--root", "--runtime", "--out", "--iterations", "--seconds"),
+        ("bundle", *_RUNTIME, "--out", "--iterations", "--seconds"),
     ),
     "fetch": (
         "get a bundle or a delta, from where an earlier call broke off",
         ("url", "--out", "--sha256", "--max-bytes", "--timeout", "--state", "--root"),
     ),
-    "patch": (
-        "put a bundle together of a delta and the bundle here",
-        ("delta", "--out", "--state", "--model", "--root"),
-    ),
-    "rollback": ("put the bundle that was in service before back into service", ("--state", "--model", "--root")),
+    "patch": ("put a bundle together of a delta and the bundle here", ("delta", "--out", *_MODEL)),
+    "rollback": ("put the bundle that was in service before back into service", _MODEL),
 }
 """What each command does, and what it takes."""
 
