@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,10 @@ def changed(bundle: Path, folder: Path, how: Callable[[Path, Manifest], dict[str
     """The bundle with something else in its files and its manifest, which `how` gives."""
     folder.mkdir(exist_ok=True)
     manifest = extract(bundle, folder / "files")
-    told = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-    told.update(how(folder / "files", manifest))
-    paths = [(entry.path, entry.role) for entry in told["files"]]
-    told["files"] = tuple(file_entry(path, folder / "files" / path, role) for path, role in paths)
-    pack(Manifest(**told), {path: folder / "files" / path for path, _ in paths}, folder / "new.edgekd")
+    new = replace(manifest, **how(folder / "files", manifest))
+    sources = {entry.path: folder / "files" / entry.path for entry in new.files}
+    files = tuple(file_entry(entry.path, sources[entry.path], entry.role) for entry in new.files)
+    pack(replace(new, files=files), sources, folder / "new.edgekd")
     return folder / "new.edgekd"
 
 
@@ -167,11 +167,16 @@ def made(delta: Path, out: Path, change: Callable[[dict[str, Any]], object], dat
     told = json.loads(content[512 : 512 + size])
     change(told)
     head = head_members(read_delta_head(delta))
-    stored = content[content.index(b"delta.bin\0") + 512 : -1024] if data is None else data
-    length = int(content[content.index(b"delta.bin\0") + 124 :][:11], 8)
-    stored = stored[:length] if data is None else stored
+    stored = data_of(delta) if data is None else data
     out.write_bytes(b"".join((member(TOLD, canonical_json(told) + b"\n"), head, member(DATA, stored), END)))
     return out
+
+
+def data_of(delta: Path) -> bytes:
+    """What a delta brings along."""
+    content = delta.read_bytes()
+    at = content.index(b"delta.bin\0")
+    return content[at + 512 : at + 512 + int(content[at + 124 : at + 135], 8)]
 
 
 def pieces(told: dict[str, Any]) -> list[list[Any]]:
@@ -238,9 +243,7 @@ def test_what_a_delta_may_not_say(
 
 
 def test_data_that_are_left_over_or_missing(delta: Path, before: OldBundle, tmp_path: Path) -> None:
-    content = delta.read_bytes()
-    at = content.index(b"delta.bin\0")
-    data = content[at + 512 : at + 512 + int(content[at + 124 : at + 135], 8)]
+    data = data_of(delta)
     for wrong in (b"", data + b"x", data[:-1], bytes(len(data))):
         bad = made(delta, tmp_path / "bad", lambda told: None, wrong)
         with pytest.raises(BundleError):

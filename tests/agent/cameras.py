@@ -6,13 +6,12 @@ of cameras: `test_pythons.py` starts them there, with the agent's archive as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.cli import COMMANDS, main
 from edgekd.bundle.archive import extract, pack, read_head
-from edgekd.bundle.manifest import Manifest
 
 BUNDLE = "EDGEKD_TEST_BUNDLE"
 """Names the bundle to use where none can be built."""
@@ -44,9 +43,7 @@ Agent = Callable[..., Answer]
 def repacked(bundle: Path, folder: Path, **changed: Any) -> Path:
     """A bundle with something else in its manifest, packed in a folder; `files`: only these of its files."""
     folder.mkdir(exist_ok=True)
-    manifest = extract(bundle, folder / "files")
-    told = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
-    new = Manifest(**{**told, **changed})
+    new = replace(extract(bundle, folder / "files"), **changed)
     pack(new, {entry.path: folder / "files" / entry.path for entry in new.files}, folder / "bundle.edgekd")
     return folder / "bundle.edgekd"
 
