@@ -15,8 +15,6 @@ from edgekd.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
-OLDEST = (8, 2)
-
 
 class Port(NamedTuple):
     """An input or output of an engine: kind is one of TensorRT's data types."""
