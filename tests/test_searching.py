@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,12 @@ def result(out: Path) -> dict[str, Any]:
 
 def trials(out: Path) -> Iterator[Path]:
     return out.glob("stages/trial-*/stage.json")
+
+
+def wait_for(count: int, out: Path, run: subprocess.Popen[bytes]) -> None:
+    """Until so many trials are done, or the search ends without them; mostly asleep: it needs the core."""
+    while len(list(trials(out))) < count and run.poll() is None:
+        time.sleep(0.01)
 
 
 def told(out: Path) -> dict[str, Any]:
@@ -146,8 +153,7 @@ def test_a_search_that_is_killed_goes_on_and_finds_the_same(
     out = tmp_path / "out"
     for count in (0, 2, 4):
         with subprocess.Popen(command(tiny_model, data, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
-            while len(list(trials(out))) <= count and run.poll() is None:
-                pass
+            wait_for(count + 1, out, run)
             run.send_signal(signal.SIGKILL)
         kept = {path: path.read_bytes() for path in trials(out)}
         assert len(kept) > count
@@ -164,8 +170,7 @@ def test_workers_find_the_same_and_end_with_the_search(
     out = tmp_path / "out"
     shared = command(tiny_model, data, out, "--workers", "2")
     with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while not list(trials(out)) and run.poll() is None:
-            pass
+        wait_for(1, out, run)
         children = descendants(run.pid)
         run.send_signal(signal.SIGKILL)
     assert len(children) >= 2
@@ -184,8 +189,6 @@ def descendants(parent: int) -> list[int]:
 
 def gone(processes: list[int]) -> bool:
     """Whether all of them end soon."""
-    import time
-
     end = time.monotonic() + 30
     while time.monotonic() < end:
         if not any(running(each) for each in processes):
