@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import re
 import signal
@@ -42,7 +41,7 @@ from edgekd.search.study import Study
 from edgekd.search.trials import Rung, Task, run_trial, time_of, with_recipe
 from edgekd.spec import Distill
 from edgekd.stages import GRAPH, Stages, spec_of
-from edgekd.store import Stage
+from edgekd.store import Stage, readable_json
 from edgekd.target import to_dict
 
 T = TypeVar("T")
@@ -97,7 +96,7 @@ def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
             search.run()
         winner = search.winner
         told = document(search, begun.told, begun.clock.spent_s)
-        write_file(job.out / RESULT, _json(told))
+        write_file(job.out / RESULT, readable_json(told))
         if winner is None:
             raise SpecError(
                 f"search: {search.reason}, and nothing came of any candidate",
@@ -222,7 +221,7 @@ class Beginning:
 
     def note(self, search: Search) -> None:
         """Say where the search is, and keep it."""
-        write_file(self.asked.job.out / RESULT, _json(document(search, self.told, self.clock.spent_s)))
+        write_file(self.asked.job.out / RESULT, readable_json(document(search, self.told, self.clock.spent_s)))
         winner = search.winner
         if winner:
             kept = f"keeps {winner.kept:.1%} in {winner.cost.bytes / 1e6:.2f} MB"
@@ -402,7 +401,3 @@ def _end_with(parent: int, workers: int, started: Any) -> None:
     if share := cores[own::workers]:
         os.sched_setaffinity(0, share)
         os.environ["OMP_NUM_THREADS"] = str(len(share))
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")

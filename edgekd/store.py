@@ -156,7 +156,7 @@ def _do(path: Path, name: str, version: int, key: str, inputs: Mapping[str, Any]
                 "files": {name: asdict(file) for name, file in stage.files.items()},
                 "sha256": stage.sha256,
             }
-            (folder / _RECORD).write_bytes(_readable_json(record))
+            (folder / _RECORD).write_bytes(readable_json(record))
         if path.exists():
             remove_folder(path)
     return stage
@@ -186,10 +186,11 @@ def ledger_row(stage: Stage) -> dict[str, Any]:
 
 def write_ledger(path: Path, stages: Sequence[Stage], extra: Mapping[str, Any]) -> None:
     """Write what every stage took and gave, in order, and the fields in `extra`. Raises SpecError."""
-    write_file(path, _readable_json({**extra, "stages": [ledger_row(stage) for stage in stages]}))
+    write_file(path, readable_json({**extra, "stages": [ledger_row(stage) for stage in stages]}))
 
 
-def _readable_json(value: Any) -> bytes:
+def readable_json(value: Any) -> bytes:
+    """A JSON document as people read it, in UTF-8. Raises ValueError for NaN and infinity."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
