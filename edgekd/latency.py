@@ -12,10 +12,8 @@ from typing import Any, Protocol
 from edgekd.compress.channels import Convolution, Cost
 from edgekd.data.dataset import Split
 from edgekd.devices.local import LocalDevice
-from edgekd.errors import SpecError
-from edgekd.predict.device import PRECISIONS
 from edgekd.predict.graph import works_in
-from edgekd.predict.latency import Predictor
+from edgekd.predict.latency import Predictor, narrowest
 from edgekd.predict.work import convolution
 from edgekd.stages import GRAPH, Stages
 from edgekd.store import Stage
@@ -115,9 +113,5 @@ def latency_on(target: Target | None, measured: Measured) -> Latency:
     """
     if target is None or target.kind == "cpu":
         return measured
-    for precision in reversed(PRECISIONS):
-        try:
-            return Predicted(Predictor(target, precision))  # type: ignore[arg-type]
-        except SpecError:
-            continue
-    return replace(measured, basis="stand-in")
+    predictor = narrowest(target)
+    return Predicted(predictor) if predictor else replace(measured, basis="stand-in")

@@ -19,7 +19,8 @@ from importlib import resources
 from math import exp, log
 from typing import Any
 
-from edgekd.predict.device import BYTES, MULTIPLE, Device, Precision, device_of, figures
+from edgekd.errors import SpecError
+from edgekd.predict.device import BYTES, MULTIPLE, PRECISIONS, Device, Precision, device_of, figures
 from edgekd.predict.energy import EnergyModel
 from edgekd.predict.work import Work, multiply_adds
 from edgekd.target import Target
@@ -221,6 +222,17 @@ class Predictor:
         if self.scale is not None:
             return limits.scaled_margin
         return limits.margin if self.correction is None else limits.measured_margin
+
+
+def narrowest(target: Target, but: str | None = None) -> Predictor | None:
+    """A target's predictor in the narrowest precision, but for that one, that it has figures for; None without any."""
+    for precision in reversed(PRECISIONS):
+        try:
+            if precision != but:
+                return Predictor(target, precision)  # type: ignore[arg-type]
+        except SpecError:
+            continue
+    return None
 
 
 def _recalled(source: str) -> bool:

@@ -6,14 +6,12 @@ positions. Candidates that were tried say how far such reckoning is off, for the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 from statistics import median
 
-from edgekd.errors import SpecError
-from edgekd.predict.device import PRECISIONS
-from edgekd.predict.latency import Predictor
+from edgekd.predict.latency import Predictor, narrowest
 from edgekd.predict.work import Work
 from edgekd.search.space import FLOAT, INT8, Candidate, Space
 from edgekd.spec import Budget
@@ -190,13 +188,7 @@ def predicted(works: Sequence[Work], target: Target, quantized: bool) -> tuple[f
 
 def _predictor(target: Target, quantized: bool) -> Predictor | None:
     """In INT8 for what is quantized, else in the narrowest float that the target has figures for."""
-    names: Iterable[str] = reversed(PRECISIONS) if quantized else reversed([p for p in PRECISIONS if p != "int8"])
-    for precision in names:
-        try:
-            return Predictor(target, precision)  # type: ignore[arg-type]
-        except SpecError:
-            continue
-    return None
+    return narrowest(target, but=None if quantized else "int8")
 
 
 _NAMES = {"max_bytes": "size", "min_fps": "time a frame", "max_energy_mj": "energy a frame"}
