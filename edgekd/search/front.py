@@ -44,6 +44,7 @@ def point_json(point: Point) -> dict[str, Any]:
         "energy_mj": _short(point.cost.energy_mj),
         "seconds": round(point.seconds, 3),
         "error": point.error,
+        "text": point.candidate.text(),
     }
 
 
