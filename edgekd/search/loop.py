@@ -121,20 +121,21 @@ class Search:
     def _batch(self) -> dict[Candidate, int]:
         """New candidates that may fit, with their numbers: the likeliest ones, and between them drawn ones."""
         batch: dict[Candidate, int] = {}
+        likeliest = self.likeliest()
         room = min(ROUND, self.ends.trials - len(self.points))
         while len(batch) < room:
             drawn = self._drawn(batch) if len(batch) % DRAWN == DRAWN - 1 else None
             if drawn is None:
-                found = self._other(batch)
+                found = self._other(likeliest, batch)
                 if found is None:
                     break
                 drawn = found, self.study.put(found)
             batch[drawn[0]] = drawn[1]
         return batch
 
-    def _other(self, batch: dict[Candidate, int]) -> Candidate | None:
-        """The likeliest candidate beside those, of another kind if there is one: of that more is to be learnt."""
-        free = [each for each in self.likeliest() if each not in batch]
+    def _other(self, likeliest: list[Candidate], batch: dict[Candidate, int]) -> Candidate | None:
+        """The likeliest candidate beside a batch, of another kind if there is one: of that more is to be learnt."""
+        free = [each for each in likeliest if each not in batch]
         kinds = {self._kind(each) for each in batch}
         return next((each for each in free if self._kind(each) not in kinds), free[0] if free else None)
 
