@@ -38,11 +38,6 @@ class Network:
     side: int
     works: tuple[Work, ...]
 
-    @property
-    def weights(self) -> int:
-        """How many there are."""
-        return sum(work.weights for work in self.works)
-
 
 @dataclass(frozen=True)
 class Cost:

@@ -57,7 +57,7 @@ def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
 
     def work(scratch: Path) -> Mapping[str, Any]:
         try:
-            return _tried(task, Stages.within(folder, False, progress))
+            return _tried(task, stages)
         except CompressError as error:
             return {"error": str(error)}
 
