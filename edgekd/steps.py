@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from edgekd.compress.plan import Form
 from edgekd.errors import SpecError
 from edgekd.quantities import parse_size
 
 
+class _Sized:
+    """A step that may have a size to reach."""
+
+    max_size: str | None
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_size` in bytes."""
+        return None if self.max_size is None else parse_size(self.max_size, "max_size")
+
+
+def _require_positive(kind: str, step: Any, *names: str) -> None:
+    """Raise SpecError where one of these settings of a step is 0 or less; None is allowed."""
+    for name in names:
+        value = getattr(step, name)
+        if value is not None and not value > 0:
+            raise SpecError(f"{kind}: {name}", expected="more than 0", found=str(value))
+
+
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(_Sized):
     """Post-training quantization to Q/DQ.
 
     ranges: how far each activation reaches, by the rules of `edgekd.compress.ranges`; `best`: layer by layer the one
@@ -42,11 +61,6 @@ class Quantize:
         if self.bits is not None and not 0 < self.bits <= 32:
             raise SpecError("quantize: bits", expected="more than 0 and at most 32", found=str(self.bits))
         _ = self.max_bytes  # raises where it is no size
-
-    @property
-    def max_bytes(self) -> int | None:
-        """`max_size` in bytes."""
-        return None if self.max_size is None else parse_size(self.max_size, "max_size")
 
     @property
     def planned(self) -> bool:
@@ -80,8 +94,7 @@ class Resize:
     image_size: int
 
     def __post_init__(self) -> None:
-        if not self.image_size > 0:
-            raise SpecError("resize: image_size", expected="more than 0", found=str(self.image_size))
+        _require_positive("resize", self, "image_size")
 
 
 HALF = 0.5
@@ -89,7 +102,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(_Sized):
     """Removal of the channels that a detector can best do without.
 
     How much goes: `ratio`, a share of its multiply-adds; as much as it takes for `max_size` of the checkpoint, such as
@@ -123,21 +136,13 @@ class Prune:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise SpecError(f"prune: {name}", expected="between 0 and 1", found=str(value))
-        for name in ("min_fps", "multiple", "rounds", "images", "batch"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SpecError(f"prune: {name}", expected="more than 0", found=str(value))
+        _require_positive("prune", self, "min_fps", "multiple", "rounds", "images", "batch")
         for pattern, cap in self.caps.items():
             if not 0 <= cap < 1:
                 raise SpecError(f"prune: caps: {pattern}", expected="0 or more, and less than 1", found=str(cap))
         if self.recovery is not None and self.recovery.student is not None:
             raise SpecError("prune: recovery", expected="no student: it trains what pruning has left")
         _ = self.max_bytes  # raises where it is no size
-
-    @property
-    def max_bytes(self) -> int | None:
-        """`max_size` in bytes."""
-        return None if self.max_size is None else parse_size(self.max_size, "max_size")
 
     @property
     def share(self) -> float:
@@ -165,9 +170,7 @@ class LowRank:
     def __post_init__(self) -> None:
         if not 0 < self.energy < 1:
             raise SpecError("factorize: energy", expected="between 0 and 1", found=str(self.energy))
-        for name in ("channels", "images"):
-            if not getattr(self, name) > 0:
-                raise SpecError(f"factorize: {name}", expected="more than 0", found=str(getattr(self, name)))
+        _require_positive("factorize", self, "channels", "images")
 
 
 @dataclass(frozen=True)
@@ -281,10 +284,7 @@ class Distill:
 
     def __post_init__(self) -> None:
         positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SpecError(f"distill: {name}", expected="more than 0", found=str(value))
+        _require_positive("distill", self, *positive)
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
         for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
