@@ -16,6 +16,7 @@ from edgekd.errors import SpecError
 LEDGER = "ledger.json"
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")
 """What of a machine times follow from; its clock at the moment differs each time."""
+_NEEDED = ("bundle", "budget", "host", "stages")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ def opened(folder: Path) -> Finished:
     """The build in a result folder. Raises SpecError where none was finished there, BundleError for a damaged one."""
     try:
         ledger = json.loads((folder / LEDGER).read_bytes())
-        bundle, needed = folder / ledger["bundle"], [ledger[key] for key in ("budget", "host", "stages")]
+        name, *_ = (ledger[key] for key in _NEEDED)
+        bundle = folder / name
     except FileNotFoundError as error:
         fix = "pass the folders that `edgekd build --out` wrote"
         raise SpecError(f"{folder}: no finished build", expected=f"a {LEDGER} in it", fix=fix) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SpecError(f"{folder / LEDGER}: cannot be read", found=str(error) or type(error).__name__) from error
-    assert needed, "they are there"
     return Finished(folder, ledger, read_manifest(bundle))
 
 
