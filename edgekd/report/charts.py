@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -164,20 +165,21 @@ def roofline_chart(roof: Roofline) -> Html:
     across = _powers([point.intensity for point in roof.points] + [roof.ridge])
     down = _powers([point.rate for point in roof.points] + [roof.peak])
     longest = max(point.us for point in roof.points)
+    level = partial(_level, ticks=down, height=ROOFLINE_HEIGHT)
     grid = [_line(_place(at, across), 0, _place(at, across), ROOFLINE_HEIGHT, "grid") for at in across]
-    grid += [_line("0%", _level(at, down), "100%", _level(at, down), "grid") for at in down]
+    grid += [_line("0%", level(at), "100%", level(at), "grid") for at in down]
     names = [_text(f"{10**at:g}", _place(at, across), ROOFLINE_HEIGHT + 18, "middle", "tick") for at in across[1:-1]]
-    names += [_text(f"{10 ** (at - 9):g} G operations/s", "0%", _level(at, down) - 3, "start", "tick") for at in down]
+    names += [_text(f"{10 ** (at - 9):g} G operations/s", "0%", level(at) - 3, "start", "tick") for at in down]
     names.append(_text("operations a byte", "100%", ROOFLINE_HEIGHT + 18, "end", "tick"))
     corners = [10 ** across[0], roof.ridge, 10 ** across[-1]]
-    spots = [(_place(math.log10(x), across), _level(math.log10(roof.roof(x)), down)) for x in corners]
+    spots = [(_place(math.log10(x), across), level(math.log10(roof.roof(x)))) for x in corners]
     lines = [_line(left[0], left[1], right[0], right[1], "base") for left, right in pairwise(spots)]
     layers = [
         tag(
             "circle",
             tag("title", f"{point.name}: {point.us:.1f} µs, {point.rate / 1e9:.3g} G operations/s"),
             cx=_place(math.log10(point.intensity), across),
-            cy=f"{_level(math.log10(point.rate), down):.1f}",
+            cy=f"{level(math.log10(point.rate)):.1f}",
             r=f"{2 + 8 * math.sqrt(point.us / longest):.1f}",
             class_="layer",
         )
@@ -203,18 +205,19 @@ def scatter(spots: Sequence[Spot], x_unit: str, y_unit: str, limits: tuple[float
     shown = sorted(spots, key=lambda spot: ("tried", "front", "winner").index(spot.kind))
     across = nice_ticks(*_span([spot.x for spot in spots] + [v for v in limits[:1] if v is not None]))
     down = nice_ticks(*_span([spot.y for spot in spots] + [v for v in limits[1:] if v is not None]))
+    level = partial(_level, ticks=down, height=SCATTER_HEIGHT)
     grid = [_line(_place(at, across), 12, _place(at, across), SCATTER_HEIGHT, "grid") for at in across]
-    grid += [_line("0%", _height(at, down), "100%", _height(at, down), "grid") for at in down]
+    grid += [_line("0%", level(at), "100%", level(at), "grid") for at in down]
     names = [_text(f"{at:g}", _place(at, across), SCATTER_HEIGHT + 18, "middle", "tick") for at in across[1:-1]]
-    names += [_text(f"{at:g}", "0%", _height(at, down) - 3, "start", "tick") for at in down[1:]]
+    names += [_text(f"{at:g}", "0%", level(at) - 3, "start", "tick") for at in down[1:]]
     names.append(_text(x_unit, "100%", SCATTER_HEIGHT + 18, "end", "tick"))
-    names.append(_text(y_unit, "0%", _height(down[0], down) - 3, "start", "tick"))
+    names.append(_text(y_unit, "0%", level(down[0]) - 3, "start", "tick"))
     lines = []
     if limits[0] is not None:
         lines.append(_line(_place(limits[0], across), 12, _place(limits[0], across), SCATTER_HEIGHT, "limit"))
     if limits[1] is not None:
-        lines.append(_line("0%", _height(limits[1], down), "100%", _height(limits[1], down), "limit"))
-    marks = [_spot(spot, _place(spot.x, across), _height(spot.y, down)) for spot in shown]
+        lines.append(_line("0%", level(limits[1]), "100%", level(limits[1]), "limit"))
+    marks = [_spot(spot, _place(spot.x, across), level(spot.y)) for spot in shown]
     title = tag("title", f"{len(spots)} points: {y_unit} over {x_unit}.")
     return tag(
         "svg", title, *grid, *lines, *marks, *names, class_="latency", role="img", height=SCATTER_HEIGHT + AXIS_HEIGHT
@@ -232,20 +235,10 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _height(value: float, ticks: Sequence[float]) -> float:
-    share = (value - ticks[0]) / (ticks[-1] - ticks[0])
-    return 12 + (SCATTER_HEIGHT - 12) * (1 - min(max(share, 0.0), 1.0))
-
-
 def _powers(values: Sequence[float]) -> list[float]:
     """Powers of ten, as logarithms, that enclose the values."""
     first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     return [float(power) for power in range(first, max(last, first + 1) + 1)]
-
-
-def _level(power: float, powers: Sequence[float]) -> float:
-    share = (power - powers[0]) / (powers[-1] - powers[0])
-    return 12 + (ROOFLINE_HEIGHT - 12) * (1 - min(max(share, 0.0), 1.0))
 
 
 def _runs(points: Sequence[str | None]) -> list[list[str]]:
@@ -268,9 +261,19 @@ def _down(value: float, ticks: Sequence[float]) -> float:
     return 12 + (TIME_LINE_HEIGHT - 16) * (1 - share)
 
 
+def _level(value: float, ticks: Sequence[float], height: int) -> float:
+    """Pixels from the top of a chart whose plot ends at a height."""
+    return 12 + (height - 12) * (1 - _share(value, ticks))
+
+
 def _place(value: float, ticks: Sequence[float]) -> str:
+    return f"{100 * _share(value, ticks):.2f}%"
+
+
+def _share(value: float, ticks: Sequence[float]) -> float:
+    """Where a value is on an axis, 0 to 1; what is beyond its ends is at them."""
     share = (value - ticks[0]) / (ticks[-1] - ticks[0])
-    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+    return min(max(share, 0.0), 1.0)
 
 
 def _line(x1: str, y1: float, x2: str, y2: float, class_: str) -> Html:
