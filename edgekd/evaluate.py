@@ -104,8 +104,7 @@ def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
 
 def sure(detections: Detections, confidence: float) -> Detections:
     """The detections with at least this score."""
-    keep = detections.scores >= confidence
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
+    return detections.only(detections.scores >= confidence)
 
 
 def save_detections(path: Path, detections: Sequence[Detections]) -> None:

@@ -59,8 +59,7 @@ def decode_by_class(
     """The detections in one frame as a camera has them: by a bundle's thresholds, of which each class has its own."""
     least = Thresholds(min(limits.confidence), limits.iou, limits.max_detections)
     found = decode(output, spec, placement, least)
-    kept = found.scores > np.asarray(limits.confidence, np.float32)[found.classes]
-    return Detections(found.boxes[kept], found.scores[kept], found.classes[kept])
+    return found.only(found.scores > np.asarray(limits.confidence, np.float32)[found.classes])
 
 
 def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> np.ndarray:

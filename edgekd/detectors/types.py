@@ -74,6 +74,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def only(self, kept: np.ndarray) -> Detections:
+        """Those that bool [n] says."""
+        return Detections(self.boxes[kept], self.scores[kept], self.classes[kept])
+
 
 def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
     """The spec whose `dataclasses.asdict` went through JSON."""

@@ -21,8 +21,7 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 def shown(detections: Detections) -> Detections:
     """The detections sure enough to draw: score >= SHOWN_SCORE."""
-    keep = detections.scores >= SHOWN_SCORE
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
+    return detections.only(detections.scores >= SHOWN_SCORE)
 
 
 def label(classes: Sequence[str], index: int) -> str:
