@@ -29,7 +29,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
 from edgekd.pipeline import Job
-from edgekd.searching import SearchJob, run
+from edgekd.search.beginning import SearchJob
+from edgekd.searching import run
 from edgekd.spec import Budget, load_recipe
 from edgekd.target import load_target
 

@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import re
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from multiprocessing import get_context
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-
-from edgekd.canonical import json_sha256
-from edgekd.data.dataset import Dataset, load_dataset
-from edgekd.data.subset import Part, write_subset
-from edgekd.detectors import load
-from edgekd.detectors.torchvision import is_torchvision
-from edgekd.errors import DataError, SpecError
+from edgekd.errors import SpecError
 from edgekd.files import remove_folder, write_file, writing
-from edgekd.pipeline import SCORED, Job, data_of, graphs, opset_for
-from edgekd.planning import HELD_OUT
-from edgekd.predict.graph import works_in
+from edgekd.pipeline import Job
 from edgekd.progress import SILENT, Progress
-from edgekd.publish import bytes_beside_graph
 from edgekd.recipe_text import recipe_toml
+from edgekd.search.beginning import RESULT, Beginning, SearchJob
 from edgekd.search.explain import document
-from edgekd.search.filters import Filter, Network
-from edgekd.search.front import Point
-from edgekd.search.loop import Ends, Search, Wanted
-from edgekd.search.space import INT8, Candidate, Facts, recipe_of, space_for
-from edgekd.search.study import Study
-from edgekd.search.trials import Rung, Task, run_trial, time_of, with_recipe
-from edgekd.spec import Distill
-from edgekd.stages import GRAPH, Stages, spec_of
-from edgekd.store import Stage, readable_json
-from edgekd.target import to_dict
+from edgekd.search.space import recipe_of
+from edgekd.search.workers import trying
+from edgekd.store import readable_json
 
-T = TypeVar("T")
-RUNGS = (Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(HELD_OUT, 1.0))
-"""From a first glance to a full training, scored on all that is held out."""
-EVERY_S = 30.0
-"""Between two signs of life of one trial."""
-RESULT, RECIPE = "search.json", "recipe.toml"
-_FAMILY = re.compile(r"(?P<name>.*\d)(?P<size>[nsmlx])(?P<rest>[-_.].*)?", re.ASCII)
-_SIZES = "nsmlx"
-_PARENT_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux' prctl."""
-
-
-@dataclass(frozen=True)
-class SearchJob:
-    """What to search for. job: all but its recipe, which is found.
-
-    seconds: to search for, None for as long as it takes; trials: candidates at most; epochs: of a full training, 0 to
-    train nothing; students: smaller detectors to consider beside those that lie there; workers: processes that try.
-    """
-
-    job: Job
-    seconds: float | None = None
-    trials: int = 60
-    epochs: int = 30
-    students: tuple[str, ...] = ()
-    workers: int = 1
+RECIPE = "recipe.toml"
 
 
 def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
@@ -84,15 +35,8 @@ def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
         if asked.job.fresh:
             _forget(job.out)
         begun = Beginning(replace(asked, job=job), progress)
-        search = begun.search()
-        with _trying(begun, asked.workers) as try_all:
-
-            def timed(wanted: Sequence[Wanted]) -> list[Point]:
-                points = try_all(wanted)
-                begun.clock.spend(points)
-                return points
-
-            search.try_all = timed
+        with trying(begun.task, job.out, asked.workers, progress) as try_all:
+            search = begun.search(try_all)
             search.run()
         winner = search.winner
         told = document(search, begun.told, begun.clock.spent_s)
@@ -110,188 +54,6 @@ def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
         return replace(job, recipe=recipe, data=begun.final, search=told)
 
 
-class Clock:
-    """Seconds that a search has taken: of its tries when they were made, in this run or in one before that was cut.
-
-    So a search that has ended by its time ends there again, with all that it had found by then.
-    """
-
-    def __init__(self, limit_s: float | None, workers: int) -> None:
-        self.spent_s = 0.0
-        self._limit_s, self._workers = limit_s, workers
-
-    def spend(self, points: Sequence[Point]) -> None:
-        """Take note of tries that were made at the same time."""
-        self.spent_s += sum(point.seconds for point in points) / min(self._workers, max(len(points), 1))
-
-    def left_s(self) -> float:
-        """What is left of the limit."""
-        return float("inf") if self._limit_s is None else self._limit_s - self.spent_s
-
-
-class Patient:
-    """Of many trials only what takes long is told."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """The items, and now and then how many of them are done."""
-        said = time.monotonic()
-        for done, item in enumerate(iterable, start=1):
-            yield item
-            if time.monotonic() - said >= EVERY_S:
-                said = time.monotonic()
-                self.note_of(label, done, total)
-
-    def note(self, text: str) -> None:
-        """Nothing: each trial has dozens of stages."""
-
-    def note_of(self, label: str, done: int, total: int | None) -> None:
-        self._progress.note(f"search, {label}: {done}{f' of {total}' if total else ''}")
-
-
-class Beginning:
-    """What there is before anything is tried: who is held out, what the detector is, and what may become of it."""
-
-    def __init__(self, asked: SearchJob, progress: Progress) -> None:
-        job = asked.job
-        self.asked, self.progress = asked, progress
-        self.stages = Stages.within(job.out, job.fresh, progress)
-        self.folder = job.out / "search"
-        dataset = load_dataset(job.data)
-        self.held_out = _divide(dataset, self.folder, self.stages)
-        self.final = self.folder / "final.yaml"
-        detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
-        before = self.stages.export(detector, job.head, dataset.classes, opset_for(job.target))
-        students = tuple(dict.fromkeys((*asked.students, *siblings(job.model))))
-        self.facts = facts_of(job.model, before, students)
-        self.space = space_for(self.facts, job.target, asked.epochs)
-        self.networks: dict[str | None, Network] = {None: Network(self.facts.image_size, works_in(before.path / GRAPH))}
-        for name in self.space.student[1:]:
-            self.networks[name] = Network(self.facts.image_size, works_in(self._student(str(name), dataset)))
-        first = Candidate(None, self.facts.image_size, bits=INT8 if INT8 in self.space.bits else self.space.bits[0])
-        trial = with_recipe(job, recipe_of(first, self.space), self.rung(0))
-        run = graphs(trial, data_of(trial), self.stages)
-        if not run.scores[0].results["map50_95"]:
-            raise DataError(f"{job.model}: finds nothing on {self.held_out} training images", fix="train it first")
-        _refuse_unpredicted(job, time_of(run, self.stages))
-        self.beside = bytes_beside_graph(run, self.stages)
-        self.identity = self._identity(run.data_sha256, dataset)
-        self.clock = Clock(asked.seconds, asked.workers)
-
-    def rung(self, at: int) -> Path:
-        """The data of a rung."""
-        return self.folder / f"rung{at}.yaml"
-
-    def search(self) -> Search:
-        """The search, without what tries."""
-        job = self.asked.job
-        return Search(
-            space=self.space,
-            filter=Filter(self.space, self.networks, self.beside, job.target),
-            budget=job.budget,
-            study=Study(self.space, journal=self.folder / "study.log"),
-            try_all=lambda wanted: [],
-            rungs=len(RUNGS),
-            ends=Ends(self.asked.trials, self.clock.left_s),
-            note=self.note,
-        )
-
-    def task(self, wanted: Wanted) -> Task:
-        """A candidate as whoever tries it wants it."""
-        candidate, rung = wanted
-        recipe = recipe_of(candidate, self.space, RUNGS[rung].share)
-        return Task(with_recipe(self.asked.job, recipe, self.rung(rung)), candidate, rung, self.beside, self.identity)
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What of the beginning the result says."""
-        job = self.asked.job
-        basis = "measured" if job.target.kind == "cpu" else "predicted"
-        return {
-            "identity": self.identity,
-            "model": job.model.name,
-            "target": job.target.name,
-            "budget": asdict(job.budget),
-            "basis": basis,
-            "held_out": self.held_out,
-            "rungs": [{"images": min(each.images, self.held_out), "share": each.share} for each in RUNGS],
-        }
-
-    def note(self, search: Search) -> None:
-        """Say where the search is, and keep it."""
-        write_file(self.asked.job.out / RESULT, readable_json(document(search, self.told, self.clock.spent_s)))
-        winner = search.winner
-        if winner:
-            kept = f"keeps {winner.kept:.1%} in {winner.cost.bytes / 1e6:.2f} MB"
-            self.progress.note(f"search: {len(search.points)} tried; best: {winner.candidate.text()}, {kept}")
-
-    def _student(self, name: str, dataset: Dataset) -> Path:
-        """The float graph of a student before it is trained: what it will cost is known then."""
-
-        def work(folder: Path) -> Mapping[str, Any]:
-            from edgekd.detectors.checkpoint import write_checkpoint
-            from edgekd.detectors.ultralytics_distill import student_network
-
-            step = Distill(name, image_size=self.facts.image_size)
-            network = student_network(step, dataset.classes, self.asked.job.trust_checkpoint)
-            write_checkpoint(network, {"task": "detect", "imgsz": self.facts.image_size}, folder / "student.pt")
-            return {}
-
-        told = self.stages.sha256(Path(name)) if Path(name).is_file() else name
-        inputs = {"student": told, "classes": list(dataset.classes), "image_size": self.facts.image_size}
-        made = self.stages.run("student", inputs, work)
-        detector = load(made.path / "student.pt")
-        return self.stages.export(detector, None, dataset.classes, opset_for(self.asked.job.target)).path / GRAPH
-
-    def _identity(self, data: str, dataset: Dataset) -> str:
-        """Of all that trials depend on, beside the candidate."""
-        job = self.asked.job
-        known = {
-            "model": self.stages.sha256(job.model),
-            "data": [data, self.stages.fingerprint(load_dataset(self.final).split("train"))],
-            "held_out": self.stages.fingerprint(load_dataset(self.rung(len(RUNGS) - 1)).split(SCORED)),
-            "classes": list(dataset.classes),
-            "head": job.head,
-            "calibration": job.calibration,
-            "target": to_dict(job.target),
-            "device": job.device if job.target.kind == "cpu" else None,
-            "students": {
-                str(name): self.stages.sha256(Path(str(name))) if Path(str(name)).is_file() else None
-                for name in self.space.student[1:]
-            },
-            "beside": self.beside,
-        }
-        return json_sha256(known)
-
-
-def facts_of(model: Path, graph: Stage, students: tuple[str, ...]) -> Facts:
-    """What of a detector decides what may become of it."""
-    spec = spec_of(graph)
-    size = (spec.preprocess.height, spec.preprocess.width)
-    checkpoint, torchvision = model.suffix == ".pt", is_torchvision(model.name)
-    ours = checkpoint and not torchvision
-    return Facts(
-        image_size=max(size),
-        stride=max((32, *spec.head.strides)),
-        trains=checkpoint,
-        resizes=ours and size[0] == size[1],
-        quant_aware=ours,
-        students=students if ours else (),
-    )
-
-
-def siblings(model: Path) -> tuple[str, ...]:
-    """Smaller members of a checkpoint's family that lie beside it, the largest first: yolo11s.pt beside yolo11x.pt."""
-    found = _FAMILY.fullmatch(model.stem)
-    if model.suffix != ".pt" or found is None:
-        return ()
-    smaller = reversed(_SIZES[: _SIZES.index(found["size"])])
-    paths = [model.with_name(f"{found['name']}{size}{found['rest'] or ''}.pt") for size in smaller]
-    return tuple(str(path) for path in paths if path.is_file())
-
-
 def _refuse(asked: SearchJob) -> None:
     """Refuse what makes no sense before anything is computed. Raises SpecError."""
     job = asked.job
@@ -307,51 +69,12 @@ def _refuse(asked: SearchJob) -> None:
         )
 
 
-def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None]) -> None:
-    """Refuse limits on what nobody can say of the target. Raises SpecError. found: milliseconds and millijoules."""
-    for flag, asked, value in (
-        ("--min-fps", job.budget.min_fps, found[0]),
-        ("--max-energy", job.budget.max_energy_mj, found[1]),
-    ):
-        if asked is not None and value is None:
-            raise SpecError(
-                f"{flag}: {job.target.title} cannot be predicted",
-                expected="a target with the figures for it: `edgekd predict` says which",
-                fix=f"leave out {flag}",
-            )
-
-
 def _forget(out: Path) -> None:
     """Remove what was tried before. Raises SpecError."""
     if (out / "stages").is_dir():
         remove_folder(out / "stages")
     with writing(out):
         (out / RESULT).unlink(missing_ok=True)
-
-
-def _divide(dataset: Dataset, folder: Path, stages: Stages) -> int:
-    """Write the data sets of every rung, and that of the final build, into a folder; the number of held-out images.
-
-    Training images are held out that are in no copy scored, a quarter of them at most; no copy of them is trained on.
-    """
-    train, scored = dataset.split("train").samples, dataset.split(SCORED).samples
-    seen = {stages.sha256(sample.image) for sample in scored}
-    hashes = [stages.sha256(sample.image) for sample in train]
-    free = [int(at) for at in np.random.default_rng(0).permutation(len(train)) if hashes[at] not in seen]
-    held = free[: min(HELD_OUT, len(free) // 4)]
-    if not held:
-        raise DataError(
-            f"{dataset.source}: too few training images",
-            expected="at least four that are not scored",
-            found=str(len(free)),
-        )
-    known = {hashes[at] for at in held}
-    rest = Part("train", without=tuple(at for at, digest in enumerate(hashes) if digest in known))
-    for at, rung in enumerate(RUNGS):
-        parts = {"train": rest, SCORED: Part("train", only=tuple(held[: rung.images]))}
-        write_subset(folder / f"rung{at}.yaml", dataset.source, parts)
-    write_subset(folder / "final.yaml", dataset.source, {"train": rest, SCORED: Part(SCORED)})
-    return len(held)
 
 
 @contextmanager
@@ -370,34 +93,3 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-@contextmanager
-def _trying(begun: Beginning, workers: int) -> Iterator[Callable[[Sequence[Wanted]], list[Point]]]:
-    """What tries candidates: this process, or others that end with it."""
-    out = begun.asked.job.out
-    if workers == 1:
-        patient = Patient(begun.progress)
-        yield lambda wanted: [run_trial(begun.task(each), out, patient) for each in wanted]
-        return
-    context = get_context("spawn")
-    start = partial(_end_with, os.getpid(), workers)
-    with ProcessPoolExecutor(workers, context, initializer=start, initargs=(context.Value("i", 0),)) as pool:
-        try:
-            yield lambda wanted: list(pool.map(run_trial, map(begun.task, wanted), [out] * len(wanted)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _end_with(parent: int, workers: int, started: Any) -> None:
-    """Have this process killed when the one that started it is gone, and keep it to its share of the cores."""
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    with started.get_lock():
-        own, started.value = started.value, started.value + 1
-    cores = sorted(os.sched_getaffinity(0))
-    if share := cores[own::workers]:
-        os.sched_setaffinity(0, share)
-        os.environ["OMP_NUM_THREADS"] = str(len(share))

@@ -23,7 +23,7 @@ from test_json_contract import assert_documented
 from edgekd.bundle.archive import verify
 from edgekd.canonical import file_sha256
 from edgekd.data.dataset import load_dataset
-from edgekd.searching import siblings
+from edgekd.search.beginning import siblings
 from edgekd.spec import load_recipe
 
 pytest.importorskip("optuna")

@@ -124,9 +124,10 @@ def _found(
     """The job with the recipe that a search finds."""
     from edgekd import searching
     from edgekd.quantities import parse_duration
+    from edgekd.search.beginning import SearchJob
 
     seconds = None if time is None else parse_duration(time, "--time")
-    asked = searching.SearchJob(job, seconds, trials, epochs, tuple(students or ()), workers)
+    asked = SearchJob(job, seconds, trials, epochs, tuple(students or ()), workers)
     return searching.run(asked, progress)
 
 
