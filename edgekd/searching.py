@@ -17,6 +17,7 @@ from edgekd.recipe_text import recipe_toml
 from edgekd.search.beginning import RESULT, Beginning, SearchJob
 from edgekd.search.explain import document
 from edgekd.search.space import recipe_of
+from edgekd.search.study import library
 from edgekd.search.workers import trying
 from edgekd.store import readable_json
 
@@ -67,6 +68,7 @@ def _refuse(asked: SearchJob) -> None:
             f"--workers {asked.workers} for target {job.target.name}",
             expected="one worker where trials are timed on this machine: others would be in its way",
         )
+    library()
 
 
 def _forget(out: Path) -> None:

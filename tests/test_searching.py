@@ -274,6 +274,15 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_without_optuna_a_search_is_refused_before_anything_runs(
+    edgekd: EdgeKD, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", *LIMITS)
+    assert_refused(edgekd("build", tiny_model, *flags), "a search needs Optuna", "edgekd[search]")
+    assert not list(tmp_path.glob("out/*"))
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--min-fps", "10"), ("--max-energy", "1J")])
 def test_what_nobody_can_predict_is_not_searched_for(
     edgekd: EdgeKD, tiny_model: Path, data: Path, tmp_path: Path, flag: str, value: str

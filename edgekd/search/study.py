@@ -19,6 +19,16 @@ STARTUP = 8
 """Trials before draws follow from what was learnt."""
 
 
+def library() -> Any:
+    """Optuna. Raises SpecError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        fix = 'pip install "edgekd[search]"'
+        raise SpecError("a search needs Optuna", found=str(error), fix=fix) from error
+    return optuna
+
+
 class Study:
     """Draws candidates of a space, and is told what came of them: accuracy kept, bytes and milliseconds at once.
 
@@ -27,11 +37,7 @@ class Study:
 
     def __init__(self, space: Space, seed: int = 0, journal: Path | None = None) -> None:
         """Raises SpecError without Optuna."""
-        try:
-            import optuna
-        except ImportError as error:
-            fix = 'pip install "edgekd[search]"'
-            raise SpecError("a search needs Optuna", found=str(error), fix=fix) from error
+        optuna = library()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna
         self._space, self._seed = space, seed
