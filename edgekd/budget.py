@@ -35,7 +35,7 @@ class Line:
     @property
     def label(self) -> str:
         """What people call it."""
-        return _LABELS[self.name]
+        return LABELS[self.name]
 
     def text(self, value: float | None) -> str:
         """A value of this line with its unit."""
@@ -53,7 +53,7 @@ def size_text(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count:.0f} bytes"
 
 
-_LABELS = {
+LABELS = {
     "max_bytes": "bundle size",
     "max_graph_bytes": "packed graph",
     "min_retention": "mAP50-95 kept",

@@ -119,7 +119,7 @@ def test_nothing_was_chosen_on_what_is_scored_nor_made_of_what_it_was_chosen_on(
 def test_the_recipe_that_was_found_can_be_built_without_a_search(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    # With the stages of the search: another recipe would find none of them, and leave another graph.
+    # Its stages are done already, if it is the recipe that was found: another one would leave another graph.
     shutil.copytree(searched / "stages", tmp_path / "out" / "stages")
     flags = ("--data", searched / "search" / "final.yaml", "--out", tmp_path / "out", *LIMITS)
     ran = edgekd("build", tiny_model, *flags, "--recipe", searched / "recipe.toml", "--json")

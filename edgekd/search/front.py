@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.budget import Line, size_text
+from edgekd.budget import LABELS, size_text
 from edgekd.search.filters import Cost, excesses
 from edgekd.search.space import Candidate, candidate_json
 from edgekd.spec import Budget
@@ -119,12 +119,11 @@ def why(winner: Point, points: Sequence[Point], budget: Budget) -> list[str]:
 
 def against(point: Point, winner: Point) -> str:
     """What a point gives and takes beside the winner."""
-    told = [f"{point.kept - winner.kept:+.1%} of the mAP50-95", f"{size_text(point.cost.bytes)}"]
+    told = [f"{point.kept - winner.kept:+.1%} of the mAP50-95", size_text(point.cost.bytes)]
     if point.cost.latency_ms is not None:
         told.append(f"{point.cost.latency_ms:.2f} ms")
     return ", ".join(told)
 
 
 def _missed(lacking: Mapping[str, float]) -> str:
-    labels = {name: Line(name, 0, None, None, "").label for name in lacking}
-    return ", ".join(f"{labels[name]} by {share:.1%}" for name, share in lacking.items())
+    return ", ".join(f"{LABELS[name]} by {share:.1%}" for name, share in lacking.items())
