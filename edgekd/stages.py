@@ -174,6 +174,10 @@ class Stages:
         """SHA-256 of a file, read again only when it changed."""
         return self._hashes.sha256(file)
 
+    def named(self, model: str) -> str:
+        """What a model is: the SHA-256 of the file of that name, or the name itself where there is no file."""
+        return self.sha256(Path(model)) if Path(model).is_file() else model
+
     def fingerprint(self, split: Split) -> str:
         """SHA-256 of what a split shows and says: images and labels, wherever they lie."""
         rows = [

@@ -71,10 +71,9 @@ def distill(
         }
 
     frames = teachers_labels(stages, step, teacher, dataset, trust) if step.unlabelled else ()
-    named = Path(step.student or "")
     inputs = {
         "teacher": stages.sha256(teacher),
-        "student": stages.sha256(named) if named.is_file() else step.student,
+        "student": step.student and stages.named(step.student),
         "train": stages.fingerprint(dataset.split("train")),
         "classes": list(dataset.classes),
         "unlabelled": stages.fingerprint(Split("unlabelled", frames)) if frames else None,

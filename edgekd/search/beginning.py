@@ -74,8 +74,9 @@ class Beginning:
         self.facts = facts_of(job.model, before, students)
         self.space = space_for(self.facts, job.target, asked.epochs)
         self.networks: dict[str | None, Network] = {None: Network(self.facts.image_size, works_in(before.path / GRAPH))}
-        for name in self.space.student[1:]:
-            self.networks[name] = Network(self.facts.image_size, works_in(self._student(str(name), dataset)))
+        self.students = tuple(filter(None, self.space.student))
+        for name in self.students:
+            self.networks[name] = Network(self.facts.image_size, works_in(self._student(name, dataset)))
         first = Candidate(None, self.facts.image_size, bits=INT8 if INT8 in self.space.bits else self.space.bits[0])
         trial = with_recipe(job, recipe_of(first, self.space), self.rung(0))
         run = graphs(trial, data_of(trial), self.stages)
@@ -145,8 +146,11 @@ class Beginning:
             write_checkpoint(network, {"task": "detect", "imgsz": self.facts.image_size}, folder / "student.pt")
             return {}
 
-        told = self.stages.sha256(Path(name)) if Path(name).is_file() else name
-        inputs = {"student": told, "classes": list(dataset.classes), "image_size": self.facts.image_size}
+        inputs = {
+            "student": self.stages.named(name),
+            "classes": list(dataset.classes),
+            "image_size": self.facts.image_size,
+        }
         made = self.stages.run("student", inputs, work)
         detector = load(made.path / "student.pt")
         return self.stages.export(detector, None, dataset.classes, opset_for(self.asked.job.target)).path / GRAPH
@@ -163,10 +167,7 @@ class Beginning:
             "calibration": job.calibration,
             "target": to_dict(job.target),
             "device": job.device if job.target.kind == "cpu" else None,
-            "students": {
-                str(name): self.stages.sha256(Path(str(name))) if Path(str(name)).is_file() else None
-                for name in self.space.student[1:]
-            },
+            "students": {name: self.stages.named(name) for name in self.students},
             "beside": self.beside,
         }
         return json_sha256(known)
