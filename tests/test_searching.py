@@ -133,7 +133,7 @@ def test_the_recipe_that_was_found_can_be_built_without_a_search(
 # ------------------------------------------------------------------------------------------------ again, killed, shared
 
 
-def test_again_nothing_is_tried_and_fresh_everything(
+def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_same(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(searched, tmp_path / "out")
@@ -144,19 +144,25 @@ def test_again_nothing_is_tried_and_fresh_everything(
     assert {path: path.stat().st_mtime_ns for path in trials(out)} == before
     assert told(out) == told(searched)
     assert result(out)["seconds"] == result(searched)["seconds"] > 0, "what tries took when they were made"
-    assert edgekd("build", tiny_model, *flags, "--fresh").code == 0
+    fresh = command(tiny_model, data, out, "--fresh", "--workers", "2")
+    done = subprocess.run(fresh, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert not {path.stat().st_mtime_ns for path in trials(out)} & set(before.values())
     assert told(out) == told(searched)
 
 
-def test_a_search_that_is_killed_goes_on_and_finds_the_same(
+def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_same(
     searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    for count in (0, 2, 4):
-        with subprocess.Popen(command(tiny_model, data, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+    for count, workers in ((0, 2), (2, 1), (4, 1)):
+        shared = command(tiny_model, data, out, "--workers", str(workers))
+        with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
             wait_for(count + 1, out, run)
+            children = descendants(run.pid)
             run.send_signal(signal.SIGKILL)
+        assert workers == 1 or len(children) >= 2
+        assert gone(children)
         kept = {path: path.read_bytes() for path in trials(out)}
         assert len(kept) > count
     done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300)
@@ -164,22 +170,6 @@ def test_a_search_that_is_killed_goes_on_and_finds_the_same(
     assert {path: path.read_bytes() for path in kept} == kept, "no finished trial is repeated"
     assert told(out) == told(searched)
     assert file_sha256(out / "graph.onnx") == file_sha256(searched / "graph.onnx")
-
-
-def test_workers_find_the_same_and_end_with_the_search(
-    searched: Path, tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shared = command(tiny_model, data, out, "--workers", "2")
-    with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        wait_for(1, out, run)
-        children = descendants(run.pid)
-        run.send_signal(signal.SIGKILL)
-    assert len(children) >= 2
-    assert gone(children)
-    done = subprocess.run(shared, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert told(out) == told(searched)
 
 
 def descendants(parent: int) -> list[int]:
