@@ -32,7 +32,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     """
     import onnx
 
-    from edgekd.detectors.onnx import describe_in
+    from edgekd.detectors.onnx import describe_in, opset_of
     from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 
     spec = detector.export(graph, opset)
@@ -49,7 +49,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
             found=f"{error:.3g}",
             fix="export the model to ONNX with its own tools and pass that",
         )
-    return Exported(spec, next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), error)
+    return Exported(spec, opset_of(model), error)
 
 
 def probe(spec: DetectorSpec, seed: int = 0) -> np.ndarray:

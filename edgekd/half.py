@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgekd.detectors.onnx import opset_of
 from edgekd.errors import CompressError
 from edgekd.formats.plain_graph import COMPUTING
 
@@ -28,7 +29,7 @@ def half(source: Path, out: Path) -> int:
 
     model = onnx.load(source)
     try:
-        if _opset(model) < LEAST_OPSET:
+        if opset_of(model) < LEAST_OPSET:
             model = onnx.version_converter.convert_version(model, LEAST_OPSET)
         halved = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
@@ -43,7 +44,7 @@ def half(source: Path, out: Path) -> int:
             fix="choose a target that is not strongly typed, or export the detector again",
         ) from error
     onnx.save(halved, out)
-    return _opset(halved)
+    return opset_of(halved)
 
 
 def decoding(graph: Any) -> list[str]:
@@ -71,7 +72,3 @@ def _keep_wide(graph: Any) -> None:
     while unread := casts.keys() - outputs - {name for node in graph.node for name in node.input}:
         for name in unread:
             graph.node.remove(casts.pop(name))
-
-
-def _opset(model: Any) -> int:
-    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +30,21 @@ class OnnxFile:
         """Write `NAME.onnx`. Raises SpecError for an opset that the graph cannot be brought to."""
         import onnx
 
-        from edgekd.detectors.onnx import describe_in, load_graph, to_opset
+        from edgekd.detectors.onnx import describe_in, load_graph, opset_of, to_opset
         from edgekd.half import half
 
         out = folder / f"{name}{self.suffix}"
         _require_opset(asked)
+        graph = source.graph
         if asked.precision == "fp16":
-            half(source.graph, out)
-        else:
-            shutil.copyfile(source.graph, out)
-        model = load_graph(out)
+            half(graph, out)
+            graph = out
+        model = load_graph(graph)
         if asked.opset is not None:
             model = to_opset(model, asked.opset, source.graph)
         describe_in(model, source.spec)
         onnx.save(model, out)
-        opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
-        return Made(out.name, len(source.layers), opset)
+        return Made(out.name, len(source.layers), opset_of(model))
 
 
 def _require_opset(asked: Asked) -> None:
