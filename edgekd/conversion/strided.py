@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.graph import Graph
+from edgekd.compress.walk import shapes_of
 
 _ROWS, _COLUMNS = 2, 3
 
@@ -23,7 +24,7 @@ def without_strided_slices(source: Path, out: Path) -> int:
 
     model = onnx.load(source)
     graph = Graph(model)
-    shapes = _shapes(model)
+    shapes = shapes_of(graph)
     replaced = 0
     for node in graph.nodes:
         kernel = _kernel(node, graph, shapes)
@@ -59,12 +60,3 @@ def _kernel(node: Any, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> n
     kernel = np.zeros((shape[1], 1, rows, columns), np.float32)
     kernel[:, :, row, column] = 1
     return kernel
-
-
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """The fixed shapes of the tensors, by name."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.input, *inferred.value_info)
-    return {each.name: tuple(side.dim_value for side in each.type.tensor_type.shape.dim) for each in values}
