@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from edgekd.engines.types import (
     Availability,
     ClosedByWith,
-    Session,
+    LoadedApart,
     closed,
     import_problem,
     library_version,
-    loaded_apart,
     one_of_each,
     readable,
     require,
@@ -29,7 +28,7 @@ PARAM, BIN = ".param", ".bin"
 
 
 @dataclass(frozen=True)
-class Ncnn:
+class Ncnn(LoadedApart):
     """ncnn's CPU kernels. What is not INT8 computes in float32, however its weights are stored."""
 
     name: str = "ncnn-cpu"
@@ -57,10 +56,6 @@ class Ncnn:
         for each in (graph, graph.with_suffix(BIN)):
             readable(each)
         return NcnnSession(_net(graph, threads or usable_cores()), graph)
-
-    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """A session for each stream, with its share of the threads. Raises DeviceError."""
-        return loaded_apart(self, graph, streams, threads)
 
 
 NCNN_CPU = Ncnn()

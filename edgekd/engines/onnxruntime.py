@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from edgekd.engines.types import (
     Availability,
     ClosedByWith,
-    Session,
+    LoadedApart,
     closed,
     import_problem,
     library_version,
-    loaded_apart,
     one_of_each,
     readable,
     require,
@@ -30,7 +29,7 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log levels: 0 verbose, 1 info, 2 warning, 3 e
 
 
 @dataclass(frozen=True)
-class OnnxRuntime:
+class OnnxRuntime(LoadedApart):
     """ONNX Runtime with one execution provider.
 
     distributions: the packages that bring the provider; install: the command that adds it;
@@ -87,10 +86,6 @@ class OnnxRuntime:
         if self.memory and _fixed(native):
             return BoundSession(native, self.memory)
         return OnnxRuntimeSession(native)
-
-    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """A session for each stream, with its share of the threads. Raises DeviceError."""
-        return loaded_apart(self, graph, streams, threads)
 
     def _open(self, graph: Path, options: Any) -> Any:
         """ONNX Runtime's session: with the provider's recording, else without, as where a node falls to the CPU."""

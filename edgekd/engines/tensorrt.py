@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.engines.types import Availability, Session, import_problem, library_version, loaded_apart
+from edgekd.engines.types import Availability, LoadedApart, Session, import_problem, library_version
 from edgekd.errors import DeviceError
 
 
 @dataclass(frozen=True)
-class TensorRt:
+class TensorRt(LoadedApart):
     """TensorRT, as far as a host knows it."""
 
     name: str = "tensorrt"
@@ -39,10 +39,6 @@ class TensorRt:
             f"TensorRT does not run {graph.name} on this host: its engine is built on the device at install time",
             fix="run with onnxruntime-cpu, onnxruntime-cuda or openvino-cpu here, as a stand-in",
         )
-
-    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """As `load`. Raises DeviceError."""
-        return loaded_apart(self, graph, streams, threads)
 
 
 TENSORRT = TensorRt()

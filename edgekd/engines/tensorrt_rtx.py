@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.engines.types import Availability, Session, import_problem, library_version, loaded_apart, readable, require
+from edgekd.engines.types import Availability, LoadedApart, Session, import_problem, library_version, readable, require
 from edgekd.errors import DeviceError
 from edgekd.files import new_file
 
@@ -34,7 +34,7 @@ class CompileResult:
 
 
 @dataclass(frozen=True)
-class TensorRtRtx:
+class TensorRtRtx(LoadedApart):
     """TensorRT for RTX, as a compiler."""
 
     name: str = "tensorrt-rtx"
@@ -58,10 +58,6 @@ class TensorRtRtx:
             expected="an engine that runs here",
             fix="run with onnxruntime-cpu, onnxruntime-cuda or openvino-cpu; this one compiles for RTX targets",
         )
-
-    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """As `load`. Raises DeviceError."""
-        return loaded_apart(self, graph, streams, threads)
 
 
 TENSORRT_RTX = TensorRtRtx()

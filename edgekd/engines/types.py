@@ -94,6 +94,19 @@ class Engine(Protocol):
         ...
 
 
+class LoadedApart(ABC):
+    """The part that most engines share: for several frames at once they open the graph several times."""
+
+    @abstractmethod
+    def load(self, graph: Path, *, threads: int | None = None) -> Session:
+        """As `Engine.load`."""
+
+    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
+        """A session for each stream, with its share of the threads. Raises DeviceError."""
+        share = max((threads or usable_cores()) // streams, 1)
+        return tuple(self.load(graph, threads=share) for _ in range(streams))
+
+
 def usable_cores() -> int:
     """How many cores this process may use: its affinity mask, further limited by a cgroup v2 CPU quota."""
     cores = len(os.sched_getaffinity(0))
@@ -103,12 +116,6 @@ def usable_cores() -> int:
     except (OSError, ValueError):  # no cgroup v2, or the quota is the word "max"
         pass
     return cores
-
-
-def loaded_apart(engine: Engine, graph: Path, streams: int, threads: int | None) -> tuple[Session, ...]:
-    """A session for each stream, with its share of the threads. Raises DeviceError."""
-    share = max((threads or usable_cores()) // streams, 1)
-    return tuple(engine.load(graph, threads=share) for _ in range(streams))
 
 
 def library_version(*distributions: str) -> str | None:
