@@ -68,18 +68,16 @@ def in_int8(layer: Layer, codes: np.ndarray, scales: np.ndarray, input_scale: fl
     codes as ONNX has them, [outputs, inputs by groups, ...]; scales: one, or one an output. ncnn divides where ONNX
     multiplies, so its scales are the reciprocals.
     """
-    outputs = layer.number(0)
-    groups = layer.number(_GROUPS, 1) if layer.kind == "ConvolutionDepthWise" else 1
-    if layer.kind == "ConvolutionDepthWise" and groups != outputs:  # there a scale belongs to a group
-        return None
     if layer.kind not in ("Convolution", "ConvolutionDepthWise"):
         return None
-    term = "1" if layer.kind == "ConvolutionDepthWise" else "2"
+    outputs, grouped = layer.number(0), layer.kind == "ConvolutionDepthWise"
+    if grouped and layer.number(_GROUPS, 1) != outputs:  # there a scale belongs to a group
+        return None
     every = np.broadcast_to(scales.astype(np.float32), outputs)
     with np.errstate(divide="ignore"):
         reciprocals = np.where(every > 0, np.float32(1) / every, np.float32(0)).astype(np.float32)
     read = np.array([1 / input_scale], np.float32)
-    parameters = {**layer.parameters, _INT8_TERM: term}
+    parameters = {**layer.parameters, _INT8_TERM: "1" if grouped else "2"}
     return replace(layer, parameters=parameters, weights=(codes.reshape(-1), *layer.weights[1:], reciprocals, read))
 
 
