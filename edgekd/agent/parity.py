@@ -61,7 +61,7 @@ def drift(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> Drif
     """
     expected, found = _compared(output, golden, index, head)
     return Drift(
-        **{name: _relative(found[:, at], expected[:, at], by) for name, (at, by) in _parts(expected, head).items()}
+        **{name: _relative(found[:, at], expected[:, at], by) for name, (at, by) in parts(expected, head).items()}
     )
 
 
@@ -69,7 +69,7 @@ def worst(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> Depa
     """The one number of an output that departs most from its golden value. Raises ValueError as `drift` does."""
     expected, found = _compared(output, golden, index, head)
     departures = []
-    for name, (columns, by) in _parts(expected, head).items():
+    for name, (columns, by) in parts(expected, head).items():
         size = max(float(np.linalg.norm(expected[:, columns] * by)), _EPSILON)
         errors = np.abs(found[:, columns] - expected[:, columns]) * by / size
         row, column = divmod(int(errors.argmax()), errors.shape[1])
@@ -91,7 +91,7 @@ def _compared(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> 
     return expected, nearest(rows, expected) if head.kind == "end2end" else rows[places]
 
 
-def _parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
+def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
     """The columns of boxes and of scores, and how much each row of them counts."""
     weights = np.clip(confidence(expected, head), 0, 1)[:, None]
     scores = slice(4, 5) if head.kind == "end2end" else slice(4, None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgekd.agent.parity import candidates, confidence, nearest
+from edgekd.agent.parity import candidates, confidence, nearest, parts
 from edgekd.detectors.types import Head
 
 SURE = 0.25
@@ -44,17 +44,11 @@ def distance(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], head: 
     if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
         return Distance(float("inf"), float("inf"), float("inf"), None)
     pairs = [_rows(one, other, head) for one, other in zip(found, expected, strict=True)]
-    weights = [np.sqrt(np.clip(confidence(wanted, head), 0, 1))[:, None] for _, wanted in pairs]
-    boxes = [
-        ((got[:, :4] - wanted[:, :4]) * by, wanted[:, :4] * by)
-        for (got, wanted), by in zip(pairs, weights, strict=True)
-    ]
-    columns = slice(4, 5) if head.kind == "end2end" else slice(4, None)
-    scores = [(got[:, columns] - wanted[:, columns], wanted[:, columns]) for got, wanted in pairs]
+    scores = list(_weighed(pairs, head, "scores"))
     sure = [np.abs(got[at, :4] - wanted[at, :4]) for got, wanted in pairs for at in [confidence(wanted, head) > SURE]]
     sizes = [float(each.max()) for each in sure if each.size]
     return Distance(
-        boxes=_relative(boxes, 1e-12),
+        boxes=_relative(_weighed(pairs, head, "boxes"), 1e-12),
         scores=_relative(scores, _FLOOR),
         largest_score=max(float(np.abs(off).max()) for off, _ in scores),
         largest_box=max(sizes, default=None),
@@ -83,6 +77,15 @@ def _rows(found: np.ndarray, expected: np.ndarray, head: Head) -> tuple[np.ndarr
         for each in (found, expected)
     )
     return (nearest(got, wanted), wanted) if head.kind == "end2end" else (got, wanted)
+
+
+def _weighed(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], head: Head, part: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The differences of the boxes or of the scores of each frame, and the expected values."""
+    for got, wanted in pairs:
+        at, by = parts(wanted, head)[part]
+        yield (got[:, at] - wanted[:, at]) * by, wanted[:, at] * by
 
 
 def _relative(pairs: Iterable[tuple[np.ndarray, np.ndarray]], floor: float) -> float:
