@@ -6,26 +6,30 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from edgekd.artifact import opened
 from edgekd.canonical import file_sha256
 from edgekd.conversion import format_named
 from edgekd.conversion.contract import NAME, Contract, write_contract
-from edgekd.conversion.types import PRECISIONS, Asked, Format, Made, Precision, Source, versions
+from edgekd.conversion.parity import distance, limits
+from edgekd.conversion.source import prepared, without_int8
+from edgekd.conversion.types import PRECISIONS, Asked, Format, Made, Source
+from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.images import ReadableImages
+from edgekd.detectors.preprocess import letterbox
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.engines.types import Engine, library_version
 from edgekd.errors import DeviceError, ParityError, SpecError, did_you_mean
+from edgekd.evaluate import evaluate, require_classes
+from edgekd.export import probe
 from edgekd.files import copy_file, new_folder, remove_folder, writing
 from edgekd.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from edgekd.conversion.parity import Distance
-    from edgekd.data.dataset import Dataset, Split
-    from edgekd.engines.types import Engine
+from edgekd.target import load_target
 
 FRAMES = 4
 """On how many frames a conversion is held against its source."""
@@ -60,35 +64,40 @@ def run(job: ConvertJob, progress: Progress = SILENT) -> dict[str, Any]:
     out = job.out or Path("runs") / f"{_stem(job.artifact)}{kind.suffix}"
     _require_place(job.artifact, out, kind)
     kind.require()
-    dataset = _dataset(job)
+    dataset = load_dataset(job.data) if job.data else None
+    split = dataset.split(job.split) if dataset else None
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder, work = Path(scratch) / "made", Path(scratch) / "work"
+        work, folder = Path(scratch), Path(scratch) / "made"
         folder.mkdir()
-        work.mkdir()
         classes = dataset.classes if dataset else ()
         with opened(job.artifact, job.head, classes, job.trust_checkpoint) as (graph, spec):
-            from edgekd.conversion.source import prepared
-
+            if dataset:
+                require_classes(spec, dataset)
             source = prepared(graph, spec, asked.precision, work)
             progress.note(f"converting {job.artifact.name} to {kind.name} ...")
             began = time.perf_counter()
             made = kind.convert(source, folder, _stem(job.artifact), asked)
             seconds = time.perf_counter() - began
-            judged = _judged(job, kind, source, folder / made.entry, made, asked, dataset, work, progress)
-        document = _document(job, kind, out, made, source, asked, seconds, judged)
+            parity = scores = None
+            if kind.engine is not None:
+                entry = folder / made.entry
+                parity = _parity(source, entry, kind.engine, asked, split, work)
+                scores = _scores(source, entry, kind.engine, made, split, progress) if split is not None else None
+        document = {**_document(job, kind, out, made, source, asked, seconds), "parity": parity, "scores": scores}
         if not kind.single_file:
             about = {key: document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
-            write_contract(folder, Contract(kind.name, made.entry, _engine_name(kind), source.spec), about)
+            engine = kind.engine.name if kind.engine else None
+            write_contract(folder, Contract(kind.name, made.entry, engine, source.spec), about)
         _publish(folder, made, out, kind)
     return {**document, **_files(out, kind)}
 
 
 def _asked(job: ConvertJob, kind: Format) -> Asked:
     """What the flags ask for, as far as the format knows them. Raises SpecError."""
-    if job.precision not in PRECISIONS:
+    precision = next((each for each in PRECISIONS if each == job.precision), None)
+    if precision is None:
         fix = did_you_mean(job.precision, PRECISIONS)
         raise SpecError("--precision", expected=", ".join(PRECISIONS), found=job.precision, fix=fix)
-    precision: Precision = next(each for each in PRECISIONS if each == job.precision)
     if job.opset is not None and kind.name != "onnx":
         raise SpecError("--opset is for --to onnx", found=f"--to {kind.name}", fix="leave it out")
     if job.targets and kind.name != "tensorrt-rtx":
@@ -98,8 +107,6 @@ def _asked(job: ConvertJob, kind: Format) -> Asked:
 
 def _compute_capability(name: str) -> str:
     """What TensorRT for RTX compiles for, for a target of its own. Raises SpecError."""
-    from edgekd.target import load_target
-
     target = load_target(name)
     if target.engine != "rtx" or target.compute_capability is None:
         raise SpecError(
@@ -123,51 +130,17 @@ def _require_place(artifact: Path, out: Path, kind: Format) -> None:
         )
 
 
-def _dataset(job: ConvertJob) -> Dataset | None:
-    from edgekd.data.dataset import load_dataset
-
-    return load_dataset(job.data) if job.data else None
-
-
-def _judged(
-    job: ConvertJob,
-    kind: Format,
-    source: Source,
-    entry: Path,
-    made: Made,
-    asked: Asked,
-    dataset: Dataset | None,
-    work: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """`parity` and `scores` of a result that runs here; both None of one that does not. Raises ParityError."""
-    if kind.engine is None:
-        return {"parity": None, "scores": None}
-    split = dataset.split(job.split) if dataset else None
-    parity = _parity(source, entry, kind.engine, made, asked, split, work)
-    if dataset is None or split is None:
-        return {"parity": parity, "scores": None}
-    from edgekd.evaluate import require_classes
-
-    require_classes(source.spec, dataset)
-    return {"parity": parity, "scores": _scores(source, entry, kind.engine, made, split, progress)}
-
-
 def _parity(
-    source: Source, entry: Path, engine: Engine, made: Made, asked: Asked, split: Split | None, work: Path
+    source: Source, entry: Path, engine: Engine, asked: Asked, split: Split | None, work: Path
 ) -> dict[str, Any]:
     """How far the result is from its source on a few frames. Raises ParityError."""
-    from edgekd.conversion.parity import distance, limits
-    from edgekd.conversion.source import without_int8
-    from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-
     frames, head = list(_frames(source, split)), source.spec.head
-    expected = _outputs(source.graph, ONNXRUNTIME_CPU, frames)
+    expected = outputs(source.graph, ONNXRUNTIME_CPU, frames)
     own = None
     if source.layers:
         float_graph = without_int8(source, work / "judge.onnx").graph
-        own = distance(_outputs(float_graph, ONNXRUNTIME_CPU, frames), expected, head)
-    found = distance(_outputs(entry, engine, frames), expected, head)
+        own = distance(outputs(float_graph, ONNXRUNTIME_CPU, frames), expected, head)
+    found = distance(outputs(entry, engine, frames), expected, head)
     allowed = limits(asked.precision == "fp16", own)
     if not found.within(allowed):
         raise ParityError(
@@ -176,34 +149,26 @@ def _parity(
             found=f"{found.boxes:.3g} and {found.scores:.3g} on {len(frames)} frames",
             fix="convert to another format or with another --precision; nothing was written",
         )
-    return {"engine": engine.name, "frames": len(frames), **_distance_json(found, allowed)}
-
-
-def _distance_json(found: Distance, allowed: tuple[float, float]) -> dict[str, Any]:
     return {
-        "boxes": found.boxes,
-        "scores": found.scores,
+        "engine": engine.name,
+        "frames": len(frames),
         "allowed_boxes": allowed[0],
         "allowed_scores": allowed[1],
-        "largest_box": found.largest_box,
-        "largest_score": found.largest_score,
+        **asdict(found),
     }
 
 
 def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
     """Frames float32 [1, 3, h, w] to compare on: of the data, else made up."""
-    from edgekd.data.images import ReadableImages
-    from edgekd.detectors.preprocess import letterbox
-    from edgekd.export import probe
-
     if split is None:
         yield from (probe(source.spec, seed) for seed in range(FRAMES))
         return
-    for _, image in islice(ReadableImages(split.samples[:FRAMES], SILENT, label="compare"), FRAMES):
+    for _, image in ReadableImages(split.samples[:FRAMES], SILENT, label="compare"):
         yield letterbox(image, source.spec.preprocess)[0]
 
 
-def _outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
+def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
+    """What an engine gives for each of the frames. Raises DeviceError."""
     with engine.load(graph) as session:
         return [session.run(frame).copy() for frame in frames]
 
@@ -212,9 +177,6 @@ def _scores(
     source: Source, entry: Path, engine: Engine, made: Made, split: Split, progress: Progress
 ) -> dict[str, Any]:
     """mAP of source and result on a split. Raises ParityError where the result is further below than it may be."""
-    from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-    from edgekd.evaluate import evaluate
-
     sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
     found = {
         side: evaluate(graph, source.spec, split, progress, f"score {side}", by).score
@@ -246,7 +208,6 @@ def _document(
     source: Source,
     asked: Asked,
     seconds: float,
-    judged: dict[str, Any],
 ) -> dict[str, Any]:
     notes = made.notes
     if kind.engine is None:
@@ -259,10 +220,9 @@ def _document(
         "precision": asked.precision,
         "opset": made.opset,
         "int8": {"source": len(source.layers), "carried": made.carried},
-        "libraries": dict(versions(kind.libraries)),
+        "libraries": {name: library_version(name) for name in kind.libraries},
         "seconds": seconds,
         "notes": list(notes),
-        **judged,
     }
 
 
@@ -288,10 +248,6 @@ def _files(out: Path, kind: Format) -> dict[str, Any]:
     except OSError as error:
         raise DeviceError(f"{out}: cannot be read back", found=error.strerror) from error
     return {"files": files, "bytes": sum(int(str(each["bytes"])) for each in files)}
-
-
-def _engine_name(kind: Format) -> str | None:
-    return kind.engine.name if kind.engine else None
 
 
 def _stem(artifact: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -106,10 +105,3 @@ class Format(Protocol):
         Raises SpecError for what the format cannot hold, DeviceError where its converter fails.
         """
         ...
-
-
-def versions(libraries: tuple[str, ...]) -> Mapping[str, str | None]:
-    """The installed version of each package."""
-    from edgekd.engines.types import library_version
-
-    return {name: library_version(name) for name in libraries}
