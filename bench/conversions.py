@@ -40,7 +40,7 @@ from common import (
 from edgekd.artifact import runnable
 from edgekd.compress.quantize import quantize
 from edgekd.conversion.parity import distance
-from edgekd.converting import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, run
+from edgekd.converting import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, outputs, run
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
@@ -205,12 +205,9 @@ class Bench:
     def _scored(self, row: Row, entry: Path, spec: DetectorSpec, engine: Engine) -> Row:
         frames = list(islice(self._frames(spec, self.split), FRAMES))
         graph = self.graph(row.model, row.source)
-        expected, found = (_outputs(of, by, frames) for of, by in ((graph, ONNXRUNTIME_CPU), (entry, engine)))
-        if found[0].shape != expected[0].shape and found[0].shape[-1] == 6:
-            spec, far = (
-                replace(spec, head=Head("end2end", nms=False)),
-                None,
-            )  # with its TopK: nothing to hold it against
+        expected, found = (outputs(of, by, frames) for of, by in ((graph, ONNXRUNTIME_CPU), (entry, engine)))
+        if found[0].shape != expected[0].shape and found[0].shape[-1] == 6:  # with its TopK: nothing to hold it against
+            spec, far = replace(spec, head=Head("end2end", nms=False)), None
         else:
             far = distance(found, expected, spec.head).largest_score
         score = evaluate(entry, spec, self.split, engine=engine).score
@@ -238,11 +235,6 @@ class Bench:
 
     def _frames(self, spec: DetectorSpec, split: Split) -> Iterator[np.ndarray]:
         return (letterbox(read_image(sample.image), spec.preprocess)[0] for sample in split.samples)
-
-
-def _outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
-    with engine.load(graph) as session:
-        return [session.run(frame).copy() for frame in frames]
 
 
 def _model_bytes(done: Mapping[str, Any]) -> int:
