@@ -84,7 +84,7 @@ def wrap(packaging: Packaging, bundle: Path, out: Path) -> dict[str, Any]:
             packaging.module.chmod(0o755)
     return {
         "system": packaging.system,
-        "version": str(head.manifest.counter),
+        "version": cargo.version,
         "compatible": list(cargo.compatible),
         "signed": packaging.key is not None,
     }

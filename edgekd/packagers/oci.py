@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekd.canonical import canonical_json, file_sha256
 from edgekd.errors import SpecError
-from edgekd.packagers.types import STATE, Cargo, Packaging
+from edgekd.packagers.types import BUNDLE, STATE, Cargo, Packaging
 
 ARTIFACT = "application/vnd.edgekd.bundle.v1"
 LAYER = "application/vnd.edgekd.bundle.v1+tar"
@@ -42,7 +42,7 @@ class Oci:
         """Make the layout in an empty folder."""
         told = cargo.manifest
         layer = _descriptor(LAYER, file_sha256(cargo.bundle), cargo.bundle.stat().st_size)
-        layer["annotations"] = {"org.opencontainers.image.title": "bundle.edgekd"}
+        layer["annotations"] = {"org.opencontainers.image.title": BUNDLE}
         empty = b"{}"
         manifest = canonical_json(
             {
