@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import compileall
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipapp
+import zipfile
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Any
 
 import pytest
 
+from edgekd.agent.cli import main
+from edgekd.agent_archive import agent_archive
 from edgekd.bundle.archive import read_head
 
 COMPATIBLE = "nvidia,jetson-agx-xavier"
@@ -96,6 +106,18 @@ def place_in(made: Path, content: bytes) -> int:
     return at
 
 
+@cache
+def compiled_agent() -> bytes:
+    """The agent, compiled: as it ships it is at each start, and scripts start it hundreds of times in these tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        zipfile.ZipFile(io.BytesIO(agent_archive())).extractall(folder)
+        how = PycInvalidationMode.UNCHECKED_HASH
+        assert compileall.compile_dir(folder, quiet=1, legacy=True, invalidation_mode=how)
+        out = io.BytesIO()
+        zipapp.create_archive(folder, out)
+    return out.getvalue()
+
+
 @dataclass(frozen=True)
 class OnCamera:
     """A folder with what the firmware of a camera brings: an agent, its settings, and a state folder."""
@@ -126,10 +148,24 @@ class OnCamera:
         }
         self.conf.write_text("".join(f"{name}='{value}'\n" for name, value in told.items()), "utf-8")
 
+    def agent(self, command: str, *arguments: object) -> Any:
+        """What a command of the agent gives, run in this process: scripts start an agent of their own."""
+        given = (*arguments, "--state", self.state, "--root", self.folder / "root")
+        said = io.StringIO()
+        with redirect_stdout(said):
+            code = main([command, *map(str, given)])
+        assert code == 0, said.getvalue()
+        return json.loads(said.getvalue())["result"]
+
     def status(self) -> Any:
         """What the agent says is in service, and what waits."""
-        given = ("status", "--state", self.state, "--root", self.folder / "root", "--runtime", "null")
-        return json.loads(accepted(sys.executable, self.folder / "agent.pyz", *given))["result"]
+        return self.agent("status", "--runtime", "null")
+
+    def become_another(self) -> None:
+        """From now on it is a device that no bundle here is for."""
+        told = self.folder / "root" / "etc" / "edgekd"
+        told.mkdir(parents=True)
+        (told / "compatible").write_text("another,device\n", "utf-8")
 
     def serves(self, bundle: Path) -> bool:
         """Whether a bundle is in service, with an engine that has passed its self-test."""
@@ -142,20 +178,17 @@ class OnCamera:
 def serving(folder: Path, bundle: Path) -> OnCamera:
     """A camera on which a bundle is in service."""
     camera = new_camera(folder)
-    state = ("--state", camera.state, "--root", folder / "root")
     runtime = ("--runtime", "null")
     for command in (("unpack", bundle), ("build", *runtime), ("selftest", *runtime), ("activate", *runtime)):
-        accepted(sys.executable, folder / "agent.pyz", *command, *state)
+        camera.agent(*command)
     return camera
 
 
 def new_camera(folder: Path) -> OnCamera:
     """A camera on which nothing is installed."""
-    from edgekd.agent_archive import agent_archive
-
     folder.mkdir(exist_ok=True)
     (folder / "root").mkdir()
-    (folder / "agent.pyz").write_bytes(agent_archive())
+    (folder / "agent.pyz").write_bytes(compiled_agent())
     camera = OnCamera(folder)
     camera.settle()
     return camera

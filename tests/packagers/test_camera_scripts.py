@@ -102,9 +102,7 @@ def test_a_damaged_bundle_fails_and_what_was_in_service_stays(
 
 
 def test_a_bundle_for_another_device_fails(on_camera: OnCamera, bundle: Path) -> None:
-    told = on_camera.folder / "root" / "etc" / "edgekd"
-    told.mkdir(parents=True)
-    (told / "compatible").write_text("another,device\n", "utf-8")
+    on_camera.become_another()
     done = as_rauc(on_camera, bundle)
     assert done.returncode == 1
     assert "for another device" in done.stderr
@@ -123,8 +121,7 @@ def test_a_bundle_that_waits_elsewhere_is_not_taken_for_it(
     in_service: OnCamera, bundle: Path, newer: Path, tmp_path: Path
 ) -> None:
     """One that was unpacked and never activated is in the other slot, and is not what is being installed again."""
-    given = ("--state", in_service.state, "--root", in_service.folder / "root")
-    assert run("python3", in_service.folder / "agent.pyz", "unpack", newer, *given).returncode == 0
+    in_service.agent("unpack", newer)
     assert in_service.status()["candidate"]
     assert as_rauc(in_service, bundle).returncode == 0
     assert in_service.serves(bundle)
@@ -249,9 +246,8 @@ def test_mender_ends_a_trial(in_service: OnCamera, bundle: Path, newer: Path) ->
 def test_a_trial_that_nobody_ends_leads_back(in_service: OnCamera, bundle: Path, newer: Path) -> None:
     in_service.settle(tries=1)
     assert as_rauc(in_service, newer).returncode == 0
-    given = ("--state", in_service.state, "--root", in_service.folder / "root")
     for expected in (newer, bundle):
-        assert run(sys.executable, in_service.folder / "agent.pyz", "boot", *given).returncode == 0
+        in_service.agent("boot")
         assert in_service.serves(expected)
 
 

@@ -126,9 +126,7 @@ def test_menders_client_rolls_back(
 def test_menders_client_is_told_of_a_failed_installation(
     artifact: Path, bundle: Path, client: Client, in_service: OnCamera
 ) -> None:
-    told = in_service.folder / "root" / "etc" / "edgekd"
-    told.mkdir(parents=True)
-    (told / "compatible").write_text("another,device\n", "utf-8")
+    in_service.become_another()
     code, said = client("install", artifact)
     assert code != 0
     assert "for another device" in said

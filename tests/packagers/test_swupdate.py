@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,11 +19,15 @@ def packed(edgekd: EdgeKD, bundle: Path, out: Path, *flags: object) -> Path:
     return out
 
 
+def ours(keys: Path, on_camera: OnCamera) -> tuple[object, ...]:
+    """The flags of an update that is signed by CMS, for a camera."""
+    return ("--firmware-key", keys / "ours.key", "--firmware-cert", keys / "ours.pem", "--state", on_camera.state)
+
+
 @pytest.fixture
 def swu(edgekd: EdgeKD, bundle: Path, keys: Path, on_camera: OnCamera, tmp_path: Path) -> Path:
     """An update signed by CMS."""
-    flags = ("--firmware-key", keys / "ours.key", "--firmware-cert", keys / "ours.pem", "--state", on_camera.state)
-    return packed(edgekd, bundle, tmp_path / "model.swu", *flags)
+    return packed(edgekd, bundle, tmp_path / "model.swu", *ours(keys, on_camera))
 
 
 def swupdate(
@@ -55,8 +58,7 @@ def test_it_is_installed_and_again(swu: Path, bundle: Path, keys: Path, on_camer
 def test_a_newer_one_is_installed_and_an_older_one_is_a_failed_update(
     edgekd: EdgeKD, swu: Path, newer: Path, keys: Path, on_camera: OnCamera, tmp_path: Path
 ) -> None:
-    flags = ("--firmware-key", keys / "ours.key", "--firmware-cert", keys / "ours.pem", "--state", on_camera.state)
-    second = packed(edgekd, newer, tmp_path / "newer.swu", *flags)
+    second = packed(edgekd, newer, tmp_path / "newer.swu", *ours(keys, on_camera))
     assert swupdate(second, keys / "ours.pem", on_camera=on_camera).returncode == 0
     assert swupdate(swu, keys / "ours.pem", on_camera=on_camera).returncode != 0
     assert on_camera.serves(newer)
@@ -67,11 +69,8 @@ def test_a_bundle_that_the_agent_refuses_is_a_failed_update(
 ) -> None:
     """Signed by the firmware's key, and yet not for this device: the agent has the last word."""
     assert swupdate(swu, keys / "ours.pem", on_camera=on_camera).returncode == 0
-    told = on_camera.folder / "root" / "etc" / "edgekd"
-    told.mkdir(parents=True)
-    (told / "compatible").write_text("another,device\n", "utf-8")
-    flags = ("--firmware-key", keys / "ours.key", "--firmware-cert", keys / "ours.pem", "--state", on_camera.state)
-    second = packed(edgekd, newer, tmp_path / "newer.swu", *flags)
+    on_camera.become_another()
+    second = packed(edgekd, newer, tmp_path / "newer.swu", *ours(keys, on_camera))
     done = swupdate(second, keys / "ours.pem", on_camera=on_camera)
     assert done.returncode != 0
     assert "for another device" in done.stdout + done.stderr
@@ -155,9 +154,8 @@ def test_cpio_finds_every_checksum_right(edgekd: EdgeKD, bundle: Path, tmp_path:
 def test_awkward_names_and_several_devices(
     edgekd: EdgeKD, bundle: Path, keys: Path, on_camera: OnCamera, tmp_path: Path
 ) -> None:
-    flags = ("--firmware-key", keys / "ours.key", "--firmware-cert", keys / "ours.pem", "--state", on_camera.state)
     more = ("--name", 'a "model" \\ of ours', "--compatible", "1.0", "--compatible", 'rev "B"')
-    swu = packed(edgekd, bundle, tmp_path / "model.swu", *flags, *more)
+    swu = packed(edgekd, bundle, tmp_path / "model.swu", *ours(keys, on_camera), *more)
     for board in ("camera:1.0", 'camera:rev "B"'):
         done = swupdate(swu, keys / "ours.pem", "-c", on_camera=on_camera, board=board)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -180,4 +178,4 @@ def test_what_is_there_is_replaced_whole(edgekd: EdgeKD, bundle: Path, tmp_path:
     assert edgekd("pack", bundle, "--out", out, "--firmware-cert", bundle).code == 2
     assert out.read_text("utf-8") == "old"
     packed(edgekd, bundle, out)
-    assert shutil.which("swupdate") is None or out.stat().st_size > bundle.stat().st_size
+    assert out.stat().st_size > bundle.stat().st_size
