@@ -27,6 +27,7 @@ from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from common import (
@@ -263,15 +264,19 @@ def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress
 
 def ultralytics_job(
     start: str,
-    teacher: str,
+    teacher: str | None,
     out: str,
     data: str,
     settings: Mapping[str, Any],
     minutes: float | None,
     device: str,
     threads: int,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Train with Ultralytics' own distillation, as long or as often, and export the last moving average."""
+    """Train with Ultralytics' own distillation, as long or as often, and export the last moving average.
+
+    Without a teacher, alone. more: settings of Ultralytics' `train`.
+    """
     import torch
     from ultralytics import YOLO
 
@@ -294,7 +299,7 @@ def ultralytics_job(
         distill_model=teacher,
         device=device,
         time=minutes / 60 if minutes else None,
-        **{**asked, **hardware, **quietly},
+        **{**asked, **hardware, **quietly, **more},
     )
     last = yolo.trainer.ema.ema
     student = getattr(last, "student_model", last).cpu()

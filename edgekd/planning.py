@@ -105,8 +105,7 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found="neither",
             fix="pass --max-size or --keep, such as --keep 98%",
         )
-    left = recipe.prune or recipe.factorize
-    if recipe.distill is not None and recipe.distill.student is None and left is None:
+    if recipe.distill is not None and recipe.distill.student is None and recipe.steps[0] == recipe.distill:
         raise SpecError(
             f"recipe {recipe.name} trains a student and names none",
             fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, or prune or factorize before it',

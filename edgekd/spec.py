@@ -107,7 +107,7 @@ class Recipe:
 
     @property
     def distill(self) -> Distill | None:
-        """The step that trains another detector, the student; None in a recipe that stays with the one it is given."""
+        """The first step that trains beside the given detector, its student if it names one; None without any."""
         return next((step for step in self.steps if isinstance(step, Distill)), None)
 
     def only(self, kind: type[S]) -> S:
@@ -127,14 +127,15 @@ class Recipe:
         )
 
     def with_settings(self, kind: type[Distill] | type[LowRank] | type[Prune], **settings: Any) -> Recipe:
-        """The recipe with these settings of its step of that kind, but for those that are None.
+        """The recipe with these settings of its first step of that kind, but for those that are None.
 
         Raises SpecError where it has no such step.
         """
-        if not any(isinstance(step, kind) for step in self.steps):
+        at = next((at for at, step in enumerate(self.steps) if isinstance(step, kind)), None)
+        if at is None:
             raise SpecError(f"recipe {self.name} has no step {kind_of(kind)}", fix=f"pass --recipe {kind_of(kind)}")
         changes = {name: value for name, value in settings.items() if value is not None}
-        return replace(self, steps=tuple(replace(s, **changes) if isinstance(s, kind) else s for s in self.steps))
+        return replace(self, steps=(*self.steps[:at], replace(self.steps[at], **changes), *self.steps[at + 1 :]))
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ def load_recipe(name: str) -> Recipe:
         recipe = recipe_from(read_toml(Path(name)), name)
         plan = recipe.quantize.plan if recipe.quantize else None
         recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
-        return _beside(recipe, Path(name).parent) if recipe.distill else recipe
+        folder = Path(name).parent
+        steps = tuple(_beside(step, folder) if isinstance(step, Distill) else step for step in recipe.steps)
+        return replace(recipe, steps=steps)
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -174,16 +177,13 @@ def load_recipe(name: str) -> Recipe:
         return recipe_from(read_toml(path), name)
 
 
-def _beside(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with the files of its distillation taken from its own folder; a student may also be a model's name."""
-    step = recipe.distill
-    student = step.student if step else None
-    beside = folder / student if student else None
-    frames = folder / step.unlabelled if step and step.unlabelled else None
-    return recipe.with_settings(
-        Distill,
-        student=str(beside) if beside and beside.is_file() else None,
-        unlabelled=str(frames) if frames else None,
+def _beside(step: Distill, folder: Path) -> Distill:
+    """The step with its files taken from the recipe's own folder; a student may also be a model's name."""
+    student = folder / step.student if step.student else None
+    return replace(
+        step,
+        student=str(student) if student and student.is_file() else step.student,
+        unlabelled=str(folder / step.unlabelled) if step.unlabelled else None,
     )
 
 
@@ -209,7 +209,8 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
     if not _in_order([type(step) for step in found]):
         kinds = ", ".join(str(step["kind"]) for step in steps)
         expected = "resize, prune, factorize, distill and quantize at most once each and in this order, then "
-        expected += "quant_aware_distill; or quantize, prune, quant_aware_distill"
+        expected += "quant_aware_distill; distill before prune for a student that is pruned; or quantize, prune, "
+        expected += "quant_aware_distill"
         raise SpecError(f"{source}: steps", expected=expected, found=kinds)
     return Recipe(head.name, found, head.description)
 
@@ -218,6 +219,8 @@ def _in_order(kinds: list[type[Step]]) -> bool:
     """Whether steps of these kinds make sense one after the other."""
     if kinds[:2] == [Quantize, Prune]:  # what a quantized detector can do without, before it is trained as one
         return kinds[2:] != [] and set(kinds[2:]) == {QuantAwareDistill}
+    if kinds[:2] == [Distill, Prune]:  # a student, pruned once it is trained
+        kinds = kinds[1:]
     order = [list(_STEPS.values()).index(kind) for kind in kinds]
     repeated = any(kinds.count(kind) > 1 for kind in (Resize, Prune, LowRank, Distill, Quantize))
     return order == sorted(order) and not repeated and (QuantAwareDistill not in kinds or Quantize in kinds)

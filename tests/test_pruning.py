@@ -85,6 +85,31 @@ def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tin
     assert sizes["distill"] == pytest.approx(sizes["prune"], rel=0.01), "the student is what pruning has left"
 
 
+def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
+    edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    trains = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nimage_size = 64\nwarmup_epochs = 0.0\n'
+    steps = f'{trains}student = "yolo11n.yaml"\nwidth = 0.125\n{STEP.partition(chr(10))[2]}{trains}'
+    (tmp_path / "student.toml").write_text(f'name = "student"\n{steps}', "utf-8")
+    flags = (
+        "--data",
+        tiny_data,
+        "--target",
+        "xavier",
+        "--out",
+        tmp_path / "out",
+        "--recipe",
+        tmp_path / "student.toml",
+    )
+    ran = edgekd("build", small, *flags, "--json")
+    assert ran.code == 0, ran.err
+    made = [stage for stage in ran.json["stages"] if stage["name"] in ("distill", "prune")]
+    assert [stage["name"] for stage in made] == ["distill", "prune", "distill"]
+    whole, narrow, again = (stage["bytes"] for stage in made)
+    assert narrow < 0.8 * whole
+    assert again == pytest.approx(narrow, rel=0.01), "the student is trained as pruning has left it"
+
+
 def test_a_quantized_detector_is_pruned_as_one_and_trained_last(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

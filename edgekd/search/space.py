@@ -70,8 +70,8 @@ class Candidate:
 
     @property
     def epochs(self) -> int:
-        """Of both trainings."""
-        return self.recovery + self.quant_aware
+        """Of all trainings: a student that is pruned is trained before and after."""
+        return self.recovery * (2 if self.student and self.ratio else 1) + self.quant_aware
 
     def text(self) -> str:
         """In words, for people."""
@@ -133,12 +133,12 @@ class Space:
         return self.sensible(Candidate(**{name: getattr(self, name)[levels[name]] for name in FIELDS}))
 
     def sensible(self, candidate: Candidate) -> Candidate:
-        """The candidate without what has no use: a smaller detector that is also pruned, training of what lost nothing.
+        """The candidate without what has no use, as is training of what lost nothing.
 
         A student is always trained: nobody says that it knows these classes.
         """
         if candidate.student is not None:
-            candidate = replace(candidate, ratio=0.0, recovery=candidate.recovery or max(self.recovery))
+            candidate = replace(candidate, recovery=candidate.recovery or max(self.recovery))
         elif candidate.ratio == 0 and candidate.image_size == self.image_size[0]:
             candidate = replace(candidate, recovery=0)
         if candidate.recovery == 0:
@@ -179,13 +179,12 @@ def recipe_of(candidate: Candidate, space: Space, share: float = 1.0) -> Recipe:
     steps: list[Step] = []
     if candidate.student is None and candidate.image_size != space.image_size[0]:
         steps.append(Resize(candidate.image_size))
+    if candidate.student is not None:
+        steps.append(replace(_taught(candidate, share), student=candidate.student))
     if candidate.ratio:
         steps.append(Prune(ratio=candidate.ratio))
-    if candidate.recovery:
-        epochs = _part(candidate.recovery, share)
-        stages, close = TEACHINGS[candidate.teaching], min(Distill.close_mosaic, epochs // 3)
-        size = candidate.image_size
-        steps.append(Distill(candidate.student, epochs=epochs, image_size=size, stages=stages, close_mosaic=close))
+    if candidate.recovery and (candidate.ratio or candidate.student is None):
+        steps.append(_taught(candidate, share))
     if candidate.bits == INT8:
         steps.append(Quantize(ranges="best"))
     elif candidate.bits < INT8:
@@ -193,6 +192,12 @@ def recipe_of(candidate: Candidate, space: Space, share: float = 1.0) -> Recipe:
     if candidate.quant_aware:
         steps.append(QuantAwareDistill(epochs=_part(candidate.quant_aware, share)))
     return Recipe(NAME, tuple(steps), candidate.text())
+
+
+def _taught(candidate: Candidate, share: float) -> Distill:
+    epochs = _part(candidate.recovery, share)
+    stages, close = TEACHINGS[candidate.teaching], min(Distill.close_mosaic, epochs // 3)
+    return Distill(epochs=epochs, image_size=candidate.image_size, stages=stages, close_mosaic=close)
 
 
 def _part(epochs: int, share: float) -> int:

@@ -38,7 +38,7 @@ def test_each_candidate_comes_once_and_makes_sense() -> None:
     assert len(set(found)) == len(found)
     for each in found:
         assert each == SPACE.sensible(each)
-        assert not (each.student and (each.ratio or not each.recovery))
+        assert not each.student or each.recovery
         assert not (each.bits == FLOAT and each.quant_aware)
         assert not each.recovery or each.student or each.ratio or each.image_size < 640
     assert SPACE.image_size == (640, 576, 480, 384, 320)
@@ -64,6 +64,17 @@ def test_recipes_hold_what_a_candidate_says_and_nothing_else() -> None:
     assert (quantize.bits, aware) == (5.5, QuantAwareDistill(epochs=10))
     student = replace(whole, student="small.pt", ratio=0.0)
     assert kinds(student) == [Distill, Quantize, QuantAwareDistill], "the student is made for its size at once"
+    assert student.epochs == 40
+
+
+def test_a_student_is_pruned_once_it_is_trained_and_trained_again() -> None:
+    both = Candidate("small.pt", 480, 0.35, INT8, 30)
+    first, prune, second, _ = recipe_of(both, SPACE).steps
+    assert isinstance(first, Distill)
+    assert isinstance(second, Distill)
+    assert (first.student, prune, second) == ("small.pt", Prune(ratio=0.35), replace(first, student=None))
+    assert recipe_of(replace(both, ratio=0.0), SPACE).steps[0] == first, "the stage of a student that is not pruned"
+    assert both.epochs == 60
 
 
 def test_a_rung_has_its_share_of_the_epochs_and_one_at_least() -> None:

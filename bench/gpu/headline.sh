@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# From a large detector to a small bundle on a GPU: bench/headline.py on the PPE images, trained here, timed with
+# ONNX Runtime's CUDA provider where it is installed. Within LIMIT seconds a call; what is done by then is in $OUT
+# (default: runs/gpu/headline), and a call with START=that folder goes on: headline.json and .md (the result so far),
+# headline-state.tgz (finished rows, graphs, the stages of the build), headline-logs.tgz.
+# Run in the repository's root. WEIGHTS: the large detector, in one file or in parts WEIGHTS.00 ...; STUDENT: the
+# checkpoint to begin with; MINUTES: of training beside the large one; SHARED: a folder with data/ppe. Further
+# arguments go to the bench.
+# Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, ONNX Runtime, setuptools; and in WHEELS what
+# is missing of ultralytics ultralytics-thop ultralytics-platform onnxslim faster-coco-eval typer rich cryptography
+# cyclonedx-python-lib optuna openvino. Ultralytics has to be there. Nothing is fetched.
+set -euo pipefail
+OUT=$(realpath -m "${OUT:-runs/gpu/headline}")
+. bench/gpu/environment.sh
+LARGE=$WORK/large.pt
+if [ -f "$WEIGHTS" ]; then cp "$WEIGHTS" "$LARGE"; else cat "$WEIGHTS".[0-9]* >"$LARGE"; fi
+STUDENT=${STUDENT:-$SHARED/models/yolo11n.pt}
+if [ -n "${START:-}" ]; then tar -xzf "$START/headline-state.tgz" -C "$WORK/bench"; fi
+ENGINE=${ENGINE:-openvino-cpu}
+
+bench=("$python" bench/headline.py --model "$LARGE" --student "$STUDENT" --data "$SHARED/data/ppe" --device "$DEVICE")
+bench+=(--work "$WORK/bench" --out "$OUT/headline.json" --engine "$ENGINE" --threads "$(nproc)")
+bench+=(--minutes "${MINUTES:-4}" --quantized-epochs "${EPOCHS:-10}" --batch "${BATCH:-32}")
+timeout --kill-after 10 "$((LIMIT - SECONDS))" "${bench[@]}" "$@" || echo "stopped with status $? (124: out of time)"
+cd "$WORK/bench"
+find . -maxdepth 1 -name '*.log' | tar -czf "$OUT/headline-logs.tgz" -T -
+tar -czf "$OUT/headline-state.tgz" --exclude='*.log' --exclude=./data .
