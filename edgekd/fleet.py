@@ -87,7 +87,7 @@ class FleetJob:
         """The job on one board. Raises SpecError: it names no device."""
         own = {name: getattr(board, name) for name in ("runtime", "state", "python", "agent")}
         given = {name: value for name, value in own.items() if value is not None}
-        return replace(self.usual, device=_device(board), **given)
+        return replace(self.usual, device=device_of(board), **given)
 
     def kept(self, board: Board) -> Path:
         """The file for what a board gives: its name stands for all that a measurement depends on here."""
@@ -114,7 +114,7 @@ def load_fleet(path: Path) -> Fleet:
         if not _NAME.fullmatch(board.name):
             expected = "up to 64 letters, digits and any of . _ - after the first"
             raise SpecError(f"{path}: a board's name", expected=expected, found=repr(board.name))
-        _device(board)
+        device_of(board)
     _require_once(path, "name", [board.name for board in fleet.boards])
     _require_once(path, "device", [board.device for board in fleet.boards if board.device != _NULL])
     return fleet
@@ -127,7 +127,8 @@ def _require_once(path: Path, what: str, values: Sequence[str]) -> None:
         raise SpecError(f"{path}: {count} boards with {what} {value!r}", expected="one", fix=fix)
 
 
-def _device(board: Board) -> Device:
+def device_of(board: Board) -> Device:
+    """Where a board is. Raises SpecError: it names no device."""
     try:
         return device_named(board.device)
     except SpecError as error:

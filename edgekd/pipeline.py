@@ -53,7 +53,8 @@ class Job:
     """What to build, from what, for what, and how good it must be.
 
     counter: no device goes back to a bundle with a lower one. licence: of the model, in SPDX's words. search: how the
-    recipe was found, as search.json has it; None where it was given.
+    recipe was found, as search.json has it; None where it was given. train_on: the GPUs that students are trained on,
+    such as `0,1`; None for one if there is any.
     """
 
     model: Path
@@ -70,6 +71,7 @@ class Job:
     counter: int = 0
     licence: str | None = None
     search: Mapping[str, Any] | None = None
+    train_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ def distilled(step: Distill, run: Run, dataset: Dataset, stages: Stages) -> Run:
     job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
     step = replace(_at_size(step, job), student=step.student or str(run.detector.path))
-    done = training.distill(stages, step, job.model, dataset, job.trust_checkpoint)
+    done = training.distill(stages, step, job.model, dataset, job.trust_checkpoint, job.train_on)
     return _with_detector(done.path / training.student_file(step), run, dataset, stages)
 
 

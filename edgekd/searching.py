@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.errors import SpecError
 from edgekd.files import remove_folder, write_file, writing
@@ -18,8 +19,11 @@ from edgekd.search.beginning import RESULT, Beginning, SearchJob
 from edgekd.search.explain import document
 from edgekd.search.space import recipe_of
 from edgekd.search.study import library
-from edgekd.search.workers import trying
+from edgekd.search.workers import TryAll, trying
 from edgekd.store import readable_json
+
+if TYPE_CHECKING:
+    from edgekd.search.cluster import Cluster
 
 RECIPE = "recipe.toml"
 
@@ -32,11 +36,13 @@ def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
     """
     _refuse(asked)
     job = replace(asked.job, fresh=False)
-    with _alone(job.out / "search"):
+    with _alone(job.out / "search"), _company(asked) as company:
         if asked.job.fresh:
             _forget(job.out)
-        begun = Beginning(replace(asked, job=job), progress)
-        with trying(begun.task, job.out, asked.workers, progress) as try_all:
+        begun = Beginning(
+            replace(asked, job=anywhere(job), workers=company.slots if company else asked.workers), progress
+        )
+        with _crew(company, begun, progress) as try_all:
             search = begun.search(try_all)
             search.run()
         winner = search.winner
@@ -55,6 +61,31 @@ def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
         return replace(job, recipe=recipe, data=begun.final, search=told)
 
 
+def anywhere(job: Job) -> Job:
+    """The job with paths that mean the same to a process that works in another folder."""
+    head = str(Path(job.head).absolute()) if job.head and job.head.endswith(".toml") else job.head
+    return replace(job, model=job.model.absolute(), data=job.data.absolute(), out=job.out.absolute(), head=head)
+
+
+def _company(asked: SearchJob) -> AbstractContextManager[Cluster | None]:
+    """The cluster that was asked for; None where this machine does it all."""
+    if asked.cluster is None:
+        return nullcontext()
+    from edgekd.search.cluster import joined
+
+    return joined(asked.cluster, asked.gpus, asked.batch, len(asked.boards))
+
+
+def _crew(company: Cluster | None, begun: Beginning, progress: Progress) -> AbstractContextManager[TryAll]:
+    """What tries candidates."""
+    asked = begun.asked
+    if company is None:
+        return trying(begun.task, asked.job.out, asked.workers, progress)
+    from edgekd.search.cluster import trying_on
+
+    return trying_on(company, begun.task, asked.job.out, progress)
+
+
 def _refuse(asked: SearchJob) -> None:
     """Refuse what makes no sense before anything is computed. Raises SpecError."""
     job = asked.job
@@ -63,11 +94,19 @@ def _refuse(asked: SearchJob) -> None:
         raise SpecError("--search: nothing to search for", expected="a budget", fix=fix)
     if job.calibration is not None and not job.calibration.isdigit():
         raise SpecError(f"--calibration {job.calibration}: a search chooses its own images", fix="pass their number")
-    if asked.workers > 1 and job.target.kind == "cpu":
+    many = f"--workers {asked.workers}" if asked.workers > 1 else None
+    many = f"--cluster {asked.cluster}" if asked.cluster else many
+    if many and job.target.kind == "cpu":
         raise SpecError(
-            f"--workers {asked.workers} for target {job.target.name}",
+            f"{many} for target {job.target.name}",
             expected="one worker where trials are timed on this machine: others would be in its way",
         )
+    if asked.cluster and asked.workers > 1:
+        raise SpecError("--workers with --cluster", fix="leave out --workers: the cluster's room says how many")
+    if asked.gpus is not None and not asked.cluster:
+        raise SpecError("--gpus without --cluster", fix="pass --cluster, or leave out --gpus")
+    if asked.boards and job.target.kind == "cpu":
+        raise SpecError(f"--fleet for target {job.target.name}", expected="a target of the boards' kind")
     library()
 
 

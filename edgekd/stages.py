@@ -48,6 +48,7 @@ VERSION = {
     "calibrate": 2,
     "student": 1,
     "trial": 1,
+    "board": 1,
     "plan": 2,
     "search": 2,
     "label": 1,

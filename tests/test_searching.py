@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,73 @@ def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_sam
     assert file_sha256(out / "graph.onnx") == file_sha256(searched / "graph.onnx")
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of processes on this machine, which offers a board."""
+    pytest.importorskip("ray")
+    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="ray") as folder:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        flags = [f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+        flags += ["--num-cpus=2", "--num-gpus=0", '--resources={"board": 1}', "--object-store-memory=80000000"]
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *flags]
+        start += ["--include-dashboard=false", "--disable-usage-stats"]
+        with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, start_new_session=True) as ray:
+            assert ray.stdout
+            assert any("Ray runtime started" in line for line in ray.stdout)
+            yield address
+            started = descendants(ray.pid)
+            ray.terminate()
+        for process in started:  # what Ray itself has not ended
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
+    searched: Path, tiny_model: Path, data: Path, cluster: str, tmp_path: Path
+) -> None:
+    out, killed = tmp_path / "out", None
+    shared = command(tiny_model, data, out, "--cluster", cluster)
+    with subprocess.Popen(shared, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        while killed is None and run.poll() is None:
+            killed = kill_one("ray::_made")
+        assert run.communicate(timeout=300)[1].count(b"Traceback") == 0
+    assert run.returncode == 0
+    assert killed
+    assert told(out) == told(searched)
+    assert file_sha256(out / "graph.onnx") == file_sha256(searched / "graph.onnx")
+    assert not list(out.glob("stages/.*.edgekd-tmp")), "what the killed one had begun is gone"
+
+
+def kill_one(name: str) -> int | None:
+    """The process with this name that was killed; None where there is none."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_bytes().startswith(name.encode("ascii")):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return int(path.parent.name)
+    time.sleep(0.01)
+    return None
+
+
+def test_on_a_cluster_candidates_are_timed_where_the_boards_are(
+    searched: Path, tiny_model: Path, data: Path, cluster: str, tmp_path: Path
+) -> None:
+    out = shutil.copytree(searched, tmp_path / "out")
+    (tmp_path / "fleet.toml").write_text('[[boards]]\nname = "bench"\ndevice = "null"\n', "utf-8")
+    more = ("--cluster", cluster, "--fleet", str(tmp_path / "fleet.toml"), "--trials", "1", "--min-fps", "90")
+    done = subprocess.run(command(tiny_model, data, out, *more), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = result(out)
+    assert_documented(found, "search")
+    assert found["basis"] == "rehearsed"
+    (point,) = found["points"]
+    (stage,) = out.glob("stages/board-*/stage.json")
+    assert json.loads(stage.read_bytes())["results"]["board"] == "bench"
+    assert point["latency_ms"] == pytest.approx(json.loads(stage.read_bytes())["results"]["latency_ms"], rel=1e-3)
+
+
 def descendants(parent: int) -> list[int]:
     found = []
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
@@ -256,6 +326,10 @@ def test_a_budget_that_nothing_fits_ends_with_what_to_do(
         (("--time", "soon", "--keep", "90%"), ("--time soon: no duration", "such as 8h")),
         (("--search", "--keep", "90%", "--calibration", "set.toml"), ("a search chooses its own images",)),
         (("--search", "--keep", "90%", "--workers", "2", "--target", "cpu"), ("--workers 2 for target cpu",)),
+        (("--search", "--keep", "90%", "--cluster", "auto", "--target", "cpu"), ("--cluster auto for target cpu",)),
+        (("--search", "--keep", "90%", "--cluster", "auto", "--workers", "2"), ("leave out --workers",)),
+        (("--search", "--keep", "90%", "--gpus", "2"), ("--gpus without --cluster",)),
+        (("--cluster", "auto"), ("--cluster without --search",)),
         (("--student", "a.pt", "--student", "b.pt"), ("a recipe trains one",)),
     ],
 )

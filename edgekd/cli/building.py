@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +32,7 @@ from edgekd.printing import outcome_json, print_budget, print_json, print_outcom
 
 if TYPE_CHECKING:
     from edgekd.pipeline import Job
-    from edgekd.progress import Progress
+    from edgekd.search.beginning import SearchJob
     from edgekd.spec import Recipe
     from edgekd.target import Target
 
@@ -48,6 +49,10 @@ def build(
     trials: Annotated[int, typer.Option(help="Candidates that a search tries at most.", min=1)] = 60,
     epochs: Annotated[int, typer.Option(help="Of a full training in a search; 0: train nothing.", min=0)] = 30,
     workers: Annotated[int, typer.Option(help="Processes that try candidates.", min=1)] = 1,
+    cluster: Annotated[str | None, typer.Option(help="Try them on a Ray cluster: HOST:PORT, auto or local.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Of a trial there. Default: one, if there are any.", min=0)] = None,
+    fleet: Annotated[Path | None, typer.Option(help="Boards on which a search times candidates: a .toml.")] = None,
+    batch: Annotated[int, typer.Option("--round", help="Candidates of a round of a search.", min=1)] = 6,
     device: Annotated[str, typer.Option(help="Where to time: local, or local:ENGINE.")] = "local",
     out: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/MODEL-TARGET.")] = None,
     max_size: Annotated[str | None, typer.Option(help="Largest bundle, such as 12MB.")] = None,
@@ -65,30 +70,24 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Compress, score, compile, time and pack MODEL for TARGET."""
-    from edgekd import pipeline
+    from edgekd import pipeline, searching
     from edgekd.signing import load_signers
     from edgekd.target import load_target
 
     chosen, progress = load_target(target), new_progress()
     searches = search or time is not None
-    job = pipeline.Job(
-        model=model,
-        data=data,
-        target=chosen,
-        recipe=_recipe(recipe, plan, student, chosen, searches),
-        out=out or Path("runs") / f"{model.stem}-{chosen.name}",
-        budget=limits(max_size, keep, min_fps, chosen.budget, max_energy),
-        device=device,
-        head=head,
-        calibration=calibration,
-        trust_checkpoint=trust_checkpoint,
-        fresh=not resume,
-        counter=version_counter,
-        licence=licence,
-    )
+    steps = _recipe(recipe, plan, student, chosen, searches)
+    folder = out or Path("runs") / f"{model.stem}-{chosen.name}"
+    budget = limits(max_size, keep, min_fps, chosen.budget, max_energy)
+    job = pipeline.Job(model, data, chosen, steps, folder, budget, device, head, calibration, trust_checkpoint)
+    job = replace(job, fresh=not resume, counter=version_counter, licence=licence)
     signers = load_signers(sign or (), secret_file)  # a wrong passphrase should not cost a build first
     if searches:
-        job = _found(job, time, trials, epochs, student, workers, progress)
+        much = {"trials": trials, "epochs": epochs, "workers": workers, "batch": batch}
+        asked = _search(job, time, fleet, students=tuple(student or ()), cluster=cluster, gpus=gpus, **much)
+        job = searching.run(asked, progress)
+    else:
+        _refuse_without_search(cluster=cluster, gpus=gpus, fleet=fleet)
     outcome = pipeline.build(job, progress, signers)
     (print_json(outcome_json(outcome)) if as_json else print_outcome(outcome))
     pipeline.require_met(outcome)
@@ -112,23 +111,22 @@ def _recipe(
     return steps.with_plan(plan) if plan else steps
 
 
-def _found(
-    job: Job,
-    time: str | None,
-    trials: int,
-    epochs: int,
-    students: Sequence[str] | None,
-    workers: int,
-    progress: Progress,
-) -> Job:
-    """The job with the recipe that a search finds."""
-    from edgekd import searching
+def _search(job: Job, time: str | None, fleet: Path | None, **asked: Any) -> SearchJob:
+    """What is searched for."""
+    from edgekd.fleet import load_fleet
     from edgekd.quantities import parse_duration
     from edgekd.search.beginning import SearchJob
 
     seconds = None if time is None else parse_duration(time, "--time")
-    asked = SearchJob(job, seconds, trials, epochs, tuple(students or ()), workers)
-    return searching.run(asked, progress)
+    return SearchJob(job, seconds, boards=load_fleet(fleet).boards if fleet else (), **asked)
+
+
+def _refuse_without_search(**given: Any) -> None:
+    """Refuse flags of a search where there is none. Raises SpecError."""
+    from edgekd.errors import SpecError
+
+    if names := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise SpecError(f"{names[0]} without --search", fix=f"pass --search, or leave out {names[0]}")
 
 
 def quantize(

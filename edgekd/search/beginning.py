@@ -17,14 +17,17 @@ from edgekd.detectors import load
 from edgekd.detectors.torchvision import is_torchvision
 from edgekd.errors import DataError, SpecError
 from edgekd.files import write_file
+from edgekd.fleet import Board
+from edgekd.installing import REHEARSED
 from edgekd.pipeline import SCORED, Job, data_of, graphs, opset_for
 from edgekd.planning import HELD_OUT
 from edgekd.predict.graph import works_in
 from edgekd.progress import Progress
 from edgekd.publish import bytes_beside_graph
+from edgekd.search.boards import rehearsed
 from edgekd.search.explain import document
 from edgekd.search.filters import Filter, Network
-from edgekd.search.loop import Ends, Search, Wanted
+from edgekd.search.loop import ROUND, Ends, Search, Wanted
 from edgekd.search.space import INT8, Candidate, Facts, recipe_of, space_for
 from edgekd.search.study import Study
 from edgekd.search.trials import Rung, Task, time_of, with_recipe
@@ -46,7 +49,9 @@ class SearchJob:
     """What to search for. job: all but its recipe, which is found.
 
     seconds: to search for, None for as long as it takes; trials: candidates at most; epochs: of a full training, 0 to
-    train nothing; students: smaller detectors to consider beside those that lie there; workers: processes that try.
+    train nothing; students: smaller detectors to consider beside those that lie there; workers: processes that try, or
+    trials that a cluster has room for; boards: that candidates are timed on; batch: candidates of a round; cluster: its
+    address; gpus: for each trial there, None for one if there are any.
     """
 
     job: Job
@@ -55,6 +60,10 @@ class SearchJob:
     epochs: int = 30
     students: tuple[str, ...] = ()
     workers: int = 1
+    boards: tuple[Board, ...] = ()
+    batch: int = ROUND
+    cluster: str | None = None
+    gpus: int | None = None
 
 
 class Beginning:
@@ -82,7 +91,7 @@ class Beginning:
         run = graphs(trial, data_of(trial), self.stages)
         if not run.scores[0].results["map50_95"]:
             raise DataError(f"{job.model}: finds nothing on {self.held_out} training images", fix="train it first")
-        _refuse_unpredicted(job, time_of(run, self.stages))
+        _refuse_unpredicted(job, time_of(run, self.stages), bool(asked.boards))
         self.beside = bytes_beside_graph(run, self.stages)
         self.identity = self._identity(run.data_sha256, dataset)
         self.clock = Clock(asked.seconds, asked.workers)
@@ -103,28 +112,36 @@ class Beginning:
             rungs=len(RUNGS),
             ends=Ends(self.asked.trials, self.clock.left_s),
             note=self.note,
+            batch=self.asked.batch,
         )
 
     def task(self, wanted: Wanted) -> Task:
         """A candidate as whoever tries it wants it."""
         candidate, rung = wanted
         recipe = recipe_of(candidate, self.space, RUNGS[rung].share)
-        return Task(with_recipe(self.asked.job, recipe, self.rung(rung)), candidate, rung, self.beside, self.identity)
+        job = with_recipe(self.asked.job, recipe, self.rung(rung))
+        return Task(job, candidate, rung, self.beside, self.identity, self.asked.boards)
 
     @property
     def told(self) -> dict[str, Any]:
         """What of the beginning the result says."""
         job = self.asked.job
-        basis = "measured" if job.target.kind == "cpu" else "predicted"
         return {
             "identity": self.identity,
             "model": job.model.name,
             "target": job.target.name,
             "budget": asdict(job.budget),
-            "basis": basis,
+            "basis": self._basis,
             "held_out": self.held_out,
             "rungs": [{"images": min(each.images, self.held_out), "share": each.share} for each in RUNGS],
         }
+
+    @property
+    def _basis(self) -> str:
+        """Where times come from."""
+        if self.asked.boards:
+            return REHEARSED if rehearsed(self.asked.boards) else "measured"
+        return "measured" if self.asked.job.target.kind == "cpu" else "predicted"
 
     def note(self, search: Search) -> None:
         """Say where the search is, and keep it."""
@@ -199,10 +216,13 @@ def siblings(model: Path) -> tuple[str, ...]:
     return tuple(str(path) for path in paths if path.is_file())
 
 
-def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None]) -> None:
-    """Refuse limits on what nobody can say of the target. Raises SpecError. found: milliseconds and millijoules."""
+def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None], timed: bool) -> None:
+    """Refuse limits on what nobody can say of the target. Raises SpecError.
+
+    found: milliseconds and millijoules, as predicted; timed: whether boards will say the former.
+    """
     for flag, asked, value in (
-        ("--min-fps", job.budget.min_fps, found[0]),
+        ("--min-fps", None if timed else job.budget.min_fps, found[0]),
         ("--max-energy", job.budget.max_energy_mj, found[1]),
     ):
         if asked is not None and value is None:

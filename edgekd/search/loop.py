@@ -18,7 +18,7 @@ from edgekd.search.space import Candidate, Space
 from edgekd.spec import Budget
 
 ROUND = 6
-"""Candidates that are tried at once, as many however many workers there are."""
+"""Candidates that are tried at once where nothing else is asked for, as many however many workers there are."""
 DRAWN = 3
 """One of so many is drawn by the study, in case what was learnt of choices is wrong."""
 ETA = 3
@@ -58,7 +58,7 @@ class Ends:
 class Search:
     """A search that goes on until `reason` says why it stopped.
 
-    points: the most thorough try of each candidate; note: hears of every round.
+    points: the most thorough try of each candidate; note: hears of every round; batch: candidates of one.
     """
 
     space: Space
@@ -69,6 +69,7 @@ class Search:
     rungs: int
     ends: Ends
     note: Callable[[Search], None] = lambda search: None
+    batch: int = ROUND
     points: dict[Candidate, Point] = field(default_factory=dict)
     reason: str = ""
 
@@ -122,7 +123,7 @@ class Search:
         """New candidates that may fit, with their numbers: the likeliest ones, and between them drawn ones."""
         batch: dict[Candidate, int] = {}
         likeliest = self.likeliest()
-        room = min(ROUND, self.ends.trials - len(self.points))
+        room = min(self.batch, self.ends.trials - len(self.points))
         while len(batch) < room:
             drawn = self._drawn(batch) if len(batch) % DRAWN == DRAWN - 1 else None
             if drawn is None:

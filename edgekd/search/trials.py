@@ -1,7 +1,8 @@
 """Trying a candidate: its recipe on the training images that are not held out, scored on some of those that are.
 
 `run_trial` is all that a worker does, here or elsewhere: it takes a description that can be pickled, and the folder of
-a store. Every trial is a stage of that store, and so are the steps in it: none is ever done twice.
+a store. Every trial is a stage of that store, and so are the steps in it: none is ever done twice. On a cluster its two
+halves are done where they can be: making and scoring where there is a GPU, timing where the boards are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.canonical import json_sha256
 from edgekd.errors import CompressError
@@ -21,6 +22,9 @@ from edgekd.search.front import Point
 from edgekd.search.space import Candidate, candidate_json
 from edgekd.spec import Budget, Recipe
 from edgekd.stages import CACHE, GRAPH, PLAN, VERSION, Stages, local_device
+
+if TYPE_CHECKING:
+    from edgekd.fleet import Board
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Task:
     """A candidate to be tried.
 
     job: with its recipe, and the data that its rung is scored on; beside: bytes of a bundle beside its graph; identity:
-    of everything else that the result depends on.
+    of everything else that the result depends on; boards: on one of which it is timed, none to leave it predicted.
     """
 
     job: Job
@@ -44,10 +48,32 @@ class Task:
     rung: int
     beside: int
     identity: str
+    boards: tuple[Board, ...] = ()
 
 
 def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
-    """What comes of a candidate: found in the store of the folder, or else tried.
+    """What comes of a candidate: found in the store of the folder, or else tried; timed on a board if there is one.
+
+    Raises as `made_trial` does.
+    """
+    return timed_trial(task, made_trial(task, folder, progress), folder, progress)
+
+
+def timed_trial(task: Task, point: Point, folder: Path, progress: Progress = SILENT) -> Point:
+    """A trial with what a board measured in place of what was predicted. Raises DeviceError where none answers."""
+    if not task.boards or point.error:
+        return point
+    from edgekd.search.boards import time_on_board
+
+    stages = Stages.within(folder, False, progress)
+    found = time_on_board(graphs(task.job, data_of(task.job), stages), task.boards, stages)
+    latency, energy = found.results["latency_ms"], found.results["energy_mj"]
+    cost = replace(point.cost, latency_ms=latency, energy_mj=point.cost.energy_mj if energy is None else energy)
+    return replace(point, cost=cost, seconds=point.seconds + found.seconds)
+
+
+def made_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
+    """What comes of a candidate, but for boards: found in the store of the folder, or else tried.
 
     A candidate that cannot be made, because pruning it gains nothing or its training diverges, is a point with that
     error. Raises what has nothing to do with the candidate: SpecError, DataError, DeviceError.

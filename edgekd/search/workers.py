@@ -1,4 +1,4 @@
-"""Who tries candidates: this process, or others that end with it; and how long that takes."""
+"""Who tries candidates on this machine: this process, or others that end with it; and how long that takes."""
 
 from __future__ import annotations
 
