@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import os
 import pickle
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from edgekd.fleet import Board
 from edgekd.pipeline import Job
 from edgekd.progress import SILENT
 from edgekd.search.beginning import RUNGS
-from edgekd.search.cluster import LOCAL, joined, trying_on
+from edgekd.search.cluster import LOCAL, Cluster, joined, trying_on
 from edgekd.search.filters import Cost
 from edgekd.search.front import Point
 from edgekd.search.leases import leased
@@ -114,37 +113,39 @@ def null_task(at: int, boards: Sequence[Board], folder: Path) -> Task:
     return Task(job, Candidate(None, at), 0, 100_000, "0" * 64, tuple(boards))
 
 
-def measured(workers: int, boards: int, trials: int) -> Row:
-    """One round on real processes, after one trial each that only starts them."""
-    rack = tuple(Board(f"board{at}", "null") for at in range(boards))
+def measured(workers: int, boards: int, each: int) -> list[Row]:
+    """Rounds on real processes, without boards and with some, after a round that only starts the processes."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch)
         (folder / "search").mkdir()
-        os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
         with joined(LOCAL, 0, workers, boards, cores=workers) as cluster:
-            tasks = lambda wanted: null_task(wanted[0].image_size, rack, folder)  # noqa: E731
-            with trying_on(replace(cluster, cpus=1), tasks, folder, SILENT, (null_made, null_timed)) as try_all:
-                try_all([(Candidate(None, -1 - at), 0) for at in range(2 * workers)])
-                (folder / "notes.jsonl").unlink()
-                began = time.monotonic()
-                found = try_all([(Candidate(None, at), 0) for at in range(trials)])
-                wall = time.monotonic() - began
-        assert [point.candidate.image_size for point in found] == list(range(trials))
-        notes = [json.loads(line) for line in (folder / "notes.jsonl").read_text("utf-8").splitlines()]
-    ends = {note["of"]: note["made"][1] for note in notes if "made" in note}
-    waits = [note["timed"][0] - ends[note["of"]] for note in notes if "timed" in note]
-    _require_one_at_a_time(notes)
+            one_each = replace(cluster, cpus=1)
+            took(one_each, 2 * workers, boards, folder)
+            return [took(one_each, each * workers, some, folder) for some in (0, boards)]
+
+
+def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Row:
+    """What a round took."""
+    rack, workers = tuple(Board(f"board{at}", "null") for at in range(boards)), cluster.slots
+    notes = folder / "notes.jsonl"
+    notes.unlink(missing_ok=True)
+
+    def task(wanted: tuple[Candidate, int]) -> Task:
+        return null_task(wanted[0].image_size, rack, folder)
+
+    with trying_on(cluster, task, folder, SILENT, (null_made, null_timed)) as try_all:
+        began = time.monotonic()
+        found = try_all([(Candidate(None, at), 0) for at in range(trials)])
+        wall = time.monotonic() - began
+    if [point.candidate.image_size for point in found] != list(range(trials)):
+        raise SystemExit("answers came back in another order")
+    told = [json.loads(line) for line in notes.read_text("utf-8").splitlines()]
+    ends = {note["of"]: note["made"][1] for note in told if "made" in note}
+    waits = [note["timed"][0] - ends[note["of"]] for note in told if "timed" in note]
+    _require_one_at_a_time(told)
     least = counted([MAKE_S] * trials, workers, boards, BOARD_S)[0]
-    return Row(
-        workers,
-        boards,
-        trials,
-        wall,
-        least,
-        (wall - least) * workers / trials,
-        sum(waits) / len(waits) if waits else 0.0,
-        trials * MAKE_S / (wall * workers),
-    )
+    overhead, waited = (wall - least) * workers / trials, sum(waits) / len(waits) if waits else 0.0
+    return Row(workers, boards, trials, wall, least, overhead, waited, trials * MAKE_S / (wall * workers))
 
 
 def _require_one_at_a_time(notes: Sequence[dict[str, Any]]) -> None:
@@ -305,9 +306,8 @@ def main() -> None:
     }
     rows = []
     for workers in given.workers:
-        for boards in sorted({0, 1, ceil(workers / 2)}):
-            rows.append(measured(workers, boards, given.each * workers))
-            print(rows[-1], file=sys.stderr)
+        rows += measured(workers, ceil(workers / 2), given.each)
+        print(*rows[-2:], sep="\n", file=sys.stderr)
     found["measured"] = [asdict(row) for row in rows]
     found["overhead_s"] = max(row.overhead_s for row in rows)
     sizes = [(6, 1), (16, 2), (64, 4), (64, 16), (256, 16), (256, 64)]

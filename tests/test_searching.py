@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,11 +24,22 @@ from running import EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
+from edgekd import searching
 from edgekd.bundle.archive import verify
 from edgekd.canonical import file_sha256
 from edgekd.data.dataset import load_dataset
-from edgekd.search.beginning import siblings
-from edgekd.spec import load_recipe
+from edgekd.errors import DataError, DeviceError
+from edgekd.fleet import Board
+from edgekd.pipeline import Job
+from edgekd.progress import SILENT
+from edgekd.search.beginning import SearchJob, siblings
+from edgekd.search.filters import Cost
+from edgekd.search.front import Point
+from edgekd.search.leases import leased
+from edgekd.search.space import Candidate
+from edgekd.search.trials import Task, timed_trial
+from edgekd.spec import Budget, load_recipe
+from edgekd.target import load_target
 
 pytest.importorskip("optuna")
 LIMITS = ("--max-size", "600kB", "--keep", "90%")
@@ -177,23 +189,23 @@ def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_sam
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of processes on this machine, which offers a board."""
+    """The address of a Ray cluster of processes on this machine, which offers two boards."""
     pytest.importorskip("ray")
-    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="ray") as folder:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        free.close()
-        flags = [f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
-        flags += ["--num-cpus=2", "--num-gpus=0", '--resources={"board": 1}', "--object-store-memory=80000000"]
-        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *flags]
-        start += ["--include-dashboard=false", "--disable-usage-stats"]
-        with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, start_new_session=True) as ray:
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        flags = [f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--block"]
+        flags += ["--num-cpus=2", "--num-gpus=0", '--resources={"board": 2}', "--object-store-memory=80000000"]
+        flags += ["--include-dashboard=false", "--no-monitor", "--disable-usage-stats"]
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *flags]
+        with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as ray:
             assert ray.stdout
             assert any("Ray runtime started" in line for line in ray.stdout)
             yield address
             started = descendants(ray.pid)
-            ray.terminate()
-        for process in started:  # what Ray itself has not ended
+            ray.kill()
+        for process in started:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -201,45 +213,91 @@ def cluster() -> Iterator[str]:
 def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
     searched: Path, tiny_model: Path, data: Path, cluster: str, tmp_path: Path
 ) -> None:
-    out, killed = tmp_path / "out", None
-    shared = command(tiny_model, data, out, "--cluster", cluster)
-    with subprocess.Popen(shared, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
-        while killed is None and run.poll() is None:
-            killed = kill_one("ray::_made")
-        assert run.communicate(timeout=300)[1].count(b"Traceback") == 0
-    assert run.returncode == 0
-    assert killed
-    assert told(out) == told(searched)
-    assert file_sha256(out / "graph.onnx") == file_sha256(searched / "graph.onnx")
-    assert not list(out.glob("stages/.*.edgekd-tmp")), "what the killed one had begun is gone"
+    target = load_target("xavier")
+    budget = Budget(max_bytes=600_000, min_retention=0.9)
+    job = Job(tiny_model, data, target, load_recipe(target.recipe), tmp_path / "out", budget)
+    ended, killed = threading.Event(), []
+    hunter = threading.Thread(target=lambda: killed.append(kill_one("ray::_made", ended)))
+    hunter.start()
+    try:
+        searching.run(SearchJob(job, cluster=cluster))
+    finally:
+        ended.set()
+        hunter.join()
+    assert killed[0] is not None
+    assert told(job.out) == told(searched)
+    assert not list(job.out.glob("stages/.*.edgekd-tmp")), "what the killed one had begun is gone"
 
 
-def kill_one(name: str) -> int | None:
-    """The process with this name that was killed; None where there is none."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if path.read_bytes().startswith(name.encode("ascii")):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-                return int(path.parent.name)
-    time.sleep(0.01)
+def kill_one(name: str, ended: threading.Event) -> int | None:
+    """The process with this name that was killed; None where there was none till the end."""
+    while not ended.wait(0.01):
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if path.read_bytes().startswith(name.encode("ascii")):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    return int(path.parent.name)
     return None
 
 
-def test_on_a_cluster_candidates_are_timed_where_the_boards_are(
-    searched: Path, tiny_model: Path, data: Path, cluster: str, tmp_path: Path
+def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
+    tiny_model: Path, cluster: str, tmp_path: Path
+) -> None:
+    from edgekd.search.cluster import joined, trying_on
+
+    boards = (Board("a", "null"), Board("b", "null"))
+    job = Job(tiny_model, tmp_path, load_target("xavier"), load_recipe("ptq"), tmp_path)
+    (tmp_path / "search").mkdir()
+
+    # Inside, so that they travel by value.
+    def make(task: Task, out: Path) -> Point:
+        if task.candidate.image_size == 99:
+            raise DataError("no such image", fix="restore it")
+        return Point(task.candidate, task.rung, 1.0, Cost(1.0, 1.0, None), 1.0)
+
+    def measure(task: Task, point: Point, out: Path) -> Point:
+        with leased("board", [board.name for board in task.boards], out) as name:
+            (out / f"{name}.busy").mkdir()  # which fails where it is there
+            time.sleep(0.05)
+            (out / f"{name}.busy").rmdir()
+        return replace(point, cost=Cost(1.0, 2.0, None))
+
+    def task(wanted: tuple[Candidate, int]) -> Task:
+        return Task(job, *wanted, 0, "", boards)
+
+    with (
+        joined(cluster, None, 6, len(boards)) as joint,
+        trying_on(joint, task, tmp_path, SILENT, (make, measure)) as try_all,
+    ):
+        assert (joint.gpus, joint.boards) == (0, 2)
+        found = try_all([(Candidate(None, side), 0) for side in range(8)])
+        assert [point.candidate.image_size for point in found] == list(range(8))
+        assert {point.cost.latency_ms for point in found} == {2.0}
+        with pytest.raises(DataError, match=f"{socket.gethostname()}: no such image; fix: restore it"):
+            try_all([(Candidate(None, 99), 0)])
+
+
+def test_a_candidate_is_timed_on_the_board_that_answers(
+    searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(searched, tmp_path / "out")
-    (tmp_path / "fleet.toml").write_text('[[boards]]\nname = "bench"\ndevice = "null"\n', "utf-8")
-    more = ("--cluster", cluster, "--fleet", str(tmp_path / "fleet.toml"), "--trials", "1", "--min-fps", "90")
-    done = subprocess.run(command(tiny_model, data, out, *more), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = result(out)
-    assert_documented(found, "search")
-    assert found["basis"] == "rehearsed"
-    (point,) = found["points"]
+    lost = Board("lost", "null", python=str(tmp_path / "no-python"))
+    boards = (lost, Board("bench", "null"))
+    candidate = Candidate(None, 64, bits=16.0)
+    recipe = load_recipe(str(searched / "recipe.toml"))
+    job = Job(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
+    task = Task(job, candidate, 0, 0, "", boards)
+    point = Point(candidate, 0, 1.0, Cost(1.0, 1.0, 3.0), 1.0)
+    (timed, again) = (timed_trial(task, point, out) for _ in range(2))
     (stage,) = out.glob("stages/board-*/stage.json")
-    assert json.loads(stage.read_bytes())["results"]["board"] == "bench"
-    assert point["latency_ms"] == pytest.approx(json.loads(stage.read_bytes())["results"]["latency_ms"], rel=1e-3)
+    results = json.loads(stage.read_bytes())["results"]
+    assert (results["board"], results["basis"]) == ("bench", "rehearsed")
+    assert timed.cost == Cost(1.0, results["latency_ms"], 3.0)
+    assert timed.seconds > point.seconds
+    assert again.cost == timed.cost
+    with pytest.raises(DeviceError, match="no-python"):
+        timed_trial(replace(task, boards=(lost,)), point, out)
+    assert timed_trial(task, replace(point, error="prune: not faster"), out).cost == point.cost
 
 
 def descendants(parent: int) -> list[int]:

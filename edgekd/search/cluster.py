@@ -67,7 +67,7 @@ def joined(
     trial needs, DeviceError where there is no cluster.
     """
     ray = _library()
-    told = {"log_to_driver": False, "logging_level": logging.ERROR}
+    told: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         told |= {"include_dashboard": False, "num_cpus": cores or usable_cores()}
