@@ -107,10 +107,11 @@ def sure(detections: Detections, confidence: float) -> Detections:
     return detections.only(detections.scores >= confidence)
 
 
-def save_detections(path: Path, detections: Sequence[Detections]) -> None:
-    """Write the detections of several images into one uncompressed `.npz`."""
+def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
+    """Write the detections of several images, and the widths and heights of these, into one uncompressed `.npz`."""
     np.savez(
         path,
+        shapes=np.array(shapes, np.int64).reshape(-1, 2),
         ends=np.cumsum([len(found) for found in detections], dtype=np.int64),
         boxes=np.concatenate([found.boxes for found in detections]),
         scores=np.concatenate([found.scores for found in detections]),
@@ -123,3 +124,10 @@ def load_detections(path: Path) -> list[Detections]:
     with np.load(path) as saved:
         parts = [np.split(saved[name], saved["ends"][:-1]) for name in ("boxes", "scores", "classes")]
     return [Detections(boxes, scores, classes) for boxes, scores, classes in zip(*parts, strict=True)]
+
+
+def load_shapes(path: Path) -> np.ndarray:
+    """The width and height in pixels of each image, int64 [n, 2], as `save_detections` wrote them."""
+    with np.load(path) as saved:
+        found: np.ndarray = saved["shapes"]
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekd import factorizing, gate, pruning, resizing, training
+from edgekd.analysing import analyse
 from edgekd.budget import Line, judge, verdict
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
@@ -41,6 +42,7 @@ from edgekd.stages import (
     spec_of,
 )
 from edgekd.store import Stage
+from edgekd.summary import parts_of
 from edgekd.target import Target
 
 S = TypeVar("S", Distill, Prune)
@@ -111,10 +113,11 @@ class Run:
 
 @dataclass(frozen=True)
 class TimedRun(Run):
-    """A run with what this machine made of it."""
+    """A run with what this machine made of it. analysed: what was seen inside the networks; None where that failed."""
 
     compiled: Stage = field(kw_only=True)
     timing: Stage = field(kw_only=True)
+    analysed: Stage | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ())
     run = watched(graphs(job, dataset, stages), dataset, stages)
     compiled = stages.compile(run.shipped, job.target)
     timing = stages.benchmark(run.before, run.after, run.scored, run.data_sha256, device, basis)
-    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing), stages, signers)
+    analysed = analyse(parts_of(run), stages, timing)
+    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing, analysed=analysed), stages, signers)
 
 
 def data_of(job: Job) -> Dataset:

@@ -151,6 +151,28 @@ def _print_lighter(result: Mapping[str, Any]) -> None:
     print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
 
 
+def print_report(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd report`, for people: what changed most, and where the page is."""
+    if (found := result["detections"]) is not None:
+        columns = ("objects", "kept", "lost", "gained", "missed", "false_before", "false_after")
+        worst = sorted(found["classes"], key=lambda each: (each["gained"] - each["lost"], -each["lost"]))[:5]
+        rows = [found["total"], *found["sizes"], *(each for each in worst if each["lost"] > each["gained"])]
+        cells = [[row["name"], *(str(row[column]) for column in columns)] for row in rows]
+        print_table(["detections", *(column.replace("_", " ") for column in columns)], cells)
+    inside = result["inside"]
+    for at, each in enumerate(inside["compared"] if inside else ()):
+        known = [layer for layer in result["layers"] if layer["cka"][at] is not None]
+        least = ", ".join(f"{layer['name']} {layer['cka'][at]:.3f}" for layer in sorted(known, key=_cka_at(at))[:3])
+        print(f"least alike, {each['reference']} and {each['other']}: {least}")
+    for why in result["missing"]:
+        print(f"missing: {why}")
+    print(f"report: {result['report']}")
+
+
+def _cka_at(at: int) -> Callable[[Mapping[str, Any]], float]:
+    return lambda layer: float(layer["cka"][at])
+
+
 def print_bench(result: Mapping[str, Any]) -> None:
     """The result of `edgekd bench`, for people."""
     from edgekd.measured import STATISTICS, against_lines, bench_lines, bench_rows

@@ -105,10 +105,13 @@ def bytes_beside_graph(run: Run, stages: Stages) -> int:
 
 def write_report(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
     """Write the report for people, with this machine's timings, into `job.out`."""
+    from edgekd.analysing import analysed_report
     from edgekd.report.html import render
-    from edgekd.summary import full_report
+    from edgekd.summary import Asked, Timings, full_report, parts_of
 
-    report = full_report(run, lines, bundle.stat().st_size, stages)
+    parts, on = parts_of(run), Timings(run.checked, run.compiled, run.timing)
+    asked = Asked(lines, bundle.stat().st_size, run.job.search)
+    report = analysed_report(full_report(parts, on, asked, stages), parts, run.analysed)
     path = run.job.out / "report.html"
     write_file(path, render(report).encode("utf-8"))
     return path
@@ -121,6 +124,7 @@ def write_build_ledger(run: TimedRun, lines: Sequence[Line], bundle: Path, stage
     extra = {
         "edgekd": __version__,
         "model": run.job.model.name,
+        "data": str(run.job.data),
         "target": run.job.target.name,
         "bundle": bundle.name,
         "budget": [asdict(line) for line in lines],
@@ -324,8 +328,8 @@ def _step_json(step: Step) -> dict[str, Any]:
 def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
     from edgekd.report.html import render
     from edgekd.report.types import for_bundle
-    from edgekd.summary import report_of
+    from edgekd.summary import parts_of, report_of
 
-    report = for_bundle(report_of(run, run.reproducible))
+    report = for_bundle(report_of(parts_of(run), run.reproducible))
     (folder / "report.html").write_text(render(report), "utf-8")
     return {}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 VERSION = {
     "export": 1,
-    "score": 2,
+    "score": 3,
     "calibrate": 2,
     "student": 1,
     "trial": 1,
@@ -66,6 +66,7 @@ VERSION = {
     "check": 1,
     "compile": 1,
     "benchmark": 2,
+    "analyse": 1,
     "report": 3,
     "pack": 4,
 }
@@ -92,6 +93,7 @@ TOOLS = {
     "compare": ("numpy", "onnxruntime", "opencv-python-headless"),
     "half": ("onnx", "onnxruntime"),
     "compile": ("tensorrt-rtx",),
+    "analyse": ("numpy", "onnx", "onnxruntime", "onnxslim", "opencv-python-headless"),
     "report": ("numpy", "opencv-python-headless"),
 }
 """The libraries whose version a stage's output may depend on."""
@@ -109,7 +111,8 @@ GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES, DRI
 )
 EXPORT_OPSET = 17
 """The newest opset that gains these networks anything; a target may force an older one."""
-SHOWN_CONFIDENCE = 0.25
+KEPT_CONFIDENCE = 0.01
+"""From which on detections of scored images are kept: far below what a camera goes by, to see what nearly counted."""
 TIMED_FRAMES = 16
 
 
@@ -245,7 +248,8 @@ class Stages:
             from edgekd.evaluate import evaluate, save_detections, sure
 
             found = evaluate(graph.path / GRAPH, spec_of(graph), split, self.progress, f"score {precision}")
-            save_detections(folder / DETECTIONS, [sure(one, SHOWN_CONFIDENCE) for one in found.detections])
+            shapes = [(width, height) for _, width, height in found.truths]
+            save_detections(folder / DETECTIONS, [sure(one, KEPT_CONFIDENCE) for one in found.detections], shapes)
             why = dict(found.skipped)
             skipped = [[i, s.image.name, why[s.image]] for i, s in enumerate(split.samples) if s.image in why]
             return {**found.score.to_json(), "skipped": skipped}

@@ -119,16 +119,28 @@ class Store:
         """The complete stage in a folder; None when there is none or it is not as it was written."""
         if not path.exists():
             return None
-        try:
-            record = json.loads((path / _RECORD).read_bytes())
-            files = _files(path)
-            stage = Stage(name, version, key, path, record["results"], float(record["seconds"]), True, files)
-            if (record["key"], record["sha256"]) == (key, stage.sha256):
-                return stage
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # as damaged as a wrong hash
+        stage = read_stage(path)
+        if stage is not None and (stage.name, stage.version, stage.key) == (name, version, key):
+            return stage
         self._progress.note(f"{name}: {path} is damaged; doing this stage again")
         return None
+
+
+def read_stage(path: Path) -> Stage | None:
+    """The complete stage in a folder; None where there is none, or it is not as it was written."""
+    try:
+        record = json.loads((path / _RECORD).read_bytes())
+        names = (record["name"], record["version"], record["key"])
+        stage = Stage(*names, path, record["results"], float(record["seconds"]), True, _files(path))
+        return stage if stage.sha256 == record["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # as damaged as a wrong hash
+
+
+def inputs_of(stage: Stage) -> Mapping[str, Any]:
+    """What went into a stage, by name."""
+    found: Mapping[str, Any] = json.loads((stage.path / _RECORD).read_bytes())["inputs"]
+    return found
 
 
 def _do(path: Path, name: str, version: int, key: str, inputs: Mapping[str, Any], run: Run) -> Stage:

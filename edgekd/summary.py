@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from edgekd import __version__
 from edgekd.budget import Line
+from edgekd.bundle.manifest import Thresholds
 from edgekd.compress.plan import FORMS
+from edgekd.data.dataset import Sample, Split
 from edgekd.data.images import read_image
 from edgekd.report.types import (
     BudgetRow,
@@ -26,29 +28,90 @@ from edgekd.report.types import (
     SamplePicture,
     SizeRow,
     StageRow,
+    Training,
     latency_of,
 )
 from edgekd.stages import DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
+from edgekd.target import Target
 
 if TYPE_CHECKING:
-    from edgekd.pipeline import Run, TimedRun
+    from edgekd.pipeline import Run
 
 PICTURES = 4
 
 
-def report_of(run: Run, stages: Sequence[Stage]) -> Report:
-    """The report of what a build compressed and scored, without what belongs to the machine it ran on."""
-    before, after = (score.results for score in run.scores)
-    rare = run.calibrated.stage.results["rare"] if run.calibrated else ()
-    return Report(
-        title=f"{run.job.model.stem} for {run.job.target.title}",
+@dataclass(frozen=True)
+class Parts:
+    """What a report tells of: the stages of a build by what they are to it, as in `pipeline.Run`.
+
+    target: None where it is not known here; `aim` is what people call it. scored: None where the data is not at hand.
+    """
+
+    model: str
+    aim: str
+    recipe: str
+    target: Target | None
+    before: Stage
+    floating: Stage
+    after: Stage
+    shipped: Stage
+    encoded: Stage
+    scores: tuple[Stage, Stage]
+    calibrated: Stage | None
+    scored: Split | None
+    thresholds: Thresholds
+    provenance: Mapping[str, str]
+    steps: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What one machine made of a build: the check of its graph, its engine, its times."""
+
+    checked: Stage
+    compiled: Stage
+    timing: Stage
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of a build, the size of what came of it, and how its recipe was found, as search.json has it."""
+
+    lines: Sequence[Line] = ()
+    bundle_bytes: int | None = None
+    search: Mapping[str, Any] | None = field(default=None)
+
+
+def parts_of(run: Run) -> Parts:
+    """The parts of a build that runs."""
+    from edgekd.publish import thresholds_of
+
+    names = ("before", "floating", "after", "shipped", "encoded", "scores", "scored", "steps")
+    return Parts(
         model=run.job.model.name,
-        target=run.job.target.title,
+        aim=run.job.target.title,
         recipe=run.job.recipe.name,
+        target=run.job.target,
+        calibrated=run.calibrated.stage if run.calibrated else None,
+        thresholds=thresholds_of(run),
+        provenance=provenance(run),
+        **{name: getattr(run, name) for name in names},
+    )
+
+
+def report_of(parts: Parts, stages: Sequence[Stage]) -> Report:
+    """The report of what a build compressed and scored, without what belongs to the machine it ran on."""
+    before, after = (score.results for score in parts.scores)
+    rare = parts.calibrated.results["rare"] if parts.calibrated else ()
+    return Report(
+        title=f"{Path(parts.model).stem} for {parts.aim}",
+        model=parts.model,
+        target=parts.aim,
+        recipe=parts.recipe,
         map50_95=Change(before["map50_95"], after["map50_95"]),
         map50=Change(before["map50"], after["map50"]),
-        bytes=Change(run.before.results["bytes"], run.encoded.results["bytes"]),
+        bytes=Change(parts.before.results["bytes"], parts.encoded.results["bytes"]),
         images=after["images"],
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
@@ -57,30 +120,41 @@ def report_of(run: Run, stages: Sequence[Stage]) -> Report:
         ),
         sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),
         layers=layer_rows(
-            run.floating.path / GRAPH,
-            run.after.path / GRAPH,
-            run.encoded.path / PACKED,
-            run.after.results.get("errors", {}),
+            parts.floating.path / GRAPH,
+            parts.after.path / GRAPH,
+            parts.encoded.path / PACKED,
+            parts.after.results.get("errors", {}),
+            parts.after.results.get("snr_db", {}),
         ),
-        class_names=spec_of(run.after).classes,
-        pictures=tuple(_pictures(run)),
-        provenance=provenance(run),
+        class_names=spec_of(parts.after).classes,
+        pictures=tuple(_pictures(parts)),
+        provenance=parts.provenance,
+        training=tuple(trainings(parts.steps)),
     )
 
 
-def full_report(run: TimedRun, lines: Sequence[Line], bundle_bytes: int, stages: Sequence[Stage]) -> Report:
+def full_report(parts: Parts, on: Timings, asked: Asked, stages: Sequence[Stage]) -> Report:
     """The report of a build with its budget and this machine's timings."""
-    limit = next((line.limit for line in lines if line.name == "max_bytes"), None)
+    limit = next((line.limit for line in asked.lines if line.name == "max_bytes"), None)
     return replace(
-        report_of(run, stages),
-        bundle_bytes=bundle_bytes,
+        report_of(parts, stages),
+        bundle_bytes=asked.bundle_bytes,
         bundle_limit=int(limit) if limit else None,
-        budget=tuple(_budget_row(line) for line in lines),
-        latencies=_latencies(run),
-        provenance={**provenance(run), **_host(run)},
-        notes=tuple(_notes(run)),
-        search=run.job.search,
+        budget=tuple(_budget_row(line) for line in asked.lines),
+        latencies=_latencies(on.timing),
+        provenance={**parts.provenance, **_host(on.timing)},
+        notes=tuple(_notes(on, parts.scores[1])),
+        search=asked.search,
     )
+
+
+def trainings(steps: Sequence[Stage]) -> list[Training]:
+    """What each step that trained has logged, epoch by epoch."""
+    return [
+        Training(stage.name, tuple(stage.results["losses"]), tuple(stage.results.get("weights", ())))
+        for stage in steps
+        if stage.results.get("losses")
+    ]
 
 
 def stage_row(stage: Stage) -> StageRow:
@@ -96,10 +170,12 @@ def stage_row(stage: Stage) -> StageRow:
     )
 
 
-def layer_rows(before: Path, after: Path, packed: Path, errors: Mapping[str, float]) -> tuple[LayerRow, ...]:
+def layer_rows(
+    before: Path, after: Path, packed: Path, errors: Mapping[str, float], snr_db: Mapping[str, float]
+) -> tuple[LayerRow, ...]:
     """The layers with weights, in graph order: how the packed graph stores them, and their bytes before and after.
 
-    errors: what each of them is thought to cost, by its name, in any unit.
+    errors: what each of them is thought to cost, by its name, in any unit; snr_db: signal by noise at its output.
     """
     from edgekd.formats.packed_graph import sections
 
@@ -119,6 +195,8 @@ def layer_rows(before: Path, after: Path, packed: Path, errors: Mapping[str, flo
                 bytes_before=sum(given.bytes.values()),
                 bytes_after=sum(sizes),
                 error_share=errors[shipped.name] / total if total and shipped.name in errors else None,
+                snr_db=snr_db.get(shipped.name),
+                output=shipped.output,
             )
         )
     return tuple(rows)
@@ -143,8 +221,8 @@ def provenance(run: Run) -> dict[str, str]:
     return facts
 
 
-def _host(run: TimedRun) -> dict[str, str]:
-    host = run.timing.results["host"]
+def _host(timing: Stage) -> dict[str, str]:
+    host = timing.results["host"]
     clock = f", {host['clock_mhz']:.0f} MHz" if host["clock_mhz"] else ""
     governor = f", governor {host['governor']}" if host["governor"] else ""
     return {
@@ -153,17 +231,17 @@ def _host(run: TimedRun) -> dict[str, str]:
     }
 
 
-def _notes(run: TimedRun) -> list[str]:
-    notes = [f"Engine: {run.compiled.results['note']}."]
-    notes += [f"Not told of this machine: {reason}." for reason in run.timing.results["after"]["refused"]]
-    if run.compiled.results["check"]:
-        check = run.compiled.results["check"]
+def _notes(on: Timings, score: Stage) -> list[str]:
+    notes = [f"Engine: {on.compiled.results['note']}."]
+    notes += [f"Not told of this machine: {reason}." for reason in on.timing.results["after"]["refused"]]
+    if on.compiled.results["check"]:
+        check = on.compiled.results["check"]
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {check}.")
     notes += [
         f"{finding['level'].capitalize()}: {finding['what']} ({finding['where']}): {finding['change']}."
-        for finding in run.checked.results["findings"]
+        for finding in on.checked.results["findings"]
     ]
-    notes += [f"Not scored: {name}: {reason}" for _, name, reason in run.scores[1].results["skipped"]]
+    notes += [f"Not scored: {name}: {reason}" for _, name, reason in score.results["skipped"]]
     return notes
 
 
@@ -203,22 +281,30 @@ def _budget_row(line: Line) -> BudgetRow:
     return BudgetRow(name, line.text(line.limit), value, line.met, basis, timed=timed)
 
 
-def _latencies(run: TimedRun) -> tuple[Latency, ...]:
-    samples = json.loads((run.timing.path / SAMPLES).read_bytes())
-    engine = run.timing.results["host"]["engine"]
+def _latencies(timing: Stage) -> tuple[Latency, ...]:
+    samples = json.loads((timing.path / SAMPLES).read_bytes())
+    engine = timing.results["host"]["engine"]
     sides: tuple[Moment, ...] = ("before", "after")
-    return tuple(latency_of(side, engine, run.timing.results[side], samples[side]) for side in sides)
+    return tuple(latency_of(side, engine, timing.results[side], samples[side]) for side in sides)
 
 
-def _pictures(run: Run) -> list[SamplePicture]:
+def scored_samples(parts: Parts) -> list[Sample]:
+    """The samples that the detections of both scores are of, in their order; none where the data is not at hand."""
+    if parts.scored is None:
+        return []
+    left_out = {index for index, _, _ in parts.scores[0].results["skipped"]}
+    return [sample for index, sample in enumerate(parts.scored.samples) if index not in left_out]
+
+
+def _pictures(parts: Parts) -> list[SamplePicture]:
     """A few scored frames, from crowded to nearly empty, with what was found before and after."""
     from edgekd.evaluate import load_detections
 
-    left_out = {index for index, _, _ in run.scores[0].results["skipped"]}
-    samples = [s for index, s in enumerate(run.scored.samples) if index not in left_out]
-    before, after = (load_detections(score.path / DETECTIONS) for score in run.scores)
+    samples = scored_samples(parts)
+    before, after = (load_detections(score.path / DETECTIONS) for score in parts.scores)
     crowded_first = sorted((i for i, s in enumerate(samples) if len(s.truth)), key=lambda i: -len(samples[i].truth))
-    chosen = [crowded_first[at] for at in np.linspace(0, len(crowded_first) - 1, PICTURES + 2).astype(int)[1:-1]]
+    places = np.linspace(0, len(crowded_first) - 1, PICTURES + 2).astype(int)[1:-1] if crowded_first else ()
+    chosen = [crowded_first[at] for at in places]
     pictures = []
     for index in dict.fromkeys(chosen):
         image = read_image(samples[index].image)
@@ -232,10 +318,12 @@ def _pictures(run: Run) -> list[SamplePicture]:
 class _Weights:
     """The weights of one layer as an ONNX file has them.
 
-    bytes: of each initializer by its name: the weights or their codes first, then scales and zero points.
+    bytes: of each initializer by its name: the weights or their codes first, then scales and zero points; output: the
+    tensor that the layer writes.
     """
 
     name: str
+    output: str
     op: str
     shape: tuple[int, ...]
     dtype: str
@@ -259,5 +347,5 @@ def _weights(path: Path) -> list[_Weights]:
         if values and len(values) == len(names):
             first = values[names[0]]
             sizes = {name: value.nbytes for name, value in values.items()}
-            rows.append(_Weights(node.name, node.op_type, first.shape, str(first.dtype), sizes))
+            rows.append(_Weights(node.name, node.output[0], node.op_type, first.shape, str(first.dtype), sizes))
     return rows

@@ -17,7 +17,7 @@ from edgekd.cli.building import build, demo, quantize
 from edgekd.cli.camera import engine, profile
 from edgekd.cli.converting import convert
 from edgekd.cli.lighter import distill, factorize, prune
-from edgekd.cli.measuring import bench, evaluate, predict
+from edgekd.cli.measuring import bench, evaluate, predict, report
 from edgekd.cli.signing import delta, keygen, pack, sign, trust, verify
 from edgekd.errors import EdgeKDError
 
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "inspect": inspect,
     "compare": compare,
+    "report": report,
     "verify": verify,
     "keygen": keygen,
     "trust": trust,

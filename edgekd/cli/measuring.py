@@ -126,3 +126,22 @@ def predict(
     if report:
         write_prediction(report, found)
     (print_json if as_json else print_predicted)(found.document)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Result folder of a build.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="What it was scored on. Default: where that was then.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page. Default: RUN/analysis.html.", show_default=False)] = None,
+    images: Annotated[int, typer.Option(help="Scored images on which layers are compared.", min=1)] = 16,
+    as_json: Json = False,
+) -> None:
+    """Say why and where a build lost accuracy: detections, classes, layers, training, as a page for a browser."""
+    from edgekd import reporting
+    from edgekd.measured import require_place
+    from edgekd.printing import print_report
+
+    require_place(out)
+    found = reporting.run(reporting.ReportJob(run, data, out, images), new_progress())
+    (print_json if as_json else print_report)(found)

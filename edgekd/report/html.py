@@ -1,6 +1,7 @@
-"""The report of one build as one self-contained HTML page: no script, no network, no external file.
+"""The report of one build as one self-contained HTML page: no network, no external file.
 
-The same report gives the same bytes. Sections without content are left out, headings and all.
+The same report gives the same bytes. Sections without content are left out, headings and all. Only a page with an
+analysis has a script, which filters and sorts what is there without it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from collections.abc import Iterable, Sequence
 from edgekd.data.long_tail import TAIL
 from edgekd.detectors.types import Detections
 from edgekd.report import charts, pictures, text
-from edgekd.report.markup import Html, join, page, safe, table, tag
+from edgekd.report.changes import changes_section, confidence_section, confusion_section
+from edgekd.report.inside import attention_section, training_section
+from edgekd.report.layers import CHART_ROWS, layers_section
+from edgekd.report.markup import Html, details, join, page, safe, section, table, tag
 from edgekd.report.search import search_section
 from edgekd.report.types import (
     Basis,
@@ -18,7 +22,6 @@ from edgekd.report.types import (
     Change,
     ClassRow,
     Latency,
-    LayerRow,
     Moment,
     Report,
     SamplePicture,
@@ -27,7 +30,6 @@ from edgekd.report.types import (
 )
 from edgekd.score import mean_known
 
-CHART_ROWS = 20
 MEANING: dict[Basis, str] = {
     "measured": "read from the finished files, scored on labelled images, or timed on the target itself",
     "stand-in": "timed on another machine in place of the target; compare before with after, "
@@ -45,13 +47,21 @@ def render(report: Report) -> str:
         _stages,
         _classes,
         _sizes,
+        lambda r: changes_section(r.analysis),
+        lambda r: confusion_section(r.analysis),
+        lambda r: confidence_section(r.analysis),
         _latencies,
-        _layers,
+        layers_section,
+        lambda r: attention_section(r.inside),
+        lambda r: training_section(r.training),
         _pictures,
+        _missing,
         _notes,
         _provenance,
     )
-    return page(report.title, (section(report) for section in sections))
+    analysed = report.analysis is not None or report.inside is not None or bool(report.training)
+    styles, script = (("analysis.css",), "report.js") if analysed else ((), None)
+    return page(report.title, (part(report) for part in sections), styles, script)
 
 
 def verdict(budget: Sequence[BudgetRow]) -> tuple[str, str]:
@@ -143,7 +153,7 @@ def _budget(report: Report) -> Html:
         return Html()
     heads = ("Limit on", "Reached", "Verdict")
     content = table("Limits and what the build reached", heads, map(_budget_cells, report.budget))
-    return _section("Budget", "", content, _meanings(row.basis for row in report.budget))
+    return section("Budget", "", content, _meanings(row.basis for row in report.budget))
 
 
 def _budget_cells(row: BudgetRow) -> Sequence[str]:
@@ -162,7 +172,7 @@ def _stages(report: Report) -> Html:
         return Html()
     timed = any(text.known(row.seconds) for row in report.stages)
     heads = ("Stage", *(("Time",) if timed else ()), "Size", "mAP50-95", "mAP50")
-    return _section(
+    return section(
         "Stages",
         "What each step took, and the size and accuracy of what came out of it.",
         table("Stages of the build, in order", heads, (_stage_cells(row, timed) for row in report.stages)),
@@ -191,8 +201,8 @@ def _classes(report: Report) -> Html:
             for row in sorted(report.classes, key=lambda row: (row.name, _numbers(row)))
         )
         heads = ("Class", "Objects", "Before", "After", "Change")
-        content.append(_details(f"All {len(report.classes)} classes", table("mAP50-95 of every class", heads, every)))
-    return _section("Accuracy by class", f"{why}{_rare(report.classes)}", charts.legend("dumbbell"), *content)
+        content.append(details(f"All {len(report.classes)} classes", table("mAP50-95 of every class", heads, every)))
+    return section("Accuracy by class", f"{why}{_rare(report.classes)}", charts.legend("dumbbell"), *content)
 
 
 def _rare(rows: Sequence[ClassRow]) -> str:
@@ -223,7 +233,7 @@ def _sizes(report: Report) -> Html:
     ticks = charts.nice_ticks(0.0, _highest(report.sizes))
     content = _change_table("mAP50-95 by object size", "Objects", report.sizes, ticks)
     why = "Small is less than 32 × 32 pixels of the frame, large is more than 96 × 96, as COCO counts."
-    return _section("Accuracy by object size", why, charts.legend("dumbbell"), content)
+    return section("Accuracy by object size", why, charts.legend("dumbbell"), content)
 
 
 def _highest(rows: Sequence[ClassRow | SizeRow]) -> float:
@@ -255,7 +265,7 @@ def _latencies(report: Report) -> Html:
     beyond = sum(sample > ticks[-1] for row in rows for sample in row.samples_ms)
     clipped = f" {text.count(beyond)} slower frames lie beyond the right edge." if beyond else ""
     heads = ("Graph", "p50", "p90", "p99", "Mean", "Rate", "Preprocess", "Inference", "Postprocess")
-    return _section(
+    return section(
         "Latency",
         "From frame to detections, in milliseconds: half of the frames take at most p50, 99 in 100 at most p99."
         + clipped,
@@ -275,66 +285,6 @@ def _latency_cells(row: Latency) -> Sequence[str]:
     )
 
 
-def _layers(report: Report) -> Html:
-    rows = report.layers
-    if not rows:
-        return Html()
-    estimated = any(text.known(row.error_share) for row in rows)
-    listed = sorted(rows, key=_weight, reverse=True)[:CHART_ROWS]
-    which = "The layers" if len(listed) == len(rows) else f"The {len(listed)} largest of {len(rows)} layers"
-    why = f"{which} that hold weights, the largest first. Bits are stored bits per weight, scales included."
-    if estimated:
-        why += " Error is a layer’s part of what quantizing was estimated to cost, on calibration frames."
-    heads = ("Stored as", "Bits", "Before", "After", *(("Error",) if estimated else ()))
-    largest = _weight(listed[0])
-    cells = (
-        (_plotted(_path(r.name), charts.size_strip(r.bytes_before, r.bytes_after, largest)), *_stored(r, estimated))
-        for r in listed
-    )
-    every = ((_path(row.name), row.op, _shape(row.shape), *_stored(row, estimated)) for row in rows)
-    every_heads = ("Layer", "Operator", "Shape", *heads)
-    return _section(
-        "Size by layer",
-        why,
-        _precisions(rows),
-        charts.legend("bars"),
-        table("Size by layer", ("Layer", *heads), cells, class_="plot"),
-        _details(f"All {len(rows)} layers", table("Every layer with weights, in graph order", every_heads, every)),
-    )
-
-
-def _precisions(rows: Sequence[LayerRow]) -> Html:
-    """How many layers are stored as what, the bytes of each kind, and its part of the error."""
-    estimated = any(text.known(row.error_share) for row in rows)
-    cells = []
-    for kind in sorted({row.precision for row in rows}):
-        those = [row for row in rows if row.precision == kind]
-        totals = (sum(row.bytes_before or 0 for row in those), sum(row.bytes_after or 0 for row in those))
-        error = (text.percent(sum(row.error_share or 0 for row in those)),) if estimated else ()
-        cells.append((kind, text.count(len(those)), *map(text.size, totals), *error))
-    heads = ("Stored as", "Layers", "Before", "After", *(("Error",) if estimated else ()))
-    return table("Weights by how they are stored", heads, cells)
-
-
-def _weight(row: LayerRow) -> int:
-    return max(row.bytes_before or 0, row.bytes_after or 0)
-
-
-def _stored(row: LayerRow, estimated: bool) -> tuple[str, ...]:
-    bits = text.MISSING if row.bits is None else f"{row.bits:.2f}"
-    sizes = (row.precision, bits, text.size(row.bytes_before), text.size(row.bytes_after))
-    return (*sizes, text.percent(row.error_share)) if estimated else sizes
-
-
-def _path(name: str) -> Html:
-    """A layer's name, which a narrow column may break after a slash."""
-    return join(name.split("/"), Html("/<wbr>"))
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape)) or text.MISSING
-
-
 def _pictures(report: Report) -> Html:
     if not report.pictures:
         return Html()
@@ -342,7 +292,7 @@ def _pictures(report: Report) -> Html:
         f"Detections with a score of at least {pictures.SHOWN_SCORE} on scored frames. "
         "White corners mark the labelled objects."
     )
-    return _section("Sample detections", why, *(_sample(sample, report.class_names) for sample in report.pictures))
+    return section("Sample detections", why, *(_sample(sample, report.class_names) for sample in report.pictures))
 
 
 def _sample(sample: SamplePicture, classes: Sequence[str]) -> Html:
@@ -358,10 +308,16 @@ def _picture(sample: SamplePicture, label: Moment, found: Detections, classes: S
     return tag("figure", image, tag("figcaption", tag("b", label.capitalize()), f": {summary}"))
 
 
+def _missing(report: Report) -> Html:
+    if not report.missing:
+        return Html()
+    return section("Missing", "What this report could not say.", tag("ul", *(tag("li", why) for why in report.missing)))
+
+
 def _notes(report: Report) -> Html:
     if not report.notes:
         return Html()
-    return _section("Notes", "", tag("ul", *(tag("li", note) for note in report.notes)))
+    return section("Notes", "", tag("ul", *(tag("li", note) for note in report.notes)))
 
 
 def _provenance(report: Report) -> Html:
@@ -369,20 +325,12 @@ def _provenance(report: Report) -> Html:
         return Html()
     rows = ((name, tag("code", value)) for name, value in report.provenance.items())
     why = "What this build was made from, so that it can be made again."
-    return _section("Provenance", why, table("Inputs, versions and hashes", ("What", "Value"), rows, class_="facts"))
+    return section("Provenance", why, table("Inputs, versions and hashes", ("What", "Value"), rows, class_="facts"))
 
 
 def _plotted(name: str, strip: Html) -> Html:
     """A table cell that holds a name and its row of a chart: side by side where there is room, else stacked."""
     return tag("div", tag("span", name, class_="name"), strip, class_="plotted")
-
-
-def _details(summary: str, content: Html) -> Html:
-    return tag("details", tag("summary", summary), content)
-
-
-def _section(title: str, why: str, *content: str) -> Html:
-    return tag("section", tag("h2", title), tag("p", why, class_="why") if why else "", *content)
 
 
 def _mark(state: str) -> Html:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
 
-VOID = frozenset({"img"})
+VOID = frozenset({"img", "input"})
 
 
 class Html(str):
@@ -33,6 +35,16 @@ def tag(name: str, /, *children: str, **attributes: str | float | None) -> Html:
     return Html(f"<{name}{opening}>{join(children)}</{name}>")
 
 
+def section(title: str, why: str, *content: str, id_: str | None = None) -> Html:
+    """A part of a page, with a sentence on what it says."""
+    return tag("section", tag("h2", title), tag("p", why, class_="why") if why else "", *content, id_=id_)
+
+
+def details(summary: str, *content: str) -> Html:
+    """What is shown when it is asked for."""
+    return tag("details", tag("summary", summary), *content)
+
+
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None) -> Html:
     """A captioned table in its own scrolling box; the first cell of each row names the row."""
     head = tag("tr", *(tag("th", text, scope="col") for text in heads))
@@ -43,11 +55,18 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], cla
     )
 
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """A whole page with the style of all of them: one file, without scripts and without the network."""
+def page(title: str, sections: Iterable[str], styles: Sequence[str] = (), script: str | None = None) -> str:
+    """A whole page with the style of all of them: one file, without the network.
+
+    styles, script: names of more files of this package. The page forbids the browser every script but that one.
+    """
     package = files("edgekd.report")
+    source = package.joinpath(script).read_text("utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
     return Template(package.joinpath("report.html").read_text("utf-8")).substitute(
         title=safe(title),
-        style=package.joinpath("report.css").read_text("utf-8"),
+        style="".join(package.joinpath(name).read_text("utf-8") for name in ("report.css", *styles)),
         content=join(sections, "\n"),
+        allowed=f"; script-src 'sha256-{digest}'" if script else "",
+        script=f"<script>{source}</script>\n" if script else "",
     )

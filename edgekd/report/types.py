@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekd.analysis.types import Analysis, Inside
 from edgekd.detectors.types import Detections
 
 Basis = Literal["measured", "stand-in", "predicted"]
@@ -89,7 +90,8 @@ class LayerRow:
     """One layer that holds weights, in graph order.
 
     precision: what the weights are stored as, such as "int8"; error_share: its part of what quantizing is thought to
-    cost, 0 to 1, None where that was not estimated.
+    cost, 0 to 1, None where that was not estimated; snr_db: signal by noise at its own output, where its weights or
+    inputs are quantized. output: the tensor that it writes.
     """
 
     name: str
@@ -99,6 +101,8 @@ class LayerRow:
     bytes_before: int | None
     bytes_after: int | None
     error_share: float | None = None
+    snr_db: float | None = None
+    output: str = ""
 
     @property
     def bits(self) -> float | None:
@@ -160,6 +164,15 @@ class SamplePicture:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a step that trained has logged: the means of losses, and of weights, in each epoch, by name."""
+
+    name: str
+    losses: tuple[Mapping[str, float], ...]
+    weights: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class BudgetRow:
     """One limit and what the build reached, both as text with units. `met` is None when it was not checked.
 
@@ -180,7 +193,7 @@ class Report:
 
     Of `latencies`, the first "before" and the first "after" are the headline. `class_names` names the class indices of
     the detections in `pictures`. `provenance` is shown in its own order. `search` is how the recipe was found, as
-    search.json has it.
+    search.json has it. `analysis` is of detections, `inside` of layers; where they are None, `missing` says why.
     """
 
     title: str
@@ -204,13 +217,18 @@ class Report:
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     search: Mapping[str, Any] | None = None
+    training: tuple[Training, ...] = ()
+    analysis: Analysis | None = None
+    inside: Inside | None = None
+    missing: tuple[str, ...] = ()
 
 
 def for_bundle(report: Report) -> Report:
     """The report as it travels inside the bundle: what the same inputs give on every machine and on every run.
 
     Left out are all times (they belong to the building host, not to the camera), which stages were reused, how the
-    recipe was found, and the size of the bundle itself. Provenance and notes are kept as they are.
+    recipe was found, the analysis, for which a camera has no room, and the size of the bundle itself. Provenance and
+    notes are kept as they are.
     """
     return replace(
         report,
@@ -219,4 +237,8 @@ def for_bundle(report: Report) -> Report:
         budget=tuple(row for row in report.budget if not row.timed),
         latencies=(),
         search=None,
+        training=(),
+        analysis=None,
+        inside=None,
+        missing=(),
     )

@@ -1,0 +1,208 @@
+"""Why and where a build lost accuracy, in detections and in layers: a stage of every build, and part of its report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.analysis import tallies
+from edgekd.analysis.crops import crops_of, kinds_of
+from edgekd.analysis.look import Looked, maps, similarities
+from edgekd.analysis.matching import Findings, Frame, compare
+from edgekd.analysis.shades import reduced, shown_on
+from edgekd.analysis.times import Times, predicted, profiled
+from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
+from edgekd.data.dataset import Truth
+from edgekd.data.images import drawn, read_image
+from edgekd.errors import EdgeKDError
+from edgekd.evaluate import load_detections, load_shapes
+from edgekd.report.types import Report
+from edgekd.stages import DETECTIONS, GRAPH, Stages, spec_of
+from edgekd.store import Stage
+from edgekd.summary import Parts, scored_samples
+from edgekd.target import to_dict
+
+FRAMES = 16
+"""Scored images on which layers are compared."""
+PICTURED = 4
+"""Frames whose maps of attention are shown: those in which most has changed."""
+SHADES = "attention.npz"
+
+
+def analyse(parts: Parts, stages: Stages, timing: Stage, frames: int = FRAMES) -> Stage | None:
+    """Look into the graphs of a build: similarity and times of layers, maps of attention.
+
+    timing: names the machine that layers are timed on where the target cannot be predicted. Results: `frames`,
+    `compared`, `times`, `maps`. None, and a note, where a graph cannot be looked into: no build fails by that.
+    """
+    pairs = _pairs(parts)
+    samples = scored_samples(parts)
+    host = timing.results["host"]
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        looked = [image for _, image in drawn(samples, frames, 0)]
+        pictured = most_changed(findings_of(parts), PICTURED)
+        images = [read_image(samples[at].image) for at in pictured]
+        seen = list(maps(_looked(parts.before), _looked(parts.shipped), images))
+        shades = {f"before{at}": each.before for at, each in enumerate(seen)}
+        shades |= {f"after{at}": each.after for at, each in enumerate(seen) if each.after is not None}
+        np.savez(folder / SHADES, **shades)  # type: ignore[arg-type]
+        return {
+            "frames": len(looked),
+            "compared": [row for pair in pairs for row in _compared(*pair, looked, stages)],
+            "times": [_timed(graph, parts, host) for graph in (parts.before, parts.shipped)],
+            "maps": [[pictured[each.frame], each.layer, _short(each.agreement)] for each in seen],
+        }
+
+    inputs = {
+        "graphs": [[reference.sha256, *(each.sha256 for each in others.values())] for _, reference, others in pairs],
+        "ends": [parts.before.sha256, parts.shipped.sha256],
+        "scores": [score.key for score in parts.scores],
+        "thresholds": asdict(parts.thresholds),
+        "frames": frames,
+        "target": to_dict(parts.target) if parts.target else None,
+        "host": [host[name] for name in ("cpu", "threads", "libraries")],
+    }
+    try:
+        return stages.run("analyse", inputs, work)
+    except EdgeKDError as error:
+        stages.note(f"analyse: {error}")
+        return None
+
+
+def analysed_report(report: Report, parts: Parts, stage: Stage | None) -> Report:
+    """The report with the analysis of its detections, and with what `analyse` has seen inside the networks."""
+    missing = []
+    if parts.scored is None:
+        missing.append("detections, and pictures of any kind: they need the images and labels that were scored")
+    if stage is None:
+        missing.append("similarity of layers, their times and attention: nothing has looked into the networks")
+    return replace(
+        report,
+        analysis=None if parts.scored is None else analysis_of(parts),
+        inside=None if stage is None else inside_of(parts, stage),
+        missing=tuple(missing),
+    )
+
+
+def findings_of(parts: Parts) -> Findings:
+    """What both graphs make of every labelled object in the scored images, as a camera would count it."""
+    found = [load_detections(score.path / DETECTIONS) for score in parts.scores]
+    shapes = load_shapes(parts.scores[0].path / DETECTIONS)
+    frames = [
+        Frame(_in_pixels(sample.truth, width, height), before, after)
+        for sample, (width, height), before, after in zip(scored_samples(parts), shapes, *found, strict=True)
+    ]
+    return compare(frames, parts.thresholds.confidence)
+
+
+def analysis_of(parts: Parts) -> Analysis:
+    """The detections before and after, counted and pictured. Raises DataError where an image cannot be read."""
+    findings, classes = findings_of(parts), spec_of(parts.after).classes
+    thresholds = parts.thresholds.confidence
+    return Analysis(
+        class_names=classes,
+        thresholds=thresholds,
+        images=len(scored_samples(parts)),
+        total=tallies.total(findings),
+        classes=tallies.by_class(findings, classes),
+        sizes=tallies.by_size(findings),
+        reasons=tallies.reasons(findings),
+        confusions=tuple(tallies.confusions(findings)),
+        tables=findings.confusion,
+        shift=tallies.shift_of(findings.objects),
+        changes=kinds_of(findings),
+        crops=crops_of(findings, scored_samples(parts), classes, thresholds),
+    )
+
+
+def inside_of(parts: Parts, stage: Stage) -> Inside:
+    """What `analyse` has seen; maps of attention only where the data is at hand."""
+    results = stage.results
+    times = [None if each is None else Times(**each) for each in results["times"]]
+    return Inside(
+        frames=results["frames"],
+        compared=tuple(Compared(**each) for each in results["compared"]),
+        times=(times[0], times[1]),
+        attention=tuple(_attention(parts, stage)),
+    )
+
+
+def most_changed(findings: Findings, most: int) -> list[int]:
+    """The frames in which most objects were lost and gained; those with most objects where few were."""
+    moved = Counter(each.frame for each in findings.objects if each.fate in ("lost", "gained"))
+    there = Counter(each.frame for each in findings.objects)
+    return sorted(sorted(there, key=lambda frame: (-moved[frame], -there[frame], frame))[:most])
+
+
+def _attention(parts: Parts, stage: Stage) -> list[Attention]:
+    if not (samples := scored_samples(parts)):
+        return []
+    specs = [spec_of(graph).preprocess for graph in (parts.before, parts.shipped)]
+    frames: dict[int, list[Shown]] = {}
+    with np.load(stage.path / SHADES) as shades:
+        for at, (frame, layer, agreement) in enumerate(stage.results["maps"]):
+            image = read_image(samples[frame].image)
+            names = (f"before{at}", f"after{at}")
+            drawn_on = [
+                shown_on(image, shades[n], how) if n in shades else None for n, how in zip(names, specs, strict=True)
+            ]
+            assert drawn_on[0] is not None, "it is the given detector's own layer"
+            frames.setdefault(frame, []).append(Shown(layer, drawn_on[0], drawn_on[1], agreement))
+    files = {frame: samples[frame].image for frame in frames}
+    return [Attention(files[at].name, reduced(read_image(files[at])), tuple(rows)) for at, rows in frames.items()]
+
+
+def _pairs(parts: Parts) -> list[tuple[str, Stage, dict[str, Stage]]]:
+    """What is compared with what: a student with the given detector, and what ships with the float graph it is of.
+
+    Of a quantized graph that was trained also what it was before.
+    """
+    rows = []
+    if parts.floating.key != parts.before.key:
+        rows.append(("given", parts.before, {"float": parts.floating, "shipped": parts.shipped}))
+    others: dict[str, Stage] = {}
+    if parts.after.name == "quant_aware_distill":
+        others["untrained"] = next(stage for stage in reversed(parts.steps) if stage.name == "quantize")
+    if parts.shipped.key != parts.floating.key:
+        others["shipped"] = parts.shipped
+    return [*rows, ("float", parts.floating, others)] if others else rows
+
+
+def _compared(
+    name: str, reference: Stage, others: Mapping[str, Stage], frames: Sequence[Any], stages: Stages
+) -> list[dict[str, Any]]:
+    found = similarities(_looked(reference), [_looked(each) for each in others.values()], frames, stages.progress)
+    return [
+        {"reference": name, "other": other, "values": {layer: _short(value) for layer, value in values.items()}}
+        for other, values in zip(others, found, strict=True)
+    ]
+
+
+def _timed(graph: Stage, parts: Parts, host: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the layers of a graph take: on the target, as predicted, or else here."""
+    here = parts.target is not None and parts.target.kind == "cpu"
+    found = predicted(graph.path / GRAPH, parts.target) if parts.target and not here else None
+    if found is None:
+        how = spec_of(graph).preprocess
+        basis = "measured" if here else "stand-in"
+        found = profiled(graph.path / GRAPH, (1, 3, how.height, how.width), basis, str(host["cpu"]))
+    return asdict(found)
+
+
+def _looked(graph: Stage) -> Looked:
+    return Looked(graph.path / GRAPH, spec_of(graph))
+
+
+def _in_pixels(truth: Truth, width: int, height: int) -> Truth:
+    scale = np.array([width, height, width, height], np.float32)
+    return Truth(truth.boxes * scale, truth.classes, truth.crowd)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)

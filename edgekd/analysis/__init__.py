@@ -1,0 +1,1 @@
+"""Why and where a detector lost accuracy: detections, layers and attention, before and after."""
