@@ -17,7 +17,7 @@ from edgekd.analysis.matching import Findings, Frame, compare
 from edgekd.analysis.shades import reduced, shown_on
 from edgekd.analysis.times import Times, predicted, profiled
 from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
-from edgekd.data.dataset import Truth
+from edgekd.data.dataset import Sample, Truth
 from edgekd.data.images import drawn, read_image
 from edgekd.errors import EdgeKDError
 from edgekd.evaluate import load_detections, load_shapes
@@ -103,12 +103,18 @@ def findings_of(parts: Parts) -> Findings:
 
 def analysis_of(parts: Parts) -> Analysis:
     """The detections before and after, counted and pictured. Raises DataError where an image cannot be read."""
-    findings, classes = findings_of(parts), spec_of(parts.after).classes
-    thresholds = parts.thresholds.confidence
+    classes, thresholds = spec_of(parts.after).classes, parts.thresholds.confidence
+    return analysis_from(findings_of(parts), scored_samples(parts), classes, thresholds)
+
+
+def analysis_from(
+    findings: Findings, samples: Sequence[Sample], classes: tuple[str, ...], thresholds: tuple[float, ...]
+) -> Analysis:
+    """Findings in these samples, counted and pictured. Raises DataError where an image cannot be read."""
     return Analysis(
         class_names=classes,
         thresholds=thresholds,
-        images=len(scored_samples(parts)),
+        images=len(samples),
         total=tallies.total(findings),
         classes=tallies.by_class(findings, classes),
         sizes=tallies.by_size(findings),
@@ -117,7 +123,7 @@ def analysis_of(parts: Parts) -> Analysis:
         tables=findings.confusion,
         shift=tallies.shift_of(findings.objects),
         changes=kinds_of(findings),
-        crops=crops_of(findings, scored_samples(parts), classes, thresholds),
+        crops=crops_of(findings, samples, classes, thresholds),
     )
 
 

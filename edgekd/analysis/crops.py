@@ -148,7 +148,7 @@ def _reason(change: Change, classes: Sequence[str]) -> str:
     """What the other network makes of it, in a word or two."""
     of = change.of
     if not isinstance(of, Object):
-        return "nothing labelled there"
+        return "nothing labelled there" if of.over is None else f"labelled as {classes[of.over]}"
     sight = of.after if change.kind == "lost" else of.before
     when = "now" if change.kind == "lost" else "before"
     words = {

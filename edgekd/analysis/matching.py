@@ -7,7 +7,7 @@ takes the object that it overlaps most. Where nothing finds an object, what came
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -78,7 +78,10 @@ class Object:
 
 @dataclass(frozen=True)
 class FalseAlarm:
-    """A detection of nothing that is labelled. `before`, `after`: its score by each network, None where it has none."""
+    """A detection of nothing that is labelled as its class.
+
+    before, after: its score by each network, None where it has none; over: the class of an object that it fits.
+    """
 
     frame: int
     box: tuple[float, ...]
@@ -86,6 +89,7 @@ class FalseAlarm:
     size: str
     before: float | None
     after: float | None
+    over: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,19 +127,13 @@ def _objects(at: int, truth: Truth, before: _Look, after: _Look) -> Iterator[Obj
 
 def _alarms(at: int, before: _Look, after: _Look) -> Iterator[FalseAlarm]:
     """False alarms of both, those at one place together."""
-    ours, theirs = before.alarms, after.alarms
-    pairs = pair(ours, theirs)
-    for index in range(len(ours)):
-        partner = pairs[index]
-        score = float(theirs.scores[partner]) if partner >= 0 else None
-        yield _alarm(at, ours, index, float(ours.scores[index]), score)
-    for index in np.setdiff1d(np.arange(len(theirs)), pairs):
-        yield _alarm(at, theirs, index, None, float(theirs.scores[index]))
-
-
-def _alarm(at: int, found: Detections, index: int, before: float | None, after: float | None) -> FalseAlarm:
-    box = found.boxes[index]
-    return FalseAlarm(at, _box(box), int(found.classes[index]), size_of(box), before, after)
+    pairs = pair(before.alarms, after.alarms)
+    for index, partner in enumerate(pairs.tolist()):
+        alarm = before.alarm(at, index)
+        yield alarm if partner < 0 else replace(alarm, after=float(after.alarms.scores[partner]))
+    for index in np.setdiff1d(np.arange(len(after.alarms)), pairs).tolist():
+        alarm = after.alarm(at, index)
+        yield replace(alarm, before=None, after=alarm.before)
 
 
 class _Look:
@@ -149,11 +147,19 @@ class _Look:
         self._finds = _found(self._sure, truth, self._overlaps)
         self._finder = {int(object_): at for at, object_ in enumerate(self._finds) if object_ >= 0}
         self._taken = _taken_for(self._sure, truth, self._overlaps, self._finds)
+        self._stray = np.flatnonzero(self._finds == NOBODY)
 
     @property
     def alarms(self) -> Detections:
         """The detections that find nothing labelled."""
-        return chosen(self._sure, np.flatnonzero(self._finds == NOBODY))
+        return chosen(self._sure, self._stray)
+
+    def alarm(self, frame: int, index: int) -> FalseAlarm:
+        """One of them, as if this network were the one before."""
+        at = int(self._stray[index])
+        box, score = self._sure.boxes[at], float(self._sure.scores[at])
+        over = next((int(self._truth.classes[each]) for each, by in self._taken.items() if by == at), None)
+        return FalseAlarm(frame, _box(box), int(self._sure.classes[at]), size_of(box), score, None, over)
 
     def count(self, table: np.ndarray) -> None:
         """Add this frame to a confusion table."""
@@ -162,7 +168,7 @@ class _Look:
             at = self._finder.get(index, self._taken.get(index))
             table[self._truth.classes[index], last if at is None else self._sure.classes[at]] += 1
         used = {*self._taken.values()}
-        for stray in np.flatnonzero(self._finds == NOBODY).tolist():
+        for stray in self._stray.tolist():
             if stray not in used:
                 table[last, self._sure.classes[stray]] += 1
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
+from edgekd.analysing import analysis_from
+from edgekd.analysis.matching import Frame, compare
+from edgekd.analysis.times import Times
+from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
+from edgekd.data.dataset import Sample, Truth
 from edgekd.detectors.types import Detections
 from edgekd.report.types import (
     BudgetRow,
@@ -16,6 +26,7 @@ from edgekd.report.types import (
     SamplePicture,
     SizeRow,
     StageRow,
+    Training,
 )
 
 NAMES = ("helmet", "no-helmet", "no-vest", "person", "vest")
@@ -102,4 +113,57 @@ def full_report() -> Report:
             "edgekd": "0.1.0",
         },
         notes=("2 of 128 images could not be read and were skipped: yard_0031.jpg, yard_0077.jpg",),
+    )
+
+
+def changed_frames(folder: Path, count: int = 12) -> tuple[list[Frame], list[Sample]]:
+    """Noisy frames in files, and what two networks find in them: some objects are lost, gained, confused, imagined."""
+    rng = np.random.default_rng(3)
+    frames, samples = [], []
+    for at in range(count):
+        shown = picture(f"frame {at}", at)
+        keep = rng.random(12) > 0.25
+        truth = Truth(shown.truth, shown.before.classes, np.zeros(12, bool))
+        kinds = np.where(rng.random(12) > 0.9, 0, shown.before.classes)
+        scores = np.sort(np.clip(shown.before.scores + rng.normal(0, 0.2, 12), 0.02, 1))[::-1].astype(np.float32)
+        before = Detections(shown.truth[keep], shown.before.scores[keep], shown.before.classes[keep])
+        frames.append(Frame(truth, before, Detections(shown.after.boxes, scores, kinds)))
+        samples.append(Sample(folder / f"frame-{at:02}.jpg", truth))
+        cv2.imwrite(str(samples[-1].image), shown.image)
+    return frames, samples
+
+
+@pytest.fixture(scope="session")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    """Detections of a dozen frames that were compared."""
+    frames, samples = changed_frames(tmp_path_factory.mktemp("frames"))
+    thresholds = (0.3,) * len(NAMES)
+    return analysis_from(compare(frames, thresholds), samples, NAMES, thresholds)
+
+
+def inside_of(layers: Sequence[LayerRow]) -> Inside:
+    """What might have been seen in these layers."""
+    rng = np.random.default_rng(5)
+    us = {row.name: 10 + 90 * float(rng.random()) for row in layers}
+    alike = {row.output: 1 - float(rng.random()) ** 4 for row in layers[1:]}
+    shade = np.tile(np.linspace(0, 255, 240, dtype=np.uint8)[None, :, None], (135, 1, 3))
+    shown = (Shown("/model.16/cv2/conv/Conv_output_0", shade, shade[:, ::-1], -1.0), Shown("neck", shade, None, None))
+    return Inside(
+        frames=16,
+        compared=(Compared("given", "float", alike), Compared("float", "shipped", alike)),
+        times=(None, Times("predicted", "Jetson AGX Xavier, int8", us, 41.5)),
+        attention=(Attention("frame-03.jpg", shade, shown),),
+    )
+
+
+@pytest.fixture
+def analysed_report(full_report: Report, analysis: Analysis) -> Report:
+    """The full report with every section of an analysis, and a training of five epochs."""
+    layers = tuple(replace(row, output=f"{row.name}_output_0") for row in full_report.layers)
+    losses = tuple({"box_loss": 3.0 / (at + 1), "features": 0.9 - 0.1 * at} for at in range(5))
+    weights = tuple({"features": 0.4 + 0.1 * at, "teacher": 1 - 0.2 * at} for at in range(5))
+    training = (Training("distill", losses, weights), Training("quant_aware_distill", ({"boxes": 0.5},)))
+    inside = inside_of(layers)
+    return replace(
+        full_report, layers=layers, analysis=analysis, inside=inside, training=training, missing=("the weather",)
     )

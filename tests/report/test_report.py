@@ -21,7 +21,7 @@ from edgekd.report.markup import Html, tag
 from edgekd.report.types import BudgetRow, Change, ClassRow, LayerRow, Report, StageRow, for_bundle
 
 HOSTILE = """<script>alert("1")</script>&'</style><img src=x onerror=alert(1)>"""
-VOID = {"meta", "link", "img", "wbr"}
+VOID = {"meta", "link", "img", "input", "wbr"}
 
 
 class Page(HTMLParser):
