@@ -23,10 +23,10 @@ NAMES: dict[ChangeKind, tuple[str, str]] = {
     "settled": ("▽", "False alarm gone"),
 }
 REASONS = {
-    "unsure": "score below the threshold now",
-    "misplaced": "have a box that is off",
-    "confused": "are taken for another class",
-    "unseen": "are not seen at all",
+    "unsure": "below the threshold now",
+    "misplaced": "with a box that is off",
+    "confused": "taken for another class",
+    "unseen": "not seen at all",
 }
 
 
@@ -88,13 +88,23 @@ def _gallery(analysis: Analysis) -> Html:
         if len(crops) < every
         else f"All {every} changes"
     )
-    key = "White is the label, dashed what was found before, solid what is found after; scores are before → after."
+    key = (
+        "White is the label, dashed what the given detector sees there, solid what ships, each at any score. Numbers "
+        "are the scores before → after, and the least that counts."
+    )
     return join(
         (
             tag("h3", "Pictures of what changed"),
             tag("p", f"{shown}. {key}", class_="why"),
             _filters(crops),
-            tag("ul", *(Html(f"{_item(crop)}\n") for crop in crops), class_="gallery", id_="gallery"),
+            tag(
+                "ul",
+                *(Html(f"{_item(crop)}\n") for crop in crops),
+                class_="gallery",
+                id_="gallery",
+                tabindex=0,
+                aria_label="Pictures of what changed",
+            ),
         )
     )
 
@@ -112,13 +122,14 @@ def _filters(crops: Sequence[Crop]) -> Html:
 
 def _select(name: str, label: str, choices: dict[str, str]) -> Html:
     options = (tag("option", word, value=value) for value, word in {"": "all", **choices}.items())
-    return tag("label", f"{label} ", tag("select", *options, name=name))
+    select = tag("select", *options, name=name, id_=f"filter-{name}")
+    return tag("span", tag("label", f"{label} ", for_=f"filter-{name}"), select)
 
 
 def _item(crop: Crop) -> Html:
     sign, name = NAMES[crop.kind]
     was, now = (f"{score:.2f}" if score is not None else text.MISSING for score in crop.scores)
-    numbers = f"{was} → {now}, counts from {crop.threshold:.2f}"
+    numbers = f"{was} → {now}, needs {crop.threshold:.2f}"
     said = f"{name}: {crop.class_name}, {crop.size}, in {crop.frame}; score {numbers}; {crop.reason}"
     image = tag(
         "img",
@@ -142,13 +153,14 @@ def _item(crop: Crop) -> Html:
 
 
 def _boxes(crop: Crop) -> Html:
-    """The boxes over a picture: white for the label, a dashed line before, a solid one after."""
+    """The boxes over a picture: white for the label, a solid line after, a dashed one before, which hides nothing."""
     drawn = []
-    for name, box in (("truth", crop.truth), ("before", crop.before), ("after", crop.after)):
+    for name, box in (("truth", crop.truth), ("after", crop.after), ("before", crop.before)):
         if box is not None:
             x1, y1, x2, y2 = box
             place = {"x": x1, "y": y1, "width": round(max(x2 - x1, 1), 1), "height": round(max(y2 - y1, 1), 1)}
-            drawn += [tag("rect", class_="under", **place), tag("rect", class_=name, **place)]
+            under = [tag("rect", class_="under", **place)] if name != "before" or crop.after is None else []
+            drawn += [*under, tag("rect", class_=name, **place)]
     size = f"0 0 {crop.width} {crop.height}"
     return tag("svg", *drawn, viewBox=size, class_="boxes", aria_hidden="true")
 

@@ -43,8 +43,13 @@ def _layer(shown: Shown, frame: str) -> Html:
         pair.append(_image(shown.after, f"After: {said}"))
     told = text.MISSING if shown.agreement is None else f"{shown.agreement:.3f}"
     words = "before | after" if shown.after is not None else "before; what ships has no such layer"
-    caption = tag("figcaption", tag("b", shown.layer.strip("/")), f": {words}, agreement {told}")
+    caption = tag("figcaption", tag("b", _name(shown.layer)), f": {words}, agreement {told}")
     return tag("figure", tag("div", *pair, class_="two"), caption)
+
+
+def _name(tensor: str) -> str:
+    """The layer that writes a tensor, without what exporters add to the names of modules."""
+    return tensor.strip("/").removesuffix("_output_0").removesuffix("/Conv").removesuffix("/conv")
 
 
 def _image(image: np.ndarray, alt: str) -> Html:

@@ -85,11 +85,12 @@ function reader(bands) {
   const heads = Array.from(table.tHead.rows[0].cells, (cell) => cell.textContent);
   const layers = Array.from(table.tBodies[0].rows, (row) => Array.from(row.cells, (cell) => cell.textContent));
   const told = document.createElement("p");
-  const lines = Array.from(bands.querySelectorAll("svg"), (chart) => {
+  const charts = Array.from(bands.querySelectorAll("svg"));
+  const lines = charts.map((chart) => {
     const line = document.createElement("span");
     line.className = "cursor";
     chart.parentNode.append(line);
-    return [chart, line];
+    return line;
   });
   let at = 0;
   told.className = "told";
@@ -100,10 +101,7 @@ function reader(bands) {
   bands.setAttribute("aria-label", "Layers from first to last: arrow keys go from one to the next");
   const show = (index) => {
     at = Math.min(Math.max(index, 0), layers.length - 1);
-    for (const [chart, line] of lines) {
-      line.style.left = `${(100 * (at + 0.5)) / layers.length}%`;
-      line.style.top = `${chart.offsetTop || 0}px`;
-    }
+    for (const line of lines) line.style.left = `${(100 * (at + 0.5)) / layers.length}%`;
     told.textContent = `${at + 1} of ${layers.length}: ${layers[at].map((text, i) => (i ? `${heads[i]} ${text}` : text)).join(" · ")}`;
     bands.classList.add("read");
   };
@@ -115,7 +113,7 @@ function reader(bands) {
   });
   bands.addEventListener("focus", () => show(at));
   bands.addEventListener("pointermove", (event) => {
-    const box = lines[0][0].getBoundingClientRect();
+    const box = charts[0].getBoundingClientRect();
     show(Math.floor(((event.clientX - box.left) / box.width) * layers.length));
   });
 }
