@@ -5,6 +5,7 @@ Shared with the device: Python 3.8 and NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,12 @@ def decode_by_class(
     """The detections in one frame as a camera has them: by a bundle's thresholds, of which each class has its own."""
     least = Thresholds(min(limits.confidence), limits.iou, limits.max_detections)
     found = decode(output, spec, placement, least)
-    return found.only(found.scores > np.asarray(limits.confidence, np.float32)[found.classes])
+    return above(found, limits.confidence)
+
+
+def above(found: Detections, confidence: Sequence[float]) -> Detections:
+    """Those detections whose score is above what `confidence` has for their class."""
+    return found.only(found.scores > np.asarray(confidence, np.float32)[found.classes])
 
 
 def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> np.ndarray:
