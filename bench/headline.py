@@ -69,7 +69,7 @@ class Bench(Resumable[Row]):
         """Every row that is not there yet; pauses after each."""
         ways: dict[str, Callable[[], Row]] = {
             LARGE: partial(self._float, LARGE, self.given.model),
-            START: partial(self._float, START, self.given.student),
+            START: partial(self._float, START, Path(self.given.student)),
             OURS: self._built,
             TAUGHT: partial(self._by_hand, TAUGHT, str(self.given.model)),
             ALONE: partial(self._by_hand, ALONE, None),
@@ -89,7 +89,7 @@ class Bench(Resumable[Row]):
         given = self.given
         whole = load_recipe("distil-qad")
         trained = {"batch": given.batch, "learning_rate": given.learning_rate, "seed": given.seed}
-        asked = {"epochs": given.epochs, "minutes": given.minutes, "student": str(given.student)}
+        asked = {"epochs": given.epochs, "minutes": given.minutes, "student": given.student}
         whole = whole.with_settings(Distill, **trained, **asked)
         steps = [
             replace(step, epochs=given.quantized_epochs, seed=given.seed)
@@ -275,7 +275,7 @@ def write(out: Path, bench: Bench, command: str, timed: Sequence[Mapping[str, An
         "command": command,
         "images": {name: len(bench.split(name)) for name in ("train", *SPLITS)},
         **{name: getattr(given, name) for name in ("device", "target", "engine", "seed")},
-        "recipe": recipe_toml(bench.recipe()).replace(str(given.student), Path(given.student).name),
+        "recipe": recipe_toml(bench.recipe()).replace(given.student, Path(given.student).name),
         **bench.conditions,
         "rows": [asdict(row) for row in bench.rows],
         "predicted": {method: prediction(bench.graph(method), given.target) for method in good},
@@ -313,8 +313,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS / "headline.json")
     parser.add_argument("--do", type=json.loads, help=argparse.SUPPRESS)  # what a process of its own is to do
     given = parser.parse_args()
-    paths = ("model", "student", "data", "work", "out")
-    return argparse.Namespace(**{**vars(given), **{name: getattr(given, name).absolute() for name in paths}})
+    paths = {name: getattr(given, name).absolute() for name in ("model", "data", "work", "out")}
+    return argparse.Namespace(**{**vars(given), **paths, "student": str(given.student.absolute())})
 
 
 def main() -> int:
@@ -330,7 +330,7 @@ def main() -> int:
     names = ("target", "max_bytes", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "image_size")
     names += ("images", "seed", "device", "engine", "iterations", "threads")
     asked = [f"--{name.replace('_', '-')} {value}" for name in names if (value := getattr(given, name)) is not None]
-    command = f"python bench/headline.py --model {given.model.name} --student {given.student.name} {' '.join(asked)}"
+    command = f"python bench/headline.py --model {given.model.name} --student {Path(given.student).name} {' '.join(asked)}"
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
         bench = Bench(given, Path(scratch), Row)
         for _ in bench.run():
