@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test coverage check bench clean
+.PHONY: demo test coverage test-gpu test-jetson check bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -17,11 +17,30 @@ test: $(VENV)/dev.installed
 coverage: $(VENV)/dev.installed
 	$(PYTEST) --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
 
+## On a machine with an NVIDIA GPU: the tests that need one, and how fast and frugal detectors are there. In .venv-gpu.
+test-gpu:
+	@nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no NVIDIA GPU here" >&2; exit 2; }
+	$(MAKE) VENV=.venv-gpu gpu
+
+gpu: $(VENV)/gpu.installed
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python bench/stand_in.py --out runs/gpu/stand_in.json
+	$(BIN)/python bench/camera_to_detections.py --gpu --rounds 6 --seconds 1 --out runs/gpu/camera_to_detections.json
+
+## On a Jetson: BUNDLE built, tested and timed by every runtime there. Needs its Python and NumPy, and installs nothing.
+test-jetson:
+	@test -f "$(BUNDLE)" || { echo "which bundle: make test-jetson BUNDLE=model-xavier.edgekd" >&2; exit 2; }
+	mkdir -p runs/validation
+	tar -xf "$(BUNDLE)" -C runs/validation agent.pyz
+	$(PYTHON) runs/validation/agent.pyz validate "$(BUNDLE)" --state "$(CURDIR)/runs/validation/state" \
+		--out runs/validation/result.json
+	@echo "result: runs/validation/result.json"
+
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy edgekd
+	$(BIN)/mypy edgekd examples
 	$(BIN)/python tests/size_gate.py
 	$(BIN)/hadolint --config docker/jetson/hadolint.yaml docker/jetson/Dockerfile.*
 
@@ -44,6 +63,12 @@ $(VENV)/bin/python:
 
 $(VENV)/demo.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[openvino,rtx]"
+	touch $@
+
+$(VENV)/gpu.installed: $(VENV)/dev.installed
+	$(BIN)/python -m pip install --quiet --editable ".[gpu]"
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu # they are in each other's place
+	$(BIN)/python -m pip install --quiet --no-deps onnxruntime-gpu
 	touch $@
 
 $(VENV)/dev.installed: pyproject.toml | $(VENV)/bin/python

@@ -1,3 +1,71 @@
-"""edgekd: from a trained detector to a bundle for camera firmware."""
+"""edgekd: from a trained detector to a bundle for camera firmware.
+
+What `__all__` names is the Python interface: the functions behind the command line, with the same options, and what
+they take, return and raise. docs/python.md describes it. A name is imported when it is first used.
+
+This module is shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgekd.api.asking import check_model, compare, verify
+    from edgekd.api.building import build, quantize
+    from edgekd.api.converting import convert
+    from edgekd.api.lighter import distill, factorize, prune
+    from edgekd.api.measuring import bench, predict_latency, score_model
+    from edgekd.errors import BudgetError, EdgeKDError
+    from edgekd.spec import Recipe, load_recipe
+    from edgekd.target import Target, load_target, target_names
+
+__all__ = [
+    "BudgetError",
+    "EdgeKDError",
+    "Recipe",
+    "Target",
+    "bench",
+    "build",
+    "check_model",
+    "compare",
+    "convert",
+    "distill",
+    "factorize",
+    "load_recipe",
+    "load_target",
+    "predict_latency",
+    "prune",
+    "quantize",
+    "score_model",
+    "target_names",
+    "verify",
+]
+
+_MODULES = {
+    "api.asking": ("check_model", "compare", "verify"),
+    "api.building": ("build", "quantize"),
+    "api.converting": ("convert",),
+    "api.lighter": ("distill", "factorize", "prune"),
+    "api.measuring": ("bench", "predict_latency", "score_model"),
+    "errors": ("BudgetError", "EdgeKDError"),
+    "spec": ("Recipe", "load_recipe"),
+    "target": ("Target", "load_target", "target_names"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported now (PEP 562)."""
+    from importlib import import_module
+
+    for module, names in _MODULES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module("edgekd." + module), name)
+            return found
+    raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -79,6 +79,33 @@ class Measured:
     document: dict[str, Any]
     timings: dict[tuple[str, str], Timing]
 
+    @property
+    def basis(self) -> str:
+        """`measured`, or `stand-in` where another machine than the target ran it."""
+        return str(self.document["basis"])
+
+    @property
+    def p50_ms(self) -> float:
+        """Half of the frames take no longer, from camera to detections."""
+        return float(self.document["total_ms"]["p50"])
+
+    @property
+    def p99_ms(self) -> float:
+        """99 of 100 frames take no longer, from camera to detections."""
+        return float(self.document["total_ms"]["p99"])
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second, one after the other; None where the run was too short or too noisy (`refused`)."""
+        fps: float | None = self.document["fps"]
+        return fps
+
+    @property
+    def refused(self) -> Sequence[str]:
+        """What is not told, and why."""
+        reasons: Sequence[str] = self.document["refused"]
+        return reasons
+
 
 @dataclass(frozen=True)
 class Side:

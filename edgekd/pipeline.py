@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ from edgekd.stages import (
     calibration_source,
     local_device,
     spec_of,
+    stage_json,
 )
 from edgekd.store import Stage
 from edgekd.summary import parts_of
@@ -122,7 +123,10 @@ class TimedRun(Run):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build left behind. `met`: the budget; None where a limit could not be judged here."""
+    """What a build left behind. `met`: the budget; None where a limit could not be judged here.
+
+    Pairs are of the given detector's float graph, and of the graph that ships.
+    """
 
     run: TimedRun
     bundle: Path
@@ -132,6 +136,44 @@ class Outcome:
     budget: tuple[Line, ...]
     met: bool | None
 
+    @property
+    def map50_95(self) -> tuple[float, float]:
+        """COCO's mAP at IoU 0.50 to 0.95 on the split `val`, 0 to 1."""
+        before, after = (float(score.results["map50_95"]) for score in self.run.scores)
+        return before, after
+
+    @property
+    def kept(self) -> float | None:
+        """The share of the mAP50-95 that is left; None where there was none before."""
+        before, after = self.map50_95
+        return after / before if before else None
+
+    @property
+    def graph_bytes(self) -> tuple[int, int]:
+        """Of the float ONNX file, and of the packed graph in the bundle."""
+        return self.run.before.results["bytes"], self.run.encoded.results["bytes"]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The documented result of `edgekd build --json`: docs/json.md."""
+        job = self.run.job
+        return {
+            "bundle": str(self.bundle),
+            "report": str(self.report),
+            "ledger": str(self.ledger),
+            "target": job.target.name,
+            "stages": [stage_json(stage) for stage in self.stages],
+            "met": self.met,
+            "budget": [asdict(line) for line in self.budget],
+            "search": None if job.search is None else str(job.out / "search.json"),
+        }
+
+    def require_met(self) -> None:
+        """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
+        job = self.run.job
+        searched = "or --search, which looks for a recipe that keeps all limits" if job.search is None else None
+        gate.require_met(self.budget, job.recipe, self.stages, self, searched)
+
 
 def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ()) -> Outcome:
     """Run every stage of a job that is not in its store yet, and leave bundle, report and ledger in `job.out`.
@@ -139,7 +181,7 @@ def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ())
     The bundle is signed by all of `signers`.
 
     Raises SpecError, DataError, CompressError or DeviceError and leaves nothing half-written. A missed budget does
-    not raise: `require_met` does.
+    not raise: `Outcome.require_met` does.
     """
     dataset = data_of(job)
     device = local_device(job.device)
@@ -360,13 +402,6 @@ def refuse_impossible(job: Job) -> None:
     for finding in check_request(job.target, precision=job.recipe.precision, products=products):
         if finding.level == "impossible":
             raise SpecError(f"recipe {job.recipe.name} for {job.target.name}: {finding.what}", fix=finding.change)
-
-
-def require_met(outcome: Outcome) -> None:
-    """Raise BudgetError, naming each number, its limit, the layers and the next lever, where the budget is missed."""
-    job = outcome.run.job
-    searched = "or --search, which looks for a recipe that keeps all limits" if job.search is None else None
-    gate.require_met(outcome.budget, job.recipe, outcome.stages, outcome, searched)
 
 
 def opset_for(target: Target) -> int:

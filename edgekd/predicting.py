@@ -43,6 +43,27 @@ class Predicted:
     document: Mapping[str, Any]
     roof: Roofline
 
+    @property
+    def latency_ms(self) -> float:
+        """What a frame should take the network, in milliseconds."""
+        return float(self.document["latency_ms"])
+
+    @property
+    def interval_ms(self) -> tuple[float, float]:
+        """In which nine of ten measurements should lie, in milliseconds."""
+        return float(self.document["low_ms"]), float(self.document["high_ms"])
+
+    @property
+    def energy_mj(self) -> float | None:
+        """What a frame should take the whole device, in millijoules; None where nothing like it was ever measured."""
+        energy: float | None = self.document["energy_mj"]
+        return energy
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why not to trust it far."""
+        return tuple(self.document["doubts"])
+
 
 def run(job: PredictJob) -> Mapping[str, Any]:
     """The documented result of `edgekd predict --json`. Raises SpecError, also where the target has no figures."""

@@ -14,24 +14,6 @@ if TYPE_CHECKING:
     from edgekd.pipeline import Outcome
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """The documented result of `edgekd build --json`: docs/json.md."""
-    from dataclasses import asdict
-
-    from edgekd.stages import stage_json
-
-    return {
-        "bundle": str(outcome.bundle),
-        "report": str(outcome.report),
-        "ledger": str(outcome.ledger),
-        "target": outcome.run.job.target.name,
-        "stages": [stage_json(stage) for stage in outcome.stages],
-        "met": outcome.met,
-        "budget": [asdict(line) for line in outcome.budget],
-        "search": None if outcome.run.job.search is None else str(outcome.run.job.out / "search.json"),
-    }
-
-
 def print_outcome(outcome: Outcome) -> None:
     """What a build did, for people."""
     run = outcome.run

@@ -11,16 +11,16 @@ _MILLIJOULES = {"uj": 1e-3, "mj": 1.0, "j": 1e3}
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_size(text: str, name: str) -> int:
-    """Bytes in a size such as `12MB` (10^6), `12MiB` (2^20) or `12000000`. Raises SpecError about the flag `name`."""
+def parse_size(text: str | int, name: str) -> int:
+    """Bytes in a number, or a size such as `12MB` (10^6) or `12MiB` (2^20). Raises SpecError about the flag `name`."""
     number, unit = _parts(text)
     if number is None or unit not in _BYTES:
         raise SpecError(f"{name} {text}: no size", expected="a number and kB, MB, GB, KiB, MiB or GiB, such as 12MB")
     return round(number * _BYTES[unit])
 
 
-def parse_share(text: str, name: str) -> float:
-    """A share from 0 to 1 in `98%` or `0.98`. Raises SpecError about the flag `name`."""
+def parse_share(text: str | float, name: str) -> float:
+    """A share from 0 to 1 in a number, `98%` or `0.98`. Raises SpecError about the flag `name`."""
     number, unit = _parts(text)
     share = number / (100 if unit == "%" else 1) if number is not None and unit in ("", "%") else -1.0
     if not 0 <= share <= 1:
@@ -44,7 +44,9 @@ def parse_duration(text: str, name: str) -> float:
     return number * _SECONDS[unit]
 
 
-def _parts(text: str) -> tuple[float | None, str]:
+def _parts(text: str | float) -> tuple[float | None, str]:
     """A number, None where there is none, and what follows it in lower case."""
+    if not isinstance(text, str):
+        return (float(text) if 0 <= text < float("inf") else None), ""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*|%)\s*", text.lower())
     return (float(match[1]), match[2]) if match else (None, "")

@@ -25,7 +25,7 @@ from edgekd.detectors import load
 from edgekd.errors import DataError, SpecError
 from edgekd.evaluate import require_classes
 from edgekd.files import copy_file, write_file
-from edgekd.gate import costliest
+from edgekd.gate import costliest, require_met
 from edgekd.network import Input, OutputError, frame_files, output_errors, prepare, read_frame
 from edgekd.planning import HELD_OUT, Limits, Trial, detector_trial, quantized, refuse_recipe, room, searches, size_of
 from edgekd.progress import SILENT, Progress
@@ -85,12 +85,42 @@ class Judged:
 
 @dataclass(frozen=True)
 class QuantizeOutcome:
-    """What was left in `job.out`. result: the documented JSON; `met`: the budget."""
+    """What was left in `job.out`. document: as `edgekd quantize --json` has it: docs/json.md."""
 
     job: QuantizeJob
-    result: Mapping[str, Any]
+    document: Mapping[str, Any]
     stages: tuple[Stage, ...]
     budget: tuple[Line, ...]
+
+    @property
+    def graph(self) -> Path:
+        """The quantized ONNX file."""
+        return self.job.out / GRAPH
+
+    @property
+    def packed(self) -> Path:
+        """The same graph, packed."""
+        return self.job.out / PACKED
+
+    @property
+    def graph_bytes(self) -> tuple[int, int]:
+        """Of the float ONNX file, and of the packed graph."""
+        return self.document["before"]["bytes"], self.document["after"]["bytes"]
+
+    @property
+    def kept(self) -> float | None:
+        """The share of the mAP50-95 that is left; without labels 1 - the largest relative error of an output."""
+        kept: float | None = self.document["kept"]
+        return kept
+
+    @property
+    def met(self) -> bool | None:
+        """Whether every limit is kept; None where one could not be judged."""
+        return verdict(list(self.budget))
+
+    def require_met(self) -> None:
+        """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
+        require_met(self.budget, self.job.recipe, self.stages, self)
 
 
 def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:

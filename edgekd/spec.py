@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -157,8 +158,14 @@ class Budget:
         return any(limit is not None for limit in vars(self).values())
 
 
-def load_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or one from a `.toml` file. Raises SpecError naming what is wrong and where."""
+def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
+    """A shipped recipe by name, one from a `.toml` file, or one in a table such as a file holds: `name` and `steps`.
+
+    Raises SpecError naming what is wrong and where. What steps may say: docs/recipes.md.
+    """
+    if isinstance(name, Mapping):
+        return recipe_from(dict(name), "recipe")
+    name = str(name)
     if name.endswith(".toml"):
         recipe = recipe_from(read_toml(Path(name)), name)
         plan = recipe.quantize.plan if recipe.quantize else None

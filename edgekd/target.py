@@ -182,11 +182,12 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(file.name[: -len(".toml")] for file in files if file.name.endswith(".toml")))
 
 
-def load_target(name_or_path: str) -> Target:
+def load_target(name_or_path: str | Path) -> Target:
     """A shipped target by name, or a target file by its path (ends in `.toml` or has a separator in it).
 
     Raises SpecError: no such target or file, or a file that does not describe a target.
     """
+    name_or_path = str(name_or_path)
     if name_or_path.endswith(".toml") or "/" in name_or_path or "\\" in name_or_path:
         return _from_file(Path(name_or_path))
     names = target_names()

@@ -109,7 +109,9 @@ def test_every_flag_in_the_text_is_one_of_some_command(page: Path) -> None:
 
 def test_the_guide_names_every_command_and_every_flag() -> None:
     guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
-    pages = guide + "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("json.md", "targets.md"))
+    pages = guide + "".join(
+        (ROOT / "docs" / name).read_text("utf-8") for name in ("json.md", "targets.md", "troubleshooting.md")
+    )
     for command, flags in commands().items():
         assert f"edgekd {command}" in guide
         if command == "build":
@@ -254,6 +256,17 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, workplace: Path)
         ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_programs_of_the_python_page_work(workplace: Path) -> None:
+    programs = blocks(ROOT / "docs" / "python.md", "python run")
+    assert programs
+    command = [sys.executable, "-c", "\n".join(programs)]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == "", "a library call says nothing"
+    assert "budget met: True" in done.stdout
+    assert "too large by" in done.stdout
 
 
 def test_the_guide_explains_every_file_that_a_build_leaves(tiny_build: Built) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgekd.api import asking as api
 from edgekd.cli.options import Bundle, Head, Json, Model, TargetName, Trust
 from edgekd.printing import megabytes, print_json, print_table
 
@@ -21,24 +22,17 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say what is impossible or slow on a target, and what to change. ONNX answers in a second, without PyTorch."""
-    from dataclasses import asdict
-
-    from edgekd.artifact import graph_of
-    from edgekd.check import check_graph, check_request
     from edgekd.target import load_target
 
     chosen = load_target(target)
-    with graph_of(model, head, trust_checkpoint, chosen) as graph:
-        findings = [*check_request(chosen, dla=dla), *check_graph(graph, chosen, dla=dla)]
-    impossible = any(finding.level == "impossible" for finding in findings)
+    found = api.check_model(model, target=chosen, dla=dla, head=head, trust_checkpoint=trust_checkpoint)
     if as_json:
-        findings_json = [asdict(finding) for finding in findings]
-        print_json({"target": chosen.name, "possible": not impossible, "findings": findings_json})
+        print_json(found.document)
     else:
-        for finding in findings:
+        for finding in found.findings:
             print(f"{finding.level}: {finding.what} ({finding.where})\n    {finding.change}")
-        print(f"{model.name} on {chosen.title}: {'impossible as it is' if impossible else 'possible'}")
-    if impossible:
+        print(f"{model.name} on {chosen.title}: {'possible' if found.possible else 'impossible as it is'}")
+    if not found.possible:
         raise typer.Exit(1)
 
 
@@ -88,10 +82,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put two builds side by side: accuracy by class, sizes, times, and what each stage took."""
-    from edgekd import comparing
     from edgekd.printing import print_compared
 
-    (print_json if as_json else print_compared)(comparing.run(first, second))
+    (print_json if as_json else print_compared)(api.compare(first, second).document)
 
 
 def inspect(bundle: Bundle, as_json: Json = False) -> None:

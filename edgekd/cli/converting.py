@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgekd.api import converting as api
 from edgekd.cli.options import Artifact, Head, Json, Trust, new_progress
 from edgekd.printing import print_converted, print_json
 
@@ -27,18 +28,17 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write ARTIFACT in another format, and make sure that it computes the same. INT8 is carried over as it is."""
-    from edgekd import converting
-
-    job = converting.ConvertJob(
-        artifact=artifact,
-        to=to,
+    found = api.convert(
+        artifact,
+        to,
         out=out,
         precision=precision,
         opset=opset,
-        targets=tuple(target or ()),
+        target=target or (),
         data=data,
         split=split,
         head=head,
         trust_checkpoint=trust_checkpoint,
+        progress=new_progress(),
     )
-    (print_json if as_json else print_converted)(converting.run(job, new_progress()))
+    (print_json if as_json else print_converted)(found.document)

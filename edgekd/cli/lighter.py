@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgekd.api import lighter as api
 from edgekd.cli.options import Data, Json, MaybeTarget, MeasuredOn, RecipeName, Resume, Trust, new_progress
 from edgekd.printing import print_distilled, print_factorized, print_json, print_pruned
 
@@ -27,21 +28,22 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train STUDENT on labels and beside TEACHER, and score both."""
-    from edgekd import distilling
-    from edgekd.spec import Distill, load_recipe
-
-    given = {"student": student, "width": width, "epochs": epochs, "minutes": time}
-    given["unlabelled"] = str(unlabelled) if unlabelled else None
-    job = distilling.DistillJob(
-        teacher=teacher,
-        data=data,
-        recipe=load_recipe(recipe or "distill").with_settings(Distill, **given),
-        out=out or Path("runs") / "-from-".join(Path(name).stem.removesuffix(".tv") for name in (student, teacher)),
+    found = api.distill(
+        teacher,
+        student,
+        data,
+        recipe=recipe or "distill",
+        out=out,
+        width=width,
+        epochs=epochs,
+        time=time,
+        unlabelled=unlabelled,
         device=device,
-        trust_checkpoint=trust_checkpoint,
         fresh=not resume,
+        trust_checkpoint=trust_checkpoint,
+        progress=new_progress(),
     )
-    (print_json if as_json else print_distilled)(distilling.run(job, new_progress()))
+    (print_json if as_json else print_distilled)(found.document)
 
 
 def prune(
@@ -64,24 +66,22 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove the channels MODEL can best do without, and make sure that it is faster. Train it afterwards."""
-    from edgekd import pruning
-    from edgekd.quantities import parse_share
-    from edgekd.spec import Prune, load_recipe
-    from edgekd.target import load_target
-
-    asked = {"ratio": parse_share(ratio, "--ratio") if ratio else None, "max_size": max_size, "min_fps": min_fps}
-    job = pruning.PruneJob(
-        model=model,
-        data=data,
-        recipe=load_recipe(recipe or "prune").with_settings(Prune, **asked),
-        out=out or Path("runs") / f"{model.name.partition('.')[0]}-pruned",
-        target=load_target(target) if target else None,
+    found = api.prune(
+        model,
+        data,
+        target=target,
+        ratio=ratio,
+        max_size=max_size,
+        min_fps=min_fps,
+        recipe=recipe or "prune",
+        out=out,
         scan=scan,
         device=device,
-        trust_checkpoint=trust_checkpoint,
         fresh=not resume,
+        trust_checkpoint=trust_checkpoint,
+        progress=new_progress(),
     )
-    (print_json if as_json else print_pruned)(pruning.run(job, new_progress()))
+    (print_json if as_json else print_pruned)(found.document)
 
 
 def factorize(
@@ -97,13 +97,16 @@ def factorize(
     as_json: Json = False,
 ) -> None:
     """Replace layers of MODEL by products of thinner ones, where that is faster. Train it afterwards."""
-    from edgekd import factorizing
-    from edgekd.quantities import parse_share
-    from edgekd.spec import LowRank, load_recipe
-    from edgekd.target import load_target
-
-    asked = {"energy": parse_share(energy, "--energy") if energy else None}
-    steps = load_recipe(recipe or "factorize").with_settings(LowRank, **asked)
-    where, folder = load_target(target) if target else None, out or Path("runs") / f"{model.stem}-factorized"
-    job = factorizing.FactorizeJob(model, data, steps, folder, where, device, trust_checkpoint, not resume)
-    (print_json if as_json else print_factorized)(factorizing.run(job, new_progress()))
+    found = api.factorize(
+        model,
+        data,
+        target=target,
+        energy=energy,
+        recipe=recipe or "factorize",
+        out=out,
+        device=device,
+        fresh=not resume,
+        trust_checkpoint=trust_checkpoint,
+        progress=new_progress(),
+    )
+    (print_json if as_json else print_factorized)(found.document)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgekd.api import measuring as api
 from edgekd.cli.options import Artifact, Data, Head, Json, TargetName, Trust, new_progress
 from edgekd.printing import print_bench, print_json, print_predicted, print_scores
 
@@ -27,29 +28,21 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score an artifact on a labelled split, with COCO's metrics."""
-    import time
-
-    from edgekd.artifact import runnable
-    from edgekd.data.dataset import load_dataset
-    from edgekd.data.long_tail import rare_classes
-    from edgekd.evaluate import evaluate, require_classes
-    from edgekd.score import tail_score
-
-    began = time.perf_counter()
-    dataset = load_dataset(data)
-    rare = () if tail is None else rare_classes(dataset.split("train"), dataset.classes, tail)
-    with runnable(artifact, head, dataset.classes, trust_checkpoint) as (graph, spec, engine):
-        require_classes(spec, dataset)
-        found = evaluate(graph, spec, dataset.split(split), new_progress(), engine=engine)
-    tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
-    result = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
+    found = api.score_model(
+        artifact,
+        data,
+        split=split,
+        tail=tail,
+        head=head,
+        trust_checkpoint=trust_checkpoint,
+        progress=new_progress(),
+    )
     if as_json:
-        result["skipped"] = [str(image) for image, _ in found.skipped]
-        print_json(result)
+        print_json(found.document)
         return
     for image, reason in found.skipped:
         print(f"not scored: {image}: {reason}", file=sys.stderr)
-    print_scores(result)
+    print_scores(found.document)
 
 
 def bench(
@@ -76,32 +69,25 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time an artifact, engine alone and camera to detections: percentiles, throughput, energy, cost, how sure."""
-    from edgekd import measuring
-    from edgekd.cost import Prices
-    from edgekd.measured import require_place, write_csv, write_page
-    from edgekd.stages import local_device
-    from edgekd.target import load_target
-
-    require_place(csv, report)
-    job = measuring.BenchJob(
-        artifact=artifact,
-        device=local_device(device),
+    found = api.bench(
+        artifact,
+        device=device,
         against=against,
         frames=frames,
         iterations=iterations,
         seconds=seconds,
         streams=streams,
         minutes=minutes,
-        target=load_target(target) if target else None,
-        prices=Prices(electricity_price, instance_price, currency),
+        target=target,
+        electricity_price=electricity_price,
+        instance_price=instance_price,
+        currency=currency,
+        csv=csv,
+        report=report,
         head=head,
         trust_checkpoint=trust_checkpoint,
+        progress=new_progress(),
     )
-    found = measuring.run(job, new_progress())
-    if csv:
-        write_csv(csv, found)
-    if report:
-        write_page(report, artifact, found)
     (print_json if as_json else print_bench)(found.document)
 
 
@@ -116,15 +102,15 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict latency and energy of MODEL on a TARGET that is not at hand, and say how sure that is."""
-    from edgekd import predicting
-    from edgekd.measured import require_place, write_prediction
-    from edgekd.target import load_target
-
-    require_place(report)
-    job = predicting.PredictJob(model, load_target(target), precision, table, head, trust_checkpoint)
-    found = predicting.predict(job)
-    if report:
-        write_prediction(report, found)
+    found = api.predict_latency(
+        model,
+        target=target,
+        precision=precision,
+        table=table,
+        report=report,
+        head=head,
+        trust_checkpoint=trust_checkpoint,
+    )
     (print_json if as_json else print_predicted)(found.document)
 
 

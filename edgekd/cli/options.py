@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from edgekd.progress import Progress
-    from edgekd.spec import Budget
 
 Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, .tv.pt, .onnx.", show_default=False)]
 Artifact = Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)]
@@ -45,18 +44,3 @@ def new_progress() -> Progress:
     from edgekd.progress import for_stderr
 
     return for_stderr()
-
-
-def limits(
-    max_size: str | None, keep: str | None, min_fps: float | None, usual: Budget, max_energy: str | None = None
-) -> Budget:
-    """What the flags ask for, and the target's own limits where they ask for nothing."""
-    from edgekd.quantities import parse_energy, parse_share, parse_size
-    from edgekd.spec import Budget
-
-    return Budget(
-        max_bytes=usual.max_bytes if max_size is None else parse_size(max_size, "--max-size"),
-        min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
-        min_fps=usual.min_fps if min_fps is None else min_fps,
-        max_energy_mj=usual.max_energy_mj if max_energy is None else parse_energy(max_energy, "--max-energy"),
-    )

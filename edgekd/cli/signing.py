@@ -80,10 +80,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a bundle or trust file from its first byte to its last, and who signed it."""
-    from edgekd.signing.key_files import read_public
-    from edgekd.signing.signed import verify
+    from edgekd.api import asking as api
 
-    _tell(verify(file, trust, {path.name: read_public(path) for path in key or ()}), as_json)
+    _tell(api.verify(file, trust=trust, keys=key or ()).document, as_json)
 
 
 def pack(

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""One detector for every runtime in the product line: convert it to each format, and score what comes out.
+
+    python examples/convert_everywhere.py runs/quantized/graph.onnx --data data --out runs/everywhere
+
+Each result is held against its source, on frames and by mAP50-95, before it is written; one that computes something
+else is refused, and its line says why. So is a format whose converter is not installed: `edgekd doctor` says how to add
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekd import EdgeKDError, convert
+
+FORMATS = {"onnx": ".onnx", "openvino": "-openvino", "ncnn": "-ncnn"}
+"""What results are called: a format by its name, and the end of a file's or folder's."""
+
+
+def line(artifact: Path, data: str, to: str, out: Path) -> tuple[bool, str]:
+    """Whether a conversion worked, and what there is to say of it."""
+    try:
+        made = convert(artifact, to, data=data, out=out)
+    except EdgeKDError as error:
+        return False, f"{to:10} not written: {error}"
+    source, converted = made.map50_95 or (float("nan"), float("nan"))
+    int8 = made.document["int8"]
+    layers = f", {int8['carried']} of {int8['source']} layers in INT8" if int8["source"] else ""
+    size = made.document["bytes"]
+    return True, f"{to:10} {size:>9} bytes, mAP50-95 {source:.4f} -> {converted:.4f}{layers}: {made.path}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where every format that was asked for was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path, help="a .pt, .onnx, .packed or bundle")
+    parser.add_argument("--data", required=True, help="labelled images, whose split `val` is scored")
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
+    parser.add_argument("--out", type=Path, default=Path("runs/everywhere"))
+    given = parser.parse_args(arguments)
+    name = given.artifact.name.partition(".")[0]
+    written = True
+    for to in given.formats:
+        done, said = line(given.artifact, given.data, to, given.out / f"{name}{FORMATS[to]}")
+        print(said, flush=True)
+        written = written and done
+    return 0 if written else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
