@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test coverage test-gpu test-jetson check bench clean
+.PHONY: demo test coverage test-gpu test-jetson check docs bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -35,6 +35,10 @@ test-jetson:
 	$(PYTHON) runs/validation/agent.pyz validate "$(BUNDLE)" --state "$(CURDIR)/runs/validation/state" \
 		--out runs/validation/result.json
 	@echo "result: runs/validation/result.json"
+
+## The documentation as a site, in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/dev.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

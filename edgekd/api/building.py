@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,9 @@ def build(
     `val` to score on. target, recipe: a name that ships or a file; without a recipe the target's own, with a plan
     `mixed`. max_size: of the bundle, bytes or such as `12MB`. keep: the least share of the detector's own mAP50-95,
     0 to 1 or such as `98%`. min_fps: frames a second, one after the other. max_energy: of a frame, such as `150mJ`.
-    search: find the recipe that meets them, for at most `time`, such as `8h`, in rounds of `batch` candidates, here or on
-    a Ray `cluster`, timed on the boards of a `fleet`. calibration: how many images, or the
-    `.toml` of a set. fresh: do every stage again. out: by default `runs/MODEL-TARGET`.
+    search: find the recipe that meets them, for at most `time`, such as `8h`, in rounds of `batch` candidates, here or
+    on a Ray `cluster`, timed on the boards of a `fleet`. calibration: how many images, or the `.toml` of a set. fresh:
+    do every stage again. out: by default `runs/MODEL-TARGET`.
 
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError before anything is computed,
     DataError, CompressError, DeviceError, or SignatureError for a key in `sign`, and leaves nothing half-written.
@@ -70,21 +71,12 @@ def build(
 
     model, chosen, students = Path(model), target_of(target), names_of(student)
     searches = search or time is not None
-    job = pipeline.Job(
-        model=model,
-        data=Path(data),
-        target=chosen,
-        recipe=_recipe(recipe, plan, students, chosen, searches),
-        out=path_or_none(out) or Path("runs") / f"{model.stem}-{chosen.name}",
-        budget=limits(max_size, keep, min_fps, chosen.budget, max_energy),
-        device=device,
-        head=head,
-        calibration=None if calibration is None else str(calibration),
-        trust_checkpoint=trust_checkpoint,
-        fresh=fresh,
-        counter=version_counter,
-        licence=licence,
-    )
+    steps = _recipe(recipe, plan, students, chosen, searches)
+    folder = path_or_none(out) or Path("runs") / f"{model.stem}-{chosen.name}"
+    budget = limits(max_size, keep, min_fps, chosen.budget, max_energy)
+    images = None if calibration is None else str(calibration)
+    job = pipeline.Job(model, Path(data), chosen, steps, folder, budget, device, head, images, trust_checkpoint)
+    job = replace(job, fresh=fresh, counter=version_counter, licence=licence)
     # A wrong passphrase should not cost a build first.
     signers = load_signers(names_of(sign), path_or_none(secret_file))
     if searches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,38 +62,14 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Compress, score, compile, time and pack MODEL for TARGET."""
-    outcome = api.build(
-        model,
-        data,
-        target=target,
-        recipe=recipe,
-        plan=plan,
-        student=student or (),
-        search=search,
-        time=time,
-        trials=trials,
-        epochs=epochs,
-        workers=workers,
-        cluster=cluster,
-        gpus=gpus,
-        fleet=fleet,
-        batch=batch,
-        device=device,
-        out=out,
-        max_size=max_size,
-        keep=keep,
-        min_fps=min_fps,
-        max_energy=max_energy,
-        calibration=calibration,
-        fresh=not resume,
-        head=head,
-        trust_checkpoint=trust_checkpoint,
-        sign=sign or (),
-        secret_file=secret_file,
-        version_counter=version_counter,
-        licence=licence,
-        progress=new_progress(),
-    )
+    what = {"target": target, "recipe": recipe, "plan": plan, "student": student or (), "calibration": calibration}
+    searched = {"search": search, "time": time, "trials": trials, "epochs": epochs, "workers": workers, "batch": batch}
+    there = {"cluster": cluster, "gpus": gpus, "fleet": fleet, "device": device}
+    wanted = {"max_size": max_size, "keep": keep, "min_fps": min_fps, "max_energy": max_energy}
+    how = {"out": out, "fresh": not resume, "head": head, "trust_checkpoint": trust_checkpoint}
+    signed = {"sign": sign or (), "secret_file": secret_file, "version_counter": version_counter, "licence": licence}
+    options: dict[str, Any] = {**what, **searched, **there, **wanted, **how, **signed}
+    outcome = api.build(model, data, progress=new_progress(), **options)
     (print_json(outcome.document) if as_json else print_outcome(outcome))
     outcome.require_met()
 

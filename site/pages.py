@@ -1,0 +1,271 @@
+"""The pages of the documentation site that are made while it is built, and links that lead somewhere there, too.
+
+mkdocs calls `on_config`, `on_files` and `on_page_markdown`. The pages in `docs/` are written to be read in the
+repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the names in
+`moved`. What follows from the code (targets, commands, Python) is made from the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import typer.main
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import edgekd
+from edgekd.cli import COMMANDS, app
+from edgekd.progress import SILENT
+from edgekd.target import Target, explain, load_target, target_names
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
+PAGE = re.compile(r"docs/([\w/-]+\.md)")
+FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
+KINDS = {Path: "PATH", int: "INTEGER", float: "NUMBER", bool: "", str: "TEXT"}
+LANGUAGES = {".py": "python", ".yml": "yaml", ".toml": "toml"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Headings are linked as the repository's pages are linked; nav has a page for each target, result and example."""
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slug
+    lists = {"@targets": target_pages(), "@measured": measured_pages(), "@examples": example_pages()}
+    config.nav = filled(config.nav, lists)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The files in `docs/`, and all that are made."""
+    for source, place in moved().items():
+        text = (ROOT / source).read_text("utf-8")
+        files.append(File.generated(config, place, content=as_page(source, text)))
+    for source, place in kept().items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    made = {
+        "reference/cli.md": cli_page(),
+        "reference/python.md": python_page(),
+        "reference/targets.md": targets_page(),
+    }
+    made.update({f"reference/targets/{name}.md": target_page(load_target(name)) for name in target_names()})
+    for place, text in made.items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """A page of the repository as one of the site: links, and blocks that say more than their language."""
+    place = page.file.src_uri
+    origin = {there: source for source, there in moved().items()}.get(place, f"docs/{place}")
+    if place.startswith("reference/"):
+        return markdown
+    parts = FENCE.split(markdown)
+    parts[::2] = [LINK.sub(lambda found: relinked(found, origin, place), part) for part in parts[::2]]
+    parts[1::2] = [re.sub(r"\A```(\w+) .*", r"```\1", part) for part in parts[1::2]]
+    return "".join(parts)
+
+
+# Links
+
+
+@cache
+def moved() -> dict[str, str]:
+    """Files outside `docs/` that are pages: where they are in the repository, and where on the site."""
+    pages = {
+        "README.md": "index.md",
+        "CHANGELOG.md": "changelog.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "docker/jetson/README.md": "docker.md",
+        "bench/README.md": "measured/index.md",
+        "calibration/cover.toml": "formats/cover.toml.md",
+    }
+    pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
+    pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})
+    return pages
+
+
+@cache
+def kept() -> dict[str, str]:
+    """Files outside `docs/` that are on the site as they are."""
+    results = {f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.json"))}
+    return {**results, "site/site.css": "site.css"}
+
+
+def _results(pattern: str) -> Iterator[Path]:
+    return (ROOT / "bench" / "results").glob(pattern)
+
+
+def _examples() -> Iterator[Path]:
+    return (path for path in (ROOT / "examples").iterdir() if path.suffix in LANGUAGES)
+
+
+def relinked(found: re.Match[str], origin: str, place: str) -> str:
+    """A link from a file of the repository as one from its page on the site; what is nowhere there stays, and fails."""
+    path, mark, anchor = found["to"].partition("#")
+    if "://" in path or not path:
+        return found[0]
+    goal = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
+    there = "reference/targets.md" if goal == "targets" else moved().get(goal) or kept().get(goal)
+    there = there or (goal.removeprefix("docs/") if goal.startswith("docs/") else goal)
+    return f"{found[1]}({posixpath.relpath(there, posixpath.dirname(place) or '.')}{mark}{anchor})"
+
+
+def slug(title: str, separator: str) -> str:
+    """What a heading is linked by, as where the repository is read."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", separator)
+
+
+def as_page(source: str, text: str) -> str:
+    """A file as Markdown: a program or a table is shown as it is, with its name over it."""
+    language = LANGUAGES.get(Path(source).suffix)
+    return f"# {Path(source).name}\n\n```{language}\n{text}```\n" if language else text
+
+
+# Navigation
+
+
+def filled(nav: Any, lists: dict[str, list[Any]]) -> Any:
+    """A navigation with pages in place of the names of lists."""
+    if isinstance(nav, list):
+        return [filled(each, lists) for each in nav]
+    if isinstance(nav, dict):
+        return {name: filled(value, lists) for name, value in nav.items()}
+    return lists.get(nav, nav)
+
+
+def target_pages() -> list[Any]:
+    """The overview, and each target."""
+    return ["reference/targets.md", *({name: f"reference/targets/{name}.md"} for name in target_names())]
+
+
+def measured_pages() -> list[Any]:
+    """How it is measured, and each table."""
+    tables = [place for source, place in moved().items() if source.startswith("bench/results/")]
+    return ["measured/index.md", *({Path(place).stem.replace("_", " "): place} for place in tables)]
+
+
+def example_pages() -> list[Any]:
+    """Each example."""
+    return [{Path(source).name: place} for source, place in moved().items() if source.startswith("examples/")]
+
+
+# Targets
+
+
+def targets_page() -> str:
+    """All targets in a table."""
+    rows = [
+        (f"[{name}](targets/{name}.md)", target.title, ", ".join(target.precisions.conv.value), target.engine)
+        for name, target in ((name, load_target(name)) for name in target_names())
+    ]
+    intro = "Made from `targets/*.toml` when this page was built. What the keys mean: [target files](../targets.md)."
+    return f"# Targets\n\n{intro}\n\n{table(('target', 'device', 'convolutions in', 'engine'), rows)}"
+
+
+def target_page(target: Target) -> str:
+    """Every number of a target with its source, as `edgekd targets NAME` tells them."""
+    parts = [f"# {target.title}\n\n`--target {target.name}`. Verified: somebody read the place that is named.\n"]
+    marks = {True: "yes", False: "no", None: ""}
+    facts = explain(target)
+    for group in dict.fromkeys(fact.group for fact in facts):
+        rows = [(f"`{f.name}`", f.value, marks[f.verified], f.source) for f in facts if f.group == group]
+        parts.append(f"## {group}\n\n{table(('', 'value', 'verified', 'source'), rows)}")
+    return "\n".join(parts)
+
+
+# Commands
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    group: Any = typer.main.get_command(app)
+    intro = "Made from the program when this page was built; `edgekd COMMAND --help` says the same."
+    parts = [f"# Command line\n\n{intro} Exit codes: [JSON](../json.md#exit-codes).\n"]
+    return "\n".join([*parts, *(command_section(name, command) for name, command in group.commands.items())])
+
+
+def command_section(name: str, command: Any) -> str:
+    """A command: how it is called, what it does, what it takes."""
+    kinds = {key: kind_of(hint) for key, hint in get_type_hints(COMMANDS[name]).items()}
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option" and each.name in kinds]
+    words = [(each.metavar or str(each.name).upper()) + (" ..." if each.nargs == -1 else "") for each in arguments]
+    words += [f"{each.opts[-1]} {kinds[each.name]}" for each in options if each.required]
+    rows = [(f"`{word}`", "", "", each.help or "") for word, each in zip(words, arguments, strict=False)]
+    for each in options:
+        names = ", ".join(f"`{flag}`" for flag in (*each.opts, *each.secondary_opts))
+        rows.append((names, "" if each.is_flag else f"`{kinds[each.name]}`", _default(each), each.help or ""))
+    usage = " ".join(["edgekd", name, *words, "[OPTIONS]"])
+    heads = ("", "value", "default", "")
+    return f"## `edgekd {name}`\n\n```sh\n{usage}\n```\n\n{command.help or ''}\n\n{table(heads, rows)}"
+
+
+def kind_of(hint: Any) -> str:
+    """What an option takes, by its annotation."""
+    kinds = [KINDS[kind] for kind in KINDS if kind in (hint, *get_args(hint))]
+    if kinds:
+        return kinds[0]
+    return next(f"{kind_of(inner)} ..." for inner in get_args(hint) or (str,) if inner is not type(None))
+
+
+def _default(option: Any) -> str:
+    if option.required:
+        return "required"
+    if option.is_flag:
+        flags = option.opts if option.default else option.secondary_opts
+        return f"`{flags[0]}`" if option.secondary_opts else ""
+    return "" if option.default is None else f"`{option.default}`"
+
+
+# Python
+
+
+def python_page() -> str:
+    """Every public name with its signature and docstring."""
+    intro = "Made from the code when this page was built. How they go together: [Python](../python.md)."
+    return "\n".join([f"# Python reference\n\n{intro}\n", *(name_section(name) for name in edgekd.__all__)])
+
+
+def name_section(name: str) -> str:
+    """A function, class or error."""
+    found = getattr(edgekd, name)
+    text = PAGE.sub(r"[\g<0>](../\1)", inspect.cleandoc(found.__doc__ or ""))
+    if inspect.isclass(found):
+        return f"## `{name}`\n\n```python\nclass edgekd.{name}\n```\n\n{text}\n\n{_attributes(found)}"
+    signature = inspect.signature(found)
+    parameters = list(signature.parameters.values())
+    lines = [f"    {_parameter(each)},\n" for each in parameters]
+    named = [at for at, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY]
+    if named:
+        lines.insert(named[0], "    *,\n")
+    body = "\n" + "".join(lines) if lines else ""
+    return f"## `{name}`\n\n```python\nedgekd.{name}({body}) -> {signature.return_annotation}\n```\n\n{text}\n"
+
+
+def _parameter(each: inspect.Parameter) -> str:
+    default = "SILENT" if each.default is SILENT else repr(each.default)
+    return f"{each.name}: {each.annotation}" + ("" if each.default is each.empty else f" = {default}")
+
+
+def _attributes(found: type[Any]) -> str:
+    """The fields and properties of a dataclass."""
+    if not is_dataclass(found):
+        return ""
+    rows = [(f"`{entry.name}`", f"`{entry.type}`", "") for entry in fields(found)]
+    for name, value in vars(found).items():
+        if isinstance(value, property):
+            rows.append((f"`{name}`", "", inspect.cleandoc(value.__doc__ or "").partition("\n")[0]))
+    return table(("", "type", ""), rows)
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [heads, ("---",) * len(heads), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,78 @@
+"""The documentation as a site: it builds, every link on it leads somewhere, and what is made from the code is there."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_docs import PAGES, ROOT, commands
+
+import edgekd
+from edgekd import load_target, target_names
+from edgekd.target import explain
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` builds it: what mkdocs warns of, such as a broken link, is an error."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def text_of(page: Path) -> str:
+    """What is on a page, without its markup."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text("utf-8")))
+
+
+def test_every_page_of_the_repository_is_on_the_site(site: Path) -> None:
+    for page in PAGES:
+        path = page.relative_to(ROOT).as_posix()
+        title = next(line.removeprefix("# ") for line in page.read_text("utf-8").splitlines() if line.startswith("# "))
+        places = [site / f"{path.removeprefix('docs/').removesuffix('.md')}.html", *site.glob("*.html")]
+        places += site.glob("measured/*.html")
+        assert any(place.is_file() and title.replace("`", "") in text_of(place) for place in places), path
+
+
+def test_every_number_of_every_target_is_there_with_its_source(site: Path) -> None:
+    overview = text_of(site / "reference" / "targets.html")
+    for name in target_names():
+        assert name in overview
+        page = text_of(site / "reference" / "targets" / f"{name}.html")
+        for fact in explain(load_target(name)):
+            assert fact.value in page
+            assert fact.source in page, (name, fact.name)
+
+
+def test_every_command_and_every_option_is_there(site: Path) -> None:
+    page = text_of(site / "reference" / "cli.html")
+    for command, flags in commands().items():
+        section = page[page.index(f"edgekd {command} ") :]
+        assert all(flag in section for flag in flags), command
+
+
+def test_every_public_name_is_there(site: Path) -> None:
+    page = text_of(site / "reference" / "python.html")
+    assert all(f"edgekd.{name}" in page for name in edgekd.__all__)
+    assert " at 0x" not in page, "a default that has no text of its own"
+
+
+def test_the_navigation_names_its_parts() -> None:
+    plain = re.sub(r"^\s+- pymdownx.*$", "", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
+    parts = [next(iter(entry)) for entry in yaml.safe_load(plain)["nav"]]
+    assert parts == ["edgekd", "Tutorial", "How-to", "Reference", "Formats", "Methods", "Design"]
+
+
+def test_reading_it_asks_nobody_else(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for asked in re.findall(r"<(?:link|script|img|iframe)[^>]+(?:href|src)=\"([^\"]+)\"", page.read_text("utf-8")):
+            assert "://" not in asked, (page.name, asked)
