@@ -80,14 +80,15 @@ def analysed_report(report: Report, parts: Parts, stage: Stage | None) -> Report
     missing = []
     if parts.scored is None:
         missing.append("detections, and pictures of any kind: they need the images and labels that were scored")
-    if stage is None:
+    inside = None if stage is None else inside_of(parts, stage)
+    if inside is None:
         missing.append("similarity of layers, their times and attention: nothing has looked into the networks")
-    return replace(
-        report,
-        analysis=None if parts.scored is None else analysis_of(parts),
-        inside=None if stage is None else inside_of(parts, stage),
-        missing=tuple(missing),
-    )
+    else:
+        strangers = [each.name for each in inside.compared if not each.values]
+        missing += [f"similarity {name}: no layers of the same names and sizes of maps" for name in strangers]
+        inside = replace(inside, compared=tuple(each for each in inside.compared if each.values))
+    analysis = None if parts.scored is None else analysis_of(parts)
+    return replace(report, analysis=analysis, inside=inside, missing=tuple(missing))
 
 
 def findings_of(parts: Parts) -> Findings:

@@ -239,6 +239,7 @@ def _layer(row: LayerRow, inside: Inside | None) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in names},
         "shape": list(row.shape),
+        "options": dict(row.options),
         "us_before": times[0].us.get(row.name) if times[0] else None,
         "us_after": times[1].us.get(row.name) if times[1] else None,
         "cka": [each.values.get(row.output) for each in inside.compared] if inside else [],

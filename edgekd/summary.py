@@ -31,7 +31,7 @@ from edgekd.report.types import (
     Training,
     latency_of,
 )
-from edgekd.stages import DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
+from edgekd.stages import COSTS, DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
 from edgekd.target import Target
 
@@ -125,6 +125,7 @@ def report_of(parts: Parts, stages: Sequence[Stage]) -> Report:
             parts.encoded.path / PACKED,
             parts.after.results.get("errors", {}),
             parts.after.results.get("snr_db", {}),
+            _options(parts.steps),
         ),
         class_names=spec_of(parts.after).classes,
         pictures=tuple(_pictures(parts)),
@@ -171,11 +172,17 @@ def stage_row(stage: Stage) -> StageRow:
 
 
 def layer_rows(
-    before: Path, after: Path, packed: Path, errors: Mapping[str, float], snr_db: Mapping[str, float]
+    before: Path,
+    after: Path,
+    packed: Path,
+    errors: Mapping[str, float],
+    snr_db: Mapping[str, float],
+    options: Mapping[str, Mapping[str, float]],
 ) -> tuple[LayerRow, ...]:
     """The layers with weights, in graph order: how the packed graph stores them, and their bytes before and after.
 
-    errors: what each of them is thought to cost, by its name, in any unit; snr_db: signal by noise at its output.
+    errors: what each of them is thought to cost, by its name, in any unit; snr_db: signal by noise at its output;
+    options: the errors that a plan chose between.
     """
     from edgekd.formats.packed_graph import sections
 
@@ -197,9 +204,19 @@ def layer_rows(
                 error_share=errors[shipped.name] / total if total and shipped.name in errors else None,
                 snr_db=snr_db.get(shipped.name),
                 output=shipped.output,
+                options=options.get(shipped.name, {}),
             )
         )
     return tuple(rows)
+
+
+def _options(steps: Sequence[Stage]) -> dict[str, dict[str, float]]:
+    """The error of each format of each layer, as the last plan has measured it; none without a plan."""
+    plan = next((stage for stage in reversed(steps) if COSTS in stage.files), None)
+    if plan is None:
+        return {}
+    layers = json.loads((plan.path / COSTS).read_bytes())["layers"]
+    return {layer["name"]: {option["form"]: option["error"] for option in layer["options"]} for layer in layers}
 
 
 def provenance(run: Run) -> dict[str, str]:

@@ -104,8 +104,10 @@ def _gather(
     for place in part:
         if place.output not in theirs:
             continue
-        first, second = (samples(each[place.output], place.rows, POSITIONS) for each in (ours, theirs))
-        if first.shape[1] == second.shape[1]:
+        features = [each[place.output] for each in (ours, theirs)]
+        where = {each.shape[:-1] if place.rows else each.shape[2:] for each in features}
+        if len(where) == 1:  # else a position of one is none of the other
+            first, second = (samples(each, place.rows, POSITIONS) for each in features)
             sums.setdefault(place.output, LinearCka()).add(first, second)
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from edgekd.data.dataset import Truth
-from edgekd.detectors.decode import above
 from edgekd.detectors.types import Detections
 from edgekd.score import SIZES
 
@@ -142,7 +141,7 @@ class _Look:
     def __init__(self, truth: Truth, found: Detections, confidence: Sequence[float]) -> None:
         self._truth = truth
         self._all = single_label(found)
-        self._sure = above(self._all, confidence)
+        self._sure = self._all.only(self._all.scores > np.asarray(confidence, np.float32)[self._all.classes])
         self._overlaps = overlaps(self._sure.boxes, truth.boxes)
         self._finds = _found(self._sure, truth, self._overlaps)
         self._finder = {int(object_): at for at, object_ in enumerate(self._finds) if object_ >= 0}
@@ -152,7 +151,7 @@ class _Look:
     @property
     def alarms(self) -> Detections:
         """The detections that find nothing labelled."""
-        return chosen(self._sure, self._stray)
+        return self._sure.only(self._stray)
 
     def alarm(self, frame: int, index: int) -> FalseAlarm:
         """One of them, as if this network were the one before."""
@@ -220,12 +219,7 @@ def _taken_for(found: Detections, truth: Truth, overlap: np.ndarray, finds: np.n
 def single_label(found: Detections) -> Detections:
     """The detections as in service, where a box has only its best class: scoring lets it have several."""
     _, first = np.unique(found.boxes, axis=0, return_index=True)
-    return chosen(found, np.sort(first))
-
-
-def chosen(found: Detections, at: np.ndarray) -> Detections:
-    """Some of the detections."""
-    return Detections(found.boxes[at], found.scores[at], found.classes[at])
+    return found.only(np.sort(first))
 
 
 def pair(first: Detections, second: Detections) -> np.ndarray:

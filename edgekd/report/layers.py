@@ -33,7 +33,7 @@ def layers_section(report: Report) -> Html:
         )
         for r in listed
     )
-    every = [*_named(), *columns, *(_seen(inside) if inside else ())]
+    every = [*_named(), *columns, *(_seen(rows, inside) if inside else ())]
     every_cells = [tuple(value(row) for _, value in every) for row in rows]
     all_of_them = table(
         "Every layer with weights, in graph order",
@@ -67,11 +67,13 @@ def _stored(estimated: bool) -> tuple[Column, ...]:
     return (*columns, ("Error", lambda row: text.percent(row.error_share))) if estimated else columns
 
 
-def _seen(inside: Inside) -> list[Column]:
-    """Columns of what was seen inside the networks."""
+def _seen(rows: Sequence[LayerRow], inside: Inside) -> list[Column]:
+    """Columns of what was measured for a plan, and seen inside the networks."""
     columns: list[Column] = [
         ("SNR", lambda row: text.MISSING if row.snr_db is None else f"{row.snr_db:.1f}{text.NBSP}dB")
     ]
+    for form in dict.fromkeys(form for row in rows for form in row.options):
+        columns.append((f"Error as {form}", lambda row, form=form: _error(row.options.get(form))))  # type: ignore[misc]
     for word, times in zip(("before", "after"), inside.times, strict=True):
         if times is not None:
             columns.append((f"Time {word}", lambda row, us=times.us: _us(us.get(row.name))))  # type: ignore[misc]
@@ -189,6 +191,10 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _us(value: float | None) -> str:
     return f"{text.three_digits(value)}{text.NBSP}µs" if text.known(value) else text.MISSING
+
+
+def _error(value: float | None) -> str:
+    return f"{value:.2e}" if text.known(value) else text.MISSING
 
 
 def _cka(value: float | None) -> str:

@@ -7,7 +7,7 @@ const UNITS = {kB: 1e3, MB: 1e6, GB: 1e9, "%": 1, B: 1, "µs": 1, ms: 1e3, dB: 1
 // The number in a cell, in one unit for a column; null where there is none.
 function numberIn(text) {
   const plain = text.replace(/\s/g, " ").replace(/[▲▼,]/g, "").replace(/−/g, "-").trim();
-  const found = /^([+-]?\s*[\d.]+)\s*(kB|MB|GB|B|%|µs|ms|dB)?$/.exec(plain);
+  const found = /^([+-]?\s*[\d.]+(?:e[+-]?\d+)?)\s*(kB|MB|GB|B|%|µs|ms|dB)?$/.exec(plain);
   return found ? parseFloat(found[1].replace(" ", "")) * (UNITS[found[2]] || 1) : null;
 }
 

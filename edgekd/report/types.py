@@ -91,7 +91,8 @@ class LayerRow:
 
     precision: what the weights are stored as, such as "int8"; error_share: its part of what quantizing is thought to
     cost, 0 to 1, None where that was not estimated; snr_db: signal by noise at its own output, where its weights or
-    inputs are quantized. output: the tensor that it writes.
+    inputs are quantized. output: the tensor that it writes. options: what each format that a plan may give it was
+    measured to cost: its error (relative to the outputs' signal), by the name of the format.
     """
 
     name: str
@@ -103,6 +104,7 @@ class LayerRow:
     error_share: float | None = None
     snr_db: float | None = None
     output: str = ""
+    options: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bits(self) -> float | None:

@@ -26,7 +26,7 @@ def frames() -> list[np.ndarray]:
     return [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(3)]
 
 
-def write(path: Path, widths: tuple[int, int] = (8, 4), seed: int = 0, noise: float = 0.0) -> Path:
+def write(path: Path, widths: tuple[int, int] = (8, 4), seed: int = 0, noise: float = 0.0, side: int = 64) -> Path:
     """x * sigmoid(x) behind the first layer, a box and a class head behind the second, without names of nodes."""
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
@@ -46,8 +46,8 @@ def write(path: Path, widths: tuple[int, int] = (8, 4), seed: int = 0, noise: fl
         conv("classes", "second.relu", 2, widths[1]),
         helper.make_node("Concat", ["boxes", "classes"], ["y"], axis=1),
     ]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 64, 64])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 6, 8, 8])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, side, side])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 6, side // 8, side // 8])]
     constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "looked-into", inputs, outputs, constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -85,6 +85,14 @@ def test_a_narrower_graph_is_compared_by_the_names_of_its_tensors(tmp_path: Path
     reference = Looked(write(tmp_path / "a.onnx"), SPEC)
     (narrow,) = similarities(reference, [Looked(write(tmp_path / "b.onnx", widths=(5, 3)), SPEC)], frames)
     assert all(value is not None and 0 < value < 1 for value in narrow.values())
+
+
+def test_maps_of_another_size_do_not_compare_even_where_there_are_more_positions_than_are_looked_at(
+    tmp_path: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekd.analysis.look.POSITIONS", 10)
+    other = Looked(write(tmp_path / "b.onnx", side=96), DetectorSpec(("a", "b"), Preprocess(96, 96), Head("yolo")))
+    assert similarities(Looked(write(tmp_path / "a.onnx"), SPEC), [other], frames) == ({},)
 
 
 def test_many_layers_are_gathered_part_by_part(
