@@ -14,7 +14,7 @@ from edgekd.analysis import tallies
 from edgekd.analysis.crops import crops_of, kinds_of
 from edgekd.analysis.look import Looked, maps, similarities
 from edgekd.analysis.matching import Findings, Frame, compare
-from edgekd.analysis.shades import reduced, shown_on
+from edgekd.analysis.shades import outlined, reduced, shown_on
 from edgekd.analysis.times import Times, predicted, profiled
 from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
 from edgekd.data.dataset import Sample, Truth
@@ -80,14 +80,15 @@ def analysed_report(report: Report, parts: Parts, stage: Stage | None) -> Report
     missing = []
     if parts.scored is None:
         missing.append("detections, and pictures of any kind: they need the images and labels that were scored")
-    inside = None if stage is None else inside_of(parts, stage)
+    findings = None if parts.scored is None else findings_of(parts)
+    inside = None if stage is None else inside_of(parts, stage, findings)
     if inside is None:
         missing.append("similarity of layers, their times and attention: nothing has looked into the networks")
     else:
         strangers = [each.name for each in inside.compared if not each.values]
         missing += [f"similarity {name}: no layers of the same names and sizes of maps" for name in strangers]
         inside = replace(inside, compared=tuple(each for each in inside.compared if each.values))
-    analysis = None if parts.scored is None else analysis_of(parts)
+    analysis = None if findings is None else _analysis_of(parts, findings)
     return replace(report, analysis=analysis, inside=inside, missing=tuple(missing))
 
 
@@ -102,10 +103,9 @@ def findings_of(parts: Parts) -> Findings:
     return compare(frames, parts.thresholds.confidence)
 
 
-def analysis_of(parts: Parts) -> Analysis:
-    """The detections before and after, counted and pictured. Raises DataError where an image cannot be read."""
+def _analysis_of(parts: Parts, findings: Findings) -> Analysis:
     classes, thresholds = spec_of(parts.after).classes, parts.thresholds.confidence
-    return analysis_from(findings_of(parts), scored_samples(parts), classes, thresholds)
+    return analysis_from(findings, scored_samples(parts), classes, thresholds)
 
 
 def analysis_from(
@@ -128,15 +128,15 @@ def analysis_from(
     )
 
 
-def inside_of(parts: Parts, stage: Stage) -> Inside:
-    """What `analyse` has seen; maps of attention only where the data is at hand."""
+def inside_of(parts: Parts, stage: Stage, findings: Findings | None) -> Inside:
+    """What `analyse` has seen; maps of attention only where the data is at hand, and with it the findings."""
     results = stage.results
     times = [None if each is None else Times(**each) for each in results["times"]]
     return Inside(
         frames=results["frames"],
         compared=tuple(Compared(**each) for each in results["compared"]),
         times=(times[0], times[1]),
-        attention=tuple(_attention(parts, stage)),
+        attention=tuple(_attention(parts, stage, findings)),
     )
 
 
@@ -147,22 +147,28 @@ def most_changed(findings: Findings, most: int) -> list[int]:
     return sorted(sorted(there, key=lambda frame: (-moved[frame], -there[frame], frame))[:most])
 
 
-def _attention(parts: Parts, stage: Stage) -> list[Attention]:
-    if not (samples := scored_samples(parts)):
+def _attention(parts: Parts, stage: Stage, findings: Findings | None) -> list[Attention]:
+    """Maps over the frames that they are of, with the objects that were lost; none without the data."""
+    if findings is None:
         return []
+    samples = scored_samples(parts)
     specs = [spec_of(graph).preprocess for graph in (parts.before, parts.shipped)]
-    frames: dict[int, list[Shown]] = {}
+    layers: dict[int, list[Shown]] = {}
+    found = []
     with np.load(stage.path / SHADES) as shades:
         for at, (frame, layer, agreement) in enumerate(stage.results["maps"]):
             image = read_image(samples[frame].image)
-            names = (f"before{at}", f"after{at}")
-            drawn_on = [
-                shown_on(image, shades[n], how) if n in shades else None for n, how in zip(names, specs, strict=True)
+            lost = [each.box for each in findings.objects if each.frame == frame and each.fate == "lost"]
+            if frame not in layers:
+                layers[frame] = []
+                found.append((samples[frame].image.name, outlined(reduced(image), lost, image), layers[frame]))
+            pair = [
+                outlined(shown_on(image, shades[name], how), lost, image) if name in shades else None
+                for name, how in zip((f"before{at}", f"after{at}"), specs, strict=True)
             ]
-            assert drawn_on[0] is not None, "it is the given detector's own layer"
-            frames.setdefault(frame, []).append(Shown(layer, drawn_on[0], drawn_on[1], agreement))
-    files = {frame: samples[frame].image for frame in frames}
-    return [Attention(files[at].name, reduced(read_image(files[at])), tuple(rows)) for at, rows in frames.items()]
+            assert pair[0] is not None, "it is the given detector's own layer"
+            layers[frame].append(Shown(layer, pair[0], pair[1], agreement))
+    return [Attention(name, picture, tuple(rows)) for name, picture, rows in found]
 
 
 def _pairs(parts: Parts) -> list[tuple[str, Stage, dict[str, Stage]]]:

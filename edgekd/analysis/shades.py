@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgekd.data.images import Image
@@ -26,6 +28,18 @@ def shown_on(frame: Image, shade: np.ndarray, how: Preprocess) -> np.ndarray:
     heat = cv2.resize(inner, small.shape[1::-1], interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     return np.asarray(cv2.addWeighted(cv2.applyColorMap(heat, cv2.COLORMAP_CIVIDIS), 0.68, grey, 0.32, 0))
+
+
+def outlined(picture: Image, boxes: Sequence[tuple[float, ...]], frame: Image) -> Image:
+    """A small picture of a frame with boxes, in pixels of the frame, in white on black."""
+    import cv2
+
+    drawn, scale = np.ascontiguousarray(picture), picture.shape[1] / frame.shape[1]
+    for box in boxes:
+        x1, y1, x2, y2 = (round(side * scale) for side in box)
+        for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.rectangle(drawn, (x1, y1), (x2, y2), color, thickness)
+    return drawn
 
 
 def reduced(frame: Image) -> Image:

@@ -66,7 +66,7 @@ def _lost_in_words(analysis: Analysis) -> str:
     if not analysis.reasons:
         return words
     parts = [f"{count} {REASONS.get(reason, reason)}" for reason, count in analysis.reasons.items()]
-    return f"{words} Of the lost, {', '.join(parts)}."
+    return f"{words} The lost: {', '.join(parts)}."
 
 
 def _cells(tally: Tally) -> Sequence[str]:

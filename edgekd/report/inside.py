@@ -24,8 +24,9 @@ def attention_section(inside: Inside | None) -> Html:
         return Html()
     why = (
         "Mean of |activation| over channels (Zagoruyko and Komodakis, 2017) of the layers that the heads read, from "
-        "the finest to the coarsest: dark blue is least, yellow most, each picture on a scale of its own. The frames "
-        "are those in which most was lost or gained. Agreement is the correlation of the two maps."
+        "the finest to the coarsest: dark blue is least, yellow most, each picture on a scale of its own. Agreement is "
+        "the correlation of both maps. The frames are those in which most was lost or gained; white boxes are what was "
+        "lost."
     )
     return section("Attention", why, *(_frame(each) for each in inside.attention), id_="attention")
 
