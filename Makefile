@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test coverage test-gpu test-jetson check docs bench clean
+.PHONY: demo test coverage test-gpu gpu test-jetson check docs bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed

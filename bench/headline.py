@@ -330,7 +330,8 @@ def main() -> int:
     names = ("target", "max_bytes", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "image_size")
     names += ("images", "seed", "device", "engine", "iterations", "threads")
     asked = [f"--{name.replace('_', '-')} {value}" for name in names if (value := getattr(given, name)) is not None]
-    command = f"python bench/headline.py --model {given.model.name} --student {Path(given.student).name} {' '.join(asked)}"
+    asked = [f"--model {given.model.name}", f"--student {Path(given.student).name}", *asked]
+    command = f"python bench/headline.py {' '.join(asked)}"
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
         bench = Bench(given, Path(scratch), Row)
         for _ in bench.run():
