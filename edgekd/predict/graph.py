@@ -8,10 +8,12 @@ stands for. Source: the TensorRT developer guide on layer fusion. Mish, which is
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgekd.canonical import file_sha256
 from edgekd.errors import SpecError
 from edgekd.onnx_view import KINDS, GraphView, attribute, view_of
 from edgekd.predict.work import Kind, Work
@@ -31,6 +33,15 @@ COPIES = frozenset(("Concat", "Slice", "Split"))
 
 def works_in(graph: Path) -> tuple[Work, ...]:
     """The work in an ONNX file, in order. Raises SpecError: no ONNX file, or sizes that are not fixed."""
+    try:
+        digest = file_sha256(graph)
+    except OSError:
+        digest = ""  # what reads it next says why it cannot be read
+    return _works(graph, digest)
+
+
+@lru_cache(maxsize=8)  # a build asks for that of the same two graphs several times, seconds each
+def _works(graph: Path, digest: str) -> tuple[Work, ...]:
     import onnxslim
 
     from edgekd.detectors.onnx import load_graph
