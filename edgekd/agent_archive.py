@@ -16,7 +16,7 @@ import edgekd
 
 NAME = "agent.pyz"
 """What the agent is called in a bundle."""
-ENTRY, SERVING = "edgekd.agent.cli", "edgekd.agent.serving"
+ENTRY, SERVING, VARIANTS = "edgekd.agent.cli", "edgekd.agent.serving", "edgekd.agent.variants"
 OWN = "edgekd.agent"
 
 _PACKAGE = Path(edgekd.__file__).parent
@@ -44,7 +44,7 @@ def agent_archive() -> bytes:
 def agent_modules() -> tuple[str, ...]:
     """Names of the modules and packages of edgekd that the agent needs, sorted."""
     found: set[str] = set()
-    waiting = {ENTRY, SERVING}
+    waiting = {ENTRY, SERVING, VARIANTS}
     while waiting:
         name = waiting.pop()
         found.add(name)

@@ -29,6 +29,8 @@ STATISTICS = ("brightness", "contrast", "haze", "colour", "detail", "shape", "gr
 """In grey levels: mean; standard deviation; mean of each pixel's darkest channel. Logarithms of one more than: how far
 apart channels are; differences of neighbours; of pixels four apart; second differences. The best score in the frame;
 the logarithm of one more than its objects."""
+PICTURE = 7
+"""So many of them, the first, are of the picture alone."""
 WINDOW = 20
 """Frames whose mean is compared."""
 STREAM, ALARM = 200, 0.01
@@ -161,6 +163,16 @@ def _limit(scores: np.ndarray, precision: np.ndarray) -> float:
         means = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
         most[number] = np.einsum("ni,ij,nj->n", means, precision, means).max()
     return MARGIN * float(np.quantile(most, 1 - ALARM))
+
+
+def distance_of_pictures(record: Record, window: np.ndarray) -> float:
+    """How far the mean of frames with STATISTICS float64 [n, k] is from a record by their pictures alone.
+
+    What was found in a frame depends on the model that looked, so it says nothing of another model's record.
+    """
+    off = (record.normal(window).mean(axis=0) - np.array(record.mean))[:PICTURE]
+    covariance = np.linalg.inv(np.array(record.precision))[:PICTURE, :PICTURE]
+    return float(off @ np.linalg.solve(covariance, off) / record.limit)
 
 
 class Monitor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.commands import bundle_json
-from edgekd.agent.slots import require_room
+from edgekd.agent.slots import State, model_names, require_room
 from edgekd.agent.trusted import held_trust, judge
 from edgekd.bundle.archive import Head, head_members, read_head, stored_bytes
 from edgekd.bundle.delta import OldBundle, is_delta, read_delta_head, read_old, rebuild
@@ -17,7 +17,6 @@ from edgekd.files import writing
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
-    from edgekd.agent.slots import State
     from edgekd.bundle.archive import Judge
 
 
@@ -65,14 +64,18 @@ def whole(state: State, path: Path, head: Head, allowed: Judge | None) -> Iterat
 
 
 def _old(state: State, delta: Path) -> OldBundle:
-    """The bundle that a delta leads from. Raises BundleError where it is in no slot."""
+    """The bundle that a delta leads from, in a slot of any model here. Raises BundleError where there is none.
+
+    A variant is a model of its own, and first comes as what it has that the bundle beside it has not.
+    """
     wanted = read_old(delta)
-    found = state.find(wanted)
+    here = [state, *(State.of(state.base, name) for name in model_names(state.base) if name != state.model)]
+    found = next(filter(None, (each.find(wanted) for each in here)), None)
     if found is None:
         raise BundleError(
             f"{delta}: from a bundle that is not here",
             expected=wanted,
-            found=" and ".join(slot.identity for slot in (state.active, state.other) if slot) or "none",
+            found=" and ".join(slot.identity for each in here for slot in (each.active, each.other) if slot) or "none",
             fix="get a delta from one of these, or the whole bundle",
         )
     return OldBundle(found.path / "bundle")

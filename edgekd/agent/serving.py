@@ -79,6 +79,9 @@ class Watch:
     def __init__(self, record: Record | None, how: Preprocess, clock: Callable[[], float] = time.monotonic) -> None:
         self._monitor = None if record is None else Monitor(record)
         self._how, self._clock, self._next = how, clock, 0.0
+        self.record = record
+        self.latest: np.ndarray | None = None
+        """The statistics of the frame that was looked at last."""
         self.drift: Drift | None = None
 
     def look(self, batch: np.ndarray, at: Placement, found: Detections) -> None:
@@ -87,7 +90,8 @@ class Watch:
         if self._monitor is None or now < self._next:
             return
         self._next = now + EVERY_S
-        self.drift = self._monitor.see(statistics_of(batch, at, self._how, found))
+        self.latest = statistics_of(batch, at, self._how, found)
+        self.drift = self._monitor.see(self.latest)
 
 
 class Served:

@@ -56,7 +56,7 @@ def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
         layers=tuple(node.name for node in layers),
         edges=tuple(edges),
         quantized=tuple(quantized),
-        groups=_groups(graph, quantized),
+        groups=shared_scales(graph, quantized),
     )
 
 
@@ -85,7 +85,7 @@ def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
     return max(candidates, key=lambda index: len(graph.consumers(node.input[index])), default=None)
 
 
-def _groups(graph: Graph, quantized: list[str]) -> tuple[tuple[str, ...], ...]:
+def shared_scales(graph: Graph, quantized: list[str]) -> tuple[tuple[str, ...], ...]:
     """Tensors joined by value-moving nodes, in graph order; only groups in which something is quantized."""
     parent: dict[str, str] = {}
 

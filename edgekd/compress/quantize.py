@@ -92,7 +92,7 @@ def quantize(
         _require_quiet(placement, snr_db, step, source)
 
     forms = _forms(graph, placement, planned)
-    quantized = Graph(_copy(graph.model))
+    quantized = Graph(copied(graph.model))
     insert_activation_pairs(quantized, placement, scales)
     store_weights(quantized, _reconstruct(graph, quantized, forms, kept, step.int8_rounding))
     apply(quantized)
@@ -140,7 +140,8 @@ def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
     return Graph(model)
 
 
-def _copy(model: Any) -> Any:
+def copied(model: Any) -> Any:
+    """A ModelProto that can be changed by itself."""
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
@@ -245,17 +246,17 @@ def _decide(
     moments = pooled(*halves)
     stored: Stored | None = None
     if form == "float16":
-        used = _half(fit.weights)
+        used = as_half(fit.weights)
     elif form == "int8" and not int8_feedback:
         codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
         stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
         stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
-    return layer.initializers(used.reshape(layer.weights.shape), _half(bias)), stored
+    return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
 
 
-def _half(values: np.ndarray) -> np.ndarray:
+def as_half(values: np.ndarray) -> np.ndarray:
     """Values float32 as float16 can hold them: half the bytes, and no noise beside that of INT8."""
     found: np.ndarray = np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
     return found
