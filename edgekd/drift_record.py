@@ -22,12 +22,17 @@ _SEED = 0
 
 
 def statistics(
-    graph: Path, spec: DetectorSpec, thresholds: Thresholds, split: Split, progress: Progress = SILENT
+    graph: Path,
+    spec: DetectorSpec,
+    thresholds: Thresholds,
+    split: Split,
+    progress: Progress = SILENT,
+    label: str = "training images",
 ) -> np.ndarray:
     """The STATISTICS float64 [n, k] of images of a split, n at most FRAMES. Raises DataError, DeviceError."""
     order = np.random.default_rng(_SEED).permutation(len(split.samples))[:FRAMES]
     samples = [split.samples[at] for at in sorted(order.tolist())]
-    images = ReadableImages(samples, progress, label="drift: training images", max_bad_share=0.5)
+    images = ReadableImages(samples, progress, label=f"drift: {label}", max_bad_share=0.5)
     found = []
     with ONNXRUNTIME_CPU.load(graph) as session:
         for _, image in images:

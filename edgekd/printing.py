@@ -99,6 +99,21 @@ def print_converted(result: Mapping[str, Any]) -> None:
 _SIDES = ("source", "converted")
 
 
+def print_adapted(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd adapt`, for people."""
+    look, error, clean = result["look"], result["error"], result["clean"]
+    blur = f", blurred by {look['blur']:g} pixels" if look["blur"] else ""
+    gains, noise = (" ".join(f"{value:g}" for value in look[name]) for name in ("gains", "noise"))
+    print(f"the {result['frames']} frames: brightness {look['brightness'][0]:g} to {look['brightness'][1]:g}{blur}")
+    print(f"detail, from fine to coarse, times {gains}; added {noise} grey levels")
+    print(f"error of scores under these conditions: {error['before']:.3f} before, {error['after']:.3f} after")
+    if clean is not None:
+        rows = [["mAP50-95", *(score_text(clean[side]) for side in ("before", "after"))]]
+        print_table([f"{clean['images']} images of {clean['split']}", "bundle", "variant"], rows)
+    print(f"variant: {result['bundle']}, {megabytes(result['bytes'])}")
+    print(f"delta: {result['delta']}, {megabytes(result['delta_bytes'])}")
+
+
 def print_distilled(result: Mapping[str, Any]) -> None:
     """The result of `edgekd distill`, for people."""
     both = (result["before"], result["after"])

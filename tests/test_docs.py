@@ -145,6 +145,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         "signed",
         "keygen",
         "delta",
+        "adapt",
     ],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:
@@ -173,6 +174,7 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
         "report",
         "signed",
         "keygen",
+        "adapt",
         "ledger",
         "search",
     ):  # other pages explain the rest

@@ -13,7 +13,7 @@ import typer
 
 from edgekd import __version__
 from edgekd.cli.asking import check, compare, doctor, inspect, targets
-from edgekd.cli.building import build, demo, quantize
+from edgekd.cli.building import adapt, build, demo, quantize
 from edgekd.cli.camera import engine, profile
 from edgekd.cli.converting import convert
 from edgekd.cli.lighter import distill, factorize, prune
@@ -27,6 +27,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, Callable[..., None]] = {
     "build": build,
     "quantize": quantize,
+    "adapt": adapt,
     "convert": convert,
     "distill": distill,
     "prune": prune,

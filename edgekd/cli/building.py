@@ -9,6 +9,7 @@ import typer
 
 from edgekd.api import building as api
 from edgekd.cli.options import (
+    Bundle,
     CalibrationSet,
     Data,
     Head,
@@ -26,7 +27,7 @@ from edgekd.cli.options import (
     Trust,
     new_progress,
 )
-from edgekd.printing import print_budget, print_json, print_outcome, print_quantized
+from edgekd.printing import print_adapted, print_budget, print_json, print_outcome, print_quantized
 
 
 def build(
@@ -110,6 +111,28 @@ def quantize(
         print_budget(outcome.budget)
         print(f"results: {outcome.job.out}")
     outcome.require_met()
+
+
+def adapt(
+    bundle: Bundle,
+    frames: Annotated[Path, typer.Option(help="Folder of frames of the new conditions.", show_default=False)],
+    data: Data,
+    name: Annotated[str, typer.Option(help="What the variant is called, such as night.")] = "variant",
+    out: Annotated[Path | None, typer.Option(help="The bundle to write. Default: runs/BUNDLE-NAME.edgekd.")] = None,
+    score: Annotated[bool, typer.Option("--score/--no-score", help="Score both on the split val of DATA.")] = True,
+    version_counter: Annotated[int | None, typer.Option(help="No device goes back to a lower one.", min=0)] = None,
+    sign: Keys = None,
+    secret_file: SecretFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a variant of BUNDLE for other conditions, of frames that nobody labelled, and the delta that leads to it."""
+    from edgekd import adapting
+    from edgekd.signing import load_signers
+
+    place = out or Path("runs") / f"{bundle.stem}-{name}.edgekd"
+    job = adapting.AdaptJob(bundle, frames, data, name, place, version_counter, score)
+    found = adapting.run(job, new_progress(), load_signers(sign or (), secret_file))
+    (print_json if as_json else print_adapted)(found)
 
 
 def demo(

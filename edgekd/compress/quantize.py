@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -94,7 +94,7 @@ def quantize(
     forms = _forms(graph, placement, planned)
     quantized = Graph(copied(graph.model))
     insert_activation_pairs(quantized, placement, scales)
-    store_weights(quantized, _reconstruct(graph, quantized, forms, kept, step.int8_rounding))
+    store_weights(quantized, reconstruct(graph, quantized, forms, kept, kept, step.int8_rounding))
     apply(quantized)
     onnx.checker.check_model(quantized.model)
     onnx.save(quantized.model, out)
@@ -201,15 +201,21 @@ def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict
     }
 
 
-def _reconstruct(
-    graph: Graph, quantized: Graph, forms: Mapping[str, Form], frames: list[np.ndarray], int8_rounding: str
+def reconstruct(
+    graph: Graph,
+    quantized: Graph,
+    forms: Mapping[str, Form],
+    frames: Sequence[np.ndarray],
+    read_frames: Sequence[np.ndarray],
+    int8_rounding: str,
 ) -> dict[str, Stored]:
     """Decide the weights of all layers, in the order they run; returns what is stored of those that are quantized.
 
-    Biases and the weights that stay floating point are changed in `quantized` itself.
+    frames: what `graph` reads; read_frames: what `quantized` reads of the same scenes. Biases and the weights that stay
+    floating point are changed in `quantized` itself.
     """
     stored: dict[str, Stored] = {}
-    wanted, read = Walk(graph, frames), Walk(quantized, frames)
+    wanted, read = Walk(graph, frames), Walk(quantized, read_frames)
     nodes = {node.name: node for node in graph.nodes}
     inputs = {node.name: node.input for node in quantized.nodes}
     levels = levels_of(graph)
