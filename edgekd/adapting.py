@@ -27,7 +27,8 @@ from edgekd.canonical import canonical_json, json_sha256
 from edgekd.data.dataset import Dataset, Split, load_dataset, unlabelled
 from edgekd.data.images import Image, ReadableImages, content_hashes
 from edgekd.data.look import Look, look_of
-from edgekd.detectors.preprocess import letterbox, place
+from edgekd.data.twins import as_seen, write_dataset, write_twins
+from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.errors import CompressError, DataError, SpecError
@@ -55,7 +56,8 @@ class AdaptJob:
     """What to adapt, to what.
 
     data: pictures that the model knows, in the training split; its split `val` is scored, if `score`. name: of the
-    variant, by which a camera knows it; counter: of the new bundle, None for the old one's.
+    variant, by which a camera knows it; counter: of the new bundle, None for the old one's; twins: a folder that `data`
+    is written to as the new conditions would show it.
     """
 
     bundle: Path
@@ -65,6 +67,7 @@ class AdaptJob:
     out: Path
     counter: int | None = None
     score: bool = True
+    twins: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,13 @@ def run(job: AdaptJob, progress: Progress = SILENT, signers: Sequence[Signer] = 
         base = expanded(folder / manifest.graph.path, Path(scratch) / "base.onnx")
         spec = spec_from_json(manifest.detector)
         made = adapt(base, Path(scratch) / "variant.onnx", spec, dataset.split("train"), frames, progress)
-        clean = None if scored is None else _clean(base, made.graph, spec, scored, progress)
+        clean = shown = None
+        if scored is not None:
+            twins = write_twins(scored, made.look, spec.preprocess, Path(scratch) / "shown", progress)
+            clean, shown = (
+                _scores(base, made.graph, spec, split, progress, label)
+                for split, label in ((scored, "as they are"), (twins, "as the frames show things"))
+            )
         key = _key(job, frames, dataset.split("train"))
         record = _write_files(folder, manifest, made, frames, clean, progress)
         _write_manifest(folder, manifest, _told(job, made), record, key, clean)
@@ -107,6 +116,8 @@ def run(job: AdaptJob, progress: Progress = SILENT, signers: Sequence[Signer] = 
         out, way = job.out, job.out.with_name(f"{job.out.name}-delta")
         copy_file(shorter, way)
         copy_file(packed, out)
+        if job.twins is not None:
+            write_dataset(dataset, made.look, spec.preprocess, job.twins, progress)
     return {
         "bundle": str(out),
         "delta": str(way),
@@ -121,6 +132,8 @@ def run(job: AdaptJob, progress: Progress = SILENT, signers: Sequence[Signer] = 
         "look": look_json(made.look),
         "error": {"before": made.errors[0], "after": made.errors[1]},
         "clean": None if clean is None else clean.told,
+        "shown": None if shown is None else shown.told,
+        "twins": None if job.twins is None else str(job.twins),
         "seconds": round(time.perf_counter() - began, 3),
     }
 
@@ -160,6 +173,8 @@ def _given(job: AdaptJob, progress: Progress) -> tuple[Dataset, Split]:
         raise SpecError(f"--name {job.name}", expected="1 to 32 of a-z 0-9 _ -, the first a letter or a digit")
     if job.out.suffix != ".edgekd" or job.out.absolute() == job.bundle.absolute():
         raise SpecError(f"--out {job.out}", expected="another file, whose name ends in .edgekd")
+    if job.twins is not None and job.twins.exists():
+        raise SpecError(f"--twins {job.twins}: is there already", fix="remove it, or name another folder")
     dataset, frames = load_dataset(job.data), unlabelled(job.frames)
     hashes = content_hashes(frames.samples, progress)
     for name in dataset.splits if job.score else ():
@@ -180,20 +195,10 @@ def _drawn(split: Split, count: int, spec: DetectorSpec, progress: Progress, wha
     """Readable pictures of a split, drawn by chance, as large as the network sees them. Raises DataError."""
     order = np.random.default_rng(SEED).permutation(len(split.samples))[:count]
     found = ReadableImages([split.samples[at] for at in order], progress, label=f"read {what}", max_bad_share=0.5)
-    pictures = [_small(image, spec) for _, image in found]
+    pictures = [as_seen(image, spec.preprocess) for _, image in found]
     if len(pictures) < FEWEST:
         raise DataError(f"{what}: too few", expected=f"at least {FEWEST}", found=str(len(pictures)), fix="add more")
     return pictures
-
-
-def _small(image: Image, spec: DetectorSpec) -> Image:
-    """A picture as large as it lies in the network's input."""
-    import cv2
-
-    at = place(image.shape[1], image.shape[0], spec.preprocess)
-    if (at.across, at.down) == (image.shape[1], image.shape[0]):
-        return image
-    return np.asarray(cv2.resize(image, (at.across, at.down), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -214,29 +219,24 @@ def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np
 
 
 @dataclass(frozen=True)
-class _Clean:
-    """Scores on undisturbed labelled images. told: the documented part; results: of the variant, for the evidence."""
+class _Scores:
+    """Scores on labelled images. told: the documented part; results: of the variant, for the evidence."""
 
     told: Mapping[str, Any]
     results: Mapping[str, Any]
 
 
-def _clean(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress) -> _Clean:
+def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress, label: str) -> _Scores:
+    """What the old graph and the new one are worth on the same images."""
     from edgekd.evaluate import evaluate
 
     before, after = (
-        evaluate(path, spec, scored, progress, f"score {label}").score.to_json()
-        for path, label in ((base, "bundle"), (graph, "variant"))
+        evaluate(path, spec, scored, progress, f"{label}, {which}").score.to_json()
+        for path, which in ((base, "bundle"), (graph, "variant"))
     )
     first, last = before["map50_95"], after["map50_95"]
-    told = {
-        "split": scored.name,
-        "images": after["images"],
-        "before": first,
-        "after": last,
-        "kept": last / first if first else None,
-    }
-    return _Clean(told, {**after, "skipped": []})
+    told = {"before": first, "after": last, "kept": last / first if first else None}
+    return _Scores({"split": scored.name, "images": after["images"], **told}, {**after, "skipped": []})
 
 
 def _key(job: AdaptJob, frames: Split, known: Split) -> str:
@@ -266,7 +266,7 @@ def look_json(look: Look) -> dict[str, Any]:
 
 
 def _write_files(
-    folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Clean | None, progress: Progress
+    folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Scores | None, progress: Progress
 ) -> int | None:
     """Give an unpacked bundle the files of the variant. Returns of how many frames its record of statistics is."""
     from edgekd.formats.calibration_cache import to_text
@@ -309,7 +309,7 @@ def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, 
 
 
 def _write_manifest(
-    folder: Path, manifest: Manifest, told: Mapping[str, Any], record: int | None, key: str, clean: _Clean | None
+    folder: Path, manifest: Manifest, told: Mapping[str, Any], record: int | None, key: str, clean: _Scores | None
 ) -> None:
     """The manifest of the variant, in the folder with its files; lengths and hashes are for whoever packs it."""
     from edgekd.stages import DRIFT

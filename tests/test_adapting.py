@@ -72,7 +72,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(tiny_build: Built, data: Path, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny bundle's variant for the dark, and what was told of it."""
     out = tmp_path_factory.mktemp("variant") / "night.edgekd"
-    return run(AdaptJob(tiny_build.bundle, frames, data, "night", out, counter=3))
+    return run(AdaptJob(tiny_build.bundle, frames, data, "night", out, counter=3, twins=out.parent / "twins"))
 
 
 def graph_of(bundle: Path) -> Any:
@@ -104,7 +104,21 @@ def test_what_is_told(made: Any, tiny_build: Built) -> None:
     assert made["delta_bytes"] < 0.1 * made["bytes"]
     assert (made["pictures"], made["frames"], made["drift_frames"]) == (24, FRAMES, FRAMES)
     assert made["look"]["brightness"][1] < made["look"]["brightness"][0]
+    assert made["shown"]["images"] == made["clean"]["images"] == 8
     assert made["clean"]["before"] == pytest.approx(read_manifest(base).evidence.after.map50_95)
+
+
+def test_the_data_as_the_frames_would_show_it(made: Any, data: Path) -> None:
+    """To be trained on: labels are where they were, pictures are as dark as the frames."""
+    known, twins = load_dataset(data), load_dataset(Path(made["twins"]))
+    assert twins.classes == known.classes
+    for name in ("train", "val"):
+        pairs = list(zip(known.split(name).samples, twins.split(name).samples, strict=True))
+        for sample, twin in pairs:
+            np.testing.assert_allclose(twin.truth.boxes, sample.truth.boxes, atol=2e-6)
+            np.testing.assert_array_equal(twin.truth.classes, sample.truth.classes)
+        before, after = (np.mean([read_image(each.image).mean() for each in side]) for side in zip(*pairs, strict=True))
+        assert after < 0.5 * before
 
 
 def test_only_numbers_of_the_graph_are_others(made: Any, tiny_build: Built) -> None:
@@ -170,7 +184,8 @@ def test_without_labels_and_with_few_frames(
     flags = ("--frames", few, "--data", data, "--no-score", "--out", tmp_path / "v.edgekd")
     found = edgekd("adapt", tiny_build.bundle, *flags, "--json").json
     assert_documented(found, "adapt")
-    assert (found["clean"], found["drift_frames"], found["variant"]) == (None, None, "variant")
+    assert (found["clean"], found["shown"], found["drift_frames"], found["twins"]) == (None,) * 4
+    assert found["variant"] == "variant"
     manifest, base = read_manifest(tmp_path / "v.edgekd"), read_manifest(tiny_build.bundle)
     assert manifest.evidence.after.map50_95 == base.evidence.after.map50_95
     assert not any(entry.role == "drift" for entry in manifest.files)
@@ -186,6 +201,7 @@ def test_without_labels_and_with_few_frames(
         ("itself", [], "another file"),
         ("few", [], f"expected at least {FEWEST}"),
         ("none", [], "no image in"),
+        ("twins", ["--twins", "."], "is there already"),
         ("scored", [], "adapting and scoring to share no image"),
         ("bundle", [], "not an edgekd bundle"),
         ("data", ["--data", "nowhere"], "nowhere"),

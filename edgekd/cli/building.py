@@ -120,6 +120,7 @@ def adapt(
     name: Annotated[str, typer.Option(help="What the variant is called, such as night.")] = "variant",
     out: Annotated[Path | None, typer.Option(help="The bundle to write. Default: runs/BUNDLE-NAME.edgekd.")] = None,
     score: Annotated[bool, typer.Option("--score/--no-score", help="Score both on the split val of DATA.")] = True,
+    twins: Annotated[Path | None, typer.Option(help="Also write DATA as the frames would show it, here.")] = None,
     version_counter: Annotated[int | None, typer.Option(help="No device goes back to a lower one.", min=0)] = None,
     sign: Keys = None,
     secret_file: SecretFile = None,
@@ -130,7 +131,7 @@ def adapt(
     from edgekd.signing import load_signers
 
     place = out or Path("runs") / f"{bundle.stem}-{name}.edgekd"
-    job = adapting.AdaptJob(bundle, frames, data, name, place, version_counter, score)
+    job = adapting.AdaptJob(bundle, frames, data, name, place, version_counter, score, twins)
     found = adapting.run(job, new_progress(), load_signers(sign or (), secret_file))
     (print_json if as_json else print_adapted)(found)
 
