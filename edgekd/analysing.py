@@ -55,7 +55,7 @@ def analyse(parts: Parts, stages: Stages, timing: Stage, frames: int = FRAMES) -
         return {
             "frames": len(looked),
             "compared": [row for pair in pairs for row in _compared(*pair, looked, stages)],
-            "times": [_timed(graph, parts, host) for graph in (parts.before, parts.shipped)],
+            "times": _times(parts, host),
             "maps": [[pictured[each.frame], each.layer, _short(each.agreement)] for each in seen],
         }
 
@@ -131,7 +131,7 @@ def analysis_from(
 def inside_of(parts: Parts, stage: Stage, findings: Findings | None) -> Inside:
     """What `analyse` has seen; maps of attention only where the data is at hand, and with it the findings."""
     results = stage.results
-    times = [None if each is None else Times(**each) for each in results["times"]]
+    times = [Times(**each) for each in results["times"]]
     return Inside(
         frames=results["frames"],
         compared=tuple(Compared(**each) for each in results["compared"]),
@@ -197,15 +197,18 @@ def _compared(
     ]
 
 
-def _timed(graph: Stage, parts: Parts, host: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the layers of a graph take: on the target, as predicted, or else here."""
-    here = parts.target is not None and parts.target.kind == "cpu"
-    found = predicted(graph.path / GRAPH, parts.target) if parts.target and not here else None
-    if found is None:
-        how = spec_of(graph).preprocess
-        basis = "measured" if here else "stand-in"
-        found = profiled(graph.path / GRAPH, (1, 3, how.height, how.width), basis, str(host["cpu"]))
-    return asdict(found)
+def _times(parts: Parts, host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What layers take before and after: on the target, as predicted, or else here; both in the same way."""
+    graphs, target = (parts.before, parts.shipped), parts.target
+    here = target is not None and target.kind == "cpu"
+    if target is not None and not here:
+        told = [predicted(graph.path / GRAPH, target) for graph in graphs]
+        if None not in told:
+            return [asdict(each) for each in told if each is not None]
+    basis, cpu = "measured" if here else "stand-in", str(host["cpu"])
+    shapes = [(1, 3, how.height, how.width) for how in (spec_of(graph).preprocess for graph in graphs)]
+    found = (profiled(graph.path / GRAPH, shape, basis, cpu) for graph, shape in zip(graphs, shapes, strict=True))
+    return [asdict(each) for each in found]
 
 
 def _looked(graph: Stage) -> Looked:

@@ -234,14 +234,13 @@ def _confusion(each: Confusion, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _layer(row: LayerRow, inside: Inside | None) -> dict[str, Any]:
-    times = inside.times if inside else (None, None)
     names = ("name", "op", "precision", "bits", "bytes_before", "bytes_after", "error_share", "snr_db")
     return {
         **{name: getattr(row, name) for name in names},
         "shape": list(row.shape),
         "options": dict(row.options),
-        "us_before": times[0].us.get(row.name) if times[0] else None,
-        "us_after": times[1].us.get(row.name) if times[1] else None,
+        "us_before": inside.times[0].us.get(row.name) if inside else None,
+        "us_after": inside.times[1].us.get(row.name) if inside else None,
         "cka": [each.values.get(row.output) for each in inside.compared] if inside else [],
     }
 
@@ -251,7 +250,7 @@ def _inside(found: Inside) -> dict[str, Any]:
         "frames": found.frames,
         "compared": [{"reference": each.reference, "other": each.other} for each in found.compared],
         "times": {
-            side: None if times is None else {"basis": times.basis, "where": times.where, "other_us": times.other_us}
+            side: {"basis": times.basis, "where": times.where, "other_us": times.other_us}
             for side, times in zip(("before", "after"), found.times, strict=True)
         },
         "attention": [

@@ -101,5 +101,5 @@ class Inside:
 
     frames: int
     compared: tuple[Compared, ...]
-    times: tuple[Times | None, Times | None]
+    times: tuple[Times, Times]
     attention: tuple[Attention, ...]

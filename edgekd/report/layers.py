@@ -75,8 +75,7 @@ def _seen(rows: Sequence[LayerRow], inside: Inside) -> list[Column]:
     for form in dict.fromkeys(form for row in rows for form in row.options):
         columns.append((f"Error as {form}", lambda row, form=form: _error(row.options.get(form))))  # type: ignore[misc]
     for word, times in zip(("before", "after"), inside.times, strict=True):
-        if times is not None:
-            columns.append((f"Time {word}", lambda row, us=times.us: _us(us.get(row.name))))  # type: ignore[misc]
+        columns.append((f"Time {word}", lambda row, us=times.us: _us(us.get(row.name))))  # type: ignore[misc]
     for each in inside.compared:
         columns.append((f"CKA {each.name}", lambda row, each=each: _cka(each.values.get(row.output))))  # type: ignore[misc]
     return columns
@@ -88,9 +87,8 @@ def _bands(rows: Sequence[LayerRow], inside: Inside) -> Html:
     shown: list[tuple[str, str, list[float | None]]] = [
         ("Bits a weight", "", [row.bits for row in rows]),
         ("Stored bytes", "", [row.bytes_after for row in rows]),
+        ("Time", f"{after.basis}: {after.where}", [after.us.get(row.name) for row in rows]),
     ]
-    if after is not None:
-        shown.append(("Time", f"{after.basis}: {after.where}", [after.us.get(row.name) for row in rows]))
     if _estimated(rows):
         shown.append(("Error", "share of what quantizing costs", [row.error_share for row in rows]))
     for each in inside.compared:
@@ -131,14 +129,14 @@ def _explained(inside: Inside) -> str:
             f"{inside.frames} scored images: 1 is the same up to what a later layer could undo. "
             + " ".join(_meaning(each) for each in inside.compared)
         )
-    if (after := inside.times[1]) is not None:
-        rest = f"; {_us(after.other_us)} belong to no layer" if after.other_us else ""
-        how = {
-            "predicted": "Times are predicted, not measured",
-            "measured": "Times are ONNX Runtime’s profile on this machine",
-            "stand-in": "Times are ONNX Runtime’s profile on this machine, not on the target",
-        }[after.basis]
-        words.append(f"{how}: {after.where}{rest}.")
+    after = inside.times[1]
+    rest = f"; {_us(after.other_us)} belong to no layer" if after.other_us else ""
+    how = {
+        "predicted": "Times are predicted, not measured",
+        "measured": "Times are ONNX Runtime’s profile on this machine",
+        "stand-in": "Times are ONNX Runtime’s profile on this machine, not on the target",
+    }[after.basis]
+    words.append(f"{how}: {after.where}{rest}.")
     return " ".join(words)
 
 

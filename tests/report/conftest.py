@@ -17,6 +17,7 @@ from edgekd.analysis.times import Times
 from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
 from edgekd.data.dataset import Sample, Truth
 from edgekd.detectors.types import Detections
+from edgekd.report.html import render
 from edgekd.report.types import (
     BudgetRow,
     Change,
@@ -64,7 +65,7 @@ def picture(title: str, seed: int) -> SamplePicture:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full_report() -> Report:
     """Every section filled; two pictures."""
     layers = tuple(
@@ -122,7 +123,7 @@ def full_report() -> Report:
     )
 
 
-def changed_frames(folder: Path, count: int = 12) -> tuple[list[Frame], list[Sample]]:
+def changed_frames(folder: Path, count: int = 8) -> tuple[list[Frame], list[Sample]]:
     """Noisy frames in files, and what two networks find in them: some objects are lost, gained, confused, imagined."""
     rng = np.random.default_rng(3)
     frames, samples = [], []
@@ -157,12 +158,12 @@ def inside_of(layers: Sequence[LayerRow]) -> Inside:
     return Inside(
         frames=16,
         compared=(Compared("given", "float", alike), Compared("float", "shipped", alike)),
-        times=(None, Times("predicted", "Jetson AGX Xavier, int8", us, 41.5)),
+        times=tuple(Times("predicted", f"Jetson AGX Xavier, {word}", us, 41.5) for word in ("fp16", "int8")),  # type: ignore[arg-type]
         attention=(Attention("frame-03.jpg", shade, shown),),
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def analysed_report(full_report: Report, analysis: Analysis) -> Report:
     """The full report with every section of an analysis, and a training of five epochs."""
     layers = tuple(replace(row, output=f"{row.name}_output_0") for row in full_report.layers)
@@ -173,6 +174,12 @@ def analysed_report(full_report: Report, analysis: Analysis) -> Report:
     return replace(
         full_report, layers=layers, analysis=analysis, inside=inside, training=training, missing=("the weather",)
     )
+
+
+@pytest.fixture(scope="session")
+def analysed_html(analysed_report: Report) -> str:
+    """The page of that report: drawing its pictures takes a while."""
+    return render(analysed_report)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from edgekd.report.html import render
 from edgekd.report.types import Report
 
 
-@pytest.fixture
-def file(analysed_report: Report, tmp_path: Path) -> Path:
-    path = tmp_path / "analysis.html"
-    path.write_text(render(analysed_report), encoding="utf-8")
+@pytest.fixture(scope="module")
+def file(analysed_html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "analysis.html"
+    path.write_text(analysed_html, encoding="utf-8")
     return path
 
 

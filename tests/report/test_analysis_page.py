@@ -23,8 +23,8 @@ def hostile_analysis(analysis: Analysis) -> Analysis:
     return replace(analysis, class_names=(HOSTILE,) * 5, classes=classes, crops=crops)
 
 
-def test_the_sections_of_an_analysis_are_there(analysed_report: Report) -> None:
-    headings = Page(render(analysed_report)).headings
+def test_the_sections_of_an_analysis_are_there(analysed_html: str) -> None:
+    headings = Page(analysed_html).headings
     assert headings[4:14] == [
         "Accuracy by object size",
         "Objects lost and gained",
@@ -43,8 +43,8 @@ def test_a_bundle_takes_nothing_of_it_along(full_report: Report, analysed_report
     assert render(for_bundle(analysed_report)) == render(for_bundle(full_report))
 
 
-def test_the_one_script_is_ours_and_no_other_may_run(analysed_report: Report) -> None:
-    html = render(analysed_report)
+def test_the_one_script_is_ours_and_no_other_may_run(analysed_html: str) -> None:
+    html = analysed_html
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     (policy,) = (m["content"] for m in Page(html).all("meta") if m.get("http-equiv") == "Content-Security-Policy")
@@ -53,18 +53,18 @@ def test_the_one_script_is_ours_and_no_other_may_run(analysed_report: Report) ->
     assert not re.search(r"fetch|XMLHttp|import\(|innerHTML|eval", script)
 
 
-def test_counts_are_those_of_the_analysis(analysed_report: Report, analysis: Analysis) -> None:
-    page = Page(render(analysed_report)).text
+def test_counts_are_those_of_the_analysis(analysed_html: str, analysis: Analysis) -> None:
+    page = Page(analysed_html).text
     total = analysis.total
-    assert f"Of {total.objects} labelled objects in 12 images" in page
+    assert f"Of {total.objects} labelled objects in 8 images" in page
     assert f"{total.lost} were lost" in page
     assert f"{total.false_before} before, {total.false_after} after" in page
     assert total.lost > 0
     assert total.gained > 0
 
 
-def test_every_picture_says_in_words_what_it_shows(analysed_report: Report, analysis: Analysis) -> None:
-    images = [image for image in Page(render(analysed_report)).all("img") if "loading" in image]
+def test_every_picture_says_in_words_what_it_shows(analysed_html: str, analysis: Analysis) -> None:
+    images = [image for image in Page(analysed_html).all("img") if "loading" in image]
     words = [image["alt"] or "" for image in images]
     for crop in analysis.crops:
         assert any(crop.class_name in said and crop.frame in said and crop.reason in said for said in words)
@@ -72,8 +72,8 @@ def test_every_picture_says_in_words_what_it_shows(analysed_report: Report, anal
     assert any(said.startswith("After: attention of") for said in words)
 
 
-def test_the_page_stays_small(analysed_report: Report) -> None:
-    assert len(render(analysed_report).encode()) < 5_000_000
+def test_the_page_stays_small(analysed_html: str) -> None:
+    assert len(analysed_html.encode()) < 5_000_000
 
 
 def test_hostile_names_stay_text(analysed_report: Report, hostile_analysis: Analysis) -> None:
@@ -85,19 +85,25 @@ def test_hostile_names_stay_text(analysed_report: Report, hostile_analysis: Anal
     assert page.text.count(HOSTILE) > 20
 
 
-def test_layers_show_what_was_seen_inside(analysed_report: Report) -> None:
-    html = render(analysed_report)
+def test_layers_show_what_was_seen_inside(analysed_html: str) -> None:
+    html = analysed_html
     page = Page(html).text
-    for words in ("CKA given → float", "CKA float → shipped", "Time after", "predicted, not measured", "41.5 µs"):
+    for words in (
+        "CKA given → float",
+        "CKA float → shipped",
+        "Time before",
+        "Time after",
+        "predicted, not measured",
+        "41.5 µs",
+    ):
         assert words in page
-    assert "Time before" not in page
     bands = [svg for svg in Page(html).all("svg") if svg.get("class") == "band"]
     assert len(bands) == 6
     assert all(svg["role"] == "img" for svg in bands)
 
 
-def test_training_is_drawn_and_listed_for_each_epoch(analysed_report: Report) -> None:
-    page = Page(render(analysed_report)).text
+def test_training_is_drawn_and_listed_for_each_epoch(analysed_html: str) -> None:
+    page = Page(analysed_html).text
     assert "Training of the student" in page
     assert "box_loss: 3 in the first epoch, 0.6 in the last." in page
     assert "Epochbox_loss, lossfeatures, lossfeatures, weightteacher, weight" in page
