@@ -120,7 +120,7 @@ def measured(workers: int, boards: int, each: int) -> list[Row]:
         (folder / "search").mkdir()
         with joined(LOCAL, 0, workers, boards, cores=workers) as cluster:
             one_each = replace(cluster, cpus=1)
-            took(one_each, 2 * workers, boards, folder)
+            took(one_each, 4 * workers, boards, folder)
             return [took(one_each, each * workers, some, folder) for some in (0, boards)]
 
 
@@ -178,9 +178,8 @@ def counted(seconds: Sequence[float], slots: int, boards: int, board_s: float) -
     return max(last, max(racks)), board_s * len(ends), waited
 
 
-def grown(gpus: int, boards: int, trials: int, overhead_s: float, ray_bytes: int) -> Grown:
-    """A search of so many candidates in rounds of as many as there are GPUs, the best of them tried further."""
-    batch = max(6, gpus)
+def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ray_bytes: int) -> Grown:
+    """A search of so many candidates in rounds of `batch`, the best of them tried further."""
     wall = made = timed = waited = written = 0.0
     tries = 0
     for first in range(0, trials, batch):
@@ -244,7 +243,7 @@ def page(found: dict[str, Any]) -> list[str]:
         f"A trial moves {found['ray_bytes']:,} bytes through Ray: its description, pickled, and its answer. No two "
         "trials were on a board at the same time: a run in which that happens ends with an error.",
         "",
-        f"Counted, not run: {found['trials']} candidates in rounds of as many as there are GPUs; a full training of "
+        f"Counted, not run: {found['trials']} candidates; a full training of "
         f"{FULL_S / 60:.0f} minutes ({EPOCHS} epochs), {FIXED_S / 60:.0f} minutes that do not shrink with it, "
         f"{BOARD_FULL_S / 60:.0f} minutes on a board; {1000 * found['overhead_s']:.0f} ms overhead, the largest of the "
         f"above; a trial keeps {KEPT / 1e6:.0f} MB and writes {EPOCH_STATE / 1e6:.0f} MB after every epoch.",
@@ -253,6 +252,7 @@ def page(found: dict[str, Any]) -> list[str]:
             [
                 "GPUs",
                 "boards",
+                "round",
                 "tries",
                 "hours",
                 "GPUs busy",
@@ -266,6 +266,7 @@ def page(found: dict[str, Any]) -> list[str]:
                 [
                     str(row["gpus"]),
                     str(row["boards"]),
+                    str(row["batch"]),
                     str(row["tries"]),
                     f"{row['hours']:.2f}",
                     f"{row['gpu_busy']:.0%}",
@@ -280,7 +281,8 @@ def page(found: dict[str, Any]) -> list[str]:
         ),
         "",
         "GPUs rest while the best third, and the best ninth, of a round is tried more thoroughly, and while its last "
-        "networks are on boards: that is the price of early stopping. Several searches on one cluster fill the gaps.",
+        "networks are on boards: the price of early stopping. Rounds of nine times as many candidates as there are "
+        "GPUs, and several searches on one cluster, fill the gaps.",
         "",
         *conditions_lines(found["conditions"]),
     ]
@@ -289,9 +291,9 @@ def page(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, count, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--each", type=int, default=6, help="trials for each worker")
-    parser.add_argument("--trials", type=int, default=512, help="candidates of the search that is counted")
+    parser.add_argument("--trials", type=int, default=2304, help="candidates of the search that is counted")
     parser.add_argument("--out", type=Path, default=RESULTS / "cluster_scale.json")
     given = parser.parse_args()
     import ray
@@ -310,7 +312,16 @@ def main() -> None:
         print(*rows[-2:], sep="\n", file=sys.stderr)
     found["measured"] = [asdict(row) for row in rows]
     found["overhead_s"] = max(row.overhead_s for row in rows)
-    sizes = [(6, 1), (16, 2), (64, 4), (64, 16), (256, 16), (256, 64)]
+    sizes = [
+        (6, 2, 6),
+        (6, 2, 54),
+        (16, 4, 144),
+        (64, 4, 64),
+        (64, 16, 64),
+        (64, 16, 576),
+        (256, 64, 256),
+        (256, 64, 2304),
+    ]
     found["grown"] = [asdict(grown(*size, given.trials, found["overhead_s"], found["ray_bytes"])) for size in sizes]
     write_results(given.out, found, page(found))
 

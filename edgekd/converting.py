@@ -18,7 +18,7 @@ from edgekd.conversion import format_named
 from edgekd.conversion.contract import NAME, Contract, write_contract
 from edgekd.conversion.parity import distance, limits
 from edgekd.conversion.source import prepared, without_int8
-from edgekd.conversion.types import PRECISIONS, Asked, Format, Made, Source
+from edgekd.conversion.types import PRECISIONS, Asked, Format, Made, Precision, Source
 from edgekd.data.dataset import Split, load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.detectors.preprocess import letterbox
@@ -100,9 +100,26 @@ def _asked(job: ConvertJob, kind: Format) -> Asked:
         raise SpecError("--precision", expected=", ".join(PRECISIONS), found=job.precision, fix=fix)
     if job.opset is not None and kind.name != "onnx":
         raise SpecError("--opset is for --to onnx", found=f"--to {kind.name}", fix="leave it out")
+    if job.targets and kind.name == "deepstream":
+        return _for_deepstream(job, precision)
     if job.targets and kind.name != "tensorrt-rtx":
-        raise SpecError("--target is for --to tensorrt-rtx", found=f"--to {kind.name}", fix="leave it out")
+        raise SpecError(
+            "--target is for --to tensorrt-rtx or deepstream", found=f"--to {kind.name}", fix="leave it out"
+        )
     return Asked(precision, job.opset, tuple(map(_compute_capability, job.targets)))
+
+
+def _for_deepstream(job: ConvertJob, precision: Precision) -> Asked:
+    """What a device with DeepStream takes. Raises SpecError."""
+    from edgekd.target import load_target
+
+    if len(job.targets) > 1:
+        raise SpecError("--to deepstream: several targets", expected="one", found=", ".join(job.targets))
+    target = load_target(job.targets[0])
+    if target.software.tensorrt is None:
+        raise SpecError(f"{target.name}: has no TensorRT, on which DeepStream runs", fix="name a Jetson")
+    opset = target.max_opset.value if target.max_opset else None
+    return Asked(precision, opset, tensorrt=target.software.tensorrt.value[0])
 
 
 def _compute_capability(name: str) -> str:

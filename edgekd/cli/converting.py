@@ -14,13 +14,15 @@ from edgekd.printing import print_converted, print_json
 
 def convert(
     artifact: Artifact,
-    to: Annotated[str, typer.Option(help="onnx, openvino, ncnn or tensorrt-rtx.", show_default=False)],
+    to: Annotated[str, typer.Option(help="onnx, openvino, ncnn, tensorrt-rtx or deepstream.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Where to. Default: in runs, named after both.")] = None,
     precision: Annotated[
         str, typer.Option(help="as-is; fp16 for what is not INT8; fp32 for everything, INT8 taken out.")
     ] = "as-is",
     opset: Annotated[int | None, typer.Option(help="Of an ONNX file. Default: the artifact's.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="GPUs of a TensorRT for RTX engine, such as rtx-40.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="GPUs of a TensorRT for RTX engine; a DeepStream's Jetson.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled data on which to score both, too.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     head: Head = None,

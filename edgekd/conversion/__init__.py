@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekd.conversion.deepstream import DEEPSTREAM
 from edgekd.conversion.ncnn import NCNN
 from edgekd.conversion.onnx_file import ONNX
 from edgekd.conversion.openvino_ir import OPENVINO
@@ -11,7 +12,7 @@ from edgekd.errors import SpecError, did_you_mean
 
 __all__ = ["FORMATS", "Format", "format_named"]
 
-FORMATS: tuple[Format, ...] = (ONNX, OPENVINO, NCNN, TENSORRT_RTX_ENGINE)
+FORMATS: tuple[Format, ...] = (ONNX, OPENVINO, NCNN, TENSORRT_RTX_ENGINE, DEEPSTREAM)
 _ELSEWHERE = {
     "tensorrt": "TensorRT builds its engine where it runs: `edgekd build --target T`, then `edgekd engine BUNDLE "
     "--device ssh://...`",

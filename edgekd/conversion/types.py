@@ -46,11 +46,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a conversion is asked for: a precision; for ONNX an opset; for engines the GPUs, such as SM86."""
+    """What a conversion is asked for: a precision; for ONNX an opset; for engines the GPUs, such as SM86.
+
+    tensorrt: the version on the device that it is for, where one was named.
+    """
 
     precision: Precision = "as-is"
     opset: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+    tensorrt: str | None = None
 
 
 @dataclass(frozen=True)
