@@ -38,7 +38,7 @@ test-jetson:
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

@@ -22,7 +22,7 @@ from edgekd.target import explain
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` builds it: what mkdocs warns of, such as a broken link, is an error."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -66,10 +66,14 @@ def test_every_public_name_is_there(site: Path) -> None:
     assert " at 0x" not in page, "a default that has no text of its own"
 
 
-def test_the_navigation_names_its_parts() -> None:
+def test_the_navigation_names_its_parts_and_methods_say_what_they_are_worth_and_where_they_are_from() -> None:
     plain = re.sub(r"^\s+- pymdownx.*$", "", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
-    parts = [next(iter(entry)) for entry in yaml.safe_load(plain)["nav"]]
-    assert parts == ["edgekd", "Tutorial", "How-to", "Reference", "Formats", "Methods", "Design"]
+    parts = {name: pages for entry in yaml.safe_load(plain)["nav"] for name, pages in entry.items()}
+    assert list(parts) == ["edgekd", "Tutorial", "How-to", "Reference", "Formats", "Methods", "Design"]
+    for page in (name for entry in parts["Methods"] for name in entry.values() if not name.startswith("@")):
+        text = (ROOT / "docs" / page).read_text("utf-8")
+        assert "\n## Measured\n" in text, f"{page}: what is it worth?"
+        assert "\n## Sources\n" in text, f"{page}: where is it from?"
 
 
 def test_reading_it_asks_nobody_else(site: Path) -> None:
