@@ -163,7 +163,9 @@ def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:
     """Train with Ultralytics and export in INT8, calibrated on training images; what the training took."""
     from ultralytics import YOLO
 
-    took = ultralytics_job(**job, more={} if rate is None else {"optimizer": "AdamW", "lr0": rate})
+    took = ultralytics_job(
+        **job, more={} if rate is None else {"optimizer": "AdamW", "lr0": rate, "warmup_bias_lr": 0.0}
+    )
     checkpoint = Path(job["out"])
     size = {"imgsz": job["settings"]["image_size"], "device": "cpu"}
     made = YOLO(checkpoint).export(format="onnx", quantize=8, data=job["data"], split="train", **size)

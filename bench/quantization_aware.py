@@ -49,7 +49,15 @@ PEERS = Path(__file__).resolve().parent / "peers"
 OPSET = 17
 FLOAT, INT8, MIXED = "float32", "edgekd, INT8 after training", "edgekd, INT8 and fp4x after training"
 TRAINED = "edgekd, the same, quantization-aware distillation"
-GENTLE = {"optimizer": "AdamW", "lr0": 1e-4, "cos_lr": True, "mosaic": 0.0, "scale": 0.25, "erasing": 0.0}
+GENTLE = {
+    "optimizer": "AdamW",
+    "lr0": 1e-4,
+    "warmup_bias_lr": 0.0,
+    "cos_lr": True,
+    "mosaic": 0.0,
+    "scale": 0.25,
+    "erasing": 0.0,
+}
 """For Ultralytics, what edgekd does: a smaller learning rate, and images that are varied less."""
 
 

@@ -265,7 +265,10 @@ class _StudentTrainer(Loop):
 def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
     """What Ultralytics' trainer is told; what is not said here is as Ultralytics has it."""
     gpu = torch.cuda.is_available() and device != "cpu"
-    rate = {"optimizer": "auto"} if step.learning_rate is None else {"optimizer": "AdamW", "lr0": step.learning_rate}
+    rate: dict[str, Any] = {"optimizer": "auto"}
+    if step.learning_rate is not None:
+        # Biases warm up as all else: Ultralytics' own 0.1 is for SGD, and `auto` sets 0 as well.
+        rate = {"optimizer": "AdamW", "lr0": step.learning_rate, "warmup_bias_lr": 0.0}
     return {
         **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
         **{"epochs": step.epochs, "time": None if step.minutes is None else step.minutes / 60},
