@@ -96,7 +96,9 @@ def _changes(graph: Graph, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
         names = places.get(layer.node)
         if names is None:
             raise CompressError(f"layer {layer.node}", expected="a convolution of the graph", found="none of that name")
-        scale = None if layer.input_scale is None else np.array(layer.input_scale, np.float32)
+        there = graph.constant(names.get("input_scale", ""))
+        kind = np.float32 if there is None else there.dtype  # float16 in a graph for a strongly typed builder
+        scale = None if layer.input_scale is None else np.array(layer.input_scale, kind)
         parts = {"weights": layer.weights, "scales": layer.scales, "bias": layer.bias, "input_scale": scale}
         given = {part: value for part, value in parts.items() if value is not None}
         for part in sorted({*given, *names}):
