@@ -32,7 +32,7 @@ from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.errors import CompressError, DataError, SpecError
-from edgekd.files import copy_file, write_file
+from edgekd.files import copy_file, write_file, writing
 from edgekd.progress import SILENT, Progress
 from edgekd.signing import Signer
 from edgekd.stages import tool_versions
@@ -89,7 +89,7 @@ class Adapted:
 def run(job: AdaptJob, progress: Progress = SILENT, signers: Sequence[Signer] = ()) -> dict[str, Any]:
     """Adapt, judge, pack, and write the delta; the documented result of `edgekd adapt --json`.
 
-    Raises SpecError, DataError, BundleError, CompressError; then nothing is written.
+    Raises SpecError, DataError, BundleError, CompressError; then there is no variant.
     """
     began = time.perf_counter()
     dataset, frames = _given(job, progress)
@@ -113,11 +113,13 @@ def run(job: AdaptJob, progress: Progress = SILENT, signers: Sequence[Signer] = 
         packed, shorter = Path(scratch) / "packed.edgekd", Path(scratch) / "packed.edgekd-delta"
         packing.run(packing.PackJob(folder, packed, job.counter), signers)
         difference = delta.run(job.bundle, packed, shorter)
-        out, way = job.out, job.out.with_name(f"{job.out.name}-delta")
-        copy_file(shorter, way)
-        copy_file(packed, out)
         if job.twins is not None:
             write_dataset(dataset, made.look, spec.preprocess, job.twins, progress)
+        out, way = job.out, job.out.with_name(f"{job.out.name}-delta")
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(shorter, way)
+        copy_file(packed, out)  # last: where it is, all is
     return {
         "bundle": str(out),
         "delta": str(way),

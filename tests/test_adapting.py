@@ -17,6 +17,7 @@ import tiny
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
+from edgekd import adapting
 from edgekd.adapting import FEWEST, VARIANT, AdaptJob, adapt, run
 from edgekd.artifact import opened
 from edgekd.bundle.archive import extract, read_head, read_manifest
@@ -26,9 +27,10 @@ from edgekd.demo import demo_model
 from edgekd.demo.scenes import write_dataset
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.drift import LEAST_FRAMES, from_json
-from edgekd.errors import CompressError
+from edgekd.errors import CompressError, SpecError
 from edgekd.evaluate import evaluate, sure
 from edgekd.formats.calibration_cache import from_text
+from edgekd.printing import print_adapted
 
 FRAMES = LEAST_FRAMES
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -175,7 +177,7 @@ def test_a_camera_installs_it_by_its_delta(made: Any, tiny_build: Built, tmp_pat
 
 
 def test_without_labels_and_with_few_frames(
-    edgekd: EdgeKD, tiny_build: Built, data: Path, frames: Path, tmp_path: Path
+    edgekd: EdgeKD, tiny_build: Built, data: Path, frames: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few"
     few.mkdir()
@@ -189,8 +191,8 @@ def test_without_labels_and_with_few_frames(
     manifest, base = read_manifest(tmp_path / "v.edgekd"), read_manifest(tiny_build.bundle)
     assert manifest.evidence.after.map50_95 == base.evidence.after.map50_95
     assert not any(entry.role == "drift" for entry in manifest.files)
-    told = edgekd("adapt", tiny_build.bundle, *flags).out
-    assert "error of scores under these conditions" in told
+    print_adapted(found)
+    assert "error of scores under these conditions" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -228,6 +230,24 @@ def test_what_cannot_be_done_is_one_line(
     assert "Traceback" not in ran.err
     assert not (tmp_path / "v.edgekd").exists()
     assert tiny_build.bundle.read_bytes() == before
+
+
+@pytest.mark.parametrize("fails", ["night.edgekd-delta", "night.edgekd"])
+def test_a_disk_that_fails_leaves_no_half_of_it(
+    tiny_build: Built, data: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    copying = adapting.copy_file
+
+    def copy(source: Path, path: Path) -> None:
+        if path.name == fails:
+            raise SpecError(f"{path}: cannot write", found="No space left on device")
+        copying(source, path)
+
+    monkeypatch.setattr(adapting, "copy_file", copy)
+    job = AdaptJob(tiny_build.bundle, frames, data, "night", tmp_path / "new" / "night.edgekd", score=False)
+    with pytest.raises(SpecError, match="No space left"):
+        run(job)
+    assert not job.out.exists()
 
 
 def test_where_it_does_not_help_nothing_is_written(tiny_build: Built, data: Path, tmp_path: Path) -> None:
