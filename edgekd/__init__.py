@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgekd.api.building import build, quantize
     from edgekd.api.converting import convert
     from edgekd.api.lighter import distill, factorize, prune
-    from edgekd.api.measuring import bench, predict_latency, score_model
+    from edgekd.api.measuring import analyse, bench, predict_latency, score_model
     from edgekd.errors import BudgetError, EdgeKDError
     from edgekd.spec import Recipe, load_recipe
     from edgekd.target import Target, load_target, target_names
@@ -27,6 +27,7 @@ __all__ = [
     "EdgeKDError",
     "Recipe",
     "Target",
+    "analyse",
     "bench",
     "build",
     "check_model",
@@ -49,7 +50,7 @@ _MODULES = {
     "api.building": ("build", "quantize"),
     "api.converting": ("convert",),
     "api.lighter": ("distill", "factorize", "prune"),
-    "api.measuring": ("bench", "predict_latency", "score_model"),
+    "api.measuring": ("analyse", "bench", "predict_latency", "score_model"),
     "errors": ("BudgetError", "EdgeKDError"),
     "spec": ("Recipe", "load_recipe"),
     "target": ("Target", "load_target", "target_names"),

@@ -12,7 +12,7 @@ from running import Built, EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
-from edgekd import analysing
+from edgekd import analyse, analysing
 from edgekd.errors import DeviceError
 
 
@@ -44,6 +44,9 @@ def test_a_build_is_analysed_where_its_data_was(edgekd: EdgeKD, copy: Path) -> N
     page = (copy / "analysis.html").read_text("utf-8")
     assert "Objects lost and gained" in page
     assert edgekd("report", copy).out.endswith(f"report: {copy / 'analysis.html'}\n")
+    called = analyse(copy)
+    assert (called.document, called.report) == (found, copy / "analysis.html")
+    assert (called.lost, called.gained, called.missing) == (0, 0, ())
 
 
 def test_the_page_is_that_of_the_build(edgekd: EdgeKD, copy: Path) -> None:
@@ -70,7 +73,9 @@ def test_without_its_data_it_says_what_is_missing(edgekd: EdgeKD, copy: Path, tm
     ledger = json.loads((copy / "ledger.json").read_bytes())
     del ledger["data"]
     (copy / "ledger.json").write_text(json.dumps(ledger), "utf-8")
-    assert "does not say where" in edgekd("report", copy, "--json").json["missing"][0]
+    called = analyse(copy)
+    assert "does not say where" in called.missing[0]
+    assert called.lost is None
 
 
 def test_data_that_was_not_scored_is_refused(edgekd: EdgeKD, copy: Path, tiny_data: Path, tmp_path: Path) -> None:

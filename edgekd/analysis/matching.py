@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from edgekd.data.dataset import Truth
+from edgekd.detectors.decode import above
 from edgekd.detectors.types import Detections
 from edgekd.score import SIZES
 
@@ -141,7 +142,7 @@ class _Look:
     def __init__(self, truth: Truth, found: Detections, confidence: Sequence[float]) -> None:
         self._truth = truth
         self._all = single_label(found)
-        self._sure = self._all.only(self._all.scores > np.asarray(confidence, np.float32)[self._all.classes])
+        self._sure = above(self._all, confidence)
         self._overlaps = overlaps(self._sure.boxes, truth.boxes)
         self._finds = _found(self._sure, truth, self._overlaps)
         self._finder = {int(object_): at for at, object_ in enumerate(self._finds) if object_ >= 0}

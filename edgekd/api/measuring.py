@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.api.results import Scored
+from edgekd.api.results import Analysed, Scored
 from edgekd.api.words import path_or_none, target_of, target_or_none
 from edgekd.progress import SILENT, Progress
 
@@ -143,3 +143,28 @@ def predict_latency(
     if page:
         write_prediction(page, found)
     return found
+
+
+def analyse(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    images: int = 16,
+    progress: Progress = SILENT,
+) -> Analysed:
+    """Why and where a finished build lost accuracy: objects lost and gained, confusion, layers, attention; as a page.
+
+    run: the result folder. data: what was scored, where it is no longer where it was. out: the page, by default
+    `analysis.html` in there. images: how many scored images layers are compared on.
+
+    Raises SpecError where no build was finished there, or its stages are gone; DataError where `data` is not what was
+    scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019), attention
+    that of Zagoruyko and Komodakis (ICLR 2017): docs/report.md.
+    """
+    from edgekd import reporting
+    from edgekd.measured import require_place
+
+    place = path_or_none(out)
+    require_place(place)
+    return Analysed(reporting.run(reporting.ReportJob(Path(run), path_or_none(data), place, images), progress))

@@ -137,6 +137,35 @@ class Compared(Result):
 
 
 @dataclass(frozen=True)
+class Analysed(Result):
+    """What `analyse` returns. Counts are None where the scored data was not at hand; `missing` says what else is."""
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return Path(self.document["report"])
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What could not be said, and why."""
+        return tuple(self.document["missing"])
+
+    @property
+    def lost(self) -> int | None:
+        """Objects that were found before, and are not found by what ships."""
+        return self._counted("lost")
+
+    @property
+    def gained(self) -> int | None:
+        """Objects that only what ships finds."""
+        return self._counted("gained")
+
+    def _counted(self, name: str) -> int | None:
+        found = self.document["detections"]
+        return None if found is None else int(found["total"][name])
+
+
+@dataclass(frozen=True)
 class Verified(Result):
     """What `verify` returns, of a bundle or trust file that is whole."""
 

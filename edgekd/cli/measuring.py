@@ -10,7 +10,7 @@ import typer
 
 from edgekd.api import measuring as api
 from edgekd.cli.options import Artifact, Data, Head, Json, TargetName, Trust, new_progress
-from edgekd.printing import print_bench, print_json, print_predicted, print_scores
+from edgekd.printing import print_bench, print_json, print_predicted, print_report, print_scores
 
 
 def evaluate(
@@ -124,10 +124,5 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Say why and where a build lost accuracy: detections, classes, layers, training, as a page for a browser."""
-    from edgekd import reporting
-    from edgekd.measured import require_place
-    from edgekd.printing import print_report
-
-    require_place(out)
-    found = reporting.run(reporting.ReportJob(run, data, out, images), new_progress())
-    (print_json if as_json else print_report)(found)
+    found = api.analyse(run, data=data, out=out, images=images, progress=new_progress())
+    (print_json if as_json else print_report)(found.document)

@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "predict_latency",
     "check": "check_model",
     "compare": "compare",
+    "report": "analyse",
     "verify": "verify",
 }
 """Every command that has a function of its own, and which."""
