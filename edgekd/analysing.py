@@ -86,7 +86,10 @@ def analysed_report(report: Report, parts: Parts, stage: Stage | None) -> Report
         missing.append("similarity of layers, their times and attention: nothing has looked into the networks")
     else:
         strangers = [each.name for each in inside.compared if not each.values]
-        missing += [f"similarity {name}: no layers of the same names and sizes of maps" for name in strangers]
+        missing += [
+            f"similarity {name}: no layers of the same names with maps that can be laid on each other"
+            for name in strangers
+        ]
         inside = replace(inside, compared=tuple(each for each in inside.compared if each.values))
     analysis = None if findings is None else _analysis_of(parts, findings)
     return replace(report, analysis=analysis, inside=inside, missing=tuple(missing))

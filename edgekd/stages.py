@@ -66,7 +66,7 @@ VERSION = {
     "check": 1,
     "compile": 1,
     "benchmark": 2,
-    "analyse": 1,
+    "analyse": 2,
     "report": 3,
     "pack": 4,
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.analysis.attention import agreement, as_shade, attention
 from edgekd.analysis.places import Place, places, read_by_heads
-from edgekd.analysis.similarity import LinearCka, samples
+from edgekd.analysis.similarity import LinearCka, alike, samples
 from edgekd.compress.graph import Graph
 from edgekd.compress.session import cpu_session
 from edgekd.data.images import Image
@@ -56,8 +56,8 @@ def similarities(
 ) -> tuple[Similarity, ...]:
     """How alike the layers of each of `others` are to those of the reference that write tensors of the same names.
 
-    frames: uint8 [h, w, 3] BGR. Layers that are not there, or write maps of another size, are left out. Raises
-    DeviceError where one of the graphs cannot run.
+    frames: uint8 [h, w, 3] BGR. Maps of a larger input are averaged over areas to those of a smaller one; layers that
+    are not there, or whose maps do not divide, are left out. Raises DeviceError where one of the graphs cannot run.
     """
     insides = [_Inside(each) for each in (reference, *others)]
     found: list[dict[str, float | None]] = [{} for _ in others]
@@ -86,15 +86,16 @@ def maps(before: Looked, after: Looked, frames: Sequence[Image]) -> Iterator[Map
     for at, frame in enumerate(frames):
         ours, theirs = (inside.run(frame) for inside in insides)
         for place in shown:
-            first = attention(ours[place.output])
-            second = attention(theirs[place.output]) if place.output in theirs else None
-            same = second is not None and first.shape == second.shape
+            first, second = attention(ours[place.output]), None
+            if place.output in theirs:
+                second = attention(theirs[place.output])
+            pair = None if second is None else alike(first[None, None], second[None, None])
             yield Map(
                 frame=at,
                 layer=place.output,
                 before=as_shade(first),
                 after=None if second is None else as_shade(second),
-                agreement=agreement(first, second) if same and second is not None else None,
+                agreement=None if pair is None else agreement(*pair),
             )
 
 
@@ -104,10 +105,8 @@ def _gather(
     for place in part:
         if place.output not in theirs:
             continue
-        features = [each[place.output] for each in (ours, theirs)]
-        where = {each.shape[:-1] if place.rows else each.shape[2:] for each in features}
-        if len(where) == 1:  # else a position of one is none of the other
-            first, second = (samples(each, place.rows, POSITIONS) for each in features)
+        if (pair := alike(ours[place.output], theirs[place.output], place.rows)) is not None:
+            first, second = (samples(each, place.rows, POSITIONS) for each in pair)
             sums.setdefault(place.output, LinearCka()).add(first, second)
 
 

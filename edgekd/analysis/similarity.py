@@ -48,6 +48,29 @@ class LinearCka:
         return float(min(np.square(np.linalg.norm(both)) / scale, 1.0))
 
 
+def pooled(features: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:
+    """Maps float [1, c, h, w] averaged over areas to a smaller size (height, width); None where they do not divide."""
+    channels, height, width = features.shape[1:]
+    down, across = height // size[0], width // size[1]
+    if (down * size[0], across * size[1]) != (height, width):
+        return None
+    return np.asarray(features.reshape(1, channels, size[0], down, size[1], across).mean(axis=(3, 5)))
+
+
+def alike(first: np.ndarray, second: np.ndarray, rows: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features of two layers at the same positions: as they are, or larger maps averaged to the size of the others.
+
+    rows: channels are the last axis. None where no position of one is one of the other: other numbers of rows, maps
+    that do not divide.
+    """
+    if rows:
+        return (first, second) if first.shape[:-1] == second.shape[:-1] else None
+    height = min(first.shape[2], second.shape[2])
+    size = first.shape[2:] if first.shape[2] == height else second.shape[2:]
+    small = [pooled(each, size) for each in (first, second)]
+    return None if small[0] is None or small[1] is None else (small[0], small[1])
+
+
 def samples(features: np.ndarray, channels_last: bool, most: int) -> np.ndarray:
     """Features of a layer as [channels, n] at no more than `most` positions, the same for every frame of one shape.
 

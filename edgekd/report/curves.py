@@ -9,6 +9,8 @@ from edgekd.report.markup import Html, tag
 from edgekd.report.text import known
 
 BAND, LINE, BARS = 54, 110, 130
+INSET = 18
+"""Percent of a curve's width that its scale takes."""
 
 
 def band(values: Sequence[float | None], said: str) -> Html:
@@ -37,13 +39,15 @@ def epoch_line(name: str, values: Sequence[float | None]) -> Html:
     shown = [value for value in values if known(value)]
     ticks = nice_ticks(min(shown), max(shown), 3)
     last = max(len(values) - 1, 1)
-    spots = [None if not known(v) else (1000 * at / last, _down(v, ticks)) for at, v in enumerate(values)]
-    grid = [tag("line", x1="0%", x2="100%", y1=_down(t, ticks), y2=_down(t, ticks), class_="grid") for t in ticks]
-    labels = [tag("text", f"{t:g}", x="0%", y=_down(t, ticks) - 3, class_="tick") for t in ticks]
+    spots = [None if not known(v) else (at / last, _down(v, ticks)) for at, v in enumerate(values)]
+    grid = [
+        tag("line", x1=f"{INSET}%", x2="100%", y1=_down(t, ticks), y2=_down(t, ticks), class_="grid") for t in ticks
+    ]
+    labels = [tag("text", f"{t:g}", x="0%", y=_down(t, ticks) + 4, class_="tick") for t in ticks]
     lines = [
         tag(
             "polyline",
-            points=" ".join(f"{x:.1f},{y:.1f}" for x, y in run),
+            points=" ".join(f"{1000 * x:.1f},{y:.1f}" for x, y in run),
             fill="none",
             vector_effect="non-scaling-stroke",
         )
@@ -51,15 +55,22 @@ def epoch_line(name: str, values: Sequence[float | None]) -> Html:
         if len(run) > 1
     ]
     drawn = tag(
-        "svg", *lines, class_="line", viewBox=f"0 0 1000 {LINE}", preserveAspectRatio="none", width="100%", height=LINE
+        "svg",
+        *lines,
+        class_="line",
+        viewBox=f"0 0 1000 {LINE}",
+        preserveAspectRatio="none",
+        x=f"{INSET}%",
+        width=f"{100 - INSET}%",
+        height=LINE,
     )
     dots = [
-        tag("circle", cx=f"{x / 10:.1f}%", cy=f"{y:.1f}", r=3, class_="spot front")
+        tag("circle", cx=f"{INSET + (100 - INSET) * x:.1f}%", cy=f"{y:.1f}", r=3, class_="spot front")
         for run in _runs(spots)
         if len(run) == 1
         for x, y in run
     ]
-    ends = [tag("text", "epoch 1", x="0%", y=LINE + 14, class_="tick")]
+    ends = [tag("text", "epoch 1", x=f"{INSET}%", y=LINE + 14, class_="tick")]
     if len(values) > 1:
         ends.append(tag("text", str(len(values)), x="100%", y=LINE + 14, text_anchor="end", class_="tick"))
     title = tag("title", f"{name}: {shown[0]:.4g} in the first epoch, {shown[-1]:.4g} in the last.")
@@ -89,8 +100,8 @@ def histogram(counts: Sequence[int], edges: Sequence[float], said: str) -> Html:
     ]
     ticks = [-0.5, -0.25, 0.0, 0.25, 0.5]
     labels = [
-        tag("text", f"{tick:+.2g}" if tick else "0", x=across(tick), y=BARS + 15, text_anchor="middle", class_="tick")
-        for tick in ticks
+        tag("text", label, x=across(tick), y=BARS + 15, text_anchor="middle", class_="tick")
+        for tick, label in zip(ticks, ("≤ −0.5", "−0.25", "0", "+0.25", "≥ +0.5"), strict=True)
     ]
     zero = tag("line", x1=across(0), x2=across(0), y1=4, y2=BARS, class_="mark")
     base = tag("line", x1="0%", x2="100%", y1=BARS, y2=BARS, class_="base")

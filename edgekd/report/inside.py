@@ -91,7 +91,9 @@ def _grid(name: str, rows: Sequence[Mapping[str, float]]) -> Html:
         if any(text.known(value) for value in values):
             caption = tag("figcaption", tag("b", key))
             figures.append(tag("figure", caption, curves.epoch_line(key, values)))
-    return tag("div", *figures, class_="curves", role="group", aria_label=name) if figures else Html()
+    if not figures:
+        return Html()
+    return tag("div", tag("h4", name), tag("div", *figures, class_="curves"), role="group", aria_label=name)
 
 
 def _keys(rows: Sequence[Mapping[str, float]]) -> list[str]:

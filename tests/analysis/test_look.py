@@ -87,12 +87,20 @@ def test_a_narrower_graph_is_compared_by_the_names_of_its_tensors(tmp_path: Path
     assert all(value is not None and 0 < value < 1 for value in narrow.values())
 
 
-def test_maps_of_another_size_do_not_compare_even_where_there_are_more_positions_than_are_looked_at(
+def test_maps_of_half_the_size_are_compared_and_those_that_do_not_divide_are_not(
     tmp_path: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgekd.analysis.look.POSITIONS", 10)
-    other = Looked(write(tmp_path / "b.onnx", side=96), DetectorSpec(("a", "b"), Preprocess(96, 96), Head("yolo")))
-    assert similarities(Looked(write(tmp_path / "a.onnx"), SPEC), [other], frames) == ({},)
+    others = []
+    for side in (32, 96):
+        spec = DetectorSpec(("a", "b"), Preprocess(side, side), Head("yolo"))
+        others.append(Looked(write(tmp_path / f"{side}.onnx", side=side), spec))
+    half, odd = similarities(Looked(write(tmp_path / "a.onnx"), SPEC), others, frames)
+    assert list(half) == ["first", "second", "boxes", "classes"]
+    assert all(value is not None and 0 < value < 1 for value in half.values())
+    assert odd == {}
+    (one,) = maps(Looked(write(tmp_path / "a.onnx"), SPEC), others[0], frames[:1])
+    assert one.agreement is not None
 
 
 def test_many_layers_are_gathered_part_by_part(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekd.analysis.attention import agreement, as_shade, attention
-from edgekd.analysis.similarity import LinearCka, samples
+from edgekd.analysis.similarity import LinearCka, alike, pooled, samples
 
 
 def cka(first: np.ndarray, second: np.ndarray, parts: int = 1) -> float | None:
@@ -66,6 +66,19 @@ def test_samples_are_channels_by_positions_the_same_each_time() -> None:
     rows = np.arange(12.0).reshape(1, 4, 3)
     assert samples(rows, True, 100).shape == (3, 4)
     assert samples(rows, True, 100)[:, 0].tolist() == [0, 1, 2]
+
+
+def test_larger_maps_are_averaged_over_areas() -> None:
+    maps = np.arange(16.0).reshape(1, 1, 4, 4)
+    small = pooled(maps, (2, 2))
+    assert small is not None
+    assert small[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert pooled(maps, (3, 3)) is None
+    pair = alike(maps[:, :, :2, :2], maps)
+    assert pair is not None
+    assert pair[1].tolist() == small.tolist()
+    assert alike(np.zeros((1, 2, 5, 8)), np.zeros((1, 2, 5, 3)), rows=True) is not None
+    assert alike(np.zeros((1, 5, 8)), np.zeros((1, 4, 8)), rows=True) is None
 
 
 def test_a_map_is_the_mean_of_what_is_strong_either_way() -> None:
