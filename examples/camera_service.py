@@ -5,6 +5,7 @@
     python3 camera_service.py --source video.mp4 --out detections.jsonl
     python3 camera_service.py --source frames/
     python3 camera_service.py --source "v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1"
+    ffmpeg -i rtsp://cam/stream -f yuv4mpegpipe - | python3 camera_service.py --source -
     python3 camera_service.py --source /dev/video0 --commit-after 100
 
 A line for each frame: {"frame", "time", "model", "counter", "engine", "ms", "drift", "objects": [{"class", "score",
@@ -13,7 +14,8 @@ where that is not known. With `--commit-after` the service counts its starts wit
 model when that has worked on so many frames: one that cannot be run, or takes the service down, is led away from.
 
 Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
-which not every OpenCV can open. SIGTERM and Ctrl-C end it after the frame.
+which not every OpenCV can open; `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see
+gstreamer_camera.sh. SIGTERM and Ctrl-C end it after the frame.
 """
 
 import argparse
@@ -32,6 +34,9 @@ def frames(source):
     """Frames uint8 [h, w, 3] BGR of a folder of images, a video, a device, or a pipeline."""
     import cv2
 
+    if source == "-":
+        yield from frames_of_y4m(sys.stdin.buffer)
+        return
     if Path(source).is_dir():
         for file in sorted(Path(source).iterdir()):
             frame = cv2.imread(str(file)) if file.suffix.lower() in IMAGES else None
@@ -47,6 +52,25 @@ def frames(source):
             break
         yield frame
     capture.release()
+
+
+def frames_of_y4m(stream):
+    """Frames uint8 [h, w, 3] BGR of a YUV4MPEG stream with planes of 4:2:0."""
+    import cv2
+    import numpy as np
+
+    head = stream.readline(1024).decode("ascii", "replace").split()
+    told = {word[0]: word[1:] for word in head[1:]}
+    if head[:1] != ["YUV4MPEG2"] or not told.get("C", "420").startswith("420") or told.get("C", "").startswith("420p"):
+        raise SystemExit("stdin: expected YUV4MPEG in 4:2:0 with 8 bits; put format=I420 and y4menc into the pipeline")
+    width, height = int(told["W"]), int(told["H"])
+    if width % 2 or height % 2:
+        raise SystemExit(f"stdin: expected an even width and height, found {width}x{height}")
+    while stream.readline(1024).startswith(b"FRAME"):
+        planes = stream.read(width * height * 3 // 2)
+        if len(planes) < width * height * 3 // 2:
+            break  # cut in the middle of a frame
+        yield cv2.cvtColor(np.frombuffer(planes, np.uint8).reshape(-1, width), cv2.COLOR_YUV2BGR_I420)
 
 
 def line(number, model, found, seconds):

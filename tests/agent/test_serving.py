@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,40 @@ def test_the_example_goes_on_with_the_new_model(
         example.serve(served, "", out, example.Trial("", "", 0), lambda: True)
     told = [json.loads(line)["model"] for line in out.getvalue().splitlines()]
     assert told == [identity_of(bundle), identity_of(newer), identity_of(newer)]
+
+
+def test_the_example_reads_yuv4mpeg_from_a_pipe(example: ModuleType) -> None:
+    # Red, 4 x 2 pixels: Y 76, U 85, V 255, twice, and a frame that was cut.
+    planes = bytes([76] * 8 + [85] * 2 + [255] * 2)
+    stream = io.BytesIO(
+        b"YUV4MPEG2 W4 H2 F30:1 Ip A1:1 C420jpeg\nFRAME\n" + planes + b"FRAME X\n" + planes + b"FRAME\n12"
+    )
+    found = list(example.frames_of_y4m(stream))
+    assert [each.shape for each in found] == [(2, 4, 3)] * 2
+    assert (found[0][..., 2] > 200).all()
+    assert (found[0][..., :2] < 60).all()
+    for head in (
+        b"",
+        b"\x00\xff\n",
+        b"YUV4MPEG2 W4 H2 C444\n",
+        b"YUV4MPEG2 W4 H2 C420p10\n",
+        b"YUV4MPEG2 W3 H2 C420\n",
+    ):
+        with pytest.raises(SystemExit, match="stdin: expected"):
+            list(example.frames_of_y4m(io.BytesIO(head)))
+
+
+@pytest.mark.skipif(not shutil.which("gst-launch-1.0"), reason="no GStreamer")
+def test_the_example_stands_behind_a_gstreamer_pipeline(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "agent.pyz").write_bytes(agent_archive())
+    source = "videotestsrc num-buffers=5 ! video/x-raw,width=96,height=48"
+    environment = {**os.environ, "LEAKY": "no", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [EXAMPLE.with_name("gstreamer_camera.sh"), source, "--agent", tmp_path / "agent.pyz", "--state", folder]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["frame"] for each in told] == list(range(5))
+    assert {each["model"] for each in told} == {identity_of(bundle)}
 
 
 def test_the_example_says_what_it_cannot_open(folder: Path, tmp_path: Path) -> None:
