@@ -140,7 +140,8 @@ def _load_folder(folder: Path) -> Dataset:
     if not image_folders:
         raise DataError(
             f"{folder} is no data set",
-            expected="a data.yaml, annotations/instances_*.json, */_annotations.coco.json, or images/ and classes.txt",
+            expected="a data.yaml, annotations/instances_*.json, labels.json, */_annotations.coco.json, or images/ and "
+            "classes.txt",
         )
     names = folder / "classes.txt"
     if not names.is_file():
@@ -197,13 +198,14 @@ def _load_yaml(source: Path, file: Path) -> Dataset:
     classes = _class_names(settings.get("names"), file)
     readers: dict[str, Callable[[], Split]] = {}
     for name in SPLITS:
-        setting = settings.get(name)
+        key = name if name in settings else next((key for key in settings if _split_name(str(key)) == name), name)
+        setting = settings.get(key)
         if not setting:
             continue
         entries = setting if isinstance(setting, list) else [setting]
         if not all(isinstance(entry, str) for entry in entries):
-            raise DataError(f"{file}: {name} is {setting!r}", expected="a folder, a list of folders, or a .txt")
-        places = tuple(_place(root, entry) for entry in entries)
+            raise DataError(f"{file}: {key} is {setting!r}", expected="a folder, a list of folders, or a .txt")
+        places = tuple(_place(root, entry, file.parent) for entry in entries)
         readers[name] = partial(_read_yolo_split, name, places, classes)
     if not readers:
         raise DataError(f"{file} names no split", expected="train, val or test")
@@ -225,12 +227,17 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _place(root: Path, entry: str) -> Path:
-    place = root / entry
-    # Roboflow writes ../train/images into a data.yaml that lies beside train/.
-    if not place.exists() and entry.startswith("../"):
-        place = root / entry[3:]
-    return Path(os.path.normpath(place))
+def _place(root: Path, entry: str, beside: Path) -> Path:
+    """Where a split is: as the YAML says, or where nothing is there, beside the YAML.
+
+    Roboflow writes ../train/images into a data.yaml that lies beside train/, its package Project-1/train/images into
+    one in Project-1/, and FiftyOne an absolute `path`, which is another one once the folder has moved.
+    """
+    parts = Path(entry).parts
+    moved = [root / entry[3:]] if entry.startswith("../") else []
+    moved += [beside.joinpath(*parts[-last:]) for last in (3, 2, 1) if len(parts) >= last and ".." not in parts[-last:]]
+    found = next((place for place in (root / entry, *moved) if place.exists()), root / entry)
+    return Path(os.path.normpath(found))
 
 
 def _class_names(names: object, file: Path) -> tuple[str, ...]:
@@ -308,7 +315,11 @@ def _split_name(text: str) -> str:
 
 def _coco_files_in(folder: Path) -> dict[str, Path]:
     files = {file.stem.removeprefix("instances_"): file for file in folder.glob("annotations/instances_*.json")}
-    files |= {file.parent.name: file for file in folder.glob("*/_annotations.coco.json")}
+    # Roboflow's, and FiftyOne's with a folder for each split.
+    for name in ("_annotations.coco.json", "labels.json"):
+        files |= {file.parent.name: file for file in sorted(folder.glob(f"*/{name}"))}
+    if not files and (folder / "labels.json").is_file():
+        return {"val": folder / "labels.json"}
     short = [_split_name(name) for name in files]
     # val2014 beside val2017 keep their own names.
     return {alias if short.count(alias) == 1 else name: files[name] for name, alias in zip(files, short, strict=True)}
@@ -344,9 +355,18 @@ def _read_coco(file: Path) -> dict[str, Any]:
 def _categories(document: Mapping[str, Any], file: Path) -> dict[int, str]:
     """Names by category id, in id order: COCO's ids have gaps, classes do not."""
     try:
-        return dict(sorted((int(entry["id"]), str(entry["name"])) for entry in document["categories"]))
+        known = [(int(entry["id"]), str(entry["name"]), entry) for entry in document["categories"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: a category is incomplete", expected="an id and a name in each") from error
+    kept = [(number, name) for number, name, entry in known if not _heads_all(entry, known)]
+    return dict(sorted(kept))
+
+
+def _heads_all(entry: Mapping[str, Any], known: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bool:
+    """Whether a category is the one that Roboflow puts above all others: the project, which is no class."""
+    others = [other for _, _, other in known if other is not entry]
+    above = {other.get("supercategory") for other in others}
+    return entry.get("supercategory") == "none" and bool(others) and above == {entry["name"]}
 
 
 def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int]) -> Split:
@@ -413,7 +433,8 @@ def _coco_boxes(
 def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
     tag = file.stem.removeprefix("instances_")
     base = file.parent.parent if file.parent.name == "annotations" else file.parent
-    folders = list(dict.fromkeys([file.parent, base / tag, base / "images" / tag, base / "images", base]))
+    places = [file.parent, base / tag, base / "images" / tag, base / "images", base / "data", base]
+    folders = list(dict.fromkeys(places))
     # One missing image is reported as such below; it must not look like a wrong folder.
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in names[:16])), None)
     if names and folder is None:

@@ -97,6 +97,9 @@ def _label_table(
 def _box_of_polygon(line: str, where: str) -> list[float]:
     """A segmentation row `class x y x y x y ...` as `class cx cy w h`."""
     fields = line.split()
+    if len(fields) == 6:
+        fix = "export what was labelled, not what a model found"
+        raise DataError(where, expected="5 columns (class cx cy w h)", found="a sixth: a confidence", fix=fix)
     if len(fields) < 7 or len(fields) % 2 == 0:
         raise DataError(
             where, expected="5 columns (class cx cy w h) or class x y x y x y ...", found=f"{len(fields)} columns"

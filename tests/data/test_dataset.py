@@ -84,7 +84,7 @@ def test_polygon_becomes_its_box(tmp_path: Path) -> None:
         ("0 0.5 0.5 -0.1 0.1", "between 0 and 1"),
         ("0 320 240 64 64", "between 0 and 1"),
         ("0 0.5 0.5 0.1", "found 4 columns"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "found 6 columns"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "found a sixth: a confidence"),
         ("0 0.5 0.5 0.1 wide", "found 'wide'"),
         ("cat 0.5 0.5 0.1 0.1", "found 'cat'"),
         ("0 0.5 nan 0.1 0.1", "finite numbers"),
@@ -264,6 +264,8 @@ def test_real_yolo_set_is_read_whole(shared: Path) -> None:
         ("annotations/instances_val2017.json", "images/val2017"),
         ("annotations/instances_val.json", "images"),
         ("valid/_annotations.coco.json", "valid"),
+        ("labels.json", "data"),
+        ("validation/labels.json", "validation/data"),
     ],
 )
 def test_coco_layouts_are_found(tmp_path: Path, file: str, images: str) -> None:
@@ -339,3 +341,97 @@ def test_bad_coco_file_is_explained(tmp_path: Path, text: str, said: str) -> Non
     file.write_text(text)
     with pytest.raises(DataError, match=said):
         load_dataset(file).split("val")
+
+
+# --------------------------------------------------------------------------------------- as Roboflow and FiftyOne write
+
+
+def write_split(folder: Path, images: str, labels: str, name: str = "a_jpg.rf.0f3d") -> None:
+    for place, file in ((images, f"{name}.jpg"), (labels, f"{name}.txt")):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        (folder / place / file).write_text("1 0.5 0.5 0.2 0.4\n" if file.endswith("txt") else "")
+
+
+def splits_of(folder: Path) -> dict[str, list[str]]:
+    dataset = load_dataset(folder)
+    assert dataset.classes == ("cat", "dog")
+    read = {name: dataset.split(name).samples for name in dataset.splits if name != "test"}
+    assert all(sample.truth.classes.tolist() == [1] for samples in read.values() for sample in samples)
+    return {name: [str(sample.image.relative_to(folder)) for sample in samples] for name, samples in read.items()}
+
+
+@pytest.mark.parametrize("prefix", ["../", "Street-3/", "/content/Street-3/", ""])
+def test_a_yolo_export_of_roboflows_loads_as_it_comes(tmp_path: Path, prefix: str) -> None:
+    for split in ("train", "valid"):
+        write_split(tmp_path / "any", f"{split}/images", f"{split}/labels")
+    (tmp_path / "any" / "README.roboflow.txt").write_text("Street - v3\n")
+    # `test` is named even where the project has none.
+    lines = [
+        f"{key}: {prefix}{folder}/images" for key, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
+    ]
+    lines += ["", "nc: 2", "names: ['cat', 'dog']", "", "roboflow:", "  workspace: w", "  version: 3"]
+    (tmp_path / "any" / "data.yaml").write_text("\n".join(lines))
+    found = splits_of(tmp_path / "any")
+    assert found == {"train": ["train/images/a_jpg.rf.0f3d.jpg"], "val": ["valid/images/a_jpg.rf.0f3d.jpg"]}
+
+
+@pytest.mark.parametrize("path", ["path: /home/somebody/export\n", "path: {folder}\n", ""])
+@pytest.mark.parametrize("key", ["val", "validation"])
+def test_a_yolo_export_of_fiftyones_loads_as_it_comes(tmp_path: Path, path: str, key: str) -> None:
+    for split in ("train", key):
+        write_split(tmp_path, f"images/{split}", f"labels/{split}", "000001")
+    text = f"names:\n  0: cat\n  1: dog\n{path.format(folder=tmp_path)}train: ./images/train/\n{key}: ./images/{key}/\n"
+    (tmp_path / "dataset.yaml").write_text(text)
+    found = splits_of(tmp_path)
+    assert found == {"train": ["images/train/000001.jpg"], "val": [f"images/{key}/000001.jpg"]}
+
+
+def test_what_a_model_found_is_not_taken_for_labels(tmp_path: Path) -> None:
+    make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.4 0.87\n"})
+    with pytest.raises(DataError, match=r"a\.txt line 1; .*found a sixth: a confidence; fix: export what was labelled"):
+        load_dataset(tmp_path).split("train")
+
+
+def test_a_place_that_is_nowhere_is_named_as_the_yaml_has_it(tmp_path: Path) -> None:
+    make_yolo(tmp_path, {"a": None}, yaml="path: /nowhere\ntrain: pictures/first\nnames: [cat]\n")
+    with pytest.raises(DataError, match="no images at /nowhere/pictures/first"):
+        load_dataset(tmp_path).split("train")
+
+
+def test_the_project_that_roboflow_puts_above_all_categories_is_no_class(tmp_path: Path) -> None:
+    above = {"id": 0, "name": "animals", "supercategory": "none"}
+    own = [{"id": 1, "name": "cat", "supercategory": "animals"}, {"id": 2, "name": "dog", "supercategory": "animals"}]
+    box = {
+        "id": 0,
+        "image_id": 7,
+        "category_id": 2,
+        "bbox": [20, 10, 100, 50],
+        "area": 5000,
+        "segmentation": [],
+        "iscrowd": 0,
+    }
+    document = make_coco(categories=[above, *own], annotations=[box], info={"version": "3"}, licenses=[])
+    for split in ("train", "valid"):
+        write_coco(tmp_path, f"{split}/_annotations.coco.json", split, document)
+    dataset = load_dataset(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert [dataset.split(name).samples[0].truth.classes.tolist() for name in ("train", "val")] == [[1], [1]]
+    # The project may be called as its only class; and what only looks alike is a class.
+    same = [{**above, "name": "cat"}, {**own[0], "supercategory": "cat"}]
+    for categories, classes in (
+        (same, ("cat",)),
+        ([above], ("animals",)),
+        ([{**above, "supercategory": ""}, *own], None),
+    ):
+        write_coco(tmp_path / "other", "labels.json", "data", make_coco(categories=categories, annotations=[]))
+        assert load_dataset(tmp_path / "other").classes == (classes or ("animals", "cat", "dog"))
+
+
+def test_a_coco_export_of_fiftyones_loads_as_it_comes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_coco(tmp_path, f"{split}/labels.json", f"{split}/data", make_coco(info={"year": ""}, licenses=[]))
+    dataset = load_dataset(tmp_path)
+    assert [dataset.split(name).samples[0].image for name in ("train", "val")] == [
+        tmp_path / name / "data" / "a.jpg" for name in ("train", "val")
+    ]
+    assert list(load_dataset(tmp_path / "train").splits) == ["val"], "one export by itself is scored"
