@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import Protocol, TextIO, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, Protocol, TextIO, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
@@ -23,6 +23,25 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Say one thing, on a line of its own."""
         ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """What a progress may also be: one that hears the numbers of trainings and stages."""
+
+    def epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> None:
+        """Numbers of one epoch of a training, counted from 0."""
+        ...
+
+    def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
+        """What a stage gave, done or found, and what it took when it was done."""
+        ...
+
+
+def tell_stage(progress: Progress, name: str, results: Mapping[str, Any], seconds: float) -> None:
+    """Tell what a stage gave to a progress that hears it."""
+    if isinstance(progress, Listener):
+        progress.stage(name, results, seconds)
 
 
 class SilentProgress:

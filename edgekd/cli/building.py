@@ -17,6 +17,7 @@ from edgekd.cli.options import (
     Keep,
     Keys,
     Licence,
+    Log,
     Model,
     PlanFile,
     RecipeName,
@@ -28,6 +29,7 @@ from edgekd.cli.options import (
     new_progress,
 )
 from edgekd.printing import print_adapted, print_budget, print_json, print_outcome, print_quantized
+from edgekd.tracking import tracked
 
 
 def build(
@@ -60,6 +62,7 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, typer.Option(help="No device goes back to a lower one.", min=0)] = 0,
     licence: Licence = None,
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Compress, score, compile, time and pack MODEL for TARGET."""
@@ -70,7 +73,8 @@ def build(
     how = {"out": out, "fresh": not resume, "head": head, "trust_checkpoint": trust_checkpoint}
     signed = {"sign": sign or (), "secret_file": secret_file, "version_counter": version_counter, "licence": licence}
     options: dict[str, Any] = {**what, **searched, **there, **wanted, **how, **signed}
-    outcome = api.build(model, data, progress=new_progress(), **options)
+    with tracked(log, new_progress(), f"build {model.stem} for {target}") as progress:
+        outcome = api.build(model, data, progress=progress, **options)
     (print_json(outcome.document) if as_json else print_outcome(outcome))
     outcome.require_met()
 

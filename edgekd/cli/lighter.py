@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from edgekd.api import lighter as api
-from edgekd.cli.options import Data, Json, MaybeTarget, MeasuredOn, RecipeName, Resume, Trust, new_progress
+from edgekd.cli.options import Data, Json, Log, MaybeTarget, MeasuredOn, RecipeName, Resume, Trust, new_progress
 from edgekd.printing import print_distilled, print_factorized, print_json, print_pruned
+from edgekd.tracking import tracked
 
 
 def distill(
@@ -25,24 +26,26 @@ def distill(
     device: Annotated[str | None, typer.Option(help="cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it stopped, or begin anew.")] = True,
     trust_checkpoint: Trust = False,
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Train STUDENT on labels and beside TEACHER, and score both."""
-    found = api.distill(
-        teacher,
-        student,
-        data,
-        recipe=recipe or "distill",
-        out=out,
-        width=width,
-        epochs=epochs,
-        time=time,
-        unlabelled=unlabelled,
-        device=device,
-        fresh=not resume,
-        trust_checkpoint=trust_checkpoint,
-        progress=new_progress(),
-    )
+    with tracked(log, new_progress(), f"distill {student} from {teacher.name}") as progress:
+        found = api.distill(
+            teacher,
+            student,
+            data,
+            recipe=recipe or "distill",
+            out=out,
+            width=width,
+            epochs=epochs,
+            time=time,
+            unlabelled=unlabelled,
+            device=device,
+            fresh=not resume,
+            trust_checkpoint=trust_checkpoint,
+            progress=progress,
+        )
     (print_json if as_json else print_distilled)(found.document)
 
 

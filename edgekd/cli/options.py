@@ -36,6 +36,7 @@ StepTimeout = Annotated[float, typer.Option(help="Seconds that one step may take
 Keys = Annotated[list[str] | None, typer.Option(help="Sign with this key: a file, or a pkcs11: address.")]
 Licence = Annotated[str | None, typer.Option(help="SPDX licence expression of the model.", show_default=False)]
 SecretFile = Annotated[Path | None, typer.Option(help="File with the passphrase or PIN.", show_default=False)]
+Log = Annotated[str | None, typer.Option(help="Append numbers to a .jsonl file, or send them: mlflow:URI.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgekd.data.dataset import Sample
 from edgekd.detectors.trained import require_finite
 from edgekd.errors import SpecError
-from edgekd.progress import SILENT, PlainProgress, Progress
+from edgekd.progress import SILENT, Listener, PlainProgress, Progress
 
 try:
     import torch
@@ -103,10 +103,11 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' loop around a network, a loss and samples of ours; nothing is validated.
 
     losses: the means of each epoch. steps, steps_done: batches that all epochs together have, and that were begun.
-    remedy: what helps against losses that are no numbers.
+    remedy: what helps against losses that are no numbers. stage: whose training it is.
     """
 
     remedy: str
+    stage = "distill"
 
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: Mapping[str, Any] | None = None, _callbacks: Any = None
@@ -151,6 +152,8 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
     def _note_losses(self, losses: dict[str, float]) -> None:
         require_finite(self.epoch, losses, float(self.loss.detach()), self.remedy)
         self.losses.append(losses)
+        if isinstance(self.progress, Listener):
+            self.progress.epoch(self.stage, self.epoch, losses)
 
     def get_dataset(self) -> dict[str, Any]:
         samples, names = self.lesson.samples, dict(enumerate(self.lesson.classes))

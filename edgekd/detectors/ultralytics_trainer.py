@@ -239,6 +239,7 @@ class _Trainer(Loop):
     rate: float
     make_loss: Callable[[Any], Any]
     remedy = "lower learning_rate"
+    stage = "quant_aware_distill"
 
     def build_optimizer(self, model: Any, *_: Any, **__: Any) -> Any:
         """Adam, whose steps are as large as the learning rate says, in each parameter's own unit."""
