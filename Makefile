@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Where what was validated on a Jetson is left.
+OUT ?= runs/validation
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 .PHONY: demo test coverage test-gpu gpu test-jetson check docs bench clean
@@ -30,11 +32,10 @@ gpu: $(VENV)/gpu.installed
 ## On a Jetson: BUNDLE built, tested and timed by every runtime there. Needs its Python and NumPy, and installs nothing.
 test-jetson:
 	@test -f "$(BUNDLE)" || { echo "which bundle: make test-jetson BUNDLE=model-xavier.edgekd" >&2; exit 2; }
-	mkdir -p runs/validation
-	tar -xf "$(BUNDLE)" -C runs/validation agent.pyz
-	$(PYTHON) runs/validation/agent.pyz validate "$(BUNDLE)" --state "$(CURDIR)/runs/validation/state" \
-		--out runs/validation/result.json
-	@echo "result: runs/validation/result.json"
+	mkdir -p "$(OUT)"
+	tar -xf "$(BUNDLE)" -C "$(OUT)" agent.pyz
+	$(PYTHON) "$(OUT)/agent.pyz" validate "$(BUNDLE)" --state "$(abspath $(OUT))/state" --out "$(OUT)/result.json"
+	@echo "result: $(OUT)/result.json"
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed
