@@ -30,11 +30,13 @@ gpu: $(VENV)/gpu.installed
 	$(BIN)/python bench/camera_to_detections.py --gpu --rounds 6 --seconds 1 --out runs/gpu/camera_to_detections.json
 
 ## On a Jetson: BUNDLE built, tested and timed by every runtime there. Needs its Python and NumPy, and installs nothing.
+## ARGS: further ones, as of `agent.pyz validate`.
 test-jetson:
 	@test -f "$(BUNDLE)" || { echo "which bundle: make test-jetson BUNDLE=model-xavier.edgekd" >&2; exit 2; }
 	mkdir -p "$(OUT)"
 	tar -xf "$(BUNDLE)" -C "$(OUT)" agent.pyz
-	$(PYTHON) "$(OUT)/agent.pyz" validate "$(BUNDLE)" --state "$(abspath $(OUT))/state" --out "$(OUT)/result.json"
+	$(PYTHON) "$(OUT)/agent.pyz" validate "$(BUNDLE)" --state "$(abspath $(OUT))/state" --out "$(OUT)/result.json" \
+		$(ARGS)
 	@echo "result: $(OUT)/result.json"
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.

@@ -30,7 +30,8 @@ def test_everything_that_make_offers_is_explained() -> None:
 
 
 def test_a_bundle_is_validated_by_one_command(tiny_build: Built, tmp_path: Path) -> None:
-    done = make("test-jetson", f"BUNDLE={tiny_build.bundle}", f"OUT={tmp_path}", f"PYTHON={sys.executable}")
+    quick = "ARGS=--iterations 5 --seconds 0"
+    done = make("test-jetson", f"BUNDLE={tiny_build.bundle}", f"OUT={tmp_path}", f"PYTHON={sys.executable}", quick)
     found = json.loads((tmp_path / "result.json").read_text("utf-8"))
     assert found["complete"]
     assert "onnxruntime" in found["tested"], done.stderr
