@@ -67,9 +67,14 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     if place.startswith("reference/"):
         return markdown
     parts = FENCE.split(markdown)
-    parts[::2] = [LINK.sub(lambda found: relinked(found, origin, place), part) for part in parts[::2]]
+    parts[::2] = [LINK.sub(lambda found: relinked(found, origin, place), spaced(part)) for part in parts[::2]]
     parts[1::2] = [re.sub(r"\A```(\w+) .*", r"```\1", part) for part in parts[1::2]]
     return "".join(parts)
+
+
+def spaced(text: str) -> str:
+    """A list that follows its paragraph at once, with the empty line between them that mkdocs' Markdown wants."""
+    return re.sub(r"^((?![-*] |\d+\. |[ |#]).+)\n(?=[-*] |\d+\. )", r"\1\n\n", text, flags=re.MULTILINE)
 
 
 # Links
@@ -200,7 +205,7 @@ def command_section(name: str, command: Any) -> str:
     words += [f"{each.opts[-1]} {kinds[each.name]}" for each in options if each.required]
     rows = [(f"`{word}`", "", "", each.help or "") for word, each in zip(words, arguments, strict=False)]
     for each in options:
-        names = ", ".join(f"`{flag}`" for flag in (*each.opts, *each.secondary_opts))
+        names = ", ".join(f"`{flag}`{{ .whole }}" for flag in (*each.opts, *each.secondary_opts))
         rows.append((names, "" if each.is_flag else f"`{kinds[each.name]}`", _default(each), each.help or ""))
     usage = " ".join(["edgekd", name, *words, "[OPTIONS]"])
     heads = ("", "value", "default", "")

@@ -80,3 +80,13 @@ def test_reading_it_asks_nobody_else(site: Path) -> None:
     for page in site.rglob("*.html"):
         for asked in re.findall(r"<(?:link|script|img|iframe)[^>]+(?:href|src)=\"([^\"]+)\"", page.read_text("utf-8")):
             assert "://" not in asked, (page.name, asked)
+
+
+def test_no_markdown_is_left_as_it_was_written(site: Path) -> None:
+    """mkdocs' Markdown is not the repository's: it wants empty lines before lists, and of a block its language only."""
+    written = re.compile(r"```|\]\(|\*\*\w|^\s*[-*] \S|^\s*\|.*\|\s*$", re.MULTILINE)
+    for page in site.rglob("*.html"):
+        shown = re.search(r"<article.*?</article>", page.read_text("utf-8"), re.DOTALL)
+        prose = re.sub(r"<(pre|code)[^>]*>.*?</\1>", "", shown[0] if shown else "", flags=re.DOTALL)
+        left = written.search(html.unescape(re.sub(r"<[^>]+>", "", prose)))
+        assert left is None, (page.name, left and left[0])
