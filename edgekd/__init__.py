@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgekd.api.asking import check_model, compare, verify
-    from edgekd.api.building import build, quantize
+    from edgekd.api.building import adapt, build, quantize
     from edgekd.api.converting import convert
     from edgekd.api.lighter import distill, factorize, prune
     from edgekd.api.measuring import analyse, bench, predict_latency, score_model
@@ -27,6 +27,7 @@ __all__ = [
     "EdgeKDError",
     "Recipe",
     "Target",
+    "adapt",
     "analyse",
     "bench",
     "build",
@@ -40,6 +41,7 @@ __all__ = [
     "predict_latency",
     "prune",
     "quantize",
+    "report_on",
     "score_model",
     "target_names",
     "verify",
@@ -47,7 +49,7 @@ __all__ = [
 
 _MODULES = {
     "api.asking": ("check_model", "compare", "verify"),
-    "api.building": ("build", "quantize"),
+    "api.building": ("adapt", "build", "quantize"),
     "api.converting": ("convert",),
     "api.lighter": ("distill", "factorize", "prune"),
     "api.measuring": ("analyse", "bench", "predict_latency", "score_model"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.api.results import Variant
 from edgekd.api.words import limits, names_of, path_or_none, recipe_of, target_of
 from edgekd.progress import SILENT, Progress
 
@@ -174,3 +175,35 @@ def quantize(
         fresh=fresh,
     )
     return quantizing.run(job, progress)
+
+
+def adapt(
+    bundle: str | Path,
+    frames: str | Path,
+    data: str | Path,
+    *,
+    name: str = "variant",
+    out: str | Path | None = None,
+    score: bool = True,
+    twins: str | Path | None = None,
+    version_counter: int | None = None,
+    sign: str | Path | Sequence[str | Path] = (),
+    secret_file: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Variant:
+    """Make a variant of a bundle for other conditions, of frames that nobody labelled, and the delta that leads to it.
+
+    frames: a folder of pictures under the new conditions. data: labelled images that the model knows, on whose split
+    `train` layers are fitted; `score` scores both bundles on `val`. twins: a folder to write `data` to as the new
+    conditions would show it. out: by default `runs/BUNDLE-NAME.edgekd`; the delta lies beside it.
+
+    Raises SpecError, DataError, BundleError, SignatureError, or CompressError where fitting does not help; then nothing
+    is written. The command: `edgekd adapt`. The method, with its sources: docs/adapting.md.
+    """
+    from edgekd import adapting
+    from edgekd.signing import load_signers
+
+    place = path_or_none(out) or Path("runs") / f"{Path(bundle).stem}-{name}.edgekd"
+    seen, aside = path_or_none(twins), path_or_none(secret_file)
+    job = adapting.AdaptJob(Path(bundle), Path(frames), Path(data), name, place, version_counter, score, seen)
+    return Variant(adapting.run(job, progress, load_signers(names_of(sign), aside)))

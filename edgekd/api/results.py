@@ -90,6 +90,29 @@ class Converted(Result):
 
 
 @dataclass(frozen=True)
+class Variant(Result):
+    """What `adapt` returns."""
+
+    @property
+    def bundle(self) -> Path:
+        """The variant, for cameras that have no bundle of this model yet."""
+        return Path(self.document["bundle"])
+
+    @property
+    def delta(self) -> Path:
+        """What cameras with the bundle that was adapted need of it."""
+        return Path(self.document["delta"])
+
+    @property
+    def error(self) -> tuple[float, float]:
+        """How far scores under the new conditions are from those as the model knows pictures: noise by signal.
+
+        Of the bundle that was adapted, and of the variant.
+        """
+        return self.document["error"]["before"], self.document["error"]["after"]
+
+
+@dataclass(frozen=True)
 class Scored(Result):
     """What `score_model` returns. skipped: files that could not be read, and why."""
 

@@ -131,13 +131,20 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Make a variant of BUNDLE for other conditions, of frames that nobody labelled, and the delta that leads to it."""
-    from edgekd import adapting
-    from edgekd.signing import load_signers
-
-    place = out or Path("runs") / f"{bundle.stem}-{name}.edgekd"
-    job = adapting.AdaptJob(bundle, frames, data, name, place, version_counter, score, twins)
-    found = adapting.run(job, new_progress(), load_signers(sign or (), secret_file))
-    (print_json if as_json else print_adapted)(found)
+    found = api.adapt(
+        bundle,
+        frames,
+        data,
+        name=name,
+        out=out,
+        score=score,
+        twins=twins,
+        version_counter=version_counter,
+        sign=sign or (),
+        secret_file=secret_file,
+        progress=new_progress(),
+    )
+    (print_json if as_json else print_adapted)(found.document)
 
 
 def demo(

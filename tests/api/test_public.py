@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "build": "build",
     "quantize": "quantize",
+    "adapt": "adapt",
     "convert": "convert",
     "distill": "distill",
     "prune": "prune",
