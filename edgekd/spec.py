@@ -65,7 +65,10 @@ def kind_of(kind: type[Step]) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Compression steps in the order they run; the order is data."""
+    """Compression steps in the order they run; the order is data.
+
+    What steps may say, in a file, a table or as dataclasses of `edgekd.spec`: docs/recipes.md.
+    """
 
     name: str
     steps: tuple[Step, ...]

@@ -125,6 +125,9 @@ class Target:
     installation), `rtx` (TensorRT for RTX, ahead of time, for `compute_capability`), `tensorrt` (on the machine at
     hand), or a CPU runtime. nms: what becomes of NonMaxSuppression in a graph. sm: CUDA compute capability.
     multiprocessors, clock_ghz: of the GPU, in the power mode that the peaks are of.
+
+    Units are in the names. Every `Figure` has the place that its value comes from; `explain` lists them all. How to
+    write a target: docs/targets.md.
     """
 
     name: str

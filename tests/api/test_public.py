@@ -70,6 +70,7 @@ def test_every_name_is_documented(name: str) -> None:
     assert f"`{name}" in (ROOT / "docs" / "python.md").read_text("utf-8")
     if name in COMMANDS.values():
         assert "Raises" in text
+        assert "docs/" in text or "bench/" in text or name in ("check_model", "compare"), "where is it from?"
         assert "The command: `edgekd " in text
         for parameter in inspect.signature(found).parameters.values():
             assert parameter.annotation is not inspect.Parameter.empty
