@@ -41,7 +41,6 @@ __all__ = [
     "predict_latency",
     "prune",
     "quantize",
-    "report_on",
     "score_model",
     "target_names",
     "verify",
