@@ -31,7 +31,7 @@ LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
 FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
 KINDS = {Path: "PATH", int: "INTEGER", float: "NUMBER", bool: "", str: "TEXT"}
-LANGUAGES = {".py": "python", ".yml": "yaml", ".toml": "toml"}
+LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -81,7 +81,7 @@ def test_every_name_is_documented(name: str) -> None:
 def test_a_function_takes_what_its_command_takes(command: str, function: str) -> None:
     options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
     renamed = {"resume": "fresh", "key": "keys"}
-    asked = {renamed.get(str(option.name), str(option.name)) for option in options} - {"as_json"}
+    asked = {renamed.get(str(option.name), str(option.name)) for option in options} - {"as_json", "log"}
     parameters = inspect.signature(getattr(edgekd, function)).parameters
     assert set(parameters) - {"progress"} == asked
     defaults = {str(option.name): option.default for option in options}
