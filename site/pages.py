@@ -29,6 +29,7 @@ from edgekd.target import Target, explain, load_target, target_names
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
+ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
 KINDS = {Path: "PATH", int: "INTEGER", float: "NUMBER", bool: "", str: "TEXT"}
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
@@ -73,8 +74,22 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def spaced(text: str) -> str:
-    """A list that follows its paragraph at once, with the empty line between them that mkdocs' Markdown wants."""
-    return re.sub(r"^((?![-*] |\d+\. |[ |#]).+)\n(?=[-*] |\d+\. )", r"\1\n\n", text, flags=re.MULTILINE)
+    """Lists as mkdocs wants them: an empty line before, and what belongs to an item four spaces to the right."""
+    lines: list[str] = []
+    inside = loose = False
+    for line in text.split("\n"):
+        item, depth = ITEM.match(line), len(line) - len(line.lstrip(" "))
+        after_text = bool(lines and lines[-1].strip() and not lines[-1].startswith(("|", "#")))
+        if item and after_text and (not inside or (loose and not depth)):
+            lines.append("")
+        if not line.strip():
+            loose = inside
+        elif item:
+            inside, loose = True, loose and depth > 0
+        elif not depth and not after_text:
+            inside = loose = False
+        lines.append(" " * (4 if depth < 4 else 8) + line.lstrip(" ") if inside and 1 < depth < 7 else line)
+    return "\n".join(lines)
 
 
 # Links
