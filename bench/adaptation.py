@@ -207,6 +207,8 @@ def main() -> int:
     command = (
         f"python bench/adaptation.py --models {' '.join(given.models)} --severities {severities} --size {given.size}"
     )
+    if tuple(given.corruptions) != tuple(CORRUPTIONS):
+        command += " --corruptions " + " ".join(f"'{kind}'" if " " in kind else kind for kind in given.corruptions)
     state = given.work / "rows.json"
     asked = {"size": given.size, "images": given.images, "edgekd": sources_sha256()}
     kept = json.loads(state.read_text("utf-8")) if state.is_file() else {"asked": asked, "rows": []}

@@ -261,8 +261,8 @@ def look_json(look: Look) -> dict[str, Any]:
     """What conditions do to pictures, as plain types for JSON."""
     return {
         "blur": look.blur,
-        "gains": look.gains.mean(axis=(1, 2)).round(3).tolist(),
-        "noise": look.noise.mean(axis=(1, 2)).round(2).tolist(),
+        "gains": look.gains.mean(axis=(1, 2), dtype=float).round(3).tolist(),
+        "noise": look.noise.mean(axis=(1, 2), dtype=float).round(2).tolist(),
         "brightness": [round(float(mean[0]) / 3**0.5, 1) for mean in (look.before, look.after)],
     }
 
