@@ -141,7 +141,9 @@ def _placed(box: tuple[float, ...], left: int, top: int, scale: float) -> tuple[
 
 
 def _scores(of: Object | FalseAlarm) -> tuple[float | None, float | None]:
-    return (of.before.score, of.after.score) if isinstance(of, Object) else (of.before, of.after)
+    if isinstance(of, Object):
+        return of.before.score, of.after.score
+    return (of.nearly, of.after) if of.before is None else (of.before, of.nearly if of.after is None else of.after)
 
 
 def _reason(change: Change, classes: Sequence[str]) -> str:

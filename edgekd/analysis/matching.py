@@ -80,7 +80,8 @@ class Object:
 class FalseAlarm:
     """A detection of nothing that is labelled as its class.
 
-    before, after: its score by each network, None where it has none; over: the class of an object that it fits.
+    before, after: its score by each network, None where it does not count; nearly: the score, too small, that it has
+    there; over: the class of an object that it fits.
     """
 
     frame: int
@@ -90,6 +91,7 @@ class FalseAlarm:
     before: float | None
     after: float | None
     over: int | None = None
+    nearly: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,13 @@ def _alarms(at: int, before: _Look, after: _Look) -> Iterator[FalseAlarm]:
     pairs = pair(before.alarms, after.alarms)
     for index, partner in enumerate(pairs.tolist()):
         alarm = before.alarm(at, index)
-        yield alarm if partner < 0 else replace(alarm, after=float(after.alarms.scores[partner]))
+        if partner < 0:
+            yield replace(alarm, nearly=after.score_of(alarm))
+        else:
+            yield replace(alarm, after=float(after.alarms.scores[partner]))
     for index in np.setdiff1d(np.arange(len(after.alarms)), pairs).tolist():
         alarm = after.alarm(at, index)
-        yield replace(alarm, before=None, after=alarm.before)
+        yield replace(alarm, before=None, after=alarm.before, nearly=before.score_of(alarm))
 
 
 class _Look:
@@ -160,6 +165,12 @@ class _Look:
         box, score = self._sure.boxes[at], float(self._sure.scores[at])
         over = next((int(self._truth.classes[each]) for each, by in self._taken.items() if by == at), None)
         return FalseAlarm(frame, _box(box), int(self._sure.classes[at]), size_of(box), score, None, over)
+
+    def score_of(self, alarm: FalseAlarm) -> float | None:
+        """The best score of a detection like a false alarm of the other network; None without one."""
+        overlap = overlaps(self._all.boxes, np.array([alarm.box]))[:, 0]
+        near = self._all.scores[(self._all.classes == alarm.kind) & (overlap >= IOU)]
+        return float(near.max()) if near.size else None
 
     def count(self, table: np.ndarray) -> None:
         """Add this frame to a confusion table."""

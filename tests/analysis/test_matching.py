@@ -77,6 +77,14 @@ def test_false_alarms_at_one_place_are_one() -> None:
     ]
 
 
+def test_a_false_alarm_that_nearly_was_one_before_says_so() -> None:
+    before = found((FAR, DOG, 0.4), (FAR, PERSON, 0.3))
+    (new,) = looked(labels((BOX, PERSON)), before, found((FAR, DOG, 0.6))).alarms
+    assert (new.before, new.after, new.nearly) == (None, pytest.approx(0.6), pytest.approx(0.4))
+    (gone,) = looked(labels((BOX, PERSON)), found((FAR, DOG, 0.6)), found()).alarms
+    assert (gone.before, gone.after, gone.nearly) == (pytest.approx(0.6), None, None)
+
+
 def test_a_detection_in_a_crowd_is_no_false_alarm_and_the_crowd_no_object() -> None:
     truth = labels(((0, 0, 200, 200), PERSON), crowd=(0,))
     findings = looked(truth, SURE, found((BOX, DOG, 0.9)))
