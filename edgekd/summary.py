@@ -124,7 +124,7 @@ def report_of(parts: Parts, stages: Sequence[Stage]) -> Report:
             parts.after.path / GRAPH,
             parts.encoded.path / PACKED,
             parts.after.results.get("errors", {}),
-            parts.after.results.get("snr_db", {}),
+            _noise(parts),
             _options(parts.steps),
         ),
         class_names=spec_of(parts.after).classes,
@@ -208,6 +208,12 @@ def layer_rows(
             )
         )
     return tuple(rows)
+
+
+def _noise(parts: Parts) -> Mapping[str, float]:
+    """Signal by noise of each layer in dB, as quantizing has measured it; of a trained graph what it had before."""
+    told = (stage.results["snr_db"] for stage in (parts.after, *reversed(parts.steps)) if "snr_db" in stage.results)
+    return next(told, {})
 
 
 def _options(steps: Sequence[Stage]) -> dict[str, dict[str, float]]:

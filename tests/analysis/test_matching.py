@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.analysis import tallies
@@ -118,6 +118,7 @@ boxes = st.lists(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(boxes, st.integers(0, 5), st.integers(0, 2**16))
 def test_every_object_has_one_fate_and_counts_add_up(rows: list[tuple[int, ...]], drop: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
