@@ -16,6 +16,10 @@ FORMATS: tuple[Format, ...] = (ONNX, OPENVINO, NCNN, TENSORRT_RTX_ENGINE, DEEPST
 _ELSEWHERE = {
     "tensorrt": "TensorRT builds its engine where it runs: `edgekd build --target T`, then `edgekd engine BUNDLE "
     "--device ssh://...`",
+    **dict.fromkeys(
+        ("litert", "tflite"),
+        "convert the .pt with litert-torch, in an environment of its own: docs/converting.md says why",
+    ),
 }
 """What users ask for that no conversion on this machine gives, and what does."""
 

@@ -249,6 +249,7 @@ def test_a_full_disk_leaves_nothing(
     [
         (("--to", "onxn"), "did you mean 'onnx'?"),
         (("--to", "tensorrt"), "TensorRT builds its engine where it runs"),
+        (("--to", "litert"), "convert the .pt with litert-torch"),
         (("--to", "onnx", "--opset", "12"), "--opset; expected 13 to"),
         (("--to", "onnx", "--opset", "17", "--precision", "fp16"), "--opset; expected 19 to"),
         (("--to", "openvino", "--opset", "17"), "--opset is for --to onnx"),
