@@ -67,6 +67,6 @@ def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
     command = build_command(tiny_model, tiny_data, out, "--json")
     # Sets of names iterate in another order in every process; what a build writes must not.
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return Built(out, out / "tiny-xavier.edgekd", json.loads(done.stdout))
