@@ -70,7 +70,9 @@ class Bench(Resumable[Row]):
     asked = ("student", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "images", "device")
 
     def run(self) -> Iterable[None]:
-        """Every row that is not there yet; pauses after each."""
+        """Every row that is not there yet; pauses after each. A graph that was too large to be kept is exported again."""
+        if not self.graph(LARGE).is_file():
+            exported(str(self.given.model), self.graph(LARGE), self.given.image_size)
         ways: dict[str, Callable[[], Row]] = {
             LARGE: partial(self._float, LARGE, self.given.model),
             START: partial(self._float, START, Path(self.given.student)),
@@ -106,7 +108,8 @@ class Bench(Resumable[Row]):
 
     def _float(self, method: str, checkpoint: Path) -> Row:
         graph = self.graph(method)
-        exported(str(checkpoint), graph, self.given.image_size)
+        if not graph.is_file():
+            exported(str(checkpoint), graph, self.given.image_size)
         return self.with_scores(Row(method, bytes=graph.stat().st_size), graph)
 
     def _built_half(self) -> Row:
