@@ -70,7 +70,7 @@ class Bench(Resumable[Row]):
     asked = ("student", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "images", "device")
 
     def run(self) -> Iterable[None]:
-        """Every row that is not there yet; pauses after each. A graph that was too large to be kept is exported again."""
+        """Every row that is not there yet; pauses after each. What was too large to be kept is exported again."""
         if not self.graph(LARGE).is_file():
             exported(str(self.given.model), self.graph(LARGE), self.given.image_size)
         ways: dict[str, Callable[[], Row]] = {
