@@ -246,9 +246,10 @@ def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         ]
         told = found["predicted"].get(row.method)
         fps = f"{told['fps']:.0f} ({told['precision']})" if told else "–"
-        cells.append([row.method, f"{row.bytes:,}", cell(row.seconds, ",.0f"), *shares, fps])
+        energy = cell(told["energy_mj"] if told else None, ".0f")
+        cells.append([row.method, f"{row.bytes:,}", cell(row.seconds, ",.0f"), *shares, fps, energy])
     header = ["", "bytes", "seconds of training", *(f"{split} mAP50-95" for split in SPLITS)]
-    lines += table([*header, f"FPS, predicted, {found['target']}"], cells)
+    lines += table([*header, f"FPS, predicted, {found['target']}", "mJ a frame, predicted"], cells)
     lines += [f"\n{row.method}: {row.error}" for row in rows if row.error]
     if found["timed"]:
         lines += ["", f"## In turns with the large one, on {found['engine']}", "", *_timed_table(found["timed"])]
