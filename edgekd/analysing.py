@@ -27,7 +27,7 @@ from edgekd.store import Stage
 from edgekd.summary import Parts, scored_samples
 from edgekd.target import to_dict
 
-FRAMES = 16
+FRAMES = 8
 """Scored images on which layers are compared."""
 PICTURED = 4
 """Frames whose maps of attention are shown: those in which most has changed."""

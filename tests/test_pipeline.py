@@ -36,6 +36,7 @@ STAGES = [
     "drift",
     "compile",
     "benchmark",
+    "analyse",
     "report",
     "pack",
 ]

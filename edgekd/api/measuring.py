@@ -150,7 +150,7 @@ def analyse(
     *,
     data: str | Path | None = None,
     out: str | Path | None = None,
-    images: int = 16,
+    images: int = 8,
     progress: Progress = SILENT,
 ) -> Analysed:
     """Why and where a finished build lost accuracy: objects lost and gained, confusion, layers, attention; as a page.

@@ -120,7 +120,7 @@ def report(
         Path | None, typer.Option(help="What it was scored on. Default: where that was then.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The page. Default: RUN/analysis.html.", show_default=False)] = None,
-    images: Annotated[int, typer.Option(help="Scored images on which layers are compared.", min=1)] = 16,
+    images: Annotated[int, typer.Option(help="Scored images on which layers are compared.", min=1)] = 8,
     as_json: Json = False,
 ) -> None:
     """Say why and where a build lost accuracy: detections, classes, layers, training, as a page for a browser."""

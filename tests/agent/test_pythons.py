@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cameras import BUNDLE, identity_of, options, repacked
-from pythons import find, interpreter, wheels
+from pythons import interpreter, wheels
 from running import Built
 
 from edgekd.agent_archive import NAME, agent_archive
@@ -31,10 +31,10 @@ class System:
 
 
 NAMES = (
-    *("commands", "device", "fetching", "installation", "models", "parity", "power_cuts"),
+    *("commands", "device", "fetching", "installation", "models", "parity"),
     *("precision", "renewal", "runtimes", "trusted", "validation"),
 )
-"""Of the tests that a camera could run."""
+"""Of the tests that a camera could run; not those of power cuts, which take long and are of files, not of Python."""
 SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
 
@@ -114,11 +114,10 @@ def test_every_command_of_the_agent_in_a_bundle(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("camera", SYSTEMS[:1], indirect=True, ids=lambda system: system.python)
 def test_the_agents_own_tests(camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path) -> None:
     """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
-    # Power may go at hundreds of places: they take long, and are files, not Python.
-    names = [name for name in NAMES if name != "power_cuts" or camera.python == find(SYSTEMS[0].python)]
-    tests = [HERE / f"test_{name}.py" for name in names]
+    tests = [HERE / f"test_{name}.py" for name in NAMES]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
     path = [archive, camera.numpy, camera.pytest, HERE.parent]  # the last for what tests share

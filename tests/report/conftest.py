@@ -182,8 +182,9 @@ def analysed_html(analysed_report: Report) -> str:
     return render(analysed_report)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    """Of one module: while it is there, an event loop runs in this process, and nobody else can run one."""
     if not CHROMIUM.exists():
         message = f"no browser: {CHROMIUM} is missing (apt-get install chromium)"
         if os.environ.get("CI"):
