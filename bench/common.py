@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -140,6 +141,14 @@ def without_folders(text: str, *folders: Path) -> str:
     for folder in sorted({str(path) for path in known}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text
+
+
+def answer(jobs: Mapping[str, Callable[..., dict[str, Any]]], asked: Mapping[str, Any]) -> int:
+    """What a process of its own does: the job named by `do`; prints what came of it, and what is installed. Gives 0."""
+    packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
+    took = jobs[asked["do"]](**{name: value for name, value in asked.items() if name != "do"})
+    print("\n" + json.dumps({**took, "packages": packages}))
+    return 0
 
 
 class JobError(Exception):

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +36,7 @@ from common import (
     SPLITS,
     JobError,
     Resumable,
+    answer,
     conditions_lines,
     table,
     use_cores,
@@ -503,9 +503,7 @@ def main() -> int:
     """0 when no row failed; else 1."""
     given = parse()
     if given.do:
-        packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
-        print("\n" + json.dumps({**_JOBS[given.do.pop("do")](**given.do), "packages": packages}))
-        return 0
+        return answer(_JOBS, given.do)
     use_cores(given.threads)
     for folder in (given.work, given.out.parent):
         folder.mkdir(parents=True, exist_ok=True)

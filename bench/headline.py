@@ -23,12 +23,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, SHARED, SPLITS, JobError, Resumable, conditions_lines, table, use_cores, write_pair
+from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditions_lines, table, use_cores, write_pair
 from distillation import exported, ultralytics_job
 from stand_in import cell, rows_of
 
@@ -339,9 +338,7 @@ def main() -> int:
     """0 when no row failed; else 1."""
     given = parse()
     if given.do:
-        packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
-        print("\n" + json.dumps({**_JOBS[given.do.pop("do")](**given.do), "packages": packages}))
-        return 0
+        return answer(_JOBS, given.do)
     use_cores(given.threads)
     for folder in (given.work, given.out.parent):
         folder.mkdir(parents=True, exist_ok=True)

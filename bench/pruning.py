@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, SHARED, SPLITS, JobError, Resumable, conditions_lines, table, use_cores, write_pair
+from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditions_lines, table, use_cores, write_pair
 from distillation import edgekd_job, exported, start_job, told
 
 from edgekd.devices.local import LocalDevice
@@ -425,9 +424,7 @@ def main() -> int:
     """0 when no row failed; else 1."""
     given = parse()
     if given.do:
-        packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
-        print("\n" + json.dumps({**_JOBS[given.do.pop("do")](**given.do), "packages": packages}))
-        return 0
+        return answer(_JOBS, given.do)
     use_cores(given.threads)
     for folder in (given.work, given.out.parent):
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from edgekd.predict.roofline import Roofline
 from edgekd.report.markup import Html, tag
 from edgekd.report.text import known, milliseconds
 from edgekd.report.types import Latency
+
+T = TypeVar("T")
 
 STRIP_HEIGHT = 20
 SCATTER_HEIGHT = 280
@@ -145,7 +148,7 @@ def time_line(at_s: Sequence[float], values: Sequence[float | None], unit: str) 
         "svg",
         *(
             tag("polyline", points=" ".join(run), fill="none", vector_effect="non-scaling-stroke")
-            for run in _runs(points)
+            for run in runs(points)
         ),
         class_="line",
         viewBox=f"0 0 1000 {TIME_LINE_HEIGHT}",
@@ -241,15 +244,15 @@ def _powers(values: Sequence[float]) -> list[float]:
     return [float(power) for power in range(first, max(last, first + 1) + 1)]
 
 
-def _runs(points: Sequence[str | None]) -> list[list[str]]:
+def runs(points: Sequence[T | None]) -> list[list[T]]:
     """Stretches without a gap."""
-    runs: list[list[str]] = [[]]
+    found: list[list[T]] = [[]]
     for point in points:
         if point is None:
-            runs.append([])
+            found.append([])
         else:
-            runs[-1].append(point)
-    return [run for run in runs if run]
+            found[-1].append(point)
+    return [run for run in found if run]
 
 
 def _anchor(at: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekd.report.charts import nice_ticks
+from edgekd.report.charts import nice_ticks, runs
 from edgekd.report.markup import Html, tag
 from edgekd.report.text import known
 
@@ -51,7 +51,7 @@ def epoch_line(name: str, values: Sequence[float | None]) -> Html:
             fill="none",
             vector_effect="non-scaling-stroke",
         )
-        for run in _runs(spots)
+        for run in runs(spots)
         if len(run) > 1
     ]
     drawn = tag(
@@ -66,7 +66,7 @@ def epoch_line(name: str, values: Sequence[float | None]) -> Html:
     )
     dots = [
         tag("circle", cx=f"{INSET + (100 - INSET) * x:.1f}%", cy=f"{y:.1f}", r=3, class_="spot front")
-        for run in _runs(spots)
+        for run in runs(spots)
         if len(run) == 1
         for x, y in run
     ]
@@ -110,14 +110,3 @@ def histogram(counts: Sequence[int], edges: Sequence[float], said: str) -> Html:
 
 def _down(value: float, ticks: Sequence[float]) -> float:
     return round(14 + (LINE - 18) * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0])), 1)
-
-
-def _runs(spots: Sequence[tuple[float, float] | None]) -> list[list[tuple[float, float]]]:
-    """Stretches without a gap."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for spot in spots:
-        if spot is None:
-            runs.append([])
-        else:
-            runs[-1].append(spot)
-    return [run for run in runs if run]
