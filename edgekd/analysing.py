@@ -34,11 +34,12 @@ PICTURED = 4
 SHADES = "attention.npz"
 
 
-def analyse(parts: Parts, stages: Stages, timing: Stage, frames: int = FRAMES) -> Stage | None:
+def analyse(parts: Parts, findings: Findings, stages: Stages, timing: Stage, frames: int = FRAMES) -> Stage | None:
     """Look into the graphs of a build: similarity and times of layers, maps of attention.
 
-    timing: names the machine that layers are timed on where the target cannot be predicted. Results: `frames`,
-    `compared`, `times`, `maps`. None, and a note, where a graph cannot be looked into: no build fails by that.
+    findings: of the same parts; they say which frames are pictured. timing: names the machine that layers are timed on
+    where the target cannot be predicted. Results: `frames`, `compared`, `times`, `maps`. None, and a note, where one of
+    the graphs cannot be looked into: no build fails by that.
     """
     pairs = _pairs(parts)
     samples = scored_samples(parts)
@@ -46,7 +47,7 @@ def analyse(parts: Parts, stages: Stages, timing: Stage, frames: int = FRAMES) -
 
     def work(folder: Path) -> Mapping[str, Any]:
         looked = [image for _, image in drawn(samples, frames, 0)]
-        pictured = most_changed(findings_of(parts), PICTURED)
+        pictured = most_changed(findings, PICTURED)
         images = [read_image(samples[at].image) for at in pictured]
         seen = list(maps(_looked(parts.before), _looked(parts.shipped), images))
         shades = {f"before{at}": each.before for at, each in enumerate(seen)}
@@ -75,12 +76,14 @@ def analyse(parts: Parts, stages: Stages, timing: Stage, frames: int = FRAMES) -
         return None
 
 
-def analysed_report(report: Report, parts: Parts, stage: Stage | None) -> Report:
-    """The report with the analysis of its detections, and with what `analyse` has seen inside the networks."""
+def analysed_report(report: Report, parts: Parts, findings: Findings | None, stage: Stage | None) -> Report:
+    """The report with the analysis of its detections, and with what `analyse` has seen inside the networks.
+
+    findings: of the parts; None where the data is not at hand.
+    """
     missing = []
-    if parts.scored is None:
+    if findings is None:
         missing.append("detections, and pictures of any kind: they need the images and labels that were scored")
-    findings = None if parts.scored is None else findings_of(parts)
     inside = None if stage is None else inside_of(parts, stage, findings)
     if inside is None:
         missing.append("similarity of layers, their times and attention: nothing has looked into the networks")

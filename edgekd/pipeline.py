@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekd import factorizing, gate, pruning, resizing, training
-from edgekd.analysing import analyse
+from edgekd.analysing import analyse, findings_of
+from edgekd.analysis.matching import Findings
 from edgekd.budget import Line, judge, verdict
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import Detector, load
@@ -114,10 +115,15 @@ class Run:
 
 @dataclass(frozen=True)
 class TimedRun(Run):
-    """A run with what this machine made of it. analysed: what was seen inside the networks; None where that failed."""
+    """A run with what this machine made of it.
+
+    findings: what both graphs make of every labelled object; analysed: what was seen inside the networks, None where
+    that failed.
+    """
 
     compiled: Stage = field(kw_only=True)
     timing: Stage = field(kw_only=True)
+    findings: Findings = field(kw_only=True)
     analysed: Stage | None = field(default=None, kw_only=True)
 
 
@@ -190,8 +196,11 @@ def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ())
     run = watched(graphs(job, dataset, stages), dataset, stages)
     compiled = stages.compile(run.shipped, job.target)
     timing = stages.benchmark(run.before, run.after, run.scored, run.data_sha256, device, basis)
-    analysed = analyse(parts_of(run), stages, timing)
-    return publish(TimedRun(**vars(run), compiled=compiled, timing=timing, analysed=analysed), stages, signers)
+    parts = parts_of(run)
+    findings = findings_of(parts)
+    analysed = analyse(parts, findings, stages, timing)
+    timed = TimedRun(**vars(run), compiled=compiled, timing=timing, findings=findings, analysed=analysed)
+    return publish(timed, stages, signers)
 
 
 def data_of(job: Job) -> Dataset:

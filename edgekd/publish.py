@@ -111,7 +111,7 @@ def write_report(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Seq
 
     parts, on = parts_of(run), Timings(run.checked, run.compiled, run.timing)
     asked = Asked(lines, bundle.stat().st_size, run.job.search)
-    report = analysed_report(full_report(parts, on, asked, stages), parts, run.analysed)
+    report = analysed_report(full_report(parts, on, asked, stages), parts, run.findings, run.analysed)
     path = run.job.out / "report.html"
     write_file(path, render(report).encode("utf-8"))
     return path

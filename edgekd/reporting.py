@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.analysing import FRAMES, analyse, analysed_report
+from edgekd.analysing import FRAMES, analyse, analysed_report, findings_of
 from edgekd.analysis.matching import IOU
 from edgekd.analysis.tallies import Confusion, Tally
 from edgekd.analysis.types import Analysis, Inside
@@ -55,9 +55,10 @@ def run(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     parts = _parts(finished, done, scored)
     on = Timings(_last(done, "check-"), _last(done, "compile"), _last(done, "benchmark"))
     looked: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
-    if scored is not None:
-        looked = analyse(parts, stages, on.timing, job.frames)
-    report = analysed_report(full_report(parts, on, _asked(finished), done), parts, looked)
+    findings = None if scored is None else findings_of(parts)
+    if findings is not None:
+        looked = analyse(parts, findings, stages, on.timing, job.frames)
+    report = analysed_report(full_report(parts, on, _asked(finished), done), parts, findings, looked)
     if why:
         report = replace(report, missing=(why, *report.missing))
     out = job.out or job.run / PAGE
