@@ -45,8 +45,10 @@ from common import (
 
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes
+from edgekd.detectors.decode import SCORING
+from edgekd.detectors.types import Detections
 from edgekd.progress import PlainProgress, Progress
-from edgekd.score import Score, tail_score
+from edgekd.score import Score, score, tail_score
 from edgekd.spec import Distill, DistillStage, Weights, load_recipe
 from edgekd.toml import parse_table
 
@@ -146,8 +148,11 @@ class Bench(Resumable[Row]):
     def _teacher(self) -> Row:
         given, graph = self.given, self.given.work / "teacher.onnx"
         job = {"do": "teacher", "model": given.model, "out": graph, "size": given.image_size, "batch": given.batch}
+        job |= {"data": given.data, "images": given.images}
         took = self._job("teacher", {**job, "device": given.device, "threads": given.threads})
-        return self.with_scores(Row(TEACHER, **took), graph)
+        scores = {split: Score(**score) for split, score in took.pop("scores").items()}
+        row = Row(TEACHER, **took)
+        return replace(row, **self.noted(scores)) if scores else self.with_scores(row, graph)
 
     def _student(self, method: str, step: Distill | None, seed: int) -> Row:
         given = self.given
@@ -171,7 +176,7 @@ class Bench(Resumable[Row]):
         """Also how well the rare classes are found."""
         train = load_dataset(self.given.data)
         rare = rare_classes(train.split("train"), train.classes)
-        tail = {split: tail_score(score.per_class, rare, TAIL)["map50_95"] for split, score in scores.items()}
+        tail = {split: tail_score(one.per_class, rare, TAIL)["map50_95"] for split, one in scores.items()}
         return {**super().noted(scores), "tail": tail}
 
     def _job(self, name: str, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,15 +193,23 @@ def told(step: Distill) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------- what a process of its own does
 
 
-def teacher_job(model: str, out: str, size: int, batch: int, device: str, threads: int) -> dict[str, Any]:
-    """Export the teacher at this size; what a forward pass of a batch takes."""
+def teacher_job(
+    model: str, out: str, size: int, batch: int, data: str, images: int | None, device: str, threads: int
+) -> dict[str, Any]:
+    """Export the teacher at this size, or score one that cannot be; what a forward pass of a batch takes."""
     import torch
+    from ultralytics import RTDETR
+    from ultralytics.nn.tasks import RTDETRDetectionModel
 
     from edgekd.detectors.teacher import load_teacher, parameters_in
     from edgekd.detectors.trained import fast_in_bfloat16
 
     torch.set_num_threads(threads)
-    exported(model, Path(out), size)
+    scores = {}
+    if type(torch.load(model, map_location="cpu", weights_only=False)["model"]) is RTDETRDetectionModel:
+        scores = {split: transformer_score(RTDETR(model), Path(data), split, images, size) for split in SPLITS}
+    else:
+        exported(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
     network = load_teacher(Path(model), trust=True).to(where).to(memory_format=torch.channels_last)
     images, stamps = torch.rand(batch, 3, size, size, device=where), []
@@ -206,7 +219,19 @@ def teacher_job(model: str, out: str, size: int, batch: int, device: str, thread
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             stamps.append(time.perf_counter())
-    return {"parameters": parameters_in(network), "step_seconds": gap(stamps)}
+    return {"parameters": parameters_in(network), "step_seconds": gap(stamps), "scores": scores}
+
+
+def transformer_score(detector: Any, data: Path, split: str, images: int | None, size: int) -> dict[str, Any]:
+    """What an RT-DETR scores on a split, by Ultralytics' prediction."""
+    dataset = load_dataset(data)
+    found, truths = [], []
+    for sample in dataset.split(split).samples[:images]:
+        said = detector.predict(sample.image, imgsz=size, conf=SCORING.confidence, device="cpu", verbose=False)[0]
+        boxes, (height, width) = said.boxes.numpy(), said.orig_shape
+        found.append(Detections(boxes.xyxy, boxes.conf, boxes.cls.astype("int64")))
+        truths.append((sample.truth, width, height))
+    return score(found, truths, dataset.classes).to_json()
 
 
 def start_job(step: Mapping[str, Any], out: str, data: str, device: str, threads: int) -> dict[str, Any]:
@@ -447,7 +472,7 @@ def _cells(one: Summary, base: Summary | None) -> list[str]:
     cells = [seeds, f"{size:,.0f}" if size else None, *took, f"{step * 1000:.1f}" if step else None]
     for split in SPLITS:
         gains = one.gains(base, split) if base and one.method != NONE else []
-        tail = [score for row in one.rows if (score := row.tail.get(split)) is not None]
+        tail = [value for row in one.rows if (value := row.tail.get(split)) is not None]
         cells += [spread(list(one.scores(split).values())), spread(gains, "+") if gains else None]
         cells.append(f"{statistics.fmean(tail):.4f}" if tail else None)
     return [one.method, *(cell or "–" for cell in cells)]

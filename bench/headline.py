@@ -29,7 +29,7 @@ from typing import Any
 
 from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditions_lines, table, use_cores, write_pair
 from distillation import exported, ultralytics_job
-from stand_in import cell, rows_of
+from stand_in import cell, failed, rows_of
 
 from edgekd.artifact import opened
 from edgekd.predicting import PredictJob
@@ -223,7 +223,7 @@ def claims(bench: Bench, rows: Mapping[str, Row], timed: Sequence[Mapping[str, A
         if {mine, theirs} <= rows.keys():
             ahead = rows[mine].map50_95["test"] - rows[theirs].map50_95["test"]
             found.append((f"test mAP50-95 of {mine} above that of {theirs}", ahead, ahead > 0))
-    turns = [row for row in timed if row["artifact"] == bench.graph(OURS).name]
+    turns = [row for row in timed if row["artifact"] == bench.graph(OURS).name and "error" not in row]
     if turns:
         fast = max(row["engine_times_as_fast"]["ratio"] for row in turns)
         found.append((f"at least {FASTER:.1f} times as fast, the engine alone", fast, fast >= FASTER))
@@ -265,14 +265,15 @@ def page(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 def _timed_table(timed: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = []
-    for row in timed:
+    for row in (row for row in timed if "error" not in row):
         fast, energy, share = row.get("engine_times_as_fast"), row["energy"], row.get("energy_share")
         ratio = f"{fast['ratio']:.2f} ({fast['interval'][0]:.2f} to {fast['interval'][1]:.2f})" if fast else "1"
         camera = f"{row['times_as_fast']['ratio']:.2f}" if fast else "1"
         mj = [cell(energy["gross_mj"] if energy else None, ".1f"), cell(share["gross_mj"] if share else None, ".2f")]
         cells.append([row["artifact"], row["precision"], f"{row['engine_ms']['p50']:.2f}", ratio, camera, *mj])
     header = ["graph", "precision", "engine p50, ms", "engine: times as fast", "camera: times as fast"]
-    return table([*header, "mJ a frame", "share of its energy"], cells)
+    lines = table([*header, "mJ a frame", "share of its energy"], cells)
+    return [*lines, *("", *failed(timed))] if failed(timed) else lines
 
 
 _ABOUT = (

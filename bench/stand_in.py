@@ -19,12 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
+from common import RESULTS, conditions, conditions_lines, table, use_cores, without_folders, write_results
 
 from edgekd import measuring
 from edgekd.artifact import opened
 from edgekd.devices.local import LocalDevice
 from edgekd.engines import engine_named
+from edgekd.errors import DeviceError
 from edgekd.half import half
 from edgekd.progress import PlainProgress
 
@@ -59,7 +60,10 @@ def row_of(name: str, precision: str, graph: Path, told: Mapping[str, Any]) -> d
 
 
 def rows_of(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A row for each graph; the first is the large detector in float16, with which all others take turns."""
+    """A row for each graph; the first is the large detector in float16, with which all others take turns.
+
+    A graph that the engine cannot load is a row with an `error`.
+    """
     progress = PlainProgress(sys.stderr)
     with ExitStack() as stack:
         large = graphs_of(given.before, folder, stack)
@@ -78,8 +82,13 @@ def rows_of(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 seconds=given.seconds,
                 streams=given.streams,
             )
-            told = measuring.run(job, progress).document
-            if not rows:
+            try:
+                told = measuring.run(job, progress).document
+            except DeviceError as error:
+                said = without_folders(str(error), folder)[:300]
+                rows.append({"artifact": Path(name).name, "precision": precision, "error": said})
+                continue
+            if all("error" in row for row in rows):
                 rows.append(row_of(given.before, HALVED, large[HALVED], told["against"]))
             rows.append({**row_of(name, precision, graph, told), **compared(told)})
     return rows
@@ -93,6 +102,11 @@ def compared(told: Mapping[str, Any]) -> dict[str, Any]:
     return {**ratios, "energy_share": share}
 
 
+def failed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What could not be measured, and why, for the foot of a table."""
+    return [f"- {row['artifact']}, {row['precision']}: {row['error']}" for row in rows if "error" in row]
+
+
 def cell(value: float | None, form: str) -> str:
     """A figure, or a dash where it was refused or cannot be read."""
     return "-" if value is None else format(value, form)
@@ -101,7 +115,8 @@ def cell(value: float | None, form: str) -> str:
 def page(found: Mapping[str, Any]) -> list[str]:
     """The document as a page."""
     cells = []
-    for row in found["rows"]:
+    rows = [row for row in found["rows"] if "error" not in row]
+    for row in rows:
         ratio, share, energy = row.get("engine_times_as_fast"), row.get("energy_share"), row["energy"]
         low, high = ratio["interval"] if ratio else (1.0, 1.0)
         throughput = row["throughput"]["fps"] if row["throughput"] else None
@@ -120,7 +135,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
                 cell(share["gross_mj"] if share else (1.0 if not ratio and energy else None), ".2f"),
             ]
         )
-    refused = [f"- {row['artifact']}, {row['precision']}: {why}" for row in found["rows"] for why in row["refused"]]
+    refused = [f"- {row['artifact']}, {row['precision']}: {why}" for row in rows for why in row["refused"]]
+    refused += failed(found["rows"])
     header = ["", "precision", "MB of ONNX", "engine p50, ms", "engine FPS", "camera FPS", "FPS of all streams"]
     header += ["engine: times as fast", "camera: times as fast", "mJ a frame", "share of its energy"]
     return [
@@ -172,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def meets(row: Mapping[str, Any]) -> bool:
     """Whether a row reaches both goals."""
+    if "error" in row:
+        return False
     fast = row["engine_times_as_fast"]["ratio"] >= GOALS["times as fast"]
     return fast and bool(row["energy_share"]) and row["energy_share"]["gross_mj"] <= GOALS["share of the energy"]
 

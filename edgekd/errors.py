@@ -6,7 +6,8 @@ EdgeKDError
 ├ CompressError      names step and layer
 │ └ ParityError      the ONNX graph drifted from its source: says where, how much
 ├ DeviceError        unreachable, build failed, timed out
-│ └ EngineMismatchError
+│ ├ EngineMismatchError
+│ └ EngineRefusedError
 ├ BudgetError        ran, but missed; carries the report
 └ BundleError
   ├ SignatureError · HashError · RollbackError
@@ -80,6 +81,10 @@ class DeviceError(EdgeKDError):
 
 class EngineMismatchError(DeviceError):
     """An engine was made for another device, runtime version or driver."""
+
+
+class EngineRefusedError(DeviceError):
+    """A device answered, but what it was given cannot be built there, or does not find there what it should."""
 
 
 class BudgetError(EdgeKDError):

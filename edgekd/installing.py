@@ -26,6 +26,7 @@ from edgekd.errors import (
     DeviceError,
     EdgeKDError,
     EngineMismatchError,
+    EngineRefusedError,
     HashError,
     RollbackError,
     SignatureError,
@@ -52,6 +53,8 @@ _KINDS: dict[str, type[EdgeKDError]] = {
     for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
 }
 """What of the agent's errors is raised as it is; any other is a DeviceError."""
+_JUDGING = ("build", "selftest")
+"""Steps whose error is about the network rather than the device."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class _Work:
         except (KeyError, TypeError, ValueError) as no_answer:
             raise _no_answer(name, command, ended.code, ended.err) from no_answer
         if error is not None:
-            kind = _KINDS.get(error["kind"], DeviceError)
+            kind = _KINDS.get(error["kind"], EngineRefusedError if command in _JUDGING else DeviceError)
             told = {part: error[part] for part in ("expected", "found", "fix")}
             raise kind(f"{name}: {command}: {error['what']}", **told)
         self._took(command, began)

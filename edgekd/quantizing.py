@@ -128,12 +128,7 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
 
     Raises SpecError, DataError or CompressError and leaves nothing half-written. A missed budget does not raise.
     """
-    if job.recipe.quantize is None:
-        raise SpecError(f"recipe {job.recipe.name} quantizes nothing", fix="pass --recipe ptq or mixed")
-    if job.recipe.resize is not None:
-        raise SpecError(f"recipe {job.recipe.name} resizes the input", fix="leave that to `edgekd build`")
-    if job.recipe.distill is not None:
-        raise SpecError(f"recipe {job.recipe.name} trains a student", fix="`edgekd distill` it, and quantize that")
+    _refuse_steps(job.recipe)
     refuse_recipe(job.recipe, job.budget, job.model)
     stages = Stages.within(job.out, job.fresh, progress)
     judged = _network(job, stages) if _is_network(job) else _detector(job, stages)
@@ -148,6 +143,20 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
         copy_file(source, job.out / name)
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return QuantizeOutcome(job, result, tuple(stages.done), tuple(lines))
+
+
+def _refuse_steps(recipe: Recipe) -> None:
+    """Refuse a recipe with nothing to quantize, or with steps that are a build's. Raises SpecError."""
+    if recipe.quantize is None:
+        raise SpecError(f"recipe {recipe.name} quantizes nothing", fix="pass --recipe ptq or mixed")
+    for found, does, fix in (
+        (recipe.resize, "resizes the input", "leave that to `edgekd build`"),
+        (recipe.distill, "trains a student", "`edgekd distill` it, and quantize that"),
+        (recipe.prune, "removes channels", "`edgekd prune` it, and quantize that"),
+        (recipe.factorize, "replaces convolutions", "`edgekd factorize` it, and quantize that"),
+    ):
+        if found is not None:
+            raise SpecError(f"recipe {recipe.name} {does}", fix=fix)
 
 
 def _is_network(job: QuantizeJob) -> bool:

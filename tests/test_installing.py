@@ -15,7 +15,7 @@ from test_json_contract import assert_documented
 from edgekd.bundle.archive import extract, pack
 from edgekd.bundle.manifest import Manifest
 from edgekd.devices.session import Ended, Placed
-from edgekd.errors import DeviceError, EdgeKDError, HashError, RollbackError
+from edgekd.errors import DeviceError, EdgeKDError, EngineRefusedError, HashError, RollbackError
 from edgekd.installing import EngineJob, run
 from edgekd.progress import Progress
 
@@ -165,6 +165,19 @@ def test_what_the_agent_refuses_is_raised(tiny_build: Built, kind: str, raised: 
     error = {"kind": kind, "what": "slot a: drifted", "expected": "x", "found": None, "fix": "y"}
     device: Any = Answers(json.dumps({"command": "status", "ok": False, "error": error, "result": None}))
     with pytest.raises(raised, match=r"^cam: status: slot a: drifted; expected x; fix: y$"):
+        run(EngineJob(tiny_build.bundle, device))
+
+
+def test_a_network_that_the_device_cannot_build_is_told_from_a_device_in_trouble(tiny_build: Built) -> None:
+    class Refuses(Answers):
+        def run(self, doing: str, command: Sequence[str], limit_s: float) -> Ended:
+            error = {"kind": "DeviceError", "what": "no engine", "expected": None, "found": None, "fix": None}
+            result = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
+            told = {"error": error, "result": None} if command[2] == "build" else {"error": None, "result": result}
+            return Ended(int(command[2] == "build"), json.dumps({"command": command[2], **told}), "")
+
+    device: Any = Refuses("")
+    with pytest.raises(EngineRefusedError, match=r"^cam: build: no engine$"):
         run(EngineJob(tiny_build.bundle, device))
 
 

@@ -290,6 +290,15 @@ def test_a_wrong_argument(
     assert_refused(edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "out", *flags), *words)
 
 
+@pytest.mark.parametrize(("kind", "fix"), [("prune", "edgekd prune"), ("factorize", "edgekd factorize")])
+def test_a_step_that_another_command_does(
+    edgekd: EdgeKD, network: Path, arrays: Path, tmp_path: Path, kind: str, fix: str
+) -> None:
+    (tmp_path / "own.toml").write_text(f'name = "own"\n[[steps]]\nkind = "{kind}"\n[[steps]]\nkind = "quantize"\n')
+    flags = ("--data", arrays, "--out", tmp_path / "out", "--recipe", tmp_path / "own.toml")
+    assert_refused(edgekd("quantize", network, *flags), "recipe own", fix)
+
+
 def test_the_plan_of_another_network(
     edgekd: EdgeKD, network: Path, arrays: Path, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

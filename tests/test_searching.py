@@ -28,10 +28,11 @@ from edgekd import searching
 from edgekd.bundle.archive import verify
 from edgekd.canonical import file_sha256
 from edgekd.data.dataset import load_dataset
-from edgekd.errors import DataError, DeviceError
+from edgekd.errors import DataError, DeviceError, EngineRefusedError
 from edgekd.fleet import Board
+from edgekd.installing import EngineJob
 from edgekd.pipeline import Job
-from edgekd.progress import SILENT
+from edgekd.progress import SILENT, Progress
 from edgekd.search.beginning import SearchJob, siblings
 from edgekd.search.filters import Cost
 from edgekd.search.front import Point
@@ -299,6 +300,29 @@ def test_a_candidate_is_timed_on_the_board_that_answers(
     with pytest.raises(DeviceError, match="no-python"):
         timed_trial(replace(task, boards=(lost,)), point, out)
     assert timed_trial(task, replace(point, error="prune: not faster"), out).cost == point.cost
+
+
+def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_again(
+    searched: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(searched, tmp_path / "out")
+    boards = tuple(Board(name, "null") for name in ("refusing", "lost"))
+    recipe = load_recipe(str(searched / "recipe.toml"))
+    job = Job(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
+    task = Task(job, Candidate(None, 64, bits=16.0), 0, 0, "", boards)
+    point = Point(task.candidate, 0, 1.0, Cost(1.0, 1.0, 3.0), 1.0)
+    asked = []
+
+    def refuse(job: EngineJob, parts: object, progress: Progress) -> None:
+        asked.append(job.device.name)
+        raise (EngineRefusedError if len(asked) == 1 else DeviceError)(f"answer {len(asked)}")
+
+    monkeypatch.setattr("edgekd.search.boards.install", refuse)
+    for _ in range(2):
+        found = timed_trial(task, point, out)
+        assert found.error == "answer 1"
+        assert found.candidate == point.candidate
+    assert len(asked) == 2
 
 
 def descendants(parent: int) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.errors import DeviceError
+from edgekd.errors import DeviceError, EngineRefusedError
 from edgekd.fleet import Board, device_of
 from edgekd.installing import REHEARSED, Contents, EngineJob, contents, install
 from edgekd.pipeline import Run
@@ -32,14 +32,18 @@ def time_on_board(run: Run, boards: Sequence[Board], stages: Stages) -> Stage:
     """The graph that ships, timed on one of these boards, which are of one kind. It waits until one is free.
 
     Results: `board`, its name; `basis`; `latency_ms`, the mean of its engine; `energy_mj` a frame, all that the sensor
-    sees, None without one. Raises DeviceError where no board gives an answer.
+    sees, None without one. Or `error` where boards answer, but none can build it or finds with it what it should.
+    Raises DeviceError where no board gives an answer.
     """
 
     def work(folder: Path) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
             packed = pack_bundle(replace(run, job=replace(run.job, out=Path(scratch))), stages)
             with contents(packed) as parts:
-                return _timed(boards, packed, parts, stages.progress)
+                try:
+                    return _timed(boards, packed, parts, stages.progress)
+                except EngineRefusedError as error:
+                    return {"error": str(error)}
 
     inputs = {
         "graph": run.shipped.sha256,
@@ -51,8 +55,12 @@ def time_on_board(run: Run, boards: Sequence[Board], stages: Stages) -> Stage:
 
 
 def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> dict[str, Any]:
-    """What the first board says that is free and answers."""
+    """What the first board says that is free and answers.
+
+    Raises EngineRefusedError where one answered and none can use it, else DeviceError.
+    """
     left = {board.name: board for board in boards}
+    refused: EngineRefusedError | None = None
     while True:
         with leased("board", list(left)) as name:
             try:
@@ -60,8 +68,9 @@ def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Pro
             except DeviceError as error:
                 progress.note(f"board {name}: {error}")
                 del left[name]
+                refused = error if isinstance(error, EngineRefusedError) else refused
                 if not left:
-                    raise
+                    raise refused or error from error
 
 
 def _job(board: Board, bundle: Path) -> EngineJob:

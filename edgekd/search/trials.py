@@ -60,16 +60,22 @@ def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
 
 
 def timed_trial(task: Task, point: Point, folder: Path, progress: Progress = SILENT) -> Point:
-    """A trial with what a board measured in place of what was predicted. Raises DeviceError where none answers."""
+    """A trial with what a board measured in place of what was predicted, or with the error that boards answered.
+
+    Raises DeviceError where none answers.
+    """
     if not task.boards or point.error:
         return point
     from edgekd.search.boards import time_on_board
 
     stages = Stages.within(folder, False, progress)
     found = time_on_board(graphs(task.job, data_of(task.job), stages), task.boards, stages)
+    seconds = point.seconds + found.seconds
+    if "error" in found.results:
+        return replace(point, seconds=seconds, error=str(found.results["error"]))
     latency, energy = found.results["latency_ms"], found.results["energy_mj"]
     cost = replace(point.cost, latency_ms=latency, energy_mj=point.cost.energy_mj if energy is None else energy)
-    return replace(point, cost=cost, seconds=point.seconds + found.seconds)
+    return replace(point, cost=cost, seconds=seconds)
 
 
 def made_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
