@@ -6,22 +6,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgekd import training
 from edgekd.data.dataset import Dataset, Split, load_dataset
 from edgekd.detectors import load
-from edgekd.errors import DataError, SpecError
-from edgekd.evaluate import require_classes
+from edgekd.detectors.decode import SCORING
+from edgekd.detectors.teacher import as_transformer
+from edgekd.evaluate import judge
 from edgekd.files import copy_file, write_file
 from edgekd.planning import refuse_recipe
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, Distill, Recipe
 from edgekd.stages import EXPORT_OPSET, Stages, spec_of, stage_json
+from edgekd.store import Stage
 
 SCORED = "val"
 """The split that is scored where there is one; nothing is trained or chosen on it."""
 RESULT = "distill.json"
+NOT_SCORED: Mapping[str, float | None] = MappingProxyType({"map50_95": None, "map50": None})
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     if scored:
         stages.refuse_shared(dataset.split("train"), scored)
     done = training.distill(stages, step, job.teacher, dataset, job.trust_checkpoint, job.device)
-    before = _scores(job.teacher, job, dataset, scored, stages)
+    before = _teachers_scores(job, dataset, scored, stages)
     student, copy = done.path / training.student_file(step), job.out / training.student_file(step)
-    after = _scores(student, job, dataset, scored, stages)
+    after = _scores(_graph(student, job, dataset, stages), scored, stages) if scored else NOT_SCORED
     kept = after["map50_95"] / before["map50_95"] if after["map50_95"] is not None and before["map50_95"] else None
     result = {
         "teacher": job.teacher.name,
@@ -73,18 +77,34 @@ def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     return result
 
 
-def _scores(
-    checkpoint: Path, job: DistillJob, dataset: Dataset, scored: Split | None, stages: Stages
-) -> dict[str, float | None]:
-    """mAP of a checkpoint's float graph; None without a split to score, and for a teacher of other classes or kind."""
-    nothing: dict[str, float | None] = {"map50_95": None, "map50": None}
+def _teachers_scores(
+    job: DistillJob, dataset: Dataset, scored: Split | None, stages: Stages
+) -> Mapping[str, float | None]:
+    """mAP of the teacher, of an RT-DETR by its own network; None without a split to score, and for other classes."""
     if scored is None:
-        return nothing
-    detector = load(checkpoint, trust_checkpoint=job.trust_checkpoint)
-    try:
-        graph = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
-        require_classes(spec_of(graph), dataset)
-    except (DataError, SpecError):
-        return nothing
-    found = stages.score(graph, scored, stages.fingerprint(scored), "fp32").results
-    return {name: found[name] for name in nothing}
+        return NOT_SCORED
+    same, trust = job.recipe.only(Distill).same_classes, job.trust_checkpoint
+    if (found := as_transformer(job.teacher, SCORING, trust)) is not None:
+        if not training.same_classes(dataset.classes, found.classes, same):
+            return NOT_SCORED
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            return judge(found.find, found.classes, scored, stages.progress, "score teacher").score.to_json()
+
+        inputs = {"checkpoint": stages.sha256(job.teacher), "data": stages.fingerprint(scored)}
+        return _maps(stages.run("score-teacher", inputs, work, ("torch", "ultralytics")))
+    graph = _graph(job.teacher, job, dataset, stages)
+    alike = training.same_classes(dataset.classes, spec_of(graph).classes, same)
+    return _scores(graph, scored, stages) if alike else NOT_SCORED
+
+
+def _graph(checkpoint: Path, job: DistillJob, dataset: Dataset, stages: Stages) -> Stage:
+    return stages.export(load(checkpoint, trust_checkpoint=job.trust_checkpoint), None, dataset.classes, EXPORT_OPSET)
+
+
+def _scores(graph: Stage, scored: Split, stages: Stages) -> Mapping[str, float | None]:
+    return _maps(stages.score(graph, scored, stages.fingerprint(scored), "fp32"))
+
+
+def _maps(stage: Stage) -> Mapping[str, float | None]:
+    return {name: stage.results[name] for name in NOT_SCORED}

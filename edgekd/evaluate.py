@@ -64,17 +64,28 @@ def evaluate(
 
     Raises DataError where too many images are unreadable, DeviceError where the graph cannot run.
     """
+    with finder(graph, spec, SCORING, engine) as find:
+        return judge(find, spec.classes, split, progress, label)
+
+
+def judge(
+    find: Callable[[Image], Detections],
+    classes: Sequence[str],
+    split: Split,
+    progress: Progress = SILENT,
+    label: str = "score",
+) -> Evaluation:
+    """Score whatever finds objects of these classes in a frame, as `evaluate` scores graphs. Raises DataError."""
     readable = ReadableImages(split.samples, progress, label=label)
     images: list[Path] = []
     found: list[Detections] = []
     truths: list[tuple[Truth, int, int]] = []
-    with finder(graph, spec, SCORING, engine) as find:
-        for sample, image in readable:
-            found.append(find(image))
-            images.append(sample.image)
-            truths.append((sample.truth, image.shape[1], image.shape[0]))
+    for sample, image in readable:
+        found.append(find(image))
+        images.append(sample.image)
+        truths.append((sample.truth, image.shape[1], image.shape[0]))
     return Evaluation(
-        score=score(found, truths, spec.classes),
+        score=score(found, truths, classes),
         images=tuple(images),
         detections=tuple(found),
         truths=tuple(truths),

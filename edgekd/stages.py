@@ -56,7 +56,7 @@ VERSION = {
     "prune": 2,
     "factorize": 2,
     "sensitivity": 1,
-    "distill": 3,
+    "distill": 4,
     "quantize": 4,
     "quant_aware_distill": 2,
     "compare": 1,

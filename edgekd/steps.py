@@ -233,11 +233,12 @@ class Distill:
     as one; close_mosaic: last epochs without that; amp: bfloat16 where hardware has it; seed: of weights and images.
 
     stages: what is distilled, one after the other. features: how maps are compared: `weighted` by the teacher's
-    certainty, `correlation` or `channels`. focus: how much more those classes count on which the two disagree.
-    alpha: how the teacher's share in an adaptive stage follows from disagreement, and momentum, of its mean.
+    certainty, `correlation` or `channels`. focus: how much more those classes count on which the two disagree: 0, or 1
+    or more. alpha: how the teacher's share in an adaptive stage follows from disagreement, and momentum, of its mean.
     temperature: softens classes; learn_temperature: learned within 1 and 4 instead. balance_every: steps between two
     measurements of each loss's gradient, by which all are brought to the size of the labels'; 0 for never.
-    same_classes: classes that have another name in the teacher's list, as "teacher's name = name in the data".
+    same_classes: classes that have another name in the teacher's list, as "teacher's name = name in the data"; several
+    of the teacher's may be one in the data.
 
     class_power: how much more rare classes count in the teacher's class loss, 0 for not at all, 1 for as much as all;
     repeat: images with a class that a smaller share of the images has are shown more often; 0 for each once.
@@ -290,8 +291,13 @@ class Distill:
         for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
-        if not self.text >= 0:
-            raise SpecError("distill: text", expected="0 or more", found=str(self.text))
+        for name in ("text", "warmup_epochs", "close_mosaic", "balance_every", "seed"):
+            if not getattr(self, name) >= 0:
+                raise SpecError(f"distill: {name}", expected="0 or more", found=str(getattr(self, name)))
+        if self.focus != 0 and not self.focus >= 1:  # between the two it has no slope where the two agree
+            raise SpecError("distill: focus", expected="0, or 1 or more", found=str(self.focus))
+        if self.prompts and not self.text:
+            raise SpecError("distill: prompts without text", fix="say how much words count, such as text = 0.5")
         if not 0.5 <= self.keep <= 1:
             raise SpecError("distill: keep", expected="0.5 to 1", found=str(self.keep))
         if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:

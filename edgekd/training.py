@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from edgekd.canonical import canonical_json, json_sha256
 from edgekd.data.dataset import Dataset, Sample, Split, Truth, unlabelled
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.detectors import Detector, load
+from edgekd.detectors.teacher import as_transformer
 from edgekd.detectors.torchvision import SUFFIX, is_torchvision
 from edgekd.errors import SpecError
 from edgekd.evaluate import finder
-from edgekd.labelling import label, teacher_bands
+from edgekd.labelling import Find, label, teacher_bands
 from edgekd.spec import Distill, QuantAwareDistill
 from edgekd.stages import (
     CACHE,
@@ -101,12 +103,11 @@ def teachers_labels(
     for name in dataset.splits:
         if name != "train":
             stages.refuse_shared(frames, dataset.split(name))
-    graph = stages.export(load(teacher, trust_checkpoint=trust), None, dataset.classes, EXPORT_OPSET)
-    spec = spec_of(graph)
-    _require_same_classes(dataset.classes, spec.classes, step.same_classes)
+    source, classes, finding = _labeller(stages, teacher, dataset, trust)
+    _require_same_classes(dataset.classes, classes, step.same_classes)
 
     def work(folder: Path) -> Mapping[str, Any]:
-        with finder(graph.path / GRAPH, spec, LABELLING) as find:
+        with finding as find:
             bands = teacher_bands(find, train, dataset.classes, step.keep, progress=stages.progress)
             found = {sample.image: sample.truth for sample in label(find, frames, bands, stages.progress).samples}
         rows = [[at, _told(found[s.image])] for at, s in enumerate(frames.samples) if s.image in found]
@@ -116,9 +117,20 @@ def teachers_labels(
         return {"frames": len(rows), "objects": sum(int((~truth.crowd).sum()) for truth in found.values()), **finite}
 
     known = {"train": stages.fingerprint(train), "frames": stages.fingerprint(frames)}
-    stage = stages.run("label", {"graph": graph.sha256, **known, "keep": step.keep}, work)
+    stage = stages.run("label", {**source, **known, "keep": step.keep}, work)
     rows = json.loads((stage.path / LABELS).read_bytes())
     return tuple(Sample(frames.samples[at].image, _truth(*told)) for at, told in rows)
+
+
+def _labeller(
+    stages: Stages, teacher: Path, dataset: Dataset, trust: bool
+) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
+    """What a teacher is, by its hash, its classes, and what finds them in a frame: its float graph if it has one."""
+    if (found := as_transformer(teacher, LABELLING, trust)) is not None:
+        return {"checkpoint": stages.sha256(teacher)}, found.classes, nullcontext(found.find)
+    graph = stages.export(load(teacher, trust_checkpoint=trust), None, dataset.classes, EXPORT_OPSET)
+    spec = spec_of(graph)
+    return {"graph": graph.sha256}, spec.classes, finder(graph.path / GRAPH, spec, LABELLING)
 
 
 def _told(truth: Truth) -> list[Any]:
@@ -129,11 +141,16 @@ def _truth(boxes: Any, classes: Any, crowd: Any) -> Truth:
     return Truth(np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64), np.array(crowd, bool))
 
 
-def _require_same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> None:
-    """A class that only one side knows would be held to be absent where nobody looked for it."""
+def same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> bool:
+    """Whether a teacher's class numbers mean those of the data; same: as of `shared_classes`. Raises SpecError."""
     from edgekd.compress.terms import shared_classes
 
-    if shared_classes(ours, theirs, same) != tuple((at, at) for at in range(max(len(ours), len(theirs)))):
+    return shared_classes(ours, theirs, same) == tuple((at, at) for at in range(max(len(ours), len(theirs))))
+
+
+def _require_same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> None:
+    """A class that only one side knows would be held to be absent where nobody looked for it."""
+    if not same_classes(ours, theirs, same):
         raise SpecError(
             "unlabelled frames: the teacher's classes are not those of the data",
             expected=", ".join(ours),

@@ -18,13 +18,19 @@ from test_json_contract import assert_documented
 
 from edgekd.bundle.archive import verify
 from edgekd.bundle.manifest import to_json
+from edgekd.data.dataset import load_dataset
 from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.decode import SCORING
+from edgekd.detectors.teacher import as_transformer
 from edgekd.errors import SpecError
+from edgekd.evaluate import judge
 from edgekd.planning import refuse_recipe
 from edgekd.spec import Budget, load_recipe
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
+
+from rtdetr import write_rtdetr  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -140,9 +146,38 @@ def test_a_teacher_of_other_classes_is_not_scored(
     assert ran.json["kept"] is ran.json["before"]["map50_95"] is ran.json["after"]["map50_95"] is None
 
 
+def test_a_teacher_with_other_names_is_not_scored_by_its_class_numbers(
+    edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    network = load_checkpoint(teacher).model
+    network.names = {0: "blue", 1: "red"}
+    torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "other.pt")
+    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path, epochs=1), "--out", tmp_path / "out", "--device", "cpu")
+    ran = edgekd("distill", tmp_path / "other.pt", "yolo11n", *flags, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["kept"] is ran.json["before"]["map50_95"] is None
+    assert ran.json["after"]["map50_95"] is not None
+
+
+def test_a_transformer_labels_teaches_and_is_scored(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
+    frames, rtdetr = tmp_path / "frames", write_rtdetr(tmp_path / "rtdetr.pt", ("red", "green"), side=64)
+    frames.mkdir()
+    cv2.imwrite(str(frames / "0.png"), 255 - cv2.imread(str(next((tiny_data / "images" / "train").iterdir()))))
+    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path, epochs=1), "--device", "cpu", "--unlabelled", frames)
+    ran = edgekd("distill", rtdetr, "yolo11n.yaml", *flags, "--out", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert_documented(ran.json, "distill")
+    assert [stage["name"] for stage in ran.json["stages"]][:3] == ["label", "distill", "score-teacher"]
+    found = as_transformer(rtdetr, SCORING)
+    assert found is not None
+    data = load_dataset(tiny_data)
+    assert ran.json["before"]["map50"] == judge(found.find, data.classes, data.split("val")).score.to_json()["map50"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--device", "gpu"), "device to train on"),
         (("--recipe", "ptq"), "has no step distill"),
         (("--time", "0"), "minutes"),
         (("--width", "-1"), "width"),

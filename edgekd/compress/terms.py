@@ -89,16 +89,18 @@ class Said:
 class Comparison:
     """The losses of one kind of distillation.
 
-    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; weights: of the
-    student's classes, float32 [classes], None where all count alike.
+    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; of several of the
+    teacher's the surest speaks. weights: of the student's classes, float32 [classes], None where all count alike.
     """
 
     def __init__(
         self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids, weights: torch.Tensor | None = None
     ) -> None:
         self._step = step
-        self._ours, self._theirs = ([pair[side] for pair in classes] for side in (0, 1))
-        self._class_weights = None if weights is None else weights[self._ours]
+        found = sorted({ours for ours, _ in classes})
+        self._ours = [[ours] for ours in found]
+        self._theirs = [[theirs for each, theirs in classes if each == ours] for ours in found]
+        self._class_weights = None if weights is None else weights[found]
         self._aids = aids
 
     def __call__(self, student: Seen, teacher: Seen, weights: Weights, progress: float) -> Said:
@@ -106,7 +108,7 @@ class Comparison:
         teacher = _paired(student.grid, teacher)
         index = nearest_anchors(student.grid, teacher.grid, student.neck[0].device)
         pairs = {
-            name: (self._classes(ours, self._ours), _at(self._classes(teacher.branches[name], self._theirs), index))
+            name: (_chosen(ours, self._ours), _at(_chosen(teacher.branches[name], self._theirs), index))
             for name, ours in student.branches.items()
             if name in teacher.branches
         }
@@ -129,12 +131,6 @@ class Comparison:
     def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
         learned = self._aids.temperature
         return like.new_full((), self._step.temperature) if learned is None else learned(progress)
-
-    @staticmethod
-    def _classes(found: Predictions, chosen: Sequence[int]) -> Predictions:
-        if list(chosen) == list(range(found.scores.shape[1])):
-            return found  # indices would have to travel to the GPU
-        return Predictions(found.scores[:, chosen], found.boxes)
 
     def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
         return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
@@ -172,6 +168,15 @@ def _paired(own: Grid, teacher: Seen) -> Seen:
     levels = nearest_levels(own.strides, teacher.grid.strides)
     neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
     return Seen(teacher.grid, neck, hidden, teacher.branches)
+
+
+def _chosen(found: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:
+    """What is said of classes, each of them the surest of some in the list of whoever says it."""
+    if list(classes) == [[at] for at in range(found.scores.shape[1])]:
+        return found  # indices would have to travel to the GPU
+    if all(len(some) == 1 for some in classes):
+        return Predictions(found.scores[:, [at for (at,) in classes]], found.boxes)
+    return Predictions(torch.stack([found.scores[:, some].amax(1) for some in classes], dim=1), found.boxes)
 
 
 def _at(found: Predictions, index: torch.Tensor) -> Predictions:
@@ -238,18 +243,24 @@ def _around(middle: torch.Tensor, extent: torch.Tensor, grid: Grid) -> torch.Ten
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:
     """Pairs of indices of the classes that both lists have: by name, without regard to case and spaces around it.
 
-    same: further pairs, each as "their name = our name". Raises SpecError where there are none, or a name is unknown.
+    same: further pairs, each as "their name = our name"; one of theirs means one of ours, but several may mean the same
+    one. Raises SpecError where there are no pairs, or a name is unknown or told to be two.
     """
     lists = [[name.strip().lower() for name in names] for names in (theirs, ours)]
-    known = dict(zip(lists[0], lists[0], strict=True))
+    known, told = dict(zip(lists[0], lists[0], strict=True)), set()
     for pair in same:
         names = [name.strip().lower() for name in pair.split("=")]
-        if len(names) != 2 or names[0] not in lists[0] or names[1] not in lists[1]:
-            expected = f'"their name = our name", of {", ".join(theirs)} and {", ".join(ours)}'
+        if len(names) != 2 or names[0] not in lists[0] or names[1] not in lists[1] or names[0] in told:
+            expected = f'"their name = our name", each of theirs once, of {", ".join(theirs)} and {", ".join(ours)}'
             raise SpecError("distill: same_classes", expected=expected, found=pair)
+        told.add(names[0])
         known[names[0]] = names[1]
-    named = {ours_too: lists[0].index(name) for name, ours_too in known.items()}
-    pairs = tuple((at, named[name]) for at, name in enumerate(lists[1]) if name in named)
+    pairs = tuple(
+        (at, lists[0].index(name))
+        for at, wanted in enumerate(lists[1])
+        for name, ours_too in known.items()
+        if ours_too == wanted
+    )
     if not pairs:
         raise SpecError(
             "the teacher knows none of the classes",

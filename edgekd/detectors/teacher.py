@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from edgekd.compress.terms import Aids, Seen
+    from edgekd.detectors.decode import Thresholds
+    from edgekd.detectors.ultralytics_seen import Transformer
     from edgekd.spec import Distill
 
 
@@ -43,6 +45,15 @@ def load_teacher(path: Path, trust: bool = False) -> Teacher:
     from edgekd.detectors.ultralytics_seen import UltralyticsTeacher
 
     return UltralyticsTeacher(path, trust)
+
+
+def as_transformer(path: Path, thresholds: Thresholds, trust: bool = False) -> Transformer | None:
+    """The RT-DETR in a file, which finds objects without a graph; None where it holds another detector."""
+    if is_torchvision(path.name):
+        return None
+    from edgekd.detectors.ultralytics_seen import transformer
+
+    return transformer(path, thresholds, trust)
 
 
 def paired_aids(

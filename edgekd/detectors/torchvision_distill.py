@@ -22,7 +22,7 @@ from edgekd.detectors.checkpoint import read_state, write_content
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import SUFFIX, TorchvisionDetector
-from edgekd.detectors.trained import Distilled, fast_in_bfloat16, require_finite
+from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device, require_finite
 from edgekd.detectors.types import Preprocess
 from edgekd.errors import SpecError
 from edgekd.progress import SILENT, Progress
@@ -86,7 +86,8 @@ def distill_student(
     training = _Training(network, found, step, pairs, where)
     if (kept := read_state(state, where)) is not None:
         training.restore(kept)
-    training.run(VariedFrames(samples, network.image_size, step.seed), state, progress)
+    with fitting_batches():
+        training.run(VariedFrames(samples, network.image_size, step.seed), state, progress)
     network.load_state_dict(training.average.module.network.state_dict())
     save_network(network.cpu(), out)
     sizes = (parameters_in(network), parameters_in(found))
@@ -115,6 +116,7 @@ def _require_offered(step: Distill) -> None:
 def _one_device(device: str | None) -> torch.device:
     if device and "," in device:
         raise SpecError("distill: students by torchvision train on one GPU", found=f"device {device}", fix="name one")
+    require_device(device)
     if device is None:
         device = "0" if torch.cuda.is_available() else "cpu"
     return torch.device("cpu" if device == "cpu" else f"cuda:{device}")
@@ -241,7 +243,7 @@ class _Training:
 
     def run(self, frames: VariedFrames, state: Path, progress: Progress) -> None:
         """Train until the epochs, or the minutes, are over; everything is kept in `state` after each epoch."""
-        per_epoch = -(-len(frames) // self._step.batch)
+        per_epoch = len(_parted(range(len(frames)), self._step.batch))
         left = 0 if self._finished else per_epoch * (self._step.epochs - len(self.losses))
         ticks = progress.items(range(left), "distill", left)
         self._model.train()
@@ -308,8 +310,8 @@ class _Training:
 
     def _batches(self, frames: VariedFrames) -> Iterator[Batch]:
         gpu = self._device.type == "cuda"
-        how = {"batch_size": self._step.batch, "collate_fn": _together, "num_workers": 8 if gpu else 0}
-        for images, targets in DataLoader(frames, sampler=frames.order(), pin_memory=gpu, **how):
+        how = {"collate_fn": _together, "num_workers": 8 if gpu else 0, "pin_memory": gpu}
+        for images, targets in DataLoader(frames, batch_sampler=_parted(frames.order(), self._step.batch), **how):
             moved = [{name: each.to(self._device, non_blocking=True) for name, each in one.items()} for one in targets]
             yield Batch(images.to(self._device, non_blocking=True), moved)
 
@@ -333,6 +335,12 @@ class _Training:
         self._loss.weighing.restore(state["weighing"])
         self.losses, self.weights = list(state["losses"]), list(state["weights"])
         self.seconds, self._finished = state["seconds"], state["finished"]
+
+
+def _parted(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    """An epoch's batches. No image is alone in the last one: batch norm could not see how a map of one place varies."""
+    ends = [*range(size, len(order) - (size > 1), size), len(order)]
+    return [order[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _averaged(average: torch.Tensor, new: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ Networks, loop and files are here. Everything that is added to the labels' loss 
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import readable
 from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_content
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
-from edgekd.detectors.trained import Distilled, fast_in_bfloat16
+from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device
 from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
-from edgekd.errors import SpecError
+from edgekd.engines.types import import_problem
+from edgekd.errors import CompressError, SpecError
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Distill
 
@@ -29,7 +31,8 @@ from edgekd.detectors.ultralytics_loop import Batches, Loop, quiet, ultralytics_
 import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils import RANK
+from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from edgekd.compress import text
 from edgekd.compress.conflict import projector
@@ -38,6 +41,8 @@ from edgekd.compress.text import class_texts
 from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics_seen import look
 
+EPOCHS_SEED = 1009
+"""Between the seeds of what follows two epochs: more than there are processes."""
 UNKNOWN = -4.6
 """The logit of a class that a student's checkpoint does not know: a probability of 1 %."""
 
@@ -65,6 +70,7 @@ def distill_student(
     data, CompressError where training diverges.
     """
     _require_one_process(step, device)
+    require_device(device)
     if step.conflict:
         projector()  # which says what is missing
     dataset = load_dataset(data)
@@ -78,10 +84,10 @@ def distill_student(
     trained.aids = paired_aids(seen.widths, seen.strides, found, step, texts)
     lesson = StudentLesson((*samples, *frames), dataset.classes, step, found, pairs, state, len(frames))
     if not (read_state(state) or {}).get("finished"):
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet(), fitting_batches():
             trainer = _StudentTrainer.of(lesson, _settings(step, scratch, device), progress)
             trainer.model = trained
-            trainer.train()
+            _train(trainer)
     done = read_state(state)
     assert done is not None, "it is written after every epoch"
     network.load_state_dict({name: value for name, value in done["ema"].items() if not name.startswith("aids.")})
@@ -89,6 +95,17 @@ def distill_student(
     write_checkpoint(network, told, out)
     sizes = (parameters_in(network), parameters_in(found))
     return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+
+
+def _train(trainer: Any) -> None:
+    """Train, on several GPUs in as many processes. Raises CompressError where one of them fails."""
+    if trainer.ddp and (problem := import_problem("cloudpickle")):  # else Ultralytics would install it
+        raise SpecError("training on several GPUs needs cloudpickle", found=problem, fix="pip install cloudpickle")
+    try:
+        trainer.train()
+    except subprocess.CalledProcessError as error:
+        found = f"exit status {error.returncode}; what they said is above"
+        raise CompressError("training on several GPUs: a process failed", found=found) from error
 
 
 def _require_one_process(step: Distill, device: str | None) -> None:
@@ -116,7 +133,7 @@ def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any
     try:
         with quiet():
             network = DetectionModel(_description(name, step.width), nc=len(classes), verbose=False)
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a description says what is called, so it can fail in any way
         expected = "a .pt checkpoint, a model by Ultralytics such as yolo11n.yaml, or a description in a .yaml file"
         raise SpecError(f"{step.student}: no student", expected=expected, found=str(error)[:200]) from error
     head = type(network.model[-1]).__name__
@@ -224,6 +241,10 @@ class _StudentTrainer(Loop):
         self.scaler.load_state_dict(state["scaler"])
         self.losses, self.weights = state["losses"], state["weights"]
         self.start_epoch = state["epoch"] + 1
+        # Else images would be shuffled and varied as in the first epochs again.
+        seed = self.args.seed + 1 + RANK + EPOCHS_SEED * self.start_epoch
+        init_seeds(seed, self.args.deterministic)
+        self.train_loader.generator.manual_seed(seed)
         if self.args.time:  # then their number is an estimate, which was better than the first one
             self.epochs = self.args.epochs = max(state["epochs"], self.start_epoch + 1)
             self._setup_scheduler()
@@ -243,6 +264,9 @@ class _StudentTrainer(Loop):
 
     def save_model(self) -> bool:
         """Keep everything that a resumption needs; the file is there complete or not at all."""
+        if self.args.time:
+            # Ultralytics would also stop after the last epoch that it thought there was time for.
+            self.stop = self.share_done() >= 1
         student = unwrap_model(self.model)
         content = {
             "network": student.state_dict(),
@@ -264,7 +288,7 @@ class _StudentTrainer(Loop):
 
 def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
     """What Ultralytics' trainer is told; what is not said here is as Ultralytics has it."""
-    gpu = torch.cuda.is_available() and device != "cpu"
+    half = step.amp and device != "cpu" and torch.cuda.is_available() and fast_in_bfloat16(torch.device("cuda"))
     rate: dict[str, Any] = {"optimizer": "auto"}
     if step.learning_rate is not None:
         # Biases warm up as all else: Ultralytics' own 0.1 is for SGD, and `auto` sets 0 as well.
@@ -276,7 +300,7 @@ def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
         **{**rate, "lrf": step.final_rate, "warmup_epochs": step.warmup_epochs},
         **{"mosaic": step.mosaic, "close_mosaic": step.close_mosaic},
         # bfloat16 needs no scaling of losses, and no network to try it on, which Ultralytics would download.
-        **{"amp": "bf16" if gpu and step.amp and torch.cuda.is_bf16_supported() else False},
+        **{"amp": "bf16" if half else False},
         **{"device": device, "cache": "ram"},
         **{"val": False, "plots": False, "save": True, "verbose": False, "patience": 0},
     }

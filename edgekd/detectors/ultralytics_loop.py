@@ -141,6 +141,9 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
             self.steps_done = len(self.train_loader) * self.start_epoch
             left = self.steps - self.steps_done
             self._ticks = self.progress.items(range(left), "distill", left)
+            self._batch = self.batch_size
+        elif event == "on_train_epoch_start":
+            self._follow_batches()
         elif event == "on_train_batch_start":
             next(self._ticks, None)
             self.steps_done += 1
@@ -148,6 +151,14 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
             next(self._ticks, None)
         elif event == "on_train_epoch_end":
             self._note_losses({name: float(value) for name, value in self.tloss.items()})
+
+    def _follow_batches(self) -> None:
+        """Where a GPU has too little memory, Ultralytics halves its batches and begins the first epoch anew."""
+        self.steps = len(self.train_loader) * self.epochs
+        self.steps_done = len(self.train_loader) * self.epoch
+        if self.batch_size != self._batch:
+            self.progress.note(f"{self.stage}: too little memory for batches of {self._batch}, now {self.batch_size}")
+            self._batch = self.batch_size
 
     def _note_losses(self, losses: dict[str, float]) -> None:
         require_finite(self.epoch, losses, float(self.loss.detach()), self.remedy)

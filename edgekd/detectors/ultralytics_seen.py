@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics import require_box_detector
+from edgekd.detectors.decode import Thresholds, decode
+from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.types import Detections, DetectorSpec, Head, Preprocess
+from edgekd.detectors.ultralytics import input_size, require_box_detector
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 import edgekd.detectors.ultralytics_loop  # noqa: F401  # isort: skip
@@ -75,6 +82,12 @@ class Watched:
         for at in set(self.look.hidden):
             network.model[at].register_forward_hook(partial(self._keep, at))
         network.model[-1].register_forward_pre_hook(self._keep_neck)
+        network.register_forward_pre_hook(self._forget)
+
+    def _forget(self, network: Any, inputs: Any) -> None:
+        """A batch that was too large must not stay in memory beside a smaller one."""
+        self.neck = ()
+        self._maps.clear()
 
     def _keep(self, at: int, layer: Any, inputs: Any, output: torch.Tensor) -> None:
         self._maps[at] = output
@@ -104,6 +117,14 @@ class Watched:
         return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
 
 
+@dataclass(frozen=True)
+class Transformer:
+    """A detector that cannot be exported. find: what is in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
+
+    classes: tuple[str, ...]
+    find: Callable[[np.ndarray], Detections]
+
+
 class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
     """A YOLO or an RT-DETR as a teacher; it never changes. widths, strides: of the maps that its head reads."""
 
@@ -119,10 +140,37 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
                 network.fuse(verbose=False)  # which would drop one branch of a head with two
             head.training = True  # the head alone, for that is when it does not decode
         self.network = network
+        self._anchors = type(network) is not RTDETRDetectionModel
         self.classes: tuple[str, ...] = tuple(network.names[at] for at in sorted(network.names))
         self._watched = Watched(network)
         self.widths, self.strides = self._watched.look.widths, self._watched.look.strides
 
     def forward(self, frames: torch.Tensor) -> Seen:
         """What it sees in frames, float32 [b, 3, h, w], RGB, 0 to 1."""
-        return self._watched.seen(self.network(frames))
+        # Boxes without anchors are places in the whole frame: half precision would round them to 1/256 of it.
+        with nullcontext() if self._anchors else torch.autocast(frames.device.type, enabled=False):
+            return self._watched.seen(self.network(frames))
+
+
+def transformer(checkpoint: Path, thresholds: Thresholds, trust: bool = False) -> Transformer | None:
+    """What an RT-DETR in a checkpoint finds in a frame, by its own network: it has no graph. None for other networks.
+
+    Frames are letterboxed as for any detector of edgekd, where Ultralytics would stretch them.
+    """
+    loaded = load_checkpoint(checkpoint, trust)
+    network = loaded.model
+    if type(network) is not RTDETRDetectionModel:
+        return None
+    height, width = input_size(loaded.train_args, int(max(network.stride)))
+    classes = tuple(network.names[at] for at in sorted(network.names))
+    spec = DetectorSpec(classes, Preprocess(height, width), Head("end2end", nms=False))
+
+    def find(frame: np.ndarray) -> Detections:
+        batch, placement = letterbox(frame, spec.preprocess)
+        with torch.no_grad():
+            rows = network(torch.from_numpy(batch))[0]  # middle, width and height as shares, score, class
+        middle, half = rows[..., :2], rows[..., 2:4] / 2
+        corners = torch.cat([middle - half, middle + half], dim=-1) * rows.new_tensor([width, height, width, height])
+        return decode(torch.cat([corners, rows[..., 4:]], dim=-1).numpy(), spec, placement, thresholds)
+
+    return Transformer(classes, find)

@@ -17,7 +17,7 @@ from edgekd.compress.qdq import Layer, read_layers, write_layers
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import readable
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.detectors.trained import Trained
+from edgekd.detectors.trained import Trained, fitting_batches
 from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
 from edgekd.errors import CompressError, SpecError
 from edgekd.evaluate import require_classes
@@ -69,7 +69,7 @@ def distill_quantized(
     student = quantized_network(floating, layers, step.ranges == "learned")
     taught_by = float_network(teacher, trust)[0] if teacher else floating
     side = step.image_size or max(spec.preprocess.height, spec.preprocess.width)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet():
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet(), fitting_batches():
         trainer = _Trainer.of(Lesson(tuple(samples), spec.classes), _settings(step, side, scratch), progress)
         trainer.model, trainer.rate = student, step.learning_rate
         trainer.make_loss = lambda model: DistillationLoss(model, taught_by, step.labels, one_to_one)

@@ -8,8 +8,9 @@ torch = pytest.importorskip("torch")
 
 from edgekd.compress import distill  # noqa: E402
 from edgekd.compress.anchors import Grid  # noqa: E402
-from edgekd.compress.terms import shared_classes, spread  # noqa: E402
+from edgekd.compress.terms import Aids, Comparison, Predictions, Said, Seen, shared_classes, spread  # noqa: E402
 from edgekd.errors import SpecError  # noqa: E402
+from edgekd.spec import Distill, Weights  # noqa: E402
 
 GRID = Grid(((16, 20), (8, 10), (4, 5)), (8, 16, 32))
 """Of a frame of 160 x 128 pixels."""
@@ -69,8 +70,31 @@ def test_a_box_smaller_than_a_cell_and_one_on_the_border_still_speak() -> None:
 def test_classes_are_paired_by_name_and_by_what_is_said_to_be_the_same() -> None:
     assert shared_classes(("red", "green"), ("Green", "blue", " red ")) == ((0, 2), (1, 0))
     assert shared_classes(("red", "helmet"), ("hard hat", "red"), ("Hard hat=helmet",)) == ((0, 1), (1, 0))
+    many = ("car = vehicle", "truck = vehicle")
+    assert shared_classes(("person", "vehicle"), ("truck", "vehicle", "car"), many) == ((1, 0), (1, 1), (1, 2))
+    with pytest.raises(SpecError, match="each of theirs once"):
+        shared_classes(("red", "helmet"), ("hat",), ("hat = helmet", "hat = red"))
     for wrong in ("hat = helmet", "hard hat = cap", "hard hat"):
         with pytest.raises(SpecError, match="same_classes"):
             shared_classes(("red", "helmet"), ("hard hat", "red"), (wrong,))
     with pytest.raises(SpecError, match="none of the classes"):
         shared_classes(("red",), ("blue",))
+
+
+def test_of_several_classes_that_mean_one_the_surest_speaks() -> None:
+    """A teacher that knows cars, people and trucks, for a student of people and vehicles."""
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(1, classes, 400, generator=generator) for classes in (3, 2))
+    told = torch.stack([teacher[:, 1], teacher[:, [0, 2]].amax(1)], dim=1)
+    sides = torch.ones(1, 4, 400)
+    grid = Grid(((20, 20),), (8,))
+
+    def said(scores: torch.Tensor, classes: tuple[tuple[int, int], ...]) -> Said:
+        compare = Comparison(Distill(), classes, Aids([1], [1], learn_temperature=False))
+        maps = (torch.zeros(1, 1, 20, 20),)
+        seen = [Seen(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)]
+        return compare(*seen, Weights(classes=1.0), 0.0)
+
+    many, one = said(teacher, ((0, 1), (1, 0), (1, 2))), said(told, ((0, 0), (1, 1)))
+    assert float(many.losses["classes"]) == pytest.approx(float(one.losses["classes"]))
+    assert torch.equal(many.sure, one.sure)

@@ -296,6 +296,21 @@ def test_frames_are_varied_with_their_boxes_and_as_seed_epoch_and_image_say(tiny
     assert np.mean(np.array(contrasts) > 0) > 0.9
 
 
+def test_no_image_is_alone_in_a_batch(yolo: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """The last maps of SSDlite have one place: batch norm cannot train on that of one image."""
+    arguments = (yolo, tmp_path / "one.tv.pt", tiny_data)
+    step = replace(STEP, epochs=1, batch=11, stages=NOTHING)  # of 12 images
+    assert distill_student(*arguments, step, tmp_path / "state").epochs == 1
+    with pytest.raises(CompressError, match=r"one image alone.*a batch of 2 or more"):
+        distill_student(*arguments, replace(step, batch=1), tmp_path / "other")
+    for images in range(1, 30):
+        for batch in range(1, 30):
+            parts = module._parted(range(images), batch)
+            assert [at for part in parts for at in part] == list(range(images))
+            assert {len(part) for part in parts[:-1]} <= {batch}
+            assert 1 < len(parts[-1]) <= batch + 1 or len(parts) == 1 or batch == 1
+
+
 def test_a_crowd_is_no_object(tiny_data: Path) -> None:
     sample = load_dataset(tiny_data).split("train").samples[0]
     crowd = replace(sample, truth=replace(sample.truth, crowd=np.ones(len(sample.truth), bool)))

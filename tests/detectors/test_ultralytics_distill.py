@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,14 +14,19 @@ import pytest
 from edgekd.data.dataset import Sample, Truth, load_dataset
 from edgekd.data.long_tail import epoch_order, repeat_factors
 from edgekd.detectors.checkpoint import load_checkpoint, read_state
+from edgekd.detectors.decode import SCORING
+from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.types import Preprocess
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, SpecError
 from edgekd.export import export
+from edgekd.progress import SilentProgress
 from edgekd.spec import Distill, DistillStage, Weights
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
+from rtdetr import write_rtdetr  # noqa: E402
 from ultralytics.engine import trainer  # noqa: E402
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
@@ -28,8 +34,8 @@ from edgekd.compress import text  # noqa: E402
 from edgekd.compress.terms import shared_classes  # noqa: E402
 from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
-from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids  # noqa: E402
-from edgekd.detectors.trained import Distilled, fast_in_bfloat16  # noqa: E402
+from edgekd.detectors.teacher import Teacher, as_transformer, load_teacher, paired_aids  # noqa: E402
+from edgekd.detectors.trained import Distilled, fast_in_bfloat16, require_device  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
 from edgekd.detectors.ultralytics_loop import Batches, Lesson, Loop, quiet  # noqa: E402
 from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss  # noqa: E402
@@ -283,6 +289,40 @@ def test_a_student_that_is_none_is_refused(change: dict[str, Any], said: str) ->
         student_network(replace(STEP, student="some.pt", width=0.5), ("red",), trust=False)
 
 
+def test_a_description_that_does_not_describe_is_refused(tmp_path: Path) -> None:
+    for layers in ("[[99, 1, Conv, [8]]]", "[[-1, 1, Conv, [8, 3, 2]]", "[[-1, 1, Nothing, [8]]]"):
+        (tmp_path / "own.yaml").write_text(f"nc: 1\nbackbone: {layers}\nhead: []\n", "ascii")
+        with pytest.raises(SpecError, match=r"own.yaml: no student"):
+            student_network(replace(STEP, student=str(tmp_path / "own.yaml"), width=None), ("red",), trust=False)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in (None, "cpu", "1", "0,1"):
+        require_device(device)
+    for device in ("2", "0,2", "0,0", "cuda", "-1", ""):
+        with pytest.raises(SpecError, match=r"device to train on; expected cpu, or of the GPUs 0, 1"):
+            require_device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecError, match="finds no GPU here"):
+        require_device("0")
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not fast_in_bfloat16(torch.device("cuda"))
+    assert module._settings(STEP, "", None)["amp"] is False
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert module._settings(STEP, "", None)["amp"] == "bf16"
+    for step, device in ((STEP, "cpu"), (replace(STEP, amp=False), "0")):
+        assert module._settings(step, "", device)["amp"] is False
+
+
 def test_width_changes_channels_and_not_depth() -> None:
     wide, narrow = (student_network(replace(STEP, width=width), ("red",), trust=False) for width in (None, 0.14))
     assert len(list(wide.modules())) == len(list(narrow.modules()))
@@ -296,6 +336,7 @@ class StoppedError(Exception):
 def test_a_training_that_was_stopped_goes_on_and_is_finished(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown = _shown(monkeypatch)
     step = replace(STEP, epochs=12)  # a weight moves in the 6th epoch, and in the first after the stop
     arguments = (teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
     original = StudentLoss.update
@@ -313,10 +354,13 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
     kept = read_state(tmp_path / "state")
     assert kept is not None
     assert (kept["epoch"], kept["finished"], kept["updates"]) == (6, False, 1)
+    assert [len(files) for files in shown] == [12] * 8
     begun: list[tuple[int, torch.Tensor]] = []
     monkeypatch.setattr(module._StudentTrainer, "_model_train", _noted(begun))
     done = distill_student(*arguments)
     assert [epoch for epoch, _ in begun] == [7, 8, 9, 10, 11], "the others were not trained again"
+    assert len(shown) == 8 + 5
+    assert all(files not in shown[:at] for at, files in enumerate(shown)), "each epoch has an order of its own"
     assert torch.equal(begun[0][1], kept["network"]["model.0.conv.weight"])
     assert not torch.equal(begun[0][1], student_network(step, ("red", "green"), False).model[0].conv.weight)
     assert not torch.equal(begun[1][1], begun[0][1])
@@ -327,6 +371,24 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
     monkeypatch.setattr(module._StudentTrainer, "train", None)  # it is finished, so it is not called
     (tmp_path / "student.pt").unlink()
     assert distill_student(*arguments).losses == done.losses
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The images of each epoch in order."""
+    epochs: list[list[str]] = []
+    originals = module._StudentTrainer._model_train, module._StudentTrainer.preprocess_batch
+
+    def begin(trainer: Any) -> None:
+        epochs.append([])
+        originals[0](trainer)
+
+    def note(trainer: Any, batch: Any) -> Any:
+        epochs[-1] += batch["im_file"]
+        return originals[1](trainer, batch)
+
+    monkeypatch.setattr(module._StudentTrainer, "_model_train", begin)
+    monkeypatch.setattr(module._StudentTrainer, "preprocess_batch", note)
+    return epochs
 
 
 def _noted(begun: list[tuple[int, torch.Tensor]]) -> Any:
@@ -340,14 +402,14 @@ def _noted(begun: list[tuple[int, torch.Tensor]]) -> Any:
 
 
 class Clock:
-    """A clock by which each batch takes half a second and all else no time."""
+    """A clock by which each batch takes half a second, of the first epoch longer, and all else no time."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: float = 0.5) -> None:
         self.now = 1000.0
         original = Loop.run_callbacks
 
         def ticking(loop: Any, event: str) -> None:
-            self.now += 0.5 * (event == "on_train_batch_start")
+            self.now += (0.5 if getattr(loop, "epoch", 0) else first) * (event == "on_train_batch_start")
             original(loop, event)
 
         monkeypatch.setattr(Loop, "run_callbacks", ticking)
@@ -373,6 +435,58 @@ def test_a_time_is_kept_and_counts_what_was_trained_before(
     done = distill_student(teacher, tmp_path / "again.pt", tiny_data, replace(step, minutes=2.8), tmp_path / "state")
     assert done.epochs == kept["epoch"] + 2, "one more epoch was begun, and then the time was found to be over"
     assert 170 < done.seconds <= 171
+
+
+def test_a_time_is_used_up_where_the_first_epoch_was_slow(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one of 3 seconds Ultralytics thinks that there is time for two; it is over in the third."""
+    Clock(monkeypatch, first=1.5)
+    step = replace(STEP, epochs=50, minutes=4.5 / 60, stages=NOTHING)
+    done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert 4.5 <= done.seconds <= 5
+    assert done.epochs == 3
+
+
+def test_batches_that_are_halved_for_lack_of_memory_are_told_and_counted(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    kept: list[Any] = []
+    original = StudentLoss.__call__
+
+    def short(loss: Any, found: Any, batch: Any) -> Any:
+        if not shares:
+            kept.extend(weakref.ref(each) for each in loss._student_seen.neck)
+        else:
+            assert not any(each() is not None for each in kept), "what was too large is gone"
+        shares.append(loss._progress())
+        if len(batch["img"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(loss, found, batch)
+
+    class Notes(SilentProgress):
+        said: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.said.append(text)
+
+    monkeypatch.setattr(StudentLoss, "__call__", short)
+    step = replace(STEP, epochs=1)
+    distill_student(teacher, tmp_path / "one.pt", tiny_data, step, tmp_path / "state", progress=Notes())
+    assert shares == [0, 0, 0.25, 0.5, 0.75]
+    assert Notes.said == ["distill: too little memory for batches of 6, now 3"]
+
+
+def test_a_gpu_without_memory_for_any_batch_is_an_error_of_one_line(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(StudentLoss, "__call__", short)
+    with pytest.raises(CompressError, match=r"too little memory; found CUDA out of memory; fix: a smaller batch"):
+        distill_student(teacher, tmp_path / "one.pt", tiny_data, replace(STEP, epochs=1), tmp_path / "state")
 
 
 def test_a_training_that_diverges_is_said_to(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -403,31 +517,37 @@ def test_what_travels_to_other_processes_arrives(teacher: Path, tiny_data: Path,
     assert read_state(tmp_path / "state")["finished"]  # type: ignore[index]
 
 
-RTDETR = """nc: 2
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [24, 3, 2]]
-  - [-1, 1, Conv, [32, 3, 2]]
-head:
-  - [2, 1, Conv, [32, 1, 1]]
-  - [3, 1, Conv, [32, 1, 1]]
-  - [4, 1, Conv, [32, 1, 1]]
-  - [[5, 6, 7], 1, RTDETRDecoder, [nc, 32, 20, 4, 4, 1, 64]]
-"""
-
-
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small RT-DETR with random weights."""
-    folder = tmp_path_factory.mktemp("rtdetr")
-    (folder / "tiny.yaml").write_text(RTDETR, "ascii")
-    torch.manual_seed(0)
-    network = tasks.RTDETRDetectionModel(str(folder / "tiny.yaml"), nc=2, verbose=False)
-    network.names = {0: "green", 1: "red"}
-    torch.save({"model": network.half(), "train_args": {"imgsz": SIDE}}, folder / "rtdetr.pt")
-    return folder / "rtdetr.pt"
+    return write_rtdetr(tmp_path_factory.mktemp("rtdetr") / "rtdetr.pt", ("green", "red"), SIDE)
+
+
+def test_what_a_transformer_finds_is_in_pixels_of_the_frame(transformer: Path, teacher: Path) -> None:
+    found = as_transformer(transformer, SCORING)
+    assert found is not None
+    assert found.classes == ("green", "red")
+    frame = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 4 * SIDE, 3), np.uint8)
+    batch, _ = letterbox(frame, Preprocess(SIDE, SIDE))  # a quarter of its size, a quarter of the height above it
+    with torch.no_grad():
+        rows = load_checkpoint(transformer).model(torch.from_numpy(batch))[0][0].numpy()
+    x, y, width, height = rows[:, :4].T * SIDE
+    corners = np.stack([x - width / 2, y - height / 2 - SIDE / 4, x + width / 2, y + height / 2 - SIDE / 4], axis=1) * 4
+    seen = found.find(frame)
+    assert len(seen) == len(rows) == 40
+    assert np.allclose(seen.boxes, corners.clip(0, [4 * SIDE, 2 * SIDE] * 2), atol=1e-3)
+    assert np.allclose(seen.scores, rows[:, 4])
+    assert seen.classes.tolist() == rows[:, 5].tolist()
+    assert as_transformer(teacher, SCORING) is None
+
+
+def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) -> None:
+    """Their places in the frame would be good to 1/256 of it: 2.5 of 640 pixels."""
+    found, frames = load_teacher(transformer), torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    wanted = found(frames).branches["one2many"]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = found(frames).branches["one2many"]
+    assert torch.equal(mixed.boxes, wanted.boxes)
+    assert torch.equal(mixed.scores, wanted.scores)
 
 
 def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Path) -> None:
