@@ -113,6 +113,9 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         self, cfg: Any = DEFAULT_CFG, overrides: Mapping[str, Any] | None = None, _callbacks: Any = None
     ) -> None:
         """Called by `of`, and by Ultralytics in the processes that it starts, one for each GPU."""
+        if RANK != -1:  # one of several processes, which share stdout with the command that started them
+            sys.stdout = sys.stderr
+            LOGGER.setLevel(logging.ERROR)
         self.lesson = _callbacks[_LESSON][0]
         self.progress: Progress = PlainProgress() if RANK == 0 else SILENT
         self.losses: list[dict[str, float]] = []

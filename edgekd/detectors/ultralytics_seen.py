@@ -147,7 +147,7 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
 
     def forward(self, frames: torch.Tensor) -> Seen:
         """What it sees in frames, float32 [b, 3, h, w], RGB, 0 to 1."""
-        # Boxes without anchors are places in the whole frame: half precision would round them to 1/256 of it.
+        # Boxes without anchors are places in the whole frame: half precision has steps of 1/256 there.
         with nullcontext() if self._anchors else torch.autocast(frames.device.type, enabled=False):
             return self._watched.seen(self.network(frames))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -28,12 +29,14 @@ tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 from rtdetr import write_rtdetr  # noqa: E402
 from ultralytics.engine import trainer  # noqa: E402
+from ultralytics.utils import LOGGER  # noqa: E402
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
 from edgekd.compress import text  # noqa: E402
 from edgekd.compress.terms import shared_classes  # noqa: E402
 from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
+from edgekd.detectors import ultralytics_loop  # noqa: E402
 from edgekd.detectors.teacher import Teacher, as_transformer, load_teacher, paired_aids  # noqa: E402
 from edgekd.detectors.trained import Distilled, fast_in_bfloat16, require_device  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
@@ -497,7 +500,13 @@ def test_a_training_that_diverges_is_said_to(teacher: Path, tiny_data: Path, tmp
     assert not (tmp_path / "student.pt").exists()
 
 
-def test_what_travels_to_other_processes_arrives(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_what_travels_to_other_processes_arrives(
+    teacher: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """Ultralytics starts one process per GPU, and hands over class, settings, model and listeners as a pickle."""
     import pickle
 
@@ -511,9 +520,16 @@ def test_what_travels_to_other_processes_arrives(teacher: Path, tiny_data: Path,
         listeners = {**get_default_callbacks(), "edgekd": trainer.callbacks["edgekd"]}
         sent = {"args": vars(trainer.args), "model": student, "callbacks": listeners, "trainer": type(trainer)}
         arrived = pickle.loads(pickle.dumps(sent))
+    monkeypatch.setattr(ultralytics_loop, "RANK", 1)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    level = LOGGER.level
+    try:
         again = arrived["trainer"](overrides=arrived["args"], _callbacks=arrived["callbacks"])
         again.model = arrived["model"]
         again.train()
+    finally:
+        LOGGER.setLevel(level)
+    assert capfd.readouterr().out == "", "stdout is for results"
     assert read_state(tmp_path / "state")["finished"]  # type: ignore[index]
 
 
@@ -541,7 +557,7 @@ def test_what_a_transformer_finds_is_in_pixels_of_the_frame(transformer: Path, t
 
 
 def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) -> None:
-    """Their places in the frame would be good to 1/256 of it: 2.5 of 640 pixels."""
+    """Their places in the frame would have steps of 1/256 of it: 2.5 of 640 pixels."""
     found, frames = load_teacher(transformer), torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     wanted = found(frames).branches["one2many"]
     with torch.autocast("cpu", torch.bfloat16):
