@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,8 +104,18 @@ class Comparison:
         self._class_weights = None if weights is None else weights[found]
         self._aids = aids
 
-    def __call__(self, student: Seen, teacher: Seen, weights: Weights, progress: float) -> Said:
-        """The losses whose weight is not 0; progress: share of the training that is done."""
+    def __call__(
+        self,
+        student: Seen,
+        teacher: Seen,
+        weights: Weights,
+        progress: float,
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> Said:
+        """The losses whose weight is not 0; progress: share of the training that is done.
+
+        shares: how much the labels count in each branch, where that differs; what is said there counts as much.
+        """
         teacher = _paired(student.grid, teacher)
         index = nearest_anchors(student.grid, teacher.grid, student.neck[0].device)
         pairs = {
@@ -115,13 +126,14 @@ class Comparison:
         ours, theirs = pairs["one2many"]
         sure = distill.certainty(theirs.scores)
         temperature = self._temperature(progress, sure)
+        parts = [shares.get(name, 1.0) / sum(shares.get(each, 1.0) for each in pairs) for name in pairs]
         losses = {}
         for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
             if name == "classes":
-                losses[name] = distill.mean([self._class_loss(*pair, temperature) for pair in pairs.values()])
+                losses[name] = _shared([self._class_loss(*pair, temperature) for pair in pairs.values()], parts)
             elif name == "boxes":
-                losses[name] = distill.mean(
-                    [_box_loss(student.grid, teacher.grid, index, *pair) for pair in pairs.values()]
+                losses[name] = _shared(
+                    [_box_loss(student.grid, teacher.grid, index, *pair) for pair in pairs.values()], parts
                 )
             else:
                 losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
@@ -168,6 +180,10 @@ def _paired(own: Grid, teacher: Seen) -> Seen:
     levels = nearest_levels(own.strides, teacher.grid.strides)
     neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
     return Seen(teacher.grid, neck, hidden, teacher.branches)
+
+
+def _shared(losses: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:
+    return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
 
 
 def _chosen(found: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:

@@ -160,7 +160,12 @@ class StudentLoss:
         with torch.no_grad():
             wanted = self._teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self._compare(self._student_seen.seen(found), wanted, weights, progress)
+            return self._compare(self._student_seen.seen(found), wanted, weights, progress, self._shares())
+
+    def _shares(self) -> Mapping[str, float]:
+        """How much each branch of a head with two counts to Ultralytics, which changes from epoch to epoch."""
+        labels = self._labels
+        return {"one2many": labels.o2m, "one2one": labels.o2o} if hasattr(labels, "o2m") else {}
 
     def _from_words(self, batch: Mapping[str, Any]) -> Worded:
         """How far what the student sees in the labels' boxes is from the words of their classes."""

@@ -241,6 +241,26 @@ def test_other_families_strides_and_class_lists_teach(student: str, teacher_mode
     assert network.model[0].conv.weight.grad.abs().max() > 0
 
 
+def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tmp_path: Path) -> None:
+    """Ultralytics lets the labels count more and more in it, from 0.2 to 0.9, and less in the other one."""
+    checkpoint = write_checkpoint(tmp_path / "teacher.pt", "yolo26n.yaml", 0.1, {0: "red", 1: "green"})
+    stages = (DistillStage("classes", 1.0, Weights(classes=1.0)),)
+    step = replace(STEP, student="yolo26n.yaml", stages=stages, learn_temperature=False)
+
+    def pull(one2many: float) -> float:
+        student, batch = lesson_on(step, checkpoint)
+        labels = student.criterion._labels
+        labels.o2m, labels.o2o = one2many, 1 - one2many
+        loss, _ = student.criterion(student(batch["img"]), batch)
+        ships = student.model[-1].one2one_cv3[0][-1].weight
+        by_labels, by_teacher = (
+            torch.autograd.grad(part, ships, retain_graph=True)[0].norm() for part in (loss[:-1].sum(), loss[-1])
+        )
+        return float(by_teacher / by_labels)
+
+    assert pull(0.1) == pytest.approx(pull(0.8), rel=0.05)
+
+
 def test_a_student_that_is_its_teacher_is_told_nothing_new(teacher: Path) -> None:
     step = replace(STEP, student=str(teacher), width=None, learn_temperature=False)
     network, batch = lesson_on(step, teacher)
