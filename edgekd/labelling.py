@@ -1,6 +1,7 @@
 """A teacher labels frames that nobody labelled. The rules are in `data/pseudo_labels.py`; here frames are read.
 
-`find` is any detector: `evaluate.finder` makes one of a graph, `detectors.open_vocabulary` one of words.
+`find` is any detector: `evaluate.finder` makes one of a graph, `detectors.teacher.as_transformer` one of an RT-DETR,
+`detectors.ultralytics_open.open_vocabulary` one of words.
 """
 
 from __future__ import annotations
