@@ -98,8 +98,9 @@ def distill_student(
 
 
 def _train(trainer: Any) -> None:
-    """Train, on several GPUs in as many processes. Raises CompressError where one of them fails."""
-    if trainer.ddp and (problem := import_problem("cloudpickle")):  # else Ultralytics would install it
+    """Train, on several GPUs in as many processes. Raises CompressError where one of them fails, SpecError."""
+    several = "," in str(trainer.args.device)
+    if several and (problem := import_problem("cloudpickle")):  # else Ultralytics would install it
         raise SpecError("training on several GPUs needs cloudpickle", found=problem, fix="pip install cloudpickle")
     try:
         trainer.train()
