@@ -53,7 +53,7 @@ VERSION = {
     "search": 2,
     "label": 1,
     "resize": 1,
-    "prune": 2,
+    "prune": 3,
     "factorize": 2,
     "sensitivity": 1,
     "distill": 4,

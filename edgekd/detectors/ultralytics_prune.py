@@ -178,6 +178,9 @@ def _hand_over(quantized: Any, network: Any) -> None:
         for name, layer in quantized.named_modules()
         if isinstance(layer, (nn.Conv2d, FakeQuantConv2d)) and layer.weight.grad is not None
     }
+    if network.model[-1].end2end:  # of two branches the one that ships has taken the other one's names
+        branch = rf"^(model\.{len(network.model) - 1}\.)(cv[23]\.)"
+        found = {re.sub(branch, r"\1one2one_\2", name): product for name, product in found.items()}
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             whole = re.sub(r"\.halves\.[01]\.", ".cv1.", name)

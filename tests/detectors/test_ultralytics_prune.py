@@ -196,6 +196,26 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     assert found[1] == 0
 
 
+@pytest.mark.parametrize("one_to_one", [False, True])
+def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(one_to_one: bool, tmp_path: Path) -> None:
+    from edgekd.detectors.ultralytics_prune import _hand_over
+    from edgekd.detectors.ultralytics_trainer import float_network
+
+    path = write_detector(tmp_path / "one.pt", "yolo26n")
+    network = load_checkpoint(path).model
+    network.end2end = one_to_one
+    torch.save({"model": network, "train_args": {"imgsz": SIDE}}, path)
+    quantized, shipped = float_network(path, trust=False)
+    assert shipped is one_to_one
+    for weight in quantized.requires_grad_(True).parameters():
+        weight.grad = torch.ones_like(weight)
+    with in_halves(network):
+        _hand_over(quantized, network)
+    head = network.model[-1]
+    spoken = [float(branch[0][0].conv.weight.grad.abs().sum()) > 0 for branch in (head.cv2, head.one2one_cv2)]
+    assert spoken == [not one_to_one, one_to_one]
+
+
 def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
