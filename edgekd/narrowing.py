@@ -17,6 +17,8 @@ from edgekd.spec import Prune
 from edgekd.stages import GRAPH, Stages
 from edgekd.store import Stage
 
+Widths = Mapping[str, tuple[int, int]]
+"""Of units of channels, by name, at two times."""
 TRIES = 6
 """How often more is taken away because the first guess was not fast enough."""
 MARGIN = 0.97
@@ -114,16 +116,12 @@ class Narrowing:
 
     def _rounds(self, step: Prune) -> Iterator[Stage]:
         """Each round takes the same share of what is there; between two of them what is left is trained."""
-        part = replace(
-            step,
-            ratio=_each(step.share, step.rounds) or None,
-            most=_each(step.most, step.rounds),
-            caps={pattern: _each(cap, step.rounds) for pattern, cap in step.caps.items()},
-        )
         checkpoint = self.checkpoint
+        widths: Widths = {}
         for left in range(step.rounds, 0, -1):
-            stage = self._round(part, checkpoint, left)
+            stage = self._round(part_of(step, left, widths), checkpoint, left)
             yield stage
+            widths = {name: (widths.get(name, (old,))[0], new) for name, (old, new) in stage.results["widths"].items()}
             checkpoint = stage.path / checkpoint_name(self.checkpoint)
             if step.recovery and left > 1:
                 recovery = replace(step.recovery, student=str(checkpoint))
@@ -185,9 +183,25 @@ def checkpoint_name(detector: Path) -> str:
     return f"pruned{SUFFIX if is_torchvision(detector.name) else '.pt'}"
 
 
-def _each(share: float, rounds: int) -> float:
-    """What goes in each of several rounds so that a share is gone in the end."""
-    return float(1 - (1 - share) ** (1 / rounds))
+def part_of(step: Prune, left: int, widths: Widths) -> Prune:
+    """What of a step is for one round. left: how many there are, this one included; widths: at first, and now.
+
+    The same share of the multiply-adds goes in each. Caps are of what a unit had at first: in multiples of channels
+    that is rounded once, and not in every round, where a small share would be none.
+    """
+    ratio = _gone(step.share, 1 / step.rounds) or None
+    done = 1 - (left - 1) / step.rounds
+    most, caps = _gone(step.most, done), {pattern: _gone(cap, done) for pattern, cap in step.caps.items()}
+    whole = replace(step, ratio=ratio, most=most, caps=caps)
+    if not widths:
+        return whole
+    caps = {name: max(0.0, 1 - (1 - whole.cap(name)) * first / now) for name, (first, now) in widths.items()}
+    return replace(whole, most=max(caps.values(), default=most) or most, caps=caps)
+
+
+def _gone(share: float, part: float) -> float:
+    """What is gone after a part of several rounds, in each of which the same share of what is there goes."""
+    return float(1 - (1 - share) ** part)
 
 
 def _family(checkpoint: Path) -> Any:

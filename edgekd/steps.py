@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from edgekd.compress.plan import Form
@@ -150,6 +151,10 @@ class Prune(_Sized):
         if self.ratio is not None:
             return self.ratio
         return HALF if self.max_size is None and self.min_fps is None else 0.0
+
+    def cap(self, unit: str) -> float:
+        """The share of a unit's channels that may go."""
+        return min([self.most, *(cap for pattern, cap in self.caps.items() if fnmatchcase(unit, pattern))])
 
 
 @dataclass(frozen=True)

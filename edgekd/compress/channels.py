@@ -12,7 +12,6 @@ import heapq
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -117,6 +116,8 @@ MULTIPLE = 16
 """What widths stay multiples of where neither step nor target says: vectors of 16 numbers are common."""
 NOTHING = 1e-9
 """The share of a network's cost that counts as no saving."""
+ROUNDING = 1e-9
+"""The part of a channel by which shares of whole channels may be off: 30 % of 160 are 48, and no fraction more."""
 
 
 def choose(
@@ -171,9 +172,9 @@ def _weights(layer: Convolution) -> float:
 
 def _least(unit: Unit, step: Prune) -> int:
     """The channels that a unit keeps in any case."""
-    most = min([step.most, *(cap for pattern, cap in step.caps.items() if fnmatchcase(unit.name, pattern))])
     multiple = step.multiple or MULTIPLE
-    return max(int(np.ceil(unit.channels * (1 - most))), multiple if unit.channels >= multiple else 1)
+    rest = int(np.ceil(unit.channels * (1 - step.cap(unit.name)) - ROUNDING))
+    return max(rest, multiple if unit.channels >= multiple else 1)
 
 
 def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -> CompressError:

@@ -18,7 +18,9 @@ from edgekd.compress.channels import (
     least_important,
     multiply_adds,
 )
+from edgekd.compress.channels import _least as least
 from edgekd.errors import CompressError
+from edgekd.narrowing import part_of
 from edgekd.spec import Prune
 
 # Four layers in a row, the last of which keeps what it writes: three units between them.
@@ -151,6 +153,28 @@ def test_the_cost_that_is_given_decides_what_saves_most() -> None:
     gone = choose(even(), CHAIN, less(0.01), Prune(multiple=8), late)
     assert gone["layer.2"] > 0
     assert gone["layer.0"] == 0, "it saves nothing"
+
+
+def test_layers_are_capped_in_rounds_as_in_one() -> None:
+    """A round's part of a small cap is less than a step of channels, and no round's part is all of it."""
+    units, cap = chain(np.ones(32), np.ones(64), np.ones(64)), {"layer.1": 0.25}
+    for rounds in (1, 2, 3, 4):
+        step, widths = Prune(multiple=16, most=0.8, caps=cap, rounds=rounds), {}
+        left = {unit.name: unit.channels for unit in units}
+        for number in range(rounds, 0, -1):
+            part = part_of(step, number, widths)
+            now = [Unit(each.name, each.importance[:, : left[each.name]], each.writes, each.reads) for each in units]
+            gone = {unit.name: unit.channels - least(unit, part) for unit in now}
+            left = {name: left[name] - count // 16 * 16 for name, count in gone.items()}
+            widths = {unit.name: (unit.channels, left[unit.name]) for unit in units}
+            assert all(left[unit.name] >= unit.channels * (1 - step.cap(unit.name)) for unit in units)
+        assert left == {"layer.0": 16, "layer.1": 48, "layer.2": 16}, rounds
+
+
+@pytest.mark.parametrize(("channels", "cap"), [(160, 0.7), (64, 0.25), (80, 0.8), (48, 1 / 3)])
+def test_a_cap_is_that_share_and_no_channel_less(channels: int, cap: float) -> None:
+    unit = Unit("layer", np.ones((1, channels)), {0: 1}, {1: 1})
+    assert least(unit, Prune(multiple=16, most=cap)) == max(round(channels * (1 - cap)), 16)
 
 
 def test_a_step_that_saves_nothing_goes_on_to_one_that_does() -> None:
