@@ -235,5 +235,6 @@ class _Network:
                 width - channels * side.get(at, 0)
                 for width, side in ((old.inputs, unit.reads), (old.outputs, unit.writes))
             )
-            found.append((at, replace(old, inputs=inputs, outputs=outputs)))
+            # A depthwise one reads what it writes, and is told of once.
+            found.append((at, replace(old, inputs=outputs if old.depthwise else inputs, outputs=outputs)))
         return found

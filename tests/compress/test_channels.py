@@ -155,6 +155,20 @@ def test_the_cost_that_is_given_decides_what_saves_most() -> None:
     assert gone["layer.0"] == 0, "it saves nothing"
 
 
+def test_a_depthwise_layer_reads_as_many_channels_as_it_writes() -> None:
+    layers = (CHAIN[0], Convolution(32, 32, 400, 9, depthwise=True), Convolution(32, 10, 400, 1))
+    seen: list[Convolution] = []
+
+    def cost(layer: Convolution) -> float:
+        seen.append(layer)
+        return layer.multiply_adds
+
+    unit = Unit("layer", np.ones((1, 32)), {0: 1, 1: 1}, {2: 1})
+    assert choose([unit], layers, less(0.3, layers), Prune(multiple=8), cost) == {"layer": 16}
+    widths = {(layer.inputs, layer.outputs) for layer in seen if layer.depthwise}
+    assert {(32, 32), (24, 24), (16, 16)} <= widths and all(inputs == outputs for inputs, outputs in widths)
+
+
 def test_layers_are_capped_in_rounds_as_in_one() -> None:
     """A round's part of a small cap is less than a step of channels, and no round's part is all of it."""
     units, cap = chain(np.ones(32), np.ones(64), np.ones(64)), {"layer.1": 0.25}
