@@ -30,8 +30,7 @@ class Narrowed:
     """A detector that has lost channels.
 
     checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; widths: of
-    each unit of channels, before and after; importance: the share of each unit's importance that stays; ratio: of the
-    multiply-adds that the step removed in any case.
+    each unit of channels, before and after; importance: the share of each unit's importance that stays.
     """
 
     checkpoint: Path
@@ -41,14 +40,20 @@ class Narrowed:
     latency_ms: tuple[float, float]
     widths: Mapping[str, tuple[int, int]]
     importance: Mapping[str, float]
-    ratio: float
+
+    @property
+    def left(self) -> float:
+        """The share of the multiply-adds that is left."""
+        before, after = self.multiply_adds
+        return after / before
 
 
 @dataclass(frozen=True)
 class Narrowing:
     """What is pruned, on what images, for what. before: its float graph; export: a checkpoint's.
 
-    quantized: its quantized graph, where what that one can do without is to go.
+    quantized: its quantized graph, where what that one can do without is to go. train_on: the GPUs for the training
+    between rounds, such as `0,1`; None for one if there is any.
     """
 
     stages: Stages
@@ -59,34 +64,41 @@ class Narrowing:
     latency: Latency
     trust: bool = False
     quantized: Stage | None = None
+    train_on: str | None = None
 
     def run(self, step: Prune) -> Narrowed:
         """Prune as the step says. Raises CompressError: not so much can go, too slow, or not faster than before."""
         found = self._narrow(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
         widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
+        if not widths:
+            raise CompressError(
+                "prune: nothing to do, the checkpoint is small enough as it is",
+                expected=f"one of more than {step.max_size} in half precision",
+                fix="ask for less, or leave pruning out",
+            )
         fix = "prune more, or keep widths at a larger multiple"
-        require_faster("prune: narrower layers", found, self.latency, widths or "no channel less", fix)
+        require_faster("prune: narrower layers", found, self.latency, widths, fix)
         return found
 
     def _until_fast(self, step: Prune, most_ms: float) -> Narrowed:
         """Take more and more away until a frame takes no longer."""
         now = self.latency.of_both(self.before, self.before)[1]
         left = min(1 - step.share, most_ms / now)
-        if left >= 1:
+        if left >= 1 and step.max_size is None:
             raise CompressError(
                 f"prune: nothing to do, {1000 / now:.1f} FPS ({self.latency.basis}, {self.latency.where})",
                 expected=f"a detector slower than {1000 / most_ms:g} FPS",
                 fix="ask for more, or leave pruning out",
             )
         for _ in range(TRIES):
-            found = self._narrow(replace(step, ratio=1 - left))
+            found = self._narrow(replace(step, ratio=1 - left if left < 1 else None))
             if found.latency_ms[1] <= most_ms:
                 return found
-            left *= MARGIN * most_ms / found.latency_ms[1]
+            left = (left if left < 1 else found.left) * MARGIN * most_ms / found.latency_ms[1]
         raise CompressError(
             f"prune: {1000 / most_ms:g} FPS not reached",
             expected=f"{most_ms:.2f} ms a frame on {self.latency.where}",
-            found=f"{found.latency_ms[1]:.2f} ms ({self.latency.basis}) without {found.ratio:.0%} of the multiply-adds",
+            found=f"{found.latency_ms[1]:.2f} ms ({self.latency.basis}), {found.left:.0%} of the multiply-adds left",
             fix="raise most, take a smaller model or a smaller image, or ask for less",
         )
 
@@ -111,7 +123,6 @@ class Narrowing:
                 name: (width, last.results["widths"][name][1]) for name, (width, _) in first.results["widths"].items()
             },
             importance={name: min(each[name] for each in shares) for name in shares[0]},
-            ratio=step.share,
         )
 
     def _rounds(self, step: Prune) -> Iterator[Stage]:
@@ -125,7 +136,8 @@ class Narrowing:
             checkpoint = stage.path / checkpoint_name(self.checkpoint)
             if step.recovery and left > 1:
                 recovery = replace(step.recovery, student=str(checkpoint))
-                trained = training.distill(self.stages, recovery, self.checkpoint, self.dataset, self.trust)
+                known = (self.stages, recovery, self.checkpoint, self.dataset, self.trust, self.train_on)
+                trained = training.distill(*known)
                 checkpoint = trained.path / training.student_file(recovery)
 
     def _round(self, step: Prune, checkpoint: Path, left: int) -> Stage:
@@ -149,7 +161,7 @@ class Narrowing:
         counted = {name: value for name, value in asdict(step).items() if name not in ("min_fps", "recovery", "rounds")}
         inputs = {
             "model": self.stages.sha256(checkpoint),
-            "teacher": self.stages.sha256(teacher) if teacher and seen else None,
+            "teacher": self.stages.sha256(teacher) if teacher else None,
             "train": self.stages.fingerprint(self.dataset.split("train")) if seen else None,
             "step": counted,
             "left": left if step.max_size else None,

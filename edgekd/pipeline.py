@@ -299,7 +299,7 @@ def pruned(step: Prune, run: Run, dataset: Dataset, stages: Stages) -> Run:
     latency = latency_on(job.target, measured)
     before = run.after if run.after.key != run.floating.key else None
     trust, checkpoint = job.trust_checkpoint, run.detector.path
-    narrowing = Narrowing(stages, dataset, checkpoint, run.floating, export, latency, trust, before)
+    narrowing = Narrowing(stages, dataset, checkpoint, run.floating, export, latency, trust, before, job.train_on)
     found = narrowing.run(pruning.for_target(_at_size(step, job), job.target))
     run = replace(_with_detector(found.checkpoint, run, dataset, stages), weakened=True)
     again = job.recipe.quantize

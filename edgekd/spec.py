@@ -174,8 +174,7 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
         plan = recipe.quantize.plan if recipe.quantize else None
         recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
         folder = Path(name).parent
-        steps = tuple(_beside(step, folder) if isinstance(step, Distill) else step for step in recipe.steps)
-        return replace(recipe, steps=steps)
+        return replace(recipe, steps=tuple(_from_folder(step, folder) for step in recipe.steps))
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -185,6 +184,13 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
         )
     with resources.as_file(resources.files("edgekd.recipes") / f"{name}.toml") as path:
         return recipe_from(read_toml(path), name)
+
+
+def _from_folder(step: Step, folder: Path) -> Step:
+    """The step with the files of its training taken from the recipe's own folder."""
+    if isinstance(step, Prune) and step.recovery:
+        return replace(step, recovery=_beside(step.recovery, folder))
+    return _beside(step, folder) if isinstance(step, Distill) else step
 
 
 def _beside(step: Distill, folder: Path) -> Distill:

@@ -111,7 +111,8 @@ class Prune(_Sized):
     importance: of a channel, by the change of the loss on the labels that its weights stand for (`taylor`), by their
     gradients alone, or by their size alone, which needs no images; ranking: over all layers, or among layers built
     alike. multiple: what widths stay multiples of, if None what the target likes; most: the share of a layer's channels
-    that may go; caps: the same for layers whose names match a pattern, such as `model.2.*`, 0 to leave them alone.
+    that may go in the end; caps: the same for layers whose names match a pattern, such as `model.2.*`, 0 to leave them
+    alone.
     rounds: in which as large a share goes each time; recovery: the training between two rounds, beside what it was.
     images: of the training split, for gradients, `batch` at a time; image_size: their side in pixels, the detector's
     own if None; seed: by which they are drawn.
@@ -137,12 +138,15 @@ class Prune(_Sized):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise SpecError(f"prune: {name}", expected="between 0 and 1", found=str(value))
-        _require_positive("prune", self, "min_fps", "multiple", "rounds", "images", "batch")
+        _require_positive("prune", self, "min_fps", "multiple", "rounds", "images", "batch", "image_size")
         for pattern, cap in self.caps.items():
             if not 0 <= cap < 1:
                 raise SpecError(f"prune: caps: {pattern}", expected="0 or more, and less than 1", found=str(cap))
         if self.recovery is not None and self.recovery.student is not None:
             raise SpecError("prune: recovery", expected="no student: it trains what pruning has left")
+        if self.recovery is not None and self.rounds == 1:
+            fix = "ask for more rounds, or train by a step distill after this one"
+            raise SpecError("prune: recovery", expected="several rounds, to train between them", found="one", fix=fix)
         _ = self.max_bytes  # raises where it is no size
 
     @property
@@ -175,7 +179,7 @@ class LowRank:
     def __post_init__(self) -> None:
         if not 0 < self.energy < 1:
             raise SpecError("factorize: energy", expected="between 0 and 1", found=str(self.energy))
-        _require_positive("factorize", self, "channels", "images")
+        _require_positive("factorize", self, "channels", "images", "image_size")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import EdgeKD
 from test_json_contract import assert_documented
 
+from edgekd import training
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors import load
 from edgekd.errors import CompressError
@@ -169,15 +171,38 @@ def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Narro
     assert found.latency_ms[1] > 0.8 * 1000 / 150, "not much more than was asked for"
     with pytest.raises(CompressError, match=r"nothing to do, 100\.0 FPS \(predicted, a clock\)"):
         narrowing(clock).run(replace(step, min_fps=90))
-    with pytest.raises(CompressError, match=r"150 FPS not reached.*9\.00 ms \(predicted\) without \d+%"):
+    with pytest.raises(CompressError, match=r"150 FPS not reached.*9\.00 ms \(predicted\), \d+% of the"):
         narrowing(Clock(10.0, lambda graph: 9.0)).run(replace(step, most=0.95))
 
 
-def test_rounds_take_as_much_together_and_train_in_between(narrowing: Callable[[Clock], Narrowing]) -> None:
-    recovery = Distill(epochs=1, batch=6, image_size=64, warmup_epochs=0.0)
-    step = Prune(ratio=0.4, rounds=2, multiple=8, images=4, image_size=64, recovery=recovery)
-    made = narrowing(Clock(10.0, lambda graph: 5.0))
+def test_a_size_and_a_speed_are_both_kept(narrowing: Callable[[Clock], Narrowing]) -> None:
+    """What is fast enough may still be too large; what is small enough has nothing to lose."""
+    clock = Clock(10.0, lambda graph: 9.0)
+    step = Prune(min_fps=50, max_size="700kB", importance="magnitude", multiple=8)
+    found = narrowing(clock).run(step)
+    assert 600_000 < found.checkpoint.stat().st_size <= 700_000
+    with pytest.raises(CompressError, match=r"nothing to do.*more than 1GB in half precision"):
+        narrowing(clock).run(replace(step, max_size="1GB", min_fps=None))
+
+
+def test_rounds_take_as_much_together_and_train_in_between(
+    narrowing: Callable[[Clock], Narrowing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At another size than the detector's, which stays what it was."""
+    trained: list[object] = []
+    distill = training.distill
+
+    def watched(*arguments: Any) -> Stage:
+        trained.append(arguments[-1])
+        return distill(*arguments)
+
+    monkeypatch.setattr(training, "distill", watched)
+    recovery = Distill(epochs=1, batch=6, image_size=96, warmup_epochs=0.0)
+    step = Prune(ratio=0.4, rounds=2, multiple=8, images=4, image_size=60, recovery=recovery)
+    made = replace(narrowing(Clock(10.0, lambda graph: 5.0)), train_on="cpu")
     found = made.run(step)
+    assert trained == ["cpu"]
+    assert found.graph.results["detector"]["preprocess"]["height"] == 64
     assert [stage.name for stage in made.stages.done] == ["export", "prune", "distill", "prune", "export"]
     first, second = (stage.results for stage in made.stages.done if stage.name == "prune")
     shares = [after / before for before, after in (first["multiply_adds"], second["multiply_adds"])]

@@ -117,4 +117,11 @@ def test_frames_lie_beside_the_recipe_and_prompts_belong_to_classes(tmp_path: Pa
     step = load_recipe(str(tmp_path / "own.toml")).distill
     assert step is not None
     assert step.unlabelled == str(tmp_path / "frames")
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\n[[steps]]\nkind = "prune"\nrounds = 2\nrecovery = { unlabelled = "frames" }\n', "utf-8"
+    )
+    prune = load_recipe(str(tmp_path / "own.toml")).prune
+    assert prune
+    assert prune.recovery
+    assert prune.recovery.unlabelled == str(tmp_path / "frames")
     assert step.prompts == {"no-helmet": ("bare head", "uncovered hair")}

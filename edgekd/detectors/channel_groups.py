@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.compress.channels import Convolution, Cost, Goal, Unit, choose, isomorphic, least_important, multiply_adds
-from edgekd.errors import SpecError
+from edgekd.errors import CompressError, SpecError, did_you_mean
 
 try:
     import torch
@@ -88,6 +89,8 @@ class Channels:
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
+        self._network = network
+        self._frame = torch.rand(frame.shape, generator=torch.Generator().manual_seed(0))
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
         free = list(graph.get_all_groups(ignored_layers=list(untouched)))
         groups = [_Group(group, graph, names, importance) for group in free]
@@ -98,12 +101,20 @@ class Channels:
     def thin(self, step: Prune, cost: Cost | None, weights: float = inf) -> dict[str, int]:
         """Take away what the step says, by `compress.channels.choose`: channels that are gone, by unit.
 
-        weights: what convolutions may have left. Raises CompressError.
+        weights: what convolutions may have left. Raises CompressError, also where the network then says something else
+        than if only nothing read them; SpecError for a cap of nothing.
         """
+        _require_capped(self.units, step)
         units = isomorphic(self.units) if step.ranking == "isomorphic" else self.units
         goal = Goal(multiply_adds(self.convolutions) * (1 - step.share) if step.share else inf, weights)
         gone = choose(units, self.convolutions, goal, step, cost)
-        self.remove(gone)
+        with torch.no_grad():
+            for name, count in gone.items():
+                for group in self._groups[name]:
+                    group.silence(count)
+            wanted = self._network(self._frame)
+            self.remove(gone)
+            _require_same(self._network, self._frame, wanted)
         return gone
 
     def remove(self, gone: Mapping[str, int]) -> None:
@@ -126,6 +137,8 @@ class Channels:
                 weight.copy_(before)
 
 
+SAME = 0.01
+"""How far outputs may be off, of the largest, that are sums in another order."""
 SHARES = (0.25, 0.5, 0.75)
 """What a scan takes away of one unit at a time."""
 
@@ -158,6 +171,39 @@ def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -
 def on_the_way(weights: int, least: float, rounds: int) -> float:
     """What to have left after the first of several rounds that take the same share each. Nothing below 0."""
     return float(weights * (max(least, 0.0) / weights) ** (1 / rounds))
+
+
+def _require_capped(units: Sequence[Unit], step: Prune) -> None:
+    """Raise SpecError for a cap whose pattern matches the name of no unit."""
+    names = [unit.name for unit in units]
+    for pattern in step.caps:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SpecError(
+                f"prune: caps: {pattern} matches no unit of channels",
+                expected=f"a pattern of such names as {', '.join(names[:3])}",
+                fix=did_you_mean(pattern, names) or "`widths` in prune.json has the names",
+            )
+
+
+def _require_same(network: Any, frame: torch.Tensor, wanted: Sequence[torch.Tensor]) -> None:
+    """Raise CompressError where a network says something else of a frame."""
+    try:
+        found = network(frame)
+    except RuntimeError as error:
+        raise _not_followed(" ".join(str(error).split())[:200]) from error
+    for one, other in zip(found, wanted, strict=True):
+        off = float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
+        if not off <= SAME:
+            raise _not_followed(f"outputs that are off by {off:.1%} once channels are gone that nothing reads")
+
+
+def _not_followed(found: str) -> CompressError:
+    return CompressError(
+        "pruning: which channels hang together in this network cannot be followed",
+        expected="blocks such as YOLOv8, YOLO11, YOLO26 and torchvision's detectors have",
+        found=found,
+        fix="leave pruning out, and take a smaller model or fewer bits",
+    )
 
 
 def _kept(unit: Unit, gone: int) -> float:
@@ -222,6 +268,8 @@ class _Group:
                 continue
             writes = graph.is_out_channel_pruning_fn(handler)
             own, roots = list(group[at].idxs), list(group[at].root_idxs)
+            if max(own) >= (layer.out_channels if writes else layer.in_channels):
+                raise _not_followed(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))
             scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self.importance: NDArray[np.float64] = np.mean(scores, axis=0)

@@ -75,18 +75,26 @@ def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
 
 def write_content(content: Any, path: Path) -> None:
     """Write with `torch.save`; the file is there complete or not at all."""
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_file(path, buffer.getvalue())
+    write_file(path, _saved(content))
 
 
 def write_checkpoint(network: Any, train_args: Mapping[str, Any], path: Path) -> None:
     """Write a network as Ultralytics does, in half precision, which the network then has."""
-    write_content(
-        {"epoch": -1, "model": network.half(), "ema": None, "optimizer": None, "train_args": dict(train_args)}, path
-    )
+    write_file(path, checkpoint_bytes(network, train_args))
+
+
+def checkpoint_bytes(network: Any, train_args: Mapping[str, Any]) -> bytes:
+    """What `write_checkpoint` writes."""
+    told = {"epoch": -1, "ema": None, "optimizer": None, "train_args": dict(train_args)}
+    return _saved({**told, "model": network.half()})
+
+
+def _saved(content: Any) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def _read_without_running(path: Path) -> Any:
@@ -103,7 +111,10 @@ def _read_without_running(path: Path) -> Any:
     for instance, layer in made:
         state = dict(vars(instance))
         instance.__class__ = layer
-        instance.__setstate__(state)  # fills in what layers written by older versions lack
+        try:
+            instance.__setstate__(state)  # fills in what layers written by older versions lack
+        except (AttributeError, LookupError, TypeError) as error:
+            raise _no_checkpoint(path, error) from error
     return content
 
 

@@ -23,6 +23,7 @@ from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import TorchvisionDetector
 from edgekd.detectors.types import Preprocess
+from edgekd.errors import SpecError
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Distill, DistillStage, Prune, Weights
 
@@ -42,7 +43,7 @@ from torch import nn
 
 from edgekd.compress.terms import shared_classes
 from edgekd.detectors.torchvision_distill import Batch, StudentLoss
-from edgekd.detectors.torchvision_network import TorchvisionNetwork, save_network
+from edgekd.detectors.torchvision_network import TorchvisionNetwork, save_network, with_classes
 
 
 def prune_detector(
@@ -63,6 +64,9 @@ def prune_detector(
     """
     began = time.monotonic()
     network = TorchvisionDetector(checkpoint).network()
+    if teacher and (size := TorchvisionDetector(teacher).network().image_size) != network.image_size:
+        network = with_classes(network, network.classes, size)  # which training has changed
+    _require_own_size(step, network)
     dense = _Dense(network)
     frame = torch.zeros(1, 3, *network.image_size)
     before = parameters_in(network)
@@ -86,6 +90,7 @@ def scan_detector(
 ) -> Sensitivity:
     """How much the loss on the labels grows when each unit loses channels, on the images that pruning would see."""
     network, dataset = TorchvisionDetector(checkpoint).network(), load_dataset(data)
+    _require_own_size(step, network)
     dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
     samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
     loss = _loss(network, dataset.classes, None)
@@ -110,6 +115,18 @@ class _Dense(nn.Module):  # type: ignore[misc]
     def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """What the head says, part by part."""
         return list(self.head(list(self.backbone(frames).values())).values())
+
+
+def _require_own_size(step: Prune, network: TorchvisionNetwork) -> None:
+    """Raise SpecError where images are to have another size than a network takes, whose anchors are for that one."""
+    height, width = network.image_size
+    if step.image_size and (step.image_size, step.image_size) != network.image_size:
+        raise SpecError(
+            "prune: image_size of a detector by torchvision",
+            expected=f"its own, {width}x{height} pixels",
+            found=str(step.image_size),
+            fix="leave it out",
+        )
 
 
 def _weights(network: TorchvisionNetwork, checkpoint: Path, max_bytes: int | None, rounds: int) -> float:

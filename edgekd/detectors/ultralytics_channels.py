@@ -94,7 +94,7 @@ def channels_of(network: Any, size: tuple[int, int], importance: str) -> Channel
     firsts = [name for name, _ in network.named_modules() if name.endswith(".halves.0.conv")]
     pairs = [(name, name.replace(".halves.0.conv", ".halves.1.conv")) for name in firsts]
     convolutions = convolutions_of(network, size)
-    with _branches_alone(network):
+    with branches_alone(network):
         frame = torch.zeros(1, 3, TRACED, TRACED)
         return Channels(network, frame, convolutions, _untouched(network), importance, pairs)
 
@@ -117,7 +117,7 @@ def _branches(network: Any) -> list[Any]:
 
 
 @contextmanager
-def _branches_alone(network: Any) -> Iterator[None]:
+def branches_alone(network: Any) -> Iterator[None]:
     """The network with a head that runs its branches and decodes nothing; a second one reads what the first one does,
     which in training it does not hand gradients to.
     """
@@ -133,7 +133,7 @@ def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolutio
     ships = ("one2one_cv2", "one2one_cv3") if network.model[-1].end2end else ("cv2", "cv3")
     shipped = {id(getattr(network.model[-1], name)) for name in ships}
     spared = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
-    with _branches_alone(network):
+    with branches_alone(network):
         run = partial(network.eval(), torch.zeros(1, 3, TRACED, TRACED))
         # Whole: sizes and TRACED are multiples of the strides.
         return convolutions_run(network, run, (size[0] * size[1], TRACED**2), spared)

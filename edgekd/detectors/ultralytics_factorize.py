@@ -146,7 +146,7 @@ def watch(
 ) -> dict[str, Read]:
     """What the layers of these names read on training images, drawn by the step's seed."""
     images = drawn(load_dataset(data).split("train").samples, step.images, step.seed, progress)
-    shown = Preprocess(step.image_size, step.image_size) if step.image_size else Preprocess(*size)
+    shown = Preprocess(*input_size({"imgsz": step.image_size or size}, int(max(network.stride))))
     layers = {name: network.get_submodule(name).conv for name in names}
     watches = {name: Watch(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()}
 

@@ -6,10 +6,9 @@ its trainer builds a network anew from a description, which knows nothing of the
 
 from __future__ import annotations
 
-import io
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from math import inf
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from edgekd.compress.channels import Cost
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.images import drawn
-from edgekd.detectors.checkpoint import write_checkpoint
+from edgekd.detectors.checkpoint import checkpoint_bytes, write_checkpoint
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.types import Preprocess
@@ -42,7 +41,7 @@ from edgekd.compress.fake_quant import FakeQuantConv2d
 from edgekd.compress.qdq import read_layers
 from edgekd.compress.terms import shared_classes
 from edgekd.detectors.channel_groups import Pruned, Sensitivity, deterministic, on_the_way, scan
-from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves
+from edgekd.detectors.ultralytics_channels import branches_alone, channels_of, convolutions_of, in_halves
 from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics_seen import look
 from edgekd.detectors.ultralytics_trainer import DistillationLoss, float_network, quantized_network
@@ -67,7 +66,8 @@ def prune_detector(
 
     data: a data set, of whose split `train` `step.images` are read, for gradients. Of the step `share` and `max_size`
     say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. cost: of a convolution, by which what is
-    saved is counted; multiply-adds if None. teacher: also its detections count in the gradients, as in distillation.
+    saved is counted; multiply-adds if None. teacher: also its detections count in the gradients, as in distillation,
+    and the input stays of its size, which training may have changed.
     rounds: how many are left, this one included, to come down to `max_size`. quantized: the detector's Q/DQ graph, in
     place of which the gradients are then taken, of the loss on the labels and of how far it is from the detector.
     Nothing is trained: a detector that has lost more than a little has to be (`ultralytics_distill`). The same
@@ -77,7 +77,9 @@ def prune_detector(
     """
     began = time.monotonic()
     network, train_args, size = _opened(checkpoint, trust)
-    before, room = parameters_in(network), _weights(network, step.max_bytes, rounds)
+    size = _opened(teacher, trust)[2] if teacher else size
+    told = {"task": "detect", **train_args, "imgsz": list(size)}
+    before, room = parameters_in(network), _weights(network, told, step.max_bytes, rounds)
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
             dataset = load_dataset(data)
@@ -86,14 +88,15 @@ def prune_detector(
                 model, loss = _quantized(checkpoint, quantized, trust)
             else:
                 model, loss = network, _loss(network, dataset.classes, teacher, trust)
-            _accumulate_gradients(model, loss, samples, _shown(step, size), step, progress)
+            _accumulate_gradients(model, loss, samples, _shown(step, network, size), step, progress)
             if quantized:
                 _hand_over(model, network)
         channels = channels_of(network, size, step.importance)
-        gone = channels.thin(step, cost, room)
+        with branches_alone(network):
+            gone = channels.thin(step, cost, room)
     network.zero_grad(set_to_none=True)
     after = tuple(convolutions_of(network, size).values())
-    write_checkpoint(network, {"task": "detect", **train_args, "imgsz": list(size)}, out)
+    write_checkpoint(network, told, out)
     return Pruned.of(channels, gone, after, (before, parameters_in(network)), time.monotonic() - began)
 
 
@@ -105,7 +108,7 @@ def scan_detector(
     dataset = load_dataset(data)
     with quiet(), in_halves(network):
         samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
-        loss, shown = _loss(network, dataset.classes, None, trust), _shown(step, size)
+        loss, shown = _loss(network, dataset.classes, None, trust), _shown(step, network, size)
         if step.importance != "magnitude":
             _accumulate_gradients(network, loss, samples, shown, step, progress)
         channels = channels_of(network, size, step.importance)
@@ -126,18 +129,18 @@ def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[i
     return network, dict(train_args), input_size(train_args, int(max(network.stride)))
 
 
-def _shown(step: Prune, size: tuple[int, int]) -> tuple[int, int]:
-    return (step.image_size, step.image_size) if step.image_size else size
+def _shown(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the images for gradients: whole strides."""
+    return input_size({"imgsz": step.image_size or size}, int(max(network.stride)))
 
 
-def _weights(network: Any, max_bytes: int | None, rounds: int) -> float:
+def _weights(network: Any, train_args: Mapping[str, Any], max_bytes: int | None, rounds: int) -> float:
     """How many weights the convolutions may have on the way to a checkpoint of so many bytes, at two bytes each."""
     if max_bytes is None:
         return inf
-    whole = io.BytesIO()
-    torch.save(deepcopy(network).half(), whole)
+    whole = len(checkpoint_bytes(deepcopy(network), train_args))
     weights = sum(each.weight.numel() for each in network.modules() if isinstance(each, nn.Conv2d))
-    return on_the_way(weights, weights - (whole.tell() - max_bytes) / 2, rounds)
+    return on_the_way(weights, weights - (whole - max_bytes) / 2, rounds)
 
 
 def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: bool) -> Any:

@@ -166,7 +166,8 @@ def test_a_depthwise_layer_reads_as_many_channels_as_it_writes() -> None:
     unit = Unit("layer", np.ones((1, 32)), {0: 1, 1: 1}, {2: 1})
     assert choose([unit], layers, less(0.3, layers), Prune(multiple=8), cost) == {"layer": 16}
     widths = {(layer.inputs, layer.outputs) for layer in seen if layer.depthwise}
-    assert {(32, 32), (24, 24), (16, 16)} <= widths and all(inputs == outputs for inputs, outputs in widths)
+    assert {(32, 32), (24, 24), (16, 16)} <= widths
+    assert all(inputs == outputs for inputs, outputs in widths)
 
 
 def test_layers_are_capped_in_rounds_as_in_one() -> None:

@@ -188,6 +188,12 @@ def test_a_layer_takes_attributes_and_nothing_else(state: Any, tmp_path: Path) -
     refusal(saved({"model": Made(torch.nn.Conv2d, state)}, tmp_path))
 
 
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.Upsample, torch.nn.BatchNorm2d])
+@pytest.mark.parametrize("state", [{"_parameters": {}}, {"all_weights": [], "_modules": None, "_buffers": 1}, {1: 2}])
+def test_attributes_that_no_layer_has_are_refused_in_one_line(layer: type, state: Any, tmp_path: Path) -> None:
+    refusal(saved({"model": Made(layer, state)}, tmp_path))
+
+
 def test_the_network_that_was_saved_comes_back(network: Any, tmp_path: Path) -> None:
     found = load_checkpoint(saved({"model": network, "ema": None, "train_args": {"imgsz": 320}}, tmp_path))
     assert type(found.model) is tasks.DetectionModel

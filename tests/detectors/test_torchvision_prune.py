@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_torchvision_detector import SIDE, SMALL, make
 
-from edgekd.errors import CompressError
+from edgekd.errors import CompressError, SpecError
 from edgekd.export import export
 from edgekd.spec import Distill, Prune
 
@@ -121,6 +121,8 @@ def test_images_change_the_choice_and_a_teacher_can_have_its_say(
     assert by_size.widths != pruned[1].widths
     again = prune_detector(pruned[0], tmp_path / "two.tv.pt", tiny_data, STEP, teacher=detector)
     assert again.multiply_adds[0] == pruned[1].multiply_adds[1]
+    with pytest.raises(SpecError, match=f"image_size.*expected its own, {SIDE}x{SIDE} pixels.*found 32"):
+        scan_detector(detector, tiny_data, replace(STEP, image_size=32))
     with pytest.raises(CompressError, match="so much cannot go"):
         prune_detector(detector, tmp_path / "three.tv.pt", tiny_data, replace(STEP, ratio=0.99, importance="magnitude"))
 

@@ -223,7 +223,9 @@ def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path
         factorize_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
 
 
-@pytest.mark.parametrize(("name", "value"), [("energy", 0.0), ("energy", 1.0), ("channels", 0), ("images", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("energy", 0.0), ("energy", 1.0), ("channels", 0), ("images", 0), ("image_size", 0)]
+)
 def test_a_setting_without_sense_is_refused(name: str, value: float) -> None:
     with pytest.raises(SpecError, match=f"factorize: {name}"):
         LowRank(**{name: value})

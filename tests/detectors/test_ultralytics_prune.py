@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.checkpoint import checkpoint_bytes, load_checkpoint
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, SpecError
 from edgekd.export import export
@@ -18,7 +18,8 @@ from edgekd.spec import Distill, Prune
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
-from edgekd.detectors.channel_groups import Pruned  # noqa: E402
+from edgekd.compress.channels import least_important  # noqa: E402
+from edgekd.detectors.channel_groups import Pruned, _Group  # noqa: E402
 from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
 from edgekd.detectors.ultralytics_prune import prune_detector, scan_detector  # noqa: E402
@@ -281,6 +282,33 @@ def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_a_size_is_kept_also_where_little_has_to_go(detector: Path, tmp_path: Path) -> None:
+    """And where what is told of the training takes much of the file."""
+    network = load_checkpoint(detector).model
+    told = {"imgsz": SIDE, "name": "a" * 30_000}
+    torch.save({"model": network, "train_args": told}, tmp_path / "one.pt")
+    size = len(checkpoint_bytes(network, told))
+    step = Prune(max_size=f"{size - 3000}B", importance="magnitude", multiple=4)
+    prune_detector(tmp_path / "one.pt", tmp_path / "out.pt", tmp_path, step)
+    assert (tmp_path / "out.pt").stat().st_size <= size - 3000
+
+
+def test_what_cannot_be_followed_is_refused(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of another kind that split what they write, and channels that something still reads."""
+    step = replace(STEP, importance="magnitude")
+    write_detector(tmp_path / "p6.pt", "yolov8n-p6")
+    with pytest.raises(CompressError, match=r"cannot be followed.*has no channel"):
+        prune_detector(tmp_path / "p6.pt", tmp_path / "out.pt", tmp_path, step)
+
+    def remove_others(group: Any, count: int) -> None:
+        group._group.prune(least_important(-group.importance, count))
+
+    monkeypatch.setattr(_Group, "remove", remove_others)
+    with pytest.raises(CompressError, match=r"cannot be followed.*outputs that are off by"):
+        prune_detector(detector, tmp_path / "out.pt", tmp_path, step)
+    assert not (tmp_path / "out.pt").exists()
+
+
 @pytest.mark.parametrize("one_to_one", [False, True])
 def test_the_branch_that_does_not_ship_costs_nothing(one_to_one: bool) -> None:
     network = student_network(Distill("yolo26n.yaml", width=0.125), ("red",), trust=False)
@@ -296,6 +324,7 @@ def test_the_branch_that_does_not_ship_costs_nothing(one_to_one: bool) -> None:
         ({"ratio": 0.99}, CompressError, "so much cannot go.* 1% of the multiply-adds"),
         ({"ratio": 0.5, "most": 0.01}, CompressError, "no less than 100% of the multiply-adds"),
         ({"ratio": None, "max_size": "1kB"}, CompressError, "found 0% of the weights"),
+        ({"caps": {"modle.2.*": 0.5}}, SpecError, r"caps: modle\.2\.\* matches no unit.*model\."),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(
@@ -315,8 +344,18 @@ def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ratio", 0.0), ("ratio", 1.0), ("most", 1.5), ("multiple", 0), ("images", 0), ("batch", 0)]
+    ("name", "value"),
+    [
+        ("ratio", 0.0),
+        ("ratio", 1.0),
+        ("most", 1.5),
+        ("multiple", 0),
+        ("images", 0),
+        ("batch", 0),
+        ("image_size", 0),
+        ("recovery", Distill()),
+    ],
 )
-def test_a_setting_without_sense_is_refused(name: str, value: float) -> None:
+def test_a_setting_without_sense_is_refused(name: str, value: Any) -> None:
     with pytest.raises(SpecError, match=f"prune: {name}"):
         Prune(**{name: value})
