@@ -35,6 +35,7 @@ from edgekd.detectors.ultralytics_loop import quiet, ultralytics_label  # isort:
 
 import torch
 from torch import nn
+from ultralytics.nn.modules.block import C2f
 from ultralytics.utils import DEFAULT_CFG
 
 from edgekd.compress.fake_quant import FakeQuantConv2d
@@ -126,6 +127,8 @@ def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[i
     network, train_args = UltralyticsDetector(checkpoint, trust).network()
     if network.is_fused():
         raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
+    if not all(hasattr(block.cv1, "conv") for block in network.modules() if isinstance(block, C2f)):
+        raise SpecError(f"{checkpoint}: has factorized layers", fix="prune first, and factorize what is left")
     return network, dict(train_args), input_size(train_args, int(max(network.stride)))
 
 

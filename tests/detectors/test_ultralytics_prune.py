@@ -343,6 +343,15 @@ def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path
         prune_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
 
 
+def test_a_factorized_detector_is_refused(detector: Path, tmp_path: Path) -> None:
+    network = load_checkpoint(detector).model
+    block = network.model[2]
+    block.cv1 = torch.nn.Sequential(torch.nn.Conv2d(block.cv1.conv.in_channels, 4, 1), block.cv1)
+    torch.save({"model": network, "train_args": {}}, tmp_path / "thin.pt")
+    with pytest.raises(SpecError, match="factorized layers; fix: prune first"):
+        prune_detector(tmp_path / "thin.pt", tmp_path / "one.pt", tmp_path, STEP)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
