@@ -205,7 +205,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, data: str, size
     import torch_pruning
 
     from edgekd.detectors.checkpoint import load_checkpoint, write_checkpoint
-    from edgekd.detectors.ultralytics_channels import TRACED, _branches_alone, _untouched, in_halves
+    from edgekd.detectors.ultralytics_channels import TRACED, _untouched, branches_alone, in_halves
 
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -213,7 +213,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, data: str, size
     for percent in range(1, 100):
         found = load_checkpoint(Path(model), trust=True)
         network = found.model.requires_grad_(True)
-        with in_halves(network), _branches_alone(network):
+        with in_halves(network), branches_alone(network):
             pruner = torch_pruning.pruner.BasePruner(
                 network,
                 torch.zeros(1, 3, TRACED, TRACED),
