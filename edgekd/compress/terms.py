@@ -7,7 +7,7 @@ Made of the pure losses in `distill.py`; any training loop can use it. A loop th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 OBJECTS = 16
 """Objects of each image whose distances are compared, at most."""
+SPOKEN = 100
+"""Objects of a head without anchors that are heard of in each image: its surest."""
+TAKEN = 10
+"""Anchors that speak for each of them, at most: as many as labels are given."""
 NOTHING = 1e-6
 """The probability where a head without anchors says nothing: so small that all anchors together hardly count."""
 
@@ -45,13 +49,15 @@ class Seen:
     """What a detector sees in a batch.
 
     neck: the maps that its head reads, float32 [b, c, h, w], of the grid's sizes; hidden: a map of its backbone for
-    each of them, of about the same size; branches: what its heads say, `one2many` and, where there is one, `one2one`.
+    each of them, of about the same size; branches: what its heads say, `one2many` and, where there is one, `one2one`;
+    objects: what a head without anchors says in their place, as of `assigned`.
     """
 
     grid: Grid
     neck: tuple[torch.Tensor, ...]
     hidden: tuple[torch.Tensor, ...]
     branches: Mapping[str, Predictions]
+    objects: Predictions | None = None
 
 
 class Aids(nn.Module):  # type: ignore[misc]
@@ -117,12 +123,9 @@ class Comparison:
         shares: how much the labels count in each branch, where that differs; what is said there counts as much.
         """
         teacher = _paired(student.grid, teacher)
-        index = nearest_anchors(student.grid, teacher.grid, student.neck[0].device)
-        pairs = {
-            name: (_chosen(ours, self._ours), _at(_chosen(teacher.branches[name], self._theirs), index))
-            for name, ours in student.branches.items()
-            if name in teacher.branches
-        }
+        grid = teacher.grid if teacher.objects is None else student.grid
+        index = nearest_anchors(student.grid, grid, student.neck[0].device)
+        pairs = self._pairs(student, teacher, index)
         ours, theirs = pairs["one2many"]
         sure = distill.certainty(theirs.scores)
         temperature = self._temperature(progress, sure)
@@ -132,13 +135,23 @@ class Comparison:
             if name == "classes":
                 losses[name] = _shared([self._class_loss(*pair, temperature) for pair in pairs.values()], parts)
             elif name == "boxes":
-                losses[name] = _shared(
-                    [_box_loss(student.grid, teacher.grid, index, *pair) for pair in pairs.values()], parts
-                )
+                losses[name] = _shared([_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()], parts)
             else:
                 losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
         mask = foreground(theirs.scores)
         return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach(), sure)
+
+    def _pairs(self, student: Seen, teacher: Seen, index: torch.Tensor) -> dict[str, tuple[Predictions, Predictions]]:
+        """What both say at the student's anchors of the classes that both know, branch by branch."""
+        said = {name: _chosen(found, self._ours) for name, found in student.branches.items()}
+        if teacher.objects is not None:
+            ours = said["one2many"]
+            return {"one2many": (ours, assigned(_chosen(teacher.objects, self._theirs), ours, student.grid))}
+        return {
+            name: (ours, _at(_chosen(teacher.branches[name], self._theirs), index))
+            for name, ours in said.items()
+            if name in teacher.branches
+        }
 
     def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
         learned = self._aids.temperature
@@ -179,7 +192,7 @@ def _paired(own: Grid, teacher: Seen) -> Seen:
     """The teacher with the maps of the level that is nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
     neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
-    return Seen(teacher.grid, neck, hidden, teacher.branches)
+    return replace(teacher, neck=neck, hidden=hidden)
 
 
 def _shared(losses: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:
@@ -211,49 +224,46 @@ def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, th
     return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, sure)
 
 
-def spread(boxes: torch.Tensor, scores: torch.Tensor, grid: Grid) -> Predictions:
-    """What a head without anchors finds (RT-DETR), as one with anchors would say it.
+def assigned(objects: Predictions, student: Predictions, grid: Grid) -> Predictions:
+    """What a head without anchors finds (RT-DETR), as one with anchors would say it: at the student's anchors.
 
-    boxes: [b, n, 4], middle x and y, width and height as shares of the frame; scores: class logits [b, n, classes].
-    Each box speaks at the anchors next to its middle, 3 x 3 at most and only those in the box, on the level whose
-    stride is nearest to an eighth of its size. There a class has the box's probability times exp(-d^2 / 2), d strides
-    from the middle. Where several boxes speak, the one with most to say gives the sides. Elsewhere there is nothing.
+    objects: class logits [b, classes, n], and boxes [b, 4, n], middle x and y, width and height as shares of the frame.
+    As labels are given to anchors (TOOD, arXiv 2108.07755), by how well the student does there: of the anchors in a box
+    the TAKEN with the largest s^0.5 u^6 speak for it, s the probability of the box's surest class and u the overlap of
+    the student's box. There a class has the object's probability times that measure, as a share of the box's largest,
+    times the box's largest u. Of several boxes the one with most to say has the anchor. Elsewhere there is nothing.
     """
-    batch, _, classes = scores.shape
-    points, strides = grid.points(boxes.device)
-    anchors = points.shape[1]
-    size = boxes.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
-    middle, extent = boxes[..., :2] * size, boxes[..., 2:] * size
-    index = _around(middle, extent, grid)
-    away, step = points.T[index] - middle[:, :, None], strides[index]  # [b, n, 9, 2] in pixels, [b, n, 9]
-    inside = (away.abs() <= extent[:, :, None] / 2).all(-1) | (away.abs() <= step[..., None] / 2).all(-1)
-    claim = torch.exp(-away.square().sum(-1) / step.square() / 2) * inside
-    said = scores.sigmoid()[:, :, None] * claim[..., None]  # [b, n, 9, classes]
-    flat, sure = index.flatten(1), said.amax(-1).flatten(1)
-    found = boxes.new_zeros(batch, anchors, classes)
-    found.scatter_reduce_(1, flat[..., None].expand(-1, -1, classes), said.flatten(1, 2), "amax")
-    most = boxes.new_zeros(batch, anchors).scatter_reduce_(1, flat, sure, "amax")
-    speaks = (sure >= most.gather(1, flat)) & (sure > 0)
-    target = torch.where(speaks, flat, anchors)  # the others write behind the last anchor
-    sides = torch.cat([extent[:, :, None] / 2 + away, extent[:, :, None] / 2 - away], dim=-1) / step[..., None]
-    written = boxes.new_ones(batch, anchors + 1, 4)
-    written.scatter_(1, target[..., None].expand(-1, -1, 4), sides.flatten(1, 2))
-    return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit().transpose(1, 2), written[:, :-1].transpose(1, 2))
+    with torch.no_grad():
+        said = objects.scores.sigmoid()
+        sure, label = said.max(dim=1)
+        sure, order = sure.topk(min(SPOKEN, sure.shape[1]), dim=1)
+        points, strides = grid.points(said.device)
+        size = said.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
+        boxes = objects.boxes.gather(2, order[:, None].expand(-1, 4, -1))
+        half = boxes[:, 2:] / 2
+        low, high = ((boxes[:, :2] + sign * half) * size[:, None] for sign in (-1, 1))
+        sides = torch.cat([points[:, None] - low[..., None], high[..., None] - points[:, None]], dim=1)  # [b, 4, n, a]
+        own = (distill.expected_distances(student.boxes) * strides)[:, :, None]
+        overlap = _overlap(own, sides) * (sides > 0).all(dim=1)
+        probability = student.scores.sigmoid().gather(1, label.gather(1, order)[..., None].expand(-1, -1, len(strides)))
+        fit = probability.sqrt() * overlap**6
+        best, chosen = fit.topk(min(TAKEN, len(strides)), dim=2)
+        share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, chosen).amax(dim=2, keepdim=True)
+        claim = torch.zeros_like(fit).scatter_(2, chosen, share * sure[..., None])
+        most, speaker = claim.max(dim=1)  # [b, a]
+        scores = said.gather(2, order[:, None].expand(-1, said.shape[1], -1))
+        index = speaker[:, None].expand(-1, said.shape[1], -1)
+        found = scores.gather(2, index) * (most / sure.gather(1, speaker).clamp(min=1e-9))[:, None]
+        spoken = sides.gather(2, speaker[:, None, None].expand(-1, 4, -1, -1))[:, :, 0] / strides
+        return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit(), spoken)
 
 
-def _around(middle: torch.Tensor, extent: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The anchors next to the middle of boxes, both [b, n, 2] in pixels, on the level of their size: [b, n, 9]."""
-    strides = middle.new_tensor(grid.strides)
-    wanted = extent.clamp(min=1).prod(-1).sqrt() / 8
-    level = (wanted[..., None].log() - strides.log()).abs().argmin(-1)
-    sizes = torch.tensor(grid.sizes, device=middle.device)
-    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
-    rows, columns = sizes[level, 0, None], sizes[level, 1, None]
-    cells = (middle / strides[level][..., None]).floor().long()
-    steps = torch.tensor([-1, 0, 1], device=middle.device)
-    x = (cells[..., :1] + steps.repeat(3)).clamp(min=0).minimum(columns - 1)
-    y = (cells[..., 1:] + steps.repeat_interleave(3)).clamp(min=0).minimum(rows - 1)
-    return starts[level][..., None] + y * columns + x
+def _overlap(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of boxes about the same points, distances [b, 4, ...]: [b, ...]."""
+    near = torch.minimum(ours, theirs)
+    common = (near[:, :2] + near[:, 2:]).clamp(min=0).prod(dim=1)
+    areas = [(sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1) for sides in (ours, theirs)]
+    return common / (areas[0] + areas[1] - common).clamp(min=1e-9)
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:

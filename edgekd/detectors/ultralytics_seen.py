@@ -26,7 +26,7 @@ from torch import nn
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 from edgekd.compress.anchors import Grid
-from edgekd.compress.terms import Predictions, Seen, spread
+from edgekd.compress.terms import Predictions, Seen
 
 SIDE = 256
 """Pixels of the blank frame on which a network is looked at."""
@@ -103,9 +103,11 @@ class Watched:
     def seen(self, said: Any) -> Seen:
         """What it saw in the batch of which it has just said this, in float32: a YOLO undecoded, an RT-DETR decoded."""
         grid = self.grid
+        branches: dict[str, Predictions] = {}
+        objects = None
         if isinstance(said, tuple):
-            boxes, scores = (each[-1].float() for each in said[1][:2])  # of the decoder's last layer
-            branches = {"one2many": spread(boxes, scores, grid)}
+            boxes, scores = (each[-1].float().mT for each in said[1][:2])  # of the decoder's last layer
+            objects = Predictions(scores, boxes)
         else:
             found = {name: said[name] for name in ("one2many", "one2one") if said.get(name)} or {"one2many": said}
             if "one2many" not in found:  # a fused head has kept one of them
@@ -114,7 +116,7 @@ class Watched:
                 name: Predictions(told["scores"].float(), told["boxes"].float()) for name, told in found.items()
             }
         hidden = tuple(self._maps[at].float() for at in self.look.hidden)
-        return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches)
+        return Seen(grid, tuple(each.float() for each in self.neck), hidden, branches, objects)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is made of what two detectors see: classes paired, boxes of a head without anchors spread over anchors."""
+"""What is made of what two detectors see: classes paired, objects of a head without anchors given to anchors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekd.compress import distill  # noqa: E402
 from edgekd.compress.anchors import Grid  # noqa: E402
-from edgekd.compress.terms import Aids, Comparison, Predictions, Said, Seen, shared_classes, spread  # noqa: E402
+from edgekd.compress.terms import (  # noqa: E402
+    TAKEN,
+    Aids,
+    Comparison,
+    Predictions,
+    Said,
+    Seen,
+    assigned,
+    shared_classes,
+)
 from edgekd.errors import SpecError  # noqa: E402
 from edgekd.spec import Distill, Weights  # noqa: E402
 
@@ -16,55 +24,68 @@ GRID = Grid(((16, 20), (8, 10), (4, 5)), (8, 16, 32))
 """Of a frame of 160 x 128 pixels."""
 
 
-def found(boxes: list[list[float]], probabilities: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+def found(boxes: list[list[float]], probabilities: list[list[float]]) -> Predictions:
     """One image's boxes, middle and size in pixels, and their classes' logits."""
     shares = torch.tensor([boxes]) / torch.tensor([160.0, 128, 160, 128])
-    return shares, torch.tensor([probabilities]).logit()
+    return Predictions(torch.tensor([probabilities]).logit().mT, shares.mT)
 
 
-def test_a_box_speaks_where_its_middle_is_and_on_the_level_of_its_size() -> None:
-    boxes, scores = found([[84, 68, 64, 48], [100, 60, 150, 100]], [[0.9, 0.1], [0.2, 0.6]])
-    told = spread(boxes, scores, GRID)
+def seen_by(boxes: dict[int, list[float]], classes: int = 2) -> Predictions:
+    """A student that sees boxes, corners in pixels, at some anchors, classes with 0.3; next to nothing elsewhere."""
+    points, strides = GRID.points()
+    sides, scores = torch.full((1, 4, len(strides)), 0.1), torch.full((1, classes, len(strides)), 0.01)
+    for at, (left, top, right, bottom) in boxes.items():
+        x, y = points[:, at].tolist()
+        sides[0, :, at] = torch.tensor([x - left, y - top, right - x, bottom - y]) / strides[at]
+        scores[0, :, at] = 0.3
+    return Predictions(scores.logit(), sides)
+
+
+def test_an_object_speaks_where_the_student_sees_its_box_best() -> None:
+    middle, beside, outside = 8 * 20 + 10, 320 + 4 * 10 + 5, 0
+    exact, near = [52.0, 44, 116, 92], [52.0, 44, 116, 80]
+    told = assigned(
+        found([[84, 68, 64, 48]], [[0.9, 0.1]]), seen_by({middle: near, beside: exact, outside: exact}), GRID
+    )
     sure, best = told.scores.sigmoid()[0].max(0)
-    spoken = (sure > 0.01).nonzero().flatten()
-    assert set(spoken.tolist()) <= {*range(320), *range(320, 400)}
-    assert int(sure[:320].argmax()) == 8 * 20 + 10
-    assert float(sure[8 * 20 + 10]) == pytest.approx(0.9, abs=1e-4)
-    assert int(sure[320:400].argmax()) == 3 * 10 + 6
-    assert int(best[8 * 20 + 10]) == 0
-    assert int(best[320 + 36]) == 1
-    assert float(sure[400:].max()) < 1e-5
-    assert float(sure.sum()) < 20, "background hardly counts"
+    assert int(sure.argmax()) == beside
+    assert float(sure[beside]) == pytest.approx(0.9, abs=1e-4)
+    overlap = 36 / 48
+    assert float(sure[middle]) == pytest.approx(0.9 * overlap**6, abs=1e-3)
+    assert float(sure[outside]) < 1e-5
+    assert int(best[beside]) == 0
+    assert float(told.scores[0, 1, beside].sigmoid()) == pytest.approx(0.1, abs=1e-4)
+    assert float(sure.sum()) < 2, "background hardly counts"
+
+
+def test_where_the_student_sees_nothing_an_object_says_little_and_at_few_anchors() -> None:
+    told = assigned(found([[84, 68, 64, 48]], [[0.9, 0.1]]), seen_by({}), GRID)
+    sure = told.scores.sigmoid()[0].amax(0)
+    assert int((sure > 1e-4).sum()) <= TAKEN
+    assert float(sure.max()) < 0.1, "of a box that overlaps with nothing little is certain"
 
 
 def test_the_boxes_come_back_from_the_sides() -> None:
-    boxes, scores = found([[80, 60, 66, 50]], [[0.9, 0.1]])
-    told = spread(boxes, scores, GRID)
+    told = assigned(found([[80, 60, 66, 50]], [[0.9, 0.1]]), seen_by({7 * 20 + 9: [47, 35, 113, 85]}), GRID)
     points, strides = GRID.points()
-    sides = distill.expected_distances(told.boxes)[0] * strides
+    sides = told.boxes[0] * strides
     low, high = points - sides[:2], points + sides[2:]
-    for at in (told.scores.sigmoid()[0].amax(0) > 0.01).nonzero().flatten():
-        corners = [*low[:, at].tolist(), *high[:, at].tolist()]
-        assert corners == pytest.approx([47, 35, 113, 85], abs=1e-3)
+    spoken = (told.scores.sigmoid()[0].amax(0) > 0.01).nonzero().flatten()
+    assert spoken.tolist() == [7 * 20 + 9]
+    corners = [*low[:, spoken[0]].tolist(), *high[:, spoken[0]].tolist()]
+    assert corners == pytest.approx([47, 35, 113, 85], abs=1e-3)
 
 
-def test_the_surer_of_two_boxes_gives_the_sides_whatever_their_order() -> None:
-    for order in ([0, 1], [1, 0]):
-        boxes, scores = found([[80, 60, 66, 50], [81, 61, 50, 66]], [[0.9, 0.1], [0.3, 0.5]])
-        told = spread(boxes[:, order], scores[:, order], GRID)
-        at = int(told.scores[0].amax(0).argmax())
-        _points, strides = GRID.points()
-        width = (told.boxes[0, 0, at] + told.boxes[0, 2, at]) * strides[at]
-        assert float(width) == pytest.approx(66, abs=1e-3)
-        assert float(told.scores[0, 1, at].sigmoid()) > 0.3, "the other one is heard, too"
-
-
-def test_a_box_smaller_than_a_cell_and_one_on_the_border_still_speak() -> None:
-    boxes, scores = found([[3, 3, 2, 2], [159, 127, 4, 4]], [[0.8, 0.1], [0.7, 0.1]])
-    sure = spread(boxes, scores, GRID).scores.sigmoid()[0].amax(0)
-    assert float(sure[0]) > 0.7
-    assert float(sure[319]) > 0.5
-    assert int((sure > 0.01).sum()) == 2
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_the_object_with_more_to_say_has_the_anchor_whatever_their_order(order: list[int]) -> None:
+    objects = found([[80, 60, 66, 50], [81, 61, 50, 66]], [[0.9, 0.1], [0.3, 0.5]])
+    student = seen_by({7 * 20 + 9: [47, 35, 113, 85]})
+    told = assigned(Predictions(objects.scores[..., order], objects.boxes[..., order]), student, GRID)
+    _points, strides = GRID.points()
+    at = int(told.scores[0].amax(0).argmax())
+    assert at == 7 * 20 + 9
+    assert float((told.boxes[0, 0, at] + told.boxes[0, 2, at]) * strides[at]) == pytest.approx(66, abs=1e-3)
+    assert float(told.scores[0, 0, at].sigmoid()) == pytest.approx(0.9, abs=1e-3)
 
 
 def test_classes_are_paired_by_name_and_by_what_is_said_to_be_the_same() -> None:
