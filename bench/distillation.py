@@ -46,9 +46,9 @@ from common import (
 from edgekd.data.dataset import Sample, load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes
 from edgekd.detectors.decode import SCORING
-from edgekd.detectors.types import Detections
+from edgekd.evaluate import judge
 from edgekd.progress import PlainProgress, Progress
-from edgekd.score import Score, score, tail_score
+from edgekd.score import Score, tail_score
 from edgekd.spec import Distill, DistillStage, Weights, load_recipe
 from edgekd.toml import parse_table
 
@@ -198,16 +198,19 @@ def teacher_job(
 ) -> dict[str, Any]:
     """Export the teacher at this size, or score one that cannot be; what a forward pass of a batch takes."""
     import torch
-    from ultralytics import RTDETR
-    from ultralytics.nn.tasks import RTDETRDetectionModel
 
-    from edgekd.detectors.teacher import load_teacher, parameters_in
+    from edgekd.detectors.teacher import as_transformer, load_teacher, parameters_in
     from edgekd.detectors.trained import fast_in_bfloat16
 
     torch.set_num_threads(threads)
     scores = {}
-    if type(torch.load(model, map_location="cpu", weights_only=False)["model"]) is RTDETRDetectionModel:
-        scores = {split: transformer_score(RTDETR(model), Path(data), split, images, size) for split in SPLITS}
+    resized = Path(out).with_name("teacher-sized.pt")
+    sized(model, resized, size)
+    if (found := as_transformer(resized, SCORING, trust=True)) is not None:
+        for name in SPLITS:
+            split = load_dataset(Path(data)).split(name)
+            some = replace(split, samples=split.samples[:images])
+            scores[name] = judge(found.find, found.classes, some).score.to_json()
     else:
         exported(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
@@ -220,18 +223,6 @@ def teacher_job(
                 torch.cuda.synchronize(where)
             stamps.append(time.perf_counter())
     return {"parameters": parameters_in(network), "step_seconds": gap(stamps), "scores": scores}
-
-
-def transformer_score(detector: Any, data: Path, split: str, images: int | None, size: int) -> dict[str, Any]:
-    """What an RT-DETR scores on a split, by Ultralytics' prediction."""
-    dataset = load_dataset(data)
-    found, truths = [], []
-    for sample in dataset.split(split).samples[:images]:
-        said = detector.predict(sample.image, imgsz=size, conf=SCORING.confidence, device="cpu", verbose=False)[0]
-        boxes, (height, width) = said.boxes.numpy(), said.orig_shape
-        found.append(Detections(boxes.xyxy, boxes.conf, boxes.cls.astype("int64")))
-        truths.append((sample.truth, width, height))
-    return score(found, truths, dataset.classes).to_json()
 
 
 def start_job(step: Mapping[str, Any], out: str, data: str, device: str, threads: int) -> dict[str, Any]:
@@ -339,16 +330,22 @@ def ultralytics_job(
 
 def exported(checkpoint: str, out: Path, size: int) -> None:
     """Write a checkpoint's float graph for images of this size."""
-    import torch
-
     from edgekd.detectors import load
     from edgekd.export import export
 
     with tempfile.TemporaryDirectory() as folder:
-        told = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        told["train_args"] = {**(told.get("train_args") or {}), "imgsz": size}
-        torch.save(told, Path(folder, "sized.pt"))
-        export(load(Path(folder, "sized.pt"), trust_checkpoint=True), out, OPSET)
+        resized = Path(folder, "sized.pt")
+        sized(checkpoint, resized, size)
+        export(load(resized, trust_checkpoint=True), out, OPSET)
+
+
+def sized(checkpoint: str, out: Path, size: int) -> None:
+    """Copy a checkpoint, said to be for frames of this size."""
+    import torch
+
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content["train_args"] = {**(content.get("train_args") or {}), "imgsz": size}
+    torch.save(content, out)
 
 
 def gap(stamps: Sequence[float]) -> float | None:

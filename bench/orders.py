@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, SHARED, SPLITS, JobError, Resumable, conditions_lines, table, use_cores, write_pair
-from pruning import sized
+from distillation import sized
 
 WHOLE = "as it was, INT8"
 TRAINING = ("distill", "quant_aware_distill")

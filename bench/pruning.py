@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditions_lines, table, use_cores, write_pair
-from distillation import edgekd_job, exported, start_job, told
+from distillation import edgekd_job, exported, sized, start_job, told
 
 from edgekd.devices.local import LocalDevice
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
@@ -262,15 +262,6 @@ def narrower_start(
 def train_job(out: str, **job: Any) -> dict[str, Any]:
     """Train with edgekd's loop, and export."""
     return edgekd_job(out=out, **job)
-
-
-def sized(model: str, out: Path, size: int) -> None:
-    """Copy a checkpoint, said to be for frames of this size."""
-    import torch
-
-    content = torch.load(model, map_location="cpu", weights_only=False)
-    content["train_args"] = {**(content.get("train_args") or {}), "imgsz": size}
-    torch.save(content, out)
 
 
 def sizes_of(network: Any, size: int) -> dict[str, Any]:
