@@ -53,7 +53,7 @@ VERSION = {
     "search": 2,
     "label": 1,
     "resize": 1,
-    "prune": 3,
+    "prune": 4,
     "factorize": 2,
     "sensitivity": 1,
     "distill": 4,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgekd.progress import Progress
     from edgekd.spec import Prune
 
+S = TypeVar("S")
 Pair = tuple[str, str]
 """Names of two layers that must lose as many channels each."""
 
@@ -221,6 +222,34 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def in_batches(samples: Sequence[S], size: int) -> list[Sequence[S]]:
+    """Samples, so many at a time, and in the end what is left."""
+    return [samples[at : at + size] for at in range(0, len(samples), size)]
+
+
+def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Callable[[Sequence[S]], Any]) -> None:
+    """Let batch norms have the statistics of what they read now: means over batches of `size`, at least 2, samples.
+
+    Of a network that has lost channels the old ones are far off: Li and others, EagleEye, arXiv 2007.02491.
+    frames: what the network reads of some samples. Without two samples it stays as it is.
+    """
+    batches = [some for some in in_batches(samples, max(size, 2)) if len(some) > 1]  # one alone has no variance
+    if not batches:
+        return
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # all batches count alike
+        norm.train()
+    with torch.no_grad(), deterministic():
+        for some in batches:
+            network(frames(some))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def convolutions_run(

@@ -34,7 +34,9 @@ from edgekd.detectors.channel_groups import (  # isort: skip
     Sensitivity,
     convolutions_run,
     deterministic,
+    in_batches,
     on_the_way,
+    renew_statistics,
     scan,
 )
 
@@ -70,6 +72,7 @@ def prune_detector(
     dense = _Dense(network)
     frame = torch.zeros(1, 3, *network.image_size)
     before = parameters_in(network)
+    samples: Sequence[tuple[Sample, Image]] = ()
     if step.importance != "magnitude":
         dataset = load_dataset(data)
         samples = drawn(dataset.split("train").samples, step.images, step.seed, progress)
@@ -80,6 +83,7 @@ def prune_detector(
     channels = Channels(dense, frame, convolutions_run(dense, run), _untouched(network), step.importance)
     gone = channels.thin(step, cost, _weights(network, checkpoint, step.max_bytes, rounds))
     network.zero_grad(set_to_none=True)
+    renew_statistics(network, samples, step.batch, lambda some: _batch(some, network.image_size).frames)
     after = convolutions_run(dense, run).values()
     save_network(network, out)
     return Pruned.of(channels, gone, after, (before, parameters_in(network)), time.monotonic() - began)
@@ -99,8 +103,7 @@ def scan_detector(
     run = partial(dense.forward, frame)
     network.requires_grad_(True)
     channels = Channels(dense, frame, convolutions_run(dense, run), _untouched(network), step.importance)
-    starts = range(0, len(samples), step.batch)
-    batches = [_batch(samples[at : at + step.batch], network.image_size) for at in starts]
+    batches = [_batch(some, network.image_size) for some in in_batches(samples, step.batch)]
     _to_train(network)
     return scan(channels, lambda: sum(float(loss(each)) for each in batches) / len(batches), progress)
 
@@ -170,10 +173,10 @@ def _accumulate_gradients(
 ) -> None:
     """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
     _to_train(network.requires_grad_(True))
-    starts = range(0, len(samples), step.batch)
+    batches = in_batches(samples, step.batch)
     with deterministic():
-        for start in progress.items(starts, "gradients", len(starts)):
-            loss(_batch(samples[start : start + step.batch], network.image_size)).backward()
+        for some in progress.items(batches, "gradients", len(batches)):
+            loss(_batch(some, network.image_size)).backward()
     network.eval()
 
 

@@ -41,7 +41,15 @@ from ultralytics.utils import DEFAULT_CFG
 from edgekd.compress.fake_quant import FakeQuantConv2d
 from edgekd.compress.qdq import read_layers
 from edgekd.compress.terms import shared_classes
-from edgekd.detectors.channel_groups import Pruned, Sensitivity, deterministic, on_the_way, scan
+from edgekd.detectors.channel_groups import (
+    Pruned,
+    Sensitivity,
+    deterministic,
+    in_batches,
+    on_the_way,
+    renew_statistics,
+    scan,
+)
 from edgekd.detectors.ultralytics_channels import branches_alone, channels_of, convolutions_of, in_halves
 from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics_seen import look
@@ -81,6 +89,7 @@ def prune_detector(
     size = _opened(teacher, trust)[2] if teacher else size
     told = {"task": "detect", **train_args, "imgsz": list(size)}
     before, room = parameters_in(network), _weights(network, told, step.max_bytes, rounds)
+    samples: Sequence[Read] = ()
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
             dataset = load_dataset(data)
@@ -95,6 +104,8 @@ def prune_detector(
         channels = channels_of(network, size, step.importance)
         with branches_alone(network):
             gone = channels.thin(step, cost, room)
+            shown = _shown(step, network, size)
+            renew_statistics(network, samples, step.batch, lambda some: _batch(some, shown)["img"])
     network.zero_grad(set_to_none=True)
     after = tuple(convolutions_of(network, size).values())
     write_checkpoint(network, told, out)
@@ -114,7 +125,7 @@ def scan_detector(
             _accumulate_gradients(network, loss, samples, shown, step, progress)
         channels = channels_of(network, size, step.importance)
         network.model[-1].training = True  # the head alone: raw predictions
-        batches = [_batch(samples[at : at + step.batch], shown) for at in range(0, len(samples), step.batch)]
+        batches = [_batch(some, shown) for some in in_batches(samples, step.batch)]
 
         def measure() -> float:
             return sum(float(loss(network(each["img"]), each)[0].sum()) for each in batches) / len(batches)
@@ -208,10 +219,10 @@ def _accumulate_gradients(
     network.requires_grad_(True).eval()
     head = network.model[-1]
     head.training = True  # the head alone: raw predictions, and no statistics change
-    starts = range(0, len(samples), step.batch)
+    batches = in_batches(samples, step.batch)
     with deterministic():
-        for start in progress.items(starts, "gradients", len(starts)):
-            batch = _batch(samples[start : start + step.batch], size)
+        for some in progress.items(batches, "gradients", len(batches)):
+            batch = _batch(some, size)
             loss(network(batch["img"]), batch)[0].sum().backward()
     head.training = False
     for layer in network.modules():  # which a teacher's loss has watched

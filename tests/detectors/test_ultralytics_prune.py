@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekd.data.dataset import load_dataset
+from edgekd.data.images import drawn
 from edgekd.detectors.checkpoint import checkpoint_bytes, load_checkpoint
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, SpecError
@@ -19,10 +21,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
 from edgekd.compress.channels import least_important  # noqa: E402
-from edgekd.detectors.channel_groups import Pruned, _Group  # noqa: E402
+from edgekd.detectors.channel_groups import Pruned, _Group, in_batches  # noqa: E402
 from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
-from edgekd.detectors.ultralytics_prune import prune_detector, scan_detector  # noqa: E402
+from edgekd.detectors.ultralytics_prune import _batch, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -169,6 +171,20 @@ def test_each_way_to_choose_chooses_otherwise(
     done = prune_detector(detector, tmp_path / "one.pt", tiny_data, replace(STEP, **change))
     assert done.widths != pruned[1].widths
     assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
+
+
+def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, Pruned], tiny_data: Path) -> None:
+    """Of the images that channels were chosen by: the mean of what the first one reads is what it holds."""
+    network = load_checkpoint(pruned[0]).model.float()
+    samples = drawn(load_dataset(tiny_data).split("train").samples, STEP.images, STEP.seed)
+    first = next(layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    held = first.running_mean.clone()
+    seen = []
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    with torch.no_grad():
+        for some in in_batches(samples, STEP.batch):
+            network(_batch(some, (SIDE, SIDE))["img"])
+    assert torch.allclose(held, torch.stack(seen).mean(0), atol=2e-3)
 
 
 def test_by_magnitude_no_image_is_read(detector: Path, tmp_path: Path) -> None:
