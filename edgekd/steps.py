@@ -223,9 +223,9 @@ class DistillStage:
 
 
 DISTILL_STAGES = (
-    DistillStage("features", 0.1, Weights(features=0.25, attention=0.1, neurons=0.1, classes=1.0, boxes=1.0)),
-    DistillStage("predictions", 0.6, Weights(classes=1.0, boxes=1.0, relations=0.1)),
-    DistillStage("fusion", 0.3, Weights(features=0.25, classes=1.0, boxes=1.0, relations=0.1), adaptive=True),
+    DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
+    DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
+    DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
 )
 """What the teacher says all along: with what its maps hold, then how objects relate, then both as far as it fits."""
 
