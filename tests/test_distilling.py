@@ -132,15 +132,21 @@ def test_a_build_ships_the_student_and_compares_it_with_its_teacher(
     assert sizes[1] < sizes[0] / 3, "before is the teacher, after the quantized student"
 
 
+def renamed(teacher: Path, classes: tuple[str, ...], folder: Path) -> Path:
+    """The teacher with other names for its classes."""
+    network = load_checkpoint(teacher).model
+    network.names = dict(enumerate(classes))
+    torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, folder / "other.pt")
+    return folder / "other.pt"
+
+
 def test_a_teacher_of_other_classes_is_not_scored(
     edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    network = load_checkpoint(teacher).model
-    network.names = {0: "Red", 1: "blue"}
-    torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "other.pt")
+    other = renamed(teacher, ("Red", "blue"), tmp_path)
     (tmp_path / "data.yaml").write_text(f"path: {tiny_data}\ntrain: images/train\nnames: [red, green]\n")
     flags = ("--data", tmp_path, "--recipe", recipe(tmp_path, epochs=1), "--out", tmp_path / "out", "--device", "cpu")
-    ran = edgekd("distill", tmp_path / "other.pt", "yolo11n", *flags, "--json")
+    ran = edgekd("distill", other, "yolo11n", *flags, "--json")
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "distill")
     assert ran.json["kept"] is ran.json["before"]["map50_95"] is ran.json["after"]["map50_95"] is None
@@ -149,11 +155,9 @@ def test_a_teacher_of_other_classes_is_not_scored(
 def test_a_teacher_with_other_names_is_not_scored_by_its_class_numbers(
     edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    network = load_checkpoint(teacher).model
-    network.names = {0: "blue", 1: "red"}
-    torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "other.pt")
+    other = renamed(teacher, ("blue", "red"), tmp_path)
     flags = ("--data", tiny_data, "--recipe", recipe(tmp_path, epochs=1), "--out", tmp_path / "out", "--device", "cpu")
-    ran = edgekd("distill", tmp_path / "other.pt", "yolo11n", *flags, "--json")
+    ran = edgekd("distill", other, "yolo11n", *flags, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["kept"] is ran.json["before"]["map50_95"] is None
     assert ran.json["after"]["map50_95"] is not None

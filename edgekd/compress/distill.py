@@ -175,14 +175,20 @@ def overlap_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Ten
     Arguments as for `box_loss`. Weighted by the teacher's certainty it is the box loss of BCKD, with GIoU in place of
     IoU, whose gradient does not vanish for boxes that are off their anchor.
     """
-    near, far = torch.minimum(student, teacher), torch.maximum(student, teacher)
-    inner, hull = near[:, :2] + near[:, 2:], far[:, :2] + far[:, 2:]
-    common = inner.clamp(min=0).prod(dim=1)
-    areas = [(sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1) for sides in (student, teacher)]
-    union = areas[0] + areas[1] - common
-    around = hull.clamp(min=0).prod(dim=1)
+    common, union = overlaps(student, teacher)
+    around = _area(torch.maximum(student, teacher))
     overlap = common / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
     return ((1 - overlap) * weight).sum() / _mass(weight)
+
+
+def overlaps(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Areas of intersection and union, each [b, ...], of boxes about the same points, distances [b, 4, ...]."""
+    common = _area(torch.minimum(ours, theirs))
+    return common, _area(ours) + _area(theirs) - common
+
+
+def _area(sides: torch.Tensor) -> torch.Tensor:
+    return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
 
 
 def distribution_loss(

@@ -244,7 +244,8 @@ def assigned(objects: Predictions, student: Predictions, grid: Grid) -> Predicti
         low, high = ((boxes[:, :2] + sign * half) * size[:, None] for sign in (-1, 1))
         sides = torch.cat([points[:, None] - low[..., None], high[..., None] - points[:, None]], dim=1)  # [b, 4, n, a]
         own = (distill.expected_distances(student.boxes) * strides)[:, :, None]
-        overlap = _overlap(own, sides) * (sides > 0).all(dim=1)
+        common, union = distill.overlaps(own, sides)
+        overlap = common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)
         probability = student.scores.sigmoid().gather(1, label.gather(1, order)[..., None].expand(-1, -1, len(strides)))
         fit = probability.sqrt() * overlap**6
         best, chosen = fit.topk(min(TAKEN, len(strides)), dim=2)
@@ -256,14 +257,6 @@ def assigned(objects: Predictions, student: Predictions, grid: Grid) -> Predicti
         found = scores.gather(2, index) * (most / sure.gather(1, speaker).clamp(min=1e-9))[:, None]
         spoken = sides.gather(2, speaker[:, None, None].expand(-1, 4, -1, -1))[:, :, 0] / strides
         return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit(), spoken)
-
-
-def _overlap(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of boxes about the same points, distances [b, 4, ...]: [b, ...]."""
-    near = torch.minimum(ours, theirs)
-    common = (near[:, :2] + near[:, 2:]).clamp(min=0).prod(dim=1)
-    areas = [(sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1) for sides in (ours, theirs)]
-    return common / (areas[0] + areas[1] - common).clamp(min=1e-9)
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:

@@ -26,6 +26,7 @@ from torch import nn
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 from edgekd.compress.anchors import Grid
+from edgekd.compress.boxes import corners
 from edgekd.compress.terms import Predictions, Seen
 
 SIDE = 256
@@ -170,9 +171,8 @@ def transformer(checkpoint: Path, thresholds: Thresholds, trust: bool = False) -
     def find(frame: np.ndarray) -> Detections:
         batch, placement = letterbox(frame, spec.preprocess)
         with torch.no_grad():
-            rows = network(torch.from_numpy(batch))[0]  # middle, width and height as shares, score, class
-        middle, half = rows[..., :2], rows[..., 2:4] / 2
-        corners = torch.cat([middle - half, middle + half], dim=-1) * rows.new_tensor([width, height, width, height])
-        return decode(torch.cat([corners, rows[..., 4:]], dim=-1).numpy(), spec, placement, thresholds)
+            rows = network(torch.from_numpy(batch))[0][0]  # middle, width and height as shares, score, class
+        found = torch.cat([corners(rows[:, :4], height, width), rows[:, 4:]], dim=1)
+        return decode(found[None].numpy(), spec, placement, thresholds)
 
     return Transformer(classes, find)
