@@ -223,9 +223,7 @@ def test_a_teacher_labels_frames_for_its_student(
     assert [at for at, _ in rows] == [0, 1, 2]
     shutil.copyfile(sorted((tiny_data / "images" / "val").iterdir())[0], frames / "scored.png")
     assert "scored in split 'val'" in edgekd("distill", teacher, "yolo11n.yaml", *flags, *out).err
-    network = load_checkpoint(teacher).model
-    network.names = {0: "red", 1: "blue"}
-    torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "other.pt")
+    other = renamed(teacher, ("red", "blue"), tmp_path)
     (frames / "scored.png").unlink()
-    ran = edgekd("distill", tmp_path / "other.pt", "yolo11n.yaml", *flags, "--out", tmp_path / "other")
+    ran = edgekd("distill", other, "yolo11n.yaml", *flags, "--out", tmp_path / "other")
     assert "classes are not those of the data" in ran.err
