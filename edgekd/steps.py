@@ -237,9 +237,10 @@ class Distill:
     student: a .pt checkpoint, a model description by Ultralytics such as `yolo11n.yaml`, or one in a file; width: of
     its channels, in place of the description's own factor. epochs: passes over the training split; minutes: train that
     long, with as many epochs as fit, the first of which assumes `epochs`; batch: images a step; image_size: side of the
-    training images in pixels; learning_rate: of AdamW, None for Ultralytics' choice of optimizer and rate; final_rate:
-    the share of it that is left at the end; warmup_epochs: in which it rises; mosaic: how often four images are shown
-    as one; close_mosaic: last epochs without that; amp: bfloat16 where hardware has it; seed: of weights and images.
+    training images in pixels, the teacher's own if None; learning_rate: of AdamW, None for Ultralytics' choice of
+    optimizer and rate; final_rate: the share of it that is left at the end; warmup_epochs: in which it rises; mosaic:
+    how often four images are shown as one; close_mosaic: last epochs without that; amp: bfloat16 where hardware has it;
+    seed: of weights and images.
 
     stages: what is distilled, one after the other. features: how maps are compared: `weighted` by the teacher's
     certainty, `correlation` or `channels`. focus: how much more those classes count on which the two disagree: 0, or 1
@@ -266,7 +267,7 @@ class Distill:
     epochs: int = 100
     minutes: float | None = None
     batch: int = 16
-    image_size: int = 640
+    image_size: int | None = None
     learning_rate: float | None = None
     final_rate: float = 0.01
     warmup_epochs: float = 3.0

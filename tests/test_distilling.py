@@ -42,7 +42,6 @@ student = "yolo11n.yaml"
 width = 0.06
 epochs = {epochs}
 batch = 6
-image_size = 64
 warmup_epochs = 0.0
 [[steps.stages]]
 name = "all"
@@ -130,6 +129,7 @@ def test_a_build_ships_the_student_and_compares_it_with_its_teacher(
     manifest = json.loads(to_json(verify(tmp_path / "out" / "teacher-cpu.edgekd")))
     sizes = [manifest["evidence"][side]["bytes"] for side in ("before", "after")]
     assert sizes[1] < sizes[0] / 3, "before is the teacher, after the quantized student"
+    assert manifest["detector"]["preprocess"]["height"] == 64, "as large as what was given"
 
 
 def renamed(teacher: Path, classes: tuple[str, ...], folder: Path) -> Path:

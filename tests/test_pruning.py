@@ -76,7 +76,7 @@ def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, t
 
 
 def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path) -> None:
-    more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nimage_size = 64\nwarmup_epochs = 0.0\n'
+    more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_epochs = 0.0\n'
     more += '[[steps]]\nkind = "quantize"\n'
     flags = ("--data", tiny_data, "--target", "xavier", "--recipe", recipe(tmp_path, more), "--out", tmp_path / "out")
     ran = edgekd("build", small, *flags, "--json")
@@ -90,7 +90,7 @@ def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tin
 def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    trains = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nimage_size = 64\nwarmup_epochs = 0.0\n'
+    trains = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_epochs = 0.0\n'
     steps = f'{trains}student = "yolo11n.yaml"\nwidth = 0.125\n{STEP.partition(chr(10))[2]}{trains}'
     (tmp_path / "student.toml").write_text(f'name = "student"\n{steps}', "utf-8")
     flags = (

@@ -235,28 +235,40 @@ def assigned(objects: Predictions, student: Predictions, grid: Grid) -> Predicti
     """
     with torch.no_grad():
         said = objects.scores.sigmoid()
-        sure, label = said.max(dim=1)
-        sure, order = sure.topk(min(SPOKEN, sure.shape[1]), dim=1)
-        points, strides = grid.points(said.device)
-        size = said.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
-        boxes = objects.boxes.gather(2, order[:, None].expand(-1, 4, -1))
-        half = boxes[:, 2:] / 2
-        low, high = ((boxes[:, :2] + sign * half) * size[:, None] for sign in (-1, 1))
-        sides = torch.cat([points[:, None] - low[..., None], high[..., None] - points[:, None]], dim=1)  # [b, 4, n, a]
-        own = (distill.expected_distances(student.boxes) * strides)[:, :, None]
-        common, union = distill.overlaps(own, sides)
-        overlap = common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)
-        probability = student.scores.sigmoid().gather(1, label.gather(1, order)[..., None].expand(-1, -1, len(strides)))
-        fit = probability.sqrt() * overlap**6
-        best, chosen = fit.topk(min(TAKEN, len(strides)), dim=2)
-        share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, chosen).amax(dim=2, keepdim=True)
-        claim = torch.zeros_like(fit).scatter_(2, chosen, share * sure[..., None])
-        most, speaker = claim.max(dim=1)  # [b, a]
-        scores = said.gather(2, order[:, None].expand(-1, said.shape[1], -1))
-        index = speaker[:, None].expand(-1, said.shape[1], -1)
-        found = scores.gather(2, index) * (most / sure.gather(1, speaker).clamp(min=1e-9))[:, None]
-        spoken = sides.gather(2, speaker[:, None, None].expand(-1, 4, -1, -1))[:, :, 0] / strides
+        sure, order = said.amax(dim=1).topk(min(SPOKEN, said.shape[2]), dim=1)
+        said, boxes = _taken(said, order), _taken(objects.boxes, order)
+        sides, overlap = _placed(boxes, student, grid)
+        probability = student.scores.sigmoid().gather(1, said.argmax(dim=1)[..., None].expand_as(overlap))
+        claim = _claims(probability.sqrt() * overlap**6, overlap)
+        _, speaker = (claim * sure[..., None]).max(dim=1)  # [b, a]
+        found = _taken(said, speaker) * claim.gather(1, speaker[:, None])
+        spoken = sides.gather(2, speaker[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
         return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit(), spoken)
+
+
+def _taken(each: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Of [b, c, n] all c at some of the n, whose indices are [b, k]."""
+    return each.gather(2, index[:, None].expand(-1, each.shape[1], -1))
+
+
+def _placed(boxes: torch.Tensor, student: Predictions, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes [b, 4, n] seen from the student's anchors: their sides in strides [b, 4, n, a], and how much the student's
+    own boxes there overlap them [b, n, a], which is 0 where the anchor lies outside."""
+    points, strides = grid.points(boxes.device)
+    size = boxes.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
+    half = boxes[:, 2:] / 2
+    low, high = ((boxes[:, :2] + sign * half) * size[:, None] for sign in (-1, 1))
+    sides = torch.cat([points[:, None] - low[..., None], high[..., None] - points[:, None]], dim=1)
+    own = (distill.expected_distances(student.boxes) * strides)[:, :, None]
+    common, union = distill.overlaps(own, sides)
+    return sides / strides, common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)
+
+
+def _claims(fit: torch.Tensor, overlap: torch.Tensor) -> torch.Tensor:
+    """How much each anchor speaks for each box, both [b, n, a]: of the TAKEN fittest, as a share of the fittest."""
+    best, taken = fit.topk(min(TAKEN, fit.shape[2]), dim=2)
+    share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, taken).amax(dim=2, keepdim=True)
+    return torch.zeros_like(fit).scatter_(2, taken, share)
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:

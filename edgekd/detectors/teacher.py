@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """A network that never changes. widths, strides: of the maps that its head reads, channels and pixels."""
+    """A network that never changes.
+
+    image_size: height and width of its own frames; widths, strides: of the maps that its head reads, in channels and
+    pixels.
+    """
 
     classes: tuple[str, ...]
+    image_size: tuple[int, int]
     widths: tuple[int, ...]
     strides: tuple[float, ...]
 

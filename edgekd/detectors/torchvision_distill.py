@@ -82,7 +82,7 @@ def distill_student(
     samples = readable(dataset.split("train").samples, progress)
     found = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, found.classes, step.same_classes)
-    network = student_network(step, dataset.classes)
+    network = student_network(step, dataset.classes, step.image_size or max(found.image_size))
     training = _Training(network, found, step, pairs, where)
     if (kept := read_state(state, where)) is not None:
         training.restore(kept)
@@ -94,9 +94,12 @@ def distill_student(
     return Distilled(len(training.losses), tuple(training.losses), training.seconds, tuple(training.weights), *sizes)
 
 
-def student_network(step: Distill, classes: tuple[str, ...]) -> TorchvisionNetwork:
-    """The student before training, with these classes: from a `.tv.pt` file, or of a builder. Raises SpecError."""
-    name, size = str(step.student), (step.image_size, step.image_size)
+def student_network(step: Distill, classes: tuple[str, ...], side: int) -> TorchvisionNetwork:
+    """The student before training, with these classes, for frames with this side in pixels. Raises SpecError.
+
+    It is from a `.tv.pt` file, or of a builder.
+    """
+    name, size = str(step.student), (side, side)
     torch.manual_seed(step.seed)
     if not name.endswith(SUFFIX):
         return TorchvisionNetwork(name.removeprefix("torchvision/"), classes, size)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def distill_student(
     samples = readable(dataset.split("train").samples, progress)
     found = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, found.classes, step.same_classes)
+    step = replace(step, image_size=step.image_size or max(found.image_size))
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None

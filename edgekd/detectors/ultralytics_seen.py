@@ -129,12 +129,13 @@ class Transformer:
 
 
 class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
-    """A YOLO or an RT-DETR as a teacher; it never changes. widths, strides: of the maps that its head reads."""
+    """A YOLO or an RT-DETR as a teacher; see `Teacher`."""
 
     def __init__(self, checkpoint: Path, trust: bool) -> None:
         """Raises SpecError for a checkpoint that holds no detector of boxes."""
         super().__init__()
-        network = load_checkpoint(checkpoint, trust).model
+        loaded = load_checkpoint(checkpoint, trust)
+        network = loaded.model
         network.eval().requires_grad_(False)
         if type(network) is not RTDETRDetectionModel:
             require_box_detector(network, checkpoint)
@@ -143,6 +144,7 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
                 network.fuse(verbose=False)  # which would drop one branch of a head with two
             head.training = True  # the head alone, for that is when it does not decode
         self.network = network
+        self.image_size = input_size(loaded.train_args, int(max(network.stride)))
         self._anchors = type(network) is not RTDETRDetectionModel
         self.classes: tuple[str, ...] = tuple(network.names[at] for at in sorted(network.names))
         self._watched = Watched(network)

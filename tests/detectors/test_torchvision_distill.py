@@ -177,7 +177,7 @@ def lesson_on(
     step: Distill, teacher: Path, classes: tuple[str, ...] = ("red", "green")
 ) -> tuple[Any, StudentLoss, Batch]:
     """A student in training with its loss, and a batch."""
-    found, student = load_teacher(teacher), student_network(step, classes).train()
+    found, student = load_teacher(teacher), student_network(step, classes, SIDE).train()
     pairs = shared_classes(classes, found.classes, step.same_classes)
     aids = paired_aids(student.widths, student.strides, found, step)
     generator = torch.Generator().manual_seed(0)
@@ -226,7 +226,7 @@ def test_it_teaches_a_student_by_ultralytics(teacher: Path, tiny_data: Path, tmp
 
 def test_a_students_file_keeps_what_it_knows_of_the_classes(teacher: Path) -> None:
     old = load_network(teacher)
-    new = student_network(replace(STEP, student=str(teacher)), ("red", "person"))
+    new = student_network(replace(STEP, student=str(teacher)), ("red", "person"), SIDE)
     assert (new.classes, new.image_size) == (("red", "person"), (SIDE, SIDE))
     name = "head.classification_head.cls_logits.bias"
     found, wanted = (each.model.state_dict()[name] for each in (new, old))
@@ -322,12 +322,13 @@ def test_a_crowd_is_no_object(tiny_data: Path) -> None:
 def test_it_is_trained_and_scored_by_command(
     edgekd: Callable[..., Any], teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    recipe = 'name = "small"\n[[steps]]\nkind = "distill"\nbatch = 6\nimage_size = 64\n'
+    recipe = 'name = "small"\n[[steps]]\nkind = "distill"\nbatch = 6\n'
     (tmp_path / "small.toml").write_text(recipe, "utf-8")
     flags = ("--data", tiny_data, "--recipe", tmp_path / "small.toml", "--epochs", 1, "--device", "cpu", "--json")
     done = edgekd("distill", teacher, f"torchvision/{SMALL}", *flags, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert done.json["checkpoint"].endswith("student.tv.pt")
     assert done.json["after"]["map50_95"] is not None
+    assert load_network(tmp_path / "out" / "student.tv.pt").image_size == (SIDE, SIDE)
     scored = edgekd("eval", tmp_path / "out" / "student.tv.pt", "--data", tiny_data, "--json")
     assert scored.json["map50_95"] == done.json["after"]["map50_95"]
