@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Ray makes itself a token when it first starts, and looks for one when it is first imported: what is where depends on
 # which test came first. Clusters of tests listen on this machine alone.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def timed_briefly() -> Iterator[None]:
+    """Runs in this process time each graph for a tenth of the seconds: most tests ask for no steady numbers."""
+    from edgekd.benchmark import benchmark_interleaved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benchmark_interleaved.__kwdefaults__, "min_seconds", 0.2)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ pytest.importorskip("ultralytics")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
 )  # PyTorch's and Ultralytics' own
+DEVICE = ("--device", "local:onnxruntime-cpu")
 STEP = 'name = "narrow"\n[[steps]]\nkind = "prune"\nratio = 0.6\nmultiple = 8\nimages = 4\n'
 
 
@@ -59,7 +60,7 @@ def recipe(folder: Path, more: str = "") -> Path:
 
 
 def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path) -> None:
-    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path), "--out", tmp_path / "out")
+    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path), "--out", tmp_path / "out", *DEVICE)
     ran = edgekd("prune", detector, *flags, "--json")
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "prune")
@@ -79,7 +80,7 @@ def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tin
     more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_epochs = 0.0\n'
     more += '[[steps]]\nkind = "quantize"\n'
     flags = ("--data", tiny_data, "--target", "xavier", "--recipe", recipe(tmp_path, more), "--out", tmp_path / "out")
-    ran = edgekd("build", small, *flags, "--json")
+    ran = edgekd("build", small, *flags, *DEVICE, "--json")
     assert ran.code == 0, ran.err
     sizes = {stage["name"]: stage["bytes"] for stage in ran.json["stages"]}
     order = [stage["name"] for stage in ran.json["stages"] if stage["name"] in ("prune", "distill", "quantize", "pack")]
@@ -103,7 +104,7 @@ def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
         "--recipe",
         tmp_path / "student.toml",
     )
-    ran = edgekd("build", small, *flags, "--json")
+    ran = edgekd("build", small, *flags, *DEVICE, "--json")
     assert ran.code == 0, ran.err
     made = [stage for stage in ran.json["stages"] if stage["name"] in ("distill", "prune")]
     assert [stage["name"] for stage in made] == ["distill", "prune", "distill"]
@@ -120,7 +121,7 @@ def test_a_quantized_detector_is_pruned_as_one_and_trained_last(
     steps = '[[steps]]\nkind = "quantize"\nformats = ["int8", "fp4x"]\nmax_size = "900kB"\nframes = 2\n'
     (tmp_path / "order.toml").write_text(f'name = "order"\n{steps}{STEP.partition(chr(10))[2]}{trains}', "utf-8")
     flags = ("--data", tiny_data, "--target", "xavier", "--out", tmp_path / "out", "--recipe", tmp_path / "order.toml")
-    ran = edgekd("build", small, *flags, "--json")
+    ran = edgekd("build", small, *flags, *DEVICE, "--json")
     assert ran.code == 0, ran.err
     made = [stage for stage in ran.json["stages"] if stage["name"] in ("quantize", "prune", "quant_aware_distill")]
     names = [stage["name"] for stage in made]
@@ -258,7 +259,8 @@ def test_what_is_scored_is_not_chosen_by(edgekd: EdgeKD, detector: Path, tiny_da
 def test_what_a_target_is_predicted_to_take_decides_for_it(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path), "--out", tmp_path / "out", "--ratio", "40%")
+    wanted = ("--ratio", "40%", *DEVICE)
+    flags = ("--data", tiny_data, "--recipe", recipe(tmp_path), "--out", tmp_path / "out", *wanted)
     ran = edgekd("prune", small, *flags, "--target", "xavier", "--json")
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "prune")
@@ -273,7 +275,4 @@ def test_what_a_target_is_predicted_to_take_decides_for_it(
     told = edgekd("predict", tmp_path / "out" / "pruned.pt", "--target", "xavier", "--precision", "int8", "--json").json
     assert told["latency_ms"] == pytest.approx(again.json["target"]["after_ms"], rel=1e-3)
     slower = ("--target", "xavier-nx", "--out", tmp_path / "slower")
-    assert (
-        edgekd("prune", small, *flags[:4], *slower, "--ratio", "40%", "--json").json["target"]["after_ms"]
-        > on["after_ms"]
-    )
+    assert edgekd("prune", small, *flags[:4], *slower, *wanted, "--json").json["target"]["after_ms"] > on["after_ms"]

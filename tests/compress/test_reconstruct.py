@@ -83,19 +83,27 @@ def test_without_a_bias_moments_are_about_zero_and_the_weights_answer_for_the_me
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_nvfp4_with_feedback_is_in_the_format_and_serves_the_output(outputs: int, blocks: int, seed: int) -> None:
+def test_nvfp4_with_feedback_is_in_the_format(outputs: int, blocks: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    patches, weights = mixed(rng, 1, 300, 16 * blocks), weights_for(rng, 1, outputs, 16 * blocks)
-    covariance = moments_of(weights, patches, patches).covariance
-    found = nvfp4_with_feedback(weights, covariance)
+    patches, weights = mixed(rng, 1, 100, 16 * blocks), weights_for(rng, 1, outputs, 16 * blocks)
+    found = nvfp4_with_feedback(weights, moments_of(weights, patches, patches).covariance)
     assert found.nibbles.max() < 16
     assert found.scales.min() >= 1
     assert found.scales.max() <= 126
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nvfp4_with_feedback_serves_the_output(seed: int) -> None:
+    """Of a layer as a whole: a single output may do better when it is rounded to the nearest."""
+    rng = np.random.default_rng(seed)
+    patches, weights = mixed(rng, 1, 300, 64), weights_for(rng, 1, 16, 64)
+    covariance = moments_of(weights, patches, patches).covariance
+    found = nvfp4_with_feedback(weights, covariance)
     errors = [
         float(np.trace((values - weights[0]) @ covariance[0] @ (values - weights[0]).T))
         for values in (found.values, nvfp4.quantize(weights[0]).values)
     ]
-    assert errors[0] < 1.05 * errors[1]
+    assert errors[0] < 0.8 * errors[1]
 
 
 @settings(max_examples=30, deadline=None)
