@@ -40,7 +40,7 @@ QUANT_AWARE = 3
 Teaching = Literal["all", "predictions"]
 TEACHINGS: Mapping[Teaching, tuple[DistillStage, ...]] = {
     "all": DISTILL_STAGES,
-    "predictions": (DistillStage("predictions", 1.0, Weights(classes=1.0, boxes=1.0, relations=0.1)),),
+    "predictions": (DistillStage("predictions", 1.0, Weights(classes=0.3, boxes=0.3, relations=0.03)),),
 }
 """What the teacher says: maps and predictions one after the other, or predictions alone, which takes less time."""
 
