@@ -389,8 +389,8 @@ class Summary:
 
 
 def summaries(rows: Sequence[Row]) -> dict[str, Summary]:
-    """One per method that has a row, in their order; failed rows do not count."""
-    good = [row for row in rows if not row.error]
+    """One per method that has a row, in their order; rows by seed, and failed ones do not count."""
+    good = sorted((row for row in rows if not row.error), key=lambda row: row.seed or 0)
     names = dict.fromkeys(row.method for row in good)
     return {name: Summary(name, tuple(row for row in good if row.method == name)) for name in names}
 
