@@ -3,7 +3,7 @@
 edgekd's pruning beside torch-pruning's magnitude pruning with the same share of every layer, beside a narrower model of
 the same family that takes as long on this machine, and beside the detector as it was. All are trained by the same loop,
 on the same images, for as many epochs: on labels alone, as its users would, and beside the detector that was pruned.
-All ship the moving average of the last step: no epoch is chosen. The latency of all is measured at the end, interleaved.
+All ship the moving average of the last step: no epoch is chosen. All are timed at the end, interleaved.
 
     python bench/pruning.py [--model TRAINED.pt] [--ratio 0.5] [--epochs N] [--seeds N ...] [--device 0] [--ablation]
 
