@@ -25,6 +25,8 @@ class Ran:
 
 
 EdgeKD = Callable[..., Ran]
+DEVICE = ("--device", "local:onnxruntime-cpu")
+"""For runs that time something: ONNX Runtime loads a graph sooner than OpenVINO."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import EdgeKD
+from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd.comparison import require_faster
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
 )  # PyTorch's and Ultralytics' own
 STEP = 'name = "thin"\n[[steps]]\nkind = "factorize"\nenergy = 0.3\nchannels = 32\nimages = 4\n'
-DEVICE = ("--device", "local:onnxruntime-cpu")
 
 
 @pytest.fixture(scope="module")

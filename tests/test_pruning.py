@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import EdgeKD
+from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd import training
@@ -28,7 +28,6 @@ pytest.importorskip("ultralytics")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
 )  # PyTorch's and Ultralytics' own
-DEVICE = ("--device", "local:onnxruntime-cpu")
 STEP = 'name = "narrow"\n[[steps]]\nkind = "prune"\nratio = 0.6\nmultiple = 8\nimages = 4\n'
 
 

@@ -19,6 +19,12 @@ class Grid:
     sizes: tuple[tuple[int, int], ...]
     strides: tuple[float, ...]
 
+    @property
+    def frame(self) -> tuple[float, float]:
+        """Height and width in pixels of the frame that the anchors are in."""
+        height, width = self.sizes[0]
+        return height * self.strides[0], width * self.strides[0]
+
     def points(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the anchors are, float32 [2, anchors], x and y in pixels, and the stride of each, [anchors]."""
         places, strides = [], []

@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 
 
-def corners(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Boxes [n, 4], middle x and y, width and height as shares of a frame of this size: corners in its pixels."""
-    middle, half = boxes[:, :2], boxes[:, 2:] / 2
-    return torch.cat([middle - half, middle + half], dim=1) * boxes.new_tensor([width, height, width, height])
+def corners(boxes: torch.Tensor, height: float, width: float) -> torch.Tensor:
+    """Boxes [..., 4], middle x and y, width and height as shares of a frame of this size: corners in its pixels."""
+    middle, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([middle - half, middle + half], dim=-1) * boxes.new_tensor([width, height, width, height])
 
 
 def inside(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

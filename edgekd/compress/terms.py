@@ -17,6 +17,7 @@ from torch import nn
 from edgekd.compress import distill
 from edgekd.compress.adaptive import Temperature, disagreement, foreground
 from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
+from edgekd.compress.boxes import corners
 from edgekd.compress.region_text import RegionText
 from edgekd.errors import SpecError
 
@@ -182,7 +183,7 @@ class Comparison:
     def _relations(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
         index, weight = distill.peaks(sure, student.grid.sizes, OBJECTS)
         points, _ = student.grid.points(sure.device)
-        height, width = (side * student.grid.strides[0] for side in student.grid.sizes[0])
+        height, width = student.grid.frame
         places = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
         ours, theirs = (distill.object_vectors(seen.neck, places) for seen in (student, teacher))
         return distill.relation_loss(ours, theirs, weight.flatten())
@@ -255,10 +256,8 @@ def _placed(boxes: torch.Tensor, student: Predictions, grid: Grid) -> tuple[torc
     """Boxes [b, 4, n] seen from the student's anchors: their sides in strides [b, 4, n, a], and how much the student's
     own boxes there overlap them [b, n, a], which is 0 where the anchor lies outside."""
     points, strides = grid.points(boxes.device)
-    size = boxes.new_tensor([side * grid.strides[0] for side in reversed(grid.sizes[0])])
-    half = boxes[:, 2:] / 2
-    low, high = ((boxes[:, :2] + sign * half) * size[:, None] for sign in (-1, 1))
-    sides = torch.cat([points[:, None] - low[..., None], high[..., None] - points[:, None]], dim=1)
+    low, high = corners(boxes.mT, *grid.frame).mT[..., None].split(2, dim=1)
+    sides = torch.cat([points[:, None] - low, high - points[:, None]], dim=1)
     own = (distill.expected_distances(student.boxes) * strides)[:, :, None]
     common, union = distill.overlaps(own, sides)
     return sides / strides, common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)

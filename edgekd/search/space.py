@@ -18,7 +18,6 @@ from edgekd.spec import (
     Recipe,
     Resize,
     Step,
-    Weights,
 )
 from edgekd.target import Target
 
@@ -40,7 +39,7 @@ QUANT_AWARE = 3
 Teaching = Literal["all", "predictions"]
 TEACHINGS: Mapping[Teaching, tuple[DistillStage, ...]] = {
     "all": DISTILL_STAGES,
-    "predictions": (DistillStage("predictions", 1.0, Weights(classes=0.3, boxes=0.3, relations=0.03)),),
+    "predictions": (replace(DISTILL_STAGES[1], share=1.0),),
 }
 """What the teacher says: maps and predictions one after the other, or predictions alone, which takes less time."""
 
