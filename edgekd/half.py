@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekd.detectors.onnx import opset_of
 from edgekd.errors import CompressError
-from edgekd.formats.plain_graph import COMPUTING
+from edgekd.formats.qdq_graph import COMPUTING
 
 LEAST_OPSET = 19
 """From it on QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)."""

@@ -12,7 +12,8 @@ from edgekd.compress.graph import Graph
 from edgekd.conversion.types import Precision, QuantizedLayer, Source
 from edgekd.detectors.types import DetectorSpec
 from edgekd.errors import SpecError
-from edgekd.formats.plain_graph import COMPUTING, plain_graph
+from edgekd.formats.plain_graph import plain_graph
+from edgekd.formats.qdq_graph import COMPUTING
 
 
 def prepared(graph: Path, spec: DetectorSpec, precision: Precision, scratch: Path) -> Source:

@@ -12,149 +12,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from edgekd.formats.onnx_bytes import (
-    FLOAT,
-    FLOAT16,
-    GRAPH,
-    INITIALIZER,
-    INT8,
-    INT32,
-    NAME,
-    NODE,
-    OUTPUT,
-    RAW_DATA,
-    VALUE_INFO,
-    tensor,
-    text,
-)
-from edgekd.formats.protobuf import VARINT, copied, field, fields, integer_field, varint
-
-COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The operators whose precision matters: nearly all of the work."""
-_INPUT, _OUTPUT, _NODE_NAME, _OPERATOR, _ATTRIBUTE = 1, 2, 3, 4, 5  # fields of NodeProto
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3  # of AttributeProto
-_NUMPY = {FLOAT: "<f4", FLOAT16: "<f2", INT8: "<i1", INT32: "<i4"}
+from edgekd.formats.qdq_graph import QdqGraph, StreamedFile
 
 
 @dataclass(frozen=True)
 class PlainGraph:
     """A network without Q/DQ.
 
-    onnx: its file; weights have the values that the integers stood for, in the type of their scales. scales: of each
-    quantized activation, by the name of its tensor in `onnx`; float_layers: names of the nodes of COMPUTING whose
+    file: its ONNX file; weights have the values that the integers stood for, in the type of their scales. scales: of
+    each quantized activation, by the name of its tensor in the file; float_layers: names of the computing nodes whose
     operands the Q/DQ graph does not quantize.
     """
 
-    onnx: bytes
+    file: StreamedFile
     scales: Mapping[str, float]
     float_layers: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class _Node:
-    """A node: what is needed of it, and all of its fields as `number, wire type, begin, end`."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    axis: int
-    fields: tuple[tuple[int, int, int, int], ...]
-
-
-class _Graph:
-    """The parts of a Q/DQ graph, and what takes the place of the outputs of its DequantizeLinear nodes."""
-
-    def __init__(self, onnx: bytes, begin: int, end: int) -> None:
-        self.onnx = onnx
-        self.fields = tuple(fields(onnx, begin, end))
-        self.nodes = [_node(onnx, first, last) for number, _, first, last in self.fields if number == NODE]
-        found = (tensor(onnx, first, last) for number, _, first, last in self.fields if number == INITIALIZER)
-        self.constants = {each.name: each for each in found if each}
-        self.quantized = {node.outputs[0]: node for node in self.nodes if node.operator == "QuantizeLinear"}
-        self.dequantized = {node.outputs[0]: node for node in self.nodes if node.operator == "DequantizeLinear"}
-        self.removed = {*self.quantized, *self.dequantized}
-        self.required_outputs()
-
-    def required_outputs(self) -> None:
-        """Raises ValueError where the graph gives a dequantized tensor, whose name would be lost."""
-        outputs = {text(self.onnx, first, last, 1) for number, _, first, last in self.fields if number == OUTPUT}
-        lost = sorted(outputs & self.removed)
-        if lost:
-            raise ValueError(f"expected outputs that are not quantized, found {', '.join(lost)}")
-
-    def value(self, name: str) -> np.ndarray:
-        """A constant. Raises ValueError where it is none, or of a type that Q/DQ does not have."""
-        found = self.constants.get(name)
-        if found is None or found.data_type not in _NUMPY:
-            raise ValueError(f"expected constants for Q/DQ, found {name or 'none'}")
-        return np.frombuffer(self.onnx[found.begin : found.end], _NUMPY[found.data_type]).reshape(found.shape)
-
-    def plain(self, name: str) -> str:
-        """The tensor that stands for `name` when Q/DQ is gone."""
-        while name in self.dequantized and self.dequantized[name].inputs[0] in self.quantized:
-            name = self.quantized[self.dequantized[name].inputs[0]].inputs[0]
-        return name
-
-    def scales(self) -> dict[str, float]:
-        """Of each activation that is quantized, by its name. Raises ValueError where it has two, or a zero point."""
-        found: dict[str, float] = {}
-        for node in self.quantized.values():
-            if len(node.inputs) < 3 or self.value(node.inputs[2]).any() or self.value(node.inputs[1]).size != 1:
-                raise ValueError(f"expected one scale, and zero point 0, for {node.inputs[0]}")
-            name, scale = self.plain(node.inputs[0]), float(self.value(node.inputs[1]).reshape(()))
-            if found.setdefault(name, scale) != scale:
-                raise ValueError(f"expected one scale for {name}, found {found[name]} and {scale}")
-        return found
-
-    def weights(self, node: _Node) -> bytes:
-        """The initializer that stands for a DequantizeLinear of constants. Raises ValueError."""
-        codes, scales = self.value(node.inputs[0]), self.value(node.inputs[1])
-        if len(node.inputs) > 2 and self.value(node.inputs[2]).any():
-            raise ValueError(f"expected zero point 0 for {node.inputs[0]}")
-        if scales.size != 1:
-            sides = [1] * codes.ndim
-            sides[node.axis] = scales.size
-            scales = scales.reshape(sides)
-        values = (codes.astype(scales.dtype) * scales).astype(scales.dtype)
-        kind = FLOAT if scales.dtype.itemsize == 4 else FLOAT16
-        dims = b"".join(integer_field(1, side) for side in codes.shape)
-        return dims + integer_field(2, kind) + field(NAME, node.outputs[0].encode()) + field(RAW_DATA, values.tobytes())
-
-    def float_layers(self) -> tuple[str, ...]:
-        """The computing nodes of which one of the first two operands is not dequantized."""
-        computing = (node for node in self.nodes if node.operator in COMPUTING)
-        return tuple(node.name for node in computing if not self.dequantized.keys() >= set(node.inputs[:2]))
-
-    def written(self) -> bytes:
-        """The graph without Q/DQ."""
-        kept = [node for node in self.nodes if node.operator not in ("QuantizeLinear", "DequantizeLinear")]
-        used = {self.plain(name) for node in kept for name in node.inputs}
-        parts = []
-        for number, wire, first, last in self.fields:
-            if number == NODE or (number == VALUE_INFO and text(self.onnx, first, last, 1) in self.removed):
-                continue
-            if number == INITIALIZER and (found := tensor(self.onnx, first, last)) and found.name not in used:
-                continue
-            parts.append(copied(self.onnx, number, wire, first, last))
-        weights = (self.weights(node) for name, node in self.dequantized.items() if self.plain(name) == name in used)
-        return b"".join(
-            (
-                *(field(NODE, self._renamed(node)) for node in kept),
-                *parts,
-                *(field(INITIALIZER, each) for each in weights),
-            )
-        )
-
-    def _renamed(self, node: _Node) -> bytes:
-        """A node that reads what stands for its inputs."""
-        inputs = iter(node.inputs)
-        return b"".join(
-            field(_INPUT, self.plain(next(inputs)).encode()) if each[0] == _INPUT else copied(self.onnx, *each)
-            for each in node.fields
-        )
+    @property
+    def onnx(self) -> bytes:
+        """The whole file in memory."""
+        return self.file.content()
 
 
 def plain_graph(onnx: bytes) -> PlainGraph:
@@ -162,34 +39,5 @@ def plain_graph(onnx: bytes) -> PlainGraph:
 
     Raises ValueError where it is no such file, an output or a zero point is in the way, or a scale is no constant.
     """
-    found = tuple(fields(onnx, 0, len(onnx)))
-    graphs = [_Graph(onnx, begin, end) for number, _, begin, end in found if number == GRAPH]
-    if len(graphs) != 1:
-        raise ValueError(f"not an ONNX file: expected one graph, found {len(graphs)}")
-    scales = graphs[0].scales()
-    parts = (
-        field(GRAPH, graphs[0].written()) if number == GRAPH else copied(onnx, number, wire, begin, end)
-        for number, wire, begin, end in found
-    )
-    return PlainGraph(b"".join(parts), scales, graphs[0].float_layers())
-
-
-def _node(onnx: bytes, begin: int, end: int) -> _Node:
-    texts: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _NODE_NAME: [], _OPERATOR: []}
-    axis, found = 1, tuple(fields(onnx, begin, end))
-    for number, _, first, last in found:
-        if number in texts:
-            texts[number].append(onnx[first:last].decode("utf-8", "replace"))
-        elif number == _ATTRIBUTE and text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
-            axis = _integer(onnx, first, last)
-    name, operator = ("".join(texts[number]) for number in (_NODE_NAME, _OPERATOR))
-    return _Node(name, operator, tuple(texts[_INPUT]), tuple(texts[_OUTPUT]), axis, found)
-
-
-def _integer(onnx: bytes, begin: int, end: int) -> int:
-    """The value of an integer attribute, of 64 bits with a sign."""
-    for number, wire, first, last in fields(onnx, begin, end):
-        if (number, wire) == (_ATTRIBUTE_INTEGER, VARINT):
-            value = varint(onnx, first, last)[0]
-            return value - 2**64 if value >= 2**63 else value
-    return 0
+    graph = QdqGraph(onnx)
+    return PlainGraph(graph.without_qdq(), graph.scales(), graph.float_layers())

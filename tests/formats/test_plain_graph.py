@@ -18,7 +18,8 @@ from real_graphs import real_graph
 from edgekd.compress.quantize import quantize
 from edgekd.export import probe
 from edgekd.formats.calibration_cache import from_text, to_text
-from edgekd.formats.plain_graph import COMPUTING, PlainGraph, plain_graph
+from edgekd.formats.plain_graph import PlainGraph, plain_graph
+from edgekd.formats.qdq_graph import COMPUTING
 from edgekd.spec import Quantize
 
 PAIR = ("QuantizeLinear", "DequantizeLinear")
