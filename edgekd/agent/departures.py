@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes.networks import float_kind, taken_apart
+from edgekd.agent.runtimes.networks import float_type, taken_apart
 from edgekd.agent.runtimes.types import UnsuitedError
 from edgekd.agent.selftest import batches, read_golden
 from edgekd.formats.onnx_bytes import FLOAT, FLOAT16, inputs, with_outputs
@@ -36,7 +36,7 @@ def departures(slot: Slot, runtime: Runtime) -> list[dict[str, Any]]:
     names = [name for name in plain.scales if name not in given]
     if not names:
         raise UnsuitedError(f"slot {slot.name}: no inner tensor is quantized", fix="leave --layers out")
-    kind = FLOAT16 if float_kind(plain.onnx) == "fp16" else FLOAT
+    kind = FLOAT16 if float_type(slot.graph) == "fp16" else FLOAT
     frames = list(batches(golden.set, golden.spec))
     found = runtime.outputs(with_outputs(onnx, names, kind), True, frames)
     expected = runtime.outputs(with_outputs(plain.onnx, names, kind), False, frames)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.device import Device
+from edgekd.agent.kernel_fallback import request_without
+from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import realized, share
-from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, SOURCES, Wish
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, SOURCES, UnimplementedLayerError, Wish
 from edgekd.agent.slots import SELF_TEST, Slot
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import DeviceError, EngineMismatchError, HashError
@@ -140,14 +142,35 @@ def engine_of(slot: Slot | None) -> Engine | None:
 def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Order = AS_IT_IS) -> Engine:
     """Build an engine into its folder, which appears when all of it is there, in place of what is in it.
 
-    Raises DeviceError, SpecError; PrecisionError where it does not compute as it has to. What was there then stays.
+    Where the runtime has no kernel for a layer, that layer is built in float, and at last the whole network; the record
+    lists these attempts. Raises DeviceError, SpecError; PrecisionError where the engine does not compute as it has to.
+    What was there then stays.
     """
-    folder = engine_folder(slot, wanted, order.wish.source)
+    wish: Wish | None = order.wish
+    attempts: list[dict[str, Any]] = []
+    while True:
+        assert wish is not None
+        try:
+            return _build_once(slot, runtime, wanted, replace(order, wish=wish), attempts)
+        except UnimplementedLayerError as error:
+            with networks.opened(slot.graph) as graph:
+                following = request_without(wish, error.node, graph, len(attempts) + 1)
+            attempts.append({"float_layers": list(wish.float_layers), "node": error.node, "log": list(error.log)})
+            if following is None:
+                raise
+            wish = following
+
+
+def _build_once(
+    slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Order, attempts: list[dict[str, Any]]
+) -> Engine:
+    wish = order.wish
+    folder = engine_folder(slot, wanted, wish.source)
     with new_folder(folder) as temporary:
         began = runtime.clock()
         file = temporary / ENGINE
         with writing(folder):
-            made = runtime.build(slot, file, order.wish)
+            made = runtime.build(slot, file, wish)
         seconds = runtime.clock() - began
         found = _realized(runtime, file)
         order.require(slot, found["realized"])
@@ -155,10 +178,12 @@ def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Or
             **made.more,
             **found,
             **wanted,
-            "source": order.wish.source,
+            "source": wish.source,
             "precision": made.precision,
             "allowed": list(made.allowed),
             "fallbacks": list(made.fallbacks),
+            "float_layers": list(wish.float_layers),
+            "attempts": attempts,
             "seconds": round(seconds, 3),
             "bytes": file.stat().st_size,
             "sha256": file_sha256(file),

@@ -226,7 +226,7 @@ class _Form:
         return f"{name}/float" if stays else name
 
     def _zero_point(self, node: Node) -> str:
-        """The zero point of FP32 weights: the graph's own where it has an INT8 for each scale, which TensorRT 8 wants."""
+        """The zero point of FP32 weights: the graph's own where it has an INT8 for each scale, as TensorRT 8 wants."""
         found = self._graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
         size = self._graph.value(node.inputs[1]).size
         fits = found is not None and found.data_type == INT8 and self._graph.value(found.name).size == size

@@ -1,39 +1,121 @@
-"""The forms of a slot's network that builders want: as it is, in float, or in float with its scales beside it."""
+"""The forms of a slot's network that builders take, each as a file: as it is, with FP32 weights, in float, for the DLA.
+
+A form that is not the slot's own file is written beside the engine that is being built, one weight at a time, and
+removed when the builder is done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from edgekd.agent.runtimes.types import FLOAT, Wish
 from edgekd.errors import DeviceError
+from edgekd.files import writing
 from edgekd.formats.onnx_bytes import FLOAT16, initializers, inputs
 
 if TYPE_CHECKING:
     from edgekd.agent.slots import Slot
     from edgekd.formats.plain_graph import PlainGraph
+    from edgekd.formats.qdq_graph import QdqGraph, StreamedFile
 
 CACHE = "calibration-cache"  # the role of the file with the scales of tensors
 
 
 @dataclass(frozen=True)
-class Scaled:
-    """A network without Q/DQ, the scales of its tensors by name, and the names of the layers that are to stay float."""
+class Network:
+    """An ONNX file for a builder.
 
-    onnx: bytes
+    quantized: whether Q/DQ is in it; float_type: `fp16` where it has float weights of 16 bits, else `fp32`.
+    """
+
+    path: Path
+    quantized: bool
+    float_type: str
+
+
+@dataclass(frozen=True)
+class CalibratedNetwork:
+    """A network without Q/DQ for the DLA.
+
+    path: its ONNX file; scales: of its activations by name; float_layers: names of the layers that are to stay float.
+    """
+
+    path: Path
     scales: Mapping[str, float]
     float_layers: tuple[str, ...]
 
 
+@contextmanager
+def scratch_folder(engine: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside the engine that is being built: on its disk, which has the room for it."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="edgekd-", dir=engine.parent) as folder:
+        yield Path(folder)
+
+
+def network(slot: Slot, wish: Wish, folder: Path, *, int8_constants: bool) -> Network:
+    """Write the network in the form that is asked for into `folder`, unless that is the slot's own file.
+
+    int8_constants: whether the builder takes weights in INT8, unless the request says it. Raises DeviceError where the
+    graph cannot be read, or there is no room.
+    """
+    keep = int8_constants if wish.int8_constants is None else wish.int8_constants
+    with opened(slot.graph) as graph:
+        if not graph.scales() or (wish.source != FLOAT and not wish.float_layers and keep):
+            return Network(slot.graph, bool(graph.scales()), float_type(slot.graph))
+        if wish.source == FLOAT:
+            path, quantized = _written(graph.without_qdq(), folder), False
+        else:
+            path = _written(graph.form(wish.float_layers, int8_constants=keep), folder)
+            quantized = bool(set(graph.int8_layers()) - set(wish.float_layers))
+    return Network(path, quantized, float_type(path))
+
+
+def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwork:
+    """Write the network without Q/DQ into `folder`; its scales are the bundle's, which has more, over the graph's own.
+
+    Raises DeviceError where the bundle's scales cannot be read, or there is no room.
+    """
+    from edgekd.formats.calibration_cache import from_text
+
+    cache = slot.file(CACHE)
+    try:
+        more = from_text(cache.read_text("utf-8")) if cache else {}
+    except (OSError, ValueError) as error:
+        raise DeviceError(
+            f"{cache}: cannot be read as scales", found=str(error), fix="unpack the bundle again"
+        ) from error
+    with opened(slot.graph) as graph:
+        path = _written(graph.without_qdq(), folder)
+        return CalibratedNetwork(path, {**graph.scales(), **more}, (*graph.float_layers(), *wish.float_layers))
+
+
+def inner_network(onnx: bytes, folder: Path, *, int8_constants: bool) -> Path:
+    """Write a network that is in memory into `folder`, with its weights in the form that the builder takes.
+
+    Raises DeviceError.
+    """
+    from edgekd.formats.qdq_graph import QdqGraph
+
+    with _as_device_error(Path("the network with its inner tensors")):
+        return _written(QdqGraph(onnx).form(int8_constants=int8_constants), folder)
+
+
 def quantized(graph: Path) -> bool:
-    """Whether a graph has INT8 layers: whether Q/DQ is in it. Raises DeviceError where it cannot be read."""
-    return bool(taken_apart(graph).scales)
+    """Return whether Q/DQ is in a graph. Raises DeviceError where it cannot be read."""
+    with opened(graph) as found:
+        return bool(found.scales())
 
 
-def float_graph(graph: Path) -> bytes:
-    """The same network without Q/DQ. Raises DeviceError."""
-    return taken_apart(graph).onnx
+def int8_layers(graph: Path) -> tuple[str, ...]:
+    """Names of the layers that read INT8 and have INT8 weights, in graph order. Raises DeviceError."""
+    with opened(graph) as found:
+        return found.int8_layers()
 
 
 def input_name(graph: Path) -> str:
@@ -44,36 +126,58 @@ def input_name(graph: Path) -> str:
         raise DeviceError(f"{graph}: no input", found=str(error), fix="unpack the bundle again") from error
 
 
-def float_kind(onnx: bytes) -> str:
-    """`fp16` where the weights of a float network are of 16 bits, else `fp32`. Raises ValueError."""
-    return "fp16" if any(each.data_type == FLOAT16 for each in initializers(onnx)) else "fp32"
-
-
-def scaled(slot: Slot) -> Scaled:
-    """The network without Q/DQ and its scales: the bundle's, which has more of them, over the graph's own.
-
-    Raises DeviceError where the network is not quantized, or the bundle's scales cannot be read.
-    """
-    from edgekd.formats.calibration_cache import from_text
-
-    plain = taken_apart(slot.graph)
-    if not plain.scales:
-        raise DeviceError(f"slot {slot.name}: the network is not quantized", fix="build the bundle with INT8 layers")
-    file = slot.file(CACHE)
-    try:
-        more = from_text(file.read_text("utf-8")) if file else {}
-    except (OSError, ValueError) as error:
-        raise DeviceError(
-            f"{file}: cannot be read as scales", found=str(error), fix="unpack the bundle again"
-        ) from error
-    return Scaled(plain.onnx, {**plain.scales, **more}, plain.float_layers)
+def float_type(graph: Path) -> str:
+    """`fp16` where a network has weights of 16 bits, else `fp32`. Raises DeviceError."""
+    with _mapped(graph) as onnx, _as_device_error(graph):
+        return "fp16" if any(each.data_type == FLOAT16 for each in initializers(onnx)) else "fp32"
 
 
 def taken_apart(graph: Path) -> PlainGraph:
     """The network in float, its scales and its float layers. Raises DeviceError."""
     from edgekd.formats.plain_graph import plain_graph
 
-    try:
+    with _as_device_error(graph):
         return plain_graph(graph.read_bytes())
-    except (OSError, ValueError) as error:
+
+
+@contextmanager
+def opened(graph: Path) -> Iterator[QdqGraph]:
+    """The graph in a file, which is not read into memory as a whole. Raises DeviceError."""
+    from edgekd.formats.qdq_graph import QdqGraph
+
+    with _mapped(graph) as onnx, _as_device_error(graph):
+        yield QdqGraph(onnx)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[bytes]:
+    """A file's bytes, of which the system keeps in memory what is in use. Raises DeviceError."""
+    import mmap
+
+    with (
+        _as_device_error(path),
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as content,
+    ):
+        yield cast("bytes", content)  # indexing and slicing are all that is done with it
+
+
+def _written(file: StreamedFile, folder: Path) -> Path:
+    """Write a file with this content. Raises DeviceError where there is no room, SpecError, ValueError."""
+    from edgekd.agent.slots import require_room
+
+    require_room(folder, {"the network in the form that the builder takes": file.length})
+    path = folder / "graph.onnx"
+    with writing(path), path.open("wb") as stream:
+        file.write(stream)
+    return path
+
+
+@contextmanager
+def _as_device_error(graph: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
         raise DeviceError(f"{graph}: cannot be taken apart", found=str(error), fix="unpack the bundle again") from error
+    except FileNotFoundError as error:
+        raise DeviceError(f"{graph}: missing", fix="unpack the bundle again") from error

@@ -49,14 +49,12 @@ class OnnxRuntime:
 
     def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
         """Write the graph as it is optimised here. Raises DeviceError."""
-        if wish.source != FLOAT:
-            _session(slot.graph, optimise_into=engine)
-            return Made("graph")
         from edgekd.agent.runtimes import networks
 
-        onnx = networks.float_graph(slot.graph)
-        _session(onnx, optimise_into=engine)
-        return Made(networks.float_kind(onnx))
+        with networks.scratch_folder(engine) as folder:
+            network = networks.network(slot, wish, folder, int8_constants=True)
+            _session(network.path, optimise_into=engine)
+        return Made("graph" if wish.source != FLOAT else network.float_type)
 
     def load(self, engine: Path) -> OnnxRuntimeSession:
         """Open an optimised graph. Raises DeviceError."""

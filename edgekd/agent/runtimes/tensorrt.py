@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,13 +58,15 @@ class TensorRt:
 
     def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
         """Write the engine, and nothing else, to `engine`. Raises DeviceError."""
+        from edgekd.agent.runtimes import networks
         from edgekd.agent.runtimes.tensorrt_builder import Builder
         from edgekd.agent.runtimes.tensorrt_generations import generation
 
         builder = Builder(generation(self.version()), wish)
-        made = self._described(builder, slot, wish)
-        builder.write(engine)
-        return made
+        with networks.scratch_folder(engine) as folder:
+            made = self._described(builder, slot, wish, folder)
+            builder.write(engine)
+        return replace(made, more={**made.more, "log": builder.log.lines})
 
     def load(self, engine: Path) -> TensorRtSession:
         """Open an engine that was built here. Raises DeviceError."""
@@ -91,17 +94,20 @@ class TensorRt:
         """What an engine with these outputs gives: another one, in which less is fused. Raises DeviceError."""
         import tempfile
 
+        from edgekd.agent.runtimes import networks
         from edgekd.agent.runtimes.tensorrt_builder import Builder
         from edgekd.agent.runtimes.tensorrt_generations import generation
         from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
 
         chosen = generation(self.version())
         builder = Builder(chosen, Wish())
-        builder.parse(onnx, "the network with its inner tensors")
-        builder.allow(quantized)
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            builder.write(Path(folder) / "engine")
-            with closing(TensorRtSession(Path(folder) / "engine", chosen, several=True)) as session:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as name:
+            folder = Path(name)
+            graph = networks.inner_network(onnx, folder, int8_constants=chosen.int8_constants)
+            builder.parse(graph, "the network with its inner tensors")
+            builder.allow(quantized)
+            builder.write(folder / "engine")
+            with closing(TensorRtSession(folder / "engine", chosen, several=True)) as session:
                 return [session.outputs(batch) for batch in batches]
 
     def clock(self) -> float:
@@ -112,15 +118,12 @@ class TensorRt:
         """The DLA core that the engine runs on; None for the GPU."""
         return None
 
-    def _described(self, builder: Builder, slot: Slot, wish: Wish) -> Made:
-        """Tell the builder all that it has to know, and say what that was."""
+    def _described(self, builder: Builder, slot: Slot, wish: Wish, folder: Path) -> Made:
+        """Give the builder the network and its settings, and return what they were. folder: for temporary files."""
         from edgekd.agent.runtimes import networks
 
-        if wish.source == FLOAT:
-            onnx, quantized = networks.float_graph(slot.graph), False
-        else:
-            onnx, quantized = slot.graph.read_bytes(), networks.quantized(slot.graph)
-        builder.parse(onnx, slot.graph.name)
-        flags = builder.allow(quantized)
-        precision = "graph" if wish.source != FLOAT else "fp16" if flags else networks.float_kind(onnx)
+        network = networks.network(slot, wish, folder, int8_constants=builder.generation.int8_constants)
+        builder.parse(network.path, slot.graph.name)
+        flags = builder.allow(network.quantized)
+        precision = "graph" if wish.source != FLOAT else "fp16" if flags else network.float_type
         return Made(precision, flags, more=builder.told())

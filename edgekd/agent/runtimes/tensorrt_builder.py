@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
 from edgekd.agent.runtimes.tensorrt_generations import Generation
 from edgekd.agent.runtimes.types import Wish
 from edgekd.errors import DeviceError
@@ -24,7 +25,7 @@ class Builder:
     def __init__(self, generation: Generation, wish: Wish) -> None:
         trt = library()
         self.trt, self.generation = trt, generation
-        self.log: list[str] = []
+        self.log = BuilderLog()
         self._logger = logger(trt, self.log)
         with self.wrapped("start"):
             self.builder = trt.Builder(self._logger)
@@ -41,13 +42,13 @@ class Builder:
         self._cache = wish.cache
         self._warm = self._start_from_cache()
 
-    def parse(self, onnx: bytes, name: str) -> None:
-        """Read the network. Raises DeviceError that names the node which TensorRT does not take."""
+    def parse(self, onnx: Path, name: str) -> None:
+        """Read the network from a file. Raises DeviceError that names the node which TensorRT does not take."""
         with self.wrapped(f"parse {name}"):
-            parsed = self.parser.parse(onnx)
+            parsed = self.parser.parse_from_file(str(onnx))
         if not parsed:
             count = self.parser.num_errors
-            said = " ".join(self.parser.get_error(0).desc().split()) if count else self._said()
+            said = " ".join(self.parser.get_error(0).desc().split()) if count else self.log.cause
             raise DeviceError(
                 f"TensorRT cannot parse {name}", found=said, fix="build the bundle again for this device's TensorRT"
             )
@@ -70,11 +71,7 @@ class Builder:
         with self.wrapped("build"):
             plan = self.builder.build_serialized_network(self.network, self.config)
         if plan is None:
-            raise DeviceError(
-                "TensorRT cannot build an engine",
-                found=self._said(),
-                fix="see what it says, and how much memory is free",
-            )
+            raise build_failure("TensorRT", self.log)
         engine.write_bytes(memoryview(plan))
         self._keep_cache()
 
@@ -107,19 +104,16 @@ class Builder:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
             write_file(self._cache, content)
 
-    def _said(self) -> str:
-        return self.log[-1] if self.log else ""
-
 
 @contextmanager
-def wrapped(what: str, log: Sequence[str] = ()) -> Iterator[None]:
-    """Say what TensorRT raises as a DeviceError, with the last of what it has logged."""
+def wrapped(what: str, log: BuilderLog) -> Iterator[None]:
+    """Turn what TensorRT raises into a DeviceError, with the first error that it has logged."""
     try:
         yield
     except DeviceError:
         raise
     except Exception as error:  # its exceptions are Python's own, of several kinds
-        raise DeviceError(f"TensorRT cannot {what}: {error}", found=log[-1] if log else None) from error
+        raise DeviceError(f"TensorRT cannot {what}: {error}", found=log.cause or None) from error
 
 
 def library() -> Any:
@@ -139,8 +133,8 @@ def workspace_bytes(memory_bytes: int | None) -> int:
     return unknown if memory_bytes is None else min(max(memory_bytes // _SHARE, least), most)
 
 
-def logger(trt: Any, log: list[str]) -> Any:
-    """A logger that keeps what goes wrong and prints nothing. Made here, because its base class is in the library."""
+def logger(trt: Any, log: BuilderLog) -> Any:
+    """A logger that keeps warnings and errors, and prints nothing. Made here, as its base class is in the library."""
 
     class KeepingLogger(trt.ILogger):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
@@ -148,6 +142,8 @@ def logger(trt: Any, log: list[str]) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                log.append(" ".join(message.split()))
+                log.add(ERROR, message)
+            elif severity == trt.ILogger.WARNING:
+                log.add(WARNING, message)
 
     return KeepingLogger()

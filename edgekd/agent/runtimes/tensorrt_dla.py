@@ -7,6 +7,7 @@ that are not to be quantized by name. From 11.4.1 on it takes the graph itself, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.tensorrt import TensorRt
@@ -15,7 +16,7 @@ from edgekd.agent.runtimes.types import FLOAT, Made, UnsuitedError, Wish
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.networks import Scaled
+    from edgekd.agent.runtimes.networks import CalibratedNetwork
     from edgekd.agent.runtimes.tensorrt_builder import Builder
     from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.slots import Slot
@@ -35,7 +36,7 @@ class TensorRtDla(TensorRt):
     def _core(self) -> int:
         return self.core
 
-    def _described(self, builder: Builder, slot: Slot, wish: Wish) -> Made:
+    def _described(self, builder: Builder, slot: Slot, wish: Wish, folder: Path) -> Made:
         """Raises UnsuitedError where the device or its TensorRT has no such core."""
         from edgekd.agent.runtimes import networks
 
@@ -52,15 +53,15 @@ class TensorRtDla(TensorRt):
             builder.config.DLA_core = self.core
             builder.config.set_flag(builder.trt.BuilderFlag.GPU_FALLBACK)
         if builder.generation.strongly_typed or wish.source == FLOAT or not networks.quantized(slot.graph):
-            made = super()._described(builder, slot, wish)
+            made = super()._described(builder, slot, wish, folder)
             return Made(made.precision, made.allowed, self._fallbacks(builder), made.more)
-        network = networks.scaled(slot)
-        builder.parse(network.onnx, slot.graph.name)
+        network = networks.calibrated_network(slot, wish, folder)
+        builder.parse(network.path, slot.graph.name)
         allowed = builder.allow(True)
         kept = self._quantize(builder, network)
         return Made("graph", allowed, self._fallbacks(builder), {**builder.told(), "float_layers": kept})
 
-    def _quantize(self, builder: Builder, network: Scaled) -> list[str]:
+    def _quantize(self, builder: Builder, network: CalibratedNetwork) -> list[str]:
         """Serve the scales, and keep the layers in float that are float in the graph; their names."""
         from edgekd.formats.calibration_cache import to_text
 

@@ -1,7 +1,6 @@
 """What differs between the generations of TensorRT's interface, in one table: `generation` chooses a row by version.
 
-Names are those of the Python bindings: 8.2 and 8.5 from their documentation, 8.6, 10.3 and 11.4 as the bindings
-themselves have them.
+Names are those of the Python bindings, from their sources at the tags 8.2.1 to v11.1 of NVIDIA/TensorRT.
 """
 
 from __future__ import annotations
@@ -43,7 +42,9 @@ class Generation:
     first: the version that it begins with; network_flags: names of the flags that networks are created with, which are
     numbered by NetworkDefinitionCreationFlag; limit_workspace(trt, config, bytes); precision_flags: of BuilderFlag, for
     a float graph and for one with Q/DQ; empty where the graph alone decides; levels: whether there is a level of
-    optimization; constraint: the flag that keeps the precision of layers, empty where that is not to be had.
+    optimization; constraint: the flag that keeps the precision of layers, empty where that is not to be had;
+    int8_constants: whether weights may be INT8 constants behind a DequantizeLinear. Below 10 the parser makes constants
+    of them that the core refuses, "invalid weights type of Int8" (NVIDIA/TensorRT issue 2163).
     """
 
     first: tuple[int, int]
@@ -53,6 +54,7 @@ class Generation:
     levels: bool
     constraint: str
     access: Access
+    int8_constants: bool = True
 
     @property
     def strongly_typed(self) -> bool:
@@ -110,9 +112,9 @@ _BY_NAME = Access(_tensors, _enqueue_tensors)
 _PREFER = "PREFER_PRECISION_CONSTRAINTS"
 
 GENERATIONS = (
-    Generation((8, 2), _BATCH, _size_of_workspace, _FLAGS, False, "STRICT_TYPES", _BY_INDEX),
-    Generation((8, 4), _BATCH, _pool_of_workspace, _FLAGS, False, _PREFER, _BY_INDEX),
-    Generation((8, 6), _BATCH, _pool_of_workspace, _FLAGS, True, _PREFER, _BY_INDEX),
+    Generation((8, 2), _BATCH, _size_of_workspace, _FLAGS, False, _PREFER, _BY_INDEX, int8_constants=False),
+    Generation((8, 4), _BATCH, _pool_of_workspace, _FLAGS, False, _PREFER, _BY_INDEX, int8_constants=False),
+    Generation((8, 6), _BATCH, _pool_of_workspace, _FLAGS, True, _PREFER, _BY_INDEX, int8_constants=False),
     Generation((10, 0), (), _pool_of_workspace, _FLAGS, True, _PREFER, _BY_NAME),
     Generation((11, 0), (), _pool_of_workspace, _NONE, True, "", _BY_NAME),
 )

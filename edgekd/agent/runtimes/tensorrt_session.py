@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import cuda
+from edgekd.agent.runtimes.builder_log import BuilderLog
 from edgekd.agent.runtimes.tensorrt_builder import library, logger, wrapped
 from edgekd.agent.runtimes.tensorrt_generations import Generation, numpy_kind
 from edgekd.errors import DeviceError
@@ -22,7 +23,7 @@ class TensorRtSession:
     def __init__(self, file: Path, generation: Generation, core: int | None = None, several: bool = False) -> None:
         trt = library()
         self._trt, self._generation = trt, generation
-        self._log: list[str] = []
+        self._log = BuilderLog()
         self._logger = logger(trt, self._log)
         with wrapped(f"load {file.name}", self._log):
             self._runtime = trt.Runtime(self._logger)
@@ -31,7 +32,7 @@ class TensorRtSession:
             self._engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
             self._context = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
-            said = self._log[-1] if self._log else "no reason given"
+            said = self._log.cause or "no reason given"
             raise DeviceError(f"{file.name}: TensorRT cannot load it", found=said, fix="build the engine again")
         with wrapped(f"say what {file.name} takes and gives", self._log):
             self._ports = tuple(generation.access.ports(trt, self._engine))
@@ -77,7 +78,7 @@ class TensorRtSession:
         with wrapped("run the engine", self._log):
             ran = self._generation.access.enqueue(self._context, self._ports, self._addresses, self._cuda.stream)
         if not ran:
-            raise DeviceError("TensorRT cannot run the engine", found=self._log[-1] if self._log else None)
+            raise DeviceError("TensorRT cannot run the engine", found=self._log.cause or None)
         taken = {port.name: (array, at) for port, array, at in sides if not port.is_input}
         for array, at in taken.values():
             self._cuda.download(array, at)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
 from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
 from edgekd.errors import DeviceError
 from edgekd.files import write_file
@@ -54,25 +55,20 @@ class Trtexec:
         """Write the engine; the command is in the record. Raises DeviceError."""
         from edgekd.agent.runtimes import networks
         from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
+        from edgekd.agent.runtimes.tensorrt_generations import generation
 
-        flags = self._flags()
-        floating = wish.source == FLOAT
-        workspace = workspace_bytes(wish.memory_bytes)
-        with _folder() as folder:
-            graph = slot.graph
-            if floating:
-                graph = folder / "float.onnx"
-                graph.write_bytes(networks.float_graph(slot.graph))
-            allowed = flags.precisions(not floating and networks.quantized(slot.graph))
+        flags, workspace = self._flags(), workspace_bytes(wish.memory_bytes)
+        with networks.scratch_folder(engine) as folder:
+            keep = generation(self.version()).int8_constants
+            network = networks.network(slot, wish, folder, int8_constants=keep)
+            allowed = flags.precisions(network.quantized)
             timings = _copied_cache(wish.cache, folder)
-            command = [str(_required_program()), *flags.build(graph, engine, workspace, LEVEL, allowed, timings)]
-            _run(command, f"build an engine of {slot.graph.name}")
-            if not engine.is_file():
-                raise DeviceError(f"{PROGRAM} wrote no engine", found=" ".join(command), fix="run that to see why")
+            command = [str(_required_program()), *flags.build(network.path, engine, workspace, LEVEL, allowed, timings)]
+            log = _built(command, engine)
             _keep_cache(timings, wish.cache)
-            precision = "graph" if not floating else "fp16" if allowed else networks.float_kind(graph.read_bytes())
+        precision = "graph" if wish.source != FLOAT else "fp16" if allowed else network.float_type
         more = {"command": " ".join(command), "input": networks.input_name(slot.graph), "workspace_bytes": workspace}
-        return Made(precision, ("fp32", *allowed) if allowed else (), more=more)
+        return Made(precision, ("fp32", *allowed) if allowed else (), more={**more, "log": log.lines})
 
     def load(self, engine: Path) -> TrtexecSession:
         """What runs an engine that was built here. Raises DeviceError where its record does not name the input."""
@@ -123,11 +119,13 @@ class Trtexec:
         """What an engine with these outputs gives: another one, in which less is fused. Raises DeviceError."""
         from edgekd.agent.runtimes import networks
         from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
+        from edgekd.agent.runtimes.tensorrt_generations import generation
 
         flags = self._flags()
         with _folder() as folder:
-            graph, engine = folder / "network.onnx", folder / "model.engine"
-            graph.write_bytes(onnx)
+            engine = folder / "model.engine"
+            keep = generation(self.version()).int8_constants
+            graph = networks.inner_network(onnx, folder, int8_constants=keep)
             told = flags.build(graph, engine, workspace_bytes(None), LEVEL, flags.precisions(quantized), None)
             _run([str(_required_program()), *told], "build an engine of the network with its inner tensors")
             session = TrtexecSession(engine, networks.input_name(graph), flags)
@@ -220,12 +218,32 @@ def _version(program: Path) -> str:
     return f"{number // step}.{number % step // 100}.{number % 100}"
 
 
+def _built(command: Sequence[str], engine: Path) -> BuilderLog:
+    """Build an engine; what the program warned of. Raises BuildFailedError, DeviceError."""
+    done = _started(command)
+    log = _log_of(done.stdout + done.stderr)
+    if done.returncode or not engine.is_file():
+        if not log.errors:
+            log.add(ERROR, f"exit code {done.returncode}, and no engine, of: {' '.join(command)}")
+        raise build_failure(PROGRAM, log)
+    return log
+
+
+def _log_of(printed: str) -> BuilderLog:
+    """The warnings and errors among the lines that the program prints: `[date] [E] [TRT] message`."""
+    log = BuilderLog()
+    for line in printed.splitlines():
+        for severity in (WARNING, ERROR):
+            if f"[{severity}]" in line:
+                log.add(severity, re.sub(r"^(\[[^]]*\] )+", "", line.strip()))
+    return log
+
+
 def _run(command: Sequence[str], what: str) -> None:
     """Raises DeviceError with what it complains about."""
     done = _started(command)
     if done.returncode:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "[E]" in line]
-        said = re.sub(r"^(\[[^]]*\] )+", "", lines[0]) if lines else f"exit code {done.returncode}"
+        said = _log_of(done.stdout + done.stderr).cause or f"exit code {done.returncode}"
         raise DeviceError(f"{PROGRAM} cannot {what}", found=said, fix=f"see what `{' '.join(command)}` prints")
 
 

@@ -27,6 +27,22 @@ class UnsuitedError(DeviceError):
     """This device, or this version of a library, does not have what a runtime needs."""
 
 
+class BuildFailedError(DeviceError):
+    """A builder made no engine. log: its warnings and errors, `W message` or `E message`."""
+
+    def __init__(self, what: str, *, log: Sequence[str] = (), **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.log = tuple(log)
+
+
+class UnimplementedLayerError(BuildFailedError):
+    """A builder has no kernel for a layer. node: its name of it, which may be that of several nodes fused into one."""
+
+    def __init__(self, what: str, *, node: str, **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.node = node
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of an engine as its runtime reports it.
@@ -48,12 +64,15 @@ class Wish:
     """How an engine is to be built.
 
     source: GRAPH or FLOAT; memory_bytes: of the device, None where it is not known; cache: a file in which a builder
-    keeps what makes it faster the next time, None where nothing may be kept.
+    keeps what makes it faster the next time, None where nothing may be kept; float_layers: names of layers of the graph
+    whose Q/DQ is to be left out; int8_constants: whether weights are given in INT8, None for what the builder takes.
     """
 
     source: str = GRAPH
     memory_bytes: int | None = None
     cache: Path | None = None
+    float_layers: tuple[str, ...] = ()
+    int8_constants: bool | None = None
 
 
 AS_THE_GRAPH = Wish()
