@@ -1,0 +1,149 @@
+"""The run-time half of the fake bindings: engines, contexts and the inspector.
+
+An engine is the graph that it was built from, computed by ONNX Runtime; its layers and their times are in its plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from fake_cuda import FakeCuda
+from fake_tensorrt_builder import EngineLayer, total_ms
+from fake_tensorrt_inspector import inspected
+
+PLAN = b"fake TensorRT plan\n"
+"""How a serialized engine begins; a record as JSON and the graph follow, each on lines of their own."""
+
+
+def logged(trt: Any, logger: Any) -> Callable[[str, str], None]:
+    """Return what hands messages to a logger and keeps them for the test."""
+
+    def log(severity: str, message: str) -> None:
+        trt.behaviour.messages.append((severity, message))
+        logger.log(getattr(trt.ILogger, severity), message)
+
+    return log
+
+
+class Runtime:
+    def __init__(self, logger: Any) -> None:
+        assert isinstance(logger, self.trt.ILogger)
+        self._log = logged(self.trt, logger)
+        self.DLA_core = -1
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        if not serialized_engine.startswith(PLAN):
+            self._log("ERROR", "magicTag does not match")
+            return None
+        header, _, graph = serialized_engine[len(PLAN) :].partition(b"\n")
+        record = json.loads(header)
+        if record["version"] != self.trt.__version__ or record["dla"] not in (None, self.DLA_core):
+            self._log("ERROR", f"the plan is of {record['version']}, DLA core {record['dla']}")
+            return None
+        engine = self.trt.ICudaEngine()
+        engine._record, engine._onnx = record, graph
+        engine._layers = tuple(EngineLayer(**each) for each in record["engine"])
+        engine._native = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        sides = (("Input", engine._native.get_inputs()), ("Output", engine._native.get_outputs()))
+        engine._ports = [(each, side) for side, ports in sides for each in ports]
+        return engine
+
+
+class ICudaEngine:
+    device_memory_size = device_memory_size_v2 = 123456
+
+    @property
+    def num_bindings(self) -> int:
+        return len(self._ports)
+
+    num_io_tensors = num_bindings
+
+    def get_binding_name(self, index: int) -> str:
+        return str(self._ports[index][0].name)
+
+    get_tensor_name = get_binding_name
+
+    def binding_is_input(self, index: int) -> bool:
+        return bool(self._ports[index][1] == "Input")
+
+    def get_binding_shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self._ports[index][0].shape)
+
+    def get_binding_dtype(self, index: int) -> Any:
+        return self._dtype(self._ports[index])
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self.trt.TensorIOMode.INPUT if self._port(name)[1] == "Input" else self.trt.TensorIOMode.OUTPUT
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._port(name)[0].shape)
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self._dtype(self._port(name))
+
+    def create_execution_context(self) -> Any:
+        context = self.trt.IExecutionContext()
+        context._engine, context._addresses, context.profiler = self, {}, None
+        return context
+
+    def create_engine_inspector(self) -> Any:
+        inspector = self.trt.EngineInspector()
+        inspector._engine = self
+        return inspector
+
+    def _dtype(self, port: Any) -> Any:
+        kinds = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
+        return getattr(self.trt.DataType, kinds[port[0].type])
+
+    def _port(self, name: str) -> Any:
+        return next(port for port in self._ports if port[0].name == name)
+
+
+class IExecutionContext:
+    def execute_async_v2(self, bindings: list[int], stream_handle: int, input_consumed: Any = None) -> bool:
+        assert all(type(address) is int for address in bindings)
+        names = [port.name for port, _ in self._engine._ports]
+        return self._enqueue(dict(zip(names, bindings, strict=True)), stream_handle)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert type(memory) is int
+        self._engine._port(name)
+        self._addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        return self._enqueue(self._addresses, stream_handle)
+
+    def _enqueue(self, addresses: Mapping[str, int], stream: int) -> bool:
+        gpu = FakeCuda.streams[stream]
+        (given, _), *taken = self._engine._ports
+        source, goals = gpu.memory[addresses[given.name]], [gpu.memory[addresses[port.name]] for port, _ in taken]
+
+        def work() -> None:
+            batch = source.view(np.float32).reshape(given.shape)
+            outputs = self._engine._native.run(None, {given.name: batch})
+            for (port, _), output, goal in zip(taken, outputs, goals, strict=True):
+                np.copyto(goal, (output + self._bend(port.name)).astype(np.float32).reshape(-1).view(np.uint8))
+
+        gpu.queue.append(work)
+        self.trt.behaviour.elapsed_ms += total_ms(self._engine._layers)
+        for layer in self._engine._layers if self.profiler else ():
+            self.profiler.report_layer_time(layer.name, layer.ms)
+        return True
+
+    def _bend(self, name: str) -> float:
+        behaviour = self.trt.behaviour
+        breaks = name == behaviour.breaks and "INT8" in self._engine._record["flags"]
+        return 100.0 if breaks else float(behaviour.bends)
+
+
+class EngineInspector:
+    def get_engine_information(self, format: _Member) -> str:  # noqa: A002 the bindings' name
+        assert format.name == "JSON"
+        assert self._engine._record["verbosity"] == "DETAILED", "else it would say names alone"
+        assert self.execution_context._engine is self._engine
+        return inspected(self._engine._layers, self.trt.__version__)
