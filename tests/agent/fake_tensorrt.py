@@ -12,6 +12,7 @@ import sys
 import weakref
 from dataclasses import asdict
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -174,6 +175,9 @@ class OnnxParser:
 
     def get_error(self, index: int) -> Any:
         return self._errors[index]
+
+    def parse_from_file(self, model: str) -> bool:
+        return OnnxParser.parse(self, Path(model).read_bytes())
 
     def parse(self, model: bytes, path: str | None = None) -> bool:
         assert self._network._onnx is None, "parsed twice"
