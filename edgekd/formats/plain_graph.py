@@ -23,18 +23,19 @@ from edgekd.formats.onnx_bytes import (
     INT32,
     NAME,
     NODE,
+    NODE_INPUT,
     OUTPUT,
     RAW_DATA,
     VALUE_INFO,
+    Node,
+    read_node,
     tensor,
     text,
 )
-from edgekd.formats.protobuf import VARINT, copied, field, fields, integer_field, varint
+from edgekd.formats.protobuf import copied, field, fields, integer_field
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision matters: nearly all of the work."""
-_INPUT, _OUTPUT, _NODE_NAME, _OPERATOR, _ATTRIBUTE = 1, 2, 3, 4, 5  # fields of NodeProto
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3  # of AttributeProto
 _NUMPY = {FLOAT: "<f4", FLOAT16: "<f2", INT8: "<i1", INT32: "<i4"}
 
 
@@ -52,25 +53,13 @@ class PlainGraph:
     float_layers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A node: what is needed of it, and all of its fields as `number, wire type, begin, end`."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    axis: int
-    fields: tuple[tuple[int, int, int, int], ...]
-
-
 class _Graph:
     """The parts of a Q/DQ graph, and what takes the place of the outputs of its DequantizeLinear nodes."""
 
     def __init__(self, onnx: bytes, begin: int, end: int) -> None:
         self.onnx = onnx
         self.fields = tuple(fields(onnx, begin, end))
-        self.nodes = [_node(onnx, first, last) for number, _, first, last in self.fields if number == NODE]
+        self.nodes = [read_node(onnx, first, last) for number, _, first, last in self.fields if number == NODE]
         found = (tensor(onnx, first, last) for number, _, first, last in self.fields if number == INITIALIZER)
         self.constants = {each.name: each for each in found if each}
         self.quantized = {node.outputs[0]: node for node in self.nodes if node.operator == "QuantizeLinear"}
@@ -109,14 +98,14 @@ class _Graph:
                 raise ValueError(f"expected one scale for {name}, found {found[name]} and {scale}")
         return found
 
-    def weights(self, node: _Node) -> bytes:
+    def weights(self, node: Node) -> bytes:
         """The initializer that stands for a DequantizeLinear of constants. Raises ValueError."""
         codes, scales = self.value(node.inputs[0]), self.value(node.inputs[1])
         if len(node.inputs) > 2 and self.value(node.inputs[2]).any():
             raise ValueError(f"expected zero point 0 for {node.inputs[0]}")
         if scales.size != 1:
             sides = [1] * codes.ndim
-            sides[node.axis] = scales.size
+            sides[node.integers.get("axis", 1)] = scales.size
             scales = scales.reshape(sides)
         values = (codes.astype(scales.dtype) * scales).astype(scales.dtype)
         kind = FLOAT if scales.dtype.itemsize == 4 else FLOAT16
@@ -148,11 +137,11 @@ class _Graph:
             )
         )
 
-    def _renamed(self, node: _Node) -> bytes:
+    def _renamed(self, node: Node) -> bytes:
         """A node that reads what stands for its inputs."""
         inputs = iter(node.inputs)
         return b"".join(
-            field(_INPUT, self.plain(next(inputs)).encode()) if each[0] == _INPUT else copied(self.onnx, *each)
+            field(NODE_INPUT, self.plain(next(inputs)).encode()) if each[0] == NODE_INPUT else copied(self.onnx, *each)
             for each in node.fields
         )
 
@@ -172,24 +161,3 @@ def plain_graph(onnx: bytes) -> PlainGraph:
         for number, wire, begin, end in found
     )
     return PlainGraph(b"".join(parts), scales, graphs[0].float_layers())
-
-
-def _node(onnx: bytes, begin: int, end: int) -> _Node:
-    texts: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _NODE_NAME: [], _OPERATOR: []}
-    axis, found = 1, tuple(fields(onnx, begin, end))
-    for number, _, first, last in found:
-        if number in texts:
-            texts[number].append(onnx[first:last].decode("utf-8", "replace"))
-        elif number == _ATTRIBUTE and text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
-            axis = _integer(onnx, first, last)
-    name, operator = ("".join(texts[number]) for number in (_NODE_NAME, _OPERATOR))
-    return _Node(name, operator, tuple(texts[_INPUT]), tuple(texts[_OUTPUT]), axis, found)
-
-
-def _integer(onnx: bytes, begin: int, end: int) -> int:
-    """The value of an integer attribute, of 64 bits with a sign."""
-    for number, wire, first, last in fields(onnx, begin, end):
-        if (number, wire) == (_ATTRIBUTE_INTEGER, VARINT):
-            value = varint(onnx, first, last)[0]
-            return value - 2**64 if value >= 2**63 else value
-    return 0
