@@ -34,6 +34,7 @@ STANDARD = (
     "errors",
     "canonical",
     "files",
+    "formats.activations",
     "formats.calibration_cache",
     "formats.onnx_bytes",
     "formats.protobuf",

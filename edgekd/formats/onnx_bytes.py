@@ -5,7 +5,7 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from edgekd.formats.protobuf import BYTES, VARINT, copied, field, fields, integer_field, varint
@@ -16,10 +16,17 @@ GRAPH = 7
 """Field of ModelProto."""
 NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO = 1, 5, 11, 12, 13
 """Fields of GraphProto."""
-_VALUE_NAME, _VALUE_TYPE = 1, 2  # of ValueInfoProto
+VALUE_NAME = 1
+"""Field of ValueInfoProto."""
+_VALUE_TYPE = 2  # of ValueInfoProto
 _TENSOR_TYPE, _ELEMENT_TYPE = 1, 1  # of TypeProto, and of the TypeProto.Tensor in it
 DIMS, DATA_TYPE, NAME, RAW_DATA = 1, 2, 8, 9
 """Fields of TensorProto."""
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 3, 4, 5
+"""Fields of NodeProto."""
+ATTRIBUTE_NAME = 1
+"""Field of AttributeProto."""
+_ATTRIBUTE_INTEGER, _ATTRIBUTE_TENSOR = 3, 5  # of AttributeProto
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,23 @@ class Tensor:
     data_type: int
     begin: int
     end: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node in an ONNX file.
+
+    integers: its integer attributes by name; tensor_types: the element types of its tensor attributes by name; fields:
+    all of its fields as `number, wire type, begin, end`.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    integers: Mapping[str, int]
+    tensor_types: Mapping[str, int]
+    fields: tuple[tuple[int, int, int, int], ...]
 
 
 def initializers(onnx: bytes) -> Iterator[Tensor]:
@@ -50,14 +74,14 @@ def inputs(onnx: bytes) -> list[str]:
     for number, wire, begin, end in fields(onnx, 0, len(onnx)):
         if (number, wire) == (GRAPH, BYTES):
             found = ((first, last) for inner, _, first, last in fields(onnx, begin, end) if inner == INPUT)
-            names += [text(onnx, first, last, _VALUE_NAME) for first, last in found]
+            names += [text(onnx, first, last, VALUE_NAME) for first, last in found]
     return [name for name in names if name not in constants]
 
 
 def with_outputs(onnx: bytes, names: Iterable[str], data_type: int) -> bytes:
     """The same file whose graph also gives the tensors of these names, which have one type. Raises ValueError."""
     kind = field(_VALUE_TYPE, field(_TENSOR_TYPE, integer_field(_ELEMENT_TYPE, data_type)))
-    more = b"".join(field(OUTPUT, field(_VALUE_NAME, name.encode()) + kind) for name in names)
+    more = b"".join(field(OUTPUT, field(VALUE_NAME, name.encode()) + kind) for name in names)
     parts = []
     for number, wire, begin, end in fields(onnx, 0, len(onnx)):
         if (number, wire) == (GRAPH, BYTES):
@@ -91,3 +115,46 @@ def tensor(onnx: bytes, begin: int, end: int) -> Tensor | None:
         elif (number, wire) == (RAW_DATA, BYTES):
             raw.append((first, last))
     return Tensor(name, tuple(shape), data_type, *raw[0]) if len(raw) == 1 else None
+
+
+def read_node(onnx: bytes, begin: int, end: int) -> Node:
+    """Read the NodeProto in a part of an ONNX file. Raises ValueError."""
+    texts: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: [], NODE_NAME: [], NODE_OPERATOR: []}
+    integers: dict[str, int] = {}
+    tensor_types: dict[str, int] = {}
+    parts = tuple(fields(onnx, begin, end))
+    for number, _, first, last in parts:
+        if number in texts:
+            texts[number].append(onnx[first:last].decode("utf-8", "replace"))
+        elif number == NODE_ATTRIBUTE:
+            name = text(onnx, first, last, ATTRIBUTE_NAME)
+            for inner, wire, start, stop in fields(onnx, first, last):
+                if (inner, wire) == (_ATTRIBUTE_INTEGER, VARINT):
+                    integers[name] = _signed(varint(onnx, start, stop)[0])
+                elif (inner, wire) == (_ATTRIBUTE_TENSOR, BYTES):
+                    tensor_types[name] = integer_in(onnx, start, stop, DATA_TYPE)
+    name, operator = ("".join(texts[number]) for number in (NODE_NAME, NODE_OPERATOR))
+    return Node(name, operator, tuple(texts[NODE_INPUT]), tuple(texts[NODE_OUTPUT]), integers, tensor_types, parts)
+
+
+def element_type(onnx: bytes, begin: int, end: int) -> int:
+    """Return the element type of the tensor that a ValueInfoProto describes; 0 where it has none. Raises ValueError."""
+    for number, wire, first, last in fields(onnx, begin, end):
+        if (number, wire) == (_VALUE_TYPE, BYTES):
+            for inner, inner_wire, start, stop in fields(onnx, first, last):
+                if (inner, inner_wire) == (_TENSOR_TYPE, BYTES):
+                    return integer_in(onnx, start, stop, _ELEMENT_TYPE)
+    return 0
+
+
+def integer_in(onnx: bytes, begin: int, end: int, wanted: int) -> int:
+    """Return the first integer in a field of a message; 0 where it has none. Raises ValueError."""
+    for number, wire, first, last in fields(onnx, begin, end):
+        if (number, wire) == (wanted, VARINT):
+            return varint(onnx, first, last)[0]
+    return 0
+
+
+def _signed(value: int) -> int:
+    """Return a 64-bit varint as the signed integer it encodes."""
+    return value - 2**64 if value >= 2**63 else value

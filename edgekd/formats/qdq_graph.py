@@ -21,6 +21,7 @@ from typing import IO
 import numpy as np
 
 from edgekd.formats.onnx_bytes import (
+    ATTRIBUTE_NAME,
     FLOAT,
     FLOAT16,
     GRAPH,
@@ -29,21 +30,27 @@ from edgekd.formats.onnx_bytes import (
     INT32,
     NAME,
     NODE,
+    NODE_ATTRIBUTE,
+    NODE_INPUT,
+    NODE_NAME,
+    NODE_OPERATOR,
+    NODE_OUTPUT,
     OUTPUT,
     RAW_DATA,
     VALUE_INFO,
+    Node,
     Tensor,
+    read_node,
     tensor,
     text,
 )
-from edgekd.formats.protobuf import BYTES, VARINT, copied, field, fields, integer, integer_field, varint
+from edgekd.formats.protobuf import BYTES, copied, field, fields, integer, integer_field
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision matters: nearly all of the work."""
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
-_INPUT, _OUTPUT, _NODE_NAME, _OPERATOR, _ATTRIBUTE = 1, 2, 3, 4, 5  # fields of NodeProto
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3  # of AttributeProto
+_DEFAULT_AXIS = 1  # of QuantizeLinear and DequantizeLinear
 _NUMPY = {FLOAT: "<f4", FLOAT16: "<f2", INT8: "<i1", INT32: "<i4"}
 
 
@@ -76,18 +83,6 @@ class StreamedFile:
         return b"".join(piece.content() for piece in self.pieces)
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node: what is needed of it, and all of its fields as `number, wire type, begin, end`."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    axis: int
-    fields: tuple[tuple[int, int, int, int], ...]
-
-
 class QdqGraph:
     """The nodes, constants and Q/DQ pairs of the graph in an ONNX file.
 
@@ -101,7 +96,7 @@ class QdqGraph:
         if len(graphs) != 1:
             raise ValueError(f"not an ONNX file: expected one graph, found {len(graphs)}")
         self.graph_fields = tuple(fields(onnx, *graphs[0][2:]))
-        self.nodes = [_node(onnx, first, last) for number, _, first, last in self.graph_fields if number == NODE]
+        self.nodes = [read_node(onnx, first, last) for number, _, first, last in self.graph_fields if number == NODE]
         found = (tensor(onnx, first, last) for number, _, first, last in self.graph_fields if number == INITIALIZER)
         self.constants: dict[str, Tensor] = {each.name: each for each in found if each}
         self.outputs = {text(onnx, first, last, 1) for number, _, first, last in self.graph_fields if number == OUTPUT}
@@ -189,7 +184,7 @@ class _Form:
         for node in self.nodes if not int8_constants else ():
             if node.operator == DEQUANTIZE and node.inputs[0] in graph.constants:
                 first = self._float32_codes.setdefault(node.inputs[0], node)
-                if (first.inputs, first.axis) != (node.inputs, node.axis):
+                if (first.inputs, axis_of(first)) != (node.inputs, axis_of(node)):
                     raise ValueError(f"expected one scale for {node.inputs[0]}, found {first.inputs[1]} and another")
         self._read = graph.outputs.union(*map(self._inputs, self.nodes))
 
@@ -250,21 +245,25 @@ class _Form:
         for node in self.nodes:
             if id(node) in quantizers:
                 yield _piece(field(NODE, self._quantizer(node)))
-            parts = [field(_INPUT, name.encode()) for name in self._inputs(node)]
-            parts += [copied(self._graph.onnx, *each) for each in node.fields if each[0] != _INPUT]
+            parts = [field(NODE_INPUT, name.encode()) for name in self._inputs(node)]
+            parts += [copied(self._graph.onnx, *each) for each in node.fields if each[0] != NODE_INPUT]
             yield _piece(field(NODE, b"".join(parts)))
 
     def _quantizer(self, node: Node) -> bytes:
         """The QuantizeLinear in front of a DequantizeLinear of weights, with the same scale, zero point and axis."""
         onnx, codes = self._graph.onnx, node.inputs[0]
-        attributes = (each for each in node.fields if each[0] == _ATTRIBUTE)
+        inputs = (_float32(codes), node.inputs[1], self._zero_point(node))
+        attributes = (each for each in node.fields if each[0] == NODE_ATTRIBUTE)
         return b"".join(
             (
-                *(field(_INPUT, name.encode()) for name in (_float32(codes), node.inputs[1], self._zero_point(node))),
-                field(_OUTPUT, codes.encode()),
-                field(_NODE_NAME, f"{codes}/quantize".encode()),
-                field(_OPERATOR, QUANTIZE.encode()),
-                *(copied(onnx, *each) for each in attributes if text(onnx, *each[2:], _ATTRIBUTE_NAME) == "axis"),
+                *(
+                    field(NODE_INPUT, name.encode())
+                    for name in (_float32(codes), node.inputs[1], self._zero_point(node))
+                ),
+                field(NODE_OUTPUT, codes.encode()),
+                field(NODE_NAME, f"{codes}/quantize".encode()),
+                field(NODE_OPERATOR, QUANTIZE.encode()),
+                *(copied(onnx, *each) for each in attributes if text(onnx, *each[2:], ATTRIBUTE_NAME) == "axis"),
             )
         )
 
@@ -294,6 +293,11 @@ class _Form:
             if self._zero_point(node) not in graph.constants:
                 zeros = np.zeros(graph.value(node.inputs[1]).shape, np.int8)
                 yield _piece(field(INITIALIZER, _initializer(self._zero_point(node), zeros, INT8)))
+
+
+def axis_of(node: Node) -> int:
+    """Return the axis along which a QuantizeLinear or DequantizeLinear has its scales."""
+    return node.integers.get("axis", _DEFAULT_AXIS)
 
 
 def dequantized(codes: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
@@ -345,9 +349,9 @@ def _weight_piece(graph: QdqGraph, node: Node, name: str, *, exact: bool) -> Pie
     def content() -> bytes:
         codes = graph.value(node.inputs[0])
         with np.errstate(over="ignore"):
-            weights = dequantized(codes, scales, node.axis)
+            weights = dequantized(codes, scales, axis_of(node))
         if exact:
-            require_same_codes(weights, codes, scales, node.axis)
+            require_same_codes(weights, codes, scales, axis_of(node))
         return field(INITIALIZER, _initializer(name, weights, kind))
 
     raw = scales.dtype.itemsize
@@ -368,24 +372,3 @@ def _tensor_head(name: str, shape: tuple[int, ...], kind: int) -> bytes:
 
 def _piece(content: bytes) -> Piece:
     return Piece(len(content), lambda: content)
-
-
-def _node(onnx: bytes, begin: int, end: int) -> Node:
-    texts: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _NODE_NAME: [], _OPERATOR: []}
-    axis, found = 1, tuple(fields(onnx, begin, end))
-    for number, _, first, last in found:
-        if number in texts:
-            texts[number].append(onnx[first:last].decode("utf-8", "replace"))
-        elif number == _ATTRIBUTE and text(onnx, first, last, _ATTRIBUTE_NAME) == "axis":
-            axis = _integer(onnx, first, last)
-    name, operator = ("".join(texts[number]) for number in (_NODE_NAME, _OPERATOR))
-    return Node(name, operator, tuple(texts[_INPUT]), tuple(texts[_OUTPUT]), axis, found)
-
-
-def _integer(onnx: bytes, begin: int, end: int) -> int:
-    """The value of an integer attribute, of 64 bits with a sign."""
-    for number, wire, first, last in fields(onnx, begin, end):
-        if (number, wire) == (_ATTRIBUTE_INTEGER, VARINT):
-            value = varint(onnx, first, last)[0]
-            return value - 2**64 if value >= 2**63 else value
-    return 0
