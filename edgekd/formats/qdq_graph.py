@@ -256,10 +256,7 @@ class _Form:
         attributes = (each for each in node.fields if each[0] == NODE_ATTRIBUTE)
         return b"".join(
             (
-                *(
-                    field(NODE_INPUT, name.encode())
-                    for name in (_float32(codes), node.inputs[1], self._zero_point(node))
-                ),
+                *(field(NODE_INPUT, name.encode()) for name in inputs),
                 field(NODE_OUTPUT, codes.encode()),
                 field(NODE_NAME, f"{codes}/quantize".encode()),
                 field(NODE_OPERATOR, QUANTIZE.encode()),

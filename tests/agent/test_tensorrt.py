@@ -15,6 +15,7 @@ from running import Built
 from edgekd.agent.commands import Camera, activate, bench, build, selftest
 from edgekd.agent.engines import EngineMismatchError, PrecisionError
 from edgekd.agent.runtimes import AUTOMATIC, chosen
+from edgekd.agent.runtimes.networks import calibrated_network, taken_apart
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
@@ -80,7 +81,7 @@ def test_what_was_realized_is_recorded_and_not_what_was_asked_for(
     installed(monkeypatch, version)
     found = build(camera)
     assert found["layers"]["int8"] >= 1
-    assert found["layers"]["reformat"] == 1
+    assert found["layers"]["reformat"] >= 1
     assert found["share"]["time"]["int8"] > 0
     assert sum(found["share"]["time"].values()) == pytest.approx(1, abs=1e-3)
     monkeypatch.undo()
@@ -97,20 +98,20 @@ def test_an_engine_that_does_not_compute_as_required_is_refused_and_the_old_one_
     camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(monkeypatch, "8.5.2.2")
-    build(camera, {"int8": 0.3})
+    build(camera, {"int8": 0.1})
     for command in (selftest, activate):
         command(camera)
     monkeypatch.undo()
     installed(monkeypatch, "8.6.1", int8_runs=False)
-    with pytest.raises(PrecisionError, match=r"expected 30\.0% of its time in int8; found fp16 [\d.]+%"):
-        build(camera, {"int8": 0.3})
+    with pytest.raises(PrecisionError, match=r"expected 10\.0% of its time in int8; found fp16 [\d.]+%"):
+        build(camera, {"int8": 0.1})
     slot = camera.chosen_slot()
     assert [folder.name for folder in slot.engines.iterdir()] == [slot.engine.name if slot.engine else None]
     with pytest.raises(EngineMismatchError):
         selftest(camera)
     build(camera)
     with pytest.raises(PrecisionError, match="as it has to"):
-        build(camera, {"int8": 0.3})
+        build(camera, {"int8": 0.1})
     assert len(list(slot.engines.iterdir())) == 2, "one that is there already is refused, and stays"
 
 
@@ -207,8 +208,7 @@ def test_the_dla_gets_a_float_graph_and_the_bundles_scales(
     assert set(found["layers"]) >= {"dla", "fp16"}
     assert selftest(on_dla)["passed"]
     (record,) = behaviour.built
-    constraint = "STRICT_TYPES" if version == "8.2.1" else "PREFER_PRECISION_CONSTRAINTS"
-    assert set(record["flags"]) == {"FP16", "INT8", "GPU_FALLBACK", constraint}
+    assert set(record["flags"]) == {"FP16", "INT8", "GPU_FALLBACK", "PREFER_PRECISION_CONSTRAINTS"}
     assert record["dla"] == 1
     assert not {operator for _, operator in record["layers"]} & {"QuantizeLinear", "DequantizeLinear"}
     engine = Path(found["file"])
@@ -219,28 +219,25 @@ def test_the_dla_gets_a_float_graph_and_the_bundles_scales(
 def test_layers_that_are_float_in_the_graph_stay_float_on_the_dla(
     camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekd.agent.runtimes.networks import scaled
-
     behaviour = installed(monkeypatch, "8.5.2.2", dla_cores=2)
-    floating = scaled(camera.chosen_slot()).float_layers
+    floating = taken_apart(camera.chosen_slot().graph).float_layers
     assert floating, "the last ones, whose output is decoded"
     build(replace(camera, runtime=TensorRtDla(0)))
     (record,) = behaviour.built
     assert record["half"] == sorted(floating)
 
 
-def test_the_scales_of_the_bundle_have_those_of_the_graph_and_more(camera: Camera) -> None:
-    from edgekd.agent.runtimes.networks import scaled
+def test_the_scales_of_the_bundle_have_those_of_the_graph_and_more(camera: Camera, tmp_path: Path) -> None:
     from edgekd.formats.plain_graph import plain_graph
 
     slot = camera.chosen_slot()
     file = slot.file("calibration-cache")
     assert file
-    network, own = scaled(slot), plain_graph(slot.graph.read_bytes())
+    network, own = calibrated_network(slot, Wish(), tmp_path), plain_graph(slot.graph.read_bytes())
     assert network.scales == {**own.scales, **from_text(file.read_text("ascii"))}
     file.unlink()
     with pytest.raises(DeviceError, match="cannot be read as scales"):
-        scaled(slot)
+        calibrated_network(slot, Wish(), tmp_path)
 
 
 @pytest.mark.parametrize(("version", "cores"), [("8.6.1", 0), ("10.3.0", 1), ("11.4.1", 0)])
@@ -350,10 +347,10 @@ def test_a_strongly_typed_builder_takes_what_the_newest_generation_says(camera: 
         patch.setitem(sys.modules, "tensorrt", rtx)
         builder = Builder(generation("11.4.1"), Wish())
         slot = camera.chosen_slot()
-        made = TensorRt()._described(builder, slot, Wish())
+        made = TensorRt()._described(builder, slot, Wish(), tmp_path)
         builder.config.num_compute_capabilities = 1
         builder.config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
         builder.write(tmp_path / "engine")
     assert made.allowed == ()
     assert (tmp_path / "engine").stat().st_size > 10_000
-    assert builder.log == []
+    assert builder.log.lines == []

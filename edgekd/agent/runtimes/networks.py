@@ -41,11 +41,13 @@ class Network:
 class CalibratedNetwork:
     """A network without Q/DQ for the DLA.
 
-    path: its ONNX file; scales: of its activations by name; float_layers: names of the layers that are to stay float.
+    path: its ONNX file; scales: of its activations by name; missing_scales: names of activations without one, next to
+    which layers run in FP16; float_layers: names of the layers that are to stay float.
     """
 
     path: Path
     scales: Mapping[str, float]
+    missing_scales: tuple[str, ...]
     float_layers: tuple[str, ...]
 
 
@@ -81,6 +83,7 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
 
     Raises DeviceError where the bundle's scales cannot be read, or there is no room.
     """
+    from edgekd.formats.activations import missing_scales
     from edgekd.formats.calibration_cache import from_text
 
     cache = slot.file(CACHE)
@@ -91,8 +94,10 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
             f"{cache}: cannot be read as scales", found=str(error), fix="unpack the bundle again"
         ) from error
     with opened(slot.graph) as graph:
-        path = _written(graph.without_qdq(), folder)
-        return CalibratedNetwork(path, {**graph.scales(), **more}, (*graph.float_layers(), *wish.float_layers))
+        path, scales = _written(graph.without_qdq(), folder), {**graph.scales(), **more}
+        float_layers = (*graph.float_layers(), *wish.float_layers)
+    with _mapped(path) as onnx, _as_device_error(path):
+        return CalibratedNetwork(path, scales, missing_scales(onnx, scales), float_layers)
 
 
 def inner_network(onnx: bytes, folder: Path, *, int8_constants: bool) -> Path:

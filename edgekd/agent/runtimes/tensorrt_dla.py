@@ -59,7 +59,8 @@ class TensorRtDla(TensorRt):
         builder.parse(network.path, slot.graph.name)
         allowed = builder.allow(True)
         kept = self._quantize(builder, network)
-        return Made("graph", allowed, self._fallbacks(builder), {**builder.told(), "float_layers": kept})
+        more = {**builder.told(), "held_in_float": kept, "missing_scales": list(network.missing_scales)}
+        return Made("graph", allowed, self._fallbacks(builder), more)
 
     def _quantize(self, builder: Builder, network: CalibratedNetwork) -> list[str]:
         """Serve the scales, and keep the layers in float that are float in the graph; their names."""
