@@ -80,7 +80,7 @@ def test_what_was_realized_is_recorded_and_not_what_was_asked_for(
     installed(monkeypatch, version)
     found = build(camera)
     assert found["layers"]["int8"] >= 1
-    assert found["layers"]["reformat"] == 1
+    assert found["layers"]["reformat"] >= 1
     assert found["share"]["time"]["int8"] > 0
     assert sum(found["share"]["time"].values()) == pytest.approx(1, abs=1e-3)
     monkeypatch.undo()
@@ -210,6 +210,8 @@ def test_the_dla_gets_a_float_graph_and_the_bundles_scales(
     constraint = "STRICT_TYPES" if version == "8.2.1" else "PREFER_PRECISION_CONSTRAINTS"
     assert set(record["flags"]) == {"FP16", "INT8", "GPU_FALLBACK", constraint}
     assert record["dla"] == 1
+    assert record["missing"] == [], "a tensor without a scale keeps its layers from INT8"
+    assert {name for name, kind in record["precisions"].items() if kind == "INT8"} & set(record["on_dla"])
     assert not {operator for _, operator in record["layers"]} & {"QuantizeLinear", "DequantizeLinear"}
     engine = Path(found["file"])
     with pytest.raises(DeviceError, match="DLA core 1"):
