@@ -207,8 +207,7 @@ def test_the_dla_gets_a_float_graph_and_the_bundles_scales(
     assert set(found["layers"]) >= {"dla", "fp16"}
     assert selftest(on_dla)["passed"]
     (record,) = behaviour.built
-    constraint = "STRICT_TYPES" if version == "8.2.1" else "PREFER_PRECISION_CONSTRAINTS"
-    assert set(record["flags"]) == {"FP16", "INT8", "GPU_FALLBACK", constraint}
+    assert set(record["flags"]) == {"FP16", "INT8", "GPU_FALLBACK", "PREFER_PRECISION_CONSTRAINTS"}
     assert record["dla"] == 1
     assert record["missing"] == [], "a tensor without a scale keeps its layers from INT8"
     assert {name for name, kind in record["precisions"].items() if kind == "INT8"} & set(record["on_dla"])
