@@ -25,11 +25,16 @@ CONSTRAINTS = {"STRICT_TYPES", "PREFER_PRECISION_CONSTRAINTS", "OBEY_PRECISION_C
 """The flags without which the precision of a layer is ignored."""
 _ACTIVATIONS = ("Relu", "Sigmoid")
 _TYPED_FROM = (11, 0)
-_FP8_CAPABILITY = (8, 9)
-_FP4_CAPABILITY = (10, 0)
+_CAPABILITIES = {
+    onnx.TensorProto.FLOAT8E4M3FN: ("FP8", (8, 9)),
+    onnx.TensorProto.FLOAT4E2M1: ("FP4", (10, 0)),
+}
+"""The compute capability from which the GPU has a type."""
 _ENGINE_ASSERTION_BEFORE = (8, 6)
 """Before it, the last error of a failed build says only that there is no engine."""
-_DEFAULT_MS = (1.0, 1.0)
+_COMPUTING_MS = (1.0, 1.5)
+"""In INT8 and in FP16, where no times are given."""
+_OTHER_MS = (0.1, 0.1)
 
 
 @dataclass
@@ -55,7 +60,7 @@ class Behaviour:
     bends: float = 0.0
     breaks: str = ""
     times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    reformat_ms: float = 0.5
+    reformat_ms: float = 0.1
     built: list[dict[str, Any]] = field(default_factory=list)
     messages: list[tuple[str, str]] = field(default_factory=list)
     elapsed_ms: float = 0.0
@@ -149,7 +154,8 @@ def _worded(refusal: _Refusal, version: str) -> Iterator[str]:
             yield f"{refusal.code}: {refusal.text}"
         yield f"{refusal.code}: [{refusal.place}] Error Code {refusal.code}: {refusal.kind} ({refusal.text})"
         if numbers(version) < _ENGINE_ASSERTION_BEFORE:
-            yield "2: [builder.cpp::buildSerializedNetwork::636] Error Code 2: Internal Error (Assertion engine != nullptr failed. )"
+            place = "[builder.cpp::buildSerializedNetwork::636]"
+            yield f"2: {place} Error Code 2: Internal Error (Assertion engine != nullptr failed. )"
 
 
 class _Build:
@@ -181,15 +187,10 @@ class _Build:
 
     def _require_hardware(self) -> None:
         types = {each.data_type for each in self.graph.model.graph.initializer}
-        if onnx.TensorProto.FLOAT8E4M3FN in types and self.behaviour.compute_capability < _FP8_CAPABILITY:
-            text = "Networks with FP8 Q/DQ layers require hardware with FP8 support."
-            raise _Refusal(text, 9, "standardEngineBuilder.cpp::buildEngine::2266", "API Usage Error")
-        if (
-            getattr(onnx.TensorProto, "FLOAT4E2M1", None) in types
-            and self.behaviour.compute_capability < _FP4_CAPABILITY
-        ):
-            text = "Networks with FP4 Q/DQ layers require hardware with FP4 support."
-            raise _Refusal(text, 9, kind="API Usage Error")
+        for kind, (name, needed) in _CAPABILITIES.items():
+            if kind in types and self.behaviour.compute_capability < needed:
+                text = f"Networks with {name} Q/DQ layers require hardware with {name} support."
+                raise _Refusal(text, 9, kind="API Usage Error")
 
     def _require_flags(self) -> None:
         """Refuse precisions that were not allowed, and Q/DQ on a DLA."""
@@ -223,8 +224,11 @@ class _Build:
             self.log(WARNING, text + "Bool.")
         names = {name for node in self.graph.nodes for name in (*node.input, *node.output)}
         if not names & self.request.scales.keys():
-            text = "Calibration failure occurred with no scaling factors detected. This could be due to no int8 calibrator "
-            text += "or insufficient custom scales for network layers. Please see int8 sample to setup calibration correctly."
+            text = (
+                "Calibration failure occurred with no scaling factors detected. This could be due to no int8 "
+                "calibrator or insufficient custom scales for network layers. Please see int8 sample to setup "
+                "calibration correctly."
+            )
             raise _Refusal(text, 4, "standardEngineBuilder.cpp::initCalibrationParams::1463")
 
     def _missing(self) -> tuple[str, ...]:
@@ -250,8 +254,8 @@ class _Build:
             elif "GPU_FALLBACK" in self.request.flags:
                 self.log(WARNING, reason)
             else:
-                text = f"Default DLA is enabled but layer {node.name} is not supported on DLA and falling back to GPU is not "
-                raise _Refusal(text + "enabled.", 4, "network.cpp::validate::2965")
+                text = f"Default DLA is enabled but layer {node.name} is not supported on DLA"
+                raise _Refusal(f"{text} and falling back to GPU is not enabled.", 4, "network.cpp::validate::2965")
         return tuple(kept)
 
     def _not_on_dla(self, node: onnx.NodeProto) -> str | None:
@@ -360,5 +364,6 @@ class _Build:
         return EngineLayer(name, "Reformat", "FP32", self.behaviour.reformat_ms)
 
     def _ms(self, node: onnx.NodeProto, precision: str) -> float:
-        int8_ms, float_ms = self.behaviour.times.get(node.name, _DEFAULT_MS)
+        default = _COMPUTING_MS if node.op_type in COMPUTING else _OTHER_MS
+        int8_ms, float_ms = self.behaviour.times.get(node.name, default)
         return int8_ms if precision == "INT8" else float_ms

@@ -1,8 +1,8 @@
 """What TensorRT's ONNX parser refuses, version by version. Pure rules.
 
 Sources: `QuantDequantLinearHelper`, `convertToTensor`, `convertDtype` and `parseGraph` of onnx-tensorrt at
-release/8.2-GA, 8.4-GA, 8.5-GA, 8.6-GA, 10.0-GA and 10.1-GA; messages of TensorRT's core from NVIDIA/TensorRT issues 2163
-and 2361 (constants in INT8) and microsoft/onnxruntime issue 14229 (biases in INT32).
+release/8.2-GA, 8.4-GA, 8.5-GA, 8.6-GA, 10.0-GA and 10.1-GA; messages of TensorRT's core from NVIDIA/TensorRT issues
+2163 and 2361 (constants in INT8) and microsoft/onnxruntime issue 14229 (biases in INT32).
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ _INT8_CONSTANTS_FROM = (10, 0)
 _UINT8_REFUSED_FROM = (8, 5)
 _TWO_INPUTS_FROM = (8, 6)
 """Counts as allowed from here on, but 8.6 then reads the third input all the same."""
-_TYPES = {onnx.TensorProto.FLOAT8E4M3FN: "FP8", onnx.TensorProto.INT4: "INT4", onnx.TensorProto.BFLOAT16: "BF16"}
-_FLOAT4 = getattr(onnx.TensorProto, "FLOAT4E2M1", None)
-if _FLOAT4 is not None:
-    _TYPES[_FLOAT4] = "FP4"
+_TYPES = {
+    onnx.TensorProto.FLOAT8E4M3FN: "FP8",
+    onnx.TensorProto.INT4: "INT4",
+    onnx.TensorProto.BFLOAT16: "BF16",
+    onnx.TensorProto.FLOAT4E2M1: "FP4",
+}
+"""ONNX types that not every version has, as members of DataType."""
 _ONNX_TYPES_FROM = (10, 0)
 """8.6 has FP8 in its bindings, but its parser reads no ONNX tensor of that type."""
 
@@ -78,8 +81,7 @@ def _node_errors(graph: Graph, node: onnx.NodeProto, version: tuple[int, ...]) -
         if version < _INT8_CONSTANTS_FROM and node.op_type != "Constant":
             yield _invalid_node(node, f"{name}: invalid weights type of Int8")
     if node.op_type in QUANTIZING:
-        for text in _quantizing_errors(graph, node, version):
-            yield text
+        yield from _quantizing_errors(graph, node, version)
 
 
 def _invalid_node(node: onnx.NodeProto, message: str) -> tuple[str, str, str]:

@@ -142,7 +142,7 @@ class IExecutionContext:
 
 
 class EngineInspector:
-    def get_engine_information(self, format: _Member) -> str:  # noqa: A002 the bindings' name
+    def get_engine_information(self, format: Any) -> str:  # noqa: A002 the bindings' name
         assert format.name == "JSON"
         assert self._engine._record["verbosity"] == "DETAILED", "else it would say names alone"
         assert self.execution_context._engine is self._engine

@@ -1,119 +1,194 @@
-"""`trtexec` as one generation has it: takes the flags of that generation and no others, and computes with ONNX Runtime.
+"""`trtexec` as one version has it: takes the recorded flags of that version and no others, computes with ONNX Runtime.
 
-Run as a program whose folder has a file `version` with a number such as 8502, and `log` for what it was told.
+What its parser and builder refuse is that of fake_tensorrt_parser and fake_tensorrt_builder. `install` writes the
+program; its folder has `version` with a number such as 8502, `options` of Behaviour, and `log` of its command lines.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-_COMMON = {
-    "onnx",
-    "saveEngine",
-    "loadEngine",
-    "loadInputs",
-    "exportOutput",
-    "exportTimes",
-    "exportProfile",
-    "exportLayerInfo",
-    "iterations",
-    "duration",
-    "warmUp",
-    "dumpProfile",
-    "separateProfileRun",
-    "profilingVerbosity",
-    "timingCacheFile",
-}
-_TYPES = {"fp16", "int8"}
-_NEWER = {"memPoolSize", "skipInference", "builderOptimizationLevel"}
-_BY_GENERATION = (
-    (8200, {"workspace", "buildOnly"} | _TYPES),
-    (8400, {"workspace", "memPoolSize", "buildOnly"} | _TYPES),
-    (8600, _NEWER | _TYPES),
-    (110000, _NEWER | {"noCudaGraph", "noSpinWait", "includeDataTransfers"}),
-)
+from tensorrt_tables import trtexec_flags
+
 PLAN = b"fake trtexec plan\n"
+STAMP = "[11/27/2026-10:00:00]"
+RUN_MS = 10.0
+"""Of one run, where no times of layers were given."""
+_SEVERITIES = {"ERROR": "E", "WARNING": "W", "INFO": "I", "VERBOSE": "V"}
 
 
-def main(arguments: list[str]) -> int:
-    """Do what was told; 1 with a complaint where it cannot be done."""
-    folder = Path(__file__).parent
+def install(folder: Path, number: int, **options: Any) -> Path:
+    """Write the program of a version, as trtexec counts versions; options: fields of Behaviour."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "trtexec"
+    tests = str(Path(__file__).parent)
+    lines = (
+        f"#!{sys.executable}",
+        f"import sys; from pathlib import Path; sys.path.insert(0, {tests!r})",
+        "from fake_trtexec import main",
+        "sys.exit(main(sys.argv[1:], Path(__file__).parent))",
+    )
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    path.chmod(0o755)
+    (folder / "version").write_text(str(number), "ascii")
+    (folder / "options").write_text(json.dumps(options), "utf-8")
+    (folder / "log").write_text("", "ascii")
+    return path
+
+
+def version_of(number: int) -> str:
+    """Return a version from its number: 8502 is 8.5.2, 100300 is 10.3.0."""
+    step = 10_000 if number >= 100_000 else 1000
+    return f"{number // step}.{number % step // 100}.{number % 100}"
+
+
+class Failure(Exception):  # noqa: N818 it ends the program with FAILED
+    """A reason to fail, as the program prints it."""
+
+
+def main(arguments: list[str], folder: Path) -> int:
+    """Do what the command line says; 1 with a complaint where it cannot be done."""
     number = int((folder / "version").read_text("ascii"))
-    print(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{number}] # trtexec {' '.join(arguments)}")
+    title = f"TensorRT.trtexec [TensorRT v{number}] # {folder / 'trtexec'} {' '.join(arguments)}"
+    print(f"&&&& RUNNING {title}")
     with (folder / "log").open("a", encoding="utf-8") as log:
         log.write(json.dumps(arguments) + "\n")
     if arguments == ["--help"]:
         return 0
-    told = dict(re.fullmatch(r"--(\w+)=?(.*)", each).groups() for each in arguments)  # type: ignore[union-attr]
-    known = _COMMON | [flags for first, flags in _BY_GENERATION if first <= number][-1]
-    for flag in told:
-        if flag not in known:
-            print(f"[11/27/2026-10:00:00] [E] Unknown option: --{flag} ", file=sys.stderr)
-            return 1
-    return _build(told, folder) if "onnx" in told else _run(told, number)
-
-
-def _build(told: dict[str, str], folder: Path) -> int:
-    graph = Path(told["onnx"]).read_bytes()
-    if b"QuantizeLinear" in graph and "int8" not in told and int((folder / "version").read_text("ascii")) < 110000:
-        print("[11/27/2026-10:00:00] [E] Error[4]: Q/DQ without INT8")
+    options = {flag: value for flag, _, value in (each.partition("=") for each in arguments)}
+    try:
+        unknown = [flag for flag in options if flag not in trtexec_flags(version_of(number))]
+        if unknown:
+            raise Failure(f"Unknown option: {unknown[0]} {options[unknown[0]]}")
+        if "--onnx" in options:
+            _build(options, version_of(number), folder)
+        else:
+            _run(options, version_of(number))
+    except Failure as failure:
+        print(f"{STAMP} [E] {failure}", file=sys.stderr)
+        print(f"&&&& FAILED {title}", file=sys.stderr)
         return 1
-    Path(told["saveEngine"]).write_bytes(PLAN + graph)
-    if "timingCacheFile" in told:
-        cache = Path(told["timingCacheFile"])
+    print(f"&&&& PASSED {title}")
+    return 0
+
+
+def _print(severity: str, message: str) -> None:
+    """Print a message of TensorRT as the program does."""
+    letter = _SEVERITIES[severity]
+    code, colon, rest = message.partition(": ")
+    numbered = severity == "ERROR" and colon and code.isdigit()
+    text = f"Error[{code}]: {rest}" if numbered else f"[TRT] {message}"
+    if severity != "VERBOSE":
+        print(f"{STAMP} [{letter}] {text}", file=sys.stderr if letter in "EW" else sys.stdout)
+
+
+def _build(options: dict[str, str], version: str, folder: Path) -> None:
+    import onnx
+    from fake_tensorrt_builder import Behaviour, plan
+    from fake_tensorrt_parser import parse_error
+
+    content = Path(options["--onnx"]).read_bytes()
+    model = onnx.load_from_string(content)
+    behaviour = Behaviour(**json.loads((folder / "options").read_text("utf-8")))
+    error = parse_error(model, version, behaviour.refuses)
+    if error:
+        if error.logged:
+            _print("ERROR", f"3: {error.logged}")
+        node = model.graph.node[error.node]
+        head = f'While parsing node number {error.node} [{node.op_type} -> "{node.output[0]}"]:'
+        for line in (head, "--- Begin node ---", str(node), "--- End node ---"):
+            _print("ERROR", f"ModelImporter.cpp:773: {line}")
+        _print("ERROR", f"ModelImporter.cpp:779: ERROR: In function parseGraph:\n[6] {error.description}")
+        raise Failure("Failed to parse onnx file")
+    result = plan(model, _request(options, model, version), behaviour, _print)
+    if result is None:
+        raise Failure("Engine could not be created from network")
+    record = {"times": bool(behaviour.times), "engine": [asdict(layer) for layer in result.layers]}
+    Path(options["--saveEngine"]).write_bytes(PLAN + json.dumps(record).encode() + b"\n" + content)
+    if "--timingCacheFile" in options:
+        cache = Path(options["--timingCacheFile"])
         cache.write_bytes((cache.read_bytes() if cache.exists() else b"") + b"timed\n")
-    return 0
 
 
-def _run(told: dict[str, str], number: int) -> int:
-    plan = Path(told["loadEngine"]).read_bytes()
+def _request(options: dict[str, str], model: Any, version: str) -> Any:
+    """Return what the options ask of the builder. Without a cache the program makes up a range for every tensor."""
+    from fake_tensorrt_builder import Request
+    from fake_tensorrt_graph import Graph
+
+    from edgekd.formats.calibration_cache import from_text
+
+    flags = {name.upper() for name in ("fp16", "int8") if f"--{name}" in options or "--best" in options}
+    if "--allowGPUFallback" in options:
+        flags.add("GPU_FALLBACK")
+    constraints = options.get("--precisionConstraints", "none")
+    if constraints != "none":
+        flags.add(f"{constraints.upper()}_PRECISION_CONSTRAINTS")
+    graph, ranges = Graph(model), {}
+    calibration = options.get("--calib")
+    if "INT8" in flags and calibration is None and not graph.quantized:
+        tensors = (*graph.inputs, *(name for node in graph.layers for name in node.output))
+        ranges = dict.fromkeys(tensors, 1.0)
+    pairs = [each.rpartition(":") for each in filter(None, options.get("--layerPrecisions", "").split(","))]
+    core = options.get("--useDLACore")
+    return Request(
+        version,
+        frozenset(flags),
+        from_text(Path(calibration).read_text("utf-8")) if calibration and not graph.quantized else None,
+        ranges,
+        frozenset(name for name, _, precision in pairs if precision == "fp16"),
+        int(core) if core is not None else None,
+    )
+
+
+def _run(options: dict[str, str], version: str) -> None:
+    from fake_tensorrt_builder import EngineLayer, total_ms
+
+    plan = Path(options["--loadEngine"]).read_bytes()
     if not plan.startswith(PLAN):
-        print("[11/27/2026-10:00:00] [E] Error[1]: Serialization: magicTag does not match")
-        return 1
-    if "exportLayerInfo" in told:
-        _inspect(told, b"QuantizeLinear" in plan)
-    if "exportTimes" in told:
-        # The first two only warm up; 20 ms, then 10 ms each.
-        warm = int(told["warmUp"])
-        starts = [0, warm / 2] + [warm + 10 * at for at in range(int(told["iterations"]))]
-        rows = [{"startComputeMs": at, "computeMs": 9.0, "latencyMs": 20.0 if at < warm else 10.0} for at in starts]
-        Path(told["exportTimes"]).write_text(json.dumps(rows), "ascii")
-    if "exportOutput" in told:
-        _infer(plan[len(PLAN) :], told)
-    return 0
+        raise Failure("Error[1]: Serialization: magicTag does not match")
+    header, _, graph = plan[len(PLAN) :].partition(b"\n")
+    record = json.loads(header)
+    layers = tuple(EngineLayer(**each) for each in record["engine"])
+    if "--exportLayerInfo" in options:
+        _inspect(options, layers, version)
+    if "--exportTimes" in options:
+        # The first two only warm up, at twice the time.
+        warm, ms = int(options["--warmUp"]), total_ms(layers) if record["times"] else RUN_MS
+        starts = [0, warm / 2] + [warm + ms * index for index in range(int(options["--iterations"]))]
+        rows = [
+            {"startComputeMs": start, "computeMs": ms - 1, "latencyMs": 2 * ms if start < warm else ms}
+            for start in starts
+        ]
+        Path(options["--exportTimes"]).write_text(json.dumps(rows), "ascii")
+    if "--exportOutput" in options:
+        _infer(graph, options)
 
 
-def _inspect(told: dict[str, str], quantized: bool) -> None:
-    kind = ("Int8", "Half")[not quantized]
-    layers = [
-        {"Name": "conv", "LayerType": "CaskConvolution", "Weights": {"Type": kind, "Count": 64}},
-        {"Name": "decode", "LayerType": "PointWiseV2", "Outputs": [{"Format/Datatype": "Row major linear FP32"}]},
-    ]
-    Path(told["exportLayerInfo"]).write_text(json.dumps({"Layers": layers, "Bindings": ["images"]}), "ascii")
-    profile = [{"count": 10}, *({"name": each["Name"], "timeMs": 10.0, "averageMs": 1.0} for each in layers)]
-    Path(told["exportProfile"]).write_text(json.dumps(profile), "ascii")
+def _inspect(options: dict[str, str], layers: Any, version: str) -> None:
+    from fake_tensorrt_inspector import inspected
+
+    Path(options["--exportLayerInfo"]).write_text(inspected(layers, version), "ascii")
+    rows = [{"name": each.name, "timeMs": 10 * each.ms, "averageMs": each.ms} for each in layers]
+    Path(options["--exportProfile"]).write_text(json.dumps([{"count": 10}, *rows]), "ascii")
 
 
-def _infer(graph: bytes, told: dict[str, str]) -> None:
+def _infer(graph: bytes, options: dict[str, str]) -> None:
     import numpy as np
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
-    name, _, file = told["loadInputs"].partition(":")
+    name, _, file = options["--loadInputs"].partition(":")
     if name != given.name:
-        sys.exit(f"[11/27/2026-10:00:00] [E] Cannot find input tensor with name {name}")
+        raise Failure(f"Cannot find input tensor with name {name}")
     batch = np.fromfile(file, np.float32).reshape(given.shape)
     rows = []
     for port, output in zip(session.get_outputs(), session.run(None, {given.name: batch}), strict=True):
         # As the program prints them: six digits.
         values = [float(f"{value:.6g}") for value in output.ravel()]
         rows.append({"name": port.name, "dimensions": "x".join(map(str, output.shape)), "values": values})
-    Path(told["exportOutput"]).write_text(json.dumps(rows), "ascii")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    Path(options["--exportOutput"]).write_text(json.dumps(rows), "ascii")

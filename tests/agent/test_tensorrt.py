@@ -210,6 +210,8 @@ def test_the_dla_gets_a_float_graph_and_the_bundles_scales(
     (record,) = behaviour.built
     assert set(record["flags"]) == {"FP16", "INT8", "GPU_FALLBACK", "PREFER_PRECISION_CONSTRAINTS"}
     assert record["dla"] == 1
+    assert record["missing"] == [], "a tensor without a scale keeps its layers from INT8"
+    assert {name for name, kind in record["precisions"].items() if kind == "INT8"} & set(record["on_dla"])
     assert not {operator for _, operator in record["layers"]} & {"QuantizeLinear", "DequantizeLinear"}
     engine = Path(found["file"])
     with pytest.raises(DeviceError, match="DLA core 1"):
