@@ -92,6 +92,10 @@ def run(job: ConvertJob, progress: Progress = SILENT) -> dict[str, Any]:
     return {**document, **_files(out, kind)}
 
 
+_FOR_TENSORRT = ("onnx", "deepstream")
+"""Formats that a device's TensorRT reads."""
+
+
 def _asked(job: ConvertJob, kind: Format) -> Asked:
     """What the flags ask for, as far as the format knows them. Raises SpecError."""
     precision = next((each for each in PRECISIONS if each == job.precision), None)
@@ -100,26 +104,27 @@ def _asked(job: ConvertJob, kind: Format) -> Asked:
         raise SpecError("--precision", expected=", ".join(PRECISIONS), found=job.precision, fix=fix)
     if job.opset is not None and kind.name != "onnx":
         raise SpecError("--opset is for --to onnx", found=f"--to {kind.name}", fix="leave it out")
-    if job.targets and kind.name == "deepstream":
-        return _for_deepstream(job, precision)
+    if job.targets and kind.name in _FOR_TENSORRT:
+        return _for_tensorrt(job, precision)
     if job.targets and kind.name != "tensorrt-rtx":
-        raise SpecError(
-            "--target is for --to tensorrt-rtx or deepstream", found=f"--to {kind.name}", fix="leave it out"
-        )
+        expected = f"tensorrt-rtx, {' or '.join(_FOR_TENSORRT)}"
+        raise SpecError(f"--target is for --to {expected}", found=f"--to {kind.name}", fix="leave it out")
     return Asked(precision, job.opset, tuple(map(_compute_capability, job.targets)))
 
 
-def _for_deepstream(job: ConvertJob, precision: Precision) -> Asked:
-    """What a device with DeepStream takes. Raises SpecError."""
+def _for_tensorrt(job: ConvertJob, precision: Precision) -> Asked:
+    """Return what the TensorRT of a device takes. Raises SpecError."""
     from edgekd.target import load_target
 
     if len(job.targets) > 1:
-        raise SpecError("--to deepstream: several targets", expected="one", found=", ".join(job.targets))
+        raise SpecError(f"--to {job.to}: several targets", expected="one", found=", ".join(job.targets))
     target = load_target(job.targets[0])
     if target.software.tensorrt is None:
-        raise SpecError(f"{target.name}: has no TensorRT, on which DeepStream runs", fix="name a Jetson")
-    opset = target.max_opset.value if target.max_opset else None
-    return Asked(precision, opset, tensorrt=target.software.tensorrt.value[0])
+        raise SpecError(f"{target.name}: has no TensorRT", fix="name a Jetson, or leave --target out")
+    newest = target.max_opset.value if target.max_opset else None
+    if job.opset is not None and newest is not None and job.opset > newest:
+        raise SpecError("--opset", expected=f"at most {newest} for {target.name}", found=str(job.opset))
+    return Asked(precision, job.opset or newest, tensorrt=target.software.tensorrt.value[0])
 
 
 def _compute_capability(name: str) -> str:

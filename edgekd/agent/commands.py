@@ -18,7 +18,7 @@ from edgekd.agent.engines import (
     Engine,
     Order,
     build_engine,
-    engine_folder,
+    built_engine,
     engine_of,
     fitting_engine,
     latencies,
@@ -187,7 +187,7 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         wanted, order = camera.wanted(slot), camera.order(shares=shares)
-        there = read_engine(engine_folder(slot, wanted))
+        there = built_engine(slot, wanted)
         changed = there is None or not there.whole
         engine = build_engine(slot, runtime, wanted, order) if there is None or changed else there
         order.require(slot, engine.record.get("realized"))
@@ -396,6 +396,10 @@ def _built_json(engine: Engine) -> dict[str, Any]:
         "unread": known.get("unread"),
         "allowed": known.get("allowed", []),
         "fallbacks": known.get("fallbacks", []),
+        "float_layers": known.get("float_layers", []),
+        "attempts": known.get("attempts", []),
+        "missing_scales": known.get("missing_scales"),
+        "log": known.get("log", []),
         "command": known.get("command"),
     }
 

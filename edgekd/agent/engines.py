@@ -16,7 +16,7 @@ from edgekd.agent.device import Device
 from edgekd.agent.kernel_fallback import request_without
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import realized, share
-from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, SOURCES, UnimplementedLayerError, Wish
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, FLOAT, GRAPH, SOURCES, UnimplementedLayerError, Wish
 from edgekd.agent.slots import SELF_TEST, Slot
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import DeviceError, EngineMismatchError, HashError
@@ -125,6 +125,12 @@ def fitting_engine(slot: Slot, wanted: dict[str, Any]) -> Engine | None:
     there = [read_engine(engine_folder(slot, wanted, source)) for source in SOURCES]
     found = [engine for engine in there if engine]
     return next((engine for engine in found if not engine.failed), found[0] if found else None)
+
+
+def built_engine(slot: Slot, wanted: dict[str, Any]) -> Engine | None:
+    """Return the engine from the graph, or the one in float that took its place as kernels were missing; else None."""
+    instead = read_engine(engine_folder(slot, wanted, FLOAT))
+    return read_engine(engine_folder(slot, wanted)) or (instead if instead and instead.record.get("attempts") else None)
 
 
 def read_engine(folder: Path) -> Engine | None:

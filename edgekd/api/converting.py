@@ -28,8 +28,8 @@ def convert(
 
     artifact: a `.pt`, `.onnx`, `.packed` or bundle. to: `onnx`, `openvino`, `ncnn`, `tensorrt-rtx` or `deepstream`.
     precision: `as-is`; `fp16` for what is not INT8; `fp32` for everything, INT8 taken out. opset: of an ONNX file.
-    target: GPUs of an engine, such as `rtx-40`, or the Jetson of a folder for DeepStream. data: labelled images, on
-    whose `split` both are scored, too. out: by default in `runs`, named after both.
+    target: GPUs of an engine, such as `rtx-40`, or the Jetson whose TensorRT reads the ONNX file or the DeepStream
+    folder. data: labelled images, on whose `split` both are scored, too. out: by default in `runs`, named after both.
 
     Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where the
     result computes something else; then nothing is written. The command: `edgekd convert`. What is checked, and by

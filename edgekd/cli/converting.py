@@ -21,7 +21,8 @@ def convert(
     ] = "as-is",
     opset: Annotated[int | None, typer.Option(help="Of an ONNX file. Default: the artifact's.")] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="GPUs of a TensorRT for RTX engine; a DeepStream's Jetson.")
+        list[str] | None,
+        typer.Option(help="GPUs of a TensorRT for RTX engine; the Jetson that reads an ONNX or DeepStream result."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled data on which to score both, too.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",

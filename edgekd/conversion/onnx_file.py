@@ -1,13 +1,15 @@
-"""ONNX at another opset, or with float16 in place of float32."""
+"""ONNX at another opset, with float16 in place of float32, or with the weights as a device's TensorRT takes them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.conversion.types import Asked, Made, Source
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
 from edgekd.errors import SpecError
+from edgekd.files import new_file
 
 LEAST_OPSET = 13
 """Before it, Q/DQ has no axis, and what edgekd writes cannot be said."""
@@ -15,7 +17,7 @@ LEAST_OPSET = 13
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """One file with its contract in its metadata. INT8 stays Q/DQ."""
+    """One file with its contract in its metadata. INT8 stays Q/DQ; for TensorRT 8 weights are FP32 before Q/DQ."""
 
     name: str = "onnx"
     suffix: str = ".onnx"
@@ -40,11 +42,26 @@ class OnnxFile:
             half(graph, out)
             graph = out
         model = load_graph(graph)
-        if asked.opset is not None:
+        if asked.opset is not None and asked.opset != opset_of(model):
             model = to_opset(model, asked.opset, source.graph)
         describe_in(model, source.spec)
         onnx.save(model, out)
+        if asked.tensorrt is not None and not generation(asked.tensorrt).int8_constants:
+            _with_float_weights(out)
         return Made(out.name, len(source.layers), opset_of(model))
+
+
+def _with_float_weights(path: Path) -> None:
+    """Put FP32 weights behind Q/DQ in place of INT8 ones. Raises SpecError where the Q/DQ is of another kind."""
+    from edgekd.formats.qdq_graph import QdqGraph
+
+    try:
+        file = QdqGraph(path.read_bytes()).form(int8_constants=False)
+        with new_file(path) as stream:
+            file.write(stream)
+    except ValueError as error:
+        fix = "convert without --target, or the float model"
+        raise SpecError(f"{path.name}: its INT8 cannot be written for TensorRT 8", found=str(error), fix=fix) from error
 
 
 def _require_opset(asked: Asked) -> None:

@@ -24,9 +24,9 @@ DIMS, DATA_TYPE, NAME, RAW_DATA = 1, 2, 8, 9
 """Fields of TensorProto."""
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 3, 4, 5
 """Fields of NodeProto."""
-ATTRIBUTE_NAME = 1
-"""Field of AttributeProto."""
-_ATTRIBUTE_INTEGER, _ATTRIBUTE_TENSOR = 3, 5  # of AttributeProto
+ATTRIBUTE_NAME, ATTRIBUTE_INTEGER, ATTRIBUTE_TYPE = 1, 3, 20
+"""Fields of AttributeProto."""
+_ATTRIBUTE_TENSOR = 5  # of AttributeProto
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def read_node(onnx: bytes, begin: int, end: int) -> Node:
         elif number == NODE_ATTRIBUTE:
             name = text(onnx, first, last, ATTRIBUTE_NAME)
             for inner, wire, start, stop in fields(onnx, first, last):
-                if (inner, wire) == (_ATTRIBUTE_INTEGER, VARINT):
+                if (inner, wire) == (ATTRIBUTE_INTEGER, VARINT):
                     integers[name] = _signed(varint(onnx, start, stop)[0])
                 elif (inner, wire) == (_ATTRIBUTE_TENSOR, BYTES):
                     tensor_types[name] = integer_in(onnx, start, stop, DATA_TYPE)

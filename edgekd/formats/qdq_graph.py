@@ -21,7 +21,9 @@ from typing import IO
 import numpy as np
 
 from edgekd.formats.onnx_bytes import (
+    ATTRIBUTE_INTEGER,
     ATTRIBUTE_NAME,
+    ATTRIBUTE_TYPE,
     FLOAT,
     FLOAT16,
     GRAPH,
@@ -51,6 +53,7 @@ COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 _DEFAULT_AXIS = 1  # of QuantizeLinear and DequantizeLinear
+_INTEGER_TYPE = 2  # AttributeProto.AttributeType.INT
 _NUMPY = {FLOAT: "<f4", FLOAT16: "<f2", INT8: "<i1", INT32: "<i4"}
 
 
@@ -128,6 +131,8 @@ class QdqGraph:
         """
         found: dict[str, float] = {}
         for node in self.quantizers.values():
+            if node.inputs[0] in self.constants:  # weights
+                continue
             if len(node.inputs) < 3 or self.value(node.inputs[2]).any() or self.value(node.inputs[1]).size != 1:
                 raise ValueError(f"expected one scale, and zero point 0, for {node.inputs[0]}")
             name, scale = self.plain(node.inputs[0]), float(self.value(node.inputs[1]).reshape(()))
@@ -247,20 +252,21 @@ class _Form:
                 yield _piece(field(NODE, self._quantizer(node)))
             parts = [field(NODE_INPUT, name.encode()) for name in self._inputs(node)]
             parts += [copied(self._graph.onnx, *each) for each in node.fields if each[0] != NODE_INPUT]
+            if id(node) in quantizers and "axis" not in node.integers:
+                parts.append(_axis_field(node))
             yield _piece(field(NODE, b"".join(parts)))
 
     def _quantizer(self, node: Node) -> bytes:
         """The QuantizeLinear in front of a DequantizeLinear of weights, with the same scale, zero point and axis."""
-        onnx, codes = self._graph.onnx, node.inputs[0]
+        codes = node.inputs[0]
         inputs = (_float32(codes), node.inputs[1], self._zero_point(node))
-        attributes = (each for each in node.fields if each[0] == NODE_ATTRIBUTE)
         return b"".join(
             (
                 *(field(NODE_INPUT, name.encode()) for name in inputs),
                 field(NODE_OUTPUT, codes.encode()),
                 field(NODE_NAME, f"{codes}/quantize".encode()),
                 field(NODE_OPERATOR, QUANTIZE.encode()),
-                *(copied(onnx, *each) for each in attributes if text(onnx, *each[2:], ATTRIBUTE_NAME) == "axis"),
+                _axis_field(node),
             )
         )
 
@@ -365,6 +371,12 @@ def _initializer(name: str, values: np.ndarray, kind: int) -> bytes:
 def _tensor_head(name: str, shape: tuple[int, ...], kind: int) -> bytes:
     dims = b"".join(integer_field(1, side) for side in shape)
     return dims + integer_field(2, kind) + field(NAME, name.encode())
+
+
+def _axis_field(node: Node) -> bytes:
+    """The attribute `axis`, written out: for several scales TensorRT takes 0 where it is missing, and ONNX 1."""
+    axis = integer_field(ATTRIBUTE_INTEGER, axis_of(node) % 2**64) + integer_field(ATTRIBUTE_TYPE, _INTEGER_TYPE)
+    return field(NODE_ATTRIBUTE, field(ATTRIBUTE_NAME, b"axis") + axis)
 
 
 def _piece(content: bytes) -> Piece:

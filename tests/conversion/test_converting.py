@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from qdq_models import int8_constants
 from running import EdgeKD
 from test_json_contract import assert_documented
 from tiny_int8 import INPUT_SCALES
@@ -134,6 +135,20 @@ def test_an_opset_is_what_was_asked_for_and_computes_the_same(
     assert spec_of(Path(found["entry"])) == spec_of(tiny_int8)
 
 
+@pytest.mark.parametrize(("target", "int8_weights"), [("xavier", False), ("nano", False), ("orin-nx", True)])
+@pytest.mark.parametrize("to", ["onnx", "deepstream"])
+def test_tensorrt_8_gets_fp32_weights_behind_qdq(
+    convert: Callable[..., dict[str, Any]], tiny_int8: Path, to: str, target: str, *, int8_weights: bool
+) -> None:
+    found = convert(tiny_int8, to, targets=(target,))
+    graph = Path(found["out"]) / "detector.onnx" if to == "deepstream" else Path(found["out"])
+    model = onnx.load(graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert bool(int8_constants(model)) is int8_weights
+    assert found["int8"]["carried"] == found["int8"]["source"] > 0
+    assert (found["parity"]["boxes"], found["parity"]["scores"]) == (0, 0), "ONNX Runtime computes the same of both"
+
+
 def test_an_engine_for_rtx_cards_says_that_nothing_ran_it(
     tiny_int8: Path, convert: Callable[..., dict[str, Any]]
 ) -> None:
@@ -254,7 +269,9 @@ def test_a_full_disk_leaves_nothing(
         (("--to", "onnx", "--opset", "17", "--precision", "fp16"), "--opset; expected 19 to"),
         (("--to", "openvino", "--opset", "17"), "--opset is for --to onnx"),
         (("--to", "onnx", "--precision", "fp61"), "did you mean 'fp16'?"),
-        (("--to", "onnx", "--target", "rtx-40"), "--target is for --to tensorrt-rtx or deepstream"),
+        (("--to", "openvino", "--target", "xavier"), "--target is for --to tensorrt-rtx, onnx or deepstream"),
+        (("--to", "onnx", "--target", "cpu"), "has no TensorRT"),
+        (("--to", "onnx", "--target", "xavier", "--opset", "18"), "--opset; expected at most 17 for xavier; found 18"),
         (("--to", "deepstream", "--precision", "fp16"), "leave --precision out"),
         (("--to", "deepstream", "--target", "cpu"), "has no TensorRT"),
         (("--to", "deepstream", "--target", "xavier", "--target", "thor"), "several targets"),

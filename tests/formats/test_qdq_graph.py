@@ -152,6 +152,20 @@ def test_a_missing_or_scalar_zero_point_becomes_one_for_each_scale() -> None:
     np.testing.assert_array_equal(run(model), run(source))
 
 
+def test_an_axis_is_written_out() -> None:
+    """For several scales without `axis` TensorRT takes axis 0 and ONNX axis 1 (onnx-tensorrt 8.2-GA to 10.0-GA)."""
+    source = conv_pair()
+    for node in source.graph.node:
+        if node.name == "first/dequantize":
+            del node.attribute[:]
+    model = onnx.load_from_string(QdqGraph(source.SerializeToString()).form(int8_constants=False).content())
+    onnx.checker.check_model(model, full_check=True)
+    axes = {node.name: [each.i for each in node.attribute if each.name == "axis"] for node in model.graph.node}
+    assert axes["first/dequantize"] == axes["first/int8/quantize"] == [1]
+    assert axes["second/dequantize"] == axes["second/int8/quantize"] == [0]
+    np.testing.assert_array_equal(run(model), run(source))
+
+
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="expected names of nodes, found nothing"):
         QdqGraph(conv_pair().SerializeToString()).form(["nothing"])

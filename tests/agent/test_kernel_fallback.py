@@ -1,0 +1,137 @@
+"""Where a builder has no INT8 kernel for a layer, that layer is built in float, a bounded number of times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cameras import Agent
+from fake_tensorrt import installed
+from qdq_models import conv_pair
+
+from edgekd.agent.commands import Camera, build, selftest
+from edgekd.agent.kernel_fallback import MAX_BUILDS, layers_in, request_without
+from edgekd.agent.runtimes.builder_log import MAX_LINES, BuilderLog, unimplemented_node
+from edgekd.agent.runtimes.networks import int8_layers
+from edgekd.agent.runtimes.tensorrt import TensorRt
+from edgekd.agent.runtimes.types import FLOAT, UnimplementedLayerError, Wish
+from edgekd.agent.slots import State
+from edgekd.formats.qdq_graph import QdqGraph
+
+GRAPH = QdqGraph(conv_pair().SerializeToString())
+
+
+@pytest.fixture
+def camera(agent: Agent, bundle: Path, state: State) -> Camera:
+    """A camera with the tiny bundle, whose network is quantized."""
+    agent("unpack", bundle)
+    return Camera(state, Path("/none"), TensorRt())
+
+
+@pytest.mark.parametrize(
+    ("message", "node"),
+    [
+        (
+            "10: [optimizer.cpp::computeCosts::2011] Error Code 10: Internal Error (Could not find any "
+            "implementation for node /model.0/conv/Conv + PWN(/model.0/act/Sigmoid, /model.0/act/Mul).)",
+            "/model.0/conv/Conv + PWN(/model.0/act/Sigmoid, /model.0/act/Mul)",
+        ),
+        (
+            "Error Code 10: Internal Error (Could not find any implementation for node {ForeignNode[a.b...c/d]} due to "
+            "insufficient workspace. See verbose log for requested sizes.)",
+            "{ForeignNode[a.b...c/d]}",
+        ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for node n.)",
+            "n",
+        ),
+        ("Could not find any implementation for node conv.1. In computeCosts at optimizer.cpp:4048", "conv.1"),
+        (
+            "2: [builder.cpp::buildSerializedNetwork::636] Error Code 2: Internal Error (Assertion engine != nullptr)",
+            None,
+        ),
+    ],
+)
+def test_the_layer_in_an_error(message: str, node: str | None) -> None:
+    assert unimplemented_node(["1: an error before it", message]) == node
+
+
+@pytest.mark.parametrize(
+    ("node", "layers"),
+    [
+        ("first", ("first",)),
+        ("first + relu", ("first",)),
+        ("{ForeignNode[first...second]}", ("first", "second")),
+        ("{ForeignNode[relu...second]}", ("second",)),
+        ("second/dequantize + hidden/quantize + second", ("second",)),
+        ("x/quantize", ("first",)),
+        ("first/int8 + first/dequantize", ("first",)),
+        ("PWN(relu)", ()),
+        ("firs", ()),
+    ],
+)
+def test_layers_in_a_builders_name(node: str, layers: tuple[str, ...]) -> None:
+    assert layers_in(node, GRAPH) == layers
+
+
+def test_requests_end_in_float() -> None:
+    wish, seen = Wish(), []
+    for builds in range(1, 20):
+        following = request_without(wish, "first" if builds == 1 else "second", GRAPH, builds)
+        if following is None:
+            break
+        seen.append((following.source, following.float_layers))
+        wish = following
+    assert seen == [("graph", ("first",)), ("graph", ("first", "second")), (FLOAT, ())]
+    assert request_without(Wish(), "first", GRAPH, MAX_BUILDS) == Wish(FLOAT)
+    assert request_without(Wish(), "unknown", GRAPH, 1) == Wish(FLOAT)
+
+
+@pytest.mark.parametrize("version", ["8.2.1", "8.5.2.2", "10.3.0"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_layer_without_an_int8_kernel_is_built_in_float(
+    camera: Camera, version: str, monkeypatch: pytest.MonkeyPatch, *, fused: bool
+) -> None:
+    layers = int8_layers(camera.chosen_slot().graph)
+    missing = (layers[0], layers[-1])
+    installed(monkeypatch, version, without_int8_kernel=missing, fused_names=fused)
+    found = build(camera)
+    assert found["float_layers"] == list(missing)
+    assert [each["float_layers"] for each in found["attempts"]] == [[], [layers[0]]]
+    assert all(missing[index] in each["node"] for index, each in enumerate(found["attempts"]))
+    assert all("Could not find any implementation" in " ".join(each["log"]) for each in found["attempts"])
+    assert found["layers"]["int8"] > 0
+    assert selftest(camera)["passed"]
+
+
+def test_too_many_layers_without_a_kernel_end_in_float(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = int8_layers(camera.chosen_slot().graph)
+    assert len(layers) > 2
+    monkeypatch.setattr("edgekd.agent.kernel_fallback.MAX_BUILDS", 2)
+    behaviour = installed(monkeypatch, "8.5.2.2", without_int8_kernel=layers)
+    found = build(camera)
+    assert found["precision"] == "fp16"
+    assert len(found["attempts"]) == 2
+    assert len(behaviour.built) == 1
+    assert selftest(camera)["passed"]
+    assert not build(camera)["changed"], "the engine in float is there, and is not built again"
+
+
+def test_an_engine_in_float_without_a_kernel_is_an_error(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "8.5.2.2")
+    slot = camera.chosen_slot()
+    error = UnimplementedLayerError("no kernel", node="n")
+    monkeypatch.setattr(TensorRt, "build", lambda *arguments: (_ for _ in ()).throw(error))
+    with pytest.raises(UnimplementedLayerError):
+        build(camera)
+    assert not list(slot.engines.iterdir()), "nothing half-built is left"
+
+
+def test_a_log_is_bounded_and_says_each_thing_once() -> None:
+    log = BuilderLog()
+    for index in range(MAX_LINES * 2):
+        log.add("W", f"message {index // 2}  with\nspaces")
+    assert log.lines[0] == "W message 0 with spaces"
+    assert len(log.lines) == MAX_LINES
+    assert log.errors == []
+    assert log.cause == ""
