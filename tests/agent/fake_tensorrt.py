@@ -19,7 +19,8 @@ from typing import Any
 import onnx
 import pytest
 from fake_cuda import FakeCuda
-from fake_tensorrt_builder import ON_DLA, Behaviour, Request, plan
+from fake_tensorrt_builder import ON_DLA, Behaviour, Request, layer_name, plan
+from fake_tensorrt_graph import Graph
 from fake_tensorrt_parser import parse_error
 from fake_tensorrt_runtime import PLAN, EngineInspector, ICudaEngine, IExecutionContext, Runtime, logged
 from tensorrt_tables import VERSIONS, names_of, numbers, recorded
@@ -189,7 +190,7 @@ class OnnxParser:
         for output in parsed.graph.output:
             if not output.type.tensor_type.elem_type:
                 return self._refuse("UNSUPPORTED_GRAPH", -1, f"output {output.name}: UNSUPPORTED_GRAPH: data type 0")
-        for node in parsed.graph.node:
+        for node in Graph(parsed).nodes:
             self._log("VERBOSE", f"Parsing node: {node.name} [{node.op_type}]")
         error = parse_error(parsed, self.trt.__version__, self.trt.behaviour.refuses)
         if error:
@@ -210,12 +211,12 @@ class OnnxParser:
                 object.__setattr__(made, "name", name)
             return tensors[name]
 
-        constants = {each.name for each in model.graph.initializer}
-        network._inputs = [tensor(each.name) for each in model.graph.input if each.name not in constants]
+        graph = Graph(model)
+        network._inputs = [tensor(name) for name in graph.inputs]
         network._layers = []
-        for node in model.graph.node:
+        for node in graph.nodes:
             layer = self.trt.ILayer()
-            layer.name, layer._operator = node.name, node.op_type
+            layer.name, layer._operator = layer_name(node, self.trt.__version__), node.op_type
             layer._outputs = [tensor(name) for name in node.output]
             network._layers.append(layer)
         network._tensors = tensors

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-from fake_tensorrt_graph import COMPUTING, Graph
+from fake_tensorrt_graph import COMPUTING, QUANTIZING, Graph
 from tensorrt_tables import numbers
 
 ERROR, WARNING, INFO, VERBOSE = "ERROR", "WARNING", "INFO", "VERBOSE"
@@ -128,6 +128,13 @@ def plan(model: onnx.ModelProto, request: Request, behaviour: Behaviour, log: Lo
         for text in _worded(refusal, request.version):
             log(ERROR, text)
         return None
+
+
+def layer_name(node: onnx.NodeProto, version: str) -> str:
+    """Return what a node's layer is called before fusions: 8.2 renames those of Q/DQ (`QuantDequantLinearHelper`)."""
+    if node.op_type in QUANTIZING and numbers(version) < (8, 4):
+        return f"{node.name}_{node.op_type.removesuffix('Linear').lower()}_scale_node"
+    return node.name
 
 
 def total_ms(layers: tuple[EngineLayer, ...]) -> float:
@@ -309,7 +316,7 @@ class _Build:
         quantize = self.graph.producers.get(dequantize.input[0]) if dequantize is not None else None
         if dequantize is not None and dequantize.op_type == "DequantizeLinear":
             parts.append(self.graph.origin(node.input[1]))
-            parts += [quantize.name] if quantize is not None else []
+            parts += [layer_name(quantize, self.request.version)] if quantize is not None else []
         parts.append(node.name)
         match self._fused(node):
             case [sigmoid, product]:

@@ -21,7 +21,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
-        self.nodes = list(model.graph.node)
+        self.nodes = [_named(node) for node in model.graph.node]
         self.producers = {name: node for node in self.nodes for name in node.output}
         self._constants = {each.name: each for each in model.graph.initializer}
         for node in self.nodes:
@@ -88,3 +88,13 @@ class Graph:
         inferred = onnx.shape_inference.infer_shapes(self.model).graph
         listed = (*inferred.value_info, *inferred.input, *inferred.output)
         return {each.name: each.type.tensor_type.elem_type for each in listed}
+
+
+def _named(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a node with the name that TensorRT's parser gives it (`getNodeName` of onnx-tensorrt)."""
+    if node.name:
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name = f"node_of_{node.output[0]}"
+    return copy

@@ -212,12 +212,20 @@ def test_a_layer_without_an_int8_implementation_is_named(version: str) -> None:
     options: dict[str, Any] = {"without_int8_kernel": ("b",), "fused_names": True}
     made, log = planned(quantized_chain("a", "b"), Request(version, BOTH), **options)
     assert made is None
-    fused = "b.weight + b.weight/Q + b + PWN(PWN(b/Sigmoid), b/Mul)"
+    quantize = "b.weight/Q_quantize_scale_node" if version == "8.2.1" else "b.weight/Q"
+    fused = f"b.weight + {quantize} + b + PWN(PWN(b/Sigmoid), b/Mul)"
     errors = log.at("ERROR")
     place = "IBuilder::buildSerializedNetwork: " if version in NEW else "10: [optimizer.cpp::computeCosts::3728] "
     assert f"{place}Error Code 10: Internal Error (Could not find any implementation for node {fused}.)" in errors
     assert ("Assertion engine != nullptr failed" in errors[-1]) is (numbers(version) < (8, 6))
     assert succeeded(quantized_chain("a"), Request(version, BOTH), **options), "in FP16 there is one"
+
+
+def test_a_node_without_a_name_is_called_after_its_output() -> None:
+    graph = float_chain()
+    graph.graph.node[0].name = ""
+    _, log = planned(graph, Request("8.6.1", BOTH, scales(graph)), without_int8_kernel=("node_of_a/c",))
+    assert log.at("ERROR")[0] == "10: Could not find any implementation for node node_of_a/c."
 
 
 def test_calibrated_layers_have_fused_names_too() -> None:
@@ -228,7 +236,7 @@ def test_calibrated_layers_have_fused_names_too() -> None:
     assert log.at("ERROR")[0] == "10: Could not find any implementation for node a."
 
 
-# -------------------------------------------------------------------------------------------------------------- the DLA
+# ------------------------------------------------------------------------------------------------------------- DLA
 
 
 DLA = BOTH | {"GPU_FALLBACK", PREFER}
