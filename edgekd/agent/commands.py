@@ -152,7 +152,7 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     if fits is False:
         raise BundleError(
             f"{bundle}: for another device",
-            expected=f"one for {device.title}",
+            expected=device.expected_bundle,
             found=head.manifest.target.compatible,
             fix="build it for the target of this device, or say in /etc/edgekd/compatible what the device is",
         )

@@ -76,12 +76,11 @@ class Device:
         return fits_module(compatible, self.compatible)
 
     @property
-    def title(self) -> str:
-        """What it calls itself, for messages."""
+    def expected_bundle(self) -> str:
+        """The bundles that fit, in words for an error."""
         if self.firmware is not None:
             return f"compatible {self.firmware}"
-        modules = " or ".join(module.title for module in modules_of(self.compatible))
-        return modules or self.model or "a device that does not say what it is"
+        return "one for " + " or ".join(module.title for module in modules_of(self.compatible))
 
 
 def read_device(root: Path) -> Device:
