@@ -75,7 +75,21 @@ def check_request(
     if dla and not target.dla:
         what = f"{target.title} has no DLA that its software can use"
         findings.append(Finding("impossible", "request", what, "run on the GPU: drop the request for the DLA"))
-    return findings
+    return findings + (_dla_generation(target) if dla else [])
+
+
+_LAST_WITH_DLA = (10, 7)
+_AGAIN_WITH_DLA = (11, 4, 1)
+"""TensorRT's guide, "Working with DLA", 11.3 and 11.4.1: 10.7 is the last 10.x with a DLA, 11.4.1 has AGX Orin's."""
+
+
+def _dla_generation(target: Target) -> list[Finding]:
+    """Part of a target's range of TensorRT without a DLA, as in JetPack 7.2 for Orin."""
+    trt = _trt(target)
+    if not target.dla or trt is None or trt[1][:2] <= _LAST_WITH_DLA or trt[0] >= _AGAIN_WITH_DLA:
+        return []
+    what = f"TensorRT after 10.7 has no DLA until 11.4.1, which has AGX Orin's alone; this is {_runtime(target)}"
+    return [Finding("slow", "request", what, "stay with JetPack 6 for the DLA, or run on the GPU")]
 
 
 # Rules for every graph
@@ -258,7 +272,7 @@ def _dynamic_inputs(graph: GraphView) -> list[str]:
 
 _HARDWARE = {
     "bf16": "BF16 needs sm 8.0 or newer",
-    "int8": "INT8 needs the tensor cores of sm 7.2 (Xavier), 7.5 or newer",
+    "int8": "INT8 needs sm 6.1, or 7.0 or newer",
     "fp8": "FP8 needs sm 8.9 or newer",
     "nvfp4": "NVFP4 needs sm 10.0 or newer, and MatMul or Gemm",
 }

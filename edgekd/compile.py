@@ -7,10 +7,15 @@ from pathlib import Path
 
 from edgekd.engines.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.errors import DeviceError
-from edgekd.target import Target
+from edgekd.target import Target, version
 
 CHECKED_FOR = ("SM86", "SM89", "SM120")
 """GPUs for which TensorRT for RTX tries a graph whose own target it cannot compile for."""
+CHECKED_SINCE = (10,)
+"""The first TensorRT of which its parser and builder say something.
+
+Those before refuse graphs that it takes, such as INT8 constants: NVIDIA/TensorRT issue 2163.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,8 @@ class Compiled:
     """How the engine comes about.
 
     how: `ahead` (made here, `engine` is its file), `at load` or `deferred to install`;
-    check: what TensorRT for RTX said of the graph: `accepted`, `refused: ...` or `not run: ...`; None where it has no
-    say. It shares parser and builder with TensorRT, but is not the target's engine.
+    check: what TensorRT for RTX said of the graph: `accepted`, `refused: ...` or `not run: ...`; None where no TensorRT
+    runs it. It shares parser and builder with TensorRT 10 and later, but is not the target's engine.
     """
 
     how: str
@@ -39,11 +44,14 @@ def compile_graph(graph: Path, target: Target, folder: Path) -> Compiled:
     if not target.on_tensorrt:
         return Compiled("at load", f"{target.engine} compiles the graph when it loads it")
     note = f"deferred to install: TensorRT builds the engine on the {target.title}"
-    return Compiled("deferred to install", note, _parser_check(graph, folder))
+    return Compiled("deferred to install", note, _parser_check(graph, target, folder))
 
 
-def _parser_check(graph: Path, folder: Path) -> str:
-    """Whether TensorRT for RTX parses and builds the graph, for the GPUs it knows."""
+def _parser_check(graph: Path, target: Target, folder: Path) -> str:
+    """Return whether TensorRT for RTX parses and builds the graph, for the GPUs it knows."""
+    oldest = target.software.tensorrt.value[0] if target.software.tensorrt else None
+    if oldest and version(oldest) < CHECKED_SINCE:
+        return f"not run: it says nothing of TensorRT before 10, and the {target.title} has {oldest}"
     found = TENSORRT_RTX.available()
     if not found.usable:
         return f"not run: {found.why}" + (f"; {found.install}" if found.install else "")

@@ -13,9 +13,14 @@ from typing import Any
 from edgekd.system_files import number_in, text_of
 
 _CPUS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq"
-_GPUS = ("gv11b", "ga10b", "gp10b", "gm20b", "gpu")
-"""What the device of a Jetson's GPU is called: Xavier, Orin, TX2, Nano, and later ones."""
-_HOTTEST = 130.0  # a zone that reads more, or less than nothing, is no thermometer
+_GPUS = ("gv11b", "ga10b", "gp10b", "gm20b", "gpu", "gpu-gpc-0")
+"""Names of the device of a Jetson's GPU: Xavier, Orin, TX2, Nano, later ones, Thor (jetson_stats jtop/core/gpu.py)."""
+_MAX_CELSIUS = 130.0  # a zone that reads more, or less than nothing, is no thermometer
+_NOT_MEASURED = "PMIC-Die"
+"""Type of a thermal zone of Nano, TX2 and Xavier that always reads 100 degrees C.
+
+jetson_stats leaves it out, too: jtop/core/temperature.py.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ def read_moment(root: Path = Path("/")) -> Moment:
     """Clocks and temperature now."""
     khz = _known(number_in(folder / "scaling_cur_freq") for folder in root.glob(_CPUS))
     hz = _known(number_in(folder / "cur_freq") for folder in _gpu_clocks(root))
-    zones = _known(number_in(zone / "temp") for zone in root.glob("sys/class/thermal/thermal_zone*"))
-    celsius = [value / 1000 for value in zones if 0 < value / 1000 < _HOTTEST]
+    zones = [zone for zone in root.glob("sys/class/thermal/thermal_zone*") if text_of(zone / "type") != _NOT_MEASURED]
+    millidegrees = _known(number_in(zone / "temp") for zone in zones)
+    celsius = [value / 1000 for value in millidegrees if 0 < value / 1000 < _MAX_CELSIUS]
     return Moment(
         cpu_mhz=sum(khz) / len(khz) / 1000 if khz else None,
         gpu_mhz=max(hz) / 1e6 if hz else None,

@@ -36,8 +36,10 @@ def xavier(root: Path) -> Path:
     gpu = "sys/class/devfreq/17000000.gv11b"
     files.update({f"{gpu}/{name}": 1377000000 for name in ("cur_freq", "min_freq", "max_freq")})
     files["sys/class/devfreq/15340000.vic/cur_freq"] = 115200000
-    for zone, celsius in enumerate((41500, 52000, -256000, 150000)):
-        files[f"sys/class/thermal/thermal_zone{zone}/temp"] = celsius
+    zones = {"CPU-therm": 41500, "GPU-therm": 52000, "AUX-therm": -256000, "PLL-therm": 150000, "PMIC-Die": 100000}
+    for number, (kind, millidegrees) in enumerate(zones.items()):
+        zone = f"sys/class/thermal/thermal_zone{number}"
+        files.update({f"{zone}/type": kind, f"{zone}/temp": millidegrees})
     files["var/lib/nvpmodel/status"] = "pmode:0000 fmode:quiet"
     files["etc/nvpmodel.conf"] = "< POWER_MODEL ID=0 NAME=MAXN >"
     return write(root, files)
@@ -46,6 +48,27 @@ def xavier(root: Path) -> Path:
 def orin_nano(root: Path) -> Path:
     """Orin Nano on JetPack 6: one monitor, whose first rail feeds the whole module; 7.5 W."""
     return write(root, monitor("1-0040", 1, {"VDD_IN": (5000, 1500), "VDD_CPU_GPU_CV": (5000, 400), "NC": (0, 0)}))
+
+
+def agx_orin(root: Path) -> Path:
+    """AGX Orin on JetPack 6: no input rail, and the memory's rail is fed from VIN_SYS_5V0; 20 W together."""
+    first = {"VDD_GPU_SOC": (20000, 500), "VDD_CPU_CV": (20000, 250), "VIN_SYS_5V0": (5000, 1000)}
+    second = {"NC": (0, 0), "VDDQ_VDD2_1V8AO": (5000, 300)}
+    return write(root, {**monitor("1-0040", 1, first), **monitor("1-0041", 2, second)})
+
+
+def thor(root: Path, input_microwatts: int | None = 36_500_000) -> Path:
+    """AGX Thor on JetPack 7: three rails of the module, 26 W, and an INA238 at the input of its carrier board.
+
+    input_microwatts: None for a carrier board without the INA238.
+    """
+    rails = {"VDD_GPU": (20000, 600), "VDD_CPU_SOC_MSS": (20000, 400), "VIN_SYS_5V0": (5000, 1200)}
+    files = monitor("2-0040", 3, rails)
+    if input_microwatts is not None:
+        base = "sys/bus/i2c/drivers/ina238/2-0044/hwmon/hwmon4"
+        files.update({f"{base}/name": "ina238", f"{base}/power1_input": input_microwatts})
+        files.update({f"{base}/in1_input": 20000, f"{base}/curr1_input": 1825})
+    return write(root, files)
 
 
 def nano(root: Path) -> Path:

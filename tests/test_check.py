@@ -371,6 +371,20 @@ def test_the_dla_of_thor_does_not_exist() -> None:
     assert (finding.level, "no DLA" in finding.what) == ("impossible", True)
 
 
+@pytest.mark.parametrize("name", ["agx-orin", "orin-nx", "orin-nano", "orin-nano-super"])
+def test_orin_runs_no_fp8_and_no_fp4_with_jetpack_7_either(name: str) -> None:
+    target = load_target(name)
+    assert target.software.tensorrt.value[1] == "10.16.2"
+    assert {finding.level for finding in check_request(target, precision="fp8", products="nvfp4")} == {"impossible"}
+    found(convolution(FP8, FP8), name, "impossible", "FP8 needs sm 8.9")
+
+
+def test_a_range_of_tensorrt_that_ends_without_a_dla_is_said() -> None:
+    (finding,) = check_request(load_target("agx-orin"), dla=True)
+    assert (finding.level, "10.3.0 to 10.16.2" in finding.what) == ("slow", True)
+    assert not check_request(load_target("agx-orin"), precision="int8")
+
+
 def test_an_unknown_precision_suggests_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"unknown precision 'int-8'.*did you mean 'int8'"):
         check_request(load_target("xavier"), precision="int-8")

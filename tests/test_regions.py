@@ -47,9 +47,9 @@ STANDARD = (
     "conditions",
     "system_files",
     "power.find",
-    "power.ina3221",
     "power.null",
     "power.nvml",
+    "power.rails",
     "power.rapl",
     "power.recorder",
 )

@@ -152,9 +152,9 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     if fits is False:
         raise BundleError(
             f"{bundle}: for another device",
-            expected=f"compatible {device.firmware}",
+            expected=device.expected_bundle,
             found=head.manifest.target.compatible,
-            fix="build it for the target of this device",
+            fix="build it for the target of this device, or say in /etc/edgekd/compatible what the device is",
         )
     with state.locked():
         require_not_older(state, head.manifest.counter, bundle)

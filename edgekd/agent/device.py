@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent.modules import fits_module, modules_of
 from edgekd.system_files import text_of, value_of
 
 _L4T = re.compile(r"# R(?P<major>\d+) \(release\), REVISION: (?P<minor>[\d.]+)")
@@ -66,10 +67,20 @@ class Device:
         }
 
     def fits(self, compatible: str) -> bool | None:
-        """Whether a bundle for `compatible` is for this device; None where the device does not say what it is."""
+        """Return whether a bundle for `compatible` is for this device; None where that cannot be known.
+
+        What the firmware calls itself decides; without that the module that the device tree names.
+        """
         if self.firmware is not None:
             return self.firmware == compatible
-        return True if compatible in self.compatible else None
+        return fits_module(compatible, self.compatible)
+
+    @property
+    def expected_bundle(self) -> str:
+        """The bundles that fit, in words for an error."""
+        if self.firmware is not None:
+            return f"compatible {self.firmware}"
+        return "one for " + " or ".join(module.title for module in modules_of(self.compatible))
 
 
 def read_device(root: Path) -> Device:

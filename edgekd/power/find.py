@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.power import Meter
-from edgekd.power.ina3221 import find_rails
 from edgekd.power.nvml import find_gpu
+from edgekd.power.rails import find_rails
 from edgekd.power.rapl import find_packages
 
 

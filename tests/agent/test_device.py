@@ -82,14 +82,28 @@ def test_a_mode_that_the_configuration_does_not_name(tmp_path: Path) -> None:
     ("firmware", "compatible", "fits"),
     [
         (None, "nvidia,p2972-0000", True),
-        (None, "nvidia,jetson-agx-xavier", None),
+        (None, "nvidia,jetson-agx-xavier", True),
+        (None, "nvidia,jetson-agx-orin", False),
+        (None, "acme,gate-7", None),
         ("acme,gate-7", "acme,gate-7", True),
+        ("acme,gate-7", "nvidia,jetson-agx-xavier", False),
+        ("nvidia,jetson-agx-orin", "nvidia,jetson-agx-orin", True),
         ("acme,gate-7", "nvidia,p2972-0000", False),
     ],
 )
 def test_which_bundles_fit(tmp_path: Path, firmware: str | None, compatible: str, fits: bool | None) -> None:
     told = {"etc/edgekd/compatible": firmware + "\n"} if firmware else {}
     assert read_device(planted(tmp_path, {**XAVIER, **told})).fits(compatible) is fits
+
+
+def test_a_bundle_for_another_jetson_is_refused_before_it_is_unpacked(
+    agent: Agent, bundle: Path, tmp_path: Path
+) -> None:
+    """The bundle is for an AGX Xavier."""
+    orin = {**XAVIER, "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0"}
+    error = agent("unpack", bundle, root=planted(tmp_path / "orin", orin)).error
+    assert (error["kind"], error["expected"]) == ("BundleError", "one for Jetson AGX Orin 64GB")
+    assert agent("unpack", bundle, root=planted(tmp_path / "xavier", XAVIER)).result["fits"] is True
 
 
 def test_an_update_of_the_system_makes_an_engine_stale(agent: Agent, bundle: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from edgekd.devices.null import NullDevice
 from edgekd.errors import SpecError
 from edgekd.power.energy import FEWEST, measure_energy
 from edgekd.power.find import find_meter
-from edgekd.power.ina3221 import find_rails
 from edgekd.power.null import NullMeter
 from edgekd.power.nvml import find_gpu
+from edgekd.power.rails import find_rails
 from edgekd.power.rapl import find_packages
 from edgekd.power.recorder import Joules, Recorder
 from edgekd.target import load_target
@@ -37,7 +37,44 @@ def test_an_input_rail_is_the_total_and_the_others_are_part_of_it(
     assert meter.covers.endswith(f": {rail}")
 
 
-@pytest.mark.parametrize(("name", "board"), [("xavier", "xavier"), ("orin-nano", "orin_nano"), ("nano", "nano")])
+def test_a_rail_that_another_one_feeds_is_not_counted_twice(tmp_path: Path) -> None:
+    meter = find_rails(boards.agx_orin(tmp_path))
+    assert meter.read() == pytest.approx(10 + 5 + 5)
+    assert meter.covers == "module without carrier board: VDD_CPU_CV + VDD_GPU_SOC + VIN_SYS_5V0"
+
+
+def test_a_memory_rail_without_the_rail_that_feeds_it_is_counted(tmp_path: Path) -> None:
+    root = boards.write(tmp_path, boards.monitor("1-0041", 1, {"GPU": (5000, 200), "VDDQ_VDD2_1V8AO": (5000, 300)}))
+    assert find_rails(root).read() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("target", [None, "thor"])
+def test_the_input_of_a_thor_is_its_total_in_microwatts(tmp_path: Path, target: str | None) -> None:
+    rails = load_target(target).power.rails.value if target else ()
+    meter = find_rails(boards.thor(tmp_path), rails)
+    assert (meter.read(), meter.name) == (pytest.approx(36.5), "ina238")
+    assert meter.covers == "module with carrier board: VIN"
+
+
+@pytest.mark.parametrize("target", [None, "thor"])
+def test_a_thor_on_a_carrier_board_without_a_monitor_has_the_rails_of_its_module(
+    tmp_path: Path, target: str | None
+) -> None:
+    rails = load_target(target).power.rails.value if target else ()
+    meter = find_rails(boards.thor(tmp_path, input_microwatts=None), rails)
+    assert (meter.read(), meter.name) == (pytest.approx(26), "ina3221")
+
+
+@pytest.mark.parametrize(
+    ("name", "board"),
+    [
+        ("xavier", "xavier"),
+        ("agx-orin", "agx_orin"),
+        ("orin-nano", "orin_nano"),
+        ("nano", "nano"),
+        ("thor", "thor"),
+    ],
+)
 def test_a_target_says_which_rails_count(tmp_path: Path, name: str, board: str) -> None:
     power, root = load_target(name).power, getattr(boards, board)(tmp_path)
     rails, total = power.rails.value, power.total.value if power.total else None

@@ -27,7 +27,11 @@ _TYPES = (
     ("int64", r"int64"),
     ("bool", r"bool"),
 )
-_TACTICS = (("int8", r"i8i8|i8f32|int8"), ("fp16", r"f16f16|fp16|h\d{3,}|_hmma"), ("fp32", r"f32f32|sgemm|fp32"))
+_TACTICS = (
+    ("int8", r"i8(i8|f16|f32)|int8"),  # what is read, then what is written
+    ("fp16", r"f16f16|fp16|h\d{3,}|_hmma"),
+    ("fp32", r"f32f32|sgemm|scudnn|fp32"),
+)
 _BITS = {"fp32": 32, "int32": 32, "int64": 64, "int4": 4, "fp4": 4, "fp16": 16, "bf16": 16}
 _WITHOUT_WORK = ("noop", "constant", "signal", "wait", "shapehostto")
 _COPIES = ("reformat", "copynode")
@@ -128,15 +132,17 @@ def _from_tensors(entry: Mapping[str, Any]) -> str | None:
 
 
 def _weights(entry: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The type of a layer's weights, and the bytes of weights and bias."""
-    told, total, found = ("Weights", "Bias"), 0, None
-    for part in told:
-        values = entry.get(part)
-        if isinstance(values, Mapping) and _count(values.get("Count")):
+    """The type of a layer's weights, and the bytes of weights and bias.
+
+    A convolution that is fused with a pooling (ConvActPool) has them as `ConvWeights` and `ConvBias`.
+    """
+    precision, total = None, 0
+    for key, values in entry.items():
+        if key.endswith(("Weights", "Bias")) and isinstance(values, Mapping) and _count(values.get("Count")):
             kind = precision_named(str(values.get("Type", "")))
             total += _count(values.get("Count")) * _BITS.get(kind or "fp32", 8) // 8
-            found = kind if part == "Weights" else found
-    return found, total
+            precision = kind if key.endswith("Weights") else precision
+    return precision, total
 
 
 def _tensors(entry: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
