@@ -64,7 +64,7 @@ VERSION = {
     "encode": 1,
     "drift": 1,
     "check": 1,
-    "compile": 1,
+    "compile": 2,
     "benchmark": 2,
     "analyse": 2,
     "report": 3,

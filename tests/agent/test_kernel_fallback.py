@@ -42,7 +42,7 @@ def camera(agent: Agent, bundle: Path, state: State) -> Camera:
             "{ForeignNode[a.b...c/d]}",
         ),
         (
-            "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for node n.)",
+            "Error Code 10: Internal Error (Could not find any implementation for node n.)",
             "n",
         ),
         ("Could not find any implementation for node conv.1. In computeCosts at optimizer.cpp:4048", "conv.1"),

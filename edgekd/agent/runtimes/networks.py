@@ -159,23 +159,11 @@ def _mapped(path: Path) -> Iterator[bytes]:
     """A file's bytes, of which the system keeps in memory what is in use. Raises DeviceError."""
     import mmap
 
-    with (
-        _as_device_error(path),
-        path.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as content,
-    ):
+    with _as_device_error(path):
+        stream = path.open("rb")
+        content = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+    with stream, content:
         yield cast("bytes", content)  # indexing and slicing are all that is done with it
-
-
-def _written(file: StreamedFile, folder: Path) -> Path:
-    """Write a file with this content. Raises DeviceError where there is no room, SpecError, ValueError."""
-    from edgekd.agent.slots import require_room
-
-    require_room(folder, {"the network in the form that the builder takes": file.length})
-    path = folder / "graph.onnx"
-    with writing(path), path.open("wb") as stream:
-        file.write(stream)
-    return path
 
 
 @contextmanager
