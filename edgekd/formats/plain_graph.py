@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgekd.formats.activations import Activations
 from edgekd.formats.onnx_bytes import (
     FLOAT,
     FLOAT16,
@@ -44,13 +45,17 @@ class PlainGraph:
     """A network without Q/DQ.
 
     onnx: its file; weights have the values that the integers stood for, in the type of their scales. scales: of each
-    quantized activation, by the name of its tensor in `onnx`; float_layers: names of the nodes of COMPUTING whose
-    operands the Q/DQ graph does not quantize.
+    quantized activation, by the name of its tensor in `onnx`. float_layers: names of the nodes that Q/DQ keeps in
+    floating point: those of COMPUTING whose operands it does not quantize, what follows them up to the next quantizer,
+    and what no quantized layer reads, such as the decoding of boxes. With a scale for every tensor, TensorRT would
+    run them in INT8 unless it is told not to. float_tensors: their floating-point outputs; a node that a parser turns
+    into several layers is found by them alone.
     """
 
     onnx: bytes
     scales: Mapping[str, float]
     float_layers: tuple[str, ...]
+    float_tensors: tuple[str, ...]
 
 
 class _Graph:
@@ -64,6 +69,9 @@ class _Graph:
         self.constants = {each.name: each for each in found if each}
         self.quantized = {node.outputs[0]: node for node in self.nodes if node.operator == "QuantizeLinear"}
         self.dequantized = {node.outputs[0]: node for node in self.nodes if node.operator == "DequantizeLinear"}
+        self.transposed_weights = {
+            node.outputs[0] for node in self.nodes if node.operator == "Transpose" and self.is_weights(node.inputs[0])
+        }
         self.removed = {*self.quantized, *self.dequantized}
         self.required_outputs()
 
@@ -73,6 +81,10 @@ class _Graph:
         lost = sorted(outputs & self.removed)
         if lost:
             raise ValueError(f"expected outputs that are not quantized, found {', '.join(lost)}")
+
+    def is_weights(self, name: str) -> bool:
+        """Return whether a tensor is dequantized constants."""
+        return name in self.dequantized and self.dequantized[name].inputs[0] not in self.quantized
 
     def value(self, name: str) -> np.ndarray:
         """A constant. Raises ValueError where it is none, or of a type that Q/DQ does not have."""
@@ -112,10 +124,29 @@ class _Graph:
         dims = b"".join(integer_field(1, side) for side in codes.shape)
         return dims + integer_field(2, kind) + field(NAME, node.outputs[0].encode()) + field(RAW_DATA, values.tobytes())
 
-    def float_layers(self) -> tuple[str, ...]:
-        """The computing nodes of which one of the first two operands is not dequantized."""
-        computing = (node for node in self.nodes if node.operator in COMPUTING)
-        return tuple(node.name for node in computing if not self.dequantized.keys() >= set(node.inputs[:2]))
+    def float_nodes(self) -> list[Node]:
+        """The nodes that Q/DQ keeps in floating point, but for those that give integers alone."""
+        kept = [node for node in self.nodes if node.operator not in ("QuantizeLinear", "DequantizeLinear")]
+        read_in_int8 = {node.inputs[0] for node in self.quantized.values()}
+        for node in reversed(kept):
+            if node.operator not in COMPUTING and not read_in_int8.isdisjoint(node.outputs):
+                read_in_int8.update(node.inputs)
+        unrounded: set[str] = set()  # tensors that come from a float layer with no quantizer in between
+        found = []
+        for node in kept:
+            if node.operator in COMPUTING:
+                is_float = not all(map(self._in_int8, node.inputs[:2]))
+                follows = is_float
+            else:
+                follows = not unrounded.isdisjoint(node.inputs)
+                is_float = follows or read_in_int8.isdisjoint(node.outputs)
+            unrounded.update(node.outputs if follows else ())
+            found += [node] if is_float else []
+        return found
+
+    def _in_int8(self, name: str) -> bool:
+        """Return whether an operand is dequantized; constants may be transposed behind that."""
+        return name in self.dequantized or name in self.transposed_weights
 
     def written(self) -> bytes:
         """The graph without Q/DQ."""
@@ -156,8 +187,16 @@ def plain_graph(onnx: bytes) -> PlainGraph:
     if len(graphs) != 1:
         raise ValueError(f"not an ONNX file: expected one graph, found {len(graphs)}")
     scales = graphs[0].scales()
+    written = graphs[0].written()
     parts = (
-        field(GRAPH, graphs[0].written()) if number == GRAPH else copied(onnx, number, wire, begin, end)
+        field(GRAPH, written) if number == GRAPH else copied(onnx, number, wire, begin, end)
         for number, wire, begin, end in found
     )
-    return PlainGraph(b"".join(parts), scales, graphs[0].float_layers())
+    floating = set(Activations(written, 0, len(written)).floating())
+    nodes = [(node, [name for name in node.outputs if name in floating]) for node in graphs[0].float_nodes()]
+    return PlainGraph(
+        onnx=b"".join(parts),
+        scales=scales,
+        float_layers=tuple(node.name for node, outputs in nodes if outputs),
+        float_tensors=tuple(name for _, outputs in nodes for name in outputs),
+    )
