@@ -9,7 +9,7 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +48,8 @@ class PlainGraph:
     quantized activation, by the name of its tensor in `onnx`. float_layers: names of the nodes that Q/DQ keeps in
     floating point: those of COMPUTING whose operands it does not quantize, what follows them up to the next quantizer,
     and what no quantized layer reads, such as the decoding of boxes. With a scale for every tensor, TensorRT would
-    run them in INT8 unless it is told not to. float_tensors: their floating-point outputs; a node that a parser turns
-    into several layers is found by them alone.
+    run them in INT8 unless it is told not to. float_tensors: the floating-point outputs of those that they alone read,
+    or that the network gives; without a scale for these, TensorRT cannot compute them in INT8.
     """
 
     onnx: bytes
@@ -65,12 +65,15 @@ class _Graph:
         self.onnx = onnx
         self.fields = tuple(fields(onnx, begin, end))
         self.nodes = [read_node(onnx, first, last) for number, _, first, last in self.fields if number == NODE]
+        self.kept = [node for node in self.nodes if node.operator not in ("QuantizeLinear", "DequantizeLinear")]
         found = (tensor(onnx, first, last) for number, _, first, last in self.fields if number == INITIALIZER)
         self.constants = {each.name: each for each in found if each}
         self.quantized = {node.outputs[0]: node for node in self.nodes if node.operator == "QuantizeLinear"}
         self.dequantized = {node.outputs[0]: node for node in self.nodes if node.operator == "DequantizeLinear"}
         self.transposed_weights = {
-            node.outputs[0] for node in self.nodes if node.operator == "Transpose" and self.is_weights(node.inputs[0])
+            node.outputs[0]
+            for node in self.nodes
+            if node.operator == "Transpose" and any(map(self.is_weights, node.inputs))
         }
         self.removed = {*self.quantized, *self.dequantized}
         self.required_outputs()
@@ -125,15 +128,14 @@ class _Graph:
         return dims + integer_field(2, kind) + field(NAME, node.outputs[0].encode()) + field(RAW_DATA, values.tobytes())
 
     def float_nodes(self) -> list[Node]:
-        """The nodes that Q/DQ keeps in floating point, but for those that give integers alone."""
-        kept = [node for node in self.nodes if node.operator not in ("QuantizeLinear", "DequantizeLinear")]
+        """The nodes that Q/DQ does not let run in INT8."""
         read_in_int8 = {node.inputs[0] for node in self.quantized.values()}
-        for node in reversed(kept):
+        for node in reversed(self.kept):
             if node.operator not in COMPUTING and not read_in_int8.isdisjoint(node.outputs):
                 read_in_int8.update(node.inputs)
         unrounded: set[str] = set()  # tensors that come from a float layer with no quantizer in between
         found = []
-        for node in kept:
+        for node in self.kept:
             if node.operator in COMPUTING:
                 is_float = not all(map(self._in_int8, node.inputs[:2]))
                 follows = is_float
@@ -144,14 +146,18 @@ class _Graph:
             found += [node] if is_float else []
         return found
 
+    def read_by_others(self, nodes: Sequence[Node]) -> set[str]:
+        """Return the names, without Q/DQ, of the tensors that nodes other than these read."""
+        those = {node.outputs for node in nodes}
+        return {self.plain(name) for node in self.kept if node.outputs not in those for name in node.inputs}
+
     def _in_int8(self, name: str) -> bool:
         """Return whether an operand is dequantized; constants may be transposed behind that."""
         return name in self.dequantized or name in self.transposed_weights
 
     def written(self) -> bytes:
         """The graph without Q/DQ."""
-        kept = [node for node in self.nodes if node.operator not in ("QuantizeLinear", "DequantizeLinear")]
-        used = {self.plain(name) for node in kept for name in node.inputs}
+        used = {self.plain(name) for node in self.kept for name in node.inputs}
         parts = []
         for number, wire, first, last in self.fields:
             if number == NODE or (number == VALUE_INFO and text(self.onnx, first, last, 1) in self.removed):
@@ -162,7 +168,7 @@ class _Graph:
         weights = (self.weights(node) for name, node in self.dequantized.items() if self.plain(name) == name in used)
         return b"".join(
             (
-                *(field(NODE, self._renamed(node)) for node in kept),
+                *(field(NODE, self._renamed(node)) for node in self.kept),
                 *parts,
                 *(field(INITIALIZER, each) for each in weights),
             )
@@ -193,10 +199,12 @@ def plain_graph(onnx: bytes) -> PlainGraph:
         for number, wire, begin, end in found
     )
     floating = set(Activations(written, 0, len(written)).floating())
-    nodes = [(node, [name for name in node.outputs if name in floating]) for node in graphs[0].float_nodes()]
+    float_nodes = graphs[0].float_nodes()
+    nodes = [(node, [name for name in node.outputs if name in floating]) for node in float_nodes]
+    read_elsewhere = graphs[0].read_by_others(float_nodes)
     return PlainGraph(
         onnx=b"".join(parts),
         scales=scales,
         float_layers=tuple(node.name for node, outputs in nodes if outputs),
-        float_tensors=tuple(name for _, outputs in nodes for name in outputs),
+        float_tensors=tuple(name for _, outputs in nodes for name in outputs if name not in read_elsewhere),
     )
