@@ -74,12 +74,14 @@ class AdaptJob:
 class Adapted:
     """A graph that was fitted, as a file, with what it was fitted by.
 
-    scales: of its quantized activations; look: what the new conditions do; errors: how far its scores are from those of
-    the old graph on undisturbed pictures, before and after.
+    quantized: whether it has INT8 layers; ranged: the frames of the new conditions, float32 [1, 3, h, w], on which
+    ranges are measured; look: what the new conditions do; errors: how far its scores are from those of the old graph on
+    undisturbed pictures, before and after.
     """
 
     graph: Path
-    scales: Mapping[str, float]
+    quantized: bool
+    ranged: Sequence[np.ndarray]
     look: Look
     pictures: int
     frames: int
@@ -166,7 +168,7 @@ def adapt(base: Path, out: Path, spec: DetectorSpec, known: Split, new: Split, p
             found=f"{errors[1]:.3f}",
             fix="keep the bundle as it is, or give frames of conditions under which it is worse",
         )
-    return Adapted(out, scales, look, len(pictures), len(frames), errors)
+    return Adapted(out, bool(scales), ranged, look, len(pictures), len(frames), errors)
 
 
 def _given(job: AdaptJob, progress: Progress) -> tuple[Dataset, Split]:
@@ -271,6 +273,7 @@ def _write_files(
     folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Scores | None, progress: Progress
 ) -> int | None:
     """Give an unpacked bundle the files of the variant. Returns of how many frames its record of statistics is."""
+    from edgekd.compress.activation_scales import activation_scales
     from edgekd.formats.calibration_cache import to_text
     from edgekd.formats.golden_set import to_bytes
     from edgekd.formats.packed_graph import pack
@@ -281,12 +284,15 @@ def _write_files(
     spec = spec_from_json(manifest.detector)
     paths["graph"].write_bytes(pack(made.graph.read_bytes()))
     if "calibration-cache" in paths and manifest.tensorrt:
-        paths["calibration-cache"].write_text(to_text(made.scales, manifest.tensorrt[0]), "ascii")
+        scales = activation_scales(made.graph, lambda: made.ranged)
+        paths["calibration-cache"].write_text(to_text(scales, manifest.tensorrt[0]), "ascii")
     if "golden" in paths:
         floating = made.graph.with_name("floating.onnx")
         floating.write_bytes(plain_graph(made.graph.read_bytes()).onnx)
         images = (image for _, image in ReadableImages(frames.samples[:TRIED], max_bad_share=0.5))
-        paths["golden"].write_bytes(to_bytes(golden_set(made.graph, floating if made.scales else None, spec, images)))
+        paths["golden"].write_bytes(
+            to_bytes(golden_set(made.graph, floating if made.quantized else None, spec, images))
+        )
     if "evidence" in paths and clean is not None:
         evidence = next(path for path in (folder / "evidence.json", paths["evidence"]) if path.is_file())
         evidence.write_bytes(canonical_json({**json.loads(evidence.read_bytes()), "after": clean.results}) + b"\n")

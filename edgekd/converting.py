@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.artifact import opened
+from edgekd.artifact import BUNDLE_SUFFIX, opened
+from edgekd.bundle.archive import read_file, read_manifest
 from edgekd.canonical import file_sha256
 from edgekd.conversion import format_named
 from edgekd.conversion.contract import NAME, Contract, write_contract
@@ -24,10 +25,11 @@ from edgekd.data.images import ReadableImages
 from edgekd.detectors.preprocess import letterbox
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.engines.types import Engine, library_version
-from edgekd.errors import DeviceError, ParityError, SpecError, did_you_mean
+from edgekd.errors import BundleError, DeviceError, ParityError, SpecError, did_you_mean
 from edgekd.evaluate import evaluate, require_classes
 from edgekd.export import probe
 from edgekd.files import copy_file, new_folder, remove_folder, writing
+from edgekd.formats.calibration_cache import from_text
 from edgekd.progress import SILENT, Progress
 from edgekd.target import load_target
 
@@ -73,7 +75,7 @@ def run(job: ConvertJob, progress: Progress = SILENT) -> dict[str, Any]:
         with opened(job.artifact, job.head, classes, job.trust_checkpoint) as (graph, spec):
             if dataset:
                 require_classes(spec, dataset)
-            source = prepared(graph, spec, asked.precision, work)
+            source = prepared(graph, spec, asked.precision, work, _cached_scales(job.artifact))
             progress.note(f"converting {job.artifact.name} to {kind.name} ...")
             began = time.perf_counter()
             made = kind.convert(source, folder, _stem(job.artifact), asked)
@@ -150,6 +152,17 @@ def _require_place(artifact: Path, out: Path, kind: Format) -> None:
         raise SpecError(
             f"{out}: is there already, and no conversion of edgekd's", fix="remove it, or choose another --out"
         )
+
+
+def _cached_scales(artifact: Path) -> dict[str, float]:
+    """Return the scales in a bundle's calibration cache; none where there is no such bundle. Raises BundleError."""
+    if artifact.suffix != BUNDLE_SUFFIX:
+        return {}
+    entry = next((each for each in read_manifest(artifact).files if each.role == "calibration-cache"), None)
+    try:
+        return from_text(read_file(artifact, entry).decode("utf-8")) if entry else {}
+    except ValueError as error:
+        raise BundleError(f"{artifact}: its calibration cache cannot be read", found=str(error)) from error
 
 
 def _parity(
@@ -242,6 +255,7 @@ def _document(
         "precision": asked.precision,
         "opset": made.opset,
         "int8": {"source": len(source.layers), "carried": made.carried},
+        "calibration_cache": asdict(made.cache) if made.cache else None,
         "libraries": {name: library_version(name) for name in kind.libraries},
         "seconds": seconds,
         "notes": list(notes),

@@ -36,6 +36,7 @@ from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
     PLAN,
+    CacheRequest,
     Calibrated,
     Stages,
     calibration_source,
@@ -45,7 +46,7 @@ from edgekd.stages import (
 )
 from edgekd.store import Stage
 from edgekd.summary import parts_of
-from edgekd.target import Target
+from edgekd.target import Target, version
 
 S = TypeVar("S", Distill, Prune)
 SCORED = "val"
@@ -171,6 +172,7 @@ class Outcome:
             "stages": [stage_json(stage) for stage in self.stages],
             "met": self.met,
             "budget": [asdict(line) for line in self.budget],
+            "calibration_cache": self.run.after.results.get("calibration_cache"),
             "search": None if job.search is None else str(job.out / "search.json"),
         }
 
@@ -275,7 +277,7 @@ def quantized(step: Quantize, run: Run, dataset: Dataset, stages: Stages) -> Run
     calibrated = stages.calibrate(source, dataset, run.scored, run.data_sha256, spec_of(run.floating))
     run = replace(run, calibrated=calibrated)
     trial = partial(detector_trial, dataset, run.floating, calibrated, run.scored, stages)
-    tensorrt = tensorrt_of(job.target)
+    tensorrt = cache_version(job.target)
     after = quantize_stage(stages, step, run.floating, calibrated.frames, _limits(run, step, stages), trial, tensorrt)
     return replace(run, after=after)
 
@@ -285,8 +287,11 @@ def trained(step: QuantAwareDistill, run: Run, dataset: Dataset, stages: Stages)
     job = run.job
     stages.refuse_shared(dataset.split("train"), run.scored)
     teacher = job.model if run.weakened else None
-    tensorrt, trust = tensorrt_of(job.target), job.trust_checkpoint
-    after = training.quant_aware_distill(stages, step, run.detector, run.after, dataset, trust, tensorrt, teacher)
+    tensorrt, calibrated = cache_version(job.target), run.calibrated
+    request = CacheRequest(tensorrt, calibrated.frames) if tensorrt and calibrated else None
+    after = training.quant_aware_distill(
+        stages, step, run.detector, run.after, dataset, job.trust_checkpoint, request, teacher
+    )
     return replace(run, after=after)
 
 
@@ -418,6 +423,13 @@ def opset_for(target: Target) -> int:
     return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
 
 
-def tensorrt_of(target: Target) -> str | None:
-    """The oldest TensorRT version on the target, which its calibration cache must name; None without TensorRT."""
-    return target.software.tensorrt.value[0] if target.software.tensorrt else None
+def cache_version(target: Target) -> str | None:
+    """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
+
+    A DLA without Q/DQ reads it, and DeepStream with TensorRT 8.
+    """
+    if target.software.tensorrt is None:
+        return None
+    oldest = target.software.tensorrt.value[0]
+    read_by_dla = target.dla is not None and target.dla.quantization.value == "calibration-cache"
+    return oldest if read_by_dla or version(oldest) < (10,) else None

@@ -129,6 +129,7 @@ def write_build_ledger(run: TimedRun, lines: Sequence[Line], bundle: Path, stage
         "bundle": bundle.name,
         "budget": [asdict(line) for line in lines],
         "losses": run.after.results.get("losses", []),
+        "calibration_cache": run.after.results.get("calibration_cache"),
         "distillation": _distillation(run),
         "lineage": {key: value for key, value in lineage.items() if key != "stages"},
         "host": run.timing.results["host"],

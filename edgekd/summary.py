@@ -281,7 +281,7 @@ def _stage_note(stage: Stage) -> str:
         return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; epochs: {results['epochs']}"
     if "forms" in results:
         counts = Counter(results["forms"].values())
-        return ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form])
+        return ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form]) + _cache_note(results)
     if "tried" in results:
         tried = ", ".join(f"{each['bytes'] / 1e6:.2f} MB keeps {each['kept']:.1%}" for each in results["tried"])
         return f"the smallest that keeps {results['keep']:.1%} of {results['frames']}: {tried}"
@@ -295,6 +295,13 @@ def _stage_note(stage: Stage) -> str:
     if "error" in results:
         return f"largest relative error against the source {results['error']:.1e}"
     return str(results.get("how", ""))
+
+
+def _cache_note(results: Mapping[str, Any]) -> str:
+    cache = results.get("calibration_cache")
+    if cache is None:
+        return ""
+    return f"; calibration cache: scales of {cache['activations']} activations, {cache['missing']} missing"
 
 
 def _budget_row(line: Line) -> BudgetRow:

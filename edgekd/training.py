@@ -24,16 +24,17 @@ from edgekd.evaluate import finder
 from edgekd.labelling import Find, label, teacher_bands
 from edgekd.spec import Distill, QuantAwareDistill
 from edgekd.stages import (
-    CACHE,
     EXPORT_OPSET,
     GRAPH,
     LABELS,
     PLAN,
     TOOLS,
     VERSION,
+    CacheRequest,
     Stages,
     spec_of,
     tool_versions,
+    write_cache,
 )
 from edgekd.store import Stage
 
@@ -166,7 +167,7 @@ def quant_aware_distill(
     graph: Stage,
     dataset: Dataset,
     trust: bool = False,
-    tensorrt: str | None = None,
+    cache_request: CacheRequest | None = None,
     teacher: Path | None = None,
 ) -> Stage:
     """The quantized graph with weights trained beside its float detector, or a teacher, on the training split.
@@ -175,23 +176,16 @@ def quant_aware_distill(
     """
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from edgekd.compress.qdq import read_layers
         from edgekd.detectors.ultralytics_trainer import distill_quantized
-        from edgekd.formats.calibration_cache import from_text, to_text
 
         source, out = graph.path / GRAPH, folder / GRAPH
         done = distill_quantized(detector.path, source, out, dataset.source, step, trust, stages.progress, teacher)
-        if tensorrt:
-            pairs = zip(read_layers(source), read_layers(out), strict=True)
-            # Tensors that share a scale have one number, before as after.
-            changed = {old.input_scale: new.input_scale for old, new in pairs}
-            scales = from_text((graph.path / CACHE).read_text("ascii"))
-            trained = {name: changed.get(scale) or scale for name, scale in scales.items()}
-            (folder / CACHE).write_text(to_text(trained, tensorrt), "ascii")
         if PLAN in graph.files:
             shutil.copyfile(graph.path / PLAN, folder / PLAN)
         kept = {name: graph.results[name] for name in ("detector", "opset", "layers", "forms")}
-        return {**kept, "bytes": out.stat().st_size, "epochs": done.epochs, "losses": _rounded(done.losses)}
+        trained = {"epochs": done.epochs, "losses": _rounded(done.losses)}
+        written = write_cache(folder, cache_request)  # training moves activations, also those whose scales it keeps
+        return {**kept, "bytes": out.stat().st_size, **trained, "calibration_cache": written}
 
     inputs = {
         "graph": graph.sha256,
@@ -199,7 +193,7 @@ def quant_aware_distill(
         "teacher": stages.sha256(teacher) if teacher else None,
         "train": stages.fingerprint(dataset.split("train")),
         "step": asdict(step),
-        "tensorrt": tensorrt,
+        "cache": (cache_request.tensorrt, cache_request.frames.sha256) if cache_request else None,
     }
     return stages.run("quant_aware_distill", inputs, work)
 

@@ -14,17 +14,19 @@ Sources: TensorRT developer guide, "Working with Quantized Types"; NVIDIA-AI-IOT
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgekd.compress.graph import Graph
 from edgekd.compress.layers import is_dfl, is_layer
 
-_MOVES_VALUES = {"Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Squeeze"} | {
-    "Transpose",
-    "Unsqueeze",
-}
+CUTS_VALUES = frozenset(("Slice", "Split"))
+"""Operators whose outputs are parts of what they read."""
+MOVES_VALUES = CUTS_VALUES | frozenset(
+    ("Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze")
+)
+"""Operators that compute nothing: what they give, they have read."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
     return max(candidates, key=lambda index: len(graph.consumers(node.input[index])), default=None)
 
 
-def shared_scales(graph: Graph, quantized: list[str]) -> tuple[tuple[str, ...], ...]:
-    """Tensors joined by value-moving nodes, in graph order; only groups in which something is quantized."""
+def shared_scales(
+    graph: Graph, quantized: Sequence[str], moving: Collection[str] = MOVES_VALUES
+) -> tuple[tuple[str, ...], ...]:
+    """Group the tensors that nodes of the operators `moving` join; only groups in which something is quantized."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -97,7 +101,7 @@ def shared_scales(graph: Graph, quantized: list[str]) -> tuple[tuple[str, ...], 
     for name in quantized:
         root(name)
     for node in graph.nodes:
-        if node.op_type in _MOVES_VALUES:
+        if node.op_type in moving:
             # Only the first input of the others carries values; the rest are shapes and indices.
             moved = graph.activations(node) if node.op_type == "Concat" else list(node.input[:1])
             for name in [*moved, *node.output]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekd import __version__
 from edgekd.conversion.onnx_file import ONNX
-from edgekd.conversion.types import Asked, Made, Source
+from edgekd.conversion.types import Asked, CacheCounts, Made, Source
 from edgekd.detectors.decode import Thresholds
 from edgekd.detectors.types import DetectorSpec
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
@@ -31,7 +31,7 @@ _GROUPED, _AS_IT_IS = 2, 4
 _FILES = {
     GRAPH: "the network; INT8 as Q/DQ, if it has any",
     PLAIN: "the same in float, of which DeepStream builds an INT8 engine by `calibration.cache`",
-    CACHE: "the scales of the Q/DQ graph, as TensorRT's calibration cache",
+    CACHE: "the scales of its activations, as TensorRT's calibration cache",
     CONFIG: "what nvinfer is to know: preprocessing, engine, thresholds, parser",
     LABELS: "the classes",
     "edgekd_parser.cpp": "the parser of the network's output",
@@ -62,13 +62,12 @@ class DeepStream:
             asked = replace(asked, opset=None)  # the target takes it as it is
         made = ONNX.convert(source, folder, GRAPH.removesuffix(ONNX.suffix), asked)
         how = _how(source, asked)
-        if how.cached:
-            _write_plain(folder, str(asked.tensorrt))
-        notes = (*_notes(source.spec), *how.notes)
+        cache = _write_plain(folder, str(asked.tensorrt), source.scales) if how.cached else None
+        notes = (*_notes(source.spec), *how.notes, *_cache_notes(cache))
         for path, text in _texts(source.spec, how, name, notes).items():
             (folder / path).write_text(text, "utf-8")
         told = "the network runs here and is compared; neither configuration nor parser was ever run under DeepStream"
-        return Made(made.entry, made.carried, made.opset, (told, *notes))
+        return Made(made.entry, made.carried, made.opset, (told, *notes), cache)
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,22 @@ def _notes(spec: DetectorSpec) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write_plain(folder: Path, tensorrt: str) -> None:
-    """The graph in float, and its scales as a cache. Raises SpecError."""
+def _cache_notes(cache: CacheCounts | None) -> tuple[str, ...]:
+    if cache is None or not cache.missing:
+        return ()
+    return (
+        f"{cache.missing} of {cache.activations} activations have no scale, so TensorRT computes the layers around them"
+        " in FP16: convert the bundle of a build for this target, whose calibration cache has them all",
+    )
+
+
+def _write_plain(folder: Path, tensorrt: str, scales: Mapping[str, float]) -> CacheCounts:
+    """Write the graph in floating point, and the scales of its activations as a cache. Raises SpecError.
+
+    scales: of the source's own cache; those of the Q/DQ graph go before. What must stay in floating point gets no
+    scale: nvinfer builds by the cache alone, and TensorRT computes in INT8 whatever has one.
+    """
+    from edgekd.formats.activations import float_activations
     from edgekd.formats.calibration_cache import to_text
     from edgekd.formats.plain_graph import plain_graph
 
@@ -128,7 +141,11 @@ def _write_plain(folder: Path, tensorrt: str) -> None:
         fix = "convert without --target, or the float model"
         raise SpecError(f"{GRAPH}: its INT8 cannot be taken out", found=str(error), fix=fix) from error
     (folder / PLAIN).write_bytes(plain.onnx)
-    (folder / CACHE).write_text(to_text(plain.scales, tensorrt), "ascii")
+    known, activations = {**scales, **plain.scales}, float_activations(plain.onnx)
+    wanted = [name for name in activations if name not in plain.float_tensors]
+    written = {name: known[name] for name in wanted if name in known}
+    (folder / CACHE).write_text(to_text(written, tensorrt), "ascii")
+    return CacheCounts(len(activations), len(activations) - len(wanted), len(wanted) - len(written))
 
 
 def _texts(spec: DetectorSpec, how: _How, name: str, notes: tuple[str, ...]) -> Mapping[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,16 @@ from edgekd.formats.plain_graph import plain_graph
 from edgekd.formats.qdq_graph import COMPUTING
 
 
-def prepared(graph: Path, spec: DetectorSpec, precision: Precision, scratch: Path) -> Source:
-    """The graph as a conversion begins with it; for `fp32` a copy in `scratch` that has no INT8. Raises SpecError."""
+def prepared(
+    graph: Path, spec: DetectorSpec, precision: Precision, scratch: Path, scales: Mapping[str, float] | None = None
+) -> Source:
+    """The graph as a conversion begins with it; for `fp32` a copy in `scratch` that has no INT8. Raises SpecError.
+
+    scales: of a calibration cache that came with the graph.
+    """
     from edgekd.detectors.onnx import load_graph
 
-    source = Source(graph, spec, tuple(quantized_layers(load_graph(graph))))
+    source = Source(graph, spec, tuple(quantized_layers(load_graph(graph))), scales or {})
     return without_int8(source, scratch / "float.onnx") if precision == "fp32" and source.layers else source
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -36,12 +37,14 @@ class QuantizedLayer:
 class Source:
     """A detector as an ONNX graph with its contract, ready to be converted.
 
-    layers: those that compute in INT8, which the graph holds as Q/DQ.
+    layers: those that compute in INT8, which the graph holds as Q/DQ; scales: INT8 scales of its activations by tensor
+    name, where the source brings a calibration cache.
     """
 
     graph: Path
     spec: DetectorSpec
     layers: tuple[QuantizedLayer, ...] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,32 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class CacheCounts:
+    """The scales in a calibration cache.
+
+    activations: floating-point tensors of the network that depend on the frame; float_tensors: those left out because
+    they must stay in floating point; missing: those that should have a scale and have none.
+    """
+
+    activations: int
+    float_tensors: int
+    missing: int
+
+
+@dataclass(frozen=True)
 class Made:
     """What a conversion wrote into its folder.
 
     entry: the name of the file that a runtime opens; carried: how many of the source's INT8 layers are in INT8;
-    opset: of an ONNX file; notes: what a user should know of this result, in sentences.
+    opset: of an ONNX file; notes: what a user should know of this result, in sentences; cache: of the calibration
+    cache, if there is one.
     """
 
     entry: str
     carried: int = 0
     opset: int | None = None
     notes: tuple[str, ...] = ()
+    cache: CacheCounts | None = None
 
 
 class Format(Protocol):

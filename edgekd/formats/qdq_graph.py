@@ -140,15 +140,15 @@ class QdqGraph:
                 raise ValueError(f"expected one scale for {name}, found {found[name]} and {scale}")
         return found
 
-    def float_layers(self) -> tuple[str, ...]:
-        """Names of the computing nodes of which one of the first two operands is not dequantized."""
-        computing = (node for node in self.nodes if node.operator in COMPUTING)
-        return tuple(node.name for node in computing if not self.dequantizers.keys() >= set(node.inputs[:2]))
-
     def int8_layers(self) -> tuple[str, ...]:
-        """Names of the computing nodes whose first two operands are dequantized, in graph order."""
+        """Names of the computing nodes whose first two operands are dequantized, in graph order.
+
+        Weights may be transposed behind that.
+        """
+        transposed = (node for node in self.nodes if node.operator == "Transpose")
+        weights = {node.outputs[0] for node in transposed if any(map(self.dequantizes_constants, node.inputs))}
         computing = (node for node in self.nodes if node.operator in COMPUTING)
-        return tuple(node.name for node in computing if self.dequantizers.keys() >= set(node.inputs[:2]))
+        return tuple(node.name for node in computing if {*self.dequantizers, *weights} >= set(node.inputs[:2]))
 
     def without_qdq(self) -> StreamedFile:
         """The same network in float. Raises ValueError where an output is quantized, or an INT8 tensor is computed."""

@@ -85,6 +85,7 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
     """
     from edgekd.formats.activations import missing_scales
     from edgekd.formats.calibration_cache import from_text
+    from edgekd.formats.plain_graph import plain_graph
 
     cache = slot.file(CACHE)
     try:
@@ -93,9 +94,10 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
         raise DeviceError(
             f"{cache}: cannot be read as scales", found=str(error), fix="unpack the bundle again"
         ) from error
-    with opened(slot.graph) as graph:
-        path, scales = _written(graph.without_qdq(), folder), {**graph.scales(), **more}
-        float_layers = (*graph.float_layers(), *wish.float_layers)
+    with _mapped(slot.graph) as onnx, _as_device_error(slot.graph):
+        plain = plain_graph(onnx)
+        path, scales = _written(plain.file, folder), {**plain.scales, **more}
+        float_layers = (*plain.float_layers, *wish.float_layers)
     with _mapped(path) as onnx, _as_device_error(path):
         return CalibratedNetwork(path, scales, missing_scales(onnx, scales), float_layers)
 
@@ -164,6 +166,17 @@ def _mapped(path: Path) -> Iterator[bytes]:
         content = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
     with stream, content:
         yield cast("bytes", content)  # indexing and slicing are all that is done with it
+
+
+def _written(file: StreamedFile, folder: Path) -> Path:
+    """Write a file with this content. Raises DeviceError where there is no room, SpecError, ValueError."""
+    from edgekd.agent.slots import require_room
+
+    require_room(folder, {"the network in the form that the builder takes": file.length})
+    path = folder / "graph.onnx"
+    with writing(path), path.open("wb") as stream:
+        file.write(stream)
+    return path
 
 
 @contextmanager
