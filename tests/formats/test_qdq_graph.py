@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 from qdq_models import conv_pair, int8_constants, run
+from real_graphs import real_graph
 
+from edgekd.compress.quantize import quantize
+from edgekd.export import probe
 from edgekd.formats.qdq_graph import DEQUANTIZE, QUANTIZE, QdqGraph, dequantized, require_same_codes
+from edgekd.spec import Quantize
 
 ALL_CODES = np.arange(-127, 128, dtype=np.int8)
 LARGEST = np.finfo(np.float32).max / 127
@@ -176,3 +180,19 @@ def test_a_file_is_written_piece_by_piece(tmp_path: Path) -> None:
     with (tmp_path / "graph.onnx").open("wb") as stream:
         file.write(stream)
     assert (tmp_path / "graph.onnx").read_bytes() == file.content()
+
+
+@pytest.mark.parametrize("name", ["yolo26n.pt", "yolox_nano.onnx"])
+def test_a_real_detector_computes_the_same_with_fp32_weights(
+    name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    graph, quantized = real_graph(name, shared, tmp_path_factory), tmp_path / "quantized.onnx"
+    frames = probe(graph.exported.spec)
+    quantize(graph.path, quantized, [frames], Quantize())
+    source = onnx.load(quantized)
+    model = onnx.load_from_string(QdqGraph(quantized.read_bytes()).form(int8_constants=False).content())
+    onnx.checker.check_model(model, full_check=True)
+    assert len(int8_constants(source)) > 50
+    assert int8_constants(model) == []
+    feeds = {source.graph.input[0].name: frames}
+    np.testing.assert_array_equal(run(model, feeds), run(source, feeds))
