@@ -227,7 +227,7 @@ def page(rows: list[Row], found: dict[str, Any]) -> list[str]:
         "Measured in ONNX Runtime on a CPU; no TensorRT ran. `largest difference`: between any number that the Q/DQ",
         "graph and its form for TensorRT 8 give, on two images, node by node as written; `optimized`: as ONNX Runtime",
         "optimizes both. `peak`: resident memory that writing the form adds, the mapped Q/DQ file included; `packed`:",
-        "the bundle's graph, which stays as it is. Detectors named `.yaml` have random weights; the largest is there for",
+        "the bundle's graph, which stays as it is. Detectors named `.yaml` have random weights; the largest is for",
         "memory alone.",
         "",
         *table(header, cells),

@@ -15,7 +15,7 @@ _ENTRY = re.compile(r"(?P<name>.+): (?P<digits>[0-9a-fA-F]{1,8})")
 
 def to_text(scales: Mapping[str, float], tensorrt: str) -> str:
     """The cache for scales by tensor name, for a TensorRT version such as `8.5.2`."""
-    major, minor, patch = (int(part) for part in (tensorrt + ".0.0").split(".")[:3])
+    major, minor, patch = (*map(int, re.findall(r"\d+", tensorrt.partition("-")[0])[:3]), 0, 0)[:3]
     number = major * (1000 if major < 10 else 10_000) + minor * 100 + patch  # NV_TENSORRT_VERSION
     lines = [f"TRT-{number}-EntropyCalibration2"]
     lines += [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in scales.items()]

@@ -27,6 +27,8 @@ NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 3, 4, 
 ATTRIBUTE_NAME, ATTRIBUTE_INTEGER, ATTRIBUTE_TYPE = 1, 3, 20
 """Fields of AttributeProto."""
 _ATTRIBUTE_TENSOR = 5  # of AttributeProto
+ATTRIBUTE_GRAPHS = (6, 11)
+"""Fields of AttributeProto that hold subgraphs."""
 
 
 @dataclass(frozen=True)

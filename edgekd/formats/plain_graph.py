@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from edgekd.formats.activations import float_activations
 from edgekd.formats.onnx_bytes import Node
-from edgekd.formats.qdq_graph import COMPUTING, DEQUANTIZE, QUANTIZE, QdqGraph, StreamedFile
+from edgekd.formats.qdq_graph import COMPUTING, QdqGraph, StreamedFile, is_pair
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,15 @@ class PlainGraph:
     each quantized activation, by the name of its tensor in the file. float_layers: names of the nodes that Q/DQ keeps
     in floating point: those of COMPUTING whose operands it does not quantize, what follows them up to the next
     quantizer, and what no quantized layer reads, such as the decoding of boxes. With a scale for every tensor, TensorRT
-    would run them in INT8 unless it is told not to. float_tensors: the floating-point outputs of those that they alone
-    read, or that the network gives; without a scale for these, TensorRT cannot compute them in INT8.
+    would run them in INT8 unless it is told not to. float_outputs: the floating-point outputs of those, in computing
+    order; float_tensors: those among them that float layers alone read, or that the network gives; without a scale for
+    these, TensorRT cannot compute them in INT8.
     """
 
     file: StreamedFile
     scales: Mapping[str, float]
     float_layers: tuple[str, ...]
+    float_outputs: tuple[str, ...]
     float_tensors: tuple[str, ...]
 
     @property
@@ -55,12 +57,13 @@ def plain_graph(onnx: bytes) -> PlainGraph:
         file=graph.without_qdq(),
         scales=scales,
         float_layers=tuple(node.name for node, outputs in nodes if outputs),
+        float_outputs=tuple(name for _, outputs in nodes for name in outputs),
         float_tensors=tuple(name for _, outputs in nodes for name in outputs if name not in read_elsewhere),
     )
 
 
 def _plain_nodes(graph: QdqGraph) -> list[Node]:
-    return [node for node in graph.nodes if node.operator not in (QUANTIZE, DEQUANTIZE)]
+    return [node for node in graph.nodes if not is_pair(node)]
 
 
 def _float_nodes(graph: QdqGraph) -> list[Node]:

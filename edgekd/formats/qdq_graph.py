@@ -1,7 +1,8 @@
 """A Q/DQ graph, and the forms of it that builders take: without Q/DQ, with some layers in float, with FP32 weights.
 
-- TensorRT 10 and later take weights as INT8 constants behind a DequantizeLinear. TensorRT 8 refuses INT8 constants
-  (NVIDIA/TensorRT issue 2163): there a weight is an FP32 constant behind a QuantizeLinear and a DequantizeLinear.
+- TensorRT 10 and later take weights as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused such constants
+  (NVIDIA/TensorRT issue 2163), though not in every report (issue 3385). There a weight is an FP32 constant behind a
+  QuantizeLinear and a DequantizeLinear, as its guide asks for.
 - A layer leaves INT8 when its operands are read without Q/DQ: the tensor in front of the pair, and for weights the
   values that the codes stand for.
 
@@ -21,6 +22,7 @@ from typing import IO
 import numpy as np
 
 from edgekd.formats.onnx_bytes import (
+    ATTRIBUTE_GRAPHS,
     ATTRIBUTE_INTEGER,
     ATTRIBUTE_NAME,
     ATTRIBUTE_TYPE,
@@ -67,9 +69,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class StreamedFile:
-    """A file that is made while it is written, one piece after the other."""
+    """A file that is made while it is written, one piece after the other. quantized: whether it has Q/DQ."""
 
     pieces: tuple[Piece, ...]
+    quantized: bool
 
     @property
     def length(self) -> int:
@@ -103,6 +106,7 @@ class QdqGraph:
         found = (tensor(onnx, first, last) for number, _, first, last in self.graph_fields if number == INITIALIZER)
         self.constants: dict[str, Tensor] = {each.name: each for each in found if each}
         self.outputs = {text(onnx, first, last, 1) for number, _, first, last in self.graph_fields if number == OUTPUT}
+        self.has_subgraphs = any(_has_subgraph(onnx, node) for node in self.nodes)
         self.quantizers = {node.outputs[0]: node for node in self.nodes if node.operator == QUANTIZE}
         self.dequantizers = {node.outputs[0]: node for node in self.nodes if node.operator == DEQUANTIZE}
 
@@ -156,7 +160,7 @@ class QdqGraph:
         if lost:
             raise ValueError(f"expected outputs that are not quantized, found {', '.join(lost)}")
         form = _Form(self, None, int8_constants=True)
-        left = [node.outputs[0] for node in form.nodes if node.operator in (QUANTIZE, DEQUANTIZE)]
+        left = [node.outputs[0] for node in form.nodes if is_pair(node)]
         if left:
             raise ValueError(f"expected Q/DQ pairs and weights, found {', '.join(left)}")
         return form.file()
@@ -183,6 +187,7 @@ class _Form:
     def __init__(self, graph: QdqGraph, float_nodes: set[str] | None, *, int8_constants: bool) -> None:
         self._graph = graph
         self._float_nodes = float_nodes
+        self._float_transposes = self._transposes_for_float()
         self._quantized_reads = graph.outputs.union(*(each.inputs for each in graph.nodes if not self._is_float(each)))
         self.nodes = self._needed_nodes()
         self._float32_codes: dict[str, Node] = {}  # INT8 constants that are to be FP32, and who dequantizes them
@@ -192,17 +197,29 @@ class _Form:
                 if (first.inputs, axis_of(first)) != (node.inputs, axis_of(node)):
                     raise ValueError(f"expected one scale for {node.inputs[0]}, found {first.inputs[1]} and another")
         self._read = graph.outputs.union(*map(self._inputs, self.nodes))
+        pairs = {name for node in graph.nodes if is_pair(node) for name in node.inputs}
+        # What no node reads may be read in a subgraph.
+        self._unread = (pairs if graph.has_subgraphs else graph.constants.keys()) - self._read
 
     def _is_float(self, node: Node) -> bool:
-        wanted = self._float_nodes is None or node.name in self._float_nodes
-        return wanted and node.operator not in (QUANTIZE, DEQUANTIZE)
+        if is_pair(node):
+            return False
+        return self._float_nodes is None or node.name in self._float_nodes or node.outputs in self._float_transposes
+
+    def _transposes_for_float(self) -> set[tuple[str, ...]]:
+        """Outputs of each Transpose of dequantized weights that float nodes alone read."""
+        wanted = self._float_nodes or set()
+        read_in_int8 = {name for node in self._graph.nodes if node.name not in wanted for name in node.inputs}
+        transposes = (node for node in self._graph.nodes if node.operator == "Transpose")
+        weights = (node for node in transposes if any(map(self._graph.dequantizes_constants, node.inputs)))
+        return {node.outputs for node in weights if read_in_int8.isdisjoint(node.outputs)}
 
     def _needed_nodes(self) -> list[Node]:
         """The nodes of the form, in order: all but the Q/DQ that nothing reads any more."""
         read = set(self._graph.outputs)
         kept = []
         for node in reversed(self._graph.nodes):
-            if node.operator not in (QUANTIZE, DEQUANTIZE) or not read.isdisjoint(node.outputs):
+            if not is_pair(node) or not read.isdisjoint(node.outputs):
                 read.update(self._computed(node) if self._is_float(node) else node.inputs)
                 kept.append(node)
         return kept[::-1]
@@ -242,7 +259,7 @@ class _Form:
                 parts += [_piece(integer(GRAPH << 3 | BYTES) + integer(length)), *pieces]
             else:
                 parts.append(_piece(copied(onnx, *each)))
-        return StreamedFile(tuple(parts))
+        return StreamedFile(tuple(parts), any(is_pair(node) for node in self.nodes))
 
     def _node_pieces(self) -> Iterator[Piece]:
         """The nodes, each weight's QuantizeLinear before the first node that reads it."""
@@ -259,12 +276,12 @@ class _Form:
     def _quantizer(self, node: Node) -> bytes:
         """The QuantizeLinear in front of a DequantizeLinear of weights, with the same scale, zero point and axis."""
         codes = node.inputs[0]
-        inputs = (_float32(codes), node.inputs[1], self._zero_point(node))
+        inputs = (float32_names(codes)[0], node.inputs[1], self._zero_point(node))
         return b"".join(
             (
                 *(field(NODE_INPUT, name.encode()) for name in inputs),
                 field(NODE_OUTPUT, codes.encode()),
-                field(NODE_NAME, f"{codes}/quantize".encode()),
+                field(NODE_NAME, float32_names(codes)[1].encode()),
                 field(NODE_OPERATOR, QUANTIZE.encode()),
                 _axis_field(node),
             )
@@ -279,7 +296,7 @@ class _Form:
                 continue
             if number == INITIALIZER:
                 found = tensor(onnx, begin, end)
-                if found and (found.name not in self._read or found.name in self._float32_codes):
+                if found and (found.name in self._unread or found.name in self._float32_codes):
                     continue
             head = len(integer(number << 3 | wire)) + (len(integer(end - begin)) if wire == BYTES else 0)
             yield Piece(head + end - begin, partial(copied, onnx, number, wire, begin, end))
@@ -292,10 +309,20 @@ class _Form:
             if graph.dequantizes_constants(name) and self._weight(name) in self._read - given:
                 yield _weight_piece(graph, node, self._weight(name), exact=False)
         for codes, node in self._float32_codes.items():
-            yield _weight_piece(graph, node, _float32(codes), exact=True)
+            yield _weight_piece(graph, node, float32_names(codes)[0], exact=True)
             if self._zero_point(node) not in graph.constants:
                 zeros = np.zeros(graph.value(node.inputs[1]).shape, np.int8)
                 yield _piece(field(INITIALIZER, _initializer(self._zero_point(node), zeros, INT8)))
+
+
+def _has_subgraph(onnx: bytes, node: Node) -> bool:
+    attributes = (each for each in node.fields if each[0] == NODE_ATTRIBUTE)
+    return any(inner[0] in ATTRIBUTE_GRAPHS for each in attributes for inner in fields(onnx, *each[2:]))
+
+
+def is_pair(node: Node) -> bool:
+    """Return whether a node is one of a Q/DQ pair."""
+    return node.operator in (QUANTIZE, DEQUANTIZE)
 
 
 def axis_of(node: Node) -> int:
@@ -331,9 +358,9 @@ def _along(scales: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
     return scales.reshape(sides)
 
 
-def _float32(codes: str) -> str:
-    """The name of the FP32 constant in place of an INT8 one."""
-    return f"{codes}/float32"
+def float32_names(codes: str) -> tuple[str, str]:
+    """Return the names of the FP32 constant in place of an INT8 one, and of the QuantizeLinear that reads it."""
+    return f"{codes}/float32", f"{codes}/quantize"
 
 
 def _weight_piece(graph: QdqGraph, node: Node, name: str, *, exact: bool) -> Piece:

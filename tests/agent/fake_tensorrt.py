@@ -161,6 +161,8 @@ class ILayer:
 
 
 class ITensor:
+    is_execution_tensor = True
+
     def set_dynamic_range(self, min: float, max: float) -> bool:  # noqa: A002 the bindings' names
         self._range = (min, max)
         return True
@@ -269,6 +271,7 @@ class Builder:
         assert network._onnx is not None, "nothing was parsed"
         request = _request(self.trt, network, config)
         result = plan(onnx.load_from_string(network._onnx), request, behaviour, self._log)
+        config._timing = config._timing and config._timing + b"+"  # layers are timed, whatever comes of it
         if result is None:
             return None
         record = _record(network, config, request)
@@ -280,7 +283,6 @@ class Builder:
         self._log(
             "INFO", use if config._timing else use.replace("Global", "Local").replace("be stored", "not be stored")
         )
-        config._timing = config._timing and config._timing + b"+"
         return bytearray(PLAN + json.dumps(record).encode() + b"\n" + network._onnx)
 
 

@@ -24,7 +24,10 @@ def test_scales_come_back_bit_for_bit(scales: dict[str, float], tensorrt: str) -
 
 @pytest.mark.parametrize(
     ("version", "number"),
-    [("8.5.2", 8502), ("8.2.1", 8201), ("8.6.1.6", 8601), ("10.3.0", 100300), ("10.13.2", 101302), ("8.5", 8500)],
+    [
+        *(("8.5.2", 8502), ("8.2.1", 8201), ("8.6.1.6", 8601), ("10.3.0", 100300), ("10.13.2", 101302), ("8.5", 8500)),
+        ("8.5.2-1+cuda11.4", 8502),
+    ],
 )
 def test_the_first_line_says_version_and_calibrator(version: str, number: int) -> None:
     assert to_text({}, version) == f"TRT-{number}-EntropyCalibration2\n"

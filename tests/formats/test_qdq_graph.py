@@ -170,6 +170,53 @@ def test_an_axis_is_written_out() -> None:
     np.testing.assert_array_equal(run(model), run(source))
 
 
+def test_a_residual_stays_in_int8_without_its_convolution() -> None:
+    """The form still has Q/DQ, of which the builder has to know."""
+    source = conv_pair()
+    source.graph.node.append(helper.make_node("Add", ["x/dq", "y"], ["sum"], "add"))
+    source.graph.output[0].name = "sum"
+    file = QdqGraph(source.SerializeToString()).form(["first", "second"])
+    assert file.quantized
+    assert not QdqGraph(source.SerializeToString()).without_qdq().quantized
+
+
+def test_transposed_weights_leave_int8_with_their_product() -> None:
+    codes, scales = np.arange(-6, 6, dtype=np.int8).reshape(4, 3), np.array([1, 2, 3, 0.5], np.float32)
+    constants = {"codes": codes, "scales": scales, "zeros": np.zeros(4, np.int8), "scale": np.array(0.1, np.float32)}
+    constants["zero"] = np.array(0, np.int8)
+    nodes = [
+        helper.make_node(QUANTIZE, ["x", "scale", "zero"], ["x8"], "q"),
+        helper.make_node(DEQUANTIZE, ["x8", "scale", "zero"], ["xd"], "dq"),
+        helper.make_node(DEQUANTIZE, ["codes", "scales", "zeros"], ["w"], "weights", axis=0),
+        helper.make_node("Transpose", ["w"], ["turned"], "turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["xd", "turned"], ["y"], "product"),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, n]) for name, n in (("x", 3), ("y", 4))]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "product", ports[:1], ports[1:], weights)
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert QdqGraph(source.SerializeToString()).int8_layers() == ("product",)
+    file = QdqGraph(source.SerializeToString()).form(["product"], int8_constants=False)
+    model = onnx.load_from_string(file.content())
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Transpose", "MatMul"]
+    assert not file.quantized
+
+
+def test_constants_of_a_subgraph_are_kept() -> None:
+    source = conv_pair()
+    source.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "captured"))
+    source.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
+    out = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [3])
+    branch = helper.make_graph([helper.make_node("Identity", ["captured"], ["chosen"])], "branch", [], [out])
+    source.graph.node.append(
+        helper.make_node("If", ["condition"], ["extra"], "if", then_branch=branch, else_branch=branch)
+    )
+    model = onnx.load_from_string(QdqGraph(source.SerializeToString()).form(int8_constants=False).content())
+    assert {"captured", "condition"} <= {each.name for each in model.graph.initializer}
+    np.testing.assert_array_equal(run(model), run(source))
+
+
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="expected names of nodes, found nothing"):
         QdqGraph(conv_pair().SerializeToString()).form(["nothing"])

@@ -9,29 +9,35 @@ from dataclasses import dataclass, field
 from edgekd.agent.runtimes.types import BuildFailedError, UnimplementedLayerError
 
 MAX_LINES = 200
-"""A builder repeats itself; the first of so many different messages say what matters."""
-MAX_LENGTH = 1000  # characters of a message; the longest name hundreds of layers that were fused into one
+"""Of each severity: a builder warns of every layer, and what it says at last is the error."""
+MAX_LENGTH = 1000  # characters of a message that is recorded; the longest name hundreds of layers fused into one
 WARNING = "W"
 ERROR = "E"
-_NO_KERNEL = re.compile(r"[Cc]ould not find any implementation for node (?P<node>.+?)(?: due to|\.?\)?\s*$|\. In )")
+_NO_KERNEL = re.compile(r"[Cc]ould not find any implementation for node (?P<node>.+?)(?:\.?\)?\s*$|\. In )")
+_NO_WORKSPACE = "insufficient workspace"
 
 
 @dataclass
 class BuilderLog:
-    """Messages of a builder: each once, in order. lines: `W message` or `E message`."""
+    """Messages of a builder: each once, in order. messages: severity and text."""
 
-    lines: list[str] = field(default_factory=list)
+    messages: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, severity: str, message: str) -> None:
-        """Keep a message, unless it is there already or there are too many."""
-        line = f"{severity} {' '.join(message.split())}"[:MAX_LENGTH]
-        if line not in self.lines and len(self.lines) < MAX_LINES:
-            self.lines.append(line)
+    def add(self, severity: str, text: str) -> None:
+        """Keep a message, unless it is there already or there are too many of its severity."""
+        message = severity, " ".join(text.split())
+        if message not in self.messages and sum(each[0] == severity for each in self.messages) < MAX_LINES:
+            self.messages.append(message)
+
+    @property
+    def lines(self) -> list[str]:
+        """What is recorded: `W message` or `E message`, the longest cut."""
+        return [f"{severity} {text}"[:MAX_LENGTH] for severity, text in self.messages]
 
     @property
     def errors(self) -> list[str]:
-        """The messages of errors."""
-        return [line[2:] for line in self.lines if line.startswith(ERROR)]
+        """The texts of errors."""
+        return [text for severity, text in self.messages if severity == ERROR]
 
     @property
     def cause(self) -> str:
@@ -43,9 +49,10 @@ def unimplemented_node(errors: Iterable[str]) -> str | None:
     """Return the builder's name of the layer that it has no kernel for; None where the errors say nothing of it.
 
     The wording is that of TensorRT 8.2 to 11: "Could not find any implementation for node NAME." The name of fused
-    layers is that of all, as in `/model.0/conv/Conv + PWN(/model.0/act/Sigmoid, /model.0/act/Mul)`.
+    layers is that of all, as in `/model.0/conv/Conv + PWN(/model.0/act/Sigmoid, /model.0/act/Mul)`. A kernel that only
+    lacks workspace is none that is missing.
     """
-    found = next(filter(None, map(_NO_KERNEL.search, errors)), None)
+    found = next(filter(None, (_NO_KERNEL.search(text) for text in errors if _NO_WORKSPACE not in text)), None)
     return found["node"] if found else None
 
 
@@ -53,7 +60,9 @@ def build_failure(builder: str, log: BuilderLog) -> BuildFailedError:
     """Return the error for a build that gave no engine: an UnimplementedLayerError where a kernel is missing."""
     node = unimplemented_node(log.errors)
     if node is None:
-        fix = "see what it says, and how much memory is free"
+        fix = "free memory: the builder has too little workspace"
+        if not any(_NO_WORKSPACE in text for text in log.errors):
+            fix = "see what it says, and how much memory is free"
         return BuildFailedError(f"{builder} cannot build an engine", log=log.lines, found=log.cause, fix=fix)
     found = next(line for line in log.errors if unimplemented_node([line]))
     fix = "the layer can be built in float"

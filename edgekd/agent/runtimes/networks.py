@@ -42,13 +42,13 @@ class CalibratedNetwork:
     """A network without Q/DQ for the DLA.
 
     path: its ONNX file; scales: of its activations by name; missing_scales: names of activations without one, next to
-    which layers run in FP16; float_layers: names of the layers that are to stay float.
+    which layers run in FP16; float_outputs: names of the tensors whose layers are to stay float.
     """
 
     path: Path
     scales: Mapping[str, float]
     missing_scales: tuple[str, ...]
-    float_layers: tuple[str, ...]
+    float_outputs: tuple[str, ...]
 
 
 @contextmanager
@@ -70,12 +70,10 @@ def network(slot: Slot, wish: Wish, folder: Path, *, int8_constants: bool) -> Ne
     with opened(slot.graph) as graph:
         if not graph.scales() or (wish.source != FLOAT and not wish.float_layers and keep):
             return Network(slot.graph, bool(graph.scales()), float_type(slot.graph))
-        if wish.source == FLOAT:
-            path, quantized = _written(graph.without_qdq(), folder), False
-        else:
-            path = _written(graph.form(wish.float_layers, int8_constants=keep), folder)
-            quantized = bool(set(graph.int8_layers()) - set(wish.float_layers))
-    return Network(path, quantized, float_type(path))
+        plain = wish.source == FLOAT
+        file = graph.without_qdq() if plain else graph.form(wish.float_layers, int8_constants=keep)
+        path = _written(file, folder)
+    return Network(path, file.quantized, float_type(path))
 
 
 def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwork:
@@ -86,6 +84,7 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
     from edgekd.formats.activations import missing_scales
     from edgekd.formats.calibration_cache import from_text
     from edgekd.formats.plain_graph import plain_graph
+    from edgekd.formats.qdq_graph import QdqGraph
 
     cache = slot.file(CACHE)
     try:
@@ -97,9 +96,10 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
     with _mapped(slot.graph) as onnx, _as_device_error(slot.graph):
         plain = plain_graph(onnx)
         path, scales = _written(plain.file, folder), {**plain.scales, **more}
-        float_layers = (*plain.float_layers, *wish.float_layers)
+        asked = (node.outputs for node in QdqGraph(onnx).nodes if node.name in wish.float_layers)
+        float_outputs = (*plain.float_outputs, *(name for outputs in asked for name in outputs))
     with _mapped(path) as onnx, _as_device_error(path):
-        return CalibratedNetwork(path, scales, missing_scales(onnx, scales), float_layers)
+        return CalibratedNetwork(path, scales, missing_scales(onnx, scales), float_outputs)
 
 
 def inner_network(onnx: bytes, folder: Path, *, int8_constants: bool) -> Path:
@@ -161,10 +161,9 @@ def _mapped(path: Path) -> Iterator[bytes]:
     """A file's bytes, of which the system keeps in memory what is in use. Raises DeviceError."""
     import mmap
 
-    with _as_device_error(path):
-        stream = path.open("rb")
-        content = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
-    with stream, content:
+    with _as_device_error(path), path.open("rb") as stream:
+        content = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)  # outlives the stream
+    with content:
         yield cast("bytes", content)  # indexing and slicing are all that is done with it
 
 
@@ -185,5 +184,5 @@ def _as_device_error(graph: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise DeviceError(f"{graph}: cannot be taken apart", found=str(error), fix="unpack the bundle again") from error
-    except FileNotFoundError as error:
-        raise DeviceError(f"{graph}: missing", fix="unpack the bundle again") from error
+    except OSError as error:
+        raise DeviceError(f"{graph}: cannot be read", found=error.strerror, fix="unpack the bundle again") from error

@@ -70,10 +70,10 @@ class Builder:
         """Build the engine into a file, and keep what was timed for the next build. Raises DeviceError."""
         with self.wrapped("build"):
             plan = self.builder.build_serialized_network(self.network, self.config)
+        self._keep_cache()  # also of a build that failed: the next one begins with the same layers
         if plan is None:
             raise build_failure("TensorRT", self.log)
         engine.write_bytes(memoryview(plan))
-        self._keep_cache()
 
     def wrapped(self, what: str) -> AbstractContextManager[None]:
         """Say what TensorRT raises as a DeviceError."""
@@ -95,14 +95,17 @@ class Builder:
         return False
 
     def _keep_cache(self) -> None:
+        """Keep what was timed; an engine does without, so what goes wrong is only logged."""
         if self._cache is None:
             return
-        with self.wrapped("keep its timings"):
+        try:
             timing = self.config.get_timing_cache()
             content = bytes(memoryview(timing.serialize())) if timing is not None else b""
-        if content:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self._cache, content)
+            if content:
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write_file(self._cache, content)
+        except Exception as error:  # TensorRT's exceptions are Python's own, of several kinds
+            self.log.add(WARNING, f"timings not kept: {error}")
 
 
 @contextmanager

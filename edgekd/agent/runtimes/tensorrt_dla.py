@@ -67,26 +67,34 @@ class TensorRtDla(TensorRt):
         from edgekd.formats.calibration_cache import to_text
 
         trt, config = builder.trt, builder.config
-        kept = []
         with builder.wrapped("quantize for the DLA"):
             # Kept by the builder's wrapper, because TensorRT does not keep it alive.
             builder.calibrator = _calibrator(trt, to_text(network.scales, self.version()).encode("utf-8"))
             config.int8_calibrator = builder.calibrator
             config.set_flag(getattr(trt.BuilderFlag, builder.generation.constraint))
-            for index in range(builder.network.num_layers):
-                layer = builder.network.get_layer(index)
-                if layer.name in network.float_layers:
-                    layer.precision = trt.DataType.HALF
-                    for output in range(layer.num_outputs):
-                        layer.set_output_type(output, trt.DataType.HALF)
-                    kept.append(layer.name)
-        return kept
+            layers = [builder.network.get_layer(index) for index in range(builder.network.num_layers)]
+            return [layer.name for layer in layers if _held_in_float(trt, layer, set(network.float_outputs))]
 
     def _fallbacks(self, builder: Builder) -> list[str]:
         """The layers that the core does not take, and that run on the GPU."""
         with builder.wrapped("ask what the DLA takes"):
             layers = [builder.network.get_layer(index) for index in range(builder.network.num_layers)]
             return [layer.name for layer in layers if not builder.config.can_run_on_DLA(layer)]
+
+
+def _held_in_float(trt: Any, layer: Any, float_outputs: set[str]) -> bool:
+    """Hold a layer in FP16 where it computes one of these tensors; whether it does.
+
+    Tensors have the names of the graph; the layers of one node, such as those of a Split, have others.
+    """
+    tensors = [layer.get_output(index) for index in range(layer.num_outputs)]
+    # The type of indices and shapes must not be set (NvInfer.h at 8.5.2, ILayer::setOutputType).
+    held = [index for index, each in enumerate(tensors) if each.name in float_outputs and each.is_execution_tensor]
+    if held:
+        layer.precision = trt.DataType.HALF
+    for index in held:
+        layer.set_output_type(index, trt.DataType.HALF)
+    return bool(held)
 
 
 def _calibrator(trt: Any, cache: bytes) -> Any:

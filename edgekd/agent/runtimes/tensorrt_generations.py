@@ -43,8 +43,9 @@ class Generation:
     numbered by NetworkDefinitionCreationFlag; limit_workspace(trt, config, bytes); precision_flags: of BuilderFlag, for
     a float graph and for one with Q/DQ; empty where the graph alone decides; levels: whether there is a level of
     optimization; constraint: the flag that keeps the precision of layers, empty where that is not to be had;
-    int8_constants: whether weights may be INT8 constants behind a DequantizeLinear. Below 10 the parser makes constants
-    of them that the core refuses, "invalid weights type of Int8" (NVIDIA/TensorRT issue 2163).
+    int8_constants: whether weights are given as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused them,
+    "invalid weights type of Int8" (NVIDIA/TensorRT issue 2163), and in one report taken them (issue 3385, 8.5.2); FP32
+    constants behind Q/DQ are what its guide asks for.
     """
 
     first: tuple[int, int]
