@@ -70,11 +70,8 @@ class _Graph:
         self.constants = {each.name: each for each in found if each}
         self.quantized = {node.outputs[0]: node for node in self.nodes if node.operator == "QuantizeLinear"}
         self.dequantized = {node.outputs[0]: node for node in self.nodes if node.operator == "DequantizeLinear"}
-        self.transposed_weights = {
-            node.outputs[0]
-            for node in self.nodes
-            if node.operator == "Transpose" and any(map(self.is_weights, node.inputs))
-        }
+        transposes = (node for node in self.nodes if node.operator == "Transpose")
+        self.transposed_weights = {node.outputs[0] for node in transposes if any(map(self.is_weights, node.inputs))}
         self.removed = {*self.quantized, *self.dequantized}
         self.required_outputs()
 
