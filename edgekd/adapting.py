@@ -273,8 +273,7 @@ def _write_files(
     folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Scores | None, progress: Progress
 ) -> int | None:
     """Give an unpacked bundle the files of the variant. Returns of how many frames its record of statistics is."""
-    from edgekd.compress.activation_scales import activation_scales
-    from edgekd.formats.calibration_cache import to_text
+    from edgekd.compress.activation_scales import write_cache
     from edgekd.formats.golden_set import to_bytes
     from edgekd.formats.packed_graph import pack
     from edgekd.formats.plain_graph import plain_graph
@@ -284,8 +283,7 @@ def _write_files(
     spec = spec_from_json(manifest.detector)
     paths["graph"].write_bytes(pack(made.graph.read_bytes()))
     if "calibration-cache" in paths and manifest.tensorrt:
-        scales = activation_scales(made.graph, lambda: made.ranged)
-        paths["calibration-cache"].write_text(to_text(scales, manifest.tensorrt[0]), "ascii")
+        write_cache(made.graph, paths["calibration-cache"], lambda: made.ranged, manifest.tensorrt[0])
     if "golden" in paths:
         floating = made.graph.with_name("floating.onnx")
         floating.write_bytes(plain_graph(made.graph.read_bytes()).onnx)

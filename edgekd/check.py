@@ -409,8 +409,8 @@ def _dla_quantization(graph: GraphView, target: Target) -> list[Finding]:
     nodes = graph.of("QuantizeLinear", "DequantizeLinear")
     if not nodes or not target.dla or target.dla.quantization.value == "qdq":
         return []
-    what = f"on the DLA: {_runtime(target)} takes no Q/DQ there, but the same scales as a calibration cache"
-    return [Finding("note", where(nodes), what, "nothing: the cache is derived from this graph")]
+    what = f"on the DLA: {_runtime(target)} takes no Q/DQ there, but a calibration cache that scales every activation"
+    return [Finding("note", where(nodes), what, "nothing: a build writes the cache, derived from this graph")]
 
 
 def _dla_sizes(graph: GraphView, target: Target) -> list[Finding]:

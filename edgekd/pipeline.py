@@ -36,7 +36,6 @@ from edgekd.stages import (
     CACHE,
     EXPORT_OPSET,
     PLAN,
-    CacheRequest,
     Calibrated,
     Stages,
     calibration_source,
@@ -288,7 +287,7 @@ def trained(step: QuantAwareDistill, run: Run, dataset: Dataset, stages: Stages)
     stages.refuse_shared(dataset.split("train"), run.scored)
     teacher = job.model if run.weakened else None
     tensorrt, calibrated = cache_version(job.target), run.calibrated
-    request = CacheRequest(tensorrt, calibrated.frames) if tensorrt and calibrated else None
+    request = training.CacheRequest(tensorrt, calibrated.frames) if tensorrt and calibrated else None
     after = training.quant_aware_distill(
         stages, step, run.detector, run.after, dataset, job.trust_checkpoint, request, teacher
     )

@@ -125,38 +125,12 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class CacheRequest:
-    """A calibration cache to write: for a version of TensorRT, measured on calibration frames."""
-
-    tensorrt: str
-    frames: Frames
-
-
-@dataclass(frozen=True)
 class Calibrated:
     """The stage that chose the calibration images, the images, and the frames that they are to the network."""
 
     stage: Stage
     images: CalibrationSet
     frames: Frames
-
-
-def write_cache(folder: Path, request: CacheRequest | None) -> dict[str, int] | None:
-    """Write TensorRT's calibration cache of the Q/DQ graph in a stage's folder, if one is requested.
-
-    Returns how many activations have a scale, and how many lack one: `activations` and `missing`.
-    """
-    if request is None:
-        return None
-    from edgekd.compress.activation_scales import activation_scales
-    from edgekd.formats.activations import missing_scales
-    from edgekd.formats.calibration_cache import to_text
-    from edgekd.formats.plain_graph import plain_graph
-
-    scales = activation_scales(folder / GRAPH, request.frames.read)
-    (folder / CACHE).write_text(to_text(scales, request.tensorrt), "ascii")
-    plain = plain_graph((folder / GRAPH).read_bytes())
-    return {"activations": len(scales), "missing": len(missing_scales(plain.onnx, scales))}
 
 
 class Stages:
@@ -334,12 +308,14 @@ class Stages:
         """
 
         def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.compress.activation_scales import write_cache
             from edgekd.compress.plan import plan_toml
             from edgekd.compress.quantize import quantize
 
             done = quantize(graph.path / GRAPH, folder / GRAPH, frames.read(), step, plan.forms if plan else None)
             if plan:
                 (folder / PLAN).write_text(plan_toml(plan), "utf-8")
+            cache = write_cache(folder / GRAPH, folder / CACHE, frames.read, tensorrt) if tensorrt else None
             noises = {name: 10 ** (-done.snr_db[name] / 10) for name in done.int8}
             errors = {layer.name: layer.error for layer in plan.layers} if plan else noises
             return {
@@ -350,7 +326,7 @@ class Stages:
                 "forms": dict(done.forms),
                 "snr_db": {name: round(ratio, 2) for name, ratio in done.snr_db.items()},
                 "errors": {name: float(f"{error:.4g}") for name, error in errors.items()},
-                "calibration_cache": write_cache(folder, CacheRequest(tensorrt, frames) if tensorrt else None),
+                "calibration_cache": cache,
             }
 
         inputs = {

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,27 @@ from edgekd.evaluate import finder
 from edgekd.labelling import Find, label, teacher_bands
 from edgekd.spec import Distill, QuantAwareDistill
 from edgekd.stages import (
+    CACHE,
     EXPORT_OPSET,
     GRAPH,
     LABELS,
     PLAN,
     TOOLS,
     VERSION,
-    CacheRequest,
+    Frames,
     Stages,
     spec_of,
     tool_versions,
-    write_cache,
 )
 from edgekd.store import Stage
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """A calibration cache to write: for a version of TensorRT, measured on calibration frames."""
+
+    tensorrt: str
+    frames: Frames
 
 
 def student_file(step: Distill) -> str:
@@ -176,6 +184,7 @@ def quant_aware_distill(
     """
 
     def work(folder: Path) -> Mapping[str, Any]:
+        from edgekd.compress.activation_scales import write_cache
         from edgekd.detectors.ultralytics_trainer import distill_quantized
 
         source, out = graph.path / GRAPH, folder / GRAPH
@@ -184,8 +193,10 @@ def quant_aware_distill(
             shutil.copyfile(graph.path / PLAN, folder / PLAN)
         kept = {name: graph.results[name] for name in ("detector", "opset", "layers", "forms")}
         trained = {"epochs": done.epochs, "losses": _rounded(done.losses)}
-        written = write_cache(folder, cache_request)  # training moves activations, also those whose scales it keeps
-        return {**kept, "bytes": out.stat().st_size, **trained, "calibration_cache": written}
+        cache = None
+        if cache_request:  # training moves activations, also those whose scales it keeps
+            cache = write_cache(out, folder / CACHE, cache_request.frames.read, cache_request.tensorrt)
+        return {**kept, "bytes": out.stat().st_size, **trained, "calibration_cache": cache}
 
     inputs = {
         "graph": graph.sha256,

@@ -29,7 +29,10 @@ from edgekd.detectors.onnx import describe, load_graph
 from edgekd.drift import LEAST_FRAMES, from_json
 from edgekd.errors import CompressError, SpecError
 from edgekd.evaluate import evaluate, sure
+from edgekd.formats.activations import missing_scales
 from edgekd.formats.calibration_cache import from_text
+from edgekd.formats.packed_graph import unpack
+from edgekd.formats.plain_graph import plain_graph
 from edgekd.printing import print_adapted
 
 FRAMES = LEAST_FRAMES
@@ -152,6 +155,9 @@ def test_the_manifest_says_what_it_is(made: Any, tiny_build: Built, tmp_path: Pa
     extract(tiny_build.bundle, tmp_path / "old")
     old, new = (from_text((tmp_path / name / "calibration.cache").read_text("ascii")) for name in ("old", "files"))
     assert old.keys() == new.keys()
+    plain = plain_graph(unpack((tmp_path / "files" / manifest.graph.path).read_bytes()))
+    assert missing_scales(plain.onnx, new) == ()
+    assert plain.scales.items() <= new.items()
     assert old != new
 
 

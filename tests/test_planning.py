@@ -21,7 +21,10 @@ from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.errors import DataError, SpecError
+from edgekd.formats.activations import missing_scales
+from edgekd.formats.calibration_cache import from_text
 from edgekd.formats.packed_graph import unpack
+from edgekd.formats.plain_graph import plain_graph
 from edgekd.planning import held_out, offered
 from edgekd.progress import SILENT
 from edgekd.publish import budget_bytes
@@ -264,7 +267,13 @@ def test_a_recipe_that_trains_ships_the_trained_graph(
     stages = {stage["name"]: stage["files"] for stage in ledger["stages"]}
     before, after = stages["quantize"], stages["quant_aware_distill"]
     assert before["graph.onnx"] != after["graph.onnx"] == file_sha256(out / "graph.onnx")
-    assert before["calibration.cache"] == after["calibration.cache"], "ranges stay as they are, so scales do"
+    assert before["calibration.cache"] != after["calibration.cache"], "what Q/DQ does not scale is measured again"
+    assert found["calibration_cache"]["missing"] == 0
+    extract(out / "tiny-xavier.edgekd", tmp_path / "bundle")
+    scales = from_text((tmp_path / "bundle" / "calibration.cache").read_text("ascii"))
+    plain = plain_graph((out / "graph.onnx").read_bytes())
+    assert missing_scales(plain.onnx, scales) == ()
+    assert plain.scales.items() <= scales.items()
     packed = {entry.path: entry for entry in verify(out / "tiny-xavier.edgekd").files}
     assert packed["graph.packed"].length <= 2_000_000
     assert {"plan.toml", "calibration.cache"} <= set(packed)

@@ -19,13 +19,25 @@ from edgekd.compress.placement import CUTS_VALUES, MOVES_VALUES, shared_scales
 from edgekd.compress.ranges import merged, scale_of
 from edgekd.compress.walk import shapes_of
 from edgekd.errors import CompressError
-from edgekd.formats.activations import float_activations
+from edgekd.formats.activations import float_activations, missing_scales
+from edgekd.formats.calibration_cache import from_text, to_text
 from edgekd.formats.plain_graph import plain_graph
 
 RANGES = "mse"
 """How ranges are chosen for what no quantized layer reads, so that no layer's error can decide."""
 PASS_BYTES = 256 << 20
 """Memory for the activations of one frame that one pass looks at; calibration holds those of two frames."""
+
+
+def write_cache(source: Path, out: Path, frames: Callable[[], Iterable[np.ndarray]], tensorrt: str) -> dict[str, int]:
+    """Write `out`, the calibration cache of a Q/DQ graph for a version of TensorRT; otherwise as `activation_scales`.
+
+    Returns how many activations have a scale in it, and how many lack one: `activations` and `missing`.
+    """
+    scales = activation_scales(source, frames)
+    out.write_text(to_text(scales, tensorrt), "utf-8")
+    missing = missing_scales(plain_graph(source.read_bytes()).onnx, from_text(out.read_text("utf-8")))
+    return {"activations": len(scales), "missing": len(missing)}
 
 
 def activation_scales(source: Path, frames: Callable[[], Iterable[np.ndarray]]) -> dict[str, float]:

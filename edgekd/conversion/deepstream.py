@@ -144,7 +144,7 @@ def _write_plain(folder: Path, tensorrt: str, scales: Mapping[str, float]) -> Ca
     known, activations = {**scales, **plain.scales}, float_activations(plain.onnx)
     wanted = [name for name in activations if name not in plain.float_tensors]
     written = {name: known[name] for name in wanted if name in known}
-    (folder / CACHE).write_text(to_text(written, tensorrt), "ascii")
+    (folder / CACHE).write_text(to_text(written, tensorrt), "utf-8")
     return CacheCounts(len(activations), len(activations) - len(wanted), len(wanted) - len(written))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import Built
 
 from edgekd import converting
 from edgekd.conversion.deepstream import CACHE, CONFIG, GRAPH, LABELS, PLAIN, config
@@ -22,7 +23,9 @@ from edgekd.detectors.types import DetectorSpec, Head, Preprocess
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.errors import SpecError
 from edgekd.export import probe
+from edgekd.formats.activations import float_activations
 from edgekd.formats.calibration_cache import from_text
+from edgekd.formats.plain_graph import plain_graph
 
 STUB = Path(__file__).with_name("deepstream_stub")
 SIZE = Preprocess(height=64, width=96)
@@ -75,7 +78,7 @@ def test_int8_is_built_by_trtexec_before_or_by_a_cache_for_tensorrt_8(tiny_int8:
     assert "int8-calib-file" not in told
     assert makes(tmp_path / "new").endswith("detector.engine")
     assert "--saveEngine=$@ --int8 --fp16" in (tmp_path / "new" / "Makefile").read_text("utf-8")
-    convert(tiny_int8, tmp_path / "old", "xavier")
+    old = convert(tiny_int8, tmp_path / "old", "xavier")
     told = settings(tmp_path / "old")
     assert (told["onnx-file"], told["int8-calib-file"], told["network-mode"]) == (PLAIN, CACHE, "1")
     cache = (tmp_path / "old" / CACHE).read_text("ascii")
@@ -83,6 +86,29 @@ def test_int8_is_built_by_trtexec_before_or_by_a_cache_for_tensorrt_8(tiny_int8:
     tensors = {name for node in load_graph(tmp_path / "old" / PLAIN).graph.node for name in (*node.input, *node.output)}
     assert set(from_text(cache)) <= tensors
     assert from_text(cache)
+    counts = old["calibration_cache"]
+    assert 0 < counts["missing"] == counts["activations"] - counts["float_tensors"] - len(from_text(cache))
+    assert any(
+        f"{counts['missing']} of {counts['activations']} activations have no scale" in note for note in old["notes"]
+    )
+    assert found["calibration_cache"] is None
+    fp32 = convert(tiny_int8, tmp_path / "fp32", "xavier", precision="fp32")
+    assert fp32["calibration_cache"] is None
+
+
+def test_a_bundle_brings_the_scales_of_all_that_may_be_int8(tiny_build: Built, tmp_path: Path) -> None:
+    found = convert(tiny_build.bundle, tmp_path / "out", "xavier")
+    scales = from_text((tmp_path / "out" / CACHE).read_text("ascii"))
+    plain = plain_graph((tiny_build.out / "graph.onnx").read_bytes())
+    counts = {
+        "activations": len(float_activations(plain.onnx)),
+        "float_tensors": len(plain.float_tensors),
+        "missing": 0,
+    }
+    assert found["calibration_cache"] == counts
+    assert not any("no scale" in note for note in found["notes"])
+    assert scales.keys() == set(float_activations((tmp_path / "out" / PLAIN).read_bytes())) - set(plain.float_tensors)
+    assert load_graph(tmp_path / "out" / PLAIN).graph.output[0].name in plain.float_tensors
 
 
 def test_preprocessing_is_said_as_nvinfer_computes_it() -> None:
