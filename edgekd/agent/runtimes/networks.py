@@ -157,13 +157,10 @@ def opened(graph: Path) -> Iterator[QdqGraph]:
 @contextmanager
 def _mapped(path: Path) -> Iterator[bytes]:
     """A file's bytes, of which the system keeps in memory what is in use. Raises DeviceError."""
-    import mmap
+    from mmap import PROT_READ, mmap
 
-    with (
-        _as_device_error(path),
-        path.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as content,
-    ):
+    # On one line: in parentheses it would be Python 3.9.
+    with _as_device_error(path), path.open("rb") as file, mmap(file.fileno(), 0, prot=PROT_READ) as content:
         yield cast("bytes", content)  # indexing and slicing are all that is done with it
 
 
