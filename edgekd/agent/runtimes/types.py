@@ -61,7 +61,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Raw data on an engine. layers: the engine inspector's JSON; times_ms: milliseconds of a profiled run, by layer."""
+    """Raw data on an engine. layers: the inspector's JSON; times_ms: milliseconds of a profiled run, by layer."""
 
     layers: str
     times_ms: Mapping[str, float]
