@@ -45,7 +45,11 @@ def main() -> None:
 def members(bundle: Path) -> dict[str, bytes]:
     """The files of the kit by name. Raises BundleError, HashError."""
     verify(bundle)
-    checked = {bundle.name: bundle.read_bytes(), NAME: agent_archive(), "kit.json": canonical_json(facts(bundle)) + b"\n"}
+    checked = {
+        bundle.name: bundle.read_bytes(),
+        NAME: agent_archive(),
+        "kit.json": canonical_json(facts(bundle)) + b"\n",
+    }
     sums = "".join(f"{hashlib.sha256(checked[name]).hexdigest()}  {name}\n" for name in sorted(checked))
     texts = {name: (HERE / name).read_bytes() for name in ("run.sh", "README.md")}
     return {**checked, **texts, SUMS: sums.encode("ascii"), "LICENSE": (HERE.parent / "LICENSE").read_bytes()}

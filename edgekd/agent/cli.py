@@ -27,7 +27,7 @@ STATE = Path("/var/lib/edgekd")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 where it did what it says, else 1, or the code of a verdict. Anything but JSON goes to stderr."""
+    """Run one command; 0 where it did what it says, else 1 or a verdict's code. Anything but JSON goes to stderr."""
     code = 0
     answer: dict[str, Any] = {"command": None, "ok": True, "error": None, "result": None}
     try:

@@ -57,7 +57,7 @@ MAX_STDERR = 4000  # characters of the end of what a process printed
 
 @dataclass(frozen=True)
 class Effort:
-    """How long an engine is timed, at least: so many runs and seconds; and after how many seconds a process is ended."""
+    """How long an engine is timed at least, in runs and seconds, and how many seconds a process may take."""
 
     iterations: int = 200
     seconds: float = 10.0
@@ -277,4 +277,3 @@ def _interrupted() -> Iterator[None]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-

@@ -1,7 +1,7 @@
 """The evidence of a validation, read from `result.json`. Pure.
 
-The file comes from strangers: `from_json` checks all that the verdicts and the report use, and bounds it. Raw data, such
-as the layer lists, is left to whoever wants to look at it.
+The file comes from strangers: `from_json` checks all that the verdicts and the report use, and bounds it. Raw data,
+such as the layer lists, is left to whoever wants to look at it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Process:
-    """How a process ended. signal: its name, where one ended it; exit_code: None then; timed_out: it was ended by us."""
+    """How a process ended. signal: the name of what ended it, exit_code: None then; timed_out: it took too long."""
 
     exit_code: int | None
     signal: str | None

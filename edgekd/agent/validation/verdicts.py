@@ -25,6 +25,7 @@ from edgekd.agent.validation.evidence import (
     Attempt,
     Bench,
     Evidence,
+    PowerMode,
     Prediction,
 )
 from edgekd.errors import DeviceError
@@ -66,7 +67,7 @@ class Verdict:
     """
 
     claim: str
-    runtime: str
+    runtime: str | None
     form: str | None
     outcome: str
     number: float | None
@@ -202,7 +203,7 @@ def _share(attempt: Attempt, index: int) -> Verdict:
     text, build = f"{_name(attempt)} computes most of its time in INT8", attempt.build
     share = build.int8_share if build else None
     if share is None:
-        why = (build and build.unread) or "the runtime does not say which precision a layer has"
+        why = (build and build.unread) or "the runtime does not say how long layers of each precision take"
         return _verdict(attempt, index, SHARE, NOT_TESTED, text, why, step=BUILD)
     outcome = CONFIRMED if share >= MIN_INT8_SHARE else REFUTED
     return _verdict(attempt, index, SHARE, outcome, text, f"{share:.0%}", step=BUILD, number=share, unit="share")
@@ -255,41 +256,41 @@ def _fps(attempt: Attempt, index: int) -> Verdict:
 def _prediction(evidence: Evidence) -> Verdict:
     """Whether the measured latency lies in the predicted interval, for the target that the device is."""
     measured = _measured(evidence)
-    index, attempt = measured or (0, evidence.attempts[0])
     predicted = next((each for each in evidence.predictions if each.fits), None)
+    if predicted is None:
+        why = "no prediction in this kit is of this device"
+    elif measured is None:
+        why = "no INT8 engine of TensorRT was timed"
+    elif not _same_mode(predicted.power_mode, evidence.power_mode):
+        found = evidence.power_mode.title if evidence.power_mode else "not known"
+        why = f"the power mode is {found}, the prediction is of {predicted.power_mode and predicted.power_mode.title}"
+    else:
+        return _compared(*measured, predicted)
     text = "the latency is as predicted"
-    why = _incomparable(evidence, predicted, measured is not None)
-    if why is not None or predicted is None or attempt.bench is None:
-        return _verdict(attempt, index, PREDICTION, NOT_TESTED, text, why or "no times", step=BENCH if measured else None)
-    return _compared(attempt, index, predicted, attempt.bench)
+    return Verdict(PREDICTION, None, None, NOT_TESTED, None, None, text, why, "/kit/predictions")
 
 
-def _compared(attempt: Attempt, index: int, predicted: Prediction, bench: Bench) -> Verdict:
+def _same_mode(predicted: PowerMode | None, found: PowerMode | None) -> bool:
+    """Whether a prediction is of the power mode that is set; numbers decide, where both are known."""
+    if predicted is None or found is None:
+        return predicted is None
+    return found.name == predicted.name if None in (predicted.id, found.id) else found.id == predicted.id
+
+
+def _compared(index: int, attempt: Attempt, bench: Bench, predicted: Prediction) -> Verdict:
     text = f"the latency of {_name(attempt)} is as predicted for {predicted.target} in {predicted.precision}"
     detail = f"{bench.p50:.3g} ms, predicted {predicted.latency:.3g} ({predicted.low:.3g} to {predicted.high:.3g})"
     outcome = CONFIRMED if predicted.low <= bench.p50 <= predicted.high else REFUTED
     return _verdict(attempt, index, PREDICTION, outcome, text, detail, step=BENCH, number=bench.p50, unit="ms")
 
 
-def _measured(evidence: Evidence) -> tuple[int, Attempt] | None:
-    """The attempt that a prediction is compared with."""
+def _measured(evidence: Evidence) -> tuple[int, Attempt, Bench] | None:
+    """The attempt that a prediction is compared with, and its times."""
     for runtime in _PREDICTED_BY:
         for index, each in enumerate(evidence.attempts):
             if each.runtime == runtime and each.bench and each.form == shipped_form(runtime, each.version):
-                return index, each
+                return index, each, each.bench
     return None
-
-
-def _incomparable(evidence: Evidence, predicted: Prediction | None, timed: bool) -> str | None:
-    """Why a prediction cannot be compared with what was measured; None where it can."""
-    if predicted is None:
-        return "no prediction in this kit is of this device"
-    if not timed:
-        return "no INT8 engine of TensorRT was timed"
-    wanted, found = predicted.power_mode, evidence.power_mode
-    if wanted is None or (found is not None and (found.id == wanted.id if wanted.id is not None else found == wanted)):
-        return None
-    return f"the power mode is {found.title if found else 'not known'}, the prediction is of {wanted.title}"
 
 
 def _name(attempt: Attempt) -> str:
