@@ -9,8 +9,9 @@
 set -u
 LC_ALL=C
 PYTHONDONTWRITEBYTECODE=1
-CUDA_CACHE_DISABLE=1 # it would be written to the home folder
-export LC_ALL PYTHONDONTWRITEBYTECODE CUDA_CACHE_DISABLE
+CUDA_CACHE_DISABLE=1    # it would be written to the home folder
+ORT_DISABLE_TELEMETRY=1 # ONNX Runtime writes there, too, and sends what it has written
+export LC_ALL PYTHONDONTWRITEBYTECODE CUDA_CACHE_DISABLE ORT_DISABLE_TELEMETRY
 
 usage='usage: sh run.sh [--out FILE] [--quick]'
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit 2
@@ -53,8 +54,10 @@ write_result() {
     {
         printf '{"format":1,"complete":%s,' "$1"
         printf '"problem":{"kind":"%s","message":"%s"},' "$2" "$(plain "$3")"
-        printf '"kit":null,"system":{"kernel":"%s","machine":"%s","l4t":%s},' \
+        printf '"kit":null,"system":{"kernel":"%s","machine":"%s","l4t":%s,' \
             "$(plain "$(uname -r)")" "$(plain "$(uname -m)")" "${l4t:-null}"
+        printf '"power_mode":null,"device":null,"versions":null,"governors":null,"clocks_locked":null,'
+        printf '"clock_limits_mhz":null},'
         printf '"preparation":null,"attempts":[],"verdicts":[]}\n'
     } >"$out.new" && mv -f "$out.new" "$out" && return
     echo "run.sh: cannot write $out" >&2
