@@ -80,7 +80,7 @@ def power_mode(target: Target) -> dict[str, Any] | None:
     """The mode that the figures of a target are of; None where the target has none."""
     modes = target.power.modes if target.power else ()
     mode = next((mode for mode in modes if target.power and mode.name == target.power.default_mode), None)
-    return mode and {"name": mode.name, "id": mode.nvpmodel.value if mode.nvpmodel else None}
+    return {"name": mode.name, "id": mode.nvpmodel.value if mode.nvpmodel else None} if mode else None
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:

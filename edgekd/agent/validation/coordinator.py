@@ -201,8 +201,8 @@ class _Report:
         """Add what a process left behind, and write it all. Raises SpecError."""
         process, printed = ended
         noted = _noted(folder / "attempt.json")
-        attempt = {**names, **noted, "process": asdict(process), "printed": printed}
-        attempt = machine.anonymous(attempt, (folder, *self._folders))
+        raw = {**names, **noted, "process": asdict(process), "printed": printed}
+        attempt: dict[str, Any] = machine.anonymous(raw, (folder, *self._folders))
         if place == "attempts":
             self.document[place].append(attempt)
         else:

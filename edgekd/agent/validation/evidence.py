@@ -190,7 +190,7 @@ def from_json(document: Any) -> Evidence:
         mode = _power_mode(found)
     return Evidence(
         complete=root.flag("complete"),
-        problem=problem and Problem(problem.text("kind"), problem.text("message")),
+        problem=Problem(problem.text("kind"), problem.text("message")) if problem else None,
         device=_device(system),
         system=_system(system),
         power_mode=mode,
