@@ -27,7 +27,7 @@ def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, n
     calls += [("build", ()), ("selftest", ()), ("bench", ("--iterations", 2, "--seconds", 0)), ("activate", ())]
     calls += [("unpack", (newer,)), ("build", ()), ("selftest", ()), ("activate", ()), ("status", ())]
     calls += [("rollback", ()), ("status", ()), ("renew", ()), ("build", ("--require", "int8=0.5"))]
-    calls += [("validate", (newer, "--out", tmp_path / "result.json", "--quick"))]
+    calls += [("validate", (newer, "--out", tmp_path / "result.json", "--quick")), ("unpack", (newer,))]
     calls += [("install", (newer, "--window", 60, "--max-latency", 20)), ("status", ()), ("boot", ()), ("commit", ())]
     calls += [("install", (bundle, "--tries", 1)), ("boot", ()), ("status", ()), ("boot", ())]
     calls += [("trust", (trust_file(tmp_path / "trust.json"),)), ("status", ())]
