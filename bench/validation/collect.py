@@ -6,6 +6,7 @@ python bench/validation/collect.py
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -60,7 +61,7 @@ def row(name: str, evidence: Evidence) -> list[str]:
         told(found, "dla-int8"),
         told(found, "prediction"),
     ]
-    return [cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells]
+    return [re.sub(r"([\\|<>`*_\[\]])", r"\\\1", cell) for cell in cells]  # a stranger's text is no markup
 
 
 def told(found: Iterable[Verdict], claim: str) -> str:

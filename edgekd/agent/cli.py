@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd import __version__
 from edgekd.agent.trial import MAX_TRIES, TRIES, Trial
-from edgekd.errors import DeviceError, EdgeKDError, SpecError
+from edgekd.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
@@ -129,11 +129,16 @@ def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
 
 
 def _validate(given: argparse.Namespace) -> dict[str, Any]:
+    from edgekd.agent.runtimes import AUTOMATIC, NAMED
     from edgekd.agent.validation.coordinator import PLAN, QUICK, Effort, validate
 
     effort = QUICK if given.quick else Effort()
     if given.patience:
         effort = replace(effort, patience_s=given.patience)
+    names = [runtime.name for runtime in (*AUTOMATIC, *NAMED)]
+    if given.runtime not in (None, *names):
+        fix = did_you_mean(given.runtime, names)
+        raise SpecError(f"--runtime {given.runtime}", expected=f"one of {', '.join(names)}", fix=fix)
     runtimes = (given.runtime,) if given.runtime else tuple(PLAN)
     return validate(given.bundle, given.out, given.root, kit=given.kit, runtimes=runtimes, effort=effort)
 

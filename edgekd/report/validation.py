@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from edgekd.agent.validation.evidence import Attempt, Evidence
+from edgekd.agent.validation.evidence import FAILED, Attempt, Evidence
 from edgekd.agent.validation.verdicts import (
     CONFIRMED,
     INCOMPLETE,
@@ -19,7 +19,7 @@ from edgekd.agent.validation.verdicts import (
 from edgekd.report import text
 from edgekd.report.markup import Html, details, page, section, table, tag
 
-STATES = {CONFIRMED: ("met", "✓"), REFUTED: ("missed", "✕"), NOT_TESTED: ("open", "–")}
+STATES = {CONFIRMED: ("met", "✓"), REFUTED: ("missed", "✕"), NOT_TESTED: ("open", "○")}
 """Of an outcome: its class and its sign."""
 MAX_LOG = 50
 """Lines of a builder's log on the page; the file has all."""
@@ -92,11 +92,11 @@ def _attempt(each: Attempt) -> tuple[str, ...]:
 
 def _logs(evidence: Evidence) -> Html:
     logs = [(each, each.build.log) for each in evidence.attempts if each.build and each.build.log]
-    errors = [(each, step.error) for each in evidence.attempts for step in each.steps if step.error]
-    if not logs and not errors:
+    failed = [(each, step) for each in evidence.attempts for step in each.steps if step.outcome == FAILED]
+    if not logs and not failed:
         return Html()
     shown = [details(_title(each), _list(lines[:MAX_LOG])) for each, lines in logs]
-    told = _list(f"{_title(each)}: {error}" for each, error in errors)
+    told = _list(f"{_title(each)}, {step.name}: {step.error or text.MISSING}" for each, step in failed)
     why = "What the builders warned of, and what the steps failed with."
     return section("Logs", why, told, *shown)
 

@@ -6,6 +6,8 @@ Runs on cameras' Pythons, too.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,11 @@ def test_the_result_is_there_before_anything_runs(bundle: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_what_writes_the_result_needs_nothing_but_python() -> None:
+    script = "import sys, edgekd.agent.validation.coordinator\nassert not {'numpy', 'tensorrt'} & set(sys.modules)\n"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_bundle_that_is_damaged_ends_it(bundle: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.edgekd"
     damaged.write_bytes(bundle.read_bytes()[:-512])
@@ -234,6 +241,11 @@ def test_the_command_answers_with_the_verdicts(agent: Agent, bundle: Path, tmp_p
     answer = agent("validate", bundle, "--out", tmp_path / "result.json", "--quick", "--patience", 60)
     assert answer.result["complete"]
     assert {each["runtime"] for each in answer.result["verdicts"]} == {"null", None}
+
+
+def test_a_misspelt_runtime_is_refused(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    answer = agent("validate", bundle, "--out", tmp_path / "result.json", runtime="tensort")
+    assert answer.error["fix"] == "did you mean 'tensorrt'?"
 
 
 def test_where_it_cannot_write_it_does_nothing(agent: Agent, bundle: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def _inspect(camera: Camera, engine: Engine) -> dict[str, Any]:
     if raw is None:
         raise UnsuitedError("the runtime has no engine inspector")
     try:
-        listed = list(json.loads(raw.layers)["Layers"])
+        listed = list(json.loads(raw.layers, parse_constant=str)["Layers"])
     except (KeyError, TypeError, ValueError) as error:
         raise DeviceError("not the engine inspector's JSON", found=raw.layers[:200]) from error
     kept, room = [], MAX_RAW_BYTES
