@@ -117,7 +117,7 @@ def run(archive: Path, folder: Path, version: str, shell: str, packages: Path | 
 
 
 def page(rows: list[Row], found: dict[str, object]) -> list[str]:
-    """The table, and what it is of."""
+    """Return the page: the table and the conditions."""
     head = ("Python", "shell", "NumPy", "runtime", "exit code", "complete", *OUTCOMES, "seconds", "says")
     cells = [
         (

@@ -29,7 +29,7 @@ def run(result: Path, page: Path | None = None) -> Mapping[str, Any]:
 
 
 def read_evidence(path: Path) -> Evidence:
-    """The evidence in a file, which may be anybody's. Raises SpecError that names the file."""
+    """Read and check a file from an unknown source. Raises SpecError that names the file."""
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -41,7 +41,7 @@ def read_evidence(path: Path) -> Evidence:
 
 
 def document(result: Path, page: Path, evidence: Evidence, found: tuple[Verdict, ...]) -> dict[str, Any]:
-    """The verdicts for programs: docs/json.md."""
+    """Return the documented JSON result: docs/json.md."""
     return {
         "result": str(result),
         "report": str(page),

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def members(bundle: Path) -> dict[str, bytes]:
-    """The files of the kit by name. Raises BundleError, HashError."""
+    """Return the files of the kit by name. Raises BundleError, HashError."""
     verify(bundle)
     checked = {
         bundle.name: bundle.read_bytes(),
@@ -56,14 +56,14 @@ def members(bundle: Path) -> dict[str, bytes]:
 
 
 def facts(bundle: Path) -> dict[str, Any]:
-    """What the agent needs to know of the bundle: predictions for each Jetson that there are figures for."""
+    """Return the content of kit.json: predictions for each Jetson that there are figures for."""
     targets = [target for target in map(load_target, target_names()) if target.kind == "jetson"]
     predictions = [found for target in targets if (found := prediction(bundle, target)) is not None]
     return {"format": 1, "agent": __version__, "identity": read_head(bundle).identity, "predictions": predictions}
 
 
 def prediction(bundle: Path, target: Target) -> dict[str, Any] | None:
-    """The latency predicted for a target, in its default power mode; None where there are no figures for it."""
+    """Predict the latency on a target in its default power mode; None where there are no figures for it."""
     try:
         found = predict(PredictJob(bundle, target)).document
     except SpecError:
@@ -77,14 +77,14 @@ def prediction(bundle: Path, target: Target) -> dict[str, Any] | None:
 
 
 def power_mode(target: Target) -> dict[str, Any] | None:
-    """The mode that the figures of a target are of; None where the target has none."""
+    """Return the power mode of a target's figures; None where the target has none."""
     modes = target.power.modes if target.power else ()
     mode = next((mode for mode in modes if target.power and mode.name == target.power.default_mode), None)
     return {"name": mode.name, "id": mode.nvpmodel.value if mode.nvpmodel else None} if mode else None
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:
-    """A .tar.gz of files in one folder; the same files give the same bytes."""
+    """Build a .tar.gz of files in one folder; the same files give the same bytes."""
     tarred, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=tarred, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in sorted(files.items()):

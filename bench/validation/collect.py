@@ -1,4 +1,4 @@
-"""The table of all results of the validation kit that were contributed: one row for each, judged anew.
+"""Build the table of all contributed results of the validation kit: one row for each, judged anew.
 
 python bench/validation/collect.py
 """
@@ -23,7 +23,7 @@ from common import table  # noqa: E402 beside this folder
 
 HEAD = ("file", "device", "system", "runtimes", *OUTCOMES, "frames per second", "INT8 on a DLA", "latency as predicted")
 STAND_IN = "stand-in"
-"""What a result is that is of no Jetson."""
+"""Label of a result from another machine than a Jetson."""
 
 
 def main() -> None:
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 def page(files: Sequence[Path]) -> str:
-    """The table as Markdown. Raises SpecError that names the file which is no result."""
+    """Return the table as Markdown. Raises SpecError that names a file which is no result."""
     rows = [row(file.name, read_evidence(file)) for file in files]
     note = f"A *{STAND_IN}* is no Jetson: its times say nothing of one. Made by `bench/validation/collect.py`."
     return "\n".join(["# Results of the validation kit", "", *table(HEAD, rows), "", note]) + "\n"
 
 
 def row(name: str, evidence: Evidence) -> list[str]:
-    """The cells of one result."""
+    """Return the cells of one result."""
     found = verdicts(evidence)
     counts = Counter(each.outcome for each in found)
     jetson = "l4t" in evidence.system
@@ -57,15 +57,15 @@ def row(name: str, evidence: Evidence) -> list[str]:
         system,
         ", ".join(runtimes) or "none",
         *(str(counts[outcome]) for outcome in OUTCOMES),
-        told(found, "fps"),
-        told(found, "dla-int8"),
-        told(found, "prediction"),
+        outcomes_of(found, "fps"),
+        outcomes_of(found, "dla-int8"),
+        outcomes_of(found, "prediction"),
     ]
     return [re.sub(r"([\\|<>`*_\[\]])", r"\\\1", cell) for cell in cells]  # a stranger's text is no markup
 
 
-def told(found: Iterable[Verdict], claim: str) -> str:
-    """What came of a claim, for each runtime that it was looked at on."""
+def outcomes_of(found: Iterable[Verdict], claim: str) -> str:
+    """Return the outcome of a claim for each runtime that it was tested on."""
     looked = [each for each in found if each.claim == claim and each.number is not None]
     return "; ".join(f"{each.runtime}: {each.outcome}, {each.number:.3g}" for each in looked) or "not tested"
 

@@ -1,4 +1,4 @@
-"""The evidence of a validation on hardware as one self-contained HTML page. All text in it is a stranger's: escaped."""
+"""Render the evidence of a validation on hardware as one self-contained HTML page; all of its text is escaped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_LOG = 50
 
 
 def render(name: str, evidence: Evidence, found: Sequence[Verdict]) -> str:
-    """The page. name: of the file."""
+    """Return the page. name: file name of the evidence."""
     parts = (_head(name, evidence, found), _verdicts(found), _attempts(evidence), _logs(evidence), _system(evidence))
     return page(f"{evidence.device}: validation", parts)
 

@@ -1,4 +1,4 @@
-"""A validation from its first process to its verdicts. Imports nothing that could fail but Python itself.
+"""Run a validation from its first process to its verdicts, with nothing but Python's standard library.
 
 `result.json` is written before the first process starts and after each has ended.
 """
@@ -57,7 +57,7 @@ MAX_STDERR = 4000  # characters of the end of what a process printed
 
 @dataclass(frozen=True)
 class Effort:
-    """How long an engine is timed at least, in runs and seconds, and how many seconds a process may take."""
+    """Minimum runs and seconds of a benchmark, and the maximum seconds of a process."""
 
     iterations: int = 200
     seconds: float = 10.0
@@ -70,7 +70,7 @@ Launch = Callable[[Job, Path, float], "tuple[Process, str]"]
 
 
 class ValidationError(DeviceError):
-    """Not every claim was confirmed. report: the verdicts; agent_exit_code: by verdict."""
+    """Raised where not every claim was confirmed. report: the verdicts; agent_exit_code: by verdict."""
 
     def __init__(self, what: str, *, report: dict[str, Any], code: int, **parts: str) -> None:
         super().__init__(what, **parts)
@@ -211,7 +211,7 @@ class _Report:
         return attempt
 
     def evidence(self) -> Evidence:
-        """The document as the verdicts read it. Raises SpecError."""
+        """Return the document as typed evidence. Raises SpecError."""
         return from_json(self.document)
 
     def judge(self) -> tuple[Verdict, ...]:
@@ -226,7 +226,7 @@ class _Report:
         return found
 
     def summary(self, found: Sequence[Verdict]) -> dict[str, Any]:
-        """What the command prints."""
+        """Return the result that the command prints."""
         outcomes: dict[str, int] = {}
         for each in found:
             outcomes[each.outcome] = outcomes.get(each.outcome, 0) + 1
@@ -240,7 +240,7 @@ class _Report:
 
 
 def _noted(path: Path) -> dict[str, Any]:
-    """What a process wrote; nothing where it wrote nothing."""
+    """Return the notes of a process; empty ones where it wrote none."""
     nothing: dict[str, Any] = {"version": None, "problem": None, "running": None, "steps": []}
     try:
         return {**nothing, **json.loads(path.read_bytes().decode("utf-8"))}
@@ -249,7 +249,7 @@ def _noted(path: Path) -> dict[str, Any]:
 
 
 def _predictions(kit: Path | None, root: Path) -> list[dict[str, Any]]:
-    """The predictions of a kit, and whether each is of this device. Raises SpecError."""
+    """Return the predictions of a kit, each marked by whether it fits this device. Raises SpecError."""
     if kit is None:
         return []
     device = read_device(root)

@@ -31,7 +31,7 @@ BUILD, INSPECT, SELF_TEST, DEPARTURES, BENCH = "build", "inspect", "selftest", "
 
 @dataclass(frozen=True)
 class Problem:
-    """Why nothing, or not everything, could be run. kind: for programs; message: for people."""
+    """Reason why not all attempts were made. kind: for programs; message: for people."""
 
     kind: str
     message: str
@@ -39,7 +39,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Process:
-    """How a process ended. signal: the name of what ended it, exit_code: None then; timed_out: it took too long."""
+    """End of a process. signal: name of the signal that ended it, exit_code: None then; timed_out: it took too long."""
 
     exit_code: int | None
     signal: str | None
@@ -48,7 +48,7 @@ class Process:
 
     @property
     def cut(self) -> str | None:
-        """Why it did not come to its end; None where it did."""
+        """The reason why the process did not finish; None where it did."""
         if self.timed_out:
             return f"ended after {self.seconds:.0f} s without a result"
         if self.signal:
@@ -69,7 +69,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Build:
-    """What the record of an engine says. float_layers: built in float because they have no INT8 kernel.
+    """Facts from the record of an engine. float_layers: built in float because they have no INT8 kernel.
 
     int8_share: of the time, None where there is no profile; dla_layers: how many the DLA computes, None where the
     layers are not known; missing_scales: activations without a scale, None where that was not looked at; log: the
@@ -124,13 +124,13 @@ class Attempt:
     bench: Bench | None
 
     def step(self, name: str) -> Step | None:
-        """The step of that name."""
+        """Return the step of that name; None where there is none."""
         return next((step for step in self.steps if step.name == name), None)
 
 
 @dataclass(frozen=True)
 class PowerMode:
-    """As nvpmodel numbers and names it."""
+    """Power mode by nvpmodel's number and name."""
 
     id: int | None
     name: str | None
@@ -156,7 +156,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A whole file. device: what it is, in words; system: facts by name, for people."""
+    """Evidence of one validation. device: its name, for people; system: facts by name, for people."""
 
     complete: bool
     problem: Problem | None
@@ -169,7 +169,7 @@ class Evidence:
 
 
 def loads(content: bytes) -> Evidence:
-    """The evidence in the bytes of a file. Raises SpecError."""
+    """Parse the bytes of a file. Raises SpecError."""
     if len(content) > MAX_BYTES:
         raise SpecError("the result is too large", expected=f"at most {MAX_BYTES} bytes", found=f"{len(content)}")
     try:
@@ -180,7 +180,7 @@ def loads(content: bytes) -> Evidence:
 
 
 def from_json(document: Any) -> Evidence:
-    """The evidence in a document. Raises SpecError where it does not have the form of one."""
+    """Parse a JSON document. Raises SpecError where a value is missing or has another type."""
     root = _Reader(document, "")
     if root.integer("format") != FORMAT:
         raise SpecError("/format: not known", expected=str(FORMAT), found=str(root.integer("format")))
@@ -212,7 +212,7 @@ def _device(system: _Reader | None) -> str:
 
 
 def _system(system: _Reader | None) -> dict[str, str]:
-    """Facts for people: of the system itself, of its device and of its versions."""
+    """Return the facts on system, device and versions as texts."""
     found: dict[str, str] = {}
     for reader in (system, system and system.maybe("device"), system and system.maybe("versions")):
         for name, value in reader.content.items() if reader else ():
@@ -262,7 +262,7 @@ def _attempt(each: _Reader) -> Attempt:
 
 
 def _has(step: Step) -> bool:
-    """Whether a step has figures. A self-test that failed has them, too."""
+    """Return whether a step has figures. A self-test that failed has them, too."""
     return bool(step.result) and (step.outcome == PASSED or step.name == SELF_TEST)
 
 
@@ -393,7 +393,7 @@ class _Reader:
 
 
 def _short(text: str, limit: int = MAX_TEXT) -> str:
-    """The text on one line, without what would move a terminal's cursor or turn the direction of writing."""
+    """Return the text without control characters, at most `limit` long."""
     shown = "".join(each if each.isprintable() else " " for each in text[:limit])
     return shown if len(text) <= limit else shown[: limit - 3] + "..."
 

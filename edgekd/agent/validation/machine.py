@@ -1,6 +1,6 @@
-"""The system of a device as evidence: versions of its libraries, clocks, power mode, temperatures. Read, never set.
+"""Read the state of a device as evidence: versions of libraries, clocks, power mode, temperatures.
 
-Serial numbers, host names and user names are not read, or taken out.
+Nothing is set. Serial numbers and host names are not read; names of home folders are taken out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from edgekd.conditions import read_setting
 from edgekd.system_files import number_in, text_of, value_of
 
 _LIBRARIES = {"tensorrt": "libnvinfer.so", "cudnn": "libcudnn.so", "cudart": "libcudart.so"}
-"""What a library is called; JetPack installs them with their versions in the names."""
+"""Names of libraries without the version that JetPack's file names end with."""
 _FOLDERS = ("usr/lib/*-linux-gnu", "usr/local/cuda*/lib64", "usr/local/cuda*/targets/*/lib")
 _CUDA = re.compile(r"CUDA Version (?P<version>[\d.]+)|\"cuda\"\s*:\s*\{[^}]*\"version\"\s*:\s*\"(?P<json>[\d.]+)\"")
 _HOME = re.compile(r"(/home/|/Users/)[^/\s\"':;,]+")
 
 
 def read_system(root: Path) -> dict[str, Any]:
-    """The device without its serial number, versions, and how it is set."""
+    """Return the device without its serial number, the versions, and the settings of clocks and power."""
     device = {name: value for name, value in read_device(root).as_json().items() if name != "serial"}
     setting = read_setting(root).as_json()
     return {
@@ -41,7 +41,7 @@ def read_system(root: Path) -> dict[str, Any]:
 
 
 def read_versions(root: Path) -> dict[str, str | None]:
-    """Versions by name; None for what is not found."""
+    """Return versions by name; None for a library that is not found."""
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "numpy": _numpy(),
@@ -51,7 +51,7 @@ def read_versions(root: Path) -> dict[str, str | None]:
 
 
 def read_moment(root: Path) -> dict[str, Any]:
-    """Each temperature, each clock and the free memory now. Zones that are no thermometers are among them: raw data."""
+    """Return temperatures, clocks and available memory. Raw: also zones that are no thermometers."""
     zones = {}
     for folder in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         value = number_in(folder / "temp")
@@ -67,7 +67,7 @@ def read_moment(root: Path) -> dict[str, Any]:
 
 
 def anonymous(value: Any, folders: Sequence[Path]) -> Any:
-    """JSON without these folders and without the names of home folders, in any text."""
+    """Remove these folders, and the names of home folders, from every text of a JSON value."""
     if isinstance(value, dict):
         return {key: anonymous(each, folders) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -80,7 +80,7 @@ def anonymous(value: Any, folders: Sequence[Path]) -> Any:
 
 
 def _clocks(root: Path) -> dict[str, tuple[float | None, float | None, float | None]]:
-    """By name of the processor or device: now, lowest and highest, in MHz."""
+    """Return current, minimum and maximum clock in MHz by processor and device."""
     found = {}
     for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
         khz = (number_in(folder / f"scaling_{name}_freq") for name in ("cur", "min", "max"))
@@ -96,7 +96,7 @@ def _clock_limits(root: Path) -> dict[str, list[float | None]]:
 
 
 def _library(root: Path, name: str) -> str | None:
-    """The longest version in the names of a library's files."""
+    """Return the longest version among the file names of a library; None where there is no file."""
     found = {path.name[len(name) + 1 :] for folder in _FOLDERS for path in root.glob(f"{folder}/{name}.*")}
     return max(found, key=lambda version: (version.count("."), version), default=None)
 
@@ -110,7 +110,7 @@ def _cuda(root: Path) -> str | None:
 
 
 def _numpy() -> str | None:
-    """From its metadata: it is not imported by what starts the processes."""
+    """Return the version from the package's metadata; NumPy is not imported in this process."""
     from importlib import metadata
 
     try:

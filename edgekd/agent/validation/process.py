@@ -1,7 +1,7 @@
-"""One attempt of a validation: a process that builds, inspects, tests and times one engine, and notes each step.
+"""Run one attempt of a validation: build, inspect, test and time one engine, and note each step.
 
-Run as `python -m edgekd.agent.validation.process JOB`, where JOB is a file by `Job.write`. What is known is written
-after each step, so that something is left even where a library takes the process with it.
+Run as `python -m edgekd.agent.validation.process JOB`, where JOB is a file by `Job.write`. The notes are
+written after each step, so that they survive a crash of the process.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ WISHES = {
     INT8_CONSTANTS: Wish(GRAPH, int8_constants=True),
     CALIBRATED: Wish(GRAPH),
 }
-"""How the network of each form is asked for."""
+"""Build request for each form of the network."""
 MAX_RAW_BYTES = 256 << 10
 """Of an engine's raw layer list; the first layers stay."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process does. state: folder of the unpacked bundle; out: the file that it writes."""
+    """Task of one process. state: folder of the unpacked bundle; out: the file that it writes."""
 
     runtime: str
     form: str
@@ -67,18 +67,18 @@ class Job:
     seconds: float
 
     def write(self, path: Path) -> None:
-        """Write it for the process. Raises SpecError."""
+        """Write the job to a file for the process. Raises SpecError."""
         write_file(path, canonical_json(asdict(self)))
 
 
 def main(arguments: list[str]) -> int:
-    """Do what a job says; 0 where it came to its end, whatever the steps gave."""
+    """Perform the job in a file; return 0, whatever its steps gave."""
     perform(Job(**json.loads(Path(arguments[0]).read_bytes().decode("utf-8"))))
     return 0
 
 
 def perform(job: Job) -> None:
-    """Do what a job says, and write it down."""
+    """Perform a job, and write its notes."""
     from edgekd.agent.commands import Camera
     from edgekd.agent.slots import State
 
@@ -98,7 +98,7 @@ def perform(job: Job) -> None:
 
 
 def _runtime(name: str) -> Any:
-    """The runtime of that name, whether it can be used or not."""
+    """Return the runtime of that name, usable or not."""
     from edgekd.agent.runtimes import AUTOMATIC, NAMED
 
     return next(runtime for runtime in (*AUTOMATIC, *NAMED) if runtime.name == name)
@@ -129,7 +129,7 @@ def _attempt(camera: Camera, job: Job, notes: _Notes) -> None:
 
 
 def _build(camera: Camera, slot: Slot, wish: Wish) -> dict[str, Any]:
-    """The record of the engine. Raises DeviceError."""
+    """Build an engine; return its record. Raises DeviceError."""
     from dataclasses import replace
 
     from edgekd.agent.engines import Order, build_engine
@@ -141,7 +141,7 @@ def _build(camera: Camera, slot: Slot, wish: Wish) -> dict[str, Any]:
 
 
 def _inspect(camera: Camera, engine: Engine) -> dict[str, Any]:
-    """The raw layer list, as far as MAX_RAW_BYTES go, and the times of the layers."""
+    """Return the raw layer list, cut at MAX_RAW_BYTES, and the times of the layers."""
     raw = camera.required_runtime().inspect(engine.file)
     if raw is None:
         raise UnsuitedError("the runtime has no engine inspector")
@@ -159,7 +159,7 @@ def _inspect(camera: Camera, engine: Engine) -> dict[str, Any]:
 
 
 class _DepartedError(DeviceError):
-    """A self-test that failed. report: its figures."""
+    """Raised by a self-test that failed. report: its figures."""
 
     def __init__(self, report: dict[str, Any]) -> None:
         super().__init__("the engine drifted from the golden set")
@@ -183,19 +183,19 @@ def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> dict[str, An
 
 
 class _Notes:
-    """What is known so far, and where it is written."""
+    """Notes of an attempt, written to a file after each change."""
 
     def __init__(self, out: Path, root: Path) -> None:
         self.content: dict[str, Any] = {"version": None, "problem": None, "running": None, "steps": []}
         self._out, self._root = out, root
 
     def note(self, **facts: Any) -> None:
-        """Write down facts. Raises SpecError."""
+        """Add facts, and write the file. Raises SpecError."""
         self.content.update(facts)
         write_file(self._out, canonical_json(self.content))
 
     def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """Do a step, and note what came of it, before and after which state of the machine. None where it failed."""
+        """Run a step, and note its outcome and the state of the machine before and after. None where it failed."""
         self.note(running=name)
         noted: dict[str, Any] = {"name": name, "result": None, "error": None, "before": read_moment(self._root)}
         began = time.perf_counter()
@@ -216,7 +216,7 @@ def _said(error: Exception) -> str:
 
 
 def _figures(error: Exception) -> dict[str, Any] | None:
-    """What an error carries: the builder's log, or the figures of a self-test."""
+    """Return the data of an error: the builder's log, or the figures of a self-test."""
     if isinstance(error, BuildFailedError):
         return {"log": list(error.log)}
     return getattr(error, "report", None)

@@ -1,7 +1,7 @@
-"""What the evidence of a validation proves: one verdict for each claim of this project on hardware. Pure.
+"""Judge the evidence of a validation: one verdict for each claim of this project on hardware. Pure.
 
-A claim is refuted by a figure or a refusal that speaks against it. What a signal or a missing runtime kept from being
-looked at is not tested, and the verdict says why.
+A claim is refuted by a figure, a refusal or a crash. One that could not be examined, because a runtime is missing or a
+process was killed, is not tested, and the verdict says why.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TITLES = {
 _KILLED = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 """Signals that come from outside, such as from a system that is out of memory: they say nothing of the engine."""
 _NO_SCALE = ("missing scale and zero", "fall back to non-int8", "cannot run in int8 mode")
-"""How a builder's log says that a layer will not be in INT8, in lower case; NVIDIA/TensorRT issues 1556 and 4555."""
+"""Words of the builder's log, in lower case, on layers that are not in INT8; NVIDIA/TensorRT issues 1556 and 4555."""
 _PREDICTED_BY = ("tensorrt", "trtexec")
 """Runtimes that a prediction is of, the better first."""
 
@@ -82,12 +82,12 @@ class Verdict:
         return f"{self.outcome:10}  {self.text}: {self.detail}"
 
     def as_json(self) -> dict[str, Any]:
-        """As it is written into result.json."""
+        """Return the verdict as plain JSON types."""
         return asdict(self)
 
 
 def verdicts(evidence: Evidence) -> tuple[Verdict, ...]:
-    """All verdicts, in the order of the attempts; that on the prediction is the last."""
+    """Return all verdicts, in the order of the attempts; that on the prediction is the last."""
     found: list[Verdict] = []
     by_runtime: dict[str, list[tuple[int, Attempt]]] = {}
     for index, attempt in enumerate(evidence.attempts):
@@ -100,7 +100,7 @@ def verdicts(evidence: Evidence) -> tuple[Verdict, ...]:
 
 
 def exit_code(evidence: Evidence, found: tuple[Verdict, ...]) -> int:
-    """The exit code for verdicts. A refuted claim decides, then a process that was cut short."""
+    """Return the exit code for verdicts. A refuted claim decides, then a process that was cut short."""
     outcomes = {verdict.outcome for verdict in found}
     if REFUTED in outcomes:
         return SOME_REFUTED
@@ -110,7 +110,7 @@ def exit_code(evidence: Evidence, found: tuple[Verdict, ...]) -> int:
 
 
 def shipped_form(runtime: str, version: str | None) -> str:
-    """The form of the network that the agent itself gives to a runtime."""
+    """Return the form of the network that the agent itself gives to a runtime."""
     if runtime.startswith("tensorrt-dla"):
         return CALIBRATED
     return INT8_CONSTANTS if _takes_constants(runtime, version) else FP32_WEIGHTS
@@ -148,7 +148,7 @@ def _of_runtime(attempts: list[tuple[int, Attempt]]) -> Iterator[Verdict]:
 
 
 def _absent(attempt: Attempt) -> str | None:
-    """Why a runtime is not on this device; None where it is."""
+    """Return the reason why a runtime is not on this device; None where it is."""
     if attempt.problem is not None:
         return attempt.problem
     built = attempt.step(BUILD)
@@ -156,7 +156,7 @@ def _absent(attempt: Attempt) -> str | None:
 
 
 def _parsed(attempt: Attempt, index: int, *, control: bool) -> Verdict:
-    """Whether the builder takes a form, or, where the rule says that it does not, refuses it.
+    """Judge whether the builder takes a form, or, where the rule says that it does not, refuses it.
 
     control: whether it takes Q/DQ with FP32 weights. Where it takes neither, a refusal is not one of INT8 constants.
     """
@@ -184,7 +184,7 @@ def _parsed(attempt: Attempt, index: int, *, control: bool) -> Verdict:
 
 
 def _golden(attempt: Attempt, index: int) -> Verdict:
-    """Whether the golden frames give what the bundle says."""
+    """Judge whether the outputs for the golden frames are those in the bundle."""
     text, tested = f"{_name(attempt)} passes the golden test, {TITLES[attempt.form]}", attempt.self_test
     if tested is None:
         step = attempt.step(SELF_TEST)
@@ -199,7 +199,7 @@ def _golden(attempt: Attempt, index: int) -> Verdict:
 
 
 def _share(attempt: Attempt, index: int) -> Verdict:
-    """Whether most of the time goes into INT8."""
+    """Judge whether most of the time goes into INT8."""
     text, build = f"{_name(attempt)} computes most of its time in INT8", attempt.build
     share = build.int8_share if build else None
     if share is None:
@@ -210,7 +210,7 @@ def _share(attempt: Attempt, index: int) -> Verdict:
 
 
 def _dla_int8(attempt: Attempt, index: int, in_float: Attempt | None) -> Verdict:
-    """Whether a DLA core computes in INT8.
+    """Judge whether a DLA core computes in INT8.
 
     INT8 and FP16 look alike in the layer list of such an engine. So every activation must have a scale, the log must
     name no layer that falls back, and the engine must be faster than its twin in FP16, beyond the error of both times.
@@ -241,7 +241,7 @@ def _dla_int8(attempt: Attempt, index: int, in_float: Attempt | None) -> Verdict
 
 
 def _fps(attempt: Attempt, index: int) -> Verdict:
-    """How many frames a second, with its interval, where the times are even enough to say."""
+    """Report frames per second with their interval, where the times are even enough."""
     text, found = f"frames per second of {_name(attempt)}, {TITLES[attempt.form]}", attempt.bench
     if found is None or found.fps is None or found.mean_interval is None:
         step = attempt.step(BENCH)
@@ -254,7 +254,7 @@ def _fps(attempt: Attempt, index: int) -> Verdict:
 
 
 def _prediction(evidence: Evidence) -> Verdict:
-    """Whether the measured latency lies in the predicted interval, for the target that the device is."""
+    """Judge whether the measured latency lies in the interval predicted for this device."""
     measured = _measured(evidence)
     predicted = next((each for each in evidence.predictions if each.fits), None)
     if predicted is None:
@@ -271,7 +271,7 @@ def _prediction(evidence: Evidence) -> Verdict:
 
 
 def _same_mode(predicted: PowerMode | None, found: PowerMode | None) -> bool:
-    """Whether a prediction is of the power mode that is set; numbers decide, where both are known."""
+    """Return whether a prediction is for the current power mode; numbers decide, where both are known."""
     if predicted is None or found is None:
         return predicted is None
     return found.name == predicted.name if None in (predicted.id, found.id) else found.id == predicted.id
@@ -285,7 +285,7 @@ def _compared(index: int, attempt: Attempt, bench: Bench, predicted: Prediction)
 
 
 def _measured(evidence: Evidence) -> tuple[int, Attempt, Bench] | None:
-    """The attempt that a prediction is compared with, and its times."""
+    """Return the attempt that a prediction is compared with, and its times."""
     for runtime in _PREDICTED_BY:
         for index, each in enumerate(evidence.attempts):
             if each.runtime == runtime and each.bench and each.form == shipped_form(runtime, each.version):
@@ -309,7 +309,7 @@ def _verdict(
     number: float | None = None,
     unit: str | None = None,
 ) -> Verdict:
-    """A verdict whose evidence is a step of an attempt; the attempt itself where there is no such step."""
+    """Build a verdict whose evidence is a step of an attempt, or the attempt where it has no such step."""
     place = next((at for at, each in enumerate(attempt.steps) if each.name == step), None)
     pointer = f"/attempts/{index}" + ("" if place is None else f"/steps/{place}")
     form = None if claim == RUNTIME else attempt.form
