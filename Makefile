@@ -1,11 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Where what was validated on a Jetson is left.
-OUT ?= runs/validation
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test coverage test-gpu gpu test-jetson check docs bench clean
+.PHONY: demo test coverage test-gpu gpu kit check docs bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -29,15 +27,12 @@ gpu: $(VENV)/gpu.installed
 	$(BIN)/python bench/stand_in.py --out runs/gpu/stand_in.json
 	$(BIN)/python bench/camera_to_detections.py --gpu --rounds 6 --seconds 1 --out runs/gpu/camera_to_detections.json
 
-## On a Jetson: BUNDLE built, tested and timed by every runtime there. Needs its Python and NumPy, and installs nothing.
-## ARGS: further ones, as of `agent.pyz validate`.
-test-jetson:
-	@test -f "$(BUNDLE)" || { echo "which bundle: make test-jetson BUNDLE=model-xavier.edgekd" >&2; exit 2; }
-	mkdir -p "$(OUT)"
-	tar -xf "$(BUNDLE)" -C "$(OUT)" agent.pyz
-	$(PYTHON) "$(OUT)/agent.pyz" validate "$(BUNDLE)" --state "$(abspath $(OUT))/state" --out "$(OUT)/result.json" \
-		$(ARGS)
-	@echo "result: $(OUT)/result.json"
+## The validation kit, for a Jetson that is not at hand: the demo's bundle, the agent, run.sh. In build/.
+kit: runs/demo/detector-xavier.edgekd
+	$(BIN)/python kit/pack.py --bundle $< --out build/edgekd-validation-kit.tar.gz
+
+runs/demo/detector-xavier.edgekd: | $(VENV)/demo.installed
+	$(BIN)/edgekd demo --target xavier
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed
@@ -47,7 +42,7 @@ docs: $(VENV)/dev.installed
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy edgekd examples
+	$(BIN)/mypy edgekd examples kit
 	$(BIN)/python tests/size_gate.py
 	$(BIN)/hadolint --config docker/jetson/hadolint.yaml docker/jetson/Dockerfile.*
 

@@ -151,6 +151,16 @@ def _print_lighter(result: Mapping[str, Any]) -> None:
     print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
 
 
+def print_validation(result: Mapping[str, Any]) -> None:
+    """The result of `edgekd validate-report`, for people: a line for each verdict, and where the page is."""
+    print(f"device: {result['device']}{'' if result['complete'] else ', cut short'}")
+    for each in result["verdicts"]:
+        print(f"{each['outcome']:10}  {each['text']}: {each['detail']}")
+    if result["problem"]:
+        print(f"problem: {result['problem']['message']}")
+    print(f"report: {result['report']}")
+
+
 def print_report(result: Mapping[str, Any]) -> None:
     """The result of `edgekd report`, for people: what changed most, and where the page is."""
     if (found := result["detections"]) is not None:

@@ -104,6 +104,8 @@ def moved() -> dict[str, str]:
         "CONTRIBUTING.md": "contributing.md",
         "docker/jetson/README.md": "docker.md",
         "bench/README.md": "measured/index.md",
+        "bench/validation/README.md": "measured/validation/index.md",
+        "bench/validation/table.md": "measured/validation/table.md",
         "calibration/cover.toml": "formats/cover.toml.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
@@ -168,7 +170,8 @@ def target_pages() -> list[Any]:
 def measured_pages() -> list[Any]:
     """How it is measured, and each table."""
     tables = [place for source, place in moved().items() if source.startswith("bench/results/")]
-    return ["measured/index.md", *({Path(place).stem.replace("_", " "): place} for place in tables)]
+    hardware = {"from hardware": ["measured/validation/index.md", "measured/validation/table.md"]}
+    return ["measured/index.md", hardware, *({Path(place).stem.replace("_", " "): place} for place in tables)]
 
 
 def example_pages() -> list[Any]:

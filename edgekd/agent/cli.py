@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd import __version__
 from edgekd.agent.trial import MAX_TRIES, TRIES, Trial
-from edgekd.errors import DeviceError, EdgeKDError, SpecError
+from edgekd.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
@@ -27,7 +27,8 @@ STATE = Path("/var/lib/edgekd")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 where it did what it says, else 1. Anything but JSON goes to stderr."""
+    """Run one command; 0 where it did what it says, else 1 or a verdict's code. Anything but JSON goes to stderr."""
+    code = 0
     answer: dict[str, Any] = {"command": None, "ok": True, "error": None, "result": None}
     try:
         given = _parser().parse_args(arguments)
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer["result"] = _run(given)
     except EdgeKDError as error:
         answer.update(ok=False, error=_error_json(error), result=getattr(error, "report", None))
+        code = getattr(error, "agent_exit_code", 1)  # of a validation
     print(json.dumps(answer, sort_keys=True))
-    return 0 if answer["ok"] else 1
+    return code
 
 
 @contextmanager
@@ -54,6 +56,8 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     from edgekd.agent import commands
     from edgekd.agent.slots import State
 
+    if given.command == "validate":
+        return _validate(given)
     options = vars(given)
     state = State.of(given.state, options.get("model"))
     camera = commands.Camera(state, given.root, slot=options.get("slot"))
@@ -63,8 +67,6 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         return commands.verify(camera, given.bundle, given.trust)
     if given.command in ("patch", "fetch"):
         return _transfer(given, camera)
-    if given.command == "validate":
-        return _validate(given, camera)
     if "runtime" in options:
         camera = replace(camera, runtime=_runtime(given, state))
     if given.command == "unpack":
@@ -126,12 +128,19 @@ def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     return installation.install(camera, given.bundle, trial, demands)
 
 
-def _validate(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
-    from edgekd.agent.runtimes import real, required
-    from edgekd.agent.validation import validate
+def _validate(given: argparse.Namespace) -> dict[str, Any]:
+    from edgekd.agent.runtimes import AUTOMATIC, NAMED
+    from edgekd.agent.validation.coordinator import PLAN, QUICK, Effort, validate
 
-    runtimes = (required(given.runtime),) if given.runtime else real()
-    return validate(camera, given.bundle, given.out, runtimes, given.iterations, given.seconds)
+    effort = QUICK if given.quick else Effort()
+    if given.patience:
+        effort = replace(effort, patience_s=given.patience)
+    names = [runtime.name for runtime in (*AUTOMATIC, *NAMED)]
+    if given.runtime not in (None, *names):
+        fix = did_you_mean(given.runtime, names)
+        raise SpecError(f"--runtime {given.runtime}", expected=f"one of {', '.join(names)}", fix=fix)
+    runtimes = (given.runtime,) if given.runtime else tuple(PLAN)
+    return validate(given.bundle, given.out, given.root, kit=given.kit, runtimes=runtimes, effort=effort)
 
 
 def _shares(told: Sequence[str]) -> dict[str, float]:
@@ -217,6 +226,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "seconds after the installation or a start within which it has to be committed; without it any time",
     },
     "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "where the result is written"},
+    "--kit": {"type": Path, "metavar": "FILE", "help": "kit.json of the validation kit: predictions for this bundle"},
+    "--quick": {"action": "store_true", "help": "time each engine for 2 seconds in place of 10"},
+    "--patience": {"type": _positive, "metavar": "S", "help": "end a process that takes longer (2700)"},
     "--sha256": {"metavar": "HASH", "help": "what the file must have, besides being one that this camera takes"},
     "--max-bytes": {"type": int, "default": 1 << 31, "metavar": "N", "help": "refuse more (%(default)s)"},
     "--timeout": {
@@ -254,8 +266,8 @@ COMMANDS = {
     "activate": ("put a slot with a tested engine into service", _ENGINE),
     "renew": ("after an update of the system: a new engine for what is in service", _RUNTIME),
     "validate": (
-        "build, test and time a bundle with every runtime that is here",
-        ("bundle", *_RUNTIME, "--out", "--iterations", "--seconds"),
+        "build, test and time a bundle by every runtime, each engine in a process of its own, and judge the claims",
+        ("bundle", "--root", "--runtime", "--out", "--kit", "--quick", "--patience"),
     ),
     "fetch": (
         "get a bundle or a delta, from where an earlier call broke off",

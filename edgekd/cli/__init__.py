@@ -17,7 +17,7 @@ from edgekd.cli.building import adapt, build, demo, quantize
 from edgekd.cli.camera import engine, profile
 from edgekd.cli.converting import convert
 from edgekd.cli.lighter import distill, factorize, prune
-from edgekd.cli.measuring import bench, evaluate, predict, report
+from edgekd.cli.measuring import bench, evaluate, predict, report, validate_report
 from edgekd.cli.signing import delta, keygen, pack, sign, trust, verify
 from edgekd.errors import EdgeKDError
 
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "compare": compare,
     "report": report,
+    "validate-report": validate_report,
     "verify": verify,
     "keygen": keygen,
     "trust": trust,

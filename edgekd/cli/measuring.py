@@ -10,7 +10,7 @@ import typer
 
 from edgekd.api import measuring as api
 from edgekd.cli.options import Artifact, Data, Head, Json, TargetName, Trust, new_progress
-from edgekd.printing import print_bench, print_json, print_predicted, print_report, print_scores
+from edgekd.printing import print_bench, print_json, print_predicted, print_report, print_scores, print_validation
 
 
 def evaluate(
@@ -126,3 +126,15 @@ def report(
     """Say why and where a build lost accuracy: detections, classes, layers, training, as a page for a browser."""
     found = api.analyse(run, data=data, out=out, images=images, progress=new_progress())
     (print_json if as_json else print_report)(found.document)
+
+
+def validate_report(
+    result: Annotated[Path, typer.Argument(help="A result.json of the validation kit.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: RESULT.html.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the evidence of a validation on hardware, and make a page of it."""
+    from edgekd import validation_report
+
+    found = validation_report.run(result, out)
+    (print_json if as_json else print_validation)(found)

@@ -37,7 +37,7 @@ def agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Agent:
         capsys.readouterr()
         code = main([command, *map(str, arguments), *options(command, tmp_path / "state", root, runtime)])
         told = capsys.readouterr()
-        assert told.err == ""
+        assert told.err == "" or command == "validate", "a validation shows how far it is"
         assert told.out.count("\n") == 1, "one object on one line"
         return Answer(code, json.loads(told.out))
 

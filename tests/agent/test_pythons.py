@@ -32,7 +32,7 @@ class System:
 
 NAMES = (
     *("commands", "device", "fetching", "installation", "models", "parity"),
-    *("precision", "renewal", "runtimes", "trusted", "validation"),
+    *("precision", "renewal", "runtimes", "trusted", "validation", "evidence"),
 )
 """Of the tests that a camera could run; not those of power cuts, which take long and are of files, not of Python."""
 SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
@@ -86,7 +86,8 @@ def test_every_command_of_the_agent_in_a_bundle(
     def agent(command: str, *arguments: object) -> Any:
         given = options(command, tmp_path / "state", tmp_path)
         done = run(camera, [camera.numpy], archive, command, *arguments, *given)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr == "" or command == "validate", done.stderr
         return json.loads(done.stdout)["result"]
 
     assert agent("verify", tiny_build.bundle)["identity"] == identity_of(tiny_build.bundle)
@@ -104,8 +105,7 @@ def test_every_command_of_the_agent_in_a_bundle(
     assert agent("patch", tmp_path / "delta", "--out", tmp_path / "again")["identity"] == identity_of(newer)
     assert agent("fetch", newer.as_uri(), "--out", tmp_path / "fetched")["identity"] == identity_of(newer)
     assert agent("status")["active"]["identity"] == identity_of(tiny_build.bundle)
-    told = ("--out", tmp_path / "result.json", "--iterations", 2, "--seconds", 0)
-    assert agent("validate", tiny_build.bundle, *told)["tested"] == ["null"]
+    assert agent("validate", tiny_build.bundle, "--out", tmp_path / "result.json", "--quick")["complete"]
     done = run(camera, [camera.numpy], archive, "rollback", "--state", tmp_path / "state")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["kind"] == "RollbackError"

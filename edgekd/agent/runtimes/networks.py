@@ -159,10 +159,10 @@ def opened(graph: Path) -> Iterator[QdqGraph]:
 @contextmanager
 def _mapped(path: Path) -> Iterator[bytes]:
     """A file's bytes, of which the system keeps in memory what is in use. Raises DeviceError."""
-    import mmap
+    from mmap import PROT_READ, mmap
 
     with _as_device_error(path), path.open("rb") as stream:
-        content = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)  # outlives the stream
+        content = mmap(stream.fileno(), 0, prot=PROT_READ)  # outlives the stream
     with content:
         yield cast("bytes", content)  # indexing and slicing are all that is done with it
 

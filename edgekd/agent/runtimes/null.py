@@ -83,6 +83,9 @@ class NullRuntime:
         """One layer, which does nothing in the precision that it was built for."""
         return (Layer("null", "Identity", "int8" if b'"source":"graph"' in engine.read_bytes() else "fp16", 3, 1),)
 
+    def inspect(self, engine: Path) -> None:
+        """It computes nothing."""
+
     def times(self, engine: Path, iterations: int, seconds: float) -> None:
         """Its sessions are timed."""
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
+from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class OnnxRuntime:
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """ONNX Runtime does not say in which precision it computes a layer."""
+        return None
+
+    def inspect(self, engine: Path) -> Inspection | None:
+        """ONNX Runtime has no inspector."""
         return None
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
+from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -79,12 +79,16 @@ class TensorRt:
         """What the engine inspector and a few profiled runs say. Raises DeviceError."""
         from edgekd.agent.runtimes.precision import layers_of
 
+        raw = self.inspect(engine)
+        try:
+            return layers_of(raw.layers, raw.times_ms)
+        except ValueError as error:
+            raise DeviceError(f"{engine}: TensorRT does not say what is in it", found=str(error)) from error
+
+    def inspect(self, engine: Path) -> Inspection:
+        """Return the engine inspector's JSON and the profile of a few runs. Raises DeviceError."""
         with closing(self.load(engine)) as session:
-            told = session.inspected()
-            try:
-                return layers_of(told, session.profiled())
-            except ValueError as error:
-                raise DeviceError(f"{engine}: TensorRT does not say what is in it", found=str(error)) from error
+            return Inspection(session.inspected(), session.profiled())
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Its sessions are timed."""

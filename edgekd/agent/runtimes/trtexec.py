@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
-from edgekd.agent.runtimes.types import FLOAT, Layer, Made, Wish
+from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
 from edgekd.errors import DeviceError
 from edgekd.files import write_file
 
@@ -86,14 +86,19 @@ class Trtexec:
         """What it exports of the engine's layers and of a profiled run. Raises DeviceError."""
         from edgekd.agent.runtimes.precision import layers_of
 
+        raw = self.inspect(engine)
+        try:
+            return layers_of(raw.layers, raw.times_ms)
+        except ValueError as error:
+            raise DeviceError(f"{PROGRAM} does not say what is in the engine", found=str(error)) from error
+
+    def inspect(self, engine: Path) -> Inspection:
+        """Return the layers and the profile that it exports. Raises DeviceError."""
         with _folder() as folder:
-            told, profile = folder / "layers.json", folder / "profile.json"
-            _run(
-                [str(_required_program()), *self._flags().inspect(engine, told, profile)],
-                "inspect an engine",
-            )
+            layers, profile = folder / "layers.json", folder / "profile.json"
+            _run([str(_required_program()), *self._flags().inspect(engine, layers, profile)], "inspect an engine")
             try:
-                return layers_of(told.read_text("utf-8", "replace"), _profile_times(profile))
+                return Inspection(layers.read_text("utf-8", "replace"), _profile_times(profile))
             except (OSError, ValueError) as error:
                 raise DeviceError(f"{PROGRAM} does not say what is in the engine", found=str(error)) from error
 
@@ -289,10 +294,10 @@ def _keep_cache(copy: Path | None, cache: Path | None) -> None:
         write_file(cache, copy.read_bytes())
 
 
-def _profile_times(profile: Path) -> dict[str, float] | None:
-    """Milliseconds by layer in an exported profile, whose first entry counts the runs."""
+def _profile_times(profile: Path) -> dict[str, float]:
+    """Milliseconds by layer in an exported profile, whose first entry counts the runs; empty where there is none."""
     if not profile.is_file():
-        return None
+        return {}
     found: dict[str, float] = {}
     for each in _json(profile):
         if isinstance(each, dict) and "name" in each:

@@ -60,6 +60,14 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """Raw data on an engine. layers: the inspector's JSON; times_ms: milliseconds of a profiled run, by layer."""
+
+    layers: str
+    times_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Wish:
     """How an engine is to be built.
 
@@ -135,6 +143,10 @@ class Runtime(Protocol):
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """What the engine really computes, layer by layer; None where the runtime does not say. Raises DeviceError."""
+        ...
+
+    def inspect(self, engine: Path) -> Inspection | None:
+        """Return the raw data that `layers` reads; None where the runtime has none. Raises DeviceError."""
         ...
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:

@@ -1,0 +1,402 @@
+"""The evidence of a validation, read from `result.json`. Pure.
+
+The file comes from strangers: `from_json` checks all that the verdicts and the report use, and bounds it. Raw data,
+such as the layer lists, is left to whoever wants to look at it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgekd.canonical import short_int
+from edgekd.errors import SpecError
+
+FORMAT = 1
+MAX_BYTES = 16 << 20
+"""Of a file. Thirteen engines with 256 kB of raw data each stay below 4 MB."""
+MAX_ITEMS = 4096
+"""Of a list, such as the activations without a scale."""
+MAX_TEXT = 4000  # characters of one value
+
+FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED = "float", "fp32-weights", "int8-constants", "calibrated"
+FORMS = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED)
+"""Of the network: without Q/DQ; Q/DQ with FP32 weights; DQ on INT8 constants; without Q/DQ, scales in a cache."""
+PASSED, FAILED, NOT_HERE = OUTCOMES = "passed", "failed", "not here"
+BUILD, INSPECT, SELF_TEST, DEPARTURES, BENCH = "build", "inspect", "selftest", "departures", "bench"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Reason why not all attempts were made. kind: for programs; message: for people."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Process:
+    """End of a process. signal: name of the signal that ended it, exit_code: None then; timed_out: it took too long."""
+
+    exit_code: int | None
+    signal: str | None
+    timed_out: bool
+    seconds: float
+
+    @property
+    def cut(self) -> str | None:
+        """The reason why the process did not finish; None where it did."""
+        if self.timed_out:
+            return f"ended after {self.seconds:.0f} s without a result"
+        if self.signal:
+            return f"ended by {self.signal}"
+        return f"exit code {self.exit_code}" if self.exit_code else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an attempt. result: raw."""
+
+    name: str
+    outcome: str
+    seconds: float
+    error: str | None
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Build:
+    """Facts from the record of an engine. float_layers: built in float because they have no INT8 kernel.
+
+    int8_share: of the time, None where there is no profile; dla_layers: how many the DLA computes, None where the
+    layers are not known; missing_scales: activations without a scale, None where that was not looked at; log: the
+    builder's warnings and errors.
+    """
+
+    source: str
+    float_layers: tuple[str, ...]
+    int8_share: float | None
+    dla_layers: int | None
+    unread: str | None
+    missing_scales: tuple[str, ...] | None
+    log: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Errors and tolerances of boxes and of scores, relative."""
+
+    passed: bool
+    errors: tuple[float, float]
+    tolerances: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Times of the engine alone, in milliseconds. p50_interval, mean_interval: 95 %; refused: why FPS is not known."""
+
+    p50: float
+    p50_interval: tuple[float, float] | None
+    mean_interval: tuple[float, float] | None
+    fps: float | None
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One runtime with one form of the network, in a process of its own.
+
+    problem: why the runtime cannot be used here; running: the step that was never finished.
+    """
+
+    runtime: str
+    form: str
+    version: str | None
+    problem: str | None
+    process: Process
+    running: str | None
+    steps: tuple[Step, ...]
+    build: Build | None
+    self_test: SelfTest | None
+    bench: Bench | None
+
+    def step(self, name: str) -> Step | None:
+        """Return the step of that name; None where there is none."""
+        return next((step for step in self.steps if step.name == name), None)
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """Power mode by nvpmodel's number and name."""
+
+    id: int | None
+    name: str | None
+
+    @property
+    def title(self) -> str:
+        """The name, else the number."""
+        return self.name if self.name is not None else f"mode {self.id}"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Latency by `edgekd predict`, in milliseconds. fits: whether the device is this target; None: not known."""
+
+    target: str
+    precision: str
+    power_mode: PowerMode | None
+    latency: float
+    low: float
+    high: float
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence of one validation. device: its name, for people; system: facts by name, for people."""
+
+    complete: bool
+    problem: Problem | None
+    device: str
+    system: Mapping[str, str]
+    power_mode: PowerMode | None
+    bundle_sha256: str | None
+    predictions: tuple[Prediction, ...]
+    attempts: tuple[Attempt, ...]
+
+
+def loads(content: bytes) -> Evidence:
+    """Parse the bytes of a file. Raises SpecError."""
+    if len(content) > MAX_BYTES:
+        raise SpecError("the result is too large", expected=f"at most {MAX_BYTES} bytes", found=f"{len(content)}")
+    try:
+        document = json.loads(content.decode("utf-8"), parse_int=short_int, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise SpecError("not JSON", expected="the result.json of a validation", found=_short(str(error))) from error
+    return from_json(document)
+
+
+def from_json(document: Any) -> Evidence:
+    """Parse a JSON document. Raises SpecError where a value is missing or has another type."""
+    root = _Reader(document, "")
+    if root.integer("format") != FORMAT:
+        raise SpecError("/format: not known", expected=str(FORMAT), found=str(root.integer("format")))
+    problem, system = root.maybe("problem"), root.maybe("system")
+    kit, mode = root.maybe("kit"), None
+    if system is not None and (found := system.maybe("power_mode")) is not None:
+        mode = _power_mode(found)
+    return Evidence(
+        complete=root.flag("complete"),
+        problem=Problem(problem.text("kind"), problem.text("message")) if problem else None,
+        device=_device(system),
+        system=_system(system),
+        power_mode=mode,
+        bundle_sha256=kit.text("bundle_sha256") if kit else None,
+        predictions=tuple(map(_prediction, kit.items("predictions"))) if kit else (),
+        attempts=tuple(map(_attempt, root.items("attempts"))),
+    )
+
+
+def _device(system: _Reader | None) -> str:
+    if system is None:
+        return "unknown device"
+    device = system.maybe("device")
+    for name in ("model", "gpus", "cpu"):
+        if device is not None and device.value(name):
+            found = device.value(name)
+            return _short(", ".join(map(str, found)) if isinstance(found, list) else str(found))
+    return _short(f"unknown device, {system.value('machine')}")
+
+
+def _system(system: _Reader | None) -> dict[str, str]:
+    """Return the facts on system, device and versions as texts."""
+    found: dict[str, str] = {}
+    for reader in (system, system and system.maybe("device"), system and system.maybe("versions")):
+        for name, value in reader.content.items() if reader else ():
+            if isinstance(value, (str, int, float)) and value not in ("", None):
+                found[_short(name)] = _short(str(value))
+    return found
+
+
+def _power_mode(mode: _Reader) -> PowerMode:
+    return PowerMode(mode.integer("id", optional=True), mode.maybe_text("name"))
+
+
+def _prediction(each: _Reader) -> Prediction:
+    mode = each.maybe("power_mode")
+    return Prediction(
+        each.text("target"),
+        each.text("precision"),
+        _power_mode(mode) if mode else None,
+        each.number("latency_ms"),
+        each.number("low_ms"),
+        each.number("high_ms"),
+        each.flag("fits", optional=True),
+    )
+
+
+def _attempt(each: _Reader) -> Attempt:
+    process = each.part("process")
+    steps = tuple(map(_step, each.items("steps")))
+    results = {step.name: reader.part("result") for step, reader in zip(steps, each.items("steps")) if _has(step)}  # noqa: B905
+    return Attempt(
+        runtime=each.text("runtime"),
+        form=each.choice("form", FORMS),
+        version=each.maybe_text("version"),
+        problem=each.maybe_text("problem"),
+        process=Process(
+            process.integer("exit_code", optional=True),
+            process.maybe_text("signal"),
+            bool(process.flag("timed_out")),
+            process.number("seconds"),
+        ),
+        running=each.maybe_text("running"),
+        steps=steps,
+        build=_build(results[BUILD]) if BUILD in results else None,
+        self_test=_self_test(results[SELF_TEST]) if SELF_TEST in results else None,
+        bench=_bench(results[BENCH]) if BENCH in results else None,
+    )
+
+
+def _has(step: Step) -> bool:
+    """Return whether a step has figures. A self-test that failed has them, too."""
+    return bool(step.result) and (step.outcome == PASSED or step.name == SELF_TEST)
+
+
+def _step(each: _Reader) -> Step:
+    result = each.maybe("result")
+    return Step(
+        each.text("name"),
+        each.choice("outcome", OUTCOMES),
+        each.number("seconds"),
+        each.maybe_text("error"),
+        result.content if result else {},
+    )
+
+
+def _build(record: _Reader) -> Build:
+    realized = record.maybe("realized")
+    times = realized.part("share").maybe("time") if realized else None
+    layers = realized.part("layers") if realized else None
+    missing = record.value("missing_scales")
+    return Build(
+        source=record.text("source"),
+        float_layers=record.texts("float_layers"),
+        int8_share=(times.number("int8") if "int8" in times.content else 0.0) if times else None,
+        dla_layers=(layers.integer("dla") if "dla" in layers.content else 0) if layers else None,
+        unread=record.maybe_text("unread"),
+        missing_scales=None if missing is None else record.texts("missing_scales"),
+        log=record.texts("log") if "log" in record.content else (),
+    )
+
+
+def _self_test(figures: _Reader) -> SelfTest:
+    error, tolerance = figures.part("error"), figures.part("tolerance")
+    return SelfTest(
+        bool(figures.flag("passed")),
+        (error.number("boxes"), error.number("scores")),
+        (tolerance.number("boxes"), tolerance.number("scores")),
+    )
+
+
+def _bench(figures: _Reader) -> Bench:
+    times = figures.part("inference_ms")
+    intervals = times.part("intervals")
+    return Bench(
+        times.number("p50"),
+        intervals.interval("p50"),
+        intervals.interval("mean"),
+        None if figures.value("fps") is None else figures.number("fps"),
+        figures.texts("refused"),
+    )
+
+
+class _Reader:
+    """An object of a document, and where it is. Its methods raise SpecError for another type than the one asked for."""
+
+    def __init__(self, value: Any, place: str) -> None:
+        self._place = place
+        if not isinstance(value, dict):
+            raise self._error("", "an object", value)
+        self.content: Mapping[str, Any] = value
+
+    def value(self, name: str) -> Any:
+        return self.content.get(name)
+
+    def part(self, name: str) -> _Reader:
+        return _Reader(self.value(name), f"{self._place}/{name}")
+
+    def maybe(self, name: str) -> _Reader | None:
+        return None if self.value(name) is None else self.part(name)
+
+    def items(self, name: str) -> list[_Reader]:
+        return [_Reader(each, f"{self._place}/{name}/{index}") for index, each in enumerate(self._list(name))]
+
+    def text(self, name: str) -> str:
+        value = self.value(name)
+        if not isinstance(value, str):
+            raise self._error(name, "a text", value)
+        return _short(value)
+
+    def maybe_text(self, name: str) -> str | None:
+        return None if self.value(name) is None else self.text(name)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        found = self._list(name)
+        if not all(isinstance(each, str) for each in found):
+            raise self._error(name, "a list of texts", found)
+        return tuple(map(_short, found))
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        if self.text(name) not in choices:
+            raise self._error(name, f"one of {', '.join(choices)}", self.text(name))
+        return self.text(name)
+
+    def flag(self, name: str, *, optional: bool = False) -> Any:
+        value = self.value(name)
+        if not isinstance(value, bool) and not (optional and value is None):
+            raise self._error(name, "true or false", value)
+        return value
+
+    def integer(self, name: str, *, optional: bool = False) -> Any:
+        value = self.value(name)
+        if (not isinstance(value, int) or isinstance(value, bool)) and not (optional and value is None):
+            raise self._error(name, "an integer", value)
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.value(name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise self._error(name, "a number, not below 0", value)
+        return float(value)
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        value = self.value(name)
+        if value is None:
+            return None
+        ends = dict(zip(("low", "high"), value)) if isinstance(value, list) and len(value) == 2 else {}  # noqa: B905
+        found = _Reader(ends, f"{self._place}/{name}")
+        return found.number("low"), found.number("high")
+
+    def _list(self, name: str) -> list[Any]:
+        value = self.value(name)
+        if not isinstance(value, list) or len(value) > MAX_ITEMS:
+            raise self._error(name, f"a list of at most {MAX_ITEMS}", value)
+        return value
+
+    def _error(self, name: str, expected: str, found: Any) -> SpecError:
+        place = f"{self._place}/{name}" if name else self._place or "/"
+        return SpecError(f"{place}: not as in a result.json", expected=expected, found=_short(repr(found), 60))
+
+
+def _short(text: str, limit: int = MAX_TEXT) -> str:
+    """Return the text without control characters, at most `limit` long."""
+    shown = "".join(each if each.isprintable() else " " for each in text[:limit])
+    return shown if len(text) <= limit else shown[: limit - 3] + "..."
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
