@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd import __version__
+from edgekd.agent.choice import AS_SHIPPED, Form, forms
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
     Engine,
@@ -105,9 +106,10 @@ class Camera:
                 other.unlink()
         return file
 
-    def order(self, source: str = GRAPH, shares: Mapping[str, float] | None = None) -> Order:
-        """How an engine is to be built on this device."""
-        return Order(Wish(source, read_device(self.root).memory_bytes, self.timings()), shares or {})
+    def order(self, form: Form = AS_SHIPPED, shares: Mapping[str, float] | None = None) -> Order:
+        """How an engine of a form is to be built on this device."""
+        memory = read_device(self.root).memory_bytes
+        return Order(Wish(form.source, memory, self.timings(), form.float_layers), shares or {})
 
 
 def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> dict[str, Any]:
@@ -186,12 +188,13 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str
     """
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
-        wanted, order = camera.wanted(slot), camera.order(shares=shares)
-        there = read_engine(engine_folder(slot, wanted))
+        wanted = camera.wanted(slot)
+        form = forms(slot, wanted)[0]
+        order, there = camera.order(form, shares), read_engine(engine_folder(slot, wanted, form))
         changed = there is None or not there.whole
         engine = build_engine(slot, runtime, wanted, order) if there is None or changed else there
         order.require(slot, engine.record.get("realized"))
-    return {"slot": slot.name, "changed": changed, **engine_json(engine), **_built_json(engine)}
+    return {"slot": slot.name, "changed": changed, **engine_json(engine), **built_json(engine)}
 
 
 def selftest(camera: Camera, layers: bool = False, max_latency_ms: float | None = None) -> dict[str, Any]:
@@ -386,7 +389,7 @@ def engine_json(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _built_json(engine: Engine) -> dict[str, Any]:
+def built_json(engine: Engine) -> dict[str, Any]:
     """What was written down of how an engine was built, and of what came of it."""
     known = engine.record
     found = known.get("realized")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Outputs = Mapping[str, np.ndarray]
 
-GRAPH, FLOAT = SOURCES = "graph", "float"
+GRAPH, FLOAT = "graph", "float"
 """What an engine is built from: the graph as it is, quantized layers and all, or the same network without Q/DQ."""
 
 
