@@ -133,6 +133,15 @@ class Calibrated:
     frames: Frames
 
 
+def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress) -> str:
+    """SHA-256 of what a split shows and says: images and labels, wherever they lie. sha256: of a file."""
+    rows = [
+        [sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
+        for s in progress.items(split.samples, f"hash {split.name}")
+    ]
+    return json_sha256([split.name, rows])
+
+
 class Stages:
     """The stages of one build, run or found in the store, in the order they were asked for."""
 
@@ -184,12 +193,9 @@ class Stages:
 
     def fingerprint(self, split: Split) -> str:
         """SHA-256 of what a split shows and says: images and labels, wherever they lie."""
-        rows = [
-            [self._hashes.sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
-            for s in self.progress.items(split.samples, f"hash {split.name}")
-        ]
+        found = fingerprint(split, self._hashes.sha256, self.progress)
         self._hashes.save()
-        return json_sha256([split.name, rows])
+        return found
 
     def refuse_shared(self, trained: Split, scored: Split) -> None:
         """Raise DataError where an image of a split that is trained on is also scored."""

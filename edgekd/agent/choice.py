@@ -107,7 +107,9 @@ def read_choice(path: Path, wanted: Mapping[str, Any]) -> Choice:
     try:
         choice = choice_from_json(path.read_bytes())
     except OSError as error:
-        raise DeviceError(f"{path}: cannot be read", found=error.strerror or str(error), fix="check the path") from error
+        raise DeviceError(
+            f"{path}: cannot be read", found=error.strerror or str(error), fix="check the path"
+        ) from error
     except ValueError as error:
         raise DeviceError(f"{path}: not a choice of layers", found=str(error), fix="tune without --choice") from error
     if not choice.suits(wanted):

@@ -33,12 +33,14 @@ class LayerGraph:
     """The layers of a network that have a precision, and what lies between them.
 
     names: of the layers with Q/DQ, in graph order; links: pairs of layers, of which the second reads what the first
-    gives, other nodes between them aside; owners: by the name of a node or of weights, the layers whose time its own is.
+    gives, other nodes between them aside; owners: by the name of a node or of weights, the layers that its time is
+    added to; copies: names of Q/DQ nodes.
     """
 
     names: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     owners: Mapping[str, tuple[str, ...]]
+    copies: frozenset[str] = frozenset()
 
     def neighbours(self, names: Iterable[str]) -> set[str]:
         """Return the layers that a link leads to from these, or from which one leads to these."""
@@ -85,7 +87,8 @@ def layer_graph(graph: QdqGraph) -> LayerGraph:
         if not copies:
             owners[node.name] = after
         sources.update(dict.fromkeys(node.outputs, after))
-    return LayerGraph(tuple(names), tuple(links), owners)
+    all_copies = frozenset(node.name for node in graph.nodes if node.operator in (QUANTIZE, DEQUANTIZE))
+    return LayerGraph(tuple(names), tuple(links), owners, all_copies)
 
 
 def _own_copies(graph: QdqGraph, node: Node, owners: dict[str, tuple[str, ...]]) -> None:
@@ -105,28 +108,34 @@ def profile_of(layers: Sequence[Layer], graph: LayerGraph) -> Profile:
     An engine's layer that bears no name of the graph belongs to the one before it, a copy to the one after it.
     """
     positions = {name: index for index, name in enumerate(graph.owners)}
-    found = [_owners(layer.name, graph, positions) for layer in layers]
+    nodes = [_nodes(layer.name, positions) for layer in layers]
+    copies = [layer.precision == REFORMAT or _only(each, graph.copies) for layer, each in zip(layers, nodes)]  # noqa: B905
+    found = [_distinct(owner for name in each for owner in graph.owners[name]) for each in nodes]
     last: tuple[str, ...] = ()
-    for index, layer in enumerate(layers):
-        if not found[index] and layer.precision == REFORMAT:
+    for index in range(len(layers)):
+        if not found[index] and copies[index]:
             found[index] = next(filter(None, found[index + 1 :]), ())
         last = found[index] = found[index] or last
     ms: dict[str, float] = {}
     written: dict[str, int] = {}
     copied_ms, copied_bytes = 0.0, 0
-    for layer, names in zip(layers, found):  # noqa: B905
-        took, copies = layer.ms or 0.0, layer.precision == REFORMAT
+    for layer, names, is_copy in zip(layers, found, copies):  # noqa: B905
+        took = layer.ms or 0.0
         for name in names:
             ms[name] = ms.get(name, 0.0) + took / len(names)
-            if not copies:
+            if not is_copy:
                 written[name] = max(written.get(name, 0), layer.activation_bytes)
-        if copies and took:
+        if is_copy and took:
             copied_ms, copied_bytes = copied_ms + took, copied_bytes + layer.activation_bytes
     return Profile(ms, written, copied_ms, copied_bytes)
 
 
-def _owners(text: str, graph: LayerGraph, positions: Mapping[str, int]) -> tuple[str, ...]:
-    """The layers that a builder's name of perhaps several fused nodes stands for."""
+def _only(names: Sequence[str], among: frozenset[str]) -> bool:
+    return bool(names) and among.issuperset(names)
+
+
+def _nodes(text: str, positions: Mapping[str, int]) -> list[str]:
+    """The nodes that a builder's name of perhaps several fused ones stands for."""
     names: list[str] = []
     for token in _SEPARATORS.split(text):
         first, is_range, last = token.partition(_RANGE)
@@ -137,7 +146,7 @@ def _owners(text: str, graph: LayerGraph, positions: Mapping[str, int]) -> tuple
         while token and token not in positions:
             token = token[: max(token.rfind(ending) for ending in _ENDINGS)] if _has_ending(token) else ""
         names += [token] if token else []
-    return _distinct(owner for name in names for owner in graph.owners[name])
+    return names
 
 
 def _has_ending(token: str) -> bool:
@@ -186,9 +195,7 @@ class Search:
             yield cheapest(self._graph, self._shipped.ms, self._floating, weight * ms_per_byte)
 
 
-def cheapest(
-    graph: LayerGraph, int8_ms: Mapping[str, float], floating: Profile, ms_per_byte: float
-) -> frozenset[str]:
+def cheapest(graph: LayerGraph, int8_ms: Mapping[str, float], floating: Profile, ms_per_byte: float) -> frozenset[str]:
     """Return the layers to leave in float so that layers and conversions take least; of equals, the fewest layers.
 
     int8_ms: by layer; ms_per_byte: of a conversion of what the first layer of a link writes in float. Conversions

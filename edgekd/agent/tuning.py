@@ -65,7 +65,7 @@ def tune(camera: Camera, effort: Effort) -> dict[str, Any]:
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         wanted = camera.wanted(slot)
-        graph = _layers(slot)
+        graph = layers_with_qdq(slot)
         candidates = [_built(camera, slot, wanted, form) for form in (AS_SHIPPED, ALL_FLOAT)]
         refused = _search(camera, slot, wanted, graph, candidates, effort.builds)
         rounds_ms = measured(slot, runtime, [each.engine for each in candidates], effort)
@@ -80,9 +80,7 @@ def tune(camera: Camera, effort: Effort) -> dict[str, Any]:
         limits = {"builds": effort.builds, "rounds": len(rounds_ms[0]), "least_gain": LEAST_GAIN}
         told = [_told(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905
         chosen = candidates[best]
-        choice = Choice(
-            chosen.form, wanted["graph"], wanted["runtime"], wanted["built_on"], [*told, *refused], limits
-        )
+        choice = Choice(chosen.form, wanted["graph"], wanted["runtime"], wanted["built_on"], [*told, *refused], limits)
         return _kept(slot, wanted, choice, chosen.engine)
 
 
@@ -95,7 +93,7 @@ def adopt(camera: Camera, file: Path) -> dict[str, Any]:
         slot = camera.chosen_slot()
         wanted = camera.wanted(slot)
         choice = read_choice(file, wanted)
-        unknown = sorted(set(choice.form.float_layers) - set(_layers(slot).names))
+        unknown = sorted(set(choice.form.float_layers) - set(layers_with_qdq(slot).names))
         if unknown:
             raise DeviceError(f"{file}: layers that the graph does not have", found=", ".join(unknown[:3]))
         engine = tested_engine(camera, slot, wanted, choice.form)
@@ -193,7 +191,7 @@ def _in_turns(runtime: Runtime, engines: Sequence[Engine], rounds: int) -> list[
     return [np.array(each) for each in found]
 
 
-def _layers(slot: Slot) -> LayerGraph:
+def layers_with_qdq(slot: Slot) -> LayerGraph:
     """The layers of a slot's graph. Raises DeviceError where none has Q/DQ."""
     with networks.opened(slot.graph) as opened:
         graph = layer_graph(opened)
@@ -282,9 +280,7 @@ def _kept(slot: Slot, wanted: dict[str, Any], choice: Choice, engine: Engine) ->
     return _result(slot, wanted, choice, engine, changed=changed)
 
 
-def _result(
-    slot: Slot, wanted: Mapping[str, Any], choice: Choice, engine: Engine, *, changed: bool
-) -> dict[str, Any]:
+def _result(slot: Slot, wanted: Mapping[str, Any], choice: Choice, engine: Engine, *, changed: bool) -> dict[str, Any]:
     document = choice.as_json()
     return {
         "slot": slot.name,
