@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.canonical import canonical_json, json_sha256
+from edgekd.canonical import canonical_json
 from edgekd.data.calibration import (
     CalibrationRule,
     CalibrationSet,
@@ -23,7 +23,7 @@ from edgekd.data.calibration import (
 )
 from edgekd.data.calibration import write_calibration as write_calibration_toml
 from edgekd.data.dataset import Dataset, Split
-from edgekd.data.images import ReadableImages, read_image
+from edgekd.data.images import ReadableImages, fingerprint, read_image
 from edgekd.data.long_tail import rare_classes
 from edgekd.detectors import Detector
 from edgekd.detectors.types import DetectorSpec, spec_from_json
@@ -131,15 +131,6 @@ class Calibrated:
     stage: Stage
     images: CalibrationSet
     frames: Frames
-
-
-def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress) -> str:
-    """SHA-256 of what a split shows and says: images and labels, wherever they lie. sha256: of a file."""
-    rows = [
-        [sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
-        for s in progress.items(split.samples, f"hash {split.name}")
-    ]
-    return json_sha256([split.name, rows])
 
 
 class Stages:

@@ -12,12 +12,12 @@ from edgekd.artifact import expanded
 from edgekd.bundle.manifest import Manifest
 from edgekd.canonical import file_sha256
 from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.images import fingerprint
 from edgekd.detectors.types import spec_from_json
 from edgekd.errors import DataError, EngineRefusedError
 from edgekd.formats.qdq_graph import QdqGraph
 from edgekd.pipeline import SCORED
 from edgekd.progress import Progress
-from edgekd.stages import fingerprint
 
 
 def scored_split(data: Path, manifest: Manifest, progress: Progress) -> Split:

@@ -56,7 +56,7 @@ class Choice:
 
     def suits(self, wanted: Mapping[str, Any]) -> bool:
         """Return whether it is for this graph and this runtime, in whatever version and on whatever device."""
-        return self.graph == wanted["graph"] and self.runtime["name"] == wanted["runtime"]["name"]
+        return bool(self.graph == wanted["graph"] and self.runtime["name"] == wanted["runtime"]["name"])
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file."""
@@ -86,8 +86,9 @@ def choice_from_json(content: bytes) -> Choice:
         raise ValueError("expected the SHA-256 of a graph, and the state of a device")
     if not isinstance(told.get("candidates"), list) or not isinstance(told.get("limits"), dict):
         raise ValueError("expected candidates and limits")
-    form = Form(source, tuple(layers))
-    return Choice(form, told["graph"], runtime, told["built_on"], told["candidates"], told["limits"])
+    return Choice(
+        Form(source, tuple(layers or ())), told["graph"], runtime, told["built_on"], told["candidates"], told["limits"]
+    )
 
 
 def _texts(values: Any) -> bool:

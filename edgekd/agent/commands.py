@@ -27,7 +27,7 @@ from edgekd.agent.engines import (
     require_engine,
     wanted_record,
 )
-from edgekd.agent.runtimes.types import GRAPH, Wish
+from edgekd.agent.runtimes.types import GRAPH, ON_CPU, Wish
 from edgekd.agent.slots import Activation, Slot, State, model_names
 from edgekd.agent.trial import Trial, read_uptime
 from edgekd.agent.trusted import (
@@ -246,7 +246,7 @@ def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
-        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name != "onnxruntime")
+        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name not in ON_CPU)
         timed = latencies(slot, runtime, engine, iterations, seconds, meter)
     mode = device.as_json()["power_mode"]
     return {

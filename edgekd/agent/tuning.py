@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BUILDS = 4
 """Engines with some layers in float that are built at most: each takes minutes on a Jetson."""
 PROFILES = 3
-"""How often engines are profiled, in turns; the median counts."""
+"""How often engines are profiled, in turns; of each layer the least time counts, which is disturbed least."""
 BLOCK = 10
 """Runs of an engine before it is another's turn."""
 LEAST_ROUNDS = 20
@@ -233,15 +233,12 @@ def _search(
 
 
 def _profiles(runtime: Runtime, engines: Sequence[Engine], graph: LayerGraph) -> list[Profile]:
-    """Profiles of engines, taken in turns: the median of each layer. Empty where the runtime does not time layers."""
-    from dataclasses import replace
-    from statistics import median
-
+    """Profiles of engines, taken in turns: of each layer the least time. Empty where the runtime times no layers."""
     runs = [[runtime.layers(each.file) or () for each in engines] for _ in range(PROFILES)]
     found = []
     for of_one in zip(*runs):  # noqa: B905
         times = ([layer.ms or 0.0 for layer in same] for same in zip(*of_one))  # noqa: B905
-        found.append(profile_of([replace(layer, ms=median(ms)) for layer, ms in zip(of_one[0], times)], graph))  # noqa: B905
+        found.append(profile_of([replace(layer, ms=min(ms)) for layer, ms in zip(of_one[0], times)], graph))  # noqa: B905
     return found
 
 

@@ -51,9 +51,8 @@ def engine(
     where = device_named(device or "null")
     if data and not tune:
         raise SpecError("--data goes with --tune", fix="leave it out: what is shipped was scored when it was built")
-    choose = {"tune": tune, "builds": builds, "data": data}
     job = installing.EngineJob(
-        bundle, where, runtime, activate, state, python, agent, iterations, seconds, timeout, **choose
+        bundle, where, runtime, activate, state, python, agent, iterations, seconds, timeout, tune, builds, data
     )
     if fleet is None:
         (print_json if as_json else print_engine)(installing.run(job, new_progress()))

@@ -187,7 +187,7 @@ def test_layers_without_a_name_of_the_graph_belong_to_those_beside_them(pair: La
     assert found.written == {"first": 4, "second": 0}
 
 
-# ------------------------------------------------------------------------------------------------------ which is fastest
+# ---------------------------------------------------------------------------------------------------- which is fastest
 
 
 def rounds(ms: float, spread: float = 0.01, seed: int = 0) -> np.ndarray:

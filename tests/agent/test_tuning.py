@@ -1,4 +1,4 @@
-"""INT8 only where it pays: `tune` with TensorRT's fake, whose layers take the times it is told, and with real runtimes."""
+"""INT8 only where it pays: `tune` with TensorRT's fake, whose layers take given times, and with real runtimes."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_layer_without_an_int8_kernel_is_no_obstacle(tuned: Any, monkeypatch: 
     assert chosen["passed"]
 
 
-# -------------------------------------------------------------------------------------------------- the choice as a file
+# ------------------------------------------------------------------------------------------------ the choice as a file
 
 
 def test_a_choice_is_built_again_without_measuring(
@@ -271,7 +271,7 @@ def test_flags_that_do_not_go_together_are_refused(agent: Agent, bundle: Path, t
     assert agent("tune", "--builds", -1).error["what"] == "--builds -1"
 
 
-# ------------------------------------------------------------------------------------------------------- other runtimes
+# ------------------------------------------------------------------------------------------------------ other runtimes
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "null"])
@@ -302,7 +302,7 @@ def test_a_graph_without_qdq_leaves_nothing_to_choose(
     assert "nothing to choose" in agent("tune", *QUICK).error["what"]
 
 
-# ------------------------------------------------------------------------------------------------------------ power cuts
+# ---------------------------------------------------------------------------------------------------------- power cuts
 
 
 class FastInFloat(NullRuntime):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 GRAPH, FLOAT = "graph", "float"
 """What an engine is built from: the graph as it is, quantized layers and all, or the same network without Q/DQ."""
 
+ON_CPU = ("onnxruntime", "openvino")
+"""Names of the runtimes that compute on the processor, whatever else the device has."""
+
 
 class UnsuitedError(DeviceError):
     """This device, or this version of a library, does not have what a runtime needs."""
