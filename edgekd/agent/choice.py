@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Choice:
     """The form that was chosen for a device.
 
     graph: SHA-256 of the bundle's graph; runtime: `name` and `version`; built_on: the state of the device; candidates:
-    what was measured of each form, as plain JSON types; limits: by what rules they were compared.
+    what was measured of each form, as plain JSON types; limits: by what rules they were compared, None where none were.
     """
 
     form: Form
@@ -52,7 +52,7 @@ class Choice:
     runtime: Mapping[str, str]
     built_on: Mapping[str, Any]
     candidates: Sequence[Mapping[str, Any]] = ()
-    limits: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] | None = None
 
     def suits(self, wanted: Mapping[str, Any]) -> bool:
         """Return whether it is for this graph and this runtime, in whatever version and on whatever device."""
@@ -68,7 +68,7 @@ class Choice:
             "source": self.form.source,
             "float_layers": list(self.form.float_layers),
             "candidates": list(self.candidates),
-            "limits": dict(self.limits),
+            "limits": None if self.limits is None else dict(self.limits),
         }
 
 
@@ -84,7 +84,7 @@ def choice_from_json(content: bytes) -> Choice:
         raise ValueError("expected a runtime with name and version")
     if not is_sha256(told.get("graph")) or not isinstance(told.get("built_on"), dict):
         raise ValueError("expected the SHA-256 of a graph, and the state of a device")
-    if not isinstance(told.get("candidates"), list) or not isinstance(told.get("limits"), dict):
+    if not isinstance(told.get("candidates"), list) or not isinstance(told.get("limits"), (dict, type(None))):
         raise ValueError("expected candidates and limits")
     return Choice(
         Form(source, tuple(layers or ())), told["graph"], runtime, told["built_on"], told["candidates"], told["limits"]

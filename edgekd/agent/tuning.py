@@ -84,7 +84,7 @@ def tune(camera: Camera, effort: Effort) -> dict[str, Any]:
         return _kept(slot, wanted, choice, chosen.engine)
 
 
-def adopt(camera: Camera, file: Path) -> dict[str, Any]:
+def adopt(camera: Camera, path: Path) -> dict[str, Any]:
     """Build and test the engine of a choice that was made elsewhere or before, and make it the slot's.
 
     Raises DeviceError where the file is damaged or for another graph or runtime, or the engine does not pass.
@@ -92,14 +92,14 @@ def adopt(camera: Camera, file: Path) -> dict[str, Any]:
     with camera.state.locked():
         slot = camera.chosen_slot()
         wanted = camera.wanted(slot)
-        choice = read_choice(file, wanted)
+        choice = read_choice(path, wanted)
         unknown = sorted(set(choice.form.float_layers) - set(layers_with_qdq(slot).names))
         if unknown:
-            raise DeviceError(f"{file}: layers that the graph does not have", found=", ".join(unknown[:3]))
+            raise DeviceError(f"{path}: layers that the graph does not have", found=", ".join(unknown[:3]))
         engine = tested_engine(camera, slot, wanted, choice.form)
         if not engine.passed:
             raise DeviceError(
-                f"{file}: its engine does not pass the self-test here", fix="tune without --choice; nothing was changed"
+                f"{path}: its engine does not pass the self-test here", fix="tune without --choice; nothing was changed"
             )
         return _kept(slot, wanted, choice, engine)
 
