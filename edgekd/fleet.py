@@ -93,6 +93,8 @@ class FleetJob:
         """The file for what a board gives: its name stands for all that a measurement depends on here."""
         job = self.on(board)
         asked = {name: getattr(job, name) for name in ("runtime", "state", "python", "agent", "iterations", "seconds")}
+        if job.tune:
+            asked |= {"tune": job.builds, "data": str(job.data) if job.data else None}
         key = json_sha256({**asked, "device": board.device, "bundle": self.bundle_sha256, "edgekd": __version__})
         return self.out / BOARDS / f"{board.name}-{key[:16]}.json"
 

@@ -10,11 +10,12 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekd.agent.cli import COMMANDS, STATE
 from edgekd.benchmark import MEASURED
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
     from edgekd.devices import Device
     from edgekd.devices.session import Placed, Site, Stop
 
+T = TypeVar("T")
 UPLOAD = "upload"
 """Where in the state folder files are sent to."""
 REHEARSED = "rehearsed"
 """The basis of what the null runtime says: nothing was computed."""
 _TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
 _STEPS = ("build", "selftest", "bench")
+_CHOSEN = ("source", "float_layers", "candidates", "limits")
+"""What is told of a choice of layers."""
 _NULL = "null"
 _TURN_S = 0.5
 """How often somebody who waits for others to upload gives a sign of life."""
@@ -53,7 +57,7 @@ _KINDS: dict[str, type[EdgeKDError]] = {
     for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
 }
 """What of the agent's errors is raised as it is; any other is a DeviceError."""
-_JUDGING = ("build", "selftest")
+_JUDGING = ("build", "tune", "selftest")
 """Steps whose error is about the network rather than the device."""
 
 
@@ -63,7 +67,9 @@ class EngineJob:
 
     state: the folder of the slots on the device, None for the usual one; python: its interpreter, None for the usual
     one; agent: path there of an agent that the firmware has, None for the bundle's; runtime: None leaves the choice to
-    the agent; iterations, seconds: at least so many runs and so long are timed; timeout_s: what one step may take.
+    the agent; iterations, seconds: at least so many runs and so long are timed; timeout_s: what one step may take;
+    tune: leave the layers in float that are faster so; builds: how many engines that may take; data: the bundle's data
+    set, to score what comes of it, None to do without.
     """
 
     bundle: Path
@@ -76,6 +82,9 @@ class EngineJob:
     iterations: int = 200
     seconds: float = 5.0
     timeout_s: float = 3600.0
+    tune: bool = False
+    builds: int = 4
+    data: Path | None = None
 
 
 def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
@@ -113,17 +122,41 @@ def install(
         _require_runtime(job, work.step("status"))
         work.step("verify", bundle)
         work.given["--slot"] = work.step("unpack", bundle)["slot"]
-        for command in (*_STEPS, "activate") if job.activate else _STEPS:
+        work.step("build")
+        scored = _tuned(job, parts, work) if job.tune else None
+        for command in (*_STEPS[1:], "activate") if job.activate else _STEPS[1:]:
             work.step(command)
     try:
-        return _result(job, parts.manifest, work)
+        return _result(job, parts.manifest, work, scored)
     except (KeyError, TypeError) as error:
         what = f"{job.device.name}: the agent there is of another edgekd, and says other things"
         raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
 
 
-def _result(job: EngineJob, manifest: Manifest, work: _Work) -> dict[str, Any]:
+def _tuned(job: EngineJob, parts: Contents, work: _Work) -> dict[str, Any] | None:
+    """Tune, and score what came of it where there is data. Raises EngineRefusedError below the bundle's limit."""
+    from edgekd import tuned_accuracy
+
+    split = tuned_accuracy.scored_split(job.data, parts.manifest, work.progress) if job.data else None
+    chosen = work.step("tune")
+    if split is None:
+        return None
+    scored = work.beside(
+        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, chosen, split, SILENT), "score the tuned network"
+    )
+    try:
+        tuned_accuracy.require_accuracy(scored, job.device.name)
+    except EngineRefusedError:
+        work.step("tune", "--reset")
+        raise
+    return scored
+
+
+def _result(job: EngineJob, manifest: Manifest, work: _Work, scored: dict[str, Any] | None) -> dict[str, Any]:
     status, unpacked, built, tested, timed = (work.told[name] for name in ("status", "unpack", *_STEPS))
+    tuned = work.told.get("tune")
+    if tuned:
+        built = {**built, **tuned["engine"]}
     return {
         "bundle": str(job.bundle),
         "identity": unpacked["identity"],
@@ -134,6 +167,7 @@ def _result(job: EngineJob, manifest: Manifest, work: _Work) -> dict[str, Any]:
         "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
         "runtime": {name: built["runtime"][name] for name in ("name", "version")},
         "engine": {name: built[name] for name in ("slot", "key", "file", "bytes", "seconds", "changed", "layers")},
+        "tuning": tuned and {**{name: tuned[name] for name in _CHOSEN}, "accuracy": scored},
         "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
         "bench": {name: timed[name] for name in _TIMED},
         "activated": "activate" in work.told,
@@ -157,12 +191,13 @@ class _Work:
             "--runtime": job.runtime or job.device.runtime,
             "--iterations": str(job.iterations),
             "--seconds": str(job.seconds),
+            "--builds": str(job.builds),
         }
         self.placed: list[Placed] = []
         self.told: dict[str, dict[str, Any]] = {}
         self.steps: list[dict[str, Any]] = []
         self._agent = job.agent or ""
-        self._job, self._site, self._state, self._progress = job, site, state, progress
+        self._job, self._site, self._state, self.progress = job, site, state, progress
 
     @contextmanager
     def turn(self, uploads: threading.Semaphore) -> Iterator[None]:
@@ -181,16 +216,27 @@ class _Work:
         self._site.claim(folder)
         files = [self._job.bundle] if agent is None else [agent, self._job.bundle]
         keep = [file_sha256(file) for file in files]
-        self.placed = [self._site.put(file, folder, keep, self._progress) for file in files]
+        self.placed = [self._site.put(file, folder, keep, self.progress) for file in files]
         if agent is not None:
             self._agent = self.placed[0].path
         self._took("upload", began)
         return self.placed[-1].path
 
+    def beside(self, work: Callable[[], T], what: str) -> T:
+        """Do some work here while the device waits, which is to see that somebody is there."""
+        began = time.perf_counter()
+        self.progress.note(f"{what} ...")
+        with ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(work)
+            while not wait((doing,), _TURN_S).done:
+                self._site.alive()
+        self._took("score", began)
+        return doing.result()
+
     def step(self, command: str, *arguments: str) -> dict[str, Any]:
         """What the agent gives for a command. Raises what it says went wrong."""
         name, began = self._job.device.name, time.perf_counter()
-        self._progress.note(f"{command} on {name}")
+        self.progress.note(f"{command} on {name}")
         flags = [(flag, self.given.get(flag)) for flag in COMMANDS[command][1]]
         words = [*arguments, *(word for flag, value in flags if value is not None for word in (flag, value))]
         ended = self._site.run(command, [self._site.python, self._agent, command, *words], self._job.timeout_s)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.bundle.archive import MANIFEST, extract, file_entry, head_of, pack, read_head
 from edgekd.bundle.manifest import MAX_BYTES, RESERVED, Latency, Manifest, from_json
 from edgekd.errors import SpecError
@@ -184,7 +185,7 @@ def _latency(result: Mapping[str, Any], layers: Mapping[str, Any], target: str) 
             raise ValueError("the null runtime computes nothing")
         where = f"{result['model'] or 'unknown device'}, {runtime['name']} {runtime['version']}"
         where += f", {mode['name']}" if mode else ""
-        basis = "stand-in" if runtime["name"] == "onnxruntime" and target != "cpu" else "measured"
+        basis = "stand-in" if runtime["name"] in ON_CPU and target != "cpu" else "measured"
     else:
         host = result["host"]
         where = f"{host['cpu']}, {host['engine']}, {host['threads']} threads"

@@ -231,6 +231,8 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"sent {megabytes(upload['sent_bytes'])} of {megabytes(upload['bytes'])}; the rest was there")
     made = f"built in {engine['seconds']:.1f} s" if engine["changed"] else "was there"
     print(f"engine: {engine['file']}, {megabytes(engine['bytes'])}, {_version(result['runtime'])}, {made}")
+    if result["tuning"]:
+        print(_tuned_text(result["tuning"]))
     drift = (f"{part} {tested['error'][part]:.4f} of {tested['tolerance'][part]:.4f}" for part in ("boxes", "scores"))
     print(f"self-test: passed on {tested['frames']} frames; drift, of what is allowed: {', '.join(drift)}")
     columns = ("p50", "p90", "p99", "mean", "min")
@@ -239,6 +241,21 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
     print_refused(timed["refused"])
     print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
+
+
+def _tuned_text(tuning: Mapping[str, Any]) -> str:
+    """What `--tune` chose, against the engine as shipped."""
+    form = {name: tuning[name] for name in ("source", "float_layers")}
+    chosen = next(each for each in tuning["candidates"] if {name: each[name] for name in form} == form)
+    shipped, ms = tuning["candidates"][0]["ms"]["p50"], chosen["ms"]["p50"]
+    what = "all layers in float" if form["source"] == "float" else f"{len(form['float_layers'])} layers in float"
+    if chosen is tuning["candidates"][0]:
+        what = f"INT8 as shipped stays, {len(tuning['candidates']) - 1} others are not faster"
+    low, high = chosen["ms"]["interval"]
+    text = f"tuned: {what}; {ms:.2f} ms, shipped {shipped:.2f} ms, ratio {low:.3f} to {high:.3f}"
+    if scored := tuning["accuracy"]:
+        text += f"; mAP50-95 {scored['map50_95']:.4f} on {scored['images']} images"
+    return text
 
 
 def print_fleet(result: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.canonical import canonical_json, json_sha256
+from edgekd.canonical import canonical_json
 from edgekd.data.calibration import (
     CalibrationRule,
     CalibrationSet,
@@ -23,7 +23,7 @@ from edgekd.data.calibration import (
 )
 from edgekd.data.calibration import write_calibration as write_calibration_toml
 from edgekd.data.dataset import Dataset, Split
-from edgekd.data.images import ReadableImages, read_image
+from edgekd.data.images import ReadableImages, fingerprint, read_image
 from edgekd.data.long_tail import rare_classes
 from edgekd.detectors import Detector
 from edgekd.detectors.types import DetectorSpec, spec_from_json
@@ -184,12 +184,9 @@ class Stages:
 
     def fingerprint(self, split: Split) -> str:
         """SHA-256 of what a split shows and says: images and labels, wherever they lie."""
-        rows = [
-            [self._hashes.sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
-            for s in self.progress.items(split.samples, f"hash {split.name}")
-        ]
+        found = fingerprint(split, self._hashes.sha256, self.progress)
         self._hashes.save()
-        return json_sha256([split.name, rows])
+        return found
 
     def refuse_shared(self, trained: Split, scored: Split) -> None:
         """Raise DataError where an image of a split that is trained on is also scored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,65 @@ def test_build_and_bench_send_cameras_to_this_command(edgekd: EdgeKD, tiny_build
     ran = edgekd("bench", tiny_build.bundle, "--device", "ssh://cam1")
     assert ran.code == 2
     assert "edgekd engine BUNDLE --device" in ran.err
+
+
+# ------------------------------------------------------------------------------------------- INT8 only where it pays
+
+
+def test_a_rehearsal_tunes_too_and_says_what_stays(engine: Any) -> None:
+    found = engine("--device", "null", "--tune", "--json").json
+    assert_documented(found, "engine")
+    tuning = found["tuning"]
+    assert (tuning["source"], tuning["float_layers"], tuning["accuracy"]) == ("graph", [], None)
+    assert [each["source"] for each in tuning["candidates"]] == ["graph", "float"]
+    assert [step["name"] for step in found["steps"]][4:] == ["build", "tune", "selftest", "bench"]
+    assert "INT8 as shipped stays, 1 others are not faster" in engine("--device", "null", "--tune").out
+    assert engine("--device", "null", "--json").json["tuning"] is None
+
+
+def test_what_was_chosen_is_scored_before_it_goes_into_service(engine: Any, tiny_data: Path, tmp_path: Path) -> None:
+    flags = ("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime", "--tune")
+    found = engine(*flags, "--data", tiny_data, "--activate", "--json").json
+    assert_documented(found, "engine")
+    scored = found["tuning"]["accuracy"]
+    assert scored["images"] == 8
+    assert scored["retention"] > 0.9
+    keys = [each["key"] for each in found["tuning"]["candidates"]]
+    assert found["engine"]["key"] in keys
+    assert (tmp_path / "state" / "active" / "engine").resolve().name == found["engine"]["key"]
+    said = engine(*flags, "--data", tiny_data).out
+    assert "tuned: " in said
+    assert "on 8 images" in said
+
+
+def test_below_the_limit_of_the_bundle_the_device_goes_back_to_what_was_shipped(
+    engine: Any, tiny_build: Built, tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "strict").mkdir()
+    manifest = extract(tiny_build.bundle, tmp_path / "strict" / "files")
+    strict = replace(manifest, limits=replace(manifest.limits, min_retention=1.0))
+    better = replace(strict, evidence=replace(strict.evidence, before=replace(strict.evidence.before, map50_95=1.0)))
+    sources = {entry.path: tmp_path / "strict" / "files" / entry.path for entry in better.files}
+    pack(better, sources, tmp_path / "strict.edgekd")
+    flags = ("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime", "--tune", "--activate")
+    ran = engine(*flags, "--data", tiny_data, bundle=tmp_path / "strict.edgekd")
+    assert ran.code == 2
+    line = ran.err.splitlines()[-1]
+    assert "too inaccurate" in line
+    assert "at least 100.0%" in line
+    assert not (tmp_path / "state" / "active").exists()
+    assert not (tmp_path / "state" / "slots" / "a" / "tuning.json").exists()
+
+
+def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
+    engine: Any, tiny_data: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = shutil.copytree(tiny_data, tmp_path / "other")
+    label = next(iter(sorted(other.glob("labels/val/*.txt"))))
+    label.write_text("")
+    ran = engine("--device", "null", "--tune", "--data", other)
+    assert "not what the bundle was scored on" in ran.err.splitlines()[-1]
+    assert "tune on null" not in ran.err
+    assert "--data goes with --tune" in engine("--device", "null", "--data", tiny_data).err

@@ -79,6 +79,8 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         return commands.selftest(camera, given.layers, given.max_latency)
     if given.command in ("install", "commit", "boot"):
         return _installation(given, camera)
+    if given.command == "tune":
+        return _tune(given, camera)
     if given.command == "renew":
         from edgekd.agent.renewal import renew
 
@@ -126,6 +128,20 @@ def _installation(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     trial = Trial(given.tries, window_s=given.window) if given.tries else None
     demands = installation.Demands(_shares(given.require), given.max_latency, given.max_memory)
     return installation.install(camera, given.bundle, trial, demands)
+
+
+def _tune(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
+    from edgekd.agent import tuning
+
+    if given.choice and given.reset:
+        raise SpecError("--choice and --reset", expected="one of them", fix="leave one out")
+    if given.reset:
+        return tuning.reset(camera)
+    if given.choice:
+        return tuning.adopt(camera, given.choice)
+    if given.builds < 0:
+        raise SpecError(f"--builds {given.builds}", expected="0 or more")
+    return tuning.tune(camera, tuning.Effort(given.builds, given.iterations, given.seconds))
 
 
 def _validate(given: argparse.Namespace) -> dict[str, Any]:
@@ -225,6 +241,14 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": "S",
         "help": "seconds after the installation or a start within which it has to be committed; without it any time",
     },
+    "--builds": {
+        "type": int,
+        "default": 4,
+        "metavar": "N",
+        "help": "engines with some layers in float that are tried at most (%(default)s); each takes as long as a build",
+    },
+    "--choice": {"type": Path, "metavar": "FILE", "help": "a tuning.json: build what it says, and measure nothing"},
+    "--reset": {"action": "store_true", "help": "forget the choice: the graph as it was shipped"},
     "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "where the result is written"},
     "--kit": {"type": Path, "metavar": "FILE", "help": "kit.json of the validation kit: predictions for this bundle"},
     "--quick": {"action": "store_true", "help": "time each engine for 2 seconds in place of 10"},
@@ -257,6 +281,10 @@ COMMANDS = {
     "trust": ("hold a newer trust file, which says whose bundles are taken", ("trust_files", "--state", "--root")),
     "unpack": ("put a verified bundle, its graph expanded, into the free slot", ("bundle", *_MODEL)),
     "build": ("build the engine of a slot for this device", (*_ENGINE, "--require")),
+    "tune": (
+        "find out which layers are faster in float here, and build the engine so",
+        (*_ENGINE, "--builds", "--iterations", "--seconds", "--choice", "--reset"),
+    ),
     "selftest": (
         "compare what the engine gives for the golden frames with what it should",
         (*_ENGINE, "--layers", "--max-latency"),

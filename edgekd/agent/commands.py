@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd import __version__
+from edgekd.agent.choice import AS_SHIPPED, Form, forms
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
     Engine,
@@ -26,7 +27,7 @@ from edgekd.agent.engines import (
     require_engine,
     wanted_record,
 )
-from edgekd.agent.runtimes.types import GRAPH, Wish
+from edgekd.agent.runtimes.types import GRAPH, ON_CPU, Wish
 from edgekd.agent.slots import Activation, Slot, State, model_names
 from edgekd.agent.trial import Trial, read_uptime
 from edgekd.agent.trusted import (
@@ -105,9 +106,10 @@ class Camera:
                 other.unlink()
         return file
 
-    def order(self, source: str = GRAPH, shares: Mapping[str, float] | None = None) -> Order:
-        """How an engine is to be built on this device."""
-        return Order(Wish(source, read_device(self.root).memory_bytes, self.timings()), shares or {})
+    def order(self, form: Form = AS_SHIPPED, shares: Mapping[str, float] | None = None) -> Order:
+        """How an engine of a form is to be built on this device."""
+        memory = read_device(self.root).memory_bytes
+        return Order(Wish(form.source, memory, self.timings(), form.float_layers), shares or {})
 
 
 def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> dict[str, Any]:
@@ -186,12 +188,13 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> dict[str
     """
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
-        wanted, order = camera.wanted(slot), camera.order(shares=shares)
-        there = built_engine(slot, wanted)
+        wanted = camera.wanted(slot)
+        form = forms(slot, wanted)[0]
+        order, there = camera.order(form, shares), built_engine(slot, wanted, form)
         changed = there is None or not there.whole
         engine = build_engine(slot, runtime, wanted, order) if there is None or changed else there
         order.require(slot, engine.record.get("realized"))
-    return {"slot": slot.name, "changed": changed, **engine_json(engine), **_built_json(engine)}
+    return {"slot": slot.name, "changed": changed, **engine_json(engine), **built_json(engine)}
 
 
 def selftest(camera: Camera, layers: bool = False, max_latency_ms: float | None = None) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
         engine = require_engine(slot, camera.wanted(slot))
-        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name != "onnxruntime")
+        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name not in ON_CPU)
         timed = latencies(slot, runtime, engine, iterations, seconds, meter)
     mode = device.as_json()["power_mode"]
     return {
@@ -386,7 +389,7 @@ def engine_json(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _built_json(engine: Engine) -> dict[str, Any]:
+def built_json(engine: Engine) -> dict[str, Any]:
     """What was written down of how an engine was built, and of what came of it."""
     known = engine.record
     found = known.get("realized")

@@ -43,7 +43,7 @@ def departures(slot: Slot, runtime: Runtime) -> list[dict[str, Any]]:
     if found is None or expected is None:
         raise UnsuitedError(
             f"{runtime.name} does not give inner tensors",
-            expected="tensorrt, trtexec or onnxruntime",
+            expected="tensorrt, trtexec, onnxruntime or openvino",
             fix="name another with --runtime, or leave --layers out",
         )
     return [{"tensor": name, "error": round(_error(name, found, expected), 6)} for name in names]

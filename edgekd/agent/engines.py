@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.choice import ALL_FLOAT, AS_SHIPPED, Form, forms
 from edgekd.agent.device import Device
 from edgekd.agent.kernel_fallback import request_without
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import realized, share
-from edgekd.agent.runtimes.types import AS_THE_GRAPH, FLOAT, GRAPH, SOURCES, UnimplementedLayerError, Wish
+from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, UnimplementedLayerError, Wish
 from edgekd.agent.slots import SELF_TEST, Slot
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import DeviceError, EngineMismatchError, HashError
@@ -98,8 +99,7 @@ class Engine:
 
     def stale(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         """What is no longer as it was when the engine was built: each with what it was and what it is."""
-        was, now = _belongings(self.record), _belongings(wanted)
-        return [{"what": name, "built": was.get(name), "now": now[name]} for name in now if was.get(name) != now[name]]
+        return stale(self.record, wanted)
 
 
 def wanted_record(slot: Slot, runtime: Runtime, device: Device) -> dict[str, Any]:
@@ -111,26 +111,29 @@ def wanted_record(slot: Slot, runtime: Runtime, device: Device) -> dict[str, Any
     }
 
 
-def engine_folder(slot: Slot, wanted: dict[str, Any], source: str = GRAPH) -> Path:
-    """Where an engine from a source lies."""
-    named = wanted if source == GRAPH else {**wanted, "source": source}
+def engine_folder(slot: Slot, wanted: dict[str, Any], form: Form = AS_SHIPPED) -> Path:
+    """Where an engine of a form lies."""
+    named = wanted if form.source == GRAPH else {**wanted, "source": form.source}
+    if form.float_layers:
+        named = {**named, "float_layers": list(form.float_layers)}
     return slot.engines / json_sha256(named)[:16]
 
 
 def fitting_engine(slot: Slot, wanted: dict[str, Any]) -> Engine | None:
     """The engine for the device as it is; None where there is none.
 
-    It is the one from the graph, or, where that is not there or failed its self-test, the one in float.
+    It is the first of `forms` that is there and did not fail its self-test; where all failed, the first.
     """
-    there = [read_engine(engine_folder(slot, wanted, source)) for source in SOURCES]
+    there = [read_engine(engine_folder(slot, wanted, form)) for form in forms(slot, wanted)]
     found = [engine for engine in there if engine]
     return next((engine for engine in found if not engine.failed), found[0] if found else None)
 
 
-def built_engine(slot: Slot, wanted: dict[str, Any]) -> Engine | None:
-    """Return the engine from the graph, or the one in float that took its place as kernels were missing; else None."""
-    instead = read_engine(engine_folder(slot, wanted, FLOAT))
-    return read_engine(engine_folder(slot, wanted)) or (instead if instead and instead.record.get("attempts") else None)
+def built_engine(slot: Slot, wanted: dict[str, Any], form: Form) -> Engine | None:
+    """Return the engine of a form, or the one in float that took its place as kernels were missing; else None."""
+    instead = read_engine(engine_folder(slot, wanted, ALL_FLOAT))
+    took_its_place = instead if instead and instead.record.get("attempts") else None
+    return read_engine(engine_folder(slot, wanted, form)) or took_its_place
 
 
 def read_engine(folder: Path) -> Engine | None:
@@ -157,7 +160,10 @@ def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Or
     while True:
         assert wish is not None
         try:
-            return _build_once(slot, runtime, wanted, replace(order, wish=wish), attempts)
+            # Under the name of what was asked for, so that it is found again; what it became is in the record.
+            form = Form(wish.source, order.wish.float_layers if wish.source == order.wish.source else ())
+            folder = engine_folder(slot, wanted, form)
+            return _build_once(slot, runtime, wanted, replace(order, wish=wish), attempts, folder)
         except UnimplementedLayerError as error:
             with networks.opened(slot.graph) as graph:
                 following = request_without(wish, error.node, graph, len(attempts) + 1)
@@ -168,10 +174,9 @@ def build_engine(slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Or
 
 
 def _build_once(
-    slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Order, attempts: list[dict[str, Any]]
+    slot: Slot, runtime: Runtime, wanted: dict[str, Any], order: Order, attempts: list[dict[str, Any]], folder: Path
 ) -> Engine:
     wish = order.wish
-    folder = engine_folder(slot, wanted, wish.source)
     with new_folder(folder) as temporary:
         began = runtime.clock()
         file = temporary / ENGINE
@@ -277,7 +282,13 @@ def _with_energy(told: dict[str, Any], energy: dict[str, Any] | None, why: str) 
     return {**told, "refused": [*told["refused"], *refused], "energy": energy}
 
 
-def _belongings(record: dict[str, Any]) -> dict[str, Any]:
+def stale(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is no longer as it was when something was recorded: each with what it was and what it is."""
+    was, now = _belongings(record), _belongings(wanted)
+    return [{"what": name, "built": was.get(name), "now": now[name]} for name in now if was.get(name) != now[name]]
+
+
+def _belongings(record: Mapping[str, Any]) -> dict[str, Any]:
     """What an engine belongs to, by what people call it."""
     runtime = record["runtime"]
     return {"runtime": runtime.get("name"), "version": runtime.get("version"), **record["built_on"]}

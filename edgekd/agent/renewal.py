@@ -1,16 +1,17 @@
 """A new engine for the bundle in service after an update of the system, with the old one in service until it passed.
 
-First from the graph as it is; where that cannot be built, or does not pass its self-test, from the same network in
-float. Every step leaves something that the next run goes on from, so that a power cut costs time and nothing else.
+First in the form that `tune` chose, where it did, then from the graph as it is; where that cannot be built, or does not
+pass its self-test, from the same network in float. Every step leaves something that the next run goes on from, so that
+a power cut costs time and nothing else.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.choice import Form, forms
 from edgekd.agent.commands import engine_json, in_service
 from edgekd.agent.engines import Engine, build_engine, engine_folder, engine_of, read_engine
-from edgekd.agent.runtimes.types import SOURCES
 from edgekd.agent.slots import Activation
 from edgekd.errors import DeviceError
 
@@ -41,17 +42,17 @@ def renew(camera: Camera) -> dict[str, Any]:
 
 def _fit(used: Engine | None, slot: Slot, wanted: dict[str, Any]) -> Engine | None:
     """The engine in service, where it is for the device as it is, undamaged, and passed its self-test."""
-    keys = [engine_folder(slot, wanted, source).name for source in SOURCES]
+    keys = [engine_folder(slot, wanted, form).name for form in forms(slot, wanted)]
     return used if used and used.folder.name in keys and used.whole and used.passed else None
 
 
 def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dict[str, Any]]) -> Engine:
     """An engine that passes its self-test. What does not is added to `tried`. Raises DeviceError where none does."""
-    for source in SOURCES:
+    for form in forms(slot, wanted):
         try:
-            engine = _tested(camera, slot, wanted, source)
+            engine = tested_engine(camera, slot, wanted, form)
         except DeviceError as error:
-            tried.append({"precision": source, "found": str(error)})
+            tried.append({"precision": form.source, "found": str(error)})
             continue
         if engine.passed:
             return engine
@@ -65,14 +66,14 @@ def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dic
     )
 
 
-def _tested(camera: Camera, slot: Slot, wanted: dict[str, Any], source: str) -> Engine:
-    """The engine from a source, built and tested where it is not yet, or did not pass the last time."""
+def tested_engine(camera: Camera, slot: Slot, wanted: dict[str, Any], form: Form) -> Engine:
+    """The engine of a form, built and tested where it is not yet, or did not pass the last time."""
     from edgekd.agent.selftest import keep_self_test
 
     runtime = camera.required_runtime()
-    engine = read_engine(engine_folder(slot, wanted, source))
+    engine = read_engine(engine_folder(slot, wanted, form))
     if engine is None or not engine.whole:
-        engine = build_engine(slot, runtime, wanted, camera.order(source))
+        engine = build_engine(slot, runtime, wanted, camera.order(form))
     if not engine.passed:
         keep_self_test(slot, runtime, engine)
     return engine

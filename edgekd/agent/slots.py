@@ -11,6 +11,7 @@
         bundle/             the bundle's files, each checked
         graph.onnx          the network, expanded
         activation.json     what was in service before this slot, and its trial; counts only while it is in service
+        tuning.json         the form of the network that `tune` chose
         engine              symbolic link to the engine in service: engines/KEY
         engines/KEY/        appears whole: model.engine, engine.json; then selftest.json
       slots/b/

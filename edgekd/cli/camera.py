@@ -36,6 +36,9 @@ def engine(
     iterations: Iterations = 200,
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
+    tune: Annotated[bool, typer.Option("--tune", help="Leave in float the layers that are faster so there.")] = False,
+    builds: Annotated[int, typer.Option(help="Engines that --tune tries besides INT8 and float.", min=0)] = 4,
+    data: Annotated[Path | None, typer.Option(help="Score what --tune chose on the bundle's data set.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep what boards of a fleet gave before.")] = True,
     as_json: Json = False,
@@ -46,7 +49,11 @@ def engine(
 
     _require_one(device, fleet, activate, out)
     where = device_named(device or "null")
-    job = installing.EngineJob(bundle, where, runtime, activate, state, python, agent, iterations, seconds, timeout)
+    if data and not tune:
+        raise SpecError("--data goes with --tune", fix="leave it out: what is shipped was scored when it was built")
+    job = installing.EngineJob(
+        bundle, where, runtime, activate, state, python, agent, iterations, seconds, timeout, tune, builds, data
+    )
     if fleet is None:
         (print_json if as_json else print_engine)(installing.run(job, new_progress()))
         return

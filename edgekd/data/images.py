@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.canonical import file_sha256
-from edgekd.data.dataset import Sample
+from edgekd.canonical import file_sha256, json_sha256
+from edgekd.data.dataset import Sample, Split
 from edgekd.errors import DataError
 from edgekd.progress import SILENT, Progress
 
@@ -181,3 +181,12 @@ def _sha256(file: Path) -> str:
         return file_sha256(file)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
+
+
+def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress) -> str:
+    """SHA-256 of what a split shows and says: images and labels, wherever they lie. sha256: of a file."""
+    rows = [
+        [sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
+        for s in progress.items(split.samples, f"hash {split.name}")
+    ]
+    return json_sha256([split.name, rows])

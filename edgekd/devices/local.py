@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.cores import usable_cores
 from edgekd.devices import Gpu, HostFacts
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.types import Engine, Session, library_version, usable_cores
+from edgekd.engines.types import Engine, Session, library_version
 from edgekd.system_files import number_in, text_of, value_of
 
 if TYPE_CHECKING:

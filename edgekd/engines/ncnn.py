@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.cores import usable_cores
 from edgekd.engines.types import (
     Availability,
     ClosedByWith,
@@ -16,7 +17,6 @@ from edgekd.engines.types import (
     one_of_each,
     readable,
     require,
-    usable_cores,
 )
 from edgekd.errors import DeviceError
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.cores import usable_cores
 from edgekd.engines.types import (
     Availability,
     ClosedByWith,
@@ -17,7 +18,6 @@ from edgekd.engines.types import (
     one_of_each,
     readable,
     require,
-    usable_cores,
 )
 from edgekd.errors import DeviceError
 from edgekd.onnx_fp4 import runnable

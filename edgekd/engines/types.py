@@ -5,13 +5,13 @@ Every engine wraps the errors of its library once, as `DeviceError`; nothing abo
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from edgekd.cores import usable_cores
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -105,17 +105,6 @@ class LoadedApart(ABC):
         """A session for each stream, with its share of the threads. Raises DeviceError."""
         share = max((threads or usable_cores()) // streams, 1)
         return tuple(self.load(graph, threads=share) for _ in range(streams))
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: its affinity mask, further limited by a cgroup v2 CPU quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or the quota is the word "max"
-        pass
-    return cores
 
 
 def library_version(*distributions: str) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.engines.types import usable_cores
+from edgekd.cores import usable_cores
 from edgekd.errors import DeviceError, EdgeKDError, SpecError
 from edgekd.files import write_file
 from edgekd.progress import Progress

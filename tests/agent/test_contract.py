@@ -27,6 +27,7 @@ def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, n
     calls += [("build", ()), ("selftest", ()), ("bench", ("--iterations", 2, "--seconds", 0)), ("activate", ())]
     calls += [("unpack", (newer,)), ("build", ()), ("selftest", ()), ("activate", ()), ("status", ())]
     calls += [("rollback", ()), ("status", ()), ("renew", ()), ("build", ("--require", "int8=0.5"))]
+    calls += [("tune", ("--iterations", 2, "--seconds", 0)), ("tune", ("--reset",))]
     calls += [("validate", (newer, "--out", tmp_path / "result.json", "--quick")), ("unpack", (newer,))]
     calls += [("install", (newer, "--window", 60, "--max-latency", 20)), ("status", ()), ("boot", ()), ("commit", ())]
     calls += [("install", (bundle, "--tries", 1)), ("boot", ()), ("status", ()), ("boot", ())]
@@ -81,7 +82,8 @@ def test_what_tensorrt_adds_is_as_the_schema_says(
     installed(monkeypatch, version, dla_cores=2)
     agent("unpack", bundle)
     for runtime in ("tensorrt", "tensorrt-dla0"):
-        for call in (("build", "--require", "fp32=1"), ("build",), ("selftest",), ("activate",), ("renew",)):
+        quick = ("--iterations", 2, "--seconds", 0)
+        for call in (("build", "--require", "fp32=1"), ("build",), ("tune", *quick), ("activate",), ("renew",)):
             answer = agent(*call, runtime=runtime)
             assert answer.code == ("--require" in call), answer.document
             assert_documented(answer.document, "agent")
@@ -123,7 +125,7 @@ def test_what_is_required_of_an_engine_is_a_precision_and_a_share(agent: Agent) 
 def test_the_page_draws_the_state_folder_as_it_is(agent: Agent, bundle: Path, tmp_path: Path) -> None:
     counted = signed(repacked(bundle, tmp_path / "counted", counter=1), tmp_path / "counted.edgekd", 1)
     first = ("trust", trust_file(tmp_path / "trust.json"))
-    for call in (first, ("unpack", counted), ("build",), ("selftest",), ("activate",)):
+    for call in (first, ("unpack", counted), ("build",), ("tune",), ("selftest",), ("activate",)):
         assert agent(*call).code == 0
     (tmp_path / "state" / "timings" / "tensorrt").mkdir(parents=True)
     (drawing,) = [block for block in PAGE.read_text("utf-8").split("```") if "slots/\n" in block]

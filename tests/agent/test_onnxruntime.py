@@ -106,3 +106,20 @@ def test_the_memory_that_it_does_not_tell_is_estimated(agent: Agent, bundle: Pat
     (need,) = found["memory"]["models"]
     assert need["estimated"]
     assert need["bytes"] == found["engine"]["bytes"] + (INPUTS + 2) * 3 * how["height"] * how["width"] * 4
+
+
+def test_it_says_in_what_it_computes_and_what_each_layer_takes(built: Camera) -> None:
+    engine = next(built.chosen_slot().engines.glob("*/model.engine"))
+    layers = OnnxRuntime().layers(engine)
+    assert layers
+    assert all(layer.ms is not None and layer.ms >= 0 for layer in layers)
+    precisions = {layer.name: layer.precision for layer in layers}
+    assert precisions["images/quantize"] == "reformat"
+    assert precisions["cells8"] == "fp32", "fused with its Relu, before Q/DQ is looked at"
+
+
+def test_an_engine_is_not_said_to_compute_in_what_it_does_not(agent: Agent, bundle: Path) -> None:
+    agent("unpack", bundle)
+    error = agent("build", "--require", "int8=0.5", runtime="onnxruntime").error
+    assert "does not compute in int8" in error["what"]
+    assert "fp32" in error["found"]

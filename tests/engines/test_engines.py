@@ -14,12 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekd.cores import usable_cores
 from edgekd.engines import ENGINES, engine_named
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, BoundSession, OnnxRuntimeSession
 from edgekd.engines.openvino import OPENVINO_CPU
 from edgekd.engines.tensorrt import TENSORRT
 from edgekd.engines.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.engines.types import Engine, usable_cores
+from edgekd.engines.types import Engine
 from edgekd.errors import DeviceError, SpecError
 
 BOUND = replace(ONNXRUNTIME_CPU, name="onnxruntime-bound", memory="cpu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
+from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.trtexec import Trtexec
@@ -16,8 +17,12 @@ from edgekd.errors import DeviceError, did_you_mean
 
 AUTOMATIC: tuple[Runtime, ...] = (TensorRt(), Trtexec(), OnnxRuntime())
 """The best first."""
-NAMED: tuple[Runtime, ...] = (TensorRtDla(0), TensorRtDla(1), NullRuntime())
-"""Those that are used only where they are asked for: what a DLA gains has to be measured, and null computes nothing."""
+NAMED: tuple[Runtime, ...] = (TensorRtDla(0), TensorRtDla(1), OpenVino(), NullRuntime())
+"""Those that are used only where they are asked for: what a DLA gains has to be measured, and null computes nothing.
+
+OpenVINO is faster than ONNX Runtime in INT8 and slower in float on some processors, and a package that is there for
+something else must not change what a camera computes with.
+"""
 
 
 def chosen(name: str | None) -> Runtime | None:

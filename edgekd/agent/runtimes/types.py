@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     Outputs = Mapping[str, np.ndarray]
 
-GRAPH, FLOAT = SOURCES = "graph", "float"
+GRAPH, FLOAT = "graph", "float"
 """What an engine is built from: the graph as it is, quantized layers and all, or the same network without Q/DQ."""
+
+ON_CPU = ("onnxruntime", "openvino")
+"""Names of the runtimes that compute on the processor, whatever else the device has."""
 
 
 class UnsuitedError(DeviceError):

@@ -1,0 +1,216 @@
+"""OpenVINO on the CPU: for cameras with an x86 processor, where its INT8 kernels are the fast ones.
+
+Its engine is the compiled model as OpenVINO exports it, so it belongs to a machine and a version, as TensorRT's does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.runtimes.precision import NOTHING, REFORMAT, UNKNOWN, precision_named
+from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
+from edgekd.cores import usable_cores
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.agent.runtimes.types import Outputs
+    from edgekd.agent.slots import Slot
+
+PROFILED_RUNS = 20
+"""Of which the least time of each layer counts: other programs on this processor only ever add to it."""
+_WARM_UP_RUNS = 3
+_DEVICE = "CPU"
+_COPIES = ("Reorder", "Convert", "FakeQuantize")
+"""Kinds of layers that change a tensor's type or layout and compute nothing."""
+_WITHOUT_WORK = ("Const", "Input", "Output")
+_TYPES = {"i8": "int8", "u8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "i32": "int32", "i64": "int64"}
+_BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "int64": 8}
+_BYTES_ELSE = 4
+
+
+class OpenVino:
+    """OpenVINO with its plugin for CPUs."""
+
+    name = "openvino"
+
+    def version(self) -> str:
+        """The version of the installed package, which need not be imported for it."""
+        from importlib import metadata
+
+        return metadata.version("openvino")
+
+    def problem(self) -> str | None:
+        """Usable where it is installed."""
+        return None if find_spec("openvino") else "openvino is not installed"
+
+    def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
+        """Write the model as it is compiled here. Raises DeviceError."""
+        from edgekd.agent.runtimes import networks
+
+        with networks.scratch_folder(engine) as folder:
+            network = networks.network(slot, wish, folder, int8_constants=True)
+            blob = _compiled(network.path).export_model()
+        engine.write_bytes(blob if isinstance(blob, bytes) else blob.getvalue())
+        return Made("graph" if wish.source != FLOAT else network.float_type)
+
+    def load(self, engine: Path) -> OpenVinoSession:
+        """Open an exported model. Raises DeviceError."""
+        return OpenVinoSession(_imported(engine, {}))
+
+    def layers(self, engine: Path) -> Sequence[Layer] | None:
+        """What the plugin counts and says of its primitives in a few runs. Raises DeviceError."""
+        import numpy as np
+
+        native = _imported(engine, {"PERF_COUNT": True})
+        noise = np.random.RandomState(0).random_sample(tuple(native.inputs[0].shape)).astype(np.float32)
+        with closing(OpenVinoSession(native)) as session:
+            for _ in range(_WARM_UP_RUNS):
+                session.run(noise)
+            runs = []
+            for _ in range(PROFILED_RUNS):
+                session.run(noise)
+                runs.append(session.times_ms())
+        described = [_described(node) for node in native.get_runtime_model().get_ordered_ops()]
+        return profiled_layers(described, runs)
+
+    def inspect(self, engine: Path) -> Inspection | None:
+        """OpenVINO has no inspector like TensorRT's."""
+        return None
+
+    def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
+        """Its sessions are timed."""
+        return None
+
+    def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
+        """What a model with these outputs gives: another one, in which less is fused. Raises DeviceError."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            path = Path(folder, "network.onnx")
+            path.write_bytes(onnx)
+            native = _compiled(path)
+        names = [port.get_any_name() for port in native.outputs]
+        request = native.create_infer_request()
+        try:
+            return [dict(zip(names, (each.copy() for each in request.infer([batch]).values()))) for batch in batches]  # noqa: B905
+        except Exception as error:
+            raise DeviceError(f"OpenVINO cannot run the network: {error}") from error
+
+    def clock(self) -> float:
+        """This machine's monotonic high-resolution clock."""
+        return time.perf_counter()
+
+
+class OpenVinoSession:
+    """A model with one input and one output, opened by OpenVINO."""
+
+    def __init__(self, native: Any) -> None:
+        self._request = native.create_infer_request()
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        if self._request is None:
+            raise DeviceError("the OpenVINO session is closed", fix="load the engine again")
+        try:
+            output: np.ndarray = self._request.infer([batch], share_inputs=True)[0]
+        except Exception as error:  # OpenVINO raises RuntimeError and its own exceptions side by side
+            raise DeviceError(f"OpenVINO cannot run the engine on {batch.dtype} {batch.shape}: {error}") from error
+        return output
+
+    def times_ms(self) -> dict[str, float]:
+        """Milliseconds by layer of the last run, where the model was opened with counters."""
+        return {each.node_name: each.real_time.total_seconds() * 1000 for each in self._request.profiling_info}
+
+    def scratch_bytes(self) -> int | None:
+        """OpenVINO does not say."""
+        return None
+
+    def close(self) -> None:
+        """Free the model."""
+        self._request = None
+
+
+def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, float]]) -> list[Layer]:
+    """Return the layers of a compiled model in the order in which they run, with the least of their times. Pure.
+
+    described: of each layer what its runtime model says, with its `name` and the number of `elements` that it writes;
+    runs: milliseconds by name.
+    """
+    layers = []
+    for told in sorted(described, key=lambda each: int(each["execOrder"])):
+        kind, name = told["layerType"], told["name"]
+        fused = [each for each in told["originalLayersNames"].split(",") if each]
+        written = _TYPES.get(told["outputPrecisions"].split(",")[0], UNKNOWN)
+        layers.append(
+            Layer(
+                " + ".join(fused) or name,
+                kind,
+                _precision(kind, told["primitiveType"]),
+                activation_bytes=int(told["elements"]) * _BYTES.get(written, _BYTES_ELSE),
+                ms=min(run.get(name, 0.0) for run in runs),
+            )
+        )
+    return layers
+
+
+def _precision(kind: str, primitive: str) -> str:
+    """What a layer computes in, by its kind and the name of the primitive: `brgconv_avx512_I8`."""
+    if kind in _WITHOUT_WORK:
+        return NOTHING
+    if kind in _COPIES:
+        return REFORMAT
+    ending = primitive.rsplit("_", 1)[-1].lower()
+    return _TYPES.get(ending) or precision_named(ending) or UNKNOWN
+
+
+def _described(node: Any) -> dict[str, Any]:
+    """What the runtime model says of a layer, as plain types."""
+    told = node.get_rt_info()
+    keys = ("execOrder", "layerType", "primitiveType", "originalLayersNames", "outputPrecisions")
+    sizes = [port.get_shape() for port in node.outputs() if port.get_partial_shape().is_static]
+    elements = 0
+    for shape in sizes:
+        count = 1
+        for side in shape:
+            count *= int(side)
+        elements += count
+    return {"name": node.get_friendly_name(), "elements": elements, **{key: told[key].astype(str) for key in keys}}
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": usable_cores(),
+        # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+
+def _compiled(graph: Path) -> Any:
+    """Return a compiled model. Raises DeviceError.
+
+    By `convert_model`, whose offline transformations turn Q/DQ into what the plugin computes in INT8: compiled straight
+    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without a word.
+    """
+    import openvino
+
+    try:
+        return openvino.Core().compile_model(openvino.convert_model(str(graph)), _DEVICE, _settings())
+    except Exception as error:
+        raise DeviceError(f"OpenVINO cannot compile {graph.name}: {error}", fix="name another runtime") from error
+
+
+def _imported(engine: Path, more: Mapping[str, Any]) -> Any:
+    import openvino
+
+    try:
+        return openvino.Core().import_model(engine.read_bytes(), _DEVICE, {**_settings(), **more})
+    except Exception as error:
+        raise DeviceError(f"OpenVINO cannot load {engine.name}: {error}", fix="build the engine again") from error
