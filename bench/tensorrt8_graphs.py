@@ -33,6 +33,7 @@ from edgekd.compress.quantize import quantize
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
+from edgekd.detectors.onnx import to_opset
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec
 from edgekd.export import export
@@ -114,6 +115,7 @@ def measure(name: str, opset: int, folder: Path, given: argparse.Namespace) -> R
     """Quantize a detector, write its form for TensorRT 8, and compare both."""
     floating, qdq, form = (folder / f"{part}.onnx" for part in ("float", "qdq", "form"))
     exported = export(load(source_of(name, folder, given.shared)), floating, opset)
+    onnx.save(to_opset(onnx.load(floating), opset, floating), floating)  # an ONNX detector is exported as it is
     frames = calibration_frames(exported.spec, given.shared, given.images if name != LARGEST else 2)
     done = quantize(floating, qdq, frames, Quantize())
     written = write_form(qdq, folder)

@@ -45,6 +45,7 @@ UPLOAD = "upload"
 REHEARSED = "rehearsed"
 """The basis of what the null runtime says: nothing was computed."""
 _TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
+_ENGINE = "slot key file bytes seconds changed layers float_layers missing_scales".split()
 _STEPS = ("build", "selftest", "bench")
 _CHOSEN = ("source", "float_layers", "candidates", "limits")
 """What is told of a choice of layers."""
@@ -166,7 +167,7 @@ def _result(job: EngineJob, manifest: Manifest, work: _Work, scored: dict[str, A
         "device": {"name": job.device.name, **{name: status["device"].get(name) for name in _DEVICE}},
         "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
         "runtime": {name: built["runtime"][name] for name in ("name", "version")},
-        "engine": {name: built[name] for name in ("slot", "key", "file", "bytes", "seconds", "changed", "layers")},
+        "engine": {name: built[name] for name in _ENGINE},
         "tuning": tuned and {**{name: tuned[name] for name in _CHOSEN}, "accuracy": scored},
         "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
         "bench": {name: timed[name] for name in _TIMED},

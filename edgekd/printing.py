@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -231,6 +231,8 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"sent {megabytes(upload['sent_bytes'])} of {megabytes(upload['bytes'])}; the rest was there")
     made = f"built in {engine['seconds']:.1f} s" if engine["changed"] else "was there"
     print(f"engine: {engine['file']}, {megabytes(engine['bytes'])}, {_version(result['runtime'])}, {made}")
+    for line in _precision_lines(engine):
+        print(line)
     if result["tuning"]:
         print(_tuned_text(result["tuning"]))
     drift = (f"{part} {tested['error'][part]:.4f} of {tested['tolerance'][part]:.4f}" for part in ("boxes", "scores"))
@@ -241,6 +243,21 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
     print_refused(timed["refused"])
     print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
+
+
+def _precision_lines(engine: Mapping[str, Any]) -> Iterator[str]:
+    """What is known of the precision that an engine's layers compute in."""
+    layers = engine["layers"] or {}
+    if layers:
+        yield f"layers: {', '.join(f'{count} {kind}' for kind, count in layers.items())}"
+    if engine["float_layers"]:
+        yield f"in float, although INT8 in the graph: {len(engine['float_layers'])} layers"
+    if "dla" in layers and engine["missing_scales"] is not None:
+        missing = len(engine["missing_scales"])
+        yield (
+            f"DLA: {missing} activations without a scale; INT8 and FP16 look alike in the list of its layers: --tune "
+            "compares with an FP16 engine"
+        )
 
 
 def _tuned_text(tuning: Mapping[str, Any]) -> str:

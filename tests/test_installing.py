@@ -60,6 +60,7 @@ def test_people_are_told_what_was_measured_where(engine: Any, tmp_path: Path) ->
     for words in ("tiny for xavier on local", "self-test: passed on 3 frames", "engine alone over", "measured on"):
         assert words in said
     assert "not put into service: --activate does that" in said
+    assert "layers: " in said
     assert "that it is a xavier is not known" in said
     assert "rehearsed: nothing was computed" in engine("--device", "null").out
 
@@ -255,3 +256,14 @@ def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
     assert "not what the bundle was scored on" in ran.err.splitlines()[-1]
     assert "tune on null" not in ran.err
     assert "--data goes with --tune" in engine("--device", "null", "--data", tiny_data).err
+
+
+def test_people_are_told_how_int8_on_a_dla_is_known() -> None:
+    from edgekd.printing import _precision_lines
+
+    on_dla = {"layers": {"dla": 57, "fp16": 3}, "float_layers": ["first"], "missing_scales": []}
+    lines = list(_precision_lines(on_dla))
+    assert lines[0] == "layers: 57 dla, 3 fp16"
+    assert "1 layers" in lines[1]
+    assert "0 activations without a scale" in lines[2]
+    assert len(list(_precision_lines({**on_dla, "float_layers": [], "layers": {"int8": 1}}))) == 1
