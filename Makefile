@@ -28,11 +28,8 @@ gpu: $(VENV)/gpu.installed
 	$(BIN)/python bench/camera_to_detections.py --gpu --rounds 6 --seconds 1 --out runs/gpu/camera_to_detections.json
 
 ## The validation kit, for a Jetson that is not at hand: the demo's bundle, the agent, run.sh. In build/.
-kit: runs/demo/detector-xavier.edgekd
-	$(BIN)/python kit/pack.py --bundle $< --out build/edgekd-validation-kit.tar.gz
-
-runs/demo/detector-xavier.edgekd: | $(VENV)/demo.installed
-	$(BIN)/edgekd demo --target xavier
+kit: demo
+	$(BIN)/python kit/pack.py --bundle runs/demo/detector-xavier.edgekd --out build/edgekd-validation-kit.tar.gz
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed

@@ -104,8 +104,8 @@ def moved() -> dict[str, str]:
         "CONTRIBUTING.md": "contributing.md",
         "docker/jetson/README.md": "docker.md",
         "bench/README.md": "measured/index.md",
-        "bench/validation/README.md": "measured/validation/index.md",
-        "bench/validation/table.md": "measured/validation/table.md",
+        "bench/validation/README.md": "measured/validation.md",
+        "bench/validation/table.md": "measured/validation-table.md",
         "calibration/cover.toml": "formats/cover.toml.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
@@ -170,7 +170,7 @@ def target_pages() -> list[Any]:
 def measured_pages() -> list[Any]:
     """How it is measured, and each table."""
     tables = [place for source, place in moved().items() if source.startswith("bench/results/")]
-    hardware = {"from hardware": ["measured/validation/index.md", "measured/validation/table.md"]}
+    hardware = {"from hardware": ["measured/validation.md", "measured/validation-table.md"]}
     return ["measured/index.md", hardware, *({Path(place).stem.replace("_", " "): place} for place in tables)]
 
 

@@ -159,7 +159,7 @@ def test_the_share_of_int8_is_of_the_time(
 
 
 def on_dla(bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Evidence:
-    """The evidence of one DLA core. The tiny bundle's cache lacks scales, so both of its engines are in FP16."""
+    """The evidence of one DLA core."""
     installed(monkeypatch, "8.5.2.2", dla_cores=1)
     run(bundle, out, ("tensorrt-dla0",))
     return loads(out.read_bytes())
@@ -193,6 +193,17 @@ def test_a_dla_is_in_int8_where_it_is_faster_than_in_fp16_and_nothing_has_fallen
     fallen = judged_on_dla(found, 4.0, 8.0, missing_scales=None, log=(text,))
     assert (fallen.outcome, fallen.detail) == ("refuted", text)
     assert judged_on_dla(found, 4.0, 8.0, missing_scales=(), log=(), dla_layers=0).detail == "no layer is on the DLA"
+
+
+@pytest.mark.parametrize(("int8_ms", "outcome"), [(1.0, "confirmed"), (2.0, "refuted")])
+def test_the_whole_way_from_the_calibration_cache_to_the_verdict_on_the_dla(
+    int8_ms: float, outcome: str, bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, "8.5.2.2", dla_cores=1, times=node_times(bundle, int8_ms, 2.0))
+    run(bundle, out, ("tensorrt-dla0",))
+    found = judged(out, "dla-int8")["tensorrt-dla0", "calibrated"]
+    assert found.outcome == outcome, found
+    assert "0 activations without a scale" in found.detail
 
 
 def test_without_times_of_the_twin_nothing_is_said(bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
