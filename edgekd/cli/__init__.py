@@ -5,6 +5,7 @@ One module for each group of commands; `COMMANDS` lists them in the order in whi
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -74,6 +75,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line. A user's mistake ends as one line on stderr and the error's exit code."""
+    # ONNX Runtime, from 1.32 on, sends events and keeps a database of them, unless this is set before its import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()
     except EdgeKDError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import onnx
 import pytest
 from cameras import Agent
 from onnx import numpy_helper
+from qdq_models import conv_pair
 from running import Built
 
 from edgekd.agent.commands import Camera, build, selftest
@@ -123,3 +127,15 @@ def test_an_engine_is_not_said_to_compute_in_what_it_does_not(agent: Agent, bund
     error = agent("build", "--require", "int8=0.5", runtime="onnxruntime").error
     assert "does not compute in int8" in error["what"]
     assert "fp32" in error["found"]
+
+
+def test_onnxruntime_sends_and_keeps_no_events(tmp_path: Path) -> None:
+    """It would keep a database of them below the home folder."""
+    graph, home = tmp_path / "graph.onnx", tmp_path / "home"
+    onnx.save(conv_pair(), graph)
+    home.mkdir()
+    program = f"from edgekd.agent.runtimes import onnxruntime; from pathlib import Path; path = Path({str(graph)!r})"
+    program += "; onnxruntime.OnnxRuntime().load(path)"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", program], env={**kept, "HOME": str(home)}, check=True)
+    assert not list(home.rglob("*")), "nothing of ONNX Runtime's"

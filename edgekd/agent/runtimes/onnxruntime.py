@@ -7,6 +7,7 @@ as TensorRT's does.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -176,6 +177,8 @@ def _session(graph: Path | bytes, optimise_into: Path | None = None, profile_int
 
     profile_into: how the path of its profile begins; None for no profile.
     """
+    # From 1.32 on it sends events, and keeps a database of them at home, unless this is set before its import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
