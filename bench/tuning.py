@@ -79,8 +79,9 @@ def row_of(
         forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
         wanted = camera.wanted(slot)
         engines = {name: tested_engine(camera, slot, wanted, form) for name, form in forms.items()}
+        files = [engine.file for engine in engines.values()]
         progress.note(f"{slot.manifest.name} with {runtime.name}: measuring ...")
-        rounds = dict(zip(engines, tuning.measured(slot, runtime, list(engines.values()), effort), strict=True))
+        rounds = dict(zip(engines, tuning.measured(slot, runtime, files, effort), strict=True))
         ratios = {name: compare(rounds[TUNED], rounds[name]) for name in (SHIPPED, FLOAT)}
         return {
             "detector": slot.manifest.name,
@@ -128,8 +129,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
         "",
         *table(header, list(_rows(found["rows"]))),
         "",
-        "Where all layers are in float, ONNX Runtime computes none of them in INT8 as shipped either: its kernels want "
-        "the quantization right behind a convolution, and there is a SiLU between the two.",
+        "Why ONNX Runtime gains nothing from the Q/DQ of these detectors: "
+        "[agent.md](../../docs/agent.md#what-an-engine-really-computes-in).",
         "",
         *conditions_lines(found),
     ]

@@ -51,7 +51,7 @@ def test_its_engine_computes_what_the_graph_does_and_says_in_what(built: Camera,
     layers = OpenVino().layers(engine)
     assert layers
     assert {layer.precision for layer in layers} >= {"int8", "fp32"}
-    assert [layer for layer in layers if layer.name.startswith("cells8/")][0].precision == "int8"
+    assert next(layer for layer in layers if layer.name.startswith("cells8/")).precision == "int8"
     with pytest.raises(DeviceError, match="cannot run"):
         session.run(np.zeros((1, 3, 1, 1), np.float32))
     session.close()
