@@ -43,15 +43,10 @@ def test_onnxruntime_counts_the_least_time_of_a_node_and_no_warm_up() -> None:
     runs = [event(0, "Conv", us) for us in (5, 900, 30, 20)]
     others = [{"cat": "Session", "name": "model_run", "dur": 1}, {**event(0, "Conv", 1), "name": "Conv_fence_before"}]
     layers = onnxruntime_layers([*others, *runs, event(1, "Conv", 7), event(1, "Conv", 8)], 1)
-    assert [(layer.ms, layer.weight_bytes, layer.activation_bytes) for layer in layers] == [
-        (0.02, 8, 16),
-        (0.008, 8, 16),
-    ]
+    assert [(layer.ms, layer.weight_bytes, layer.activation_bytes) for layer in layers] == [(0.02, 8, 16), (0.008, 8, 16)]
 
 
-def described(
-    name: str, order: int, kind: str, primitive: str, fused: str = "", written: str = "f32"
-) -> dict[str, Any]:
+def described(name: str, order: int, kind: str, primitive: str, fused: str = "", written: str = "f32") -> dict[str, Any]:
     """Return what OpenVINO's runtime model says of a layer."""
     told = {"execOrder": str(order), "layerType": kind, "primitiveType": primitive, "outputPrecisions": written}
     return {"name": name, "elements": 10, "originalLayersNames": fused, **told}

@@ -80,9 +80,6 @@ class OpenVino:
         described = [_described(node) for node in native.get_runtime_model().get_ordered_ops()]
         return profiled_layers(described, runs)
 
-    def inspect(self, engine: Path) -> None:
-        """It has no raw data besides its layers."""
-
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Its sessions are timed."""
         return None
