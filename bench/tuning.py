@@ -131,7 +131,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
         "",
         f"The tuned engine beside the controls that pass their self-test: {counts['wins']} wins over INT8 as shipped, "
         f"{counts['ties']} ties with it, {counts['loses']} losses to either. Where INT8 as shipped fails its self-test "
-        f"({counts['shipped fails']} of {len(verdicts)}) it is no choice. A tie with 0 layers in float is INT8 as shipped.",
+        f"({counts['shipped fails']} of {len(verdicts)}) it is no choice. "
+        "A tie with 0 layers in float is INT8 as shipped.",
         "",
         f"Medians of {found['iterations']} runs or more of each, in turns of 10, in rounds that had no part in the "
         "choice; the ratio with its interval of 95 %. Times are the processor's, of one thread.",
