@@ -267,7 +267,7 @@ def _tuned_text(tuning: Mapping[str, Any]) -> str:
     shipped, ms = tuning["candidates"][0]["ms"]["p50"], chosen["ms"]["p50"]
     what = "all layers in float" if form["source"] == "float" else f"{len(form['float_layers'])} layers in float"
     if chosen is tuning["candidates"][0]:
-        what = f"INT8 as shipped stays, {len(tuning['candidates']) - 1} others are not faster"
+        what = f"INT8 as shipped stays; of {len(tuning['candidates']) - 1} others none is faster and passes"
     low, high = chosen["ms"]["interval"]
     text = f"tuned: {what}; {ms:.2f} ms, shipped {shipped:.2f} ms, ratio {low:.3f} to {high:.3f}"
     if scored := tuning["accuracy"]:

@@ -206,7 +206,7 @@ def test_a_rehearsal_tunes_too_and_says_what_stays(engine: Any) -> None:
     assert (tuning["source"], tuning["float_layers"], tuning["accuracy"]) == ("graph", [], None)
     assert [each["source"] for each in tuning["candidates"]] == ["graph", "float"]
     assert [step["name"] for step in found["steps"]][4:] == ["build", "tune", "selftest", "bench"]
-    assert "INT8 as shipped stays, 1 others are not faster" in engine("--device", "null", "--tune").out
+    assert "INT8 as shipped stays; of 1 others none is faster and passes" in engine("--device", "null", "--tune").out
     assert engine("--device", "null", "--json").json["tuning"] is None
 
 

@@ -68,7 +68,7 @@ def tune(camera: Camera, effort: Effort) -> dict[str, Any]:
         graph = layers_with_qdq(slot)
         candidates = [_built(camera, slot, wanted, form) for form in (AS_SHIPPED, ALL_FLOAT)]
         refused = _search(camera, slot, wanted, graph, candidates, effort.builds)
-        rounds_ms = measured(slot, runtime, [each.engine for each in candidates], effort)
+        rounds_ms = measured(slot, runtime, [each.engine.file for each in candidates], effort)
         passed = [each.engine.passed for each in candidates]
         best = fastest(rounds_ms, passed)
         if best is None:
@@ -143,7 +143,7 @@ def fastest(rounds_ms: Sequence[np.ndarray], passed: Sequence[bool]) -> int | No
     return min(faster, key=lambda index: ratios[index].ratio, default=0)
 
 
-def measured(slot: Slot, runtime: Runtime, engines: Sequence[Engine], effort: Effort) -> list[np.ndarray]:
+def measured(slot: Slot, runtime: Runtime, engines: Sequence[Path], effort: Effort) -> list[np.ndarray]:
     """Measure engines in turns: of each float64 [rounds], the median milliseconds of BLOCK runs. Raises DeviceError."""
     import numpy as np
 
@@ -153,14 +153,14 @@ def measured(slot: Slot, runtime: Runtime, engines: Sequence[Engine], effort: Ef
     from edgekd.detectors.types import spec_from_json
 
     rounds = max(LEAST_ROUNDS, -(-effort.iterations // BLOCK))
-    by_own_watch = runtime.times(engines[0].file, BLOCK, 0.0)
+    by_own_watch = runtime.times(engines[0], BLOCK, 0.0)
     if by_own_watch is not None:
         return _in_turns(runtime, engines, rounds)
     how = spec_from_json(slot.manifest.detector).preprocess
     noise = np.random.RandomState(0).randint(0, 256, (how.height, how.width, 3)).astype(np.uint8)
     batch = to_tensor(noise, how)
     with ExitStack() as stack:
-        sessions = [stack.enter_context(closing(runtime.load(each.file))) for each in engines]
+        sessions = [stack.enter_context(closing(runtime.load(each))) for each in engines]
         lanes = {
             str(index): Lane(session, lambda frame: (frame, None), lambda output, context: None)
             for index, session in enumerate(sessions)
@@ -178,7 +178,7 @@ def measured(slot: Slot, runtime: Runtime, engines: Sequence[Engine], effort: Ef
     return [np.array([np.median(part) for part in each]) for each in parts]
 
 
-def _in_turns(runtime: Runtime, engines: Sequence[Engine], rounds: int) -> list[np.ndarray]:
+def _in_turns(runtime: Runtime, engines: Sequence[Path], rounds: int) -> list[np.ndarray]:
     """The same where runs are timed by a program of the runtime's own, which loads the engine each time."""
     import numpy as np
 
@@ -186,7 +186,7 @@ def _in_turns(runtime: Runtime, engines: Sequence[Engine], rounds: int) -> list[
     order = list(range(len(engines)))
     for _ in range(rounds):
         for index in order:
-            found[index].append(1000 * float(np.median(runtime.times(engines[index].file, BLOCK, 0.0) or ())))
+            found[index].append(1000 * float(np.median(runtime.times(engines[index], BLOCK, 0.0) or ())))
         order.reverse()
     return [np.array(each) for each in found]
 

@@ -14,11 +14,13 @@ import pytest
 from cameras import Agent
 from power import cut_at, fresh, listing
 from test_json_contract import assert_documented
+from test_trtexec import NUMBERS, program, told
 
 from edgekd.agent import selftest
 from edgekd.agent.commands import Camera, activate, build
 from edgekd.agent.engines import engine_of, read_engine
 from edgekd.agent.renewal import renew
+from edgekd.agent.runtimes import trtexec
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.slots import Slot, State
@@ -289,6 +291,20 @@ def test_real_runtimes_tune_for_real(tuned: Any, agent: Agent, runtime: str) -> 
         assert agent(command, runtime=runtime).result["key"] == found["engine"]["key"]
 
 
+def test_where_a_program_times_its_runs_engines_still_take_turns(
+    tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = program(tmp_path / "bin", NUMBERS["8.5.2"])
+    monkeypatch.setattr(trtexec, "FOLDERS", (str(path.parent),))
+    found = tuned("--builds", 0, runtime="trtexec").result
+    assert (found["source"], found["float_layers"]) == ("graph", []), "both take the same"
+    assert [each["ms"]["p50"] for each in found["candidates"]] == [10.0, 10.0]
+    timed = [call for call in told(path) if any(word.startswith("--exportTimes") for word in call)]
+    engines = [next(word for word in call if word.startswith("--loadEngine")) for call in timed]
+    first, second = dict.fromkeys(engines)
+    assert engines[-8:] == [first, second, second, first, first, second, second, first]
+
+
 def test_a_graph_without_qdq_leaves_nothing_to_choose(
     agent: Agent, bundle: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +329,9 @@ class FastInFloat(NullRuntime):
 
     def infer(self, answer: np.ndarray, error: float) -> np.ndarray:
         """Let half of a latency pass in float."""
-        told = super().infer(answer, error)
+        output = super().infer(answer, error)
         self._now_s -= 0.005 if error else 0.0
-        return told
+        return output
 
 
 def tune_and_activate(folder: Path) -> None:
