@@ -18,7 +18,7 @@ from edgekd import agent_archive
 from edgekd.agent_archive import agent_modules
 
 PACKAGE = Path(edgekd.__file__).parent
-LIMIT = 200_000
+LIMIT = 225_000  # bytes; it was 200,000 before the agent validated engines one by one, and tuned them
 
 
 @pytest.fixture(scope="module")
