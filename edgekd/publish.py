@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import __version__, agent_archive, sbom
+from edgekd import agent_archive, sbom
 from edgekd.budget import Line
 from edgekd.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.bundle.manifest import (
@@ -33,6 +33,7 @@ from edgekd.signing.signed import sign_bundle
 from edgekd.stages import CACHE, CALIBRATION, DRIFT, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
 from edgekd.target import to_dict
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.pipeline import Run, TimedRun

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import __version__
 from edgekd.budget import Line
 from edgekd.bundle.manifest import Thresholds
 from edgekd.compress.plan import FORMS
@@ -34,6 +33,7 @@ from edgekd.report.types import (
 from edgekd.stages import COSTS, DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
 from edgekd.target import Target
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.pipeline import Run

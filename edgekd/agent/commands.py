@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-from edgekd import __version__
 from edgekd.agent.choice import AS_SHIPPED, Form, forms
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
@@ -49,6 +48,7 @@ from edgekd.bundle.archive import verify as verify_archive
 from edgekd.bundle.manifest import Manifest
 from edgekd.canonical import json_sha256
 from edgekd.errors import BundleError, DeviceError, HashError, RollbackError
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
