@@ -34,6 +34,7 @@ STANDARD = (
     "version",
     "errors",
     "canonical",
+    "cores",
     "files",
     "formats.activations",
     "formats.calibration_cache",
@@ -68,6 +69,7 @@ WITH_NUMPY = (
     "formats.nvfp4",
     "formats.packed_graph",
     "formats.plain_graph",
+    "formats.qdq_graph",
 )
 
 # Imports the modules named by the arguments after the first, with the packages in the first refused.
