@@ -105,7 +105,7 @@ def _runtime(given: argparse.Namespace, state: State) -> Runtime | None:
 
 def _transfer(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     if given.command == "patch":
-        from edgekd.agent.patching import patch
+        from edgekd.agent.commands import patch
 
         return patch(camera, given.delta, given.out)
     from edgekd.agent.fetching import Order, fetch
