@@ -18,7 +18,7 @@ from edgekd.data.dataset import Dataset, Sample, Split, Truth, unlabelled
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.detectors import Detector, load
 from edgekd.detectors.teacher import as_transformer
-from edgekd.detectors.torchvision import SUFFIX, is_torchvision
+from edgekd.detectors.torchvision_names import SUFFIX, is_torchvision
 from edgekd.errors import SpecError
 from edgekd.evaluate import finder
 from edgekd.labelling import Find, label, teacher_bands

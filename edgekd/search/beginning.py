@@ -14,7 +14,7 @@ from edgekd.canonical import json_sha256
 from edgekd.data.dataset import Dataset, load_dataset
 from edgekd.data.subset import Part, write_subset
 from edgekd.detectors import load
-from edgekd.detectors.torchvision import is_torchvision
+from edgekd.detectors.torchvision_names import is_torchvision
 from edgekd.errors import DataError, SpecError
 from edgekd.files import write_file
 from edgekd.fleet import Board
