@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from edgekd import training
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
 from edgekd.detectors.decode import SCORING
 from edgekd.detectors.teacher import as_transformer

@@ -12,7 +12,8 @@ from edgekd import factorizing, gate, pruning, resizing, training
 from edgekd.analysing import analyse, findings_of
 from edgekd.analysis.matching import Findings
 from edgekd.budget import Line, judge, verdict
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors import Detector, load
 from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes

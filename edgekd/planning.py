@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.compress.plan import FORMS, Form
-from edgekd.data.dataset import Dataset, Split
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors.torchvision_names import is_torchvision
 from edgekd.errors import DataError, SpecError
 from edgekd.spec import Budget, Quantize, Recipe

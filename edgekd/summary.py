@@ -14,8 +14,8 @@ import numpy as np
 from edgekd.budget import Line
 from edgekd.bundle.manifest import Thresholds
 from edgekd.compress.plan import FORMS
-from edgekd.data.dataset import Sample, Split
 from edgekd.data.images import read_image
+from edgekd.data.types import Sample, Split
 from edgekd.report.types import (
     BudgetRow,
     Change,

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from edgekd.canonical import canonical_json, json_sha256
-from edgekd.data.dataset import Dataset, Sample, Split, Truth, unlabelled
+from edgekd.data.dataset import unlabelled
+from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.types import Dataset, Sample, Split
 from edgekd.detectors import Detector, load
 from edgekd.detectors.teacher import as_transformer
 from edgekd.detectors.torchvision_names import SUFFIX, is_torchvision

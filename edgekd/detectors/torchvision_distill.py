@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image, readable
+from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import read_state, write_content
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from edgekd.canonical import json_sha256
-from edgekd.data.dataset import Dataset, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
+from edgekd.data.types import Dataset
 from edgekd.detectors import load
 from edgekd.detectors.torchvision_names import is_torchvision
 from edgekd.errors import DataError, SpecError
