@@ -15,7 +15,7 @@ from edgekd.report.bench_text import PARTS
 if TYPE_CHECKING:
     from edgekd.benchmark import Timing
     from edgekd.measuring import Measured
-    from edgekd.predicting import Predicted
+    from edgekd.predict.result import Predicted
 
 COLUMNS = ("side", "state", "frame", "start_s", *(f"{part}_ms" for part in PARTS), "total_ms")
 

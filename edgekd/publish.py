@@ -29,6 +29,7 @@ from edgekd.bundle.manifest import (
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import SpecError
 from edgekd.files import copy_file, write_file
+from edgekd.predict.result import predict_graph
 from edgekd.signing.signed import sign_bundle
 from edgekd.stages import CACHE, CALIBRATION, DRIFT, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
@@ -279,11 +280,8 @@ def _evidence(run: Run) -> Evidence:
 
 def on_target(run: Run) -> Mapping[str, Any] | None:
     """What `edgekd predict` says of the graph that ships; None where the target cannot be predicted."""
-    from edgekd.predicting import PredictJob
-    from edgekd.predicting import run as predict
-
     try:
-        return predict(PredictJob(run.shipped.path / GRAPH, run.job.target))
+        return predict_graph(run.shipped.path / GRAPH, run.job.target).document
     except SpecError:
         return None
 
