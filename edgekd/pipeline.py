@@ -35,7 +35,6 @@ from edgekd.signing import Signer
 from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Resize, Step
 from edgekd.stages import (
     CACHE,
-    EXPORT_OPSET,
     PLAN,
     Calibrated,
     Stages,
@@ -46,7 +45,7 @@ from edgekd.stages import (
 )
 from edgekd.store import Stage
 from edgekd.summary import parts_of
-from edgekd.target import Target, version
+from edgekd.target import Target, cache_version, opset_for
 
 S = TypeVar("S", Distill, Prune)
 SCORED = "val"
@@ -416,20 +415,3 @@ def refuse_impossible(job: Job) -> None:
     for finding in check_request(job.target, precision=job.recipe.precision, products=products):
         if finding.level == "impossible":
             raise SpecError(f"recipe {job.recipe.name} for {job.target.name}: {finding.what}", fix=finding.change)
-
-
-def opset_for(target: Target) -> int:
-    """The opset to export with: as new as is useful, as old as the target's parser needs."""
-    return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
-
-
-def cache_version(target: Target) -> str | None:
-    """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
-
-    A DLA without Q/DQ reads it, and DeepStream with TensorRT 8.
-    """
-    if target.software.tensorrt is None:
-        return None
-    oldest = target.software.tensorrt.value[0]
-    read_by_dla = target.dla is not None and target.dla.quantization.value == "calibration-cache"
-    return oldest if read_by_dla or version(oldest) < (10,) else None

@@ -109,8 +109,6 @@ GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES, DRI
     "samples.json",
     "drift.json",
 )
-EXPORT_OPSET = 17
-"""The newest opset that gains these networks anything; a target may force an older one."""
 KEPT_CONFIDENCE = 0.01
 """From which on detections of scored images are kept: far below what a camera goes by, to see what nearly counted."""
 TIMED_FRAMES = 16

@@ -25,20 +25,9 @@ from edgekd.errors import SpecError
 from edgekd.evaluate import finder
 from edgekd.labelling import Find, label, teacher_bands
 from edgekd.spec import Distill, QuantAwareDistill
-from edgekd.stages import (
-    CACHE,
-    EXPORT_OPSET,
-    GRAPH,
-    LABELS,
-    PLAN,
-    TOOLS,
-    VERSION,
-    Frames,
-    Stages,
-    spec_of,
-    tool_versions,
-)
+from edgekd.stages import CACHE, GRAPH, LABELS, PLAN, TOOLS, VERSION, Frames, Stages, spec_of, tool_versions
 from edgekd.store import Stage
+from edgekd.target import EXPORT_OPSET
 
 
 @dataclass(frozen=True)
