@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekd.budget import Line
-    from edgekd.pipeline import Outcome
+    from edgekd.run import Outcome
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -20,11 +20,12 @@ from edgekd.errors import DataError, SpecError
 from edgekd.files import write_file
 from edgekd.fleet import Board
 from edgekd.installing import REHEARSED
-from edgekd.pipeline import SCORED, Job, data_of, graphs
+from edgekd.pipeline import SCORED, data_of, graphs
 from edgekd.planning import HELD_OUT
 from edgekd.predict.graph import works_in
 from edgekd.progress import Progress
 from edgekd.publish import bytes_beside_graph
+from edgekd.run import Job
 from edgekd.search.boards import rehearsed
 from edgekd.search.explain import document
 from edgekd.search.filters import Filter, Network
