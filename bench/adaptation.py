@@ -29,8 +29,9 @@ from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from edgekd.adapting import FITTED, JUDGED, LOOKED, adapt, look_json
 from edgekd.canonical import file_sha256
 from edgekd.compress.quantize import quantize
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
+from edgekd.data.types import Split
 from edgekd.detectors import load
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec

@@ -30,8 +30,8 @@ from typing import Any
 from common import RESULTS, conditions, conditions_lines, table, write_results
 
 from edgekd.fleet import Board
-from edgekd.pipeline import Job
 from edgekd.progress import SILENT
+from edgekd.run import Job
 from edgekd.search.beginning import RUNGS
 from edgekd.search.cluster import LOCAL, Cluster, joined, trying_on
 from edgekd.search.filters import Cost

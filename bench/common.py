@@ -18,7 +18,8 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset, Split
 from edgekd.devices.local import LocalDevice
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.errors import EdgeKDError

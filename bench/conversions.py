@@ -41,8 +41,9 @@ from edgekd.artifact import runnable
 from edgekd.compress.quantize import quantize
 from edgekd.conversion.parity import distance
 from edgekd.converting import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, outputs, run
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.detectors.preprocess import letterbox

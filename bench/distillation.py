@@ -43,8 +43,9 @@ from common import (
     write_pair,
 )
 
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes
+from edgekd.data.types import Sample
 from edgekd.detectors.decode import SCORING
 from edgekd.evaluate import judge
 from edgekd.progress import PlainProgress, Progress

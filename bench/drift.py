@@ -25,8 +25,9 @@ from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cor
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
 from edgekd.bundle.manifest import Thresholds
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
+from edgekd.data.types import Split
 from edgekd.detectors import decode, load
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import Detections, DetectorSpec, Preprocess

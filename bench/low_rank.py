@@ -28,8 +28,9 @@ import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
 from edgekd.compress.channels import Convolution
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
+from edgekd.data.types import Split
 from edgekd.detectors import load
 from edgekd.detectors.preprocess import letterbox
 from edgekd.devices.local import LocalDevice

@@ -38,7 +38,8 @@ from common import (
 from fidelity import RESAMPLES, Difference, Reference, difference
 from graphs import described, facts, float_head_patterns
 
-from edgekd.data.dataset import Dataset, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset
 from edgekd.detectors.types import DetectorSpec
 from edgekd.errors import EdgeKDError
 from edgekd.evaluate import Evaluation

@@ -31,8 +31,9 @@ from common import (
 )
 
 from edgekd.compress.quantize import quantize
-from edgekd.data.dataset import Dataset, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
+from edgekd.data.types import Dataset
 from edgekd.detectors import load
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import Detections

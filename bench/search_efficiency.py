@@ -36,10 +36,10 @@ from edgekd.detectors.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics import resized
 from edgekd.detectors.ultralytics_distill import distill_student, student_network
 from edgekd.files import write_file
-from edgekd.pipeline import Job
 from edgekd.predict.graph import works_in
 from edgekd.predict.work import Work
 from edgekd.progress import PlainProgress
+from edgekd.run import Job
 from edgekd.search.filters import Cost, Filter, Network
 from edgekd.search.front import Point, best, lacks
 from edgekd.search.loop import Ends, Search, Wanted

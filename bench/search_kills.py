@@ -28,7 +28,7 @@ from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.pipeline import Job
+from edgekd.run import Job
 from edgekd.search.beginning import SearchJob
 from edgekd.searching import run
 from edgekd.spec import Budget, load_recipe

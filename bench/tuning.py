@@ -31,7 +31,8 @@ from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.slots import Slot, State
 from edgekd.agent.tuning import Effort
 from edgekd.certainty import SIGNIFICANT, compare
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Split
 from edgekd.progress import PlainProgress, Progress
 from edgekd.tuned_accuracy import accuracy
 

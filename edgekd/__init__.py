@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgekd.version import __version__ as __version__  # explicitly exported, beside __all__
 
 if TYPE_CHECKING:
     from edgekd.api.asking import check_model, compare, verify

@@ -24,10 +24,11 @@ from edgekd.artifact import expanded
 from edgekd.bundle.archive import MANIFEST, extract, read_head
 from edgekd.bundle.manifest import FileEntry, Manifest, Score, StageKey, to_json
 from edgekd.canonical import canonical_json, json_sha256
-from edgekd.data.dataset import Dataset, Split, load_dataset, unlabelled
+from edgekd.data.dataset import load_dataset, unlabelled
 from edgekd.data.images import Image, ReadableImages, content_hashes
 from edgekd.data.look import Look, look_of
 from edgekd.data.twins import as_seen, write_dataset, write_twins
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU

@@ -10,16 +10,15 @@ import ast
 import io
 import zipfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
-
-import edgekd
 
 NAME = "agent.pyz"
 """What the agent is called in a bundle."""
 ENTRY, SERVING, VARIANTS = "edgekd.agent.cli", "edgekd.agent.serving", "edgekd.agent.variants"
 OWN = "edgekd.agent"
 
-_PACKAGE = Path(edgekd.__file__).parent
+_PACKAGE = Path(str(resources.files("edgekd")))
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = f"import sys\n\nfrom {ENTRY} import main\n\nsys.exit(main())\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -17,8 +17,9 @@ from edgekd.analysis.matching import Findings, Frame, compare
 from edgekd.analysis.shades import outlined, reduced, shown_on
 from edgekd.analysis.times import Times, predicted, profiled
 from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
-from edgekd.data.dataset import Sample, Truth
 from edgekd.data.images import drawn, read_image
+from edgekd.data.labels import Truth
+from edgekd.data.types import Sample
 from edgekd.errors import EdgeKDError
 from edgekd.evaluate import load_detections, load_shapes
 from edgekd.report.types import Report

@@ -11,7 +11,7 @@ from edgekd.detectors import load
 from edgekd.detectors.types import DetectorSpec
 from edgekd.engines.types import Engine
 from edgekd.errors import DeviceError, SpecError
-from edgekd.target import Target
+from edgekd.target import EXPORT_OPSET, Target, opset_for
 
 BUNDLE_SUFFIX, PACKED_SUFFIX = ".edgekd", ".packed"
 
@@ -27,7 +27,7 @@ def opened(
     """
     from edgekd.detectors.onnx import describe, load_graph
     from edgekd.export import export
-    from edgekd.stages import EXPORT_OPSET, GRAPH
+    from edgekd.stages import GRAPH
 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         if artifact.suffix == BUNDLE_SUFFIX:
@@ -83,8 +83,6 @@ def expanded(packed: Path, graph: Path) -> Path:
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
     """The graph of a model as a build for `target` would begin with it; an ONNX file that no build takes, as it is."""
-    from edgekd.pipeline import opset_for
-
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / "graph.onnx"

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
 from edgekd.errors import CompressError
 from edgekd.evaluate import require_classes
 from edgekd.latency import Latency, Measured, latency_on
-from edgekd.stages import EXPORT_OPSET, Stages, local_device, spec_of
+from edgekd.stages import Stages, local_device, spec_of
 from edgekd.store import Stage
-from edgekd.target import Target
+from edgekd.target import EXPORT_OPSET, Target
 
 SCORED = "val"
 """The split that is scored and timed on where there is one; nothing is chosen by it."""

@@ -20,8 +20,9 @@ from edgekd.conversion.contract import NAME, Contract, write_contract
 from edgekd.conversion.parity import distance, limits
 from edgekd.conversion.source import prepared, without_int8
 from edgekd.conversion.types import PRECISIONS, Asked, Format, Made, Precision, Source
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
+from edgekd.data.types import Split
 from edgekd.detectors.preprocess import letterbox
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.engines.types import Engine, library_version

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from edgekd import training
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
 from edgekd.detectors.decode import SCORING
 from edgekd.detectors.teacher import as_transformer
@@ -19,8 +20,9 @@ from edgekd.files import copy_file, write_file
 from edgekd.planning import refuse_recipe
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, Distill, Recipe
-from edgekd.stages import EXPORT_OPSET, Stages, spec_of, stage_json
+from edgekd.stages import Stages, spec_of, stage_json
 from edgekd.store import Stage
+from edgekd.target import EXPORT_OPSET
 
 SCORED = "val"
 """The split that is scored where there is one; nothing is trained or chosen on it."""

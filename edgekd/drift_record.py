@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.bundle.manifest import Thresholds
-from edgekd.data.dataset import Split
 from edgekd.data.images import ReadableImages
+from edgekd.data.types import Split
 from edgekd.detectors.decode import decode_by_class
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import DetectorSpec

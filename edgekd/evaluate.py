@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.data.dataset import Dataset, Split, Truth
 from edgekd.data.images import Image, ReadableImages
+from edgekd.data.labels import Truth
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors.decode import SCORING, Thresholds, decode
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.types import Detections, DetectorSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.comparison import require_faster, start, told
-from edgekd.data.dataset import Dataset
+from edgekd.data.types import Dataset
 from edgekd.files import copy_file, write_file
 from edgekd.latency import Latency
 from edgekd.planning import refuse_recipe

@@ -20,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgekd import __version__
 from edgekd.canonical import file_sha256, json_sha256
 from edgekd.devices import Device
 from edgekd.devices.named import device_named
@@ -30,6 +29,7 @@ from edgekd.files import write_file, writing
 from edgekd.installing import Company, Contents, EngineJob, contents, install
 from edgekd.progress import SILENT, Progress, SilentProgress
 from edgekd.toml import parse_table, read_toml
+from edgekd.version import __version__
 
 RESULT, BOARDS = "fleet.json", "boards"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgekd.data.dataset import Sample, Split, Truth
 from edgekd.data.images import Image, ReadableImages
+from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import Bands, find_bands, pseudo_truth
+from edgekd.data.types import Sample, Split
 from edgekd.detectors.types import Detections
 from edgekd.progress import SILENT, Progress
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from edgekd.compress.channels import Convolution, Cost
-from edgekd.data.dataset import Split
+from edgekd.data.types import Split
 from edgekd.devices.local import LocalDevice
 from edgekd.predict.graph import works_in
 from edgekd.predict.latency import Predictor, narrowest

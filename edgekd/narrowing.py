@@ -9,8 +9,8 @@ from typing import Any
 
 from edgekd import training
 from edgekd.comparison import require_faster
-from edgekd.data.dataset import Dataset
-from edgekd.detectors.torchvision import SUFFIX, is_torchvision
+from edgekd.data.types import Dataset
+from edgekd.detectors.torchvision_names import SUFFIX, is_torchvision
 from edgekd.errors import CompressError, SpecError
 from edgekd.latency import Latency
 from edgekd.spec import Prune

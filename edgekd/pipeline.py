@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from edgekd import factorizing, gate, pruning, resizing, training
+from edgekd import factorizing, pruning, resizing, training
 from edgekd.analysing import analyse, findings_of
-from edgekd.analysis.matching import Findings
-from edgekd.budget import Line, judge, verdict
-from edgekd.data.dataset import Dataset, Split, load_dataset
-from edgekd.detectors import Detector, load
+from edgekd.budget import judge, verdict
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset
+from edgekd.detectors import load
 from edgekd.errors import SpecError
 from edgekd.evaluate import require_classes
 from edgekd.latency import Measured, latency_on
@@ -26,160 +26,27 @@ from edgekd.publish import (
     bytes_beside_graph,
     on_target,
     pack_bundle,
-    thresholds_of,
     write_build_ledger,
     write_report,
 )
+from edgekd.run import Job, Outcome, Run, TimedRun
 from edgekd.signing import Signer
-from edgekd.spec import Budget, Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recipe, Resize, Step
+from edgekd.spec import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Resize, Step
 from edgekd.stages import (
     CACHE,
-    EXPORT_OPSET,
     PLAN,
-    Calibrated,
     Stages,
     calibration_source,
     local_device,
     spec_of,
-    stage_json,
 )
 from edgekd.store import Stage
 from edgekd.summary import parts_of
-from edgekd.target import Target, version
+from edgekd.target import Target, cache_version, opset_for
 
 S = TypeVar("S", Distill, Prune)
 SCORED = "val"
 """The split that is scored; nothing is chosen, calibrated or trained on it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to build, from what, for what, and how good it must be.
-
-    counter: no device goes back to a bundle with a lower one. licence: of the model, in SPDX's words. search: how the
-    recipe was found, as search.json has it; None where it was given. train_on: the GPUs that students are trained on,
-    such as `0,1`; None for one if there is any.
-    """
-
-    model: Path
-    data: Path
-    target: Target
-    recipe: Recipe
-    out: Path
-    budget: Budget = field(default_factory=Budget)
-    device: str = "local"
-    head: str | None = None
-    calibration: str | None = None
-    trust_checkpoint: bool = False
-    fresh: bool = False
-    counter: int = 0
-    licence: str | None = None
-    search: Mapping[str, Any] | None = None
-    train_on: str | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a build compressed and scored: the same on every machine.
-
-    `before` and `after` are the graphs; `steps` led to the latter. `shipped` is `after`, or what the target's builder
-    needs in its place; it and `before` are scored in `scores`, and `encoded` is how it travels.
-    `floating` is the float graph that `after` was made from, and `detector` that of the graph: the given ones, or the
-    student's, or what pruning has left, which is `weakened` until it was trained.
-    """
-
-    job: Job
-    model_sha256: str
-    scored: Split
-    data_sha256: str
-    detector: Detector
-    before: Stage
-    floating: Stage
-    after: Stage
-    shipped: Stage
-    encoded: Stage
-    scores: tuple[Stage, Stage]
-    calibrated: Calibrated | None
-    checked: Stage
-    watched: Stage | None = None
-    steps: tuple[Stage, ...] = ()
-    weakened: bool = False
-
-    @property
-    def reproducible(self) -> list[Stage]:
-        """Its stages that lead to what ships, without repetition."""
-        own = [self.before, self.scores[0], *self.steps, self.shipped, self.scores[1], self.encoded]
-        own += [self.watched] if self.watched else []
-        return list({stage.key: stage for stage in own}.values())
-
-
-@dataclass(frozen=True)
-class TimedRun(Run):
-    """A run with what this machine made of it.
-
-    findings: what both graphs make of every labelled object; analysed: what was seen inside the networks, None where
-    that failed.
-    """
-
-    compiled: Stage = field(kw_only=True)
-    timing: Stage = field(kw_only=True)
-    findings: Findings = field(kw_only=True)
-    analysed: Stage | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a build left behind. `met`: the budget; None where a limit could not be judged here.
-
-    Pairs are of the given detector's float graph, and of the graph that ships.
-    """
-
-    run: TimedRun
-    bundle: Path
-    report: Path
-    ledger: Path
-    stages: tuple[Stage, ...]
-    budget: tuple[Line, ...]
-    met: bool | None
-
-    @property
-    def map50_95(self) -> tuple[float, float]:
-        """COCO's mAP at IoU 0.50 to 0.95 on the split `val`, 0 to 1."""
-        before, after = (float(score.results["map50_95"]) for score in self.run.scores)
-        return before, after
-
-    @property
-    def kept(self) -> float | None:
-        """The share of the mAP50-95 that is left; None where there was none before."""
-        before, after = self.map50_95
-        return after / before if before else None
-
-    @property
-    def graph_bytes(self) -> tuple[int, int]:
-        """Of the float ONNX file, and of the packed graph in the bundle."""
-        return self.run.before.results["bytes"], self.run.encoded.results["bytes"]
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The documented result of `edgekd build --json`: docs/json.md."""
-        job = self.run.job
-        return {
-            "bundle": str(self.bundle),
-            "report": str(self.report),
-            "ledger": str(self.ledger),
-            "target": job.target.name,
-            "stages": [stage_json(stage) for stage in self.stages],
-            "met": self.met,
-            "budget": [asdict(line) for line in self.budget],
-            "calibration_cache": self.run.after.results.get("calibration_cache"),
-            "search": None if job.search is None else str(job.out / "search.json"),
-        }
-
-    def require_met(self) -> None:
-        """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
-        job = self.run.job
-        searched = "or --search, which looks for a recipe that keeps all limits" if job.search is None else None
-        gate.require_met(self.budget, job.recipe, self.stages, self, searched)
 
 
 def build(job: Job, progress: Progress = SILENT, signers: Sequence[Signer] = ()) -> Outcome:
@@ -368,7 +235,7 @@ def watched(run: Run, dataset: Dataset, stages: Stages) -> Run:
     """The run with a record of what its graph sees and finds in training images, by which a camera notices drift."""
     if "train" not in dataset.splits:
         return run
-    return replace(run, watched=stages.drift(run.shipped, dataset.split("train"), thresholds_of(run)))
+    return replace(run, watched=stages.drift(run.shipped, dataset.split("train"), run.thresholds))
 
 
 def _limits(run: Run, step: Quantize, stages: Stages) -> Limits:
@@ -415,20 +282,3 @@ def refuse_impossible(job: Job) -> None:
     for finding in check_request(job.target, precision=job.recipe.precision, products=products):
         if finding.level == "impossible":
             raise SpecError(f"recipe {job.recipe.name} for {job.target.name}: {finding.what}", fix=finding.change)
-
-
-def opset_for(target: Target) -> int:
-    """The opset to export with: as new as is useful, as old as the target's parser needs."""
-    return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
-
-
-def cache_version(target: Target) -> str | None:
-    """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
-
-    A DLA without Q/DQ reads it, and DeepStream with TensorRT 8.
-    """
-    if target.software.tensorrt is None:
-        return None
-    oldest = target.software.tensorrt.value[0]
-    read_by_dla = target.dla is not None and target.dla.quantization.value == "calibration-cache"
-    return oldest if read_by_dla or version(oldest) < (10,) else None

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.compress.plan import FORMS, Form
-from edgekd.data.dataset import Dataset, Split
-from edgekd.detectors.torchvision import is_torchvision
+from edgekd.data.types import Dataset, Split
+from edgekd.detectors.torchvision_names import is_torchvision
 from edgekd.errors import DataError, SpecError
 from edgekd.spec import Budget, Quantize, Recipe
 from edgekd.stages import COSTS, GRAPH, PLAN, Calibrated, Frames, Stages, settings_of, spec_of

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekd.budget import Line
-    from edgekd.pipeline import Outcome
+    from edgekd.run import Outcome
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -185,7 +185,7 @@ def _cka_at(at: int) -> Callable[[Mapping[str, Any]], float]:
 
 def print_bench(result: Mapping[str, Any]) -> None:
     """The result of `edgekd bench`, for people."""
-    from edgekd.measured import STATISTICS, against_lines, bench_lines, bench_rows
+    from edgekd.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
 
     columns = [name.replace("p999", "p99.9") for name in STATISTICS]
     print_table(["ms", *columns], bench_rows(result))

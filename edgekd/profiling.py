@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd import __version__
 from edgekd.artifact import PACKED_SUFFIX, expanded
 from edgekd.errors import SpecError
 from edgekd.files import write_file, writing
@@ -22,6 +21,7 @@ from edgekd.predict.device import PRECISIONS, require_precision
 from edgekd.predict.table import MeasuredNetwork, MeasuredTable, table_toml
 from edgekd.progress import SILENT, Progress
 from edgekd.target import Target, load_target
+from edgekd.version import __version__
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import __version__, agent_archive, sbom
+from edgekd import agent_archive, sbom
+from edgekd.analysing import analysed_report
 from edgekd.budget import Line
 from edgekd.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.bundle.manifest import (
@@ -24,18 +25,22 @@ from edgekd.bundle.manifest import (
     Score,
     StageKey,
     TargetName,
-    Thresholds,
 )
 from edgekd.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.errors import SpecError
 from edgekd.files import copy_file, write_file
+from edgekd.predict.result import predict_graph
+from edgekd.report.html import render
+from edgekd.report.types import for_bundle
+from edgekd.run import Run, TimedRun
 from edgekd.signing.signed import sign_bundle
 from edgekd.stages import CACHE, CALIBRATION, DRIFT, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
 from edgekd.store import Stage, write_ledger
+from edgekd.summary import Asked, Timings, full_report, parts_of, report_of
 from edgekd.target import to_dict
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
-    from edgekd.pipeline import Run, TimedRun
     from edgekd.signing import Signer
     from edgekd.spec import Step
 
@@ -105,10 +110,6 @@ def bytes_beside_graph(run: Run, stages: Stages) -> int:
 
 def write_report(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
     """Write the report for people, with this machine's timings, into `job.out`."""
-    from edgekd.analysing import analysed_report
-    from edgekd.report.html import render
-    from edgekd.summary import Asked, Timings, full_report, parts_of
-
     parts, on = parts_of(run), Timings(run.checked, run.compiled, run.timing)
     asked = Asked(lines, bundle.stat().st_size, run.job.search)
     report = analysed_report(full_report(parts, on, asked, stages), parts, run.findings, run.analysed)
@@ -243,23 +244,13 @@ def _manifest(run: Run, entries: tuple[FileEntry, ...], lineage: Lineage) -> Man
         target=TargetName(job.target.name, job.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
         detector=json.loads(canonical_json(asdict(spec_of(run.after)))),
-        thresholds=thresholds_of(run),
+        thresholds=run.thresholds,
         files=entries,
         limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
         evidence=_evidence(run),
         lineage=lineage,
         licences=_licences(run),
     )
-
-
-def thresholds_of(run: Run) -> Thresholds:
-    """For each class the confidence that was best on the scored images; the usual one where they cannot tell."""
-    from edgekd.detectors.decode import Thresholds as Usual
-
-    usual, scored = Usual(), run.scores[1].results["per_class"]
-    found = (scored.get(name, {}).get("confidence") for name in spec_of(run.after).classes)
-    confidence = tuple(usual.confidence if value is None else value for value in found)
-    return Thresholds(confidence, usual.iou, usual.max_detections)
 
 
 def _evidence(run: Run) -> Evidence:
@@ -278,11 +269,8 @@ def _evidence(run: Run) -> Evidence:
 
 def on_target(run: Run) -> Mapping[str, Any] | None:
     """What `edgekd predict` says of the graph that ships; None where the target cannot be predicted."""
-    from edgekd.predicting import PredictJob
-    from edgekd.predicting import run as predict
-
     try:
-        return predict(PredictJob(run.shipped.path / GRAPH, run.job.target))
+        return predict_graph(run.shipped.path / GRAPH, run.job.target).document
     except SpecError:
         return None
 
@@ -327,10 +315,6 @@ def _step_json(step: Step) -> dict[str, Any]:
 
 
 def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
-    from edgekd.report.html import render
-    from edgekd.report.types import for_bundle
-    from edgekd.summary import parts_of, report_of
-
     report = for_bundle(report_of(parts_of(run), run.reproducible))
     (folder / "report.html").write_text(render(report), "utf-8")
     return {}

@@ -30,19 +30,9 @@ from edgekd.network import Input, OutputError, frame_files, output_errors, prepa
 from edgekd.planning import HELD_OUT, Limits, Trial, detector_trial, quantized, refuse_recipe, room, searches, size_of
 from edgekd.progress import SILENT, Progress
 from edgekd.spec import Budget, QuantAwareDistill, Quantize, Recipe
-from edgekd.stages import (
-    CALIBRATION,
-    EXPORT_OPSET,
-    GRAPH,
-    PACKED,
-    PLAN,
-    Frames,
-    Stages,
-    calibration_source,
-    spec_of,
-    stage_json,
-)
+from edgekd.stages import CALIBRATION, GRAPH, PACKED, PLAN, Frames, Stages, calibration_source, spec_of, stage_json
 from edgekd.store import Stage
+from edgekd.target import EXPORT_OPSET
 
 CALIBRATED = 128
 """Frames that a network is calibrated on, at most, unless a number is given."""

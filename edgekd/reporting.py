@@ -14,7 +14,8 @@ from edgekd.analysis.tallies import Confusion, Tally
 from edgekd.analysis.types import Analysis, Inside
 from edgekd.budget import Line
 from edgekd.comparing import Finished, opened
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Split
 from edgekd.errors import DataError, EdgeKDError, SpecError
 from edgekd.files import write_file
 from edgekd.progress import SILENT, Progress

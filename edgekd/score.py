@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.dataset import Truth
+from edgekd.data.labels import Truth
 from edgekd.detectors.types import Detections
 from edgekd.errors import DataError
 

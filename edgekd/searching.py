@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import SpecError
 from edgekd.files import remove_folder, write_file, writing
-from edgekd.pipeline import Job
 from edgekd.progress import SILENT, Progress
 from edgekd.recipe_text import recipe_toml
+from edgekd.run import Job
 from edgekd.search.beginning import RESULT, Beginning, SearchJob
 from edgekd.search.explain import document
 from edgekd.search.space import recipe_of

@@ -22,9 +22,9 @@ from edgekd.data.calibration import (
     refuse_overlap,
 )
 from edgekd.data.calibration import write_calibration as write_calibration_toml
-from edgekd.data.dataset import Dataset, Split
 from edgekd.data.images import ReadableImages, fingerprint, read_image
 from edgekd.data.long_tail import rare_classes
+from edgekd.data.types import Dataset, Split
 from edgekd.detectors import Detector
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.devices.local import LocalDevice
@@ -109,8 +109,6 @@ GRAPH, LABELS, PACKED, PLAN, COSTS, CACHE, CALIBRATION, DETECTIONS, SAMPLES, DRI
     "samples.json",
     "drift.json",
 )
-EXPORT_OPSET = 17
-"""The newest opset that gains these networks anything; a target may force an older one."""
 KEPT_CONFIDENCE = 0.01
 """From which on detections of scored images are kept: far below what a camera goes by, to see what nearly counted."""
 TIMED_FRAMES = 16

@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from edgekd import __version__
 from edgekd.budget import Line
 from edgekd.bundle.manifest import Thresholds
 from edgekd.compress.plan import FORMS
-from edgekd.data.dataset import Sample, Split
 from edgekd.data.images import read_image
+from edgekd.data.types import Sample, Split
 from edgekd.report.types import (
     BudgetRow,
     Change,
@@ -31,19 +30,18 @@ from edgekd.report.types import (
     Training,
     latency_of,
 )
+from edgekd.run import Run
 from edgekd.stages import COSTS, DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
 from edgekd.store import Stage
 from edgekd.target import Target
-
-if TYPE_CHECKING:
-    from edgekd.pipeline import Run
+from edgekd.version import __version__
 
 PICTURES = 4
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a report tells of: the stages of a build by what they are to it, as in `pipeline.Run`.
+    """What a report tells of: the stages of a build by what they are to it, as in `run.Run`.
 
     target: None where it is not known here; `aim` is what people call it. scored: None where the data is not at hand.
     """
@@ -85,8 +83,6 @@ class Asked:
 
 def parts_of(run: Run) -> Parts:
     """The parts of a build that runs."""
-    from edgekd.publish import thresholds_of
-
     names = ("before", "floating", "after", "shipped", "encoded", "scores", "scored", "steps")
     return Parts(
         model=run.job.model.name,
@@ -94,7 +90,7 @@ def parts_of(run: Run) -> Parts:
         recipe=run.job.recipe.name,
         target=run.job.target,
         calibrated=run.calibrated.stage if run.calibrated else None,
-        thresholds=thresholds_of(run),
+        thresholds=run.thresholds,
         provenance=provenance(run),
         **{name: getattr(run, name) for name in names},
     )

@@ -23,6 +23,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "nvfp4"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 Range = tuple[str, str]
 """Lowest and highest version, both included, each as exact as it is written: `8.5.2` includes 8.5.2.2."""
+EXPORT_OPSET = 17
+"""The newest opset that gains these networks anything; a target may force an older one."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,23 @@ class Fact(NamedTuple):
 def version(text: str) -> tuple[int, ...]:
     """`8.5.2` as (8, 5, 2), to compare. ValueError where a part is not a number."""
     return tuple(int(part) for part in text.split("."))
+
+
+def opset_for(target: Target) -> int:
+    """The opset to export with: as new as is useful, as old as the target's parser needs."""
+    return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
+
+
+def cache_version(target: Target) -> str | None:
+    """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
+
+    A DLA without Q/DQ reads it, and DeepStream with TensorRT 8.
+    """
+    if target.software.tensorrt is None:
+        return None
+    oldest = target.software.tensorrt.value[0]
+    read_by_dla = target.dla is not None and target.dla.quantization.value == "calibration-cache"
+    return oldest if read_by_dla or version(oldest) < (10,) else None
 
 
 def target_names() -> tuple[str, ...]:

@@ -14,29 +14,20 @@ from typing import Any
 import numpy as np
 
 from edgekd.canonical import canonical_json, json_sha256
-from edgekd.data.dataset import Dataset, Sample, Split, Truth, unlabelled
+from edgekd.data.dataset import unlabelled
+from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.types import Dataset, Sample, Split
 from edgekd.detectors import Detector, load
 from edgekd.detectors.teacher import as_transformer
-from edgekd.detectors.torchvision import SUFFIX, is_torchvision
+from edgekd.detectors.torchvision_names import SUFFIX, is_torchvision
 from edgekd.errors import SpecError
 from edgekd.evaluate import finder
 from edgekd.labelling import Find, label, teacher_bands
 from edgekd.spec import Distill, QuantAwareDistill
-from edgekd.stages import (
-    CACHE,
-    EXPORT_OPSET,
-    GRAPH,
-    LABELS,
-    PLAN,
-    TOOLS,
-    VERSION,
-    Frames,
-    Stages,
-    spec_of,
-    tool_versions,
-)
+from edgekd.stages import CACHE, GRAPH, LABELS, PLAN, TOOLS, VERSION, Frames, Stages, spec_of, tool_versions
 from edgekd.store import Stage
+from edgekd.target import EXPORT_OPSET
 
 
 @dataclass(frozen=True)

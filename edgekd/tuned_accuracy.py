@@ -11,8 +11,9 @@ from edgekd.agent.runtimes.types import FLOAT
 from edgekd.artifact import expanded
 from edgekd.bundle.manifest import Manifest
 from edgekd.canonical import file_sha256
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import fingerprint
+from edgekd.data.types import Split
 from edgekd.detectors.types import spec_from_json
 from edgekd.errors import DataError, EngineRefusedError
 from edgekd.formats.qdq_graph import QdqGraph

@@ -21,8 +21,9 @@ from edgekd import adapting
 from edgekd.adapting import FEWEST, VARIANT, AdaptJob, adapt, run
 from edgekd.artifact import opened
 from edgekd.bundle.archive import extract, read_head, read_manifest
-from edgekd.data.dataset import Split, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
+from edgekd.data.types import Split
 from edgekd.demo import demo_model
 from edgekd.demo.scenes import write_dataset
 from edgekd.detectors.onnx import describe, load_graph

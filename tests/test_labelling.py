@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.data.dataset import Split, Truth, load_dataset, unlabelled
+from edgekd.data.dataset import load_dataset, unlabelled
+from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.types import Split
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.errors import DataError
 from edgekd.evaluate import finder

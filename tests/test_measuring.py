@@ -23,6 +23,7 @@ from edgekd.devices.null import NullDevice, NullSession
 from edgekd.errors import DataError, SpecError
 from edgekd.measuring import BenchJob, Measured, run
 from edgekd.power.null import NullMeter
+from edgekd.report import bench_text
 from edgekd.target import load_target
 
 OUTPUT = np.zeros((1, 6, CELLS), np.float32)
@@ -76,7 +77,7 @@ def test_the_other_artifact_is_measured_in_turns_and_a_verdict_given(tiny_model:
     assert other["times_as_fast"]["ratio"] == pytest.approx(20 / 14, rel=0.01)
     assert other["times_as_fast"]["verdict"] == "faster"
     assert other["engine_times_as_fast"]["verdict"] == "faster"
-    text = "\n".join(measured.against_lines(other))
+    text = "\n".join(bench_text.against_lines(other))
     assert "camera to detections: 1.4" in text
     assert "faster" in text
     back = run(job(slow, TwoSpeeds(jitter, OUTPUT), against=tiny_model)).document["against"]
@@ -100,7 +101,7 @@ def test_energy_and_cost_are_those_of_the_script(tiny_model: Path, tmp_path: Pat
     assert other["cost"]["electricity"] == pytest.approx(720e3 / 3.6e6 * 0.5)  # 1e6 frames of 0.72 J
     assert other["cost"]["instance"] == pytest.approx(1e6 * 0.020 / 3600 * 1.8)
     assert other["cost_change"] == pytest.approx(14 / 20 - 1)
-    lines = "\n".join(measured.bench_lines(told))
+    lines = "\n".join(bench_text.bench_lines(told))
     assert "504.0 mJ a frame" in lines
     assert "EUR" in lines
 
@@ -126,7 +127,7 @@ def test_a_sustained_run_shows_when_it_slowed_down_and_what_it_settles_at(tiny_m
     assert sustained["timeline"][0]["gpu_mhz"] == 1377
     assert sustained["timeline"][-1]["at_s"] == pytest.approx(60, abs=0.1)
     assert found.document["conditions"]["power_mode"]["name"] == "MAXN"
-    assert any("33.3 FPS, 1.50 times as long" in line for line in measured.bench_lines(found.document))
+    assert any("33.3 FPS, 1.50 times as long" in line for line in bench_text.bench_lines(found.document))
     page = tmp_path / "page.html"
     measured.write_page(page, tiny_model, found)
     text = page.read_text("utf-8")
@@ -138,7 +139,7 @@ def test_a_sustained_run_shows_when_it_slowed_down_and_what_it_settles_at(tiny_m
 def test_a_machine_that_is_not_the_target_stands_in_for_it(tiny_model: Path, name: str, basis: str) -> None:
     found = run(job(tiny_model, NullDevice([0.02], OUTPUT), target=load_target(name)))
     assert found.document["basis"] == basis
-    assert any(f"({basis})" in line for line in measured.bench_lines(found.document))
+    assert any(f"({basis})" in line for line in bench_text.bench_lines(found.document))
 
 
 def test_a_camera_that_says_it_is_the_target_is_measured_by_its_rails(tiny_model: Path, tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_compressed_frames_are_decoded_within_the_time(tiny_model: Path, tmp_pat
     assert_documented(found)
     assert found.document["decode_ms"] is not None
     assert found.document["frames"]["shapes"] == [[80, 48]]
-    assert [row[0].strip() for row in measured.bench_rows(found.document)][1] == "decode"
+    assert [row[0].strip() for row in bench_text.bench_rows(found.document)][1] == "decode"
 
 
 def test_a_video_is_decoded_in_order_over_and_over(tmp_path: Path) -> None:
@@ -217,8 +218,8 @@ def test_a_place_that_is_none_is_said_before_anything_is_measured(edgekd, tiny_m
 
 
 def test_many_sizes_of_frames_are_told_in_short() -> None:
-    assert measured._shapes([[64, 48]]) == "64x48"
-    assert measured._shapes([[1, 2], [3, 4], [5, 6], [7, 8]]) == "4 sizes, 1x2 to 7x8"
+    assert bench_text._shapes([[64, 48]]) == "64x48"
+    assert bench_text._shapes([[1, 2], [3, 4], [5, 6], [7, 8]]) == "4 sizes, 1x2 to 7x8"
 
 
 def test_the_page_has_the_numbers_and_no_script(tiny_model: Path, tmp_path: Path) -> None:

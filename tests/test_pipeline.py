@@ -24,9 +24,7 @@ from edgekd.formats.activations import missing_scales
 from edgekd.formats.calibration_cache import from_text
 from edgekd.formats.packed_graph import unpack
 from edgekd.formats.plain_graph import plain_graph
-from edgekd.pipeline import cache_version
 from edgekd.publish import budget_bytes
-from edgekd.target import load_target
 
 STAGES = [
     "export",
@@ -142,21 +140,6 @@ def test_the_calibration_cache_has_a_scale_for_every_activation(tiny_build: Buil
     assert tiny_build.json["calibration_cache"] == counts
     assert json.loads((tiny_build.out / "ledger.json").read_bytes())["calibration_cache"] == counts
     assert f"scales of {len(scales)} activations, 0 missing" in (tiny_build.out / "report.html").read_text("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("target", "version"),
-    [
-        ("xavier", "8.5.2"),
-        ("agx-orin", "10.3.0"),
-        ("nano", "8.2.1"),
-        ("orin-nano", None),
-        ("thor", None),
-        ("rtx-40", None),
-    ],
-)
-def test_a_calibration_cache_is_for_dlas_without_qdq_and_for_tensorrt_8(target: str, version: str | None) -> None:
-    assert cache_version(load_target(target)) == version
 
 
 def test_a_budget_counts_all_but_the_agent(tiny_build: Built) -> None:

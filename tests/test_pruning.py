@@ -19,8 +19,9 @@ from edgekd.errors import CompressError
 from edgekd.narrowing import Narrowing
 from edgekd.progress import SILENT
 from edgekd.spec import Distill, Prune
-from edgekd.stages import EXPORT_OPSET, Stages
+from edgekd.stages import Stages
 from edgekd.store import Stage
+from edgekd.target import EXPORT_OPSET
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")

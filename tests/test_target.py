@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.errors import SpecError
-from edgekd.target import explain, load_target, target_names, to_dict, version
+from edgekd.target import EXPORT_OPSET, cache_version, explain, load_target, opset_for, target_names, to_dict, version
 
 NAMES = (
     "a100 agx-orin cpu gb10 h100 nano orin-nano orin-nano-super orin-nx"
@@ -154,3 +154,23 @@ def test_a_wrong_file_is_refused_with_file_key_and_reason(tmp_path: Path, old: s
 
 def test_versions_compare_by_number() -> None:
     assert version("10.3") > version("8.6.1") > version("8.5")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("xavier", "8.5.2"),
+        ("agx-orin", "10.3.0"),
+        ("nano", "8.2.1"),
+        ("orin-nano", None),
+        ("thor", None),
+        ("rtx-40", None),
+    ],
+)
+def test_a_calibration_cache_is_for_dlas_without_qdq_and_for_tensorrt_8(target: str, expected: str | None) -> None:
+    assert cache_version(load_target(target)) == expected
+
+
+@pytest.mark.parametrize(("target", "opset"), [("nano", 13), ("thor", EXPORT_OPSET)])
+def test_a_graph_is_exported_with_an_opset_that_the_parser_of_the_target_reads(target: str, opset: int) -> None:
+    assert opset_for(load_target(target)) == opset

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
-from edgekd.data.dataset import Truth
+from edgekd.data.labels import Truth
 from edgekd.demo.scenes import render, split_seeds
 from edgekd.demo.traffic import CLASSES
 from edgekd.detectors.decode import SCORING, decode

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgekd import __version__
 from edgekd.agent.trial import MAX_TRIES, TRIES, Trial
 from edgekd.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
@@ -105,7 +105,7 @@ def _runtime(given: argparse.Namespace, state: State) -> Runtime | None:
 
 def _transfer(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
     if given.command == "patch":
-        from edgekd.agent.patching import patch
+        from edgekd.agent.commands import patch
 
         return patch(camera, given.delta, given.out)
     from edgekd.agent.fetching import Order, fetch

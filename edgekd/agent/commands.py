@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-from edgekd import __version__
 from edgekd.agent.choice import AS_SHIPPED, Form, forms
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
@@ -27,6 +26,7 @@ from edgekd.agent.engines import (
     require_engine,
     wanted_record,
 )
+from edgekd.agent.patching import any_head, old_bundle, whole
 from edgekd.agent.runtimes.types import GRAPH, ON_CPU, Wish
 from edgekd.agent.slots import Activation, Slot, State, model_names
 from edgekd.agent.trial import Trial, read_uptime
@@ -46,9 +46,11 @@ from edgekd.agent.trusted import (
 )
 from edgekd.bundle.archive import read_head
 from edgekd.bundle.archive import verify as verify_archive
+from edgekd.bundle.delta import is_delta, rebuild
 from edgekd.bundle.manifest import Manifest
 from edgekd.canonical import json_sha256
 from edgekd.errors import BundleError, DeviceError, HashError, RollbackError
+from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
@@ -138,6 +140,22 @@ def trust(camera: Camera, paths: Sequence[Path]) -> dict[str, Any]:
     return {**told_json(held, now), "changed": changed}
 
 
+def patch(camera: Camera, delta: Path, out: Path) -> dict[str, Any]:
+    """Write the bundle that a delta leads to. Raises BundleError, HashError, SignatureError, DeviceError, SpecError."""
+    allowed = judge(held_trust(camera.state, camera.root), camera.clock())
+    if not is_delta(delta):
+        raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
+    with camera.state.locked():
+        old = old_bundle(camera.state, delta)
+        head = rebuild(delta, old, out, allowed)
+    return {
+        **bundle_json(head.manifest, head.identity),
+        "file": str(out),
+        "bytes": out.stat().st_size,
+        "old": old.identity,
+    }
+
+
 def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     """Verify a bundle, or put it together of a delta, and put it, its graph expanded, into the slot not in service.
 
@@ -145,8 +163,6 @@ def unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
     it is older than what was in service; DeviceError where it is for another device, there is no room, or what is in
     service is on trial.
     """
-    from edgekd.agent.patching import any_head, whole
-
     state = camera.state
     allowed = judge(held_trust(state, camera.root), camera.clock())
     head, device = any_head(bundle, allowed), read_device(camera.root)

@@ -5,35 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekd.agent.commands import bundle_json
 from edgekd.agent.slots import State, model_names, require_room
-from edgekd.agent.trusted import held_trust, judge
 from edgekd.bundle.archive import Head, head_members, read_head, stored_bytes
 from edgekd.bundle.delta import OldBundle, is_delta, read_delta_head, read_old, rebuild
 from edgekd.errors import BundleError
 from edgekd.files import writing
 
 if TYPE_CHECKING:
-    from edgekd.agent.commands import Camera
     from edgekd.bundle.archive import Judge
-
-
-def patch(camera: Camera, delta: Path, out: Path) -> dict[str, Any]:
-    """Write the bundle that a delta leads to. Raises BundleError, HashError, SignatureError, DeviceError, SpecError."""
-    allowed = judge(held_trust(camera.state, camera.root), camera.clock())
-    if not is_delta(delta):
-        raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
-    with camera.state.locked():
-        old = _old(camera.state, delta)
-        head = rebuild(delta, old, out, allowed)
-    return {
-        **bundle_json(head.manifest, head.identity),
-        "file": str(out),
-        "bytes": out.stat().st_size,
-        "old": old.identity,
-    }
 
 
 def any_head(path: Path, allowed: Judge | None) -> Head:
@@ -50,7 +31,7 @@ def whole(state: State, path: Path, head: Head, allowed: Judge | None) -> Iterat
     if not is_delta(path):
         yield path
         return
-    old = _old(state, path)
+    old = old_bundle(state, path)
     files = sum(map(stored_bytes, head.manifest.files))
     require_room(state.root, {"the bundle, put together": files + len(head_members(head))})
     with writing(state.staged):
@@ -63,7 +44,7 @@ def whole(state: State, path: Path, head: Head, allowed: Judge | None) -> Iterat
         state.remove_staged()
 
 
-def _old(state: State, delta: Path) -> OldBundle:
+def old_bundle(state: State, delta: Path) -> OldBundle:
     """The bundle that a delta leads from, in a slot of any model here. Raises BundleError where there is none.
 
     A variant is a model of its own, and first comes as what it has that the bundle beside it has not.

@@ -11,8 +11,8 @@ import numpy as np
 
 from edgekd.analysis.matching import FalseAlarm, Findings, Object
 from edgekd.analysis.types import ChangeKind, Crop
-from edgekd.data.dataset import Sample
 from edgekd.data.images import Image, read_image
+from edgekd.data.types import Sample
 
 MOST, MOST_BYTES = 160, 900_000
 """Pictures, and bytes of their JPEGs; in a page they take a third more."""

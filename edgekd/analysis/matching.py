@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgekd.data.dataset import Truth
+from edgekd.data.labels import Truth
 from edgekd.detectors.decode import above
 from edgekd.detectors.types import Detections
 from edgekd.score import SIZES

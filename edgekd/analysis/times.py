@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.errors import DeviceError, SpecError
+from edgekd.predict.result import predict_graph
 from edgekd.target import Target
 
 RUNS, WARM_UP = 20, 5
@@ -32,10 +33,8 @@ class Times:
 
 def predicted(graph: Path, target: Target) -> Times | None:
     """The times that `edgekd predict` gives a graph on the target; None where nobody can say."""
-    from edgekd.predicting import PredictJob, predict
-
     try:
-        found = predict(PredictJob(graph, target))
+        found = predict_graph(graph, target)
     except SpecError:
         return None
     layers = {point.name: round(point.us, 3) for point in found.roof.points}

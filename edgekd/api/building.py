@@ -12,8 +12,8 @@ from edgekd.api.words import limits, names_of, path_or_none, recipe_of, target_o
 from edgekd.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from edgekd.pipeline import Job, Outcome
     from edgekd.quantizing import QuantizeOutcome
+    from edgekd.run import Job, Outcome
     from edgekd.search.beginning import SearchJob
     from edgekd.spec import Recipe
     from edgekd.target import Target
@@ -68,6 +68,7 @@ def build(
     The command: `edgekd build`. The method: docs/quantization.md, docs/recipes.md.
     """
     from edgekd import pipeline
+    from edgekd.run import Job
     from edgekd.signing import load_signers
 
     model, chosen, students = Path(model), target_of(target), names_of(student)
@@ -76,7 +77,7 @@ def build(
     folder = path_or_none(out) or Path("runs") / f"{model.stem}-{chosen.name}"
     budget = limits(max_size, keep, min_fps, chosen.budget, max_energy)
     images = None if calibration is None else str(calibration)
-    job = pipeline.Job(model, Path(data), chosen, steps, folder, budget, device, head, images, trust_checkpoint)
+    job = Job(model, Path(data), chosen, steps, folder, budget, device, head, images, trust_checkpoint)
     job = replace(job, fresh=fresh, counter=version_counter, licence=licence)
     # A wrong passphrase should not cost a build first.
     signers = load_signers(names_of(sign), path_or_none(secret_file))

@@ -12,7 +12,7 @@ from edgekd.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from edgekd.measuring import Measured
-    from edgekd.predicting import Predicted
+    from edgekd.predict.result import Predicted
     from edgekd.target import Target
 
 

@@ -1,4 +1,4 @@
-"""Weights of losses that adapt while a student learns: the teacher's share, gradients in balance, a temperature."""
+"""Weights of losses that adapt while a student learns: the teacher's share, gradients in balance."""
 
 from __future__ import annotations
 
@@ -7,43 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from edgekd.compress.terms import Said
     from edgekd.spec import Distill, DistillStage
 
-FOREGROUND = 0.05
-"""The probability from which on a class counts as there, where the teacher's share is found."""
 KEPT = 0.7
 """How much of what was known stays with each new measurement of gradients."""
 FACTORS = (0.01, 100.0)
 """No loss is made weaker or stronger than this to bring its gradient into balance."""
 _MAGNIFIED = 1024.0
 """Gradients are compared after this factor, for they may be too small for half precision without it."""
-HOTTEST = 4.0
-"""The highest temperature that is learned; the lowest is 1."""
-
 Reading = Literal["agreement", "disagreement", "off"]
-
-
-def foreground(teacher: torch.Tensor) -> torch.Tensor:
-    """Where the teacher holds a class to be there: bool, of the shape of its class logits."""
-    return teacher.sigmoid() > FOREGROUND
-
-
-def disagreement(
-    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: torch.Tensor | float = 1.0
-) -> torch.Tensor:
-    """Mean |p_t - p_s| of softened class probabilities, p = sigmoid(z / T): a scalar, 0 to 1, without a gradient.
-
-    student, teacher: class logits [b, classes, anchors]; mask: bool of the same shape, which of them count. Without one
-    nearly all are background on which both agree, and the mean hardly ever moves from 0. Nothing in the mask: 0.
-    """
-    with torch.no_grad():
-        apart = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
-        weight = torch.ones_like(apart) if mask is None else mask.to(apart.dtype)
-        return (apart * weight).sum() / weight.sum().clamp(min=1)
 
 
 def teachers_share(apart: torch.Tensor, reading: Reading) -> torch.Tensor:
@@ -145,33 +120,3 @@ class Weighing:
         """Go on from a state."""
         self._balance.factors, self._balance.calls = dict(state["factors"]), state["calls"]
         self._apart.value = state["apart"]
-
-
-class Temperature(nn.Module):  # type: ignore[misc]
-    """A temperature that makes the student's task as hard as it can: trained by the same optimizer, against the loss.
-
-    T = 1 + 3 sigmoid(theta), in (1, 4); the gradient that reaches theta is turned round and scaled by `strength`, which
-    grows with training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
-
-    def forward(self, strength: float) -> torch.Tensor:
-        """The temperature, a scalar."""
-        turned: torch.Tensor = _Reverse.apply(self.theta, strength)  # type: ignore[no-untyped-call]
-        return 1 + (HOTTEST - 1) * turned.sigmoid()
-
-
-class _Reverse(torch.autograd.Function):  # type: ignore[misc]
-    """What goes in comes out; the gradient comes back with its sign changed."""
-
-    @staticmethod
-    def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
-        context.strength = strength
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return -context.strength * gradient, None

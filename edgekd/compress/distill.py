@@ -20,11 +20,32 @@ import torch
 from torch.nn import functional
 
 Maps = Sequence[torch.Tensor]
+FOREGROUND = 0.05
+"""The probability from which on a class counts as there, where the teacher's share is found."""
 
 
 def certainty(teacher: torch.Tensor) -> torch.Tensor:
     """How sure the teacher is of each anchor's best class: [b, anchors], from class logits [b, classes, anchors]."""
     return teacher.amax(dim=1).sigmoid()
+
+
+def foreground(teacher: torch.Tensor) -> torch.Tensor:
+    """Where the teacher holds a class to be there: bool, of the shape of its class logits."""
+    return teacher.sigmoid() > FOREGROUND
+
+
+def disagreement(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """Mean |p_t - p_s| of softened class probabilities, p = sigmoid(z / T): a scalar, 0 to 1, without a gradient.
+
+    student, teacher: class logits [b, classes, anchors]; mask: bool of the same shape, which of them count. Without one
+    nearly all are background on which both agree, and the mean hardly ever moves from 0. Nothing in the mask: 0.
+    """
+    with torch.no_grad():
+        apart = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
+        weight = torch.ones_like(apart) if mask is None else mask.to(apart.dtype)
+        return (apart * weight).sum() / weight.sum().clamp(min=1)
 
 
 def resized(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

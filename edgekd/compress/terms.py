@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from edgekd.compress import distill
-from edgekd.compress.adaptive import Temperature, disagreement, foreground
 from edgekd.compress.anchors import Grid, nearest_anchors, nearest_levels
 from edgekd.compress.boxes import corners
 from edgekd.compress.region_text import RegionText
+from edgekd.compress.temperature import Temperature
 from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ class Comparison:
                 losses[name] = _shared([_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()], parts)
             else:
                 losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
-        mask = foreground(theirs.scores)
-        return Said(losses, disagreement(ours.scores, theirs.scores, mask, temperature), temperature.detach(), sure)
+        mask = distill.foreground(theirs.scores)
+        apart = distill.disagreement(ours.scores, theirs.scores, mask, temperature)
+        return Said(losses, apart, temperature.detach(), sure)
 
     def _pairs(self, student: Seen, teacher: Seen, index: torch.Tensor) -> dict[str, tuple[Predictions, Predictions]]:
         """What both say at the student's anchors of the classes that both know, branch by branch."""

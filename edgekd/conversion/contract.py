@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd import __version__
 from edgekd.detectors.types import DetectorSpec, spec_from_json
 from edgekd.errors import SpecError
+from edgekd.version import __version__
 
 NAME = "edgekd.json"
 """The file by which a folder is known as a conversion of edgekd's."""

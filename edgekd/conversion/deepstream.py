@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from edgekd import __version__
 from edgekd.conversion.onnx_file import ONNX
 from edgekd.conversion.types import Asked, CacheCounts, Made, Source
 from edgekd.detectors.decode import Thresholds
 from edgekd.detectors.types import DetectorSpec
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
 from edgekd.errors import SpecError
+from edgekd.version import __version__
 
 CONFIG, LABELS, HEAD, PLAIN, CACHE = (
     "config_infer_primary.txt",

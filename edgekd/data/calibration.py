@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.dataset import Dataset, Sample, Split
 from edgekd.data.images import ReadableImages, content_hashes, file_hashes, read_thumbnail
+from edgekd.data.types import Dataset, Sample, Split
 from edgekd.detectors.types import Preprocess
 from edgekd.errors import DataError, SpecError, did_you_mean
 from edgekd.files import write_file

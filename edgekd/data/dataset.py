@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,85 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
+from edgekd.data.subset import WHOLE, read_subset
+from edgekd.data.types import Dataset, LazySplits, Sample, Split
 from edgekd.errors import DataError
-
-__all__ = ["Dataset", "Sample", "Split", "Truth", "load_dataset", "unlabelled"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image file and what is in it."""
-
-    image: Path
-    truth: Truth
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """The samples of one split, in a fixed order."""
-
-    name: str
-    samples: tuple[Sample, ...]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-
-class _LazySplits(Mapping[str, Split]):
-    """Reads a split when it is first looked up."""
-
-    def __init__(self, readers: Mapping[str, Callable[[], Split]]) -> None:
-        self._readers = dict(readers)
-        self._read: dict[str, Split] = {}
-
-    def __getitem__(self, name: str) -> Split:
-        if name not in self._read:
-            self._read[name] = self._readers[name]()
-        return self._read[name]
-
-    def __contains__(self, name: object) -> bool:
-        # Mapping's own would look the split up, and so read it.
-        return name in self._readers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A labelled data set. `source` is the folder or file it was loaded from; class ids index `classes`."""
-
-    source: Path
-    classes: tuple[str, ...]
-    splits: Mapping[str, Split]
-
-    @property
-    def folder(self) -> Path:
-        """What relative paths into the data set start from."""
-        return self.source if self.source.is_dir() else self.source.parent
-
-    def with_splits(self, source: Path, readers: Mapping[str, Callable[[], Split]]) -> Dataset:
-        """A data set of the same classes, from another file, whose splits these give when they are asked for."""
-        return Dataset(source, self.classes, _LazySplits(readers))
-
-    def split(self, name: str) -> Split:
-        """The split `name`. Raises DataError when there is none, when it is empty, or when its labels are bad."""
-        if name not in self.splits:
-            raise DataError(
-                f"{self.source} has no split {name!r}",
-                expected=f"one of: {', '.join(self.splits) or 'none'}",
-                fix=f"add a {name!r} split to the data set, or name another split",
-            )
-        split = self.splits[name]
-        if not split.samples:
-            raise DataError(f"split {name!r} of {self.source} is empty", expected="at least one image")
-        return split
 
 
 def load_dataset(path: Path) -> Dataset:
@@ -152,7 +78,7 @@ def _load_folder(folder: Path) -> Dataset:
         )
     classes = _class_names(_text(names).splitlines(), names)
     readers = {name: partial(_read_yolo_split, name, (where,), classes) for name, where in image_folders.items()}
-    return Dataset(folder, classes, _LazySplits(readers))
+    return Dataset(folder, classes, LazySplits(readers))
 
 
 def _text(file: Path) -> str:
@@ -190,10 +116,9 @@ def _yolo_folders_in(folder: Path) -> dict[str, Path]:
 
 def _load_yaml(source: Path, file: Path) -> Dataset:
     settings = _read_yaml(file)
-    if "subset_of" in settings:
-        from edgekd.data.subset import subset  # which is made of whole data sets
-
-        return subset(file, settings)
+    if WHOLE in settings:
+        described = read_subset(file, settings)
+        return described.of(load_dataset(described.whole))
     root = file.parent / str(settings.get("path") or ".")
     classes = _class_names(settings.get("names"), file)
     readers: dict[str, Callable[[], Split]] = {}
@@ -209,7 +134,7 @@ def _load_yaml(source: Path, file: Path) -> Dataset:
         readers[name] = partial(_read_yolo_split, name, places, classes)
     if not readers:
         raise DataError(f"{file} names no split", expected="train, val or test")
-    return Dataset(source, classes, _LazySplits(readers))
+    return Dataset(source, classes, LazySplits(readers))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -338,7 +263,7 @@ def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
             raise DataError(f"{file} has other categories than {smallest}", expected="the same in all splits")
         return _read_coco_split(name, file, document, list(categories))
 
-    return Dataset(source, classes, _LazySplits({name: partial(read, name, file) for name, file in files.items()}))
+    return Dataset(source, classes, LazySplits({name: partial(read, name, file) for name, file in files.items()}))
 
 
 def _read_coco(file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.canonical import file_sha256, json_sha256
-from edgekd.data.dataset import Sample, Split
+from edgekd.data.types import Sample, Split
 from edgekd.errors import DataError
 from edgekd.progress import SILENT, Progress
 

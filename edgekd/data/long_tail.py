@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.dataset import Split, Truth
+from edgekd.data.labels import Truth
+from edgekd.data.types import Split
 from edgekd.errors import SpecError
 
 TAIL = 0.05

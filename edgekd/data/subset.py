@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekd.data.dataset import Dataset, Split, load_dataset
+from edgekd.data.types import Dataset, Split
 from edgekd.errors import DataError
 from edgekd.files import write_file
 
@@ -57,18 +57,31 @@ def _written(part: Part) -> dict[str, Any]:
     return {"of": part.of, **only, "without": list(part.without)}
 
 
-def subset(source: Path, settings: Mapping[str, Any]) -> Dataset:
-    """The data set that such a file describes. Raises DataError."""
+@dataclass(frozen=True)
+class Subset:
+    """The description of a subset in the file `source`: parts of the splits of the data set at `whole`, by name."""
+
+    source: Path
+    whole: Path
+    parts: Mapping[str, Part]
+
+    def of(self, whole: Dataset) -> Dataset:
+        """The data set that it describes, of `whole`, which is opened. Its splits raise DataError as `Part.taken`."""
+        readers: dict[str, Callable[[], Split]] = {
+            name: partial(part.taken, name, whole) for name, part in self.parts.items()
+        }
+        return whole.with_splits(self.source, readers)
+
+
+def read_subset(source: Path, settings: Mapping[str, Any]) -> Subset:
+    """The subset that the content of a file describes. Raises DataError."""
     whole, splits = settings[WHOLE], settings.get("splits")
     if not isinstance(whole, str) or not isinstance(splits, dict):
         raise DataError(f"{source}: no subset", expected=f"{WHOLE}: a data set, and splits: parts of it")
     if source.parent == Path(whole):
         fix = "write it into another folder"
         raise DataError(f"{source}: a subset in the folder of the whole would be taken for it", fix=fix)
-    parts = {str(name): _part(told, f"{source}: {name}") for name, told in splits.items()}
-    opened = load_dataset(Path(whole))
-    readers: dict[str, Callable[[], Split]] = {name: partial(part.taken, name, opened) for name, part in parts.items()}
-    return opened.with_splits(source, readers)
+    return Subset(source, Path(whole), {str(name): _part(told, f"{source}: {name}") for name, told in splits.items()})
 
 
 def _part(told: Any, where: str) -> Part:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from edgekd.data.dataset import Dataset, Sample, Split
 from edgekd.data.images import Image, ReadableImages
 from edgekd.data.look import Look
+from edgekd.data.types import Dataset, Sample, Split
 from edgekd.detectors.preprocess import place
 from edgekd.detectors.types import Preprocess
 from edgekd.files import new_folder, writing

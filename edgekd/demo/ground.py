@@ -1,13 +1,11 @@
 """The demo's ground: a map of street, pavement and grass seen from above, and its view through a camera.
 
-Street axes in metres: s along the street, t across it and away from the camera, origin in the middle of the road.
+Street axes: see `street`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,34 +13,12 @@ from numpy.typing import NDArray
 
 from edgekd.demo.geometry import Array, Camera, Colour, Image
 from edgekd.demo.houses import House, noise
+from edgekd.demo.street import Street, street_crossing
 
 MAP_SCALE = 30
 """Pixels per metre of the map."""
 MAP_X, MAP_Y = (-36.0, 36.0), (2.0, 62.0)
 PAINT_WHITE: Colour = (214, 218, 220)
-
-
-@dataclass(frozen=True)
-class Street:
-    """The layout that people and vehicles keep to: lengths in metres, `angle` in radians from the world's x axis."""
-
-    angle: float
-    distance: float
-    half_road: float
-    pavement: float
-    side_road: float | None
-    yard: bool
-
-    def to_world(self, s: float, t: float) -> tuple[float, float]:
-        """Street axes -> world x, y."""
-        c, sn = math.cos(self.angle), math.sin(self.angle)
-        return s * c - t * sn, self.distance + s * sn + t * c
-
-    def to_street(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """World x, y -> street axes."""
-        c, sn = math.cos(self.angle), math.sin(self.angle)
-        y = y - self.distance
-        return x * c + y * sn, -x * sn + y * c
 
 
 def on_map(points: Sequence[tuple[float, float]]) -> NDArray[np.int32]:
@@ -157,11 +133,6 @@ def _markings(image: NDArray[np.float32], rng: np.random.Generator, street: Stre
     worn = np.clip(noise(rng, shape, (40, 10, 3), (1, 1, 1))[painted] * 1.6 - 0.1, 0.25, 0.95)
     worn *= mask[painted] / np.float32(255)
     image[painted] += (np.array(PAINT_WHITE, np.float32) - image[painted]) * worn[:, None]
-
-
-def street_crossing(street: Street) -> float:
-    """Where along the street the zebra crossing lies: left of the view's middle, or right when a side road is there."""
-    return -5.0 if street.side_road is None or street.side_road > 0 else 6.0
 
 
 def shadow_map(row: Sequence[House], sun: Array) -> Image:

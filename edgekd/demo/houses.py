@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,9 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.demo.geometry import AMBIENT, SUN, Array, Camera, Colour, Image
 from edgekd.demo.objects import darker, pick
-
-if TYPE_CHECKING:
-    from edgekd.demo.ground import Street
+from edgekd.demo.street import Street
 
 FACADE_SCALE = 36
 """Pixels per metre of a painted wall."""

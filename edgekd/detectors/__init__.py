@@ -44,7 +44,8 @@ def load(
 
         return OnnxDetector(path, head, classes)
     if path.suffix == ".pt":
-        from edgekd.detectors.torchvision import SUFFIX, TorchvisionDetector
+        from edgekd.detectors.torchvision import TorchvisionDetector
+        from edgekd.detectors.torchvision_names import SUFFIX
 
         if path.name.endswith(SUFFIX):
             return TorchvisionDetector(path)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekd.detectors.torchvision import TorchvisionDetector, is_torchvision
+from edgekd.detectors.torchvision import TorchvisionDetector
+from edgekd.detectors.torchvision_names import is_torchvision
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,7 @@
 Such a file is what `torch.save` writes of a dictionary:
 
     family      "torchvision"
-    builder     one of BUILDERS: the function of torchvision.models.detection that makes the network
+    builder     one of `torchvision_names.BUILDERS`: the function of torchvision.models.detection that makes the network
     classes     names of the classes, without the background, in the order of the labels 1, 2, ...
     image_size  [height, width] in pixels, whole multiples of 32: the letterboxed input
     state_dict  what the network's `state_dict()` gives
@@ -25,20 +25,6 @@ from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
     from edgekd.detectors.torchvision_network import TorchvisionNetwork
-
-SUFFIX = ".tv.pt"
-BUILDERS = (
-    "fcos_resnet50_fpn",
-    "retinanet_resnet50_fpn",
-    "retinanet_resnet50_fpn_v2",
-    "ssdlite320_mobilenet_v3_large",
-)
-"""Detectors of one stage, whose boxes all leave the network at once."""
-
-
-def is_torchvision(name: str) -> bool:
-    """Whether this is the name of a file of this family, or of a builder, with `torchvision/` before it or not."""
-    return name.endswith(SUFFIX) or name.startswith("torchvision/") or name in BUILDERS
 
 
 class TorchvisionDetector:

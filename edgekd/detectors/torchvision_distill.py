@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image, readable
+from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import read_state, write_content
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
-from edgekd.detectors.torchvision import SUFFIX, TorchvisionDetector
+from edgekd.detectors.torchvision import TorchvisionDetector
+from edgekd.detectors.torchvision_names import SUFFIX
 from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device, require_finite
 from edgekd.detectors.types import Preprocess
 from edgekd.errors import SpecError

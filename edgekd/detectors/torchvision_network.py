@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from edgekd.compress.anchors import Grid
 from edgekd.compress.terms import NOTHING, Predictions, Seen
 from edgekd.detectors.checkpoint import write_content
-from edgekd.detectors.torchvision import BUILDERS
+from edgekd.detectors.torchvision_names import BUILDERS
 from edgekd.errors import SpecError, did_you_mean
 
 FAMILY = "torchvision"

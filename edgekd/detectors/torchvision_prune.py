@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.channels import Cost
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, drawn
+from edgekd.data.types import Sample
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import TorchvisionDetector

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import readable
+from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_content
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device

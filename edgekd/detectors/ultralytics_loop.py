@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.dataset import Sample
+from edgekd.data.types import Sample
 from edgekd.detectors.trained import require_finite
 from edgekd.errors import SpecError
 from edgekd.progress import SILENT, Listener, PlainProgress, Progress

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.dataset import Sample
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
 from edgekd.data.pseudo_labels import mixed_order
+from edgekd.data.types import Sample
 from edgekd.spec import Distill, Weights
 
 # First: it says what is missing where PyTorch or Ultralytics are.

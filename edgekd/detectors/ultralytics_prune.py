@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.compress.channels import Cost
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
+from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import checkpoint_bytes, write_checkpoint
 from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in

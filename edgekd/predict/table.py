@@ -78,6 +78,14 @@ class MeasuredTable:
     layers: tuple[MeasuredLayer, ...] = ()
 
 
+@dataclass(frozen=True)
+class TableFile:
+    """A table with the path of its file, beside which the graphs of its networks lie."""
+
+    path: Path
+    table: MeasuredTable
+
+
 def table_toml(table: MeasuredTable) -> str:
     """The table as `load_table` reads it."""
     lines = [f"{key} = {_value(getattr(table, key))}" for key in ("target", "precision", "measured")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekd.measured import STATISTICS, against_lines, bench_lines, bench_rows
 from edgekd.report import charts, text
+from edgekd.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
 from edgekd.report.html import MEANING
 from edgekd.report.markup import Html, page, table, tag
 from edgekd.report.types import Moment, latency_of

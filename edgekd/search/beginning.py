@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 
 from edgekd.canonical import json_sha256
-from edgekd.data.dataset import Dataset, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
+from edgekd.data.types import Dataset
 from edgekd.detectors import load
-from edgekd.detectors.torchvision import is_torchvision
+from edgekd.detectors.torchvision_names import is_torchvision
 from edgekd.errors import DataError, SpecError
 from edgekd.files import write_file
 from edgekd.fleet import Board
 from edgekd.installing import REHEARSED
-from edgekd.pipeline import SCORED, Job, data_of, graphs, opset_for
+from edgekd.pipeline import SCORED, data_of, graphs
 from edgekd.planning import HELD_OUT
 from edgekd.predict.graph import works_in
 from edgekd.progress import Progress
 from edgekd.publish import bytes_beside_graph
+from edgekd.run import Job
 from edgekd.search.boards import rehearsed
 from edgekd.search.explain import document
 from edgekd.search.filters import Filter, Network
@@ -35,7 +37,7 @@ from edgekd.search.workers import Clock, TryAll
 from edgekd.spec import Distill
 from edgekd.stages import GRAPH, Stages, spec_of
 from edgekd.store import Stage, readable_json
-from edgekd.target import to_dict
+from edgekd.target import opset_for, to_dict
 
 RUNGS = (Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(HELD_OUT, 1.0))
 """From a first glance to a full training, scored on all that is held out."""

@@ -8,17 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd import __version__
 from edgekd.errors import DeviceError, EngineRefusedError
 from edgekd.fleet import Board, device_of
 from edgekd.installing import REHEARSED, Contents, EngineJob, contents, install
-from edgekd.pipeline import Run
 from edgekd.progress import Progress
 from edgekd.publish import pack_bundle
+from edgekd.run import Run
 from edgekd.search.leases import leased
 from edgekd.stages import Stages
 from edgekd.store import Stage
 from edgekd.target import to_dict
+from edgekd.version import __version__
 
 _NULL = "null"
 

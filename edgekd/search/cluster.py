@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd import __version__
 from edgekd.cores import usable_cores
 from edgekd.errors import DeviceError, EdgeKDError, SpecError
 from edgekd.files import write_file
@@ -29,6 +28,7 @@ from edgekd.search.loop import Wanted
 from edgekd.search.trials import Task, made_trial, timed_trial
 from edgekd.search.workers import EVERY_S, TryAll
 from edgekd.stages import TOOLS, VERSION, tool_versions
+from edgekd.version import __version__
 
 BOARD = "board"
 """The resource that a machine offers for each board that it reaches."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.canonical import json_sha256
 from edgekd.errors import CompressError
-from edgekd.pipeline import Job, Run, data_of, graphs
+from edgekd.pipeline import data_of, graphs
 from edgekd.predict.graph import works_in
 from edgekd.progress import SILENT, Progress
+from edgekd.run import Job, Run
 from edgekd.search.filters import Cost, predicted
 from edgekd.search.front import Point
 from edgekd.search.space import Candidate, candidate_json

@@ -16,7 +16,8 @@ from edgekd.agent.serving import Served
 from edgekd.bundle.archive import extract, read_manifest
 from edgekd.data.images import read_image
 from edgekd.drift import LEAST_FRAMES, WINDOW, Drift, from_json
-from edgekd.pipeline import Job, build
+from edgekd.pipeline import build
+from edgekd.run import Job
 from edgekd.spec import load_recipe
 from edgekd.target import load_target
 

@@ -12,7 +12,8 @@ from edgekd.analysis import crops
 from edgekd.analysis.crops import changes_in, crops_of, kinds_of, window, worth_showing
 from edgekd.analysis.matching import Findings, Frame, compare
 from edgekd.analysis.shades import WIDTH, shown_on
-from edgekd.data.dataset import Sample, Truth
+from edgekd.data.labels import Truth
+from edgekd.data.types import Sample
 from edgekd.detectors.types import Detections, Preprocess
 
 CLASSES = ("person", "dog")

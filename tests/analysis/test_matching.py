@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgekd.analysis import tallies
 from edgekd.analysis.matching import Findings, Frame, compare, overlaps, single_label, size_of
-from edgekd.data.dataset import Truth
+from edgekd.data.labels import Truth
 from edgekd.detectors.types import Detections
 
 PERSON, DOG = 0, 1

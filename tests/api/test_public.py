@@ -102,7 +102,7 @@ def test_importing_the_functions_imports_nothing_that_they_only_need_when_called
     script += f"from edgekd import {', '.join(COMMANDS.values())}\nprint(*sorted(sys.modules))\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     alone, after = (line.split() for line in done.stdout.splitlines())
-    assert alone == ["edgekd"]
+    assert alone == ["edgekd", "edgekd.version"]
     assert not {"numpy", "onnx", "onnxruntime", "cv2", "torch", "typer", "rich", "edgekd.pipeline"} & set(after)
 
 

@@ -1,4 +1,4 @@
-"""Weights that adapt: the teacher's share moves, gradients come into balance, the temperature resists."""
+"""Weights that adapt: the teacher's share moves, gradients come into balance."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekd.compress import distill  # noqa: E402
 from edgekd.compress.adaptive import (  # noqa: E402
     KEPT,
     Average,
     Balance,
-    Temperature,
-    disagreement,
-    foreground,
     gradient_norm,
     teachers_share,
 )
+from edgekd.compress.distill import disagreement, foreground  # noqa: E402
 
 
 def batch(wrong: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,22 +91,3 @@ def test_without_balance_every_factor_is_one_and_nothing_unbounded_happens() -> 
     unreachable = Balance(1)(shared.sum(), {"one": torch.ones((), requires_grad=True) * 2}, [shared])
     assert unreachable == {"one": 1.0}
     assert Balance(1)(shared.sum(), {"one": (shared * 1e-9).sum()}, [shared]) == {"one": 100.0}
-
-
-def test_the_temperature_climbs_the_loss_that_the_student_descends() -> None:
-    torch.manual_seed(0)
-    student, teacher = torch.randn(1, 3, 50), torch.randn(1, 3, 50) * 3
-    temperature = Temperature()
-    optimizer = torch.optim.SGD(temperature.parameters(), lr=1.0)
-    losses = []
-    for _ in range(20):
-        loss = distill.class_loss(student, teacher, temperature=temperature(1.0))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
-    assert losses[-1] > losses[0]
-    assert 1 < float(temperature(1.0)) < 4
-    optimizer.zero_grad()
-    distill.class_loss(student, teacher, temperature=temperature(0.0)).backward()
-    assert temperature.theta.grad == 0, "at the start of training it stays where it is"

@@ -24,7 +24,8 @@ from edgekd.data.calibration import (
     refuse_overlap,
     write_calibration,
 )
-from edgekd.data.dataset import Dataset, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset
 from edgekd.detectors.types import Preprocess
 from edgekd.errors import DataError, SpecError
 

@@ -14,7 +14,8 @@ from edgekd.data.images import read_image
 from edgekd.detectors import load
 from edgekd.detectors.decode import Thresholds, decode
 from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.torchvision import BUILDERS, TorchvisionDetector
+from edgekd.detectors.torchvision import TorchvisionDetector
+from edgekd.detectors.torchvision_names import BUILDERS
 from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.errors import SpecError
 from edgekd.export import TOLERANCE, export

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from edgekd.data.dataset import Sample, Truth, load_dataset
+from edgekd.data.dataset import load_dataset
+from edgekd.data.labels import Truth
 from edgekd.data.long_tail import epoch_order, repeat_factors
+from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import load_checkpoint, read_state
 from edgekd.detectors.decode import SCORING
 from edgekd.detectors.preprocess import letterbox

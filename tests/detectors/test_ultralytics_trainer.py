@@ -15,9 +15,10 @@ import pytest
 from edgekd.compress.graph import Graph
 from edgekd.compress.qdq import Layer, read_layers, write_layers
 from edgekd.compress.quantize import quantize
-from edgekd.data.dataset import Sample, load_dataset
+from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.labels import Truth
+from edgekd.data.types import Sample
 from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.errors import CompressError, DataError, SpecError

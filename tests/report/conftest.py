@@ -15,7 +15,8 @@ from edgekd.analysing import analysis_from
 from edgekd.analysis.matching import Frame, compare
 from edgekd.analysis.times import Times
 from edgekd.analysis.types import Analysis, Attention, Compared, Inside, Shown
-from edgekd.data.dataset import Sample, Truth
+from edgekd.data.labels import Truth
+from edgekd.data.types import Sample
 from edgekd.detectors.types import Detections
 from edgekd.report.html import render
 from edgekd.report.types import (

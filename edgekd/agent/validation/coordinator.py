@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-import edgekd
-from edgekd import __version__
 from edgekd.agent.device import read_device
 from edgekd.agent.validation import machine
 from edgekd.agent.validation.evidence import (
@@ -38,6 +36,7 @@ from edgekd.agent.validation.verdicts import ALL_CONFIRMED, NOT_TESTED, Verdict,
 from edgekd.canonical import canonical_json, file_sha256
 from edgekd.errors import DeviceError, SpecError
 from edgekd.files import write_file
+from edgekd.version import __version__
 
 ON_GPU = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS)
 """Forms in their order: the control first, then INT8 both ways."""
@@ -52,6 +51,8 @@ PLAN: Mapping[str, Sequence[str]] = {
 """By runtime, the forms that are built."""
 PATIENCE_S = 2700.0
 """For one process: the largest builds of a Xavier take half an hour."""
+IMPORTED_FROM = Path(__file__).parents[3]
+"""The folder or zipapp that holds this package: other processes import it from there."""
 MAX_STDERR = 4000  # characters of the end of what a process printed
 
 
@@ -82,7 +83,7 @@ def launch_process(job: Job, folder: Path, patience_s: float) -> tuple[Process, 
     job.write(folder / "job.json")
     with suppress(FileNotFoundError):
         Path(job.out).unlink()
-    path = [str(Path(edgekd.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(IMPORTED_FROM), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "edgekd.agent.validation.process", str(folder / "job.json")]
     began, timed_out = time.monotonic(), False
@@ -185,7 +186,7 @@ class _Report:
 
     def __init__(self, out: Path, bundle: Path, kit: Path | None, root: Path) -> None:
         self._out = out
-        self._folders = (out.absolute().parent, bundle.absolute().parent, Path(edgekd.__file__).parent.parent)
+        self._folders = (out.absolute().parent, bundle.absolute().parent, IMPORTED_FROM)
         self.document: dict[str, Any] = {
             "format": FORMAT,
             "complete": False,
