@@ -360,8 +360,10 @@ def test_a_target_edited_under_its_name_gives_a_new_bundle(
     text = (Path(__file__).resolve().parents[1] / "targets" / "agx-orin.toml").read_text("utf-8")
     command = ("build", tiny_model, "--data", tiny_data, "--target", target, "--recipe", "float", "--out", out)
     seen = []
+    shipped = '["10.3.0", "10.16.2"]'
+    assert shipped in text
     for newest in ("10.3.0", "10.7.0"):
-        target.write_text(text.replace('["10.3.0", "10.3.0"]', f'["10.3.0", "{newest}"]'), "utf-8")
+        target.write_text(text.replace(shipped, f'["10.3.0", "{newest}"]'), "utf-8")
         assert edgekd(*command).code == 0
         seen.append(verify(out / "tiny-agx-orin.edgekd").tensorrt)
     assert seen == [("10.3.0", "10.3.0"), ("10.3.0", "10.7.0")]
