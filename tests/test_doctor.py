@@ -6,7 +6,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -157,14 +156,8 @@ def test_versions_compare_by_number(version: str, minimum: str, older: bool) -> 
     assert doctor._older(version, minimum) is older
 
 
-def test_it_takes_less_than_two_seconds_and_no_torch() -> None:
+def test_it_does_not_import_torch() -> None:
+    """Which takes seconds."""
     script = "import sys; from edgekd.doctor import diagnose; diagnose(); print('torch' in sys.modules)"
-    best = 1e9
-    for _ in range(3):  # the machine may be busy: the best of three is the doctor's own time
-        began = time.perf_counter()
-        answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - began)
-        assert answer.stdout.strip() == "False"
-        if best < 2:
-            break
-    assert best < 2
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

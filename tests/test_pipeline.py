@@ -196,11 +196,8 @@ def test_a_second_identical_build_does_no_work_and_leaves_the_same_bundle(
     edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(tiny_build.out, tmp_path / "out")
-    began = time.perf_counter()
     ran = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, "--json")
-    seconds = time.perf_counter() - began
     assert all(stage["cached"] for stage in ran.json["stages"])
-    assert seconds < 3
     assert (out / "tiny-xavier.edgekd").read_bytes() == tiny_build.bundle.read_bytes()
     kept = [[stage[key] for key in ("name", "seconds", "bytes", "map50")] for stage in ran.json["stages"]]
     assert kept == [
