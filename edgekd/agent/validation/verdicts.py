@@ -54,8 +54,8 @@ _KILLED = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 """Signals that come from outside, such as from a system that is out of memory: they say nothing of the engine."""
 _NO_SCALE = ("missing scale and zero", "fall back to non-int8", "cannot run in int8 mode")
 """Words of the builder's log, in lower case, on layers that are not in INT8; NVIDIA/TensorRT issues 1556 and 4555."""
-_PREDICTED_BY = ("tensorrt", "trtexec")
-"""Runtimes that a prediction is of, the better first."""
+_OF_TENSORRT = ("tensorrt", "trtexec")
+"""Runtimes that shares of INT8 and predictions are of, the better first."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def shipped_form(runtime: str, version: str | None) -> str:
 
 
 def _takes_constants(runtime: str, version: str | None) -> bool:
-    if runtime not in _PREDICTED_BY:
+    if runtime not in _OF_TENSORRT:
         return True
     try:
         return generation(version or "").int8_constants
@@ -199,12 +199,15 @@ def _golden(attempt: Attempt, index: int) -> Verdict:
 
 
 def _share(attempt: Attempt, index: int) -> Verdict:
-    """Judge whether most of the time goes into INT8."""
+    """Judge whether most of the time goes into INT8: of TensorRT, whose rules Q/DQ is placed by."""
     text, build = f"{_name(attempt)} computes most of its time in INT8", attempt.build
     share = build.int8_share if build else None
     if share is None:
         why = (build and build.unread) or "the runtime does not say how long layers of each precision take"
         return _verdict(attempt, index, SHARE, NOT_TESTED, text, why, step=BUILD)
+    if attempt.runtime not in _OF_TENSORRT:
+        why = f"{share:.0%}, but Q/DQ is placed by TensorRT's rules, and another runtime may leave it"
+        return _verdict(attempt, index, SHARE, NOT_TESTED, text, why, step=BUILD, number=share, unit="share")
     outcome = CONFIRMED if share >= MIN_INT8_SHARE else REFUTED
     return _verdict(attempt, index, SHARE, outcome, text, f"{share:.0%}", step=BUILD, number=share, unit="share")
 
@@ -286,7 +289,7 @@ def _compared(index: int, attempt: Attempt, bench: Bench, predicted: Prediction)
 
 def _measured(evidence: Evidence) -> tuple[int, Attempt, Bench] | None:
     """Return the attempt that a prediction is compared with, and its times."""
-    for runtime in _PREDICTED_BY:
+    for runtime in _OF_TENSORRT:
         for index, each in enumerate(evidence.attempts):
             if each.runtime == runtime and each.bench and each.form == shipped_form(runtime, each.version):
                 return index, each, each.bench
