@@ -246,7 +246,7 @@ def print_engine(result: Mapping[str, Any]) -> None:
 
 
 def _precision_lines(engine: Mapping[str, Any]) -> Iterator[str]:
-    """What is known of the precision that an engine's layers compute in."""
+    """Yield lines on the precision of an engine's layers."""
     layers = engine["layers"] or {}
     if layers:
         yield f"layers: {', '.join(f'{count} {kind}' for kind, count in layers.items())}"
@@ -261,7 +261,7 @@ def _precision_lines(engine: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tuned_text(tuning: Mapping[str, Any]) -> str:
-    """What `--tune` chose, against the engine as shipped."""
+    """Return a line that compares the choice of `--tune` with the engine as shipped."""
     form = {name: tuning[name] for name in ("source", "float_layers")}
     chosen = next(each for each in tuning["candidates"] if {name: each[name] for name in form} == form)
     shipped, ms = tuning["candidates"][0]["ms"]["p50"], chosen["ms"]["p50"]

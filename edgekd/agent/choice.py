@@ -26,7 +26,7 @@ FILE = "tuning.json"
 
 @dataclass(frozen=True)
 class Form:
-    """What an engine is built from.
+    """The form of the network that an engine is built from.
 
     source: GRAPH or FLOAT; float_layers: names of the graph's layers whose Q/DQ is left out, in the graph's order.
     """
@@ -74,20 +74,25 @@ class Choice:
 
 def choice_from_json(content: bytes) -> Choice:
     """The choice in a file. Raises ValueError where it is none."""
-    told = json.loads(content.decode("utf-8"))
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
+    document = json.loads(content.decode("utf-8"))
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"expected an object of format {FORMAT}")
-    source, layers, runtime = told.get("source"), told.get("float_layers"), told.get("runtime")
+    source, layers, runtime = document.get("source"), document.get("float_layers"), document.get("runtime")
     if source not in (GRAPH, FLOAT) or not _texts(layers) or (source == FLOAT and layers):
         raise ValueError("expected a source, graph or float, and for graph a list of float_layers")
     if not isinstance(runtime, dict) or not _texts([runtime.get("name"), runtime.get("version")]):
         raise ValueError("expected a runtime with name and version")
-    if not is_sha256(told.get("graph")) or not isinstance(told.get("built_on"), dict):
+    if not is_sha256(document.get("graph")) or not isinstance(document.get("built_on"), dict):
         raise ValueError("expected the SHA-256 of a graph, and the state of a device")
-    if not isinstance(told.get("candidates"), list) or not isinstance(told.get("limits"), (dict, type(None))):
+    if not isinstance(document.get("candidates"), list) or not isinstance(document.get("limits"), (dict, type(None))):
         raise ValueError("expected candidates and limits")
     return Choice(
-        Form(source, tuple(layers or ())), told["graph"], runtime, told["built_on"], told["candidates"], told["limits"]
+        Form(source, tuple(layers or ())),
+        document["graph"],
+        runtime,
+        document["built_on"],
+        document["candidates"],
+        document["limits"],
     )
 
 

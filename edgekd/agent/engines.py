@@ -112,7 +112,7 @@ def wanted_record(slot: Slot, runtime: Runtime, device: Device) -> dict[str, Any
 
 
 def engine_folder(slot: Slot, wanted: dict[str, Any], form: Form = AS_SHIPPED) -> Path:
-    """Where an engine of a form lies."""
+    """Return the folder of an engine of a form."""
     named = wanted if form.source == GRAPH else {**wanted, "source": form.source}
     if form.float_layers:
         named = {**named, "float_layers": list(form.float_layers)}
@@ -283,7 +283,7 @@ def _with_energy(told: dict[str, Any], energy: dict[str, Any] | None, why: str) 
 
 
 def stale(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is no longer as it was when something was recorded: each with what it was and what it is."""
+    """Return what has changed since a record was made, each with its value then and now."""
     was, now = _belongings(record), _belongings(wanted)
     return [{"what": name, "built": was.get(name), "now": now[name]} for name in now if was.get(name) != now[name]]
 

@@ -51,7 +51,7 @@ class LayerGraph:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the layers of an engine take.
+    """Times and written bytes of an engine's layers.
 
     ms: by layer, its share of copies and of other nodes included; written: bytes that a layer gives; copied_ms,
     copied_bytes: of all copies.
@@ -63,7 +63,7 @@ class Profile:
     copied_bytes: int = 0
 
     def total_ms(self, names: Iterable[str]) -> float:
-        """Return what layers take together."""
+        """Return the sum of the layers' times, in milliseconds."""
         return sum(self.ms.get(name, 0.0) for name in names)
 
 

@@ -40,12 +40,12 @@ LEAST_ROUNDS = 20
 MOST_ROUNDS = 100
 """More rounds of one engine each are put together: a comparison of so many says all that there is to say."""
 LEAST_GAIN = 0.02
-"""What is faster by less does not take the shipped engine's place: on another day it might not be."""
+"""Least gain for which the shipped engine is replaced: smaller ones may be gone on another day."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried. builds: engines besides the two controls; iterations, seconds: of each in the comparison."""
+    """Effort of a search. builds: engines besides the two controls; iterations, seconds: of each in the comparison."""
 
     builds: int = BUILDS
     iterations: int = 200
@@ -243,7 +243,7 @@ def _profiles(runtime: Runtime, engines: Sequence[Engine], graph: LayerGraph) ->
 
 
 def _told(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> dict[str, Any]:
-    """What was measured of a candidate, for the file."""
+    """Return the measurements of a candidate, for the file."""
     import numpy as np
 
     from edgekd.certainty import compare

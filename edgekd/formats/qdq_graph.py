@@ -234,7 +234,7 @@ class _Form:
         return tuple(self._weight(self._graph.plain(name)) for name in node.inputs)
 
     def _computed(self, node: Node) -> set[str]:
-        """What a float node reads besides weights."""
+        """Return the names of the computed tensors that a float node reads, without weights."""
         return {name for name in map(self._graph.plain, node.inputs) if not self._graph.dequantizes_constants(name)}
 
     def _weight(self, name: str) -> str:

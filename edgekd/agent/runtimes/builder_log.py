@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from edgekd.agent.runtimes.types import BuildFailedError, UnimplementedLayerError
 
 MAX_LINES = 200
-"""Of each severity: a builder warns of every layer, and what it says at last is the error."""
+"""Most messages kept of each severity: a builder warns of every layer, and the error comes last."""
 MAX_LENGTH = 1000  # characters of a message that is recorded; the longest name hundreds of layers fused into one
 WARNING = "W"
 ERROR = "E"
@@ -31,7 +31,7 @@ class BuilderLog:
 
     @property
     def lines(self) -> list[str]:
-        """What is recorded: `W message` or `E message`, the longest cut."""
+        """Lines for a record: `W message` or `E message`, at most MAX_LENGTH characters each."""
         return [f"{severity} {text}"[:MAX_LENGTH] for severity, text in self.messages]
 
     @property

@@ -126,7 +126,7 @@ def int8_layers(graph: Path) -> tuple[str, ...]:
 
 
 def input_name(graph: Path) -> str:
-    """What the network calls its input. Raises DeviceError."""
+    """Return the name of the network's input. Raises DeviceError."""
     try:
         return inputs(graph.read_bytes())[0]
     except (OSError, IndexError, ValueError) as error:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3  # log levels: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 PROFILED_RUNS = 20
-"""Of which the least time of each node counts: other programs on this processor only ever add to it."""
+"""Runs that are profiled; the least time of each node counts, as other programs only add to it."""
 _WARM_UP_RUNS = 3
 _KERNEL = "_kernel_time"
 """How the profiler marks the events of nodes."""
@@ -74,7 +74,7 @@ class OnnxRuntime:
         return OnnxRuntimeSession(_session(engine))
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        """What the profiler says of a few runs, and the operators of what they compute in. Raises DeviceError."""
+        """Return the layers of a few profiled runs; their operators tell the precision. Raises DeviceError."""
         import tempfile
 
         import numpy as np
@@ -162,7 +162,7 @@ def profiled_layers(events: Iterable[Mapping[str, Any]], warm_up: int) -> list[L
 
 
 def _precision(told: Mapping[str, Any]) -> str:
-    """What a node computes in: by its operator, else the type of its first input of a known type."""
+    """Return a node's precision: by its operator, else by its first input of a known type."""
     operator = str(told["op_name"])
     if operator in _COPIES:
         return REFORMAT

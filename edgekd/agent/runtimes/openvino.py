@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekd.agent.slots import Slot
 
 PROFILED_RUNS = 20
-"""Of which the least time of each layer counts: other programs on this processor only ever add to it."""
+"""Runs that are profiled; the least time of each layer counts, as other programs only add to it."""
 _WARM_UP_RUNS = 3
 _DEVICE = "CPU"
 _COPIES = ("Reorder", "Convert", "FakeQuantize")
@@ -65,7 +65,7 @@ class OpenVino:
         return OpenVinoSession(_imported(engine, {}))
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        """What the plugin counts and says of its primitives in a few runs. Raises DeviceError."""
+        """Return the layers of a few profiled runs, by the plugin's counters. Raises DeviceError."""
         import numpy as np
 
         native = _imported(engine, {"PERF_COUNT": True})
@@ -89,7 +89,7 @@ class OpenVino:
         return None
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        """What a model with these outputs gives: another one, in which less is fused. Raises DeviceError."""
+        """Return the outputs of a model that also gives inner tensors, in which less is fused. Raises DeviceError."""
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
@@ -144,16 +144,16 @@ def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mappi
     runs: milliseconds by name.
     """
     layers = []
-    for told in sorted(described, key=lambda each: int(each["execOrder"])):
-        kind, name = told["layerType"], told["name"]
-        fused = [each for each in told["originalLayersNames"].split(",") if each]
-        written = _TYPES.get(told["outputPrecisions"].split(",")[0], UNKNOWN)
+    for layer in sorted(described, key=lambda each: int(each["execOrder"])):
+        kind, name = layer["layerType"], layer["name"]
+        fused = [each for each in layer["originalLayersNames"].split(",") if each]
+        written = _TYPES.get(layer["outputPrecisions"].split(",")[0], UNKNOWN)
         layers.append(
             Layer(
                 " + ".join(fused) or name,
                 kind,
-                _precision(kind, told["primitiveType"]),
-                activation_bytes=int(told["elements"]) * _BYTES.get(written, _BYTES_ELSE),
+                _precision(kind, layer["primitiveType"]),
+                activation_bytes=int(layer["elements"]) * _BYTES.get(written, _BYTES_ELSE),
                 ms=min(run.get(name, 0.0) for run in runs),
             )
         )
@@ -161,7 +161,7 @@ def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mappi
 
 
 def _precision(kind: str, primitive: str) -> str:
-    """What a layer computes in, by its kind and the name of the primitive: `brgconv_avx512_I8`."""
+    """Return a layer's precision, by its kind and its primitive's name, such as `brgconv_avx512_I8`."""
     if kind in _WITHOUT_WORK:
         return NOTHING
     if kind in _COPIES:
@@ -171,8 +171,8 @@ def _precision(kind: str, primitive: str) -> str:
 
 
 def _described(node: Any) -> dict[str, Any]:
-    """What the runtime model says of a layer, as plain types."""
-    told = node.get_rt_info()
+    """Return the runtime model's description of a layer, as plain types."""
+    info = node.get_rt_info()
     keys = ("execOrder", "layerType", "primitiveType", "originalLayersNames", "outputPrecisions")
     sizes = [port.get_shape() for port in node.outputs() if port.get_partial_shape().is_static]
     elements = 0
@@ -181,7 +181,7 @@ def _described(node: Any) -> dict[str, Any]:
         for side in shape:
             count *= int(side)
         elements += count
-    return {"name": node.get_friendly_name(), "elements": elements, **{key: told[key].astype(str) for key in keys}}
+    return {"name": node.get_friendly_name(), "elements": elements, **{key: info[key].astype(str) for key in keys}}
 
 
 def _settings() -> dict[str, Any]:

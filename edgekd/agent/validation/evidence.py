@@ -17,14 +17,14 @@ from edgekd.errors import SpecError
 
 FORMAT = 1
 MAX_BYTES = 16 << 20
-"""Of a file. Thirteen engines with 256 kB of raw data each stay below 4 MB."""
+"""Largest file that is read. Thirteen engines with 256 kB of raw data each stay below 4 MB."""
 MAX_ITEMS = 4096
-"""Of a list, such as the activations without a scale."""
+"""Longest list that is read, such as that of activations without a scale."""
 MAX_TEXT = 4000  # characters of one value
 
 FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED = "float", "fp32-weights", "int8-constants", "calibrated"
 FORMS = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED)
-"""Of the network: without Q/DQ; Q/DQ with FP32 weights; DQ on INT8 constants; without Q/DQ, scales in a cache."""
+"""Forms of the network: without Q/DQ; Q/DQ with FP32 weights; DQ on INT8 constants; without Q/DQ, scales in a cache."""
 PASSED, FAILED, NOT_HERE = OUTCOMES = "passed", "failed", "not here"
 BUILD, INSPECT, SELF_TEST, DEPARTURES, BENCH = "build", "inspect", "selftest", "departures", "bench"
 

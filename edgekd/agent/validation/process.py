@@ -50,7 +50,7 @@ WISHES = {
 }
 """Build request for each form of the network."""
 MAX_RAW_BYTES = 256 << 10
-"""Of an engine's raw layer list; the first layers stay."""
+"""Most bytes kept of an engine's raw layer list, from its beginning."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ RUNTIME, PARSED, SHARE, GOLDEN, DLA_INT8, FPS, PREDICTION = CLAIMS = (
     "prediction",
 )
 MIN_INT8_SHARE = 0.5
-"""Of an engine's time: an engine that computes less in INT8 is not what an INT8 bundle is for."""
+"""Least share of an engine's time: an engine that computes less in INT8 is not what an INT8 bundle is for."""
 ALL_CONFIRMED, SOME_REFUTED, WRONG_USE, NONE_TESTED, INCOMPLETE = 0, 1, 2, 3, 4
 """Exit codes of a validation; WRONG_USE also for a damaged kit."""
 TITLES = {
