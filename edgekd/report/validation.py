@@ -28,7 +28,7 @@ MAX_LOG = 50
 def render(name: str, evidence: Evidence, found: Sequence[Verdict]) -> str:
     """Return the page. name: file name of the evidence."""
     parts = (_head(name, evidence, found), _verdicts(found), _attempts(evidence), _logs(evidence), _system(evidence))
-    return page(f"{evidence.device}: validation", parts)
+    return page(f"{evidence.device}: validation", parts, styles=("validation.css",))
 
 
 def _head(name: str, evidence: Evidence, found: Sequence[Verdict]) -> Html:
@@ -56,7 +56,8 @@ def _verdicts(found: Sequence[Verdict]) -> Html:
     why = (
         "Judged from the evidence by this edgekd, whatever the file itself says. Evidence: JSON pointers into the file."
     )
-    return section("Verdicts", why, table("One line for each claim", ("Claim", "Outcome", "Why", "Evidence"), rows))
+    heads = ("Claim", "Outcome", "Why", "Evidence")
+    return section("Verdicts", why, table("One line for each claim", heads, rows, class_="sentences"))
 
 
 def _state(outcome: str) -> Html:
