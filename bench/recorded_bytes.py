@@ -1,0 +1,93 @@
+"""The bytes that builds give: SHA-256 of every file of every stage, recorded, and compared with what is recorded.
+
+For changes that are to change no result: moving code, renaming, merging what stands twice. The detector of the demo and
+three real ones are built for Xavier on a few images. Of each stage the files are recorded, but for those that hold
+times, and but for the agent and what holds it; and which stages ran, in which versions.
+
+    python bench/recorded_bytes.py            # compare; exit code 1 and a line for each difference
+    python bench/recorded_bytes.py --write    # record
+
+Sums of floating-point numbers depend on the processor and on libraries: a record of another machine is only compared
+after `--write` there at a revision that is known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from common import RESULTS, SHARED, copy_data, host_line, use_cores
+
+import edgekd.demo
+from edgekd import build
+from edgekd.demo.scenes import write_dataset
+from edgekd.devices.local import LocalDevice
+from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.files import write_file
+
+IMAGES = 16
+"""Of each split: enough for every stage to have something to do."""
+WITH_TIMES = ("agent.pyz", "bundle.edgekd", "evidence.json", "report.html", "samples.json", "sbom.cdx.json")
+"""Files that hold times, the agent or versions of libraries."""
+CASES = (("demo", "ptq"), ("yolo11n.pt", "ptq"), ("yolo26n.pt", "ptq"), ("yolox_nano.onnx", "mixed"))
+OUT = RESULTS / "recorded_bytes.json"
+
+
+def main() -> int:
+    """Record, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    use_cores(2)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = {f"{model}, {recipe}": recorded(model, recipe, given.shared, Path(scratch)) for model, recipe in CASES}
+    machine = host_line(LocalDevice(ONNXRUNTIME_CPU, 2).facts().as_json())
+    if given.write:
+        write_file(OUT, (json.dumps({"machine": machine, "builds": found}, indent=1, sort_keys=True) + "\n").encode())
+        return 0
+    known = json.loads(OUT.read_bytes())
+    if known["machine"] != machine:
+        print(f"recorded elsewhere: {known['machine']}; here: {machine}", file=sys.stderr)
+    differences = list(compared(known["builds"], found))
+    print("\n".join(differences) or f"{sum(map(len, found.values()))} files of {len(found)} builds are as recorded")
+    return bool(differences)
+
+
+def recorded(model: str, recipe: str, shared: Path, scratch: Path) -> dict[str, str]:
+    """Build a detector; the SHA-256 of each file by stage, its version and the file's name."""
+    folder = scratch / f"{model}-{recipe}"
+    if model == "demo":
+        source, data = Path(edgekd.demo.__file__).with_name("detector.onnx"), folder / "scenes"
+        write_dataset(data, train=IMAGES, val=IMAGES)
+    else:
+        source, data = shared / "models" / model, copy_data(shared / "data" / "coco256", folder / "data", IMAGES)
+    out = folder / "out"
+    size = "0.8MB" if recipe == "mixed" else None
+    build(source, data, target="xavier", recipe=recipe, max_size=size, calibration=IMAGES, out=out, fresh=True)
+    ledger = json.loads((out / "ledger.json").read_bytes())
+    return {
+        f"{stage['name']} {stage['version']}: {name}": sha256
+        for stage in ledger["stages"]
+        for name, sha256 in (stage["files"] or {"": "no files"}).items()
+        if name not in WITH_TIMES
+    }
+
+
+def compared(known: Mapping[str, Mapping[str, str]], found: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a line for each file that is missing, new or another."""
+    lines = []
+    for build_name in sorted({*known, *found}):
+        before, after = known.get(build_name, {}), found.get(build_name, {})
+        for name in sorted({*before, *after}):
+            if before.get(name) != after.get(name):
+                lines.append(f"{build_name}: {name}: {before.get(name, 'missing')} -> {after.get(name, 'missing')}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
