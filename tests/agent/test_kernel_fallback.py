@@ -13,7 +13,6 @@ from qdq_models import conv_pair
 from edgekd.agent.commands import Camera, build, selftest
 from edgekd.agent.kernel_fallback import MAX_BUILDS, layers_in, request_without
 from edgekd.agent.runtimes.builder_log import MAX_LENGTH, MAX_LINES, BuilderLog, unimplemented_node
-from edgekd.agent.runtimes.networks import int8_layers
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.types import FLOAT, UnimplementedLayerError, Wish
 from edgekd.agent.slots import State
@@ -97,7 +96,7 @@ def test_requests_end_in_float() -> None:
 def test_a_layer_without_an_int8_kernel_is_built_in_float(
     camera: Camera, version: str, monkeypatch: pytest.MonkeyPatch, *, fused: bool
 ) -> None:
-    layers = int8_layers(camera.chosen_slot().graph)
+    layers = QdqGraph(camera.chosen_slot().graph.read_bytes()).int8_layers()
     missing = (layers[0], layers[-1])
     installed(monkeypatch, version, without_int8_kernel=missing, fused_names=fused)
     found = build(camera)
@@ -110,7 +109,7 @@ def test_a_layer_without_an_int8_kernel_is_built_in_float(
 
 
 def test_too_many_layers_without_a_kernel_end_in_float(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = int8_layers(camera.chosen_slot().graph)
+    layers = QdqGraph(camera.chosen_slot().graph.read_bytes()).int8_layers()
     assert len(layers) > 2
     monkeypatch.setattr("edgekd.agent.kernel_fallback.MAX_BUILDS", 2)
     behaviour = installed(monkeypatch, "8.5.2.2", without_int8_kernel=layers)
@@ -165,7 +164,7 @@ def test_depthwise_convolutions_leave_int8_together() -> None:
 
 
 def test_timings_of_a_build_that_failed_are_kept(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = int8_layers(camera.chosen_slot().graph)
+    layers = QdqGraph(camera.chosen_slot().graph.read_bytes()).int8_layers()
     installed(monkeypatch, "8.5.2.2", without_int8_kernel=layers[:1])
     build(camera)
     (cache,) = camera.state.root.glob("timings/tensorrt/*.cache")

@@ -68,8 +68,9 @@ def network(slot: Slot, wish: Wish, folder: Path, *, int8_constants: bool) -> Ne
     """
     keep = int8_constants if wish.int8_constants is None else wish.int8_constants
     with opened(slot.graph) as graph:
-        if not graph.scales() or (wish.source != FLOAT and not wish.float_layers and keep):
-            return Network(slot.graph, bool(graph.scales()), float_type(slot.graph))
+        has_pairs = bool(graph.scales())
+        if not has_pairs or (wish.source != FLOAT and not wish.float_layers and keep):
+            return Network(slot.graph, has_pairs, float_type(slot.graph))
         plain = wish.source == FLOAT
         file = graph.without_qdq() if plain else graph.form(wish.float_layers, int8_constants=keep)
         path = _written(file, folder)
@@ -117,12 +118,6 @@ def quantized(graph: Path) -> bool:
     """Return whether Q/DQ is in a graph. Raises DeviceError where it cannot be read."""
     with opened(graph) as found:
         return bool(found.scales())
-
-
-def int8_layers(graph: Path) -> tuple[str, ...]:
-    """Names of the layers that read INT8 and have INT8 weights, in graph order. Raises DeviceError."""
-    with opened(graph) as found:
-        return found.int8_layers()
 
 
 def input_name(graph: Path) -> str:
