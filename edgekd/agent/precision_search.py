@@ -69,14 +69,14 @@ class Profile:
 
 def layer_graph(graph: QdqGraph) -> LayerGraph:
     """Return the layers of a Q/DQ graph. Those that compute without Q/DQ are in links, too, and not in names."""
-    from edgekd.formats.qdq_graph import COMPUTING, DEQUANTIZE, QUANTIZE  # NumPy, which most commands do without
+    from edgekd.formats.qdq_graph import COMPUTING, is_pair  # NumPy, which most commands do without
 
     sources: dict[str, tuple[str, ...]] = {}  # the layers that a tensor comes from
     owners: dict[str, tuple[str, ...]] = {}
     names, links = [], []
     for node in graph.nodes:
         before = _distinct(source for name in node.inputs for source in sources.get(name, ()))
-        copies = node.operator in (QUANTIZE, DEQUANTIZE)
+        copies = is_pair(node)
         quantized = not copies and any(name in graph.dequantizers for name in node.inputs)
         after = before
         if quantized or node.operator in COMPUTING:
@@ -88,7 +88,7 @@ def layer_graph(graph: QdqGraph) -> LayerGraph:
         if not copies:
             owners[node.name] = after
         sources.update(dict.fromkeys(node.outputs, after))
-    all_copies = frozenset(node.name for node in graph.nodes if node.operator in (QUANTIZE, DEQUANTIZE))
+    all_copies = frozenset(node.name for node in graph.nodes if is_pair(node))
     return LayerGraph(tuple(names), tuple(links), owners, all_copies)
 
 

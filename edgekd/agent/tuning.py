@@ -78,9 +78,9 @@ def tune(camera: Camera, effort: Effort) -> dict[str, Any]:
                 fix="keep what is in service; report this with the device's status",
             )
         limits = {"builds": effort.builds, "rounds": len(rounds_ms[0]), "least_gain": LEAST_GAIN}
-        told = [_told(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905
+        found = [_measurements(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905
         chosen = candidates[best]
-        choice = Choice(chosen.form, wanted["graph"], wanted["runtime"], wanted["built_on"], [*told, *refused], limits)
+        choice = Choice(chosen.form, wanted["graph"], wanted["runtime"], wanted["built_on"], [*found, *refused], limits)
         return _kept(slot, wanted, choice, chosen.engine)
 
 
@@ -242,7 +242,7 @@ def _profiles(runtime: Runtime, engines: Sequence[Engine], graph: LayerGraph) ->
     return found
 
 
-def _told(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> dict[str, Any]:
+def _measurements(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> dict[str, Any]:
     """Return the measurements of a candidate, for the file."""
     import numpy as np
 

@@ -18,7 +18,7 @@ from edgekd.errors import DeviceError, did_you_mean
 AUTOMATIC: tuple[Runtime, ...] = (TensorRt(), Trtexec(), OnnxRuntime())
 """The best first."""
 NAMED: tuple[Runtime, ...] = (TensorRtDla(0), TensorRtDla(1), OpenVino(), NullRuntime())
-"""Those that are used only where they are asked for: what a DLA gains has to be measured, and null computes nothing.
+"""Runtimes that have to be named: what a DLA gains has to be measured, and null computes nothing.
 
 OpenVINO is faster than ONNX Runtime in INT8 and slower in float on some processors, and a package that is there for
 something else must not change what a camera computes with.
