@@ -26,21 +26,21 @@ import cv2
 from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
-from edgekd.adapting import FITTED, JUDGED, LOOKED, adapt, look_json
-from edgekd.canonical import file_sha256
-from edgekd.compress.quantize import quantize
+from edgekd.build.recipe import Quantize
+from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt, look_json
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import file_sha256
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.errors import CompressError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
 from edgekd.detectors import load
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec
+from edgekd.detectors.export import export
 from edgekd.detectors.ultralytics import resized
-from edgekd.errors import CompressError
-from edgekd.evaluate import evaluate
-from edgekd.export import export
-from edgekd.files import write_file
-from edgekd.spec import Quantize
+from edgekd.evaluation.evaluate import evaluate
 
 MODELS = ("yolo11n-ppe.pt=ppe=val", "yolo11n.pt=coco256=val")
 OPSET, CALIBRATED = 17, 64

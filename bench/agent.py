@@ -27,9 +27,9 @@ from bundles import manifest_of
 from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 from onnx import helper, numpy_helper
 
-from edgekd.agent_archive import NAME, agent_archive, agent_modules
-from edgekd.bundle.archive import pack
-from edgekd.formats import fp4x, packed_graph
+from edgekd.core.bundle.archive import pack
+from edgekd.core.formats import fp4x, packed_graph
+from edgekd.deploy.agent_zipapp import NAME, agent_archive, agent_modules
 
 BUNDLE_BYTES = 12_000_000
 LIMITS = {"bytes": 225_000, "start_s": 0.3, "verify_and_unpack_s": 5.0}

@@ -37,9 +37,9 @@ from common import (
     write_results,
 )
 
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.engines.types import library_version
-from edgekd.progress import PlainProgress
+from edgekd.runtimes.types import library_version
 
 IMAGE_SIZE = 640
 EXPORT = ("format=onnx", "quantize=8", "split=train", "device=cpu")

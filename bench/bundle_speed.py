@@ -25,12 +25,12 @@ from bundles import manifest_of, noise
 from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 from mutations import NOW, signature, trust_of
 
-from edgekd.agent.trusted import judge
-from edgekd.agent_archive import agent_archive
-from edgekd.bundle import ed25519
-from edgekd.bundle.archive import pack, read_head, seal, verify
-from edgekd.bundle.signatures import statement
-from edgekd.bundle.trust import SignedTrust, to_json
+from edgekd.agent.trust_state import judge
+from edgekd.core.bundle import ed25519
+from edgekd.core.bundle.archive import pack, read_head, seal, verify
+from edgekd.core.bundle.signatures import statement
+from edgekd.core.bundle.trust import SignedTrust, to_json
+from edgekd.deploy.agent_zipapp import agent_archive
 
 SIZES = {
     "agent.pyz": 0,

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgekd.bundle.archive import file_entry
-from edgekd.bundle.manifest import Evidence, Licence, Limits, Lineage, Manifest, Score, TargetName, Thresholds
+from edgekd.core.bundle.archive import file_entry
+from edgekd.core.bundle.manifest import Evidence, Licence, Limits, Lineage, Manifest, Score, TargetName, Thresholds
 
 HASH = "0" * 64
 

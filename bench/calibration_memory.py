@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Preprocess
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Preprocess
 
 SETS = ("coco256", "ppe")
 OPSET = 17
@@ -57,11 +57,11 @@ def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:
 
 def measure(recipe: str, images: int, graph: str, shared: str) -> dict[str, Any]:
     """Quantize in this process; what it took."""
-    from edgekd.compress.plan import Form
-    from edgekd.compress.planner import choices
-    from edgekd.compress.quantize import quantize
+    from edgekd.build.recipe import Quantize, load_recipe
+    from edgekd.compress.quantization.mixed_precision import choices
+    from edgekd.compress.quantization.plan import Form
+    from edgekd.compress.quantization.quantize import quantize
     from edgekd.detectors.onnx import describe, load_graph
-    from edgekd.spec import Quantize, load_recipe
 
     sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
     from adapter import peak_bytes
@@ -83,7 +83,7 @@ def measure(recipe: str, images: int, graph: str, shared: str) -> dict[str, Any]
 def rows(given: argparse.Namespace, folder: Path) -> list[Row]:
     """One for each recipe and number of images."""
     from edgekd.detectors import load
-    from edgekd.export import export
+    from edgekd.detectors.export import export
 
     graph = folder / "float32.onnx"
     classes = load_dataset(given.shared / "data" / SETS[0]).classes

@@ -41,14 +41,14 @@ from common import (
     write_results,
 )
 
-from edgekd import certainty
-from edgekd.artifact import opened
+from edgekd.core import statistics
 from edgekd.data.frames import load_frames
-from edgekd.devices.local import LocalDevice
-from edgekd.engines import engine_named
-from edgekd.engines.types import library_version
-from edgekd.streaming import run_streams
-from edgekd.timing import camera
+from edgekd.deploy.artifact import opened
+from edgekd.deploy.devices.local import LocalDevice
+from edgekd.evaluation.latency import camera
+from edgekd.evaluation.throughput import run_streams
+from edgekd.runtimes import engine_named
+from edgekd.runtimes.types import library_version
 
 DEMO = HERE.parent / "edgekd" / "demo" / "detector.onnx"
 BASELINE, ALONE = "Ultralytics predict", "OpenVINO benchmark_app"
@@ -282,7 +282,7 @@ def rows_of(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
     rows = []
     for each in contenders:
         ms = np.array(each.ms)
-        found = certainty.compare(base, ms)
+        found = statistics.compare(base, ms)
         rows.append(
             {
                 "contender": each.name,
@@ -300,7 +300,7 @@ def rows_of(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
 def prepare(model: str, shared: Path, folder: Path) -> Path:
     """The graph of a model: the demo's, or a checkpoint's as edgekd exports it."""
     from edgekd.detectors import load
-    from edgekd.export import export
+    from edgekd.detectors.export import export
 
     if model == "demo":
         return Path(shutil.copy(DEMO, folder / "demo.onnx"))

@@ -1,6 +1,6 @@
 """What a cluster adds to the trials of a search, and how a search grows on it: null trials, which take as long as told.
 
-First on this machine: a Ray cluster of processes, and rounds of trials through `edgekd.search.cluster` that sleep in
+First on this machine: a Ray cluster of processes, and rounds of trials through `edgekd.build.search.cluster` that sleep in
 place of making and timing a network. Everything else is as in a search: the tasks, Ray's queue for machines and for
 boards, the leases, the shared folder. A trial's share of what a round took longer than it had to is the overhead.
 
@@ -29,19 +29,19 @@ from typing import Any
 
 from common import RESULTS, conditions, conditions_lines, table, write_results
 
-from edgekd.fleet import Board
-from edgekd.progress import SILENT
-from edgekd.run import Job
-from edgekd.search.beginning import RUNGS
-from edgekd.search.cluster import LOCAL, Cluster, joined, trying_on
-from edgekd.search.filters import Cost
-from edgekd.search.front import Point
-from edgekd.search.leases import leased
-from edgekd.search.loop import ETA
-from edgekd.search.space import Candidate
-from edgekd.search.trials import Task
-from edgekd.spec import load_recipe
-from edgekd.target import load_target
+from edgekd.build.recipe import load_recipe
+from edgekd.build.run import Job
+from edgekd.build.search.cluster import LOCAL, Cluster, joined, trying_on
+from edgekd.build.search.cost_filter import Cost
+from edgekd.build.search.leases import leased
+from edgekd.build.search.loop import ETA
+from edgekd.build.search.pareto import Point
+from edgekd.build.search.setup import RUNGS
+from edgekd.build.search.space import Candidate
+from edgekd.build.search.trials import Task
+from edgekd.commands.fleet import Board
+from edgekd.core.progress import SILENT
+from edgekd.hardware.target import load_target
 
 MAKE_S, BOARD_S = 0.5, 0.3
 """What a null trial takes here: to be made, and to be timed on a board."""

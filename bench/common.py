@@ -18,14 +18,14 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import EdgeKDError
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
-from edgekd.devices.local import LocalDevice
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import EdgeKDError
-from edgekd.files import write_file
-from edgekd.progress import PlainProgress
-from edgekd.score import Score
+from edgekd.deploy.devices.local import LocalDevice
+from edgekd.evaluation.coco import Score
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 R = TypeVar("R", bound=Any)
 
@@ -216,7 +216,7 @@ class Resumable(Generic[R]):
     def with_scores(self, row: R, graph: Path) -> R:
         """The row with what its graph scores on every split."""
         from edgekd.detectors.onnx import describe, load_graph
-        from edgekd.evaluate import evaluate
+        from edgekd.evaluation.evaluate import evaluate
 
         spec = describe(load_graph(graph), graph)
         scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}

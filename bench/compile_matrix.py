@@ -24,17 +24,17 @@ from typing import Any
 
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.compress.quantize import quantize
+from edgekd.build.recipe import Quantize
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox, to_tensor
+from edgekd.core.errors import DeviceError
+from edgekd.core.formats.packed_graph import pack, unpack
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
-from edgekd.detectors.preprocess import letterbox, to_tensor
-from edgekd.engines.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.errors import DeviceError
-from edgekd.export import export
-from edgekd.formats.packed_graph import pack, unpack
-from edgekd.half import half
-from edgekd.spec import Quantize
+from edgekd.detectors.export import export
+from edgekd.graph.fp16 import half
+from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 NETWORKS = ("yolo11n", "yolo11s", "yolo11x", "yolo26n", "yolov8n", "yolox_nano")
 PRECISIONS = ("fp16", "int8", "int8+fp4x")

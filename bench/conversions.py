@@ -37,25 +37,25 @@ from common import (
     write_results,
 )
 
-from edgekd.artifact import runnable
-from edgekd.compress.quantize import quantize
-from edgekd.conversion.parity import distance
-from edgekd.converting import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, outputs, run
+from edgekd.build.recipe import Quantize
+from edgekd.commands.convert import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, outputs, run
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec, Head
+from edgekd.core.errors import EdgeKDError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.types import Dataset, Split
+from edgekd.deploy.artifact import runnable
+from edgekd.deploy.converters.parity import distance
 from edgekd.detectors import load
+from edgekd.detectors.export import export
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec, Head
-from edgekd.engines.ncnn import NCNN_CPU
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.openvino import OPENVINO_CPU
-from edgekd.engines.types import Engine
-from edgekd.errors import EdgeKDError
-from edgekd.evaluate import evaluate
-from edgekd.export import export
-from edgekd.spec import Quantize
+from edgekd.evaluation.evaluate import evaluate
+from edgekd.runtimes.ncnn import NCNN_CPU
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.openvino import OPENVINO_CPU
+from edgekd.runtimes.types import Engine
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 CALIBRATION = 16

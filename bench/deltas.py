@@ -29,10 +29,10 @@ from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores
 sys.path.insert(0, str(HERE.parent / "tests" / "agent"))
 from cameras import repacked
 
-from edgekd import delta
-from edgekd.bundle.archive import extract, read_manifest
-from edgekd.bundle.delta import WHOLE, OldBundle, rebuild
-from edgekd.bundle.manifest import Thresholds
+from edgekd.core.bundle.archive import extract, read_manifest
+from edgekd.core.bundle.delta import WHOLE, OldBundle, rebuild
+from edgekd.core.bundle.manifest import Thresholds
+from edgekd.deploy import delta
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,15 @@ from common import (
     write_pair,
 )
 
+from edgekd.build.recipe import Distill, DistillStage, Weights, load_recipe
+from edgekd.core.detection.decode import SCORING
+from edgekd.core.progress import PlainProgress, Progress
+from edgekd.core.toml import parse_table
 from edgekd.data.dataset import load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes
 from edgekd.data.types import Sample
-from edgekd.detectors.decode import SCORING
-from edgekd.evaluate import judge
-from edgekd.progress import PlainProgress, Progress
-from edgekd.score import Score, tail_score
-from edgekd.spec import Distill, DistillStage, Weights, load_recipe
-from edgekd.toml import parse_table
+from edgekd.evaluation.coco import Score, tail_score
+from edgekd.evaluation.evaluate import judge
 
 OPSET = 17
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
@@ -271,8 +271,8 @@ def edgekd_job(
 
 def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
     """The step's unlabelled frames with what the teacher sees in them."""
-    from edgekd.stages import Stages
-    from edgekd.training import teachers_labels
+    from edgekd.build.stages.base import Stages
+    from edgekd.build.stages.train import teachers_labels
 
     with tempfile.TemporaryDirectory() as folder:
         stages = Stages.within(Path(folder), False, progress)
@@ -332,7 +332,7 @@ def ultralytics_job(
 def exported(checkpoint: str, out: Path, size: int) -> None:
     """Write a checkpoint's float graph for images of this size."""
     from edgekd.detectors import load
-    from edgekd.export import export
+    from edgekd.detectors.export import export
 
     with tempfile.TemporaryDirectory() as folder:
         resized = Path(folder, "sized.pt")

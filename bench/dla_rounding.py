@@ -24,17 +24,17 @@ import onnx
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 from onnx import helper, numpy_helper
 
-from edgekd.compress.activation_scales import activation_scales
-from edgekd.compress.quantize import quantize
+from edgekd.build.recipe import Quantize
+from edgekd.compress.quantization.activation_scales import activation_scales
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.formats.plain_graph import plain_graph
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
-from edgekd.detectors.preprocess import letterbox
-from edgekd.evaluate import evaluate
-from edgekd.export import export
-from edgekd.formats.plain_graph import plain_graph
-from edgekd.progress import PlainProgress
-from edgekd.spec import Quantize
+from edgekd.detectors.export import export
+from edgekd.evaluation.evaluate import evaluate
 
 OPSET = 17
 DETECTORS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")

@@ -24,18 +24,19 @@ import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
-from edgekd.bundle.manifest import Thresholds
+from edgekd.build.stages.drift_reference import statistics
+from edgekd.core.bundle.manifest import Thresholds
+from edgekd.core.detection import decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec, Preprocess
+from edgekd.core.drift import ALARM, STATISTICS, STREAM, WINDOW, Monitor, Record, record_of, statistics_of
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
-from edgekd.detectors import decode, load
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Detections, DetectorSpec, Preprocess
-from edgekd.drift import ALARM, STATISTICS, STREAM, WINDOW, Monitor, Record, record_of, statistics_of
-from edgekd.drift_record import statistics
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.types import Session
-from edgekd.export import export
+from edgekd.detectors import load
+from edgekd.detectors.export import export
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.types import Session
 
 MODELS = ("yolo11n.pt=coco256=val", "yolo11n-ppe.pt=ppe=val", "yolo11n-ppe.pt=ppe=test")
 OPSET, SEED, CLEAN = 17, 0, "as it is"

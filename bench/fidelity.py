@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.graph import Graph
-from edgekd.compress.output_error import last_products, relative_error
-from edgekd.compress.session import cpu_session
-from edgekd.evaluate import Evaluation
-from edgekd.score import score
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.sensitivity_4bit import last_products, relative_error
+from edgekd.evaluation.coco import score
+from edgekd.evaluation.evaluate import Evaluation
+from edgekd.graph.session import cpu_session
 
 RESAMPLES = 100
 """Times that images are drawn anew, with repetition, to see how much a difference of two scores depends on them."""

@@ -27,9 +27,9 @@ from typing import Any
 from bundles import manifest_of, noise
 from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.agent_archive import NAME, agent_archive
-from edgekd.bundle.archive import pack
-from edgekd.packagers import PACKAGERS, Packaging, wrap
+from edgekd.core.bundle.archive import pack
+from edgekd.deploy.agent_zipapp import NAME, agent_archive
+from edgekd.deploy.firmware import PACKAGERS, Packaging, wrap
 
 EACH = 201
 SEED = 0

@@ -12,12 +12,12 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["edgekd.agent", "edgekd.bundle", "edgekd.canonical", "json"]):
+with atheris.instrument_imports(include=["edgekd.agent", "edgekd.core.bundle", "edgekd.core.canonical", "json"]):
     from mutations import NOW, Attempt, Victim, content_of, make_victim, signature, taken
 
-    from edgekd.bundle import signatures, trust
-    from edgekd.bundle.trust import SignedTrust
-    from edgekd.errors import BundleError
+    from edgekd.core.bundle import signatures, trust
+    from edgekd.core.bundle.trust import SignedTrust
+    from edgekd.core.errors import BundleError
 
 MAX_LENGTH = 1 << 15
 

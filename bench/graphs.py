@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.detectors.types import DetectorSpec
+from edgekd.core.detection.types import DetectorSpec
 
 
 def float_head_patterns(graph: Path) -> tuple[str, ...]:
     """Patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
     import onnx
 
-    from edgekd.compress.graph import Graph
-    from edgekd.compress.placement import float_head
+    from edgekd.compress.quantization.graph import Graph
+    from edgekd.compress.quantization.placement import float_head
 
     model = onnx.load(graph)
     head = float_head(Graph(model))

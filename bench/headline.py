@@ -31,12 +31,12 @@ from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditi
 from distillation import exported, ultralytics_job
 from stand_in import cell, failed, rows_of
 
-from edgekd.artifact import opened
-from edgekd.predicting import PredictJob
-from edgekd.predicting import run as predicted
-from edgekd.recipe_text import recipe_toml
-from edgekd.spec import Distill, QuantAwareDistill, Recipe, load_recipe
-from edgekd.target import load_target
+from edgekd.build.recipe import Distill, QuantAwareDistill, Recipe, load_recipe
+from edgekd.build.recipe_toml import recipe_toml
+from edgekd.commands.predict import PredictJob
+from edgekd.commands.predict import run as predicted
+from edgekd.deploy.artifact import opened
+from edgekd.hardware.target import load_target
 
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"

@@ -23,21 +23,21 @@ from typing import Any
 import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.compress.plan import Form
-from edgekd.compress.planner import choices
-from edgekd.compress.quantize import quantize
+from edgekd.build.recipe import Quantize, load_recipe
+from edgekd.compress.quantization.mixed_precision import choices
+from edgekd.compress.quantization.plan import Form
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.formats.packed_graph import pack
+from edgekd.core.progress import PlainProgress
 from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
+from edgekd.detectors.export import export
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec
-from edgekd.evaluate import evaluate
-from edgekd.export import export
-from edgekd.formats.packed_graph import pack
-from edgekd.progress import PlainProgress
-from edgekd.spec import Quantize, load_recipe
+from edgekd.evaluation.evaluate import evaluate
 
 OPSET = 17
 INT8_LAYERS = 2

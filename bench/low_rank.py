@@ -27,26 +27,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.compress.channels import Convolution
+from edgekd.build.latency import Predicted
+from edgekd.build.recipe import LowRank
+from edgekd.compress.pruning import Convolution
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.errors import CompressError
+from edgekd.core.progress import SILENT, PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
+from edgekd.deploy.devices.local import LocalDevice
 from edgekd.detectors import load
-from edgekd.detectors.preprocess import letterbox
-from edgekd.devices.local import LocalDevice
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.openvino import OPENVINO_CPU
-from edgekd.engines.types import Engine
-from edgekd.errors import CompressError
-from edgekd.evaluate import evaluate
-from edgekd.export import export
-from edgekd.latency import Predicted
-from edgekd.predict.device import Precision
-from edgekd.predict.latency import Predictor
-from edgekd.progress import SILENT, PlainProgress
-from edgekd.spec import LowRank
-from edgekd.target import load_target
-from edgekd.timing import synthetic_frames, time_graphs
+from edgekd.detectors.export import export
+from edgekd.evaluation.evaluate import evaluate
+from edgekd.evaluation.latency import synthetic_frames, time_graphs
+from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.latency import Predictor
+from edgekd.hardware.target import load_target
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.openvino import OPENVINO_CPU
+from edgekd.runtimes.types import Engine
 
 if TYPE_CHECKING:
     from edgekd.compress.low_rank import Read

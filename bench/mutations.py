@@ -19,15 +19,15 @@ from typing import Any
 from bundles import manifest_of, noise
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgekd.agent.trusted import judge
-from edgekd.bundle import ed25519
-from edgekd.bundle.archive import MANIFEST, SIGNATURES, pack, seal, verify
-from edgekd.bundle.manifest import MAX_FILES, MAX_TOTAL, to_json
-from edgekd.bundle.signatures import Seal, Signature, key_id, statement
-from edgekd.bundle.signatures import to_json as seal_json
-from edgekd.bundle.trust import Key, Role, SignedTrust, Trust
-from edgekd.canonical import canonical_json
-from edgekd.errors import BundleError, RollbackError
+from edgekd.agent.trust_state import judge
+from edgekd.core.bundle import ed25519
+from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, pack, seal, verify
+from edgekd.core.bundle.manifest import MAX_FILES, MAX_TOTAL, to_json
+from edgekd.core.bundle.signatures import Seal, Signature, key_id, statement
+from edgekd.core.bundle.signatures import to_json as seal_json
+from edgekd.core.bundle.trust import Key, Role, SignedTrust, Trust
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import BundleError, RollbackError
 
 BLOCK = 512
 COUNTER = 5

@@ -40,8 +40,8 @@ from edgekd.agent.engines import read_engine
 from edgekd.agent.runtimes import required
 from edgekd.agent.selftest import run_self_test
 from edgekd.agent.slots import Slot, State
-from edgekd.delta import run as make_delta
-from edgekd.errors import EdgeKDError
+from edgekd.core.errors import EdgeKDError
+from edgekd.deploy.delta import run as make_delta
 
 DISKS = {"keeps": False, "forgets": True}
 SEED = 0

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from published.rows import Row, layers_of, read_csv, read_rows
 from scipy.optimize import least_squares
 
-from edgekd.files import write_file
-from edgekd.predict.energy import EnergyModel, mode_watts
-from edgekd.predict.latency import COEFFICIENTS, Calibration, Coefficients, Model, scale_from, seconds
-from edgekd.target import load_target
+from edgekd.core.atomic_files import write_file
+from edgekd.hardware.predict.energy import EnergyModel, mode_watts
+from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficients, Model, scale_from, seconds
+from edgekd.hardware.target import load_target
 
 PACKAGED = HERE.parent / "edgekd" / "predict" / COEFFICIENTS
 SHARE = 0.9

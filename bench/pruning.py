@@ -28,16 +28,16 @@ from typing import Any
 from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditions_lines, table, use_cores, write_pair
 from distillation import edgekd_job, exported, sized, start_job, told
 
-from edgekd.devices.local import LocalDevice
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.openvino import OPENVINO_CPU
-from edgekd.engines.types import Engine
-from edgekd.predict.device import Precision
-from edgekd.predict.graph import works_in
-from edgekd.predict.latency import Predictor
-from edgekd.spec import Distill, DistillStage, Prune, Weights, load_recipe
-from edgekd.target import load_target
-from edgekd.timing import synthetic_frames, time_graphs
+from edgekd.build.recipe import Distill, DistillStage, Prune, Weights, load_recipe
+from edgekd.deploy.devices.local import LocalDevice
+from edgekd.evaluation.latency import synthetic_frames, time_graphs
+from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.graph import works_in
+from edgekd.hardware.predict.latency import Predictor
+from edgekd.hardware.target import load_target
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.openvino import OPENVINO_CPU
+from edgekd.runtimes.types import Engine
 
 WHOLE = "as it was"
 OURS, OURS_LABELS = "edgekd, distilled", "edgekd, on labels"
@@ -189,8 +189,8 @@ def edgekd_start(step: Mapping[str, Any], model: str, out: str, data: str, size:
     """Prune with edgekd, for frames of this size."""
     import torch
 
+    from edgekd.core.toml import parse_table
     from edgekd.detectors.ultralytics_prune import prune_detector
-    from edgekd.toml import parse_table
 
     torch.set_num_threads(threads)
     sized(model, Path(out), size)
@@ -246,8 +246,8 @@ def narrower_start(
     """The narrower model of a family that takes at least as long as the graph `like`, with random weights."""
     from edgekd.detectors import load
     from edgekd.detectors.checkpoint import load_checkpoint
+    from edgekd.detectors.export import export
     from edgekd.detectors.onnx import describe, load_graph
-    from edgekd.export import export
 
     began = time.perf_counter()
     graphs, specs = {"like": Path(like)}, {"like": describe(load_graph(Path(like)), Path(like))}
@@ -276,7 +276,7 @@ def train_job(out: str, **job: Any) -> dict[str, Any]:
 
 def sizes_of(network: Any, size: int) -> dict[str, Any]:
     """Parameters, and multiply-adds of a frame."""
-    from edgekd.compress.channels import multiply_adds
+    from edgekd.compress.pruning import multiply_adds
     from edgekd.detectors.teacher import parameters_in
     from edgekd.detectors.ultralytics_channels import convolutions_of
 

@@ -21,15 +21,15 @@ from typing import Any
 
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
+from edgekd.build.recipe import Distill, Prune
+from edgekd.core.progress import PlainProgress
+from edgekd.deploy.devices.local import LocalDevice
 from edgekd.detectors import load
-from edgekd.devices.local import LocalDevice
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.openvino import OPENVINO_CPU
-from edgekd.engines.types import Engine
-from edgekd.export import export
-from edgekd.progress import PlainProgress
-from edgekd.spec import Distill, Prune
-from edgekd.timing import synthetic_frames, time_graphs
+from edgekd.detectors.export import export
+from edgekd.evaluation.latency import synthetic_frames, time_graphs
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.openvino import OPENVINO_CPU
+from edgekd.runtimes.types import Engine
 
 OPSET = 17
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
+from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
+from edgekd.data.labelling import Find
 from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING, Bands, find_bands, judged, pseudo_truth
 from edgekd.data.types import Dataset
 from edgekd.detectors import load
-from edgekd.detectors.types import Detections
-from edgekd.evaluate import finder
-from edgekd.export import export
-from edgekd.labelling import Find
+from edgekd.detectors.export import export
+from edgekd.evaluation.evaluate import finder
 
 MODEL, DATA = "yolo11n-ppe.pt", "ppe"
 FOUND_ON = ("train", "val")

@@ -41,9 +41,9 @@ from common import (
     write_pair,
 )
 
+from edgekd.core.formats.packed_graph import pack
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.formats.packed_graph import pack
-from edgekd.progress import PlainProgress
 
 PEERS = Path(__file__).resolve().parent / "peers"
 OPSET = 17
@@ -198,14 +198,14 @@ def quantize_job(model: str, data: str, size: int, folder: str) -> dict[str, Any
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
     import torch
 
-    from edgekd.compress.plan import Form
-    from edgekd.compress.quantize import Quantized, quantize
+    from edgekd.build.recipe import Quantize, load_recipe
+    from edgekd.compress.quantization.plan import Form
+    from edgekd.compress.quantization.quantize import Quantized, quantize
+    from edgekd.core.detection.preprocess import letterbox
     from edgekd.data.calibration import choose, load_rule
     from edgekd.data.images import read_image
     from edgekd.detectors import load
-    from edgekd.detectors.preprocess import letterbox
-    from edgekd.export import export
-    from edgekd.spec import Quantize, load_recipe
+    from edgekd.detectors.export import export
 
     graphs = {name: Path(folder, f"{name}.onnx") for name in ("float32", "int8", "mixed")}
     checkpoint = torch.load(model, map_location="cpu", weights_only=False)
@@ -232,8 +232,8 @@ def train_job(model: str, graph: str, out: str, data: str, step: Mapping[str, An
     """Train a quantized graph; what it took."""
     import torch
 
+    from edgekd.build.recipe import QuantAwareDistill
     from edgekd.detectors.ultralytics_trainer import distill_quantized
-    from edgekd.spec import QuantAwareDistill
 
     sys.path.insert(0, str(PEERS))
     from adapter import peak_bytes

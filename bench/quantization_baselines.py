@@ -38,13 +38,13 @@ from common import (
 from fidelity import RESAMPLES, Difference, Reference, difference
 from graphs import described, facts, float_head_patterns
 
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.errors import EdgeKDError
+from edgekd.core.formats.packed_graph import pack
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset
-from edgekd.detectors.types import DetectorSpec
-from edgekd.errors import EdgeKDError
-from edgekd.evaluate import Evaluation
-from edgekd.formats.packed_graph import pack
-from edgekd.progress import PlainProgress
+from edgekd.evaluation.evaluate import Evaluation
 
 PEERS = Path(__file__).resolve().parent / "peers"
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
@@ -193,14 +193,14 @@ class Bench:
 
     def _export(self, model: str, graph: Path) -> DetectorSpec:
         from edgekd.detectors import load
-        from edgekd.export import export
+        from edgekd.detectors.export import export
 
         return export(load(self._models / model, classes=self._dataset.classes), graph, OPSET).spec
 
     def _write_frames(self, folder: Path, spec: DetectorSpec, split: str, most: int) -> Path:
         """Frames of a split, evenly taken: one `.npy` each. What every tool is calibrated on is written so."""
+        from edgekd.core.detection.preprocess import letterbox
         from edgekd.data.images import ReadableImages
-        from edgekd.detectors.preprocess import letterbox
 
         folder.mkdir()
         samples = self._dataset.split(split).samples
@@ -235,7 +235,7 @@ class Bench:
         )
 
     def _scored(self, row: Row, graph: Path, spec: DetectorSpec) -> Row:
-        from edgekd.evaluate import evaluate
+        from edgekd.evaluation.evaluate import evaluate
 
         scores = {}
         for split in self._scored_splits:

@@ -24,10 +24,10 @@ from common import RESULTS, SHARED, copy_data, host_line, use_cores
 
 import edgekd.demo
 from edgekd import build
+from edgekd.core.atomic_files import write_file
 from edgekd.demo.scenes import write_dataset
-from edgekd.devices.local import LocalDevice
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.files import write_file
+from edgekd.deploy.devices.local import LocalDevice
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 IMAGES = 16
 """Of each split: enough for every stage to have something to do."""

@@ -30,16 +30,16 @@ from common import (
     write_results,
 )
 
-from edgekd.compress.quantize import quantize
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.types import Dataset
 from edgekd.detectors import load
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Detections
-from edgekd.evaluate import evaluate
-from edgekd.export import export
-from edgekd.score import score
+from edgekd.detectors.export import export
+from edgekd.evaluation.coco import score
+from edgekd.evaluation.evaluate import evaluate
 
 MODELS = ("yolo11n.pt", "yolo26n.pt")
 LIMIT = 0.005

@@ -30,24 +30,24 @@ from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
+from edgekd.build.recipe import Budget, Distill, DistillStage, Recipe, Weights
+from edgekd.build.run import Job
+from edgekd.build.search.cost_filter import Cost, Filter, Network
+from edgekd.build.search.loop import Ends, Search, Wanted
+from edgekd.build.search.optuna_sampler import Study
+from edgekd.build.search.pareto import Point, best, lacks
+from edgekd.build.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
+from edgekd.build.search.trials import Task, run_trial, with_recipe
+from edgekd.core.atomic_files import write_file
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
 from edgekd.detectors.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics import resized
 from edgekd.detectors.ultralytics_distill import distill_student, student_network
-from edgekd.files import write_file
-from edgekd.predict.graph import works_in
-from edgekd.predict.work import Work
-from edgekd.progress import PlainProgress
-from edgekd.run import Job
-from edgekd.search.filters import Cost, Filter, Network
-from edgekd.search.front import Point, best, lacks
-from edgekd.search.loop import Ends, Search, Wanted
-from edgekd.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
-from edgekd.search.study import Study
-from edgekd.search.trials import Task, run_trial, with_recipe
-from edgekd.spec import Budget, Distill, DistillStage, Recipe, Weights
-from edgekd.target import Target, load_target
+from edgekd.hardware.predict.graph import works_in
+from edgekd.hardware.predict.work import Work
+from edgekd.hardware.target import Target, load_target
 
 TABLE = RESULTS / "search_table.json"
 TARGET, OWN = "xavier", "a YOLOv8, width 0.125"

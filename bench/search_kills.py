@@ -28,11 +28,11 @@ from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.run import Job
-from edgekd.search.beginning import SearchJob
-from edgekd.searching import run
-from edgekd.spec import Budget, load_recipe
-from edgekd.target import load_target
+from edgekd.build.recipe import Budget, load_recipe
+from edgekd.build.run import Job
+from edgekd.build.search.setup import SearchJob
+from edgekd.commands.search import run
+from edgekd.hardware.target import load_target
 
 SEED = 0
 BUDGET = Budget(max_bytes=600_000, min_retention=0.999)

@@ -26,13 +26,13 @@ from onnx import numpy_helper
 
 from edgekd.agent.parity import drift
 from edgekd.agent.selftest import batches
-from edgekd.bundle.archive import extract
-from edgekd.detectors.types import DetectorSpec, spec_from_json
-from edgekd.engines import Engine
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.engines.openvino import OPENVINO_CPU
-from edgekd.formats.golden_set import GoldenSet, from_bytes
-from edgekd.golden import golden_set
+from edgekd.core.bundle.archive import extract
+from edgekd.core.detection.types import DetectorSpec, spec_from_json
+from edgekd.core.formats.golden_set import GoldenSet, from_bytes
+from edgekd.deploy.golden_set import golden_set
+from edgekd.runtimes import Engine
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.openvino import OPENVINO_CPU
 
 SOUND, BROKEN = "sound", "broken"
 

@@ -33,15 +33,15 @@ from loopback import Loopback, loopback
 from wire import Wire, wire_to
 
 from edgekd.agent.runtimes import chosen
-from edgekd.bundle.archive import MANIFEST
-from edgekd.bundle.manifest import from_json
-from edgekd.canonical import file_sha256
-from edgekd.detectors.preprocess import to_tensor
-from edgekd.detectors.types import spec_from_json
-from edgekd.devices.ssh import SshDevice, parse
-from edgekd.errors import DeviceError
-from edgekd.installing import UPLOAD, EngineJob, run
-from edgekd.progress import SilentProgress
+from edgekd.commands.engine import UPLOAD, EngineJob, run
+from edgekd.core.bundle.archive import MANIFEST
+from edgekd.core.bundle.manifest import from_json
+from edgekd.core.canonical import file_sha256
+from edgekd.core.detection.preprocess import to_tensor
+from edgekd.core.detection.types import spec_from_json
+from edgekd.core.errors import DeviceError
+from edgekd.core.progress import SilentProgress
+from edgekd.deploy.devices.ssh import SshDevice, parse
 
 STEPS = ("upload", "build", "bench")
 SEED = 0

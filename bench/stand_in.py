@@ -21,13 +21,13 @@ from typing import Any
 
 from common import RESULTS, conditions, conditions_lines, table, use_cores, without_folders, write_results
 
-from edgekd import measuring
-from edgekd.artifact import opened
-from edgekd.devices.local import LocalDevice
-from edgekd.engines import engine_named
-from edgekd.errors import DeviceError
-from edgekd.half import half
-from edgekd.progress import PlainProgress
+from edgekd.commands import bench
+from edgekd.core.errors import DeviceError
+from edgekd.core.progress import PlainProgress
+from edgekd.deploy.artifact import opened
+from edgekd.deploy.devices.local import LocalDevice
+from edgekd.graph.fp16 import half
+from edgekd.runtimes import engine_named
 
 AS_IS, HALVED = "as it is", "float16"
 GOALS = {"times as fast": 89 / 12, "share of the energy": 0.4}
@@ -73,7 +73,7 @@ def rows_of(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for name, precision, graph in graphs:
             progress.note(f"{name} {precision}")
-            job = measuring.BenchJob(
+            job = bench.BenchJob(
                 artifact=graph,
                 device=LocalDevice(engine_named(given.engine)),
                 against=large[HALVED],
@@ -83,7 +83,7 @@ def rows_of(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 streams=given.streams,
             )
             try:
-                told = measuring.run(job, progress).document
+                told = bench.run(job, progress).document
             except DeviceError as error:
                 said = without_folders(str(error), folder)[:300]
                 rows.append({"artifact": Path(name).name, "precision": precision, "error": said})

@@ -59,10 +59,10 @@ def peak_memory(victim: Victim, path: Path) -> int:
 
 
 def _taken_from_disk(circumstances: Attempt, victim: Victim, path: Path) -> None:
-    from edgekd.agent.trusted import judge
-    from edgekd.bundle.archive import verify
-    from edgekd.bundle.trust import SignedTrust
-    from edgekd.errors import BundleError
+    from edgekd.agent.trust_state import judge
+    from edgekd.core.bundle.archive import verify
+    from edgekd.core.bundle.trust import SignedTrust
+    from edgekd.core.errors import BundleError
 
     try:
         verify(path, judge(SignedTrust(circumstances.trust or victim.trust), circumstances.now))

@@ -28,19 +28,19 @@ import onnxruntime
 from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
 import edgekd.demo
-from edgekd.compress.activation_scales import activation_scales
-from edgekd.compress.quantize import quantize
+from edgekd.build.recipe import Quantize
+from edgekd.compress.quantization.activation_scales import activation_scales
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.formats.activations import missing_scales
+from edgekd.core.formats.packed_graph import pack
+from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
+from edgekd.detectors.export import export
 from edgekd.detectors.onnx import to_opset
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec
-from edgekd.export import export
-from edgekd.formats.activations import missing_scales
-from edgekd.formats.packed_graph import pack
-from edgekd.formats.plain_graph import plain_graph
-from edgekd.spec import Quantize
 
 OPSETS = (13, 17)
 DETECTORS = ("yolo11n.pt", "yolo11s.yaml", "yolo26n.pt", "yolov8n.yaml", "yolox_nano.onnx", "demo")

@@ -25,16 +25,16 @@ from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cor
 from edgekd.agent import commands, tuning
 from edgekd.agent.choice import ALL_FLOAT, AS_SHIPPED, Form
 from edgekd.agent.commands import Camera
-from edgekd.agent.renewal import tested_engine
+from edgekd.agent.rebuild_engine import tested_engine
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.slots import Slot, State
 from edgekd.agent.tuning import Effort
-from edgekd.certainty import SIGNIFICANT, compare
+from edgekd.commands.tuned_accuracy import accuracy
+from edgekd.core.progress import PlainProgress, Progress
+from edgekd.core.statistics import SIGNIFICANT, compare
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
-from edgekd.progress import PlainProgress, Progress
-from edgekd.tuned_accuracy import accuracy
 
 FLOAT, SHIPPED, TUNED = "float", "INT8 as shipped", "tuned"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores, write_results
 
 from edgekd.agent.validation.verdicts import OUTCOMES, exit_code, verdicts
-from edgekd.validation_report import read_evidence
+from edgekd.commands.validate_report import read_evidence
 
 sys.path.insert(0, str(HERE.parent / "tests"))
 

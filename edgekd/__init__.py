@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgekd.version import __version__ as __version__  # explicitly exported, beside __all__
+from edgekd.core.version import __version__ as __version__  # explicitly exported, beside __all__
 
 if TYPE_CHECKING:
-    from edgekd.api.asking import check_model, compare, verify
-    from edgekd.api.building import adapt, build, quantize
-    from edgekd.api.converting import convert
-    from edgekd.api.lighter import distill, factorize, prune
-    from edgekd.api.measuring import analyse, bench, predict_latency, score_model
-    from edgekd.errors import BudgetError, EdgeKDError
-    from edgekd.spec import Recipe, load_recipe
-    from edgekd.target import Target, load_target, target_names
+    from edgekd.build.recipe import Recipe, load_recipe
+    from edgekd.commands.api.building import adapt, build, quantize
+    from edgekd.commands.api.compress import distill, factorize, prune
+    from edgekd.commands.api.converting import convert
+    from edgekd.commands.api.measuring import analyse, bench, predict_latency, score_model
+    from edgekd.commands.api.query import check_model, compare, verify
+    from edgekd.core.errors import BudgetError, EdgeKDError
+    from edgekd.hardware.target import Target, load_target, target_names
 
 __all__ = [
     "BudgetError",

@@ -139,7 +139,7 @@ def main():
         raise SystemExit(f"{given.agent}: there is no agent; take agent.pyz out of a bundle, or name it with --agent")
     sys.path.insert(0, given.agent)
     from edgekd.agent.serving import Served
-    from edgekd.errors import EdgeKDError
+    from edgekd.core.errors import EdgeKDError
 
     asked = []
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd import EdgeKDError, distill, prune, quantize
-from edgekd.progress import for_stderr
+from edgekd.core.progress import for_stderr
 
 
 def smaller(model: str, data: str, ratio: float, epochs: int, target: str | None, recipe: str, out: Path) -> str:

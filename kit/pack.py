@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.agent_archive import NAME, agent_archive
-from edgekd.bundle.archive import read_head, verify
-from edgekd.canonical import canonical_json
-from edgekd.errors import SpecError
-from edgekd.files import write_file
-from edgekd.predicting import PredictJob, predict
-from edgekd.target import Target, load_target, target_names
+from edgekd.commands.predict import PredictJob, predict
+from edgekd.core.atomic_files import write_file
+from edgekd.core.bundle.archive import read_head, verify
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import SpecError
+from edgekd.deploy.agent_zipapp import NAME, agent_archive
+from edgekd.hardware.target import Target, load_target, target_names
 
 FOLDER = "edgekd-validation-kit"
 HERE = Path(__file__).resolve().parent

@@ -23,8 +23,8 @@ from mkdocs.structure.pages import Page
 
 import edgekd
 from edgekd.cli import COMMANDS, app
-from edgekd.progress import SILENT
-from edgekd.target import Target, explain, load_target, target_names
+from edgekd.core.progress import SILENT
+from edgekd.hardware.target import Target, explain, load_target, target_names
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")

@@ -22,7 +22,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 @pytest.fixture(scope="session", autouse=True)
 def timed_briefly() -> Iterator[None]:
     """Runs in this process time each graph for a tenth of the seconds: most tests ask for no steady numbers."""
-    from edgekd.benchmark import benchmark_interleaved
+    from edgekd.core.benchmark import benchmark_interleaved
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(benchmark_interleaved.__kwdefaults__, "min_seconds", 0.2)

@@ -10,7 +10,7 @@ import pytest
 
 import edgekd.demo
 from edgekd.detectors import load
-from edgekd.export import Exported, export
+from edgekd.detectors.export import Exported, export
 
 NAMES = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 DEMO = "detector.onnx"

@@ -18,7 +18,7 @@ import pytest
 import tiny
 from running import Built, EdgeKD, Ran, build_command
 
-from edgekd.bundle.archive import verify
+from edgekd.core.bundle.archive import verify
 
 COMMANDS = ("build", "quantize", "eval", "bench", "engine", "check", "targets", "doctor", "inspect", "demo")
 COMMANDS += ("compare", "keygen", "trust", "sign", "verify", "pack")

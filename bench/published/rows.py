@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.predict.device import Device, device_of
-from edgekd.predict.work import Work
-from edgekd.target import load_target
+from edgekd.hardware.predict.device import Device, device_of
+from edgekd.hardware.predict.work import Work
+from edgekd.hardware.target import load_target
 
 PUBLISHED = Path(__file__).resolve().parent
 LOWERED = "a lowered power mode whose clocks are not stated; used for energy"

@@ -17,9 +17,9 @@ from typing import Any
 
 from networks import NETWORKS
 
-from edgekd.onnx_view import view_of
-from edgekd.predict.graph import works_in, works_of
-from edgekd.predict.work import Work, multiply_adds
+from edgekd.graph.view import view_of
+from edgekd.hardware.predict.graph import works_in, works_of
+from edgekd.hardware.predict.work import Work, multiply_adds
 
 HERE = Path(__file__).resolve().parent
 LAYERS = HERE / "layers"
@@ -43,9 +43,9 @@ def exported(model: str, size: int) -> tuple[Work, ...]:
     """The layers of one of Ultralytics' networks, 80 classes."""
     import torch
 
+    from edgekd.build.recipe import Distill
     from edgekd.detectors import load
     from edgekd.detectors.ultralytics_distill import student_network
-    from edgekd.spec import Distill
 
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, graph = Path(scratch) / "random.pt", Path(scratch) / "graph.onnx"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgekd.agent.validation.evidence import Evidence
 from edgekd.agent.validation.verdicts import OUTCOMES, Verdict, verdicts
-from edgekd.validation_report import read_evidence
+from edgekd.commands.validate_report import read_evidence
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.types import FLOAT, GRAPH
-from edgekd.canonical import canonical_json, is_sha256
-from edgekd.errors import DeviceError
-from edgekd.files import write_file
+from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import canonical_json, is_sha256
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     from edgekd.agent.slots import Slot

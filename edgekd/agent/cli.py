@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekd.agent.trial import MAX_TRIES, TRIES, Trial
-from edgekd.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
-from edgekd.version import __version__
+from edgekd.core.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
+from edgekd.core.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
@@ -82,7 +82,7 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     if given.command == "tune":
         return _tune(given, camera)
     if given.command == "renew":
-        from edgekd.agent.renewal import renew
+        from edgekd.agent.rebuild_engine import renew
 
         return renew(camera)
     run = {
@@ -109,7 +109,7 @@ def _transfer(given: argparse.Namespace, camera: Camera) -> dict[str, Any]:
 
         return patch(camera, given.delta, given.out)
     from edgekd.agent.fetching import Order, fetch
-    from edgekd.canonical import is_sha256
+    from edgekd.core.canonical import is_sha256
 
     if given.sha256 and not is_sha256(given.sha256):
         raise SpecError(f"--sha256 {given.sha256}", expected="64 hexadecimal digits in lower case")

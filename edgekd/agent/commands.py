@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
+from edgekd.agent.apply_delta import any_head, old_bundle, whole
 from edgekd.agent.choice import AS_SHIPPED, Form, forms
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import (
@@ -26,11 +27,10 @@ from edgekd.agent.engines import (
     require_engine,
     wanted_record,
 )
-from edgekd.agent.patching import any_head, old_bundle, whole
 from edgekd.agent.runtimes.types import GRAPH, ON_CPU, Wish
 from edgekd.agent.slots import Activation, Slot, State, model_names
 from edgekd.agent.trial import Trial, read_uptime
-from edgekd.agent.trusted import (
+from edgekd.agent.trust_state import (
     counter,
     held_trust,
     judge,
@@ -44,13 +44,13 @@ from edgekd.agent.trusted import (
     trust_json,
     utc_now,
 )
-from edgekd.bundle.archive import read_head
-from edgekd.bundle.archive import verify as verify_archive
-from edgekd.bundle.delta import is_delta, rebuild
-from edgekd.bundle.manifest import Manifest
-from edgekd.canonical import json_sha256
-from edgekd.errors import BundleError, DeviceError, HashError, RollbackError
-from edgekd.version import __version__
+from edgekd.core.bundle.archive import read_head
+from edgekd.core.bundle.archive import verify as verify_archive
+from edgekd.core.bundle.delta import is_delta, rebuild
+from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.canonical import json_sha256
+from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
+from edgekd.core.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
@@ -219,7 +219,7 @@ def selftest(camera: Camera, layers: bool = False, max_latency_ms: float | None 
     layers: also say how far inner tensors are from those of the network in float, which takes two more builds;
     max_latency_ms: what the median of its runs may take, in place of what the bundle's frames per second leave.
     """
-    from edgekd.agent.departures import departures
+    from edgekd.agent.layer_divergence import departures
     from edgekd.agent.selftest import SelfTestError, keep_self_test
 
     with camera.state.locked():
@@ -256,7 +256,7 @@ def _limit_ms(camera: Camera, slot: Slot) -> float | None:
 
 def bench(camera: Camera, iterations: int, seconds: float) -> dict[str, Any]:
     """Time the engine alone on this device. Raises DeviceError."""
-    from edgekd.power.find import find_meter
+    from edgekd.core.power.find import find_meter
 
     device = read_device(camera.root)
     with camera.state.locked():

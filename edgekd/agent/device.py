@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.modules import fits_module, modules_of
-from edgekd.system_files import text_of, value_of
+from edgekd.core.procfs import text_of, value_of
 
 _L4T = re.compile(r"# R(?P<major>\d+) \(release\), REVISION: (?P<minor>[\d.]+)")
 _MODE = re.compile(r"< *POWER_MODEL +ID=(?P<id>\d+) +NAME=(?P<name>\S+) *>")

@@ -19,13 +19,13 @@ from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import realized, share
 from edgekd.agent.runtimes.types import AS_THE_GRAPH, GRAPH, UnimplementedLayerError, Wish
 from edgekd.agent.slots import SELF_TEST, Slot
-from edgekd.canonical import canonical_json, file_sha256, json_sha256
-from edgekd.errors import DeviceError, EngineMismatchError, HashError
-from edgekd.files import new_folder, remove_folder, write_file, writing
+from edgekd.core.atomic_files import new_folder, remove_folder, write_file, writing
+from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
+from edgekd.core.errors import DeviceError, EngineMismatchError, HashError
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
-    from edgekd.power import Meter
+    from edgekd.core.power import Meter
 
 ENGINE, RECORD = "model.engine", "engine.json"
 
@@ -241,9 +241,9 @@ def latencies(
     """
     import numpy as np
 
-    from edgekd.benchmark import alone, benchmark
-    from edgekd.detectors.preprocess import to_tensor
-    from edgekd.detectors.types import spec_from_json
+    from edgekd.core.benchmark import alone, benchmark
+    from edgekd.core.detection.preprocess import to_tensor
+    from edgekd.core.detection.types import spec_from_json
 
     watched = runtime.times(engine.file, iterations, seconds)
     if watched is not None:
@@ -267,7 +267,7 @@ def latencies(
 
 def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
     """The energy of a run; None, and why, where it cannot be told."""
-    from edgekd.power.energy import measure_energy
+    from edgekd.core.power.energy import measure_energy
 
     if meter is None:
         return None, "no sensor here that may be read"

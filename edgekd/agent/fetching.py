@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
-from edgekd.agent.patching import any_head
+from edgekd.agent.apply_delta import any_head
 from edgekd.agent.slots import require_alone, require_room
-from edgekd.agent.trusted import held_trust, judge
-from edgekd.bundle.archive import verify
-from edgekd.bundle.delta import is_delta
-from edgekd.canonical import canonical_json, file_sha256
-from edgekd.errors import DeviceError, HashError, SpecError
-from edgekd.files import publish, write_file, writing
+from edgekd.agent.trust_state import held_trust, judge
+from edgekd.core.atomic_files import publish, write_file, writing
+from edgekd.core.bundle.archive import verify
+from edgekd.core.bundle.delta import is_delta
+from edgekd.core.canonical import canonical_json, file_sha256
+from edgekd.core.errors import DeviceError, HashError, SpecError
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent import commands
+from edgekd.agent.apply_delta import any_head
 from edgekd.agent.device import read_device
 from edgekd.agent.engines import Engine, fitting_engine, require_engine
 from edgekd.agent.memory import SHARE, need_of, needs_beside, require_memory
-from edgekd.agent.patching import any_head
 from edgekd.agent.trial import read_uptime
-from edgekd.agent.trusted import held_trust, judge, raise_counter
-from edgekd.errors import BundleError, DeviceError
+from edgekd.agent.trust_state import held_trust, judge, raise_counter
+from edgekd.core.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera

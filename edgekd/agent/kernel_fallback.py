@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgekd.agent.runtimes.types import FLOAT, Wish
 
 if TYPE_CHECKING:
-    from edgekd.formats.qdq_graph import QdqGraph
+    from edgekd.core.formats.qdq_graph import QdqGraph
 
 MAX_BUILDS = 8
 """Builds with ever more layers in float before all are; each takes minutes on a Jetson."""
@@ -42,7 +42,7 @@ def layers_in(node: str, graph: QdqGraph) -> tuple[str, ...]:
     node: such as `/model.0/conv/Conv + PWN(/model.0/act/Sigmoid, ...)`, or `{ForeignNode[first...last]}`, which stands
     for all that lie between. It may also name the QuantizeLinear or DequantizeLinear in front of a layer, or weights.
     """
-    from edgekd.formats.qdq_graph import float32_names, is_pair  # NumPy, which most commands do without
+    from edgekd.core.formats.qdq_graph import float32_names, is_pair  # NumPy, which most commands do without
 
     parts = _names(node)
     if _FUSED in node and "..." in node:

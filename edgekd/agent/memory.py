@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.engines import Engine, engine_of
 from edgekd.agent.slots import State, model_names
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     from edgekd.agent.slots import Slot

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekd.detectors.types import Head
-from edgekd.formats.golden_set import GoldenSet
+from edgekd.core.detection.types import Head
+from edgekd.core.formats.golden_set import GoldenSet
 
 _EPSILON = 1e-12
 _WRONG = 1e9  # in place of what is not finite: an error that no tolerance allows

@@ -17,8 +17,8 @@ from edgekd.agent.runtimes.precision import REFORMAT
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Layer
-    from edgekd.formats.onnx_bytes import Node
-    from edgekd.formats.qdq_graph import QdqGraph
+    from edgekd.core.formats.onnx_bytes import Node
+    from edgekd.core.formats.qdq_graph import QdqGraph
 
 WEIGHTS = (1.0, 3.0, 10.0)
 """How many times conversions are weighed as heavily as they were measured: the heavier, the fewer islands."""
@@ -69,7 +69,7 @@ class Profile:
 
 def layer_graph(graph: QdqGraph) -> LayerGraph:
     """Return the layers of a Q/DQ graph. Those that compute without Q/DQ are in links, too, and not in names."""
-    from edgekd.formats.qdq_graph import COMPUTING, is_pair  # NumPy, which most commands do without
+    from edgekd.core.formats.qdq_graph import COMPUTING, is_pair  # NumPy, which most commands do without
 
     sources: dict[str, tuple[str, ...]] = {}  # the layers that a tensor comes from
     owners: dict[str, tuple[str, ...]] = {}

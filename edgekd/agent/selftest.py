@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from edgekd.agent.engines import latencies
 from edgekd.agent.parity import drift, worst
 from edgekd.agent.slots import SELF_TEST
-from edgekd.canonical import canonical_json
-from edgekd.detectors.preprocess import to_tensor
-from edgekd.detectors.types import DetectorSpec, spec_from_json
-from edgekd.errors import BundleError, DeviceError
-from edgekd.files import write_file
-from edgekd.formats.golden_set import GoldenSet, from_bytes
+from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import canonical_json
+from edgekd.core.detection.preprocess import to_tensor
+from edgekd.core.detection.types import DetectorSpec, spec_from_json
+from edgekd.core.errors import BundleError, DeviceError
+from edgekd.core.formats.golden_set import GoldenSet, from_bytes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.C
 from edgekd.agent.engines import ENGINE, engine_of
 from edgekd.agent.runtimes import required
 from edgekd.agent.slots import State
-from edgekd.detectors.decode import decode_by_class
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Detections, DetectorSpec, Preprocess, spec_from_json
-from edgekd.drift import Drift, Monitor, Record, from_json, statistics_of
-from edgekd.errors import BundleError, DeviceError, EdgeKDError, HashError
+from edgekd.core.detection.decode import decode_by_class
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec, Preprocess, spec_from_json
+from edgekd.core.drift import Drift, Monitor, Record, from_json, statistics_of
+from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.runtimes.types import Session
     from edgekd.agent.slots import Slot
-    from edgekd.bundle.manifest import Thresholds
-    from edgekd.detectors.preprocess import Placement
+    from edgekd.core.bundle.manifest import Thresholds
+    from edgekd.core.detection.preprocess import Placement
 
 EVERY_S = 3.0
 """Between two frames that are looked at for drift."""

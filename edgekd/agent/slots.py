@@ -36,16 +36,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgekd.agent.trial import Trial, trial_from_json
-from edgekd.bundle import signatures as sealing
-from edgekd.bundle.archive import MANIFEST, SIGNATURES, Head, extract, read_file, read_head, verify
-from edgekd.bundle.manifest import Manifest, from_json
-from edgekd.bundle.signatures import Signature
-from edgekd.canonical import canonical_json
-from edgekd.errors import BundleError, DeviceError, SpecError
-from edgekd.files import contents, new_folder, remove_folder, remove_leftovers, switch_link, write_file, writing
+from edgekd.core.atomic_files import (
+    contents,
+    new_folder,
+    remove_folder,
+    remove_leftovers,
+    switch_link,
+    write_file,
+    writing,
+)
+from edgekd.core.bundle import signatures as sealing
+from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, Head, extract, read_file, read_head, verify
+from edgekd.core.bundle.manifest import Manifest, from_json
+from edgekd.core.bundle.signatures import Signature
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import BundleError, DeviceError, SpecError
 
 if TYPE_CHECKING:
-    from edgekd.bundle.archive import Judge
+    from edgekd.core.bundle.archive import Judge
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
@@ -236,7 +244,7 @@ class State:
         Raises BundleError or HashError for a bad bundle, what `judge` raises, DeviceError where there is no room,
         SpecError where the place cannot be written. The slot is then as it was, or empty.
         """
-        from edgekd.formats.packed_graph import unpack
+        from edgekd.core.formats.packed_graph import unpack
 
         verify(bundle, judge)  # else a bad bundle would cost what a rollback leads to
         name = next(name for name in NAMES if name != self.active_name)
@@ -302,7 +310,7 @@ def _needs(bundle: Path) -> dict[str, int]:
 
     How large the engine will be only its builder knows: it is taken to be as large as the graph.
     """
-    from edgekd.formats.packed_graph import expanded_bytes
+    from edgekd.core.formats.packed_graph import expanded_bytes
 
     head = read_head(bundle)
     try:

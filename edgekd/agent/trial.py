@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.system_files import text_of
+from edgekd.core.procfs import text_of
 
 TRIES = 3
 """Starts that a bundle has unless something else is said."""

@@ -18,10 +18,10 @@ from edgekd.agent.choice import ALL_FLOAT, AS_SHIPPED, FILE, Choice, Form, keep_
 from edgekd.agent.commands import built_json, engine_json
 from edgekd.agent.engines import Engine, engine_folder, stale
 from edgekd.agent.precision_search import LayerGraph, Profile, Search, layer_graph, profile_of
-from edgekd.agent.renewal import tested_engine
+from edgekd.agent.rebuild_engine import tested_engine
 from edgekd.agent.runtimes import networks
-from edgekd.errors import DeviceError
-from edgekd.files import remove_folder, writing
+from edgekd.core.atomic_files import remove_folder, writing
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def fastest(rounds_ms: Sequence[np.ndarray], passed: Sequence[bool]) -> int | No
     """
     import numpy as np
 
-    from edgekd.certainty import SIGNIFICANT, compare
+    from edgekd.core.statistics import SIGNIFICANT, compare
 
     eligible = [index for index, each in enumerate(passed) if each]
     if not passed[0]:
@@ -147,10 +147,10 @@ def measured(slot: Slot, runtime: Runtime, engines: Sequence[Path], effort: Effo
     """Measure engines in turns: of each float64 [rounds], the median milliseconds of BLOCK runs. Raises DeviceError."""
     import numpy as np
 
-    from edgekd.benchmark import Candidate as Lane
-    from edgekd.benchmark import benchmark_interleaved
-    from edgekd.detectors.preprocess import to_tensor
-    from edgekd.detectors.types import spec_from_json
+    from edgekd.core.benchmark import Candidate as Lane
+    from edgekd.core.benchmark import benchmark_interleaved
+    from edgekd.core.detection.preprocess import to_tensor
+    from edgekd.core.detection.types import spec_from_json
 
     rounds = max(LEAST_ROUNDS, -(-effort.iterations // BLOCK))
     by_own_watch = runtime.times(engines[0], BLOCK, 0.0)
@@ -246,7 +246,7 @@ def _measurements(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.nd
     """Return the measurements of a candidate, for the file."""
     import numpy as np
 
-    from edgekd.certainty import compare
+    from edgekd.core.statistics import compare
 
     ratio = compare(rounds_ms, shipped_ms)
     tested = candidate.engine.self_test or {}

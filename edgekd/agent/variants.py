@@ -23,12 +23,12 @@ import numpy as np
 
 from edgekd.agent.serving import Served
 from edgekd.agent.slots import State
-from edgekd.drift import WINDOW, distance_of_pictures
-from edgekd.errors import EdgeKDError, SpecError
+from edgekd.core.drift import WINDOW, distance_of_pictures
+from edgekd.core.errors import EdgeKDError, SpecError
 
 if TYPE_CHECKING:
     from edgekd.agent.serving import Model
-    from edgekd.detectors.types import Detections
+    from edgekd.core.detection.types import Detections
 
 NEARER = 0.5
 """Another model takes over whose record is at most this share as far from what is seen as that of the one in use."""

@@ -12,15 +12,15 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.asking import check, compare, doctor, inspect, targets
-from edgekd.cli.building import adapt, build, demo, quantize
+from edgekd.cli.build import adapt, build, demo, quantize
 from edgekd.cli.camera import engine, profile
-from edgekd.cli.converting import convert
-from edgekd.cli.lighter import distill, factorize, prune
-from edgekd.cli.measuring import bench, evaluate, predict, report, validate_report
+from edgekd.cli.compress import distill, factorize, prune
+from edgekd.cli.convert import convert
+from edgekd.cli.measure import bench, evaluate, predict, report, validate_report
+from edgekd.cli.query import check, compare, doctor, inspect, targets
 from edgekd.cli.signing import delta, keygen, pack, sign, trust, verify
-from edgekd.errors import EdgeKDError
-from edgekd.version import __version__
+from edgekd.core.errors import EdgeKDError
+from edgekd.core.version import __version__
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C: 128 and the number of the signal, as shells count."""

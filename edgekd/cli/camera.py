@@ -20,8 +20,8 @@ from edgekd.cli.options import (
     StepTimeout,
     new_progress,
 )
-from edgekd.errors import SpecError
-from edgekd.printing import print_engine, print_fleet, print_json, print_profiled
+from edgekd.cli.printing import print_engine, print_fleet, print_json, print_profiled
+from edgekd.core.errors import SpecError
 
 
 def engine(
@@ -44,20 +44,20 @@ def engine(
     as_json: Json = False,
 ) -> None:
     """Build, test and time a bundle's engine on a camera, or on a fleet; put it into service there if asked."""
-    from edgekd import installing
-    from edgekd.devices.named import device_named
+    from edgekd.commands import engine as engine_module
+    from edgekd.deploy.devices.named import device_named
 
     _require_one(device, fleet, activate, out)
     where = device_named(device or "null")
     if data and not tune:
         raise SpecError("--data goes with --tune", fix="leave it out: what is shipped was scored when it was built")
-    job = installing.EngineJob(
+    job = engine_module.EngineJob(
         bundle, where, runtime, activate, state, python, agent, iterations, seconds, timeout, tune, builds, data
     )
     if fleet is None:
-        (print_json if as_json else print_engine)(installing.run(job, new_progress()))
+        (print_json if as_json else print_engine)(engine_module.run(job, new_progress()))
         return
-    from edgekd import fleet as fleets
+    from edgekd.commands import fleet as fleets
 
     folder = out or Path("runs") / f"{bundle.stem}-fleet"
     found = fleets.run(fleets.FleetJob(fleets.load_fleet(fleet), job, folder, fresh=not resume), new_progress())
@@ -81,13 +81,13 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Time the networks of bundles on a device, as the table that predictions for its target are corrected by."""
-    from edgekd import profiling
-    from edgekd.devices.named import device_named
-    from edgekd.installing import EngineJob
+    from edgekd.commands import profile as profile_module
+    from edgekd.commands.engine import EngineJob
+    from edgekd.deploy.devices.named import device_named
 
     where = device_named(device)
     usual = EngineJob(bundles[0], where, runtime, False, state, python, agent, iterations, seconds, timeout)
-    found = profiling.run(profiling.ProfileJob(bundles, usual, out, target), new_progress())
+    found = profile_module.run(profile_module.ProfileJob(bundles, usual, out, target), new_progress())
     (print_json if as_json else print_profiled)(found)
 
 

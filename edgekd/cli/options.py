@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgekd.progress import Progress
+    from edgekd.core.progress import Progress
 
 Model = Annotated[Path, typer.Argument(help="Trained detector: Ultralytics .pt, .tv.pt, .onnx.", show_default=False)]
 Artifact = Annotated[Path, typer.Argument(help="A .pt, .onnx, .packed or .edgekd bundle.", show_default=False)]
@@ -42,6 +42,6 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 
 def new_progress() -> Progress:
     """A bar on a terminal, lines elsewhere."""
-    from edgekd.progress import for_stderr
+    from edgekd.core.progress import for_stderr
 
     return for_stderr()

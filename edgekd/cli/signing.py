@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekd.cli.options import Json, Keys, Licence, SecretFile
-from edgekd.printing import print_json
+from edgekd.cli.printing import print_json
 
 FirmwareKey = Annotated[
     str | None, typer.Option(help="Sign the firmware system's file: a key's file, or a pkcs11: address.")
@@ -30,8 +30,8 @@ def keygen(
     as_json: Json = False,
 ) -> None:
     """Make a key pair: NAME.key, which only its owner can read, and NAME.pub for everybody."""
-    from edgekd.signing.key_files import make_key
-    from edgekd.signing.secrets import Secrets
+    from edgekd.deploy.signing.key_files import make_key
+    from edgekd.deploy.signing.secrets import Secrets
 
     secrets = Secrets(secret_file)
     passphrase = secrets.choose(f"Passphrase for {name}.key") if encrypt or secrets.given else None
@@ -53,8 +53,8 @@ def trust(
     as_json: Json = False,
 ) -> None:
     """Make a trust file, which says whose bundles a camera takes, and sign it with the keys that are at hand."""
-    from edgekd.signing import load_signers
-    from edgekd.signing.signed import make_trust
+    from edgekd.deploy.signing import load_signers
+    from edgekd.deploy.signing.signed import make_trust
 
     _tell(make_trust(table, out, load_signers(key or (), secret_file), previous), as_json)
 
@@ -67,8 +67,8 @@ def sign(
     as_json: Json = False,
 ) -> None:
     """Add signatures to a bundle or a trust file."""
-    from edgekd.signing import load_signers
-    from edgekd.signing.signed import sign
+    from edgekd.deploy.signing import load_signers
+    from edgekd.deploy.signing.signed import sign
 
     _tell(sign(file, load_signers(key, secret_file), out), as_json)
 
@@ -80,7 +80,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a bundle or trust file from its first byte to its last, and who signed it."""
-    from edgekd.api import asking as api
+    from edgekd.commands.api import query as api
 
     _tell(api.verify(file, trust=trust, keys=key or ()).document, as_json)
 
@@ -116,9 +116,9 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write a bundle again: with another counter, changed files, measured latencies; or for a firmware system."""
-    from edgekd import packing
-    from edgekd.packagers import STATE, Packaging, packaging_for
-    from edgekd.signing import load_signers
+    from edgekd.commands import pack as pack_module
+    from edgekd.deploy.firmware import STATE, Packaging, packaging_for
+    from edgekd.deploy.signing import load_signers
 
     told = Packaging(
         system=system or "",
@@ -130,8 +130,8 @@ def pack(
         plain=rauc_plain,
         module=mender_module,
     )
-    job = packing.PackJob(source, out, version_counter, name, licence, measured or (), packaging_for(told, out))
-    _tell(packing.run(job, load_signers(sign or (), secret_file)), as_json)
+    job = pack_module.PackJob(source, out, version_counter, name, licence, measured or (), packaging_for(told, out))
+    _tell(pack_module.run(job, load_signers(sign or (), secret_file)), as_json)
 
 
 def delta(
@@ -141,7 +141,7 @@ def delta(
     as_json: Json = False,
 ) -> None:
     """Write what a camera needs of a new bundle beyond the one it has; `agent.pyz install` takes it."""
-    from edgekd import delta as deltas
+    from edgekd.deploy import delta as deltas
 
     found = deltas.run(old, new, out)
     if as_json:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgekd.compress.channels import Convolution, Cost, multiply_adds
+from edgekd.compress.pruning import Convolution, Cost, multiply_adds
 
 RIDGE = 1e-4
 """Of the mean power, added in every direction: what was never active here may be elsewhere."""

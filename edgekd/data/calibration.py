@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.atomic_files import write_file
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import DataError, SpecError, did_you_mean
+from edgekd.core.progress import SILENT, Progress
+from edgekd.core.toml import parse_table, read_toml
 from edgekd.data.images import ReadableImages, content_hashes, file_hashes, read_thumbnail
 from edgekd.data.types import Dataset, Sample, Split
-from edgekd.detectors.types import Preprocess
-from edgekd.errors import DataError, SpecError, did_you_mean
-from edgekd.files import write_file
-from edgekd.progress import SILENT, Progress
-from edgekd.toml import parse_table, read_toml
 
 FORMAT = 1
 BRIGHTNESS_BANDS = 8  # equal parts of the grey scale

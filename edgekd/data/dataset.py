@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import DataError
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
 from edgekd.data.subset import WHOLE, read_subset
 from edgekd.data.types import Dataset, LazySplits, Sample, Split
-from edgekd.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")

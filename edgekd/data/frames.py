@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.errors import DataError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import decode_image
-from edgekd.errors import DataError
 
 MOST = 64
 """Frames that are taken of a folder or video; they repeat."""

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.canonical import file_sha256, json_sha256
+from edgekd.core.canonical import file_sha256, json_sha256
+from edgekd.core.errors import DataError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.types import Sample, Split
-from edgekd.errors import DataError
-from edgekd.progress import SILENT, Progress
 
 Image = NDArray[np.uint8]
 Reader = Callable[[Path], Image]

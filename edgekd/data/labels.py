@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import DataError
+from edgekd.core.errors import DataError
 
 # Labelling tools round: a coordinate this far outside the image (as a share of it) is clipped, not refused.
 TOLERANCE = 1e-3

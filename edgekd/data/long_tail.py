@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import SpecError
 from edgekd.data.labels import Truth
 from edgekd.data.types import Split
-from edgekd.errors import SpecError
 
 TAIL = 0.05
 """A class with less than this share of the objects is rare, unless another share is named."""

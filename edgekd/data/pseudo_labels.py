@@ -13,7 +13,7 @@ So a class that the teacher never finds surely enough gets no labels, and its do
 `ignore` is only raised over the least score that is looked at where detections below it were seen to be wrong.
 Per-class thresholds: AMROD, arXiv 2406.16439; ignored regions: the COCO and LVIS benchmarks.
 
-From a training loop (`edgekd/labelling.py` runs the teacher)::
+From a training loop (`edgekd/data/labelling.py` runs the teacher)::
 
     with finder(graph, spec, LABELLING) as find:
         bands = teacher_bands(find, dataset.split("train"), dataset.classes)
@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.detection.decode import Thresholds
+from edgekd.core.detection.types import Detections
+from edgekd.core.errors import SpecError
 from edgekd.data.labels import Truth
-from edgekd.detectors.decode import Thresholds
-from edgekd.detectors.types import Detections
-from edgekd.errors import SpecError
 
 LABELLING = Thresholds(confidence=0.05)
 """What of a teacher's detections is looked at: one class per box, and no noise."""

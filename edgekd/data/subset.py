@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import DataError
 from edgekd.data.types import Dataset, Split
-from edgekd.errors import DataError
-from edgekd.files import write_file
 
 WHOLE = "subset_of"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
-from edgekd.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

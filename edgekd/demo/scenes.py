@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.atomic_files import new_folder, writing
+from edgekd.core.errors import DataError, SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.demo.backdrop import CAMERAS, HEIGHT, SWAY, WIDTH, Backdrop, backdrop
 from edgekd.demo.geometry import SUPERSAMPLE, Image, cast_shadow, paint
 from edgekd.demo.traffic import CLASSES, Actor, traffic
 from edgekd.demo.weather import Weather, develop, expose, weather
-from edgekd.errors import DataError, SpecError
-from edgekd.files import new_folder, writing
-from edgekd.progress import SILENT, Progress
 
 MIN_VISIBLE = 0.35
 """An object of which a smaller share is seen has no label."""

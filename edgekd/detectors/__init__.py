@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgekd.errors import SpecError
+from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.detectors.types import DetectorSpec
+    from edgekd.core.detection.types import DetectorSpec
 
 
 class Detector(Protocol):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.channels import Convolution, Cost, Goal, Unit, choose, isomorphic, least_important, multiply_adds
-from edgekd.errors import CompressError, SpecError, did_you_mean
+from edgekd.compress.pruning import Convolution, Cost, Goal, Unit, choose, isomorphic, least_important, multiply_adds
+from edgekd.core.errors import CompressError, SpecError, did_you_mean
 
 try:
     import torch
@@ -32,8 +32,8 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from edgekd.progress import Progress
-    from edgekd.spec import Prune
+    from edgekd.build.recipe import Prune
+    from edgekd.core.progress import Progress
 
 S = TypeVar("S")
 Pair = tuple[str, str]

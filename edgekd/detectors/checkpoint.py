@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import SpecError
-from edgekd.files import write_file
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import SpecError
 
 _LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
 # Results, paths and losses of the training: real checkpoints have them, a detector does not need them.

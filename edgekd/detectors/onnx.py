@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgekd.detectors.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
-from edgekd.errors import SpecError
+from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.errors import SpecError
 
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
@@ -75,7 +75,7 @@ class OnnxDetector:
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """What the file itself computes in float32 for batch [1, 3, h, w]."""
-        from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
+        from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
         with ONNXRUNTIME_CPU.load(self.path) as session:
             return session.run(batch)
@@ -188,7 +188,7 @@ def _read_head(head: str | None) -> dict[str, Any]:
         return {}
     if head in HEADS:
         return {"kind": head}
-    from edgekd.toml import parse_table, read_toml
+    from edgekd.core.toml import parse_table, read_toml
 
     if not head.endswith(".toml"):
         raise SpecError("--head", expected=", ".join(HEADS) + " or a .toml file", found=head)

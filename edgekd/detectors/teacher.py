@@ -12,10 +12,10 @@ from edgekd.detectors.torchvision_names import is_torchvision
 if TYPE_CHECKING:
     import torch
 
-    from edgekd.compress.terms import Aids, Seen
-    from edgekd.detectors.decode import Thresholds
+    from edgekd.build.recipe import Distill
+    from edgekd.compress.distillation.loss_terms import Aids, Seen
+    from edgekd.core.detection.decode import Thresholds
     from edgekd.detectors.ultralytics_seen import Transformer
-    from edgekd.spec import Distill
 
 
 class Teacher(Protocol):
@@ -72,8 +72,8 @@ def paired_aids(
     """What is trained beside a student with maps of these widths and strides, the same for the same seed."""
     import torch
 
-    from edgekd.compress.anchors import nearest_levels
-    from edgekd.compress.terms import Aids
+    from edgekd.compress.distillation.anchors import nearest_levels
+    from edgekd.compress.distillation.loss_terms import Aids
 
     levels = nearest_levels(strides, teacher.strides)
     with torch.random.fork_rng(devices=[]):

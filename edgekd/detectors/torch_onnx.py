@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import CompressError
+from edgekd.core.errors import CompressError
 
 
 def write_onnx(module: Any, height: int, width: int, graph: Path, opset: int) -> None:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.errors import SpecError
 from edgekd.detectors.torch_onnx import write_onnx
-from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.errors import SpecError
 
 if TYPE_CHECKING:
     from edgekd.detectors.torchvision_network import TorchvisionNetwork

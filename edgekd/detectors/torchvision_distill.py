@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.build.recipe import Distill
+from edgekd.core.detection.preprocess import letterbox, to_input
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image, readable
 from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import read_state, write_content
-from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import TorchvisionDetector
 from edgekd.detectors.torchvision_names import SUFFIX
 from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device, require_finite
-from edgekd.detectors.types import Preprocess
-from edgekd.errors import SpecError
-from edgekd.progress import SILENT, Progress
-from edgekd.spec import Distill
 
 try:
     import torch
@@ -44,8 +44,8 @@ except ImportError as error:
         fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
     ) from error
 
-from edgekd.compress.adaptive import Weighing
-from edgekd.compress.terms import Comparison, shared_classes
+from edgekd.compress.distillation.loss_terms import Comparison, shared_classes
+from edgekd.compress.distillation.loss_weighting import Weighing
 from edgekd.detectors.torchvision_network import TorchvisionNetwork, save_network, with_classes
 
 NOT_HERE = ("width", "class_power", "repeat", "unlabelled", "conflict", "text")

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
-from edgekd.compress.anchors import Grid
-from edgekd.compress.terms import NOTHING, Predictions, Seen
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.loss_terms import NOTHING, Predictions, Seen
+from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.detectors.checkpoint import write_content
 from edgekd.detectors.torchvision_names import BUILDERS
-from edgekd.errors import SpecError, did_you_mean
 
 FAMILY = "torchvision"
 _CLASS_LAYER = re.compile(r"head\.classification_head\.(cls_logits|module_list\.\d+\.1)\.")

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.channels import Cost
+from edgekd.build.recipe import Distill, DistillStage, Prune, Weights
+from edgekd.compress.pruning import Cost
+from edgekd.core.detection.preprocess import letterbox, to_input
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, drawn
 from edgekd.data.types import Sample
-from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import Teacher, load_teacher, paired_aids, parameters_in
 from edgekd.detectors.torchvision import TorchvisionDetector
-from edgekd.detectors.types import Preprocess
-from edgekd.errors import SpecError
-from edgekd.progress import SILENT, Progress
-from edgekd.spec import Distill, DistillStage, Prune, Weights
 
 # First: it says what is missing where PyTorch or torch-pruning are.
 from edgekd.detectors.channel_groups import (  # isort: skip
@@ -44,7 +44,7 @@ from edgekd.detectors.channel_groups import (  # isort: skip
 import torch
 from torch import nn
 
-from edgekd.compress.terms import shared_classes
+from edgekd.compress.distillation.loss_terms import shared_classes
 from edgekd.detectors.torchvision_distill import Batch, StudentLoss
 from edgekd.detectors.torchvision_network import TorchvisionNetwork, save_network, with_classes
 

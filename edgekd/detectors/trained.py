@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.errors import CompressError, SpecError
+from edgekd.core.errors import CompressError, SpecError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.errors import SpecError
 from edgekd.detectors.checkpoint import load_checkpoint, write_checkpoint
 from edgekd.detectors.torch_onnx import write_onnx
-from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.errors import SpecError
 
 HEADS = ("Detect", "v10Detect")
 

@@ -13,7 +13,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
-from edgekd.compress.channels import Convolution
+from edgekd.compress.pruning import Convolution
 
 # First: they say what is missing where PyTorch, torch-pruning or Ultralytics are.
 from edgekd.detectors.channel_groups import Channels, convolutions_run  # isort: skip

@@ -15,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekd.build.recipe import Distill
+from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import readable
 from edgekd.data.types import Sample
@@ -22,10 +25,7 @@ from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_cont
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device
 from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
-from edgekd.engines.types import import_problem
-from edgekd.errors import CompressError, SpecError
-from edgekd.progress import SILENT, Progress
-from edgekd.spec import Distill
+from edgekd.runtimes.types import import_problem
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import Batches, Loop, quiet, ultralytics_label  # isort: skip
@@ -36,10 +36,10 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
-from edgekd.compress import text
-from edgekd.compress.conflict import projector
-from edgekd.compress.terms import shared_classes
-from edgekd.compress.text import class_texts
+from edgekd.compress.distillation import text
+from edgekd.compress.distillation.gradient_conflict import projector
+from edgekd.compress.distillation.loss_terms import shared_classes
+from edgekd.compress.distillation.text import class_texts
 from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics_seen import look
 

@@ -14,17 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekd.compress.channels import Convolution, Cost, multiply_adds
+from edgekd.build.recipe import LowRank
+from edgekd.compress.pruning import Convolution, Cost, multiply_adds
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
 from edgekd.detectors.checkpoint import write_checkpoint
-from edgekd.detectors.preprocess import letterbox
 from edgekd.detectors.teacher import parameters_in
-from edgekd.detectors.types import Preprocess
 from edgekd.detectors.ultralytics import UltralyticsDetector, input_size
-from edgekd.errors import CompressError, SpecError
-from edgekd.progress import SILENT, Progress
-from edgekd.spec import LowRank
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import quiet  # isort: skip

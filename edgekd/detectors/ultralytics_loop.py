@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Listener, PlainProgress, Progress
 from edgekd.data.types import Sample
 from edgekd.detectors.trained import require_finite
-from edgekd.errors import SpecError
-from edgekd.progress import SILENT, Listener, PlainProgress, Progress
 
 try:
     import torch

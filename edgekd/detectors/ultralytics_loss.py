@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.build.recipe import Distill, Weights
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
 from edgekd.data.pseudo_labels import mixed_order
 from edgekd.data.types import Sample
-from edgekd.spec import Distill, Weights
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import Lesson  # isort: skip
 
 import torch
 
-from edgekd.compress.adaptive import Weighing
-from edgekd.compress.boxes import best_inside, corners, ignored
-from edgekd.compress.conflict import reconcile
-from edgekd.compress.region_text import confidence, contrastive_loss, modality_weights, relation_loss
-from edgekd.compress.terms import Comparison, Said
+from edgekd.compress.distillation.boxes import best_inside, corners, ignored
+from edgekd.compress.distillation.gradient_conflict import reconcile
+from edgekd.compress.distillation.loss_terms import Comparison, Said
+from edgekd.compress.distillation.loss_weighting import Weighing
+from edgekd.compress.distillation.region_text import confidence, contrastive_loss, modality_weights, relation_loss
 from edgekd.detectors.teacher import Teacher
 from edgekd.detectors.ultralytics_seen import Watched
 

@@ -1,7 +1,7 @@
 """Ultralytics' open-vocabulary detectors (YOLO-World, YOLOE), which find what they are given words for.
 
 They need no training on the classes, and so can label frames for a detector that will be small and quick
-(`edgekd/labelling.py`). edgekd runs such a checkpoint where the user has one; it brings and downloads none.
+(`edgekd/data/labelling.py`). edgekd runs such a checkpoint where the user has one; it brings and downloads none.
 
 The words have to be encoded by the checkpoint's own text encoder: CLIP ViT-B/32 for YOLO-World, MobileCLIP for YOLOE.
 Ultralytics downloads these where they are first needed, and edgekd never asks for that. So the vectors come either from
@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
+from edgekd.core.errors import SpecError
 from edgekd.data.images import Image
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.detectors.decode import Thresholds, decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.detectors.ultralytics import input_size
-from edgekd.errors import SpecError
 
 
 def open_vocabulary(

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.channels import Cost
+from edgekd.build.recipe import Distill, DistillStage, Prune, Weights
+from edgekd.compress.pruning import Cost
+from edgekd.core.detection.preprocess import letterbox, to_input
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
 from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import checkpoint_bytes, write_checkpoint
-from edgekd.detectors.preprocess import letterbox, to_input
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
-from edgekd.detectors.types import Preprocess
 from edgekd.detectors.ultralytics import UltralyticsDetector, input_size
-from edgekd.errors import SpecError
-from edgekd.progress import SILENT, Progress
-from edgekd.spec import Distill, DistillStage, Prune, Weights
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import quiet, ultralytics_label  # isort: skip
@@ -39,9 +39,9 @@ from torch import nn
 from ultralytics.nn.modules.block import C2f
 from ultralytics.utils import DEFAULT_CFG
 
-from edgekd.compress.fake_quant import FakeQuantConv2d
-from edgekd.compress.qdq import read_layers
-from edgekd.compress.terms import shared_classes
+from edgekd.compress.distillation.loss_terms import shared_classes
+from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
+from edgekd.compress.quantization.qdq import read_layers
 from edgekd.detectors.channel_groups import (
     Pruned,
     Sensitivity,

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.detectors.decode import Thresholds, decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.detectors.ultralytics import input_size, require_box_detector
 
 # First: it says what is missing where PyTorch or Ultralytics are.
@@ -25,9 +25,9 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
-from edgekd.compress.anchors import Grid
-from edgekd.compress.boxes import corners
-from edgekd.compress.terms import Predictions, Seen
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.boxes import corners
+from edgekd.compress.distillation.loss_terms import Predictions, Seen
 
 SIDE = 256
 """Pixels of the blank frame on which a network is looked at."""

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.qdq import Layer, read_layers, write_layers
+from edgekd.build.recipe import QuantAwareDistill
+from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import readable
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.detectors.trained import Trained, fitting_batches
 from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
-from edgekd.errors import CompressError, SpecError
-from edgekd.evaluate import require_classes
-from edgekd.progress import SILENT, Progress
-from edgekd.spec import QuantAwareDistill
+from edgekd.evaluation.evaluate import require_classes
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # isort: skip
@@ -30,9 +30,9 @@ from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # isort: skip
 import torch
 from ultralytics.utils.loss import v8DetectionLoss
 
-from edgekd.compress import distill
-from edgekd.compress.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
-from edgekd.formats import int8
+from edgekd.compress.distillation import distill
+from edgekd.compress.quantization.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
+from edgekd.core.formats import int8
 
 BOX_WEIGHT = 5.0
 """How much more the boxes' distance counts than the classes' and the features'."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.cli import COMMANDS, main
-from edgekd.bundle.archive import extract, pack, read_head
+from edgekd.core.bundle.archive import extract, pack, read_head
 
 BUNDLE = "EDGEKD_TEST_BUNDLE"
 """Names the bundle to use where none can be built."""

@@ -27,7 +27,7 @@ from tensorrt_tables import VERSIONS, names_of, numbers, recorded
 
 from edgekd.agent.runtimes import cuda
 from edgekd.agent.runtimes.tensorrt import TensorRt
-from edgekd.formats.calibration_cache import from_text
+from edgekd.core.formats.calibration_cache import from_text
 
 __all__ = ["VERSIONS", "Behaviour", "FakeCuda", "fake", "installed", "names_of"]
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")

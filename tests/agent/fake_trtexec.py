@@ -119,7 +119,7 @@ def _request(options: dict[str, str], model: Any, version: str) -> Any:
     from fake_tensorrt_builder import Request
     from fake_tensorrt_graph import Graph
 
-    from edgekd.formats.calibration_cache import from_text
+    from edgekd.core.formats.calibration_cache import from_text
 
     flags = {name.upper() for name in ("fp16", "int8") if f"--{name}" in options or "--best" in options}
     if "--allowGPUFallback" in options:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.bundle import ed25519
-from edgekd.bundle.archive import read_head, seal
-from edgekd.bundle.signatures import Signature, key_id, statement
-from edgekd.bundle.trust import Key, Role, SignedTrust, Trust, to_json
+from edgekd.core.bundle import ed25519
+from edgekd.core.bundle.archive import read_head, seal
+from edgekd.core.bundle.signatures import Signature, key_id, statement
+from edgekd.core.bundle.trust import Key, Role, SignedTrust, Trust, to_json
 
 ISSUED, EXPIRES = "2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import edgekd
-from edgekd import agent_archive
-from edgekd.agent_archive import agent_modules
+from edgekd.deploy import agent_zipapp
+from edgekd.deploy.agent_zipapp import agent_modules
 
 PACKAGE = Path(edgekd.__file__).parent
 LIMIT = 225_000  # bytes; it was 200,000 before the agent validated engines one by one, and tuned them
@@ -23,7 +23,7 @@ LIMIT = 225_000  # bytes; it was 200,000 before the agent validated engines one 
 
 @pytest.fixture(scope="module")
 def archive() -> zipfile.ZipFile:
-    return zipfile.ZipFile(io.BytesIO(agent_archive.agent_archive()))
+    return zipfile.ZipFile(io.BytesIO(agent_zipapp.agent_archive()))
 
 
 def names_in(archive: zipfile.ZipFile) -> set[str]:
@@ -35,16 +35,18 @@ def test_it_is_the_same_each_time_and_whatever_the_time_of_its_sources(tmp_path:
     for path in copy.rglob("*.py"):
         os.utime(path, (0, 0))
         path.chmod(0o700)
-    script = "import sys; from edgekd.agent_archive import agent_archive; sys.stdout.buffer.write(agent_archive())"
+    script = (
+        "import sys; from edgekd.deploy.agent_zipapp import agent_archive; sys.stdout.buffer.write(agent_archive())"
+    )
     environment = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "3", "PYTHONDONTWRITEBYTECODE": "1"}
     made = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, check=True
     )
-    assert made.stdout == agent_archive.agent_archive()
+    assert made.stdout == agent_zipapp.agent_archive()
 
 
 def test_it_is_small() -> None:
-    assert len(agent_archive.agent_archive()) <= LIMIT
+    assert len(agent_zipapp.agent_archive()) <= LIMIT
 
 
 def test_it_has_every_module_of_the_agent_as_it_is(archive: zipfile.ZipFile) -> None:
@@ -56,7 +58,7 @@ def test_it_has_every_module_of_the_agent_as_it_is(archive: zipfile.ZipFile) -> 
 
 def test_it_has_what_the_agent_shares_and_nothing_of_the_host(archive: zipfile.ZipFile) -> None:
     shared = {name for name in names_in(archive) if not name.startswith("edgekd/agent/")}
-    assert {"edgekd/formats/packed_graph.py", "edgekd/bundle/archive.py", "edgekd/errors.py"} <= shared
+    assert {"edgekd/core/formats/packed_graph.py", "edgekd/core/bundle/archive.py", "edgekd/core/errors.py"} <= shared
     for name in shared:
         said = " ".join((ast.get_docstring(ast.parse(archive.read(name))) or "").lower().split())
         assert "shared with the device" in said or name.endswith("__init__.py"), name
@@ -65,14 +67,14 @@ def test_it_has_what_the_agent_shares_and_nothing_of_the_host(archive: zipfile.Z
 def test_an_import_is_followed_where_it_would_be_carried_out() -> None:
     modules = agent_modules()
     assert "edgekd.agent.runtimes.null" in modules
-    assert "edgekd.formats.golden_set" in modules, "imported in a function of the agent"
+    assert "edgekd.core.formats.golden_set" in modules, "imported in a function of the agent"
     assert "edgekd.detectors" in modules, "the package of a module"
     assert "edgekd.detectors.onnx" not in modules, "imported in a function of a module that is shared"
 
 
 def test_it_runs_from_any_folder(tmp_path: Path) -> None:
     path = tmp_path / "agent.pyz"
-    path.write_bytes(agent_archive.agent_archive())
+    path.write_bytes(agent_zipapp.agent_archive())
     done = subprocess.run([sys.executable, "-I", path, "--version"], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, edgekd.__version__ + "\n")
 

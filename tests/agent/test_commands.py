@@ -18,9 +18,9 @@ from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.selftest import SelfTestError
 from edgekd.agent.slots import State
-from edgekd.bundle.archive import verify
-from edgekd.errors import DeviceError
-from edgekd.formats.packed_graph import unpack
+from edgekd.core.bundle.archive import verify
+from edgekd.core.errors import DeviceError
+from edgekd.core.formats.packed_graph import unpack
 
 
 def served(agent: Agent, bundle: Path) -> None:

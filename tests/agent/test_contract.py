@@ -16,7 +16,7 @@ from test_json_contract import assert_documented, objects, schema_of
 
 from edgekd.agent.cli import COMMANDS, main
 from edgekd.agent.runtimes import AUTOMATIC, NAMED
-from edgekd.bundle.archive import verify
+from edgekd.core.bundle.archive import verify
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "agent.md"
 

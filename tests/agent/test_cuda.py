@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgekd.agent.runtimes import cuda
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 
 class CudaPython:

@@ -10,16 +10,16 @@ import tiny
 from cameras import install
 from running import Built
 
-from edgekd import drift
 from edgekd.agent import serving
 from edgekd.agent.serving import Served
-from edgekd.bundle.archive import extract, read_manifest
+from edgekd.build.pipeline import build
+from edgekd.build.recipe import load_recipe
+from edgekd.build.run import Job
+from edgekd.core import drift
+from edgekd.core.bundle.archive import extract, read_manifest
+from edgekd.core.drift import LEAST_FRAMES, WINDOW, Drift, from_json
 from edgekd.data.images import read_image
-from edgekd.drift import LEAST_FRAMES, WINDOW, Drift, from_json
-from edgekd.pipeline import build
-from edgekd.run import Job
-from edgekd.spec import load_recipe
-from edgekd.target import load_target
+from edgekd.hardware.target import load_target
 
 
 def build_into(out: Path, model: Path, data: Path) -> Path:

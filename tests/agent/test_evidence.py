@@ -12,7 +12,7 @@ from test_validation import SHORT, in_process
 from edgekd.agent.validation.coordinator import validate
 from edgekd.agent.validation.evidence import MAX_BYTES, from_json, loads
 from edgekd.agent.validation.verdicts import INCOMPLETE, NONE_TESTED, exit_code, verdicts
-from edgekd.errors import SpecError
+from edgekd.core.errors import SpecError
 
 
 @pytest.fixture(scope="module")

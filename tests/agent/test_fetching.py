@@ -21,8 +21,8 @@ from signer import signed, trust_file
 from edgekd.agent.commands import Camera
 from edgekd.agent.fetching import Order, fetch
 from edgekd.agent.slots import State
-from edgekd.canonical import file_sha256
-from edgekd.errors import BundleError, DeviceError, HashError
+from edgekd.core.canonical import file_sha256
+from edgekd.core.errors import BundleError, DeviceError, HashError
 
 
 @dataclass

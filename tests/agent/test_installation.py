@@ -17,8 +17,8 @@ from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.selftest import RUNS
 from edgekd.agent.slots import State
 from edgekd.agent.trial import Trial, Uptime, read_uptime
-from edgekd.bundle.archive import extract, file_entry, pack, read_head
-from edgekd.errors import DeviceError
+from edgekd.core.bundle.archive import extract, file_entry, pack, read_head
+from edgekd.core.errors import DeviceError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from edgekd.agent.runtimes.builder_log import MAX_LENGTH, MAX_LINES, BuilderLog,
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.types import FLOAT, UnimplementedLayerError, Wish
 from edgekd.agent.slots import State
-from edgekd.formats.qdq_graph import QdqGraph
+from edgekd.core.formats.qdq_graph import QdqGraph
 
 GRAPH = QdqGraph(conv_pair().SerializeToString())
 

@@ -10,8 +10,8 @@ from cameras import Agent, identity_of, repacked
 from signer import signed, trust_file
 
 from edgekd.agent.slots import State, model_names
-from edgekd.bundle.archive import read_manifest
-from edgekd.errors import SpecError
+from edgekd.core.bundle.archive import read_manifest
+from edgekd.core.errors import SpecError
 
 
 def with_memory(root: Path, kilobytes: int) -> Path:

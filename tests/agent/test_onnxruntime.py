@@ -22,11 +22,11 @@ from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.selftest import SelfTestError
 from edgekd.agent.slots import State
-from edgekd.bundle.archive import read_manifest
+from edgekd.core.bundle.archive import read_manifest
+from edgekd.core.detection.preprocess import to_tensor
+from edgekd.core.errors import DeviceError
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.detectors.preprocess import to_tensor
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import DeviceError
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 
 @pytest.fixture

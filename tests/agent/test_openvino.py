@@ -10,13 +10,13 @@ from cameras import Agent
 from running import Built
 
 from edgekd.agent.commands import Camera, build
-from edgekd.agent.departures import departures
+from edgekd.agent.layer_divergence import departures
 from edgekd.agent.runtimes import AUTOMATIC
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.selftest import batches, read_golden
 from edgekd.agent.slots import State
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 pytest.importorskip("openvino")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from edgekd.agent.parity import candidates, confidence, drift, filled
-from edgekd.detectors.types import Head
-from edgekd.formats.golden_set import GoldenSet
+from edgekd.core.detection.types import Head
+from edgekd.core.formats.golden_set import GoldenSet
 
 HEADS = {"yolo": (1, 7, 20), "yolox": (1, 20, 8), "end2end": (1, 20, 6)}
 

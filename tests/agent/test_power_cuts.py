@@ -16,10 +16,10 @@ from signer import trust_file
 
 from edgekd.agent.commands import Camera, activate, build, selftest
 from edgekd.agent.engines import read_engine
-from edgekd.agent.renewal import renew
+from edgekd.agent.rebuild_engine import renew
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.slots import Slot, State
-from edgekd.agent.trusted import held_trust
+from edgekd.agent.trust_state import held_trust
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
 

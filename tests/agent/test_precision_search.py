@@ -15,7 +15,7 @@ from qdq_models import conv_pair
 from edgekd.agent.precision_search import LayerGraph, Profile, Search, cheapest, connected, layer_graph, profile_of
 from edgekd.agent.runtimes.types import Layer
 from edgekd.agent.tuning import fastest
-from edgekd.formats.qdq_graph import QdqGraph
+from edgekd.core.formats.qdq_graph import QdqGraph
 
 BYTES = 1000
 BUILDS = 4

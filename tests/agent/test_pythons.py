@@ -14,9 +14,9 @@ from cameras import BUNDLE, identity_of, options, repacked
 from pythons import interpreter, wheels
 from running import Built
 
-from edgekd.agent_archive import NAME, agent_archive
-from edgekd.bundle.archive import extract
-from edgekd.delta import run as make_delta
+from edgekd.core.bundle.archive import extract
+from edgekd.deploy.agent_zipapp import NAME, agent_archive
+from edgekd.deploy.delta import run as make_delta
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.types import AS_THE_GRAPH, Runtime
 from edgekd.agent.selftest import batches, read_golden
 from edgekd.agent.slots import Slot, State
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 
 @pytest.fixture

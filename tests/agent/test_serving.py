@@ -24,13 +24,13 @@ from edgekd.agent import serving
 from edgekd.agent.engines import ENGINE
 from edgekd.agent.serving import Served
 from edgekd.agent.slots import State
-from edgekd.agent_archive import agent_archive
-from edgekd.artifact import opened
-from edgekd.bundle.archive import read_head
-from edgekd.detectors.decode import Thresholds, decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import DeviceError, HashError
+from edgekd.core.bundle.archive import read_head
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.errors import DeviceError, HashError
+from edgekd.deploy.agent_zipapp import agent_archive
+from edgekd.deploy.artifact import opened
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "camera_service.py"
 

@@ -23,9 +23,9 @@ from edgekd.agent.runtimes.tensorrt_generations import generation, numbers
 from edgekd.agent.runtimes.types import FLOAT, UnsuitedError, Wish
 from edgekd.agent.selftest import SelfTestError, batches, read_golden
 from edgekd.agent.slots import State
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import DeviceError
-from edgekd.formats.calibration_cache import from_text
+from edgekd.core.errors import DeviceError
+from edgekd.core.formats.calibration_cache import from_text
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 WEAK = [version for version in VERSIONS if not version.startswith("11")]
 
@@ -230,7 +230,7 @@ def test_layers_that_are_float_in_the_graph_stay_float_on_the_dla(
 
 
 def test_the_scales_of_the_bundle_have_those_of_the_graph_and_more(camera: Camera, tmp_path: Path) -> None:
-    from edgekd.formats.plain_graph import plain_graph
+    from edgekd.core.formats.plain_graph import plain_graph
 
     slot = camera.chosen_slot()
     file = slot.file("calibration-cache")

@@ -17,7 +17,7 @@ from edgekd.agent.runtimes.trtexec import Trtexec
 from edgekd.agent.runtimes.trtexec_flags import FLAGS, flags_of
 from edgekd.agent.runtimes.types import AS_THE_GRAPH, FLOAT, Wish
 from edgekd.agent.slots import State
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 NUMBERS = {"8.2.1": 8201, "8.4.1": 8401, "8.5.2": 8502, "8.6.2": 8602, "10.3.0": 100300, "11.4.1": 110401}
 

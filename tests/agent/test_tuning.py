@@ -19,13 +19,13 @@ from test_trtexec import NUMBERS, program, told
 from edgekd.agent import selftest
 from edgekd.agent.commands import Camera, activate, build
 from edgekd.agent.engines import engine_of, read_engine
-from edgekd.agent.renewal import renew
+from edgekd.agent.rebuild_engine import renew
 from edgekd.agent.runtimes import trtexec
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.slots import Slot, State
 from edgekd.agent.tuning import Effort, tune
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 QUICK = ("--iterations", 20, "--seconds", 0)
 LAYERS = ("cells8", "cells16", "cells32")

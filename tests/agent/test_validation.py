@@ -20,7 +20,7 @@ from edgekd.agent.validation.evidence import Process, from_json, loads
 from edgekd.agent.validation.machine import anonymous, read_moment, read_versions
 from edgekd.agent.validation.process import Job, perform
 from edgekd.agent.validation.verdicts import INCOMPLETE, NONE_TESTED, SOME_REFUTED
-from edgekd.errors import SpecError
+from edgekd.core.errors import SpecError
 
 SHORT = Effort(iterations=2, seconds=0, patience_s=60)
 FORMS = ["float", "fp32-weights", "int8-constants"]

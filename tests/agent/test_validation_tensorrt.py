@@ -15,7 +15,7 @@ from edgekd.agent.validation import process
 from edgekd.agent.validation.coordinator import Effort, ValidationError, validate
 from edgekd.agent.validation.evidence import Evidence, loads
 from edgekd.agent.validation.verdicts import SOME_REFUTED, Verdict, verdicts
-from edgekd.bundle.archive import read_head
+from edgekd.core.bundle.archive import read_head
 
 EFFORT = Effort(iterations=60, seconds=0)
 ALL = ("tensorrt", "tensorrt-dla0", "tensorrt-dla1")
@@ -53,8 +53,8 @@ def node_times(bundle: Path, int8: float, half: float) -> dict[str, tuple[float,
 def nodes(bundle: Path) -> Any:
     import onnx
 
-    from edgekd.bundle.archive import read_file
-    from edgekd.formats.packed_graph import unpack
+    from edgekd.core.bundle.archive import read_file
+    from edgekd.core.formats.packed_graph import unpack
 
     return onnx.load_from_string(unpack(read_file(bundle, read_head(bundle).manifest.graph))).graph.node
 

@@ -15,11 +15,11 @@ from edgekd.agent import serving
 from edgekd.agent.serving import Served
 from edgekd.agent.slots import State
 from edgekd.agent.variants import Variants
-from edgekd.bundle.archive import extract, file_entry, pack
-from edgekd.delta import run as make_delta
-from edgekd.detectors.preprocess import letterbox
-from edgekd.drift import LEAST_FRAMES, WINDOW, record_of, statistics_of, to_json
-from edgekd.errors import DeviceError, SpecError
+from edgekd.core.bundle.archive import extract, file_entry, pack
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.drift import LEAST_FRAMES, WINDOW, record_of, statistics_of, to_json
+from edgekd.core.errors import DeviceError, SpecError
+from edgekd.deploy.delta import run as make_delta
 
 DAY, NIGHT = 140, 12
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.compress.channels import Convolution, multiply_adds
+from edgekd.compress.pruning import Convolution, multiply_adds
 
 torch = pytest.importorskip("torch")
 

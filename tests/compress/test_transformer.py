@@ -14,19 +14,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from transformer import LAYERS, pictures, write_transformer
 
-from edgekd.compress.graph import Graph
-from edgekd.compress.plan import Form, require_fits
-from edgekd.compress.planner import choices, ladder, measure_costs, plan_for
-from edgekd.compress.qdq import read_layers
-from edgekd.compress.quantize import Quantized, quantize
-from edgekd.compress.rewrite import weights_pair
-from edgekd.engines.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.errors import CompressError
-from edgekd.formats import fp4x, nvfp4
-from edgekd.formats.int8 import dequantize_channels
-from edgekd.formats.packed_graph import pack, sections, unpack
-from edgekd.network import output_errors
-from edgekd.spec import Quantize
+from edgekd.build.recipe import Quantize
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.mixed_precision import choices, ladder, measure_costs, plan_for
+from edgekd.compress.quantization.plan import Form, require_fits
+from edgekd.compress.quantization.qdq import read_layers
+from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.quantization.rewrite import weights_pair
+from edgekd.core.errors import CompressError
+from edgekd.core.formats import fp4x, nvfp4
+from edgekd.core.formats.int8 import dequantize_channels
+from edgekd.core.formats.packed_graph import pack, sections, unpack
+from edgekd.detectors.generic_onnx import output_errors
+from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 pytest.importorskip("torch")
 SEEN, FRESH = pictures(16), pictures(32, seed=9)

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import DataError, SpecError
 from edgekd.data.calibration import (
     CalibrationFile,
     CalibrationRule,
@@ -26,8 +28,6 @@ from edgekd.data.calibration import (
 )
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset
-from edgekd.detectors.types import Preprocess
-from edgekd.errors import DataError, SpecError
 
 RULE = load_rule()
 Scene = tuple[str, int]  # label file, grey level

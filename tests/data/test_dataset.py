@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from edgekd.core.errors import DataError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.labels import read_labels
-from edgekd.errors import DataError
 
 
 def make_yolo(root: Path, labels: Mapping[str, str | None], split: str = "train", yaml: str | None = None) -> Path:

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
+from edgekd.core.errors import DataError
 from edgekd.data import images
 from edgekd.data.images import ReadableImages, content_hashes, read_image, read_thumbnail
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
-from edgekd.errors import DataError
 
 NOTHING = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.core.errors import SpecError
 from edgekd.data.labels import Truth
 from edgekd.data.long_tail import class_weights, epoch_order, instances, rare_classes, repeat_factors, tail_classes
 from edgekd.data.types import Sample, Split
-from edgekd.errors import SpecError
 
 
 def truth(*classes: int, crowd: tuple[int, ...] = ()) -> Truth:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.core.detection.types import Detections
+from edgekd.core.errors import SpecError
 from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING, Bands, find_bands, mixed_order, pseudo_truth
-from edgekd.detectors.types import Detections
-from edgekd.errors import SpecError
 
 SIDE = 100
 PLACES = [(10.0 * at, 0.0, 10.0 * at + 8, 8.0) for at in range(10)]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
+from edgekd.core.errors import DataError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
-from edgekd.errors import DataError
 
 
 def test_a_subset_has_the_samples_of_the_whole(tiny_data: Path, tmp_path: Path) -> None:

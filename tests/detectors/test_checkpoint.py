@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekd.core.errors import SpecError
 from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.errors import SpecError
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

@@ -13,12 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_graphs import real_graph
 
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.errors import SpecError
 from edgekd.detectors import load
+from edgekd.detectors.export import export
 from edgekd.detectors.onnx import SPEC_KEY, OnnxDetector, describe, describe_in, load_graph
-from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import SpecError
-from edgekd.export import export
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 CELLS = 64 + 16 + 4
 HERE = Path("model.onnx")

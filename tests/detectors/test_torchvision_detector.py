@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from running import EdgeKD
 
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.errors import SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
-from edgekd.detectors.decode import Thresholds, decode
-from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.torchvision import TorchvisionDetector
 from edgekd.detectors.torchvision_names import BUILDERS
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import SpecError
-from edgekd.export import TOLERANCE, export
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")

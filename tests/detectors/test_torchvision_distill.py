@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from test_torchvision_detector import SIDE, SMALL, make
 
+from edgekd.build.recipe import Distill, DistillStage, Weights
+from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors import load
-from edgekd.errors import CompressError, SpecError
-from edgekd.export import TOLERANCE, export
-from edgekd.spec import Distill, DistillStage, Weights
+from edgekd.detectors.export import TOLERANCE, export
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from edgekd.compress.terms import shared_classes  # noqa: E402
+from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
 from edgekd.detectors import torchvision_distill as module  # noqa: E402
 from edgekd.detectors.checkpoint import read_state  # noqa: E402
 from edgekd.detectors.teacher import load_teacher, paired_aids  # noqa: E402

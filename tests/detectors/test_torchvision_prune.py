@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_torchvision_detector import SIDE, SMALL, make
 
-from edgekd.errors import CompressError, SpecError
-from edgekd.export import export
-from edgekd.spec import Distill, Prune
+from edgekd.build.recipe import Distill, Prune
+from edgekd.core.errors import CompressError, SpecError
+from edgekd.detectors.export import export
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")

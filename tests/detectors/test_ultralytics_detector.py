@@ -14,15 +14,15 @@ import onnx
 import pytest
 from real_graphs import real_graph
 
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox, place
+from edgekd.core.detection.types import Head, Preprocess
+from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors import load
-from edgekd.detectors.decode import Thresholds, decode
+from edgekd.detectors.export import TOLERANCE, export, parity_error
 from edgekd.detectors.onnx import OnnxDetector
-from edgekd.detectors.preprocess import letterbox, place
-from edgekd.detectors.types import Head, Preprocess
 from edgekd.detectors.ultralytics import UltralyticsDetector
-from edgekd.engines.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.errors import CompressError, SpecError
-from edgekd.export import TOLERANCE, export, parity_error
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

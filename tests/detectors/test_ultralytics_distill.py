@@ -12,19 +12,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from edgekd.build.recipe import Distill, DistillStage, Weights
+from edgekd.core.detection.decode import SCORING
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.progress import SilentProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.labels import Truth
 from edgekd.data.long_tail import epoch_order, repeat_factors
 from edgekd.data.types import Sample
 from edgekd.detectors.checkpoint import load_checkpoint, read_state
-from edgekd.detectors.decode import SCORING
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import Preprocess
+from edgekd.detectors.export import export
 from edgekd.detectors.ultralytics import UltralyticsDetector
-from edgekd.errors import CompressError, SpecError
-from edgekd.export import export
-from edgekd.progress import SilentProgress
-from edgekd.spec import Distill, DistillStage, Weights
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -34,9 +34,9 @@ from ultralytics.engine import trainer  # noqa: E402
 from ultralytics.utils import LOGGER  # noqa: E402
 from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
-from edgekd.compress import text  # noqa: E402
-from edgekd.compress.terms import shared_classes  # noqa: E402
-from edgekd.compress.text import class_texts, hashed_words  # noqa: E402
+from edgekd.compress.distillation import text  # noqa: E402
+from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
+from edgekd.compress.distillation.text import class_texts, hashed_words  # noqa: E402
 from edgekd.detectors import ultralytics_distill as module  # noqa: E402
 from edgekd.detectors import ultralytics_loop  # noqa: E402
 from edgekd.detectors.teacher import Teacher, as_transformer, load_teacher, paired_aids  # noqa: E402

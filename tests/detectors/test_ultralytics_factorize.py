@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.compress.channels import Convolution
+from edgekd.build.recipe import Distill, LowRank
+from edgekd.compress.pruning import Convolution
+from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.export import export
 from edgekd.detectors.ultralytics import UltralyticsDetector
-from edgekd.errors import CompressError, SpecError
-from edgekd.export import export
-from edgekd.spec import Distill, LowRank
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
@@ -70,10 +70,10 @@ def raw(network: Any, frames: Any) -> Any:
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_the_more_is_kept_the_nearer_is_what_the_network_says(model: str, tiny_data: Path, tmp_path: Path) -> None:
+    from edgekd.core.detection.preprocess import letterbox
+    from edgekd.core.detection.types import Preprocess
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import read_image
-    from edgekd.detectors.preprocess import letterbox
-    from edgekd.detectors.types import Preprocess
 
     detector = write_detector(tmp_path / "one.pt", model)
     samples = load_dataset(tiny_data).split("val").samples[:4]

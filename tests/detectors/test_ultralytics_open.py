@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.compress.text import class_texts, hashed_words
-from edgekd.detectors.decode import Thresholds, decode
-from edgekd.detectors.preprocess import letterbox
-from edgekd.detectors.types import DetectorSpec, Head, Preprocess
-from edgekd.errors import SpecError
+from edgekd.compress.distillation.text import class_texts, hashed_words
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.errors import SpecError
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

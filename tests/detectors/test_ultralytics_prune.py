@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekd.build.recipe import Distill, Prune
+from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
 from edgekd.detectors.checkpoint import checkpoint_bytes, load_checkpoint
+from edgekd.detectors.export import export
 from edgekd.detectors.ultralytics import UltralyticsDetector
-from edgekd.errors import CompressError, SpecError
-from edgekd.export import export
-from edgekd.spec import Distill, Prune
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
-from edgekd.compress.channels import least_important  # noqa: E402
+from edgekd.compress.pruning import least_important  # noqa: E402
 from edgekd.detectors.channel_groups import Pruned, _Group, in_batches  # noqa: E402
 from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
@@ -194,10 +194,10 @@ def test_by_magnitude_no_image_is_read(detector: Path, tmp_path: Path) -> None:
 
 def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data: Path) -> None:
     """Images without objects leave the boxes' branch nothing to learn."""
+    from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import read_image
     from edgekd.detectors.ultralytics_prune import _accumulate_gradients, _loss
-    from edgekd.progress import SILENT
 
     sample = load_dataset(tiny_data).split("train").samples[0]
     empty = replace(sample, truth=replace(sample.truth, crowd=np.ones(len(sample.truth), bool)))
@@ -236,10 +236,10 @@ def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(on
 def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
+    from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import drawn
     from edgekd.detectors.ultralytics_prune import _accumulate_gradients, _loss
-    from edgekd.progress import SILENT
 
     images = drawn(load_dataset(tiny_data).split("train").samples, 2, 0)
     other = load_checkpoint(detector).model

@@ -12,19 +12,19 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgekd.compress.graph import Graph
-from edgekd.compress.qdq import Layer, read_layers, write_layers
-from edgekd.compress.quantize import quantize
+from edgekd.build.recipe import QuantAwareDistill, Quantize
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.errors import CompressError, DataError, SpecError
+from edgekd.core.formats import fp4x
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
-from edgekd.detectors.preprocess import letterbox
+from edgekd.detectors.export import export, probe
 from edgekd.detectors.ultralytics import UltralyticsDetector
-from edgekd.errors import CompressError, DataError, SpecError
-from edgekd.export import export, probe
-from edgekd.formats import fp4x
-from edgekd.spec import QuantAwareDistill, Quantize
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

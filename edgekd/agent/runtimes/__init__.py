@@ -13,7 +13,7 @@ from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.trtexec import Trtexec
 from edgekd.agent.runtimes.types import Runtime
-from edgekd.errors import DeviceError, did_you_mean
+from edgekd.core.errors import DeviceError, did_you_mean
 
 AUTOMATIC: tuple[Runtime, ...] = (TensorRt(), Trtexec(), OnnxRuntime())
 """The best first."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np

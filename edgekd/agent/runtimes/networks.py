@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgekd.agent.runtimes.types import FLOAT, Wish
-from edgekd.errors import DeviceError
-from edgekd.files import writing
-from edgekd.formats.onnx_bytes import FLOAT16, initializers, inputs
+from edgekd.core.atomic_files import writing
+from edgekd.core.errors import DeviceError
+from edgekd.core.formats.onnx_bytes import FLOAT16, initializers, inputs
 
 if TYPE_CHECKING:
     from edgekd.agent.slots import Slot
-    from edgekd.formats.plain_graph import PlainGraph
-    from edgekd.formats.qdq_graph import QdqGraph, StreamedFile
+    from edgekd.core.formats.plain_graph import PlainGraph
+    from edgekd.core.formats.qdq_graph import QdqGraph, StreamedFile
 
 CACHE = "calibration-cache"  # the role of the file with the scales of tensors
 
@@ -82,10 +82,10 @@ def calibrated_network(slot: Slot, wish: Wish, folder: Path) -> CalibratedNetwor
 
     Raises DeviceError where the bundle's scales cannot be read, or there is no room.
     """
-    from edgekd.formats.activations import missing_scales
-    from edgekd.formats.calibration_cache import from_text
-    from edgekd.formats.plain_graph import plain_graph
-    from edgekd.formats.qdq_graph import QdqGraph
+    from edgekd.core.formats.activations import missing_scales
+    from edgekd.core.formats.calibration_cache import from_text
+    from edgekd.core.formats.plain_graph import plain_graph
+    from edgekd.core.formats.qdq_graph import QdqGraph
 
     cache = slot.file(CACHE)
     try:
@@ -108,7 +108,7 @@ def inner_network(onnx: bytes, folder: Path, *, int8_constants: bool) -> Path:
 
     Raises DeviceError.
     """
-    from edgekd.formats.qdq_graph import QdqGraph
+    from edgekd.core.formats.qdq_graph import QdqGraph
 
     with _as_device_error(Path("the network with its inner tensors")):
         return _written(QdqGraph(onnx).form(int8_constants=int8_constants), folder)
@@ -136,7 +136,7 @@ def float_type(graph: Path) -> str:
 
 def taken_apart(graph: Path) -> PlainGraph:
     """The network in float, its scales and its float layers. Raises DeviceError."""
-    from edgekd.formats.plain_graph import plain_graph
+    from edgekd.core.formats.plain_graph import plain_graph
 
     with _as_device_error(graph):
         return plain_graph(graph.read_bytes())
@@ -145,7 +145,7 @@ def taken_apart(graph: Path) -> PlainGraph:
 @contextmanager
 def opened(graph: Path) -> Iterator[QdqGraph]:
     """The graph in a file, which is not read into memory as a whole. Raises DeviceError."""
-    from edgekd.formats.qdq_graph import QdqGraph
+    from edgekd.core.formats.qdq_graph import QdqGraph
 
     with _mapped(graph) as onnx, _as_device_error(graph):
         yield QdqGraph(onnx)

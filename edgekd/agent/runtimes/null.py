@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent.runtimes.types import FLOAT, GRAPH, Layer, Made, Wish
-from edgekd.canonical import canonical_json
-from edgekd.errors import DeviceError
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +67,8 @@ class NullRuntime:
     def load(self, engine: Path) -> NullSession:
         """A session on what `build` wrote. Raises DeviceError where it is something else."""
         from edgekd.agent.parity import filled
-        from edgekd.detectors.types import Head
-        from edgekd.formats.golden_set import from_bytes
+        from edgekd.core.detection.types import Head
+        from edgekd.core.formats.golden_set import from_bytes
 
         script, _, stored = engine.read_bytes().partition(b"\n")
         try:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.precision import NOTHING, REFORMAT, UNKNOWN, precision_named
 from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
-from edgekd.cores import usable_cores
-from edgekd.errors import DeviceError
+from edgekd.core.cores import usable_cores
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np

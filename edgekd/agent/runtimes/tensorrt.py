@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np

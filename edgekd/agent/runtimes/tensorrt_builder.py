@@ -10,8 +10,8 @@ from typing import Any
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
 from edgekd.agent.runtimes.tensorrt_generations import Generation
 from edgekd.agent.runtimes.types import Wish
-from edgekd.errors import DeviceError
-from edgekd.files import write_file
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import DeviceError
 
 LEVEL = 3
 """Of optimization: TensorRT's own. What more of it gains has to be measured on a device."""

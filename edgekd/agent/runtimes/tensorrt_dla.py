@@ -64,7 +64,7 @@ class TensorRtDla(TensorRt):
 
     def _quantize(self, builder: Builder, network: CalibratedNetwork) -> list[str]:
         """Serve the scales, and keep the layers in float that are float in the graph; their names."""
-        from edgekd.formats.calibration_cache import to_text
+        from edgekd.core.formats.calibration_cache import to_text
 
         trt, config = builder.trt, builder.config
         with builder.wrapped("quantize for the DLA"):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from edgekd.agent.runtimes import cuda
 from edgekd.agent.runtimes.builder_log import BuilderLog
 from edgekd.agent.runtimes.tensorrt_builder import library, logger, wrapped
 from edgekd.agent.runtimes.tensorrt_generations import Generation, numpy_kind
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np

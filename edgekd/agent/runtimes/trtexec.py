@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
 from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
-from edgekd.errors import DeviceError
-from edgekd.files import write_file
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.agent.runtimes.tensorrt_generations import numbers
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 WARM_UP_MS = 500
 """Before anything is timed."""

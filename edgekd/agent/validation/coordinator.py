@@ -33,10 +33,10 @@ from edgekd.agent.validation.evidence import (
 )
 from edgekd.agent.validation.process import UNPACK, Job
 from edgekd.agent.validation.verdicts import ALL_CONFIRMED, NOT_TESTED, Verdict, exit_code, verdicts
-from edgekd.canonical import canonical_json, file_sha256
-from edgekd.errors import DeviceError, SpecError
-from edgekd.files import write_file
-from edgekd.version import __version__
+from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import canonical_json, file_sha256
+from edgekd.core.errors import DeviceError, SpecError
+from edgekd.core.version import __version__
 
 ON_GPU = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS)
 """Forms in their order: the control first, then INT8 both ways."""

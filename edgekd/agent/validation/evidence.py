@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.canonical import short_int
-from edgekd.errors import SpecError
+from edgekd.core.canonical import short_int
+from edgekd.core.errors import SpecError
 
 FORMAT = 1
 MAX_BYTES = 16 << 20

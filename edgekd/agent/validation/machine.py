@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.device import read_device
-from edgekd.conditions import read_setting
-from edgekd.system_files import number_in, text_of, value_of
+from edgekd.core.machine_state import read_setting
+from edgekd.core.procfs import number_in, text_of, value_of
 
 _LIBRARIES = {"tensorrt": "libnvinfer.so", "cudnn": "libcudnn.so", "cudart": "libcudart.so"}
 """Names of libraries without the version that JetPack's file names end with."""

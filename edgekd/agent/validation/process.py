@@ -31,9 +31,9 @@ from edgekd.agent.validation.evidence import (
     SELF_TEST,
 )
 from edgekd.agent.validation.machine import read_moment
-from edgekd.canonical import canonical_json
-from edgekd.errors import DeviceError, EdgeKDError
-from edgekd.files import write_file
+from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import DeviceError, EdgeKDError
 
 if TYPE_CHECKING:
     from edgekd.agent.commands import Camera
@@ -112,8 +112,8 @@ def _unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
 
 
 def _attempt(camera: Camera, job: Job, notes: _Notes) -> None:
-    from edgekd.agent.departures import departures
     from edgekd.agent.engines import read_engine
+    from edgekd.agent.layer_divergence import departures
     from edgekd.agent.selftest import run_self_test
 
     slot, runtime = camera.chosen_slot(), camera.required_runtime()
@@ -175,7 +175,7 @@ def _passed(figures: dict[str, Any]) -> dict[str, Any]:
 def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> dict[str, Any]:
     from edgekd.agent.device import read_device
     from edgekd.agent.engines import latencies
-    from edgekd.power.find import find_meter
+    from edgekd.core.power.find import find_meter
 
     runtime = camera.required_runtime()
     meter = find_meter(camera.root, gpu=bool(read_device(camera.root).gpus) and runtime.name != "onnxruntime")

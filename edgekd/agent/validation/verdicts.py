@@ -28,7 +28,7 @@ from edgekd.agent.validation.evidence import (
     PowerMode,
     Prediction,
 )
-from edgekd.errors import DeviceError
+from edgekd.core.errors import DeviceError
 
 CONFIRMED, REFUTED, NOT_TESTED = OUTCOMES = "confirmed", "refuted", "not tested"
 RUNTIME, PARSED, SHARE, GOLDEN, DLA_INT8, FPS, PREDICTION = CLAIMS = (

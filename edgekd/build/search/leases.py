@@ -1,0 +1,69 @@
+"""What one process of a machine uses at a time: a board that something is timed on, cores that a trial computes with.
+
+A lease is a lock on a file, so it ends with its process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from edgekd.core.atomic_files import writing
+from edgekd.core.canonical import json_sha256
+
+_LOOK_S = 0.05
+"""Between two looks whether something is free."""
+
+
+def lease_folder() -> Path:
+    """Where this user's locks lie on this machine."""
+    return Path(tempfile.gettempdir()) / f"edgekd-leases-{os.getuid()}"
+
+
+@contextmanager
+def leased(kind: str, names: Sequence[str], folder: Path | None = None) -> Iterator[str]:
+    """One of the things with these names, as soon as one is free, for as long as the block lasts.
+
+    Raises SpecError where locks cannot be written.
+    """
+    with ExitStack() as held:
+        while (found := _first_free(kind, names, folder or lease_folder(), held)) is None:
+            time.sleep(_LOOK_S)
+        yield found
+
+
+@contextmanager
+def on_cores(count: int, folder: Path | None = None) -> Iterator[None]:
+    """Keep this process to so many cores that no other lease has: to as many as are free, or to all if none is."""
+    cores = sorted(os.sched_getaffinity(0))
+    with ExitStack() as held:
+        free: list[int] = []
+        while len(free) < min(count, len(cores)):
+            left = [str(core) for core in cores if core not in free]
+            if (found := _first_free("core", left, folder or lease_folder(), held)) is None:
+                break
+            free.append(int(found))
+        os.sched_setaffinity(0, free or cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+def _first_free(kind: str, names: Sequence[str], folder: Path, held: ExitStack) -> str | None:
+    """The first of the names that nobody has; `held` lets go of it."""
+    with writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in names:
+            lock = os.open(folder / f"{kind}-{json_sha256(name)[:16]}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.callback(os.close, lock)
+                return name
+            os.close(lock)
+    return None

@@ -1,0 +1,101 @@
+"""Who tries candidates on this machine: this process, or others that end with it; and how long that takes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekd.build.search.loop import Wanted
+from edgekd.build.search.pareto import Point
+from edgekd.build.search.trials import Task, run_trial
+from edgekd.core.progress import Progress
+
+T = TypeVar("T")
+TryAll = Callable[[Sequence[Wanted]], list[Point]]
+EVERY_S = 30.0
+"""Between two signs of life of one trial."""
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux' prctl."""
+
+
+@contextmanager
+def trying(task: Callable[[Wanted], Task], out: Path, workers: int, progress: Progress) -> Iterator[TryAll]:
+    """What tries candidates: this process, or others that end with it. out: the folder of the store."""
+    if workers == 1:
+        patient = Patient(progress)
+        yield lambda wanted: [run_trial(task(each), out, patient) for each in wanted]
+        return
+    context = get_context("spawn")
+    start = partial(_end_with, os.getpid(), workers)
+    with ProcessPoolExecutor(workers, context, initializer=start, initargs=(context.Value("i", 0),)) as pool:
+        try:
+            yield lambda wanted: list(pool.map(run_trial, map(task, wanted), [out] * len(wanted)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with(parent: int, workers: int, started: Any) -> None:
+    """Have this process killed when the one that started it is gone, and keep it to its share of the cores."""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with started.get_lock():
+        own, started.value = started.value, started.value + 1
+    cores = sorted(os.sched_getaffinity(0))
+    if share := cores[own::workers]:
+        os.sched_setaffinity(0, share)
+        os.environ["OMP_NUM_THREADS"] = str(len(share))
+
+
+class Patient:
+    """Of many trials only what takes long is told."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """The items, and now and then how many of them are done."""
+        said = time.monotonic()
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            if time.monotonic() - said >= EVERY_S:
+                said = time.monotonic()
+                self._progress.note(f"search, {label}: {done}{f' of {total}' if total else ''}")
+
+    def note(self, text: str) -> None:
+        """Nothing: each trial has dozens of stages."""
+
+
+class Clock:
+    """Seconds that a search has taken: of its tries when they were made, in this run or in one before that was cut.
+
+    So a search that has ended by its time ends there again, with all that it had found by then.
+    """
+
+    def __init__(self, limit_s: float | None, workers: int) -> None:
+        self.spent_s = 0.0
+        self._limit_s, self._workers = limit_s, workers
+
+    def timed(self, try_all: TryAll) -> TryAll:
+        """The same, with a note taken of how long tries took that were made at the same time."""
+
+        def timed(wanted: Sequence[Wanted]) -> list[Point]:
+            points = try_all(wanted)
+            self.spent_s += sum(point.seconds for point in points) / min(self._workers, max(len(points), 1))
+            return points
+
+        return timed
+
+    def left_s(self) -> float:
+        """What is left of the limit."""
+        return float("inf") if self._limit_s is None else self._limit_s - self.spent_s

@@ -1,0 +1,1 @@
+"""What edgekd does, one file for each command."""

@@ -1,0 +1,291 @@
+"""`edgekd convert`: a detector in another format, held against what it was made of before anybody gets it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.core.atomic_files import copy_file, new_folder, remove_folder, writing
+from edgekd.core.bundle.archive import read_file, read_manifest
+from edgekd.core.canonical import file_sha256
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.errors import BundleError, DeviceError, ParityError, SpecError, did_you_mean
+from edgekd.core.formats.calibration_cache import from_text
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.dataset import load_dataset
+from edgekd.data.images import ReadableImages
+from edgekd.data.types import Split
+from edgekd.deploy.artifact import BUNDLE_SUFFIX, opened
+from edgekd.deploy.converters import format_named
+from edgekd.deploy.converters.contract import NAME, Contract, write_contract
+from edgekd.deploy.converters.parity import distance, limits
+from edgekd.deploy.converters.source import prepared, without_int8
+from edgekd.deploy.converters.types import PRECISIONS, Asked, Format, Made, Precision, Source
+from edgekd.detectors.export import probe
+from edgekd.evaluation.evaluate import evaluate, require_classes
+from edgekd.hardware.target import load_target
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.types import Engine, library_version
+
+FRAMES = 4
+"""On how many frames a conversion is held against its source."""
+MAP_LIMIT, INT8_MAP_LIMIT = 0.003, 0.01
+"""How much mAP50-95 a conversion may lose; where INT8 is carried over, more: runtimes round halves their own way."""
+
+
+@dataclass(frozen=True)
+class ConvertJob:
+    """What to convert, to what. targets: names of what engines are for; data: what to score both on, if at all."""
+
+    artifact: Path
+    to: str
+    out: Path | None = None
+    precision: str = "as-is"
+    opset: int | None = None
+    targets: tuple[str, ...] = ()
+    data: Path | None = None
+    split: str = "val"
+    head: str | None = None
+    trust_checkpoint: bool = False
+
+
+def run(job: ConvertJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Convert, compare, and only then write; the documented result of `edgekd convert --json`.
+
+    Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where
+    the result computes something else; then nothing is written.
+    """
+    kind = format_named(job.to)
+    asked = _asked(job, kind)
+    out = job.out or Path("runs") / f"{_stem(job.artifact)}{kind.suffix}"
+    _require_place(job.artifact, out, kind)
+    kind.require()
+    dataset = load_dataset(job.data) if job.data else None
+    split = dataset.split(job.split) if dataset else None
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        work, folder = Path(scratch), Path(scratch) / "made"
+        folder.mkdir()
+        classes = dataset.classes if dataset else ()
+        with opened(job.artifact, job.head, classes, job.trust_checkpoint) as (graph, spec):
+            if dataset:
+                require_classes(spec, dataset)
+            source = prepared(graph, spec, asked.precision, work, _cached_scales(job.artifact))
+            progress.note(f"converting {job.artifact.name} to {kind.name} ...")
+            began = time.perf_counter()
+            made = kind.convert(source, folder, _stem(job.artifact), asked)
+            seconds = time.perf_counter() - began
+            parity = scores = None
+            if kind.engine is not None:
+                entry = folder / made.entry
+                parity = _parity(source, entry, kind.engine, asked, split, work)
+                scores = _scores(source, entry, kind.engine, made, split, progress) if split is not None else None
+        document = {**_document(job, kind, out, made, source, asked, seconds), "parity": parity, "scores": scores}
+        if not kind.single_file:
+            about = {key: document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
+            engine = kind.engine.name if kind.engine else None
+            write_contract(folder, Contract(kind.name, made.entry, engine, source.spec), about)
+        _publish(folder, made, out, kind)
+    return {**document, **_files(out, kind)}
+
+
+_FOR_TENSORRT = ("onnx", "deepstream")
+"""Formats that a device's TensorRT reads."""
+
+
+def _asked(job: ConvertJob, kind: Format) -> Asked:
+    """What the flags ask for, as far as the format knows them. Raises SpecError."""
+    precision = next((each for each in PRECISIONS if each == job.precision), None)
+    if precision is None:
+        fix = did_you_mean(job.precision, PRECISIONS)
+        raise SpecError("--precision", expected=", ".join(PRECISIONS), found=job.precision, fix=fix)
+    if job.opset is not None and kind.name != "onnx":
+        raise SpecError("--opset is for --to onnx", found=f"--to {kind.name}", fix="leave it out")
+    if job.targets and kind.name in _FOR_TENSORRT:
+        return _for_tensorrt(job, precision)
+    if job.targets and kind.name != "tensorrt-rtx":
+        expected = f"tensorrt-rtx, {' or '.join(_FOR_TENSORRT)}"
+        raise SpecError(f"--target is for --to {expected}", found=f"--to {kind.name}", fix="leave it out")
+    return Asked(precision, job.opset, tuple(map(_compute_capability, job.targets)))
+
+
+def _for_tensorrt(job: ConvertJob, precision: Precision) -> Asked:
+    """Return what the TensorRT of a device takes. Raises SpecError."""
+    from edgekd.hardware.target import load_target
+
+    if len(job.targets) > 1:
+        raise SpecError(f"--to {job.to}: several targets", expected="one", found=", ".join(job.targets))
+    target = load_target(job.targets[0])
+    if target.software.tensorrt is None:
+        raise SpecError(f"{target.name}: has no TensorRT", fix="name a Jetson, or leave --target out")
+    newest = target.max_opset.value if target.max_opset else None
+    if job.opset is not None and newest is not None and job.opset > newest:
+        raise SpecError("--opset", expected=f"at most {newest} for {target.name}", found=str(job.opset))
+    return Asked(precision, job.opset or newest, tensorrt=target.software.tensorrt.value[0])
+
+
+def _compute_capability(name: str) -> str:
+    """What TensorRT for RTX compiles for, for a target of its own. Raises SpecError."""
+    target = load_target(name)
+    if target.engine != "rtx" or target.compute_capability is None:
+        raise SpecError(
+            f"{name}: TensorRT for RTX makes no engine for a {target.title}",
+            expected="a target such as rtx-30, rtx-40 or rtx-50",
+            fix="`edgekd build` packs what the device builds its engine from",
+        )
+    return target.compute_capability
+
+
+def _require_place(artifact: Path, out: Path, kind: Format) -> None:
+    """Refuse a place where something else is, or that the format cannot be in. Raises SpecError."""
+    if out.absolute() == artifact.absolute():
+        raise SpecError(f"{out}: is what is converted", fix="choose another --out")
+    if kind.single_file:
+        if out.is_dir() or out.suffix != kind.suffix:
+            raise SpecError(f"{out}: --to {kind.name} writes one file", expected=f"a name with {kind.suffix}")
+    elif out.exists() and not (out / NAME).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise SpecError(
+            f"{out}: is there already, and no conversion of edgekd's", fix="remove it, or choose another --out"
+        )
+
+
+def _cached_scales(artifact: Path) -> dict[str, float]:
+    """Return the scales in a bundle's calibration cache; none where there is no such bundle. Raises BundleError."""
+    if artifact.suffix != BUNDLE_SUFFIX:
+        return {}
+    entry = next((each for each in read_manifest(artifact).files if each.role == "calibration-cache"), None)
+    try:
+        return from_text(read_file(artifact, entry).decode("utf-8")) if entry else {}
+    except ValueError as error:
+        raise BundleError(f"{artifact}: its calibration cache cannot be read", found=str(error)) from error
+
+
+def _parity(
+    source: Source, entry: Path, engine: Engine, asked: Asked, split: Split | None, work: Path
+) -> dict[str, Any]:
+    """How far the result is from its source on a few frames. Raises ParityError."""
+    frames, head = list(_frames(source, split)), source.spec.head
+    expected = outputs(source.graph, ONNXRUNTIME_CPU, frames)
+    own = None
+    if source.layers:
+        float_graph = without_int8(source, work / "judge.onnx").graph
+        own = distance(outputs(float_graph, ONNXRUNTIME_CPU, frames), expected, head)
+    found = distance(outputs(entry, engine, frames), expected, head)
+    allowed = limits(asked.precision == "fp16", own)
+    if not found.within(allowed):
+        raise ParityError(
+            f"{entry.name}: {engine.name} computes something else than ONNX Runtime computes of the source",
+            expected=f"a relative error of boxes and scores of at most {allowed[0]:.3g} and {allowed[1]:.3g}",
+            found=f"{found.boxes:.3g} and {found.scores:.3g} on {len(frames)} frames",
+            fix="convert to another format or with another --precision; nothing was written",
+        )
+    return {
+        "engine": engine.name,
+        "frames": len(frames),
+        "allowed_boxes": allowed[0],
+        "allowed_scores": allowed[1],
+        **asdict(found),
+    }
+
+
+def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
+    """Frames float32 [1, 3, h, w] to compare on: of the data, else made up."""
+    if split is None:
+        yield from (probe(source.spec, seed) for seed in range(FRAMES))
+        return
+    for _, image in ReadableImages(split.samples[:FRAMES], SILENT, label="compare"):
+        yield letterbox(image, source.spec.preprocess)[0]
+
+
+def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
+    """What an engine gives for each of the frames. Raises DeviceError."""
+    with engine.load(graph) as session:
+        return [session.run(frame).copy() for frame in frames]
+
+
+def _scores(
+    source: Source, entry: Path, engine: Engine, made: Made, split: Split, progress: Progress
+) -> dict[str, Any]:
+    """mAP of source and result on a split. Raises ParityError where the result is further below than it may be."""
+    sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
+    found = {
+        side: evaluate(graph, source.spec, split, progress, f"score {side}", by).score
+        for side, (graph, by) in sides.items()
+    }
+    difference = found["converted"].map50_95 - found["source"].map50_95
+    limit = INT8_MAP_LIMIT if made.carried else MAP_LIMIT
+    if difference < -limit:
+        raise ParityError(
+            f"{entry.name}: finds less than its source on split {split.name}",
+            expected=f"at most {limit} of mAP50-95 less",
+            found=f"{found['converted'].map50_95:.4f} after {found['source'].map50_95:.4f}",
+            fix="convert to another format or with another --precision; nothing was written",
+        )
+    return {
+        "split": split.name,
+        "images": found["source"].images,
+        **{side: {"map50_95": score.map50_95, "map50": score.map50} for side, score in found.items()},
+        "difference": difference,
+        "allowed": limit,
+    }
+
+
+def _document(
+    job: ConvertJob,
+    kind: Format,
+    out: Path,
+    made: Made,
+    source: Source,
+    asked: Asked,
+    seconds: float,
+) -> dict[str, Any]:
+    notes = made.notes
+    if kind.engine is None:
+        notes = ("nothing on this machine runs it, so it is not compared with its source", *notes)
+    return {
+        "artifact": str(job.artifact),
+        "format": kind.name,
+        "out": str(out),
+        "entry": str(out if kind.single_file else out / made.entry),
+        "precision": asked.precision,
+        "opset": made.opset,
+        "int8": {"source": len(source.layers), "carried": made.carried},
+        "calibration_cache": asdict(made.cache) if made.cache else None,
+        "libraries": {name: library_version(name) for name in kind.libraries},
+        "seconds": seconds,
+        "notes": list(notes),
+    }
+
+
+def _publish(folder: Path, made: Made, out: Path, kind: Format) -> None:
+    """Put the result into its place, whole or not at all. Raises SpecError where it cannot be written."""
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if kind.single_file:
+        copy_file(folder / made.entry, out)
+        return
+    if (out / NAME).is_file():
+        remove_folder(out)
+    with new_folder(out) as temporary, writing(out):
+        for path in sorted(folder.iterdir()):
+            shutil.copyfile(path, temporary / path.name)
+
+
+def _files(out: Path, kind: Format) -> dict[str, Any]:
+    """Every file of a result, and the bytes of them all."""
+    paths = [out] if kind.single_file else sorted(out.iterdir())
+    try:
+        files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths]
+    except OSError as error:
+        raise DeviceError(f"{out}: cannot be read back", found=error.strerror) from error
+    return {"files": files, "bytes": sum(int(str(each["bytes"])) for each in files)}
+
+
+def _stem(artifact: Path) -> str:
+    return artifact.name.partition(".")[0]

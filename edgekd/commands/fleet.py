@@ -1,0 +1,231 @@
+"""`edgekd engine --fleet`: a bundle built, tested and timed on many boards at once, each as if it were the only one.
+
+A board that fails or is slow is no matter to the others. What a board gave is kept in a file of its own as soon as it
+is there, and is not measured again for the same bundle, board and settings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgekd.commands.engine import Company, Contents, EngineJob, contents, install
+from edgekd.core.atomic_files import write_file, writing
+from edgekd.core.canonical import file_sha256, json_sha256
+from edgekd.core.errors import EdgeKDError, SpecError
+from edgekd.core.progress import SILENT, Progress, SilentProgress
+from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.version import __version__
+from edgekd.deploy.devices import Device
+from edgekd.deploy.devices.named import device_named
+from edgekd.deploy.devices.session import Stop
+
+RESULT, BOARDS = "fleet.json", "boards"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NULL = "null"
+JETPACKS = {
+    "32.6": "4.6",
+    "32.7": "4.6.1 or later",
+    "35.1": "5.0",
+    **{f"35.{minor}": "5.1" for minor in range(2, 7)},
+    "36.3": "6.0",
+    "36.4": "6.1 or 6.2",
+    "36.5": "6.2.2",
+    "38.2": "7.0",
+    "38.4": "7.1",
+    "39.2": "7.2",
+}
+"""Releases of Jetson Linux, without their last number, and the JetPack that they came with."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One board; what is None is as the flags of the command say."""
+
+    name: str
+    device: str
+    runtime: str | None = None
+    state: str | None = None
+    python: str | None = None
+    agent: str | None = None
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Boards. uploads: to how many a bundle is sent at the same time; at_once: how many are worked on."""
+
+    boards: tuple[Board, ...]
+    uploads: int = 4
+    at_once: int = 64
+
+
+@dataclass(frozen=True)
+class FleetJob:
+    """What `edgekd engine --fleet` is asked for.
+
+    usual: what holds for boards that say nothing else, the bundle, and how it is timed; its device does not matter.
+    out: the folder of results; fresh: nothing in it is used.
+    """
+
+    fleet: Fleet
+    usual: EngineJob
+    out: Path
+    fresh: bool = False
+
+    def on(self, board: Board) -> EngineJob:
+        """The job on one board. Raises SpecError: it names no device."""
+        own = {name: getattr(board, name) for name in ("runtime", "state", "python", "agent")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return replace(self.usual, device=device_of(board), **given)
+
+    def kept(self, board: Board) -> Path:
+        """The file for what a board gives: its name stands for all that a measurement depends on here."""
+        job = self.on(board)
+        asked = {name: getattr(job, name) for name in ("runtime", "state", "python", "agent", "iterations", "seconds")}
+        if job.tune:
+            asked |= {"tune": job.builds, "data": str(job.data) if job.data else None}
+        key = json_sha256({**asked, "device": board.device, "bundle": self.bundle_sha256, "edgekd": __version__})
+        return self.out / BOARDS / f"{board.name}-{key[:16]}.json"
+
+    @cached_property
+    def bundle_sha256(self) -> str:
+        """SHA-256 of the bundle. Raises OSError."""
+        return file_sha256(self.usual.bundle)
+
+
+def load_fleet(path: Path) -> Fleet:
+    """The boards in a TOML file. Raises SpecError: none, one twice, or one that cannot be one."""
+    fleet = parse_table(Fleet, read_toml(path), str(path))
+    if not fleet.boards:
+        raise SpecError(f"{path}: no boards", expected="[[boards]] with name and device")
+    for limit in ("uploads", "at_once"):
+        if getattr(fleet, limit) < 1:
+            raise SpecError(f"{path}: {limit}", expected="1 or more", found=str(getattr(fleet, limit)))
+    for board in fleet.boards:
+        if not _NAME.fullmatch(board.name):
+            expected = "up to 64 letters, digits and any of . _ - after the first"
+            raise SpecError(f"{path}: a board's name", expected=expected, found=repr(board.name))
+        device_of(board)
+    _require_once(path, "name", [board.name for board in fleet.boards])
+    _require_once(path, "device", [board.device for board in fleet.boards if board.device != _NULL])
+    return fleet
+
+
+def _require_once(path: Path, what: str, values: Sequence[str]) -> None:
+    value, count = Counter(values).most_common(1)[0] if values else ("", 0)
+    if count > 1:
+        fix = "give each a name of its own" if what == "name" else "measured at the same time they slow each other down"
+        raise SpecError(f"{path}: {count} boards with {what} {value!r}", expected="one", fix=fix)
+
+
+def device_of(board: Board) -> Device:
+    """Where a board is. Raises SpecError: it names no device."""
+    try:
+        return device_named(board.device)
+    except SpecError as error:
+        what = f"board {board.name}: {error.what.removeprefix('--device').lstrip(' :')}"
+        raise SpecError(what, expected=error.expected, found=error.found, fix=error.fix) from error
+
+
+def run(job: FleetJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Do it; the documented result, also in OUT/fleet.json. Raises BundleError, HashError; SpecError for OUT."""
+    with contents(job.usual.bundle) as parts:
+        with writing(job.out):
+            (job.out / BOARDS).mkdir(parents=True, exist_ok=True)
+        found = {} if job.fresh else {board.name: kept for board in job.fleet.boards if (kept := _read(job, board))}
+        left = [board for board in job.fleet.boards if board.name not in found]
+        if found:
+            progress.note(f"kept from before: {', '.join(found)}")
+        found.update(_measured(job, left, parts, progress))
+    result = {
+        "bundle": str(job.usual.bundle),
+        "name": parts.manifest.name,
+        "target": parts.manifest.target.name,
+        "out": str(job.out),
+        "passed": all(each["error"] is None for each in found.values()),
+        "boards": [{"name": board.name, "device": board.device, **found[board.name]} for board in job.fleet.boards],
+    }
+    write_file(job.out / RESULT, _text(result))
+    return result
+
+
+def _measured(job: FleetJob, boards: Sequence[Board], parts: Contents, progress: Progress) -> Mapping[str, Any]:
+    """What boards give, by name. Ctrl-C ends the work on all of them, and what they do, before it is raised.
+
+    A fault of edgekd itself is raised when all are done.
+    """
+    company = Company(Stop(), threading.Semaphore(job.fleet.uploads))
+    with _crew(company, job.fleet.at_once) as crew:
+        futures = {board.name: crew.submit(_measure, job, board, parts, company, progress) for board in boards}
+        wait(futures.values())
+    return {name: future.result() for name, future in futures.items()}
+
+
+@contextmanager
+def _crew(company: Company, size: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads, which are stopped where the block is interrupted."""
+    with ThreadPoolExecutor(size) as crew:
+        try:
+            yield crew
+        except BaseException:
+            company.stop.set()
+            crew.shutdown(cancel_futures=True)
+            raise
+
+
+def _measure(job: FleetJob, board: Board, parts: Contents, company: Company, progress: Progress) -> dict[str, Any]:
+    """What one board gives, or why it gives nothing; kept where it gives something."""
+    began, when = time.perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    result, error = None, None
+    try:
+        result = install(job.on(board), parts, _Lines(board.name, progress), company)
+    except EdgeKDError as problem:
+        told = {part: getattr(problem, part) for part in ("what", "expected", "found", "fix")}
+        error = {"kind": type(problem).__name__, "text": str(problem), **told}
+    seconds = round(time.perf_counter() - began, 3)
+    progress.note(f"{board.name}: {'failed' if error else 'done'} after {seconds:.1f} s")
+    found = {"measured_at": when, "seconds": seconds, "jetpack": _jetpack(result), "error": error, "result": result}
+    if result:
+        write_file(job.kept(board), _text(found))
+    return {**found, "kept": False}
+
+
+def _read(job: FleetJob, board: Board) -> dict[str, Any] | None:
+    """What a board gave before, where that was kept and can be read."""
+    with suppress(OSError, ValueError):
+        found = json.loads(job.kept(board).read_text("utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("result"), dict):
+            return {**found, "kept": True}
+    return None
+
+
+def _jetpack(result: Mapping[str, Any] | None) -> str | None:
+    """The JetPack of a board, by its release of Jetson Linux; None where that is not known, or it is no Jetson."""
+    l4t = result["device"]["l4t"] if result else None
+    return JETPACKS.get(".".join(l4t.split(".")[:2])) if l4t else None
+
+
+def _text(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+@dataclass(frozen=True)
+class _Lines(SilentProgress):
+    """What is said of one board among many: lines, with its name."""
+
+    name: str
+    progress: Progress
+
+    def note(self, text: str) -> None:
+        self.progress.note(f"{self.name}: {text}")

@@ -1,0 +1,74 @@
+"""`edgekd prune`: a detector with fewer channels, scored and timed beside the one it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekd.build.recipe import Budget, Prune, Recipe
+from edgekd.build.speedup import start, told
+from edgekd.build.stages.base import Stages, stage_json
+from edgekd.build.stages.plan import refuse_recipe
+from edgekd.build.stages.prune import Narrowing, checkpoint_name, sensitivity
+from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.core.progress import SILENT, Progress
+from edgekd.hardware.target import Target
+
+RESULT, SENSITIVITY = "prune.json", "sensitivity.json"
+
+
+@dataclass(frozen=True)
+class PruneJob:
+    """Which detector is to lose how much. target: what it is for, if not for this machine.
+
+    device: what latency is measured on, `local` or `local:ENGINE`. scan: also find out how sensitive each unit of
+    channels is, before anything is pruned.
+    """
+
+    model: Path
+    data: Path
+    recipe: Recipe
+    out: Path
+    target: Target | None = None
+    device: str = "local"
+    scan: bool = False
+    trust_checkpoint: bool = False
+    fresh: bool = False
+
+
+def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
+    """Prune, score and time; leave the checkpoint and `prune.json`, the documented result, in `job.out`.
+
+    Raises SpecError, DataError or CompressError, also where the pruned detector is not faster, and leaves nothing
+    half-written.
+    """
+    step = for_target(job.recipe.only(Prune), job.target)
+    refuse_recipe(job.recipe, Budget(), job.model)
+    stages = Stages.within(job.out, job.fresh, progress)
+    begun = start(job, stages, sees=step.importance != "magnitude" or step.recovery is not None)
+    if job.scan:
+        found_out = sensitivity(stages, begun.dataset, job.model, step, job.trust_checkpoint)
+        write_file(job.out / SENSITIVITY, (json.dumps(found_out, indent=2) + "\n").encode("ascii"))
+    known = (begun.dataset, job.model, begun.before, begun.export, begun.latency)
+    found = Narrowing(stages, *known, job.trust_checkpoint).run(step)
+    result = {
+        "model": job.model.name,
+        "recipe": job.recipe.name,
+        "checkpoint": str(job.out / checkpoint_name(job.model)),
+        **told(begun, found, job.target),
+        "widths": {name: list(pair) for name, pair in found.widths.items()},
+        "importance": found.importance,
+        "stages": [stage_json(stage) for stage in stages.done],
+    }
+    copy_file(found.checkpoint, job.out / checkpoint_name(job.model))
+    write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    return result
+
+
+def for_target(step: Prune, target: Target | None) -> Prune:
+    """The step with widths that the target likes, where it does not say itself."""
+    liked = target.precisions.multiple if target else None
+    return replace(step, multiple=step.multiple or (liked.value if liked else None))

@@ -1,0 +1,263 @@
+"""`edgekd report`: the report of a finished build made once more, with its analysis, and its numbers for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekd.build.budget import Line
+from edgekd.build.report_data import Asked, Parts, Timings, full_report
+from edgekd.build.stage_store import Stage, inputs_of, read_stage
+from edgekd.build.stages.analyse import FRAMES, analyse, analysed_report, findings_of
+from edgekd.build.stages.base import GRAPH, Stages
+from edgekd.commands.compare import Finished, opened
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import DataError, EdgeKDError, SpecError
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Split
+from edgekd.evaluation.analysis.counts import Confusion, Tally
+from edgekd.evaluation.analysis.matching import IOU
+from edgekd.evaluation.analysis.types import Analysis, Inside
+from edgekd.evaluation.report.types import LayerRow, Report
+from edgekd.hardware.target import Target, load_target
+
+SCORED, PAGE, SEARCH = "val", "analysis.html", "search.json"
+_DERIVED = ("half", "quantize", "quant_aware_distill")
+"""Stages that make a graph of the graph that is their input."""
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """Which build to report on. data: what it was scored on, None: where it was then. out: the page, None: PAGE there.
+
+    frames: scored images on which layers are compared.
+    """
+
+    run: Path
+    data: Path | None = None
+    out: Path | None = None
+    frames: int = FRAMES
+
+
+def run(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
+    """Write the page; the documented result of `edgekd report --json`.
+
+    Raises SpecError where there is no finished build, or its stages are gone; DataError where `data` is not what was
+    scored; BundleError.
+    """
+    finished = opened(job.run)
+    done = _stages_of(finished)
+    stages = Stages.within(job.run, False, progress)
+    scored, why = _scored(job, finished, stages)
+    parts = _parts(finished, done, scored)
+    on = Timings(_last(done, "check-"), _last(done, "compile"), _last(done, "benchmark"))
+    looked: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
+    findings = None if scored is None else findings_of(parts)
+    if findings is not None:
+        looked = analyse(parts, findings, stages, on.timing, job.frames)
+    report = analysed_report(full_report(parts, on, _asked(finished), done), parts, findings, looked)
+    if why:
+        report = replace(report, missing=(why, *report.missing))
+    out = job.out or job.run / PAGE
+    _write(out, report)
+    return document(job, out, report)
+
+
+def _write(out: Path, report: Report) -> None:
+    from edgekd.evaluation.report.html import render
+
+    write_file(out, render(report).encode("utf-8"))
+
+
+def _stages_of(finished: Finished) -> list[Stage]:
+    """The stages of a build from its store, with what its ledger says of them. Raises SpecError where one is gone."""
+    found = []
+    for row in finished.ledger["stages"]:
+        path = finished.folder / "stages" / f"{row['name']}-{row['key'][:16]}"
+        stage = read_stage(path)
+        if stage is None or stage.sha256 != row["sha256"]:
+            raise SpecError(
+                f"{finished.folder}: its stage {row['name']} is gone or damaged",
+                expected=str(path),
+                fix="run the same `edgekd build` again: it does what is missing",
+            )
+        found.append(replace(stage, cached=row["cached"]))
+    return found
+
+
+def _parts(finished: Finished, done: Sequence[Stage], scored: Split | None) -> Parts:
+    """What the stages of a build are to it: each names what went into it. Raises SpecError where they do not fit."""
+    by_result = {stage.sha256: stage for stage in done}
+    scores = [stage for stage in done if stage.name.startswith("score-")]
+    try:
+        before, shipped = (by_result[inputs_of(scores[at])["graph"]] for at in (0, -1))
+        after = by_result[inputs_of(shipped)["graph"]] if shipped.name == "half" else shipped
+        floating = after
+        while floating.name in _DERIVED:
+            floating = by_result[inputs_of(floating)["graph"]]
+        packed = shipped.files[GRAPH].sha256
+        encoded = next(s for s in reversed(done) if s.name.startswith("encode-") and inputs_of(s)["graph"] == packed)
+    except (KeyError, IndexError, StopIteration) as error:
+        raise SpecError(f"{finished.folder}: its stages do not belong together", fix="build again") from error
+    target = _target(finished.ledger["target"])
+    return Parts(
+        model=finished.ledger["model"],
+        aim=target.title if target else finished.ledger["target"],
+        recipe=finished.manifest.lineage.recipe,
+        target=target,
+        before=before,
+        floating=floating,
+        after=after,
+        shipped=shipped,
+        encoded=encoded,
+        scores=(scores[0], scores[-1]),
+        calibrated=next((stage for stage in reversed(done) if stage.name == "calibrate"), None),
+        scored=scored,
+        thresholds=finished.manifest.thresholds,
+        provenance=_provenance(finished),
+        steps=tuple(done),
+    )
+
+
+def _last(done: Sequence[Stage], name: str) -> Stage:
+    return next(stage for stage in reversed(done) if stage.name.startswith(name))
+
+
+def _target(name: str) -> Target | None:
+    """The target by its name; None for a user's own, whose file lies somewhere."""
+    try:
+        return load_target(name)
+    except SpecError:
+        return None
+
+
+def _scored(job: ReportJob, finished: Finished, stages: Stages) -> tuple[Split | None, str | None]:
+    """The split that was scored, or why it is not at hand. Raises DataError where `--data` names another."""
+    place = job.data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
+    if place is None:
+        return None, "the data: this ledger does not say where it was; pass --data"
+    try:
+        split = load_dataset(place).split(SCORED)
+        if stages.fingerprint(split) != finished.manifest.lineage.data_sha256:
+            raise DataError(
+                f"{place}: not what this build was scored on",
+                expected="the same images and labels",
+                found="others",
+                fix="pass the data set as it was, or build again",
+            )
+    except EdgeKDError as error:
+        if job.data is not None:
+            raise
+        return None, f"the data, where it was when this was built: {error}; pass --data"
+    return split, None
+
+
+def _asked(finished: Finished) -> Asked:
+    lines = [Line(**line) for line in finished.ledger["budget"]]
+    found = finished.folder / SEARCH
+    searched = json.loads(found.read_bytes()) if finished.ledger.get("search") and found.is_file() else None
+    return Asked(lines, (finished.folder / finished.ledger["bundle"]).stat().st_size, searched)
+
+
+def _provenance(finished: Finished) -> dict[str, str]:
+    lineage = finished.manifest.lineage
+    facts = {
+        "Model": finished.ledger["model"],
+        "Model SHA-256": lineage.model_sha256,
+        "Scored images and labels, SHA-256": lineage.data_sha256,
+        "Calibration set SHA-256": lineage.calibration_sha256,
+        "Seed": str(lineage.seed),
+        "Recipe": lineage.recipe,
+        "Recipe SHA-256": lineage.recipe_sha256,
+        "Made with": ", ".join([finished.manifest.created_by, *(f"{n} {v}" for n, v in lineage.tools.items())]),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def document(job: ReportJob, out: Path, report: Report) -> dict[str, Any]:
+    """The numbers of a report: docs/json.md."""
+    return {
+        "run": str(job.run),
+        "report": str(out),
+        "model": report.model,
+        "target": report.target,
+        "recipe": report.recipe,
+        "images": report.images,
+        "map50_95": {"before": report.map50_95.before, "after": report.map50_95.after},
+        "missing": list(report.missing),
+        "classes": [
+            {"name": row.name, "objects": row.instances, "before": row.before, "after": row.after}
+            for row in report.classes
+        ],
+        "sizes": [{"name": row.name, "before": row.before, "after": row.after} for row in report.sizes],
+        "detections": None if report.analysis is None else _detections(report.analysis),
+        "layers": [_layer(row, report.inside) for row in report.layers],
+        "inside": None if report.inside is None else _inside(report.inside),
+        "training": [
+            {"step": each.name, "losses": list(each.losses), "weights": list(each.weights)} for each in report.training
+        ],
+    }
+
+
+def _detections(found: Analysis) -> dict[str, Any]:
+    return {
+        "images": found.images,
+        "iou": IOU,
+        "thresholds": dict(zip(found.class_names, found.thresholds, strict=True)),
+        "total": _tally(found.total),
+        "classes": [_tally(each) for each in found.classes],
+        "sizes": [_tally(each) for each in found.sizes],
+        "reasons": dict(found.reasons),
+        "confusions": [_confusion(each, found.class_names) for each in found.confusions],
+        "shift": None
+        if found.shift is None
+        else {name: getattr(found.shift, name) for name in ("count", "mean", "p10", "p50", "p90")},
+        "changes": dict(found.changes),
+        "pictures": len(found.crops),
+    }
+
+
+def _tally(each: Tally) -> dict[str, Any]:
+    names = ("name", "objects", "kept", "lost", "gained", "missed", "false_before", "false_after", "shift")
+    return {name: getattr(each, name) for name in names}
+
+
+def _confusion(each: Confusion, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "labelled": None if each.truth is None else classes[each.truth],
+        "taken_for": None if each.taken_for is None else classes[each.taken_for],
+        "before": each.before,
+        "after": each.after,
+    }
+
+
+def _layer(row: LayerRow, inside: Inside | None) -> dict[str, Any]:
+    names = ("name", "op", "precision", "bits", "bytes_before", "bytes_after", "error_share", "snr_db")
+    return {
+        **{name: getattr(row, name) for name in names},
+        "shape": list(row.shape),
+        "options": dict(row.options),
+        "us_before": inside.times[0].us.get(row.name) if inside else None,
+        "us_after": inside.times[1].us.get(row.name) if inside else None,
+        "cka": [each.values.get(row.output) for each in inside.compared] if inside else [],
+    }
+
+
+def _inside(found: Inside) -> dict[str, Any]:
+    return {
+        "frames": found.frames,
+        "compared": [{"reference": each.reference, "other": each.other} for each in found.compared],
+        "times": {
+            side: {"basis": times.basis, "where": times.where, "other_us": times.other_us}
+            for side, times in zip(("before", "after"), found.times, strict=True)
+        },
+        "attention": [
+            {"frame": each.frame, "layer": shown.layer, "agreement": shown.agreement}
+            for each in found.attention
+            for shown in each.layers
+        ],
+    }

@@ -1,0 +1,136 @@
+"""`edgekd build --search`: the recipe that meets a budget, found by trying; and what there is to say of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.build.recipe_toml import recipe_toml
+from edgekd.build.run import Job
+from edgekd.build.search.explain import document
+from edgekd.build.search.optuna_sampler import library
+from edgekd.build.search.setup import RESULT, Beginning, SearchJob
+from edgekd.build.search.space import recipe_of
+from edgekd.build.search.workers import TryAll, trying
+from edgekd.build.stage_store import readable_json
+from edgekd.core.atomic_files import remove_folder, write_file, writing
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from edgekd.build.search.cluster import Cluster
+
+RECIPE = "recipe.toml"
+
+
+def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
+    """The job that builds the winner: its recipe, the training images that are not held out, the search's result.
+
+    What was tried before is not tried again. `search.json` and `recipe.toml` lie in the result folder.
+    Raises SpecError, DataError or DeviceError.
+    """
+    _refuse(asked)
+    job = replace(asked.job, fresh=False)
+    with _alone(job.out / "search"), _company(asked) as company:
+        if asked.job.fresh:
+            _forget(job.out)
+        begun = Beginning(
+            replace(asked, job=anywhere(job), workers=company.slots if company else asked.workers), progress
+        )
+        with _crew(company, begun, progress) as try_all:
+            search = begun.search(try_all)
+            search.run()
+        winner = search.winner
+        told = document(search, begun.told, begun.clock.spent_s)
+        write_file(job.out / RESULT, readable_json(told))
+        if winner is None:
+            raise SpecError(
+                f"search: {search.reason}, and nothing came of any candidate",
+                found="; ".join(sorted({point.error or "" for point in search.points.values()})[:3])
+                or "none that fits",
+                fix="allow more, or pass --recipe",
+            )
+        progress.note(f"search: {search.reason}; winner: {winner.candidate.text()}")
+        recipe = recipe_of(winner.candidate, search.space)
+        write_file(job.out / RECIPE, recipe_toml(recipe).encode("utf-8"))
+        return replace(job, recipe=recipe, data=begun.final, search=told)
+
+
+def anywhere(job: Job) -> Job:
+    """The job with paths that mean the same to a process that works in another folder."""
+    head = str(Path(job.head).absolute()) if job.head and job.head.endswith(".toml") else job.head
+    return replace(job, model=job.model.absolute(), data=job.data.absolute(), out=job.out.absolute(), head=head)
+
+
+def _company(asked: SearchJob) -> AbstractContextManager[Cluster | None]:
+    """The cluster that was asked for; None where this machine does it all."""
+    if asked.cluster is None:
+        return nullcontext()
+    from edgekd.build.search.cluster import joined
+
+    return joined(asked.cluster, asked.gpus, asked.batch, len(asked.boards))
+
+
+def _crew(company: Cluster | None, begun: Beginning, progress: Progress) -> AbstractContextManager[TryAll]:
+    """What tries candidates."""
+    asked = begun.asked
+    if company is None:
+        return trying(begun.task, asked.job.out, asked.workers, progress)
+    from edgekd.build.search.cluster import trying_on
+
+    return trying_on(company, begun.task, asked.job.out, progress)
+
+
+def _refuse(asked: SearchJob) -> None:
+    """Refuse what makes no sense before anything is computed. Raises SpecError."""
+    job = asked.job
+    if not job.budget.any:
+        fix = "pass --keep, --max-size, --min-fps or --max-energy"
+        raise SpecError("--search: nothing to search for", expected="a budget", fix=fix)
+    if job.calibration is not None and not job.calibration.isdigit():
+        raise SpecError(f"--calibration {job.calibration}: a search chooses its own images", fix="pass their number")
+    many = f"--workers {asked.workers}" if asked.workers > 1 else None
+    many = f"--cluster {asked.cluster}" if asked.cluster else many
+    if many and job.target.kind == "cpu":
+        raise SpecError(
+            f"{many} for target {job.target.name}",
+            expected="one worker where trials are timed on this machine: others would be in its way",
+        )
+    if asked.cluster and asked.workers > 1:
+        raise SpecError("--workers with --cluster", fix="leave out --workers: the cluster's room says how many")
+    if asked.gpus is not None and not asked.cluster:
+        raise SpecError("--gpus without --cluster", fix="pass --cluster, or leave out --gpus")
+    if asked.boards and job.target.kind == "cpu":
+        raise SpecError(f"--fleet for target {job.target.name}", expected="a target of the boards' kind")
+    library()
+
+
+def _forget(out: Path) -> None:
+    """Remove what was tried before. Raises SpecError."""
+    if (out / "stages").is_dir():
+        remove_folder(out / "stages")
+    with writing(out):
+        (out / RESULT).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a search. Raises SpecError where another search does."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SpecError(
+                f"{folder}: another search is running there", fix="wait for it, or pass another --out"
+            ) from error
+        yield
+    finally:
+        os.close(lock)

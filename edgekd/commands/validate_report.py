@@ -1,0 +1,53 @@
+"""`edgekd validate-report`: the evidence of a validation on hardware as a page, and its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgekd.agent.validation.evidence import MAX_BYTES, Evidence, loads
+from edgekd.agent.validation.verdicts import Verdict, exit_code, verdicts
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import SpecError
+
+
+def run(result: Path, page: Path | None = None) -> Mapping[str, Any]:
+    """Write the page; the documented result of `edgekd validate-report --json`.
+
+    The verdicts are judged again from the evidence: those in the file are not believed. page: by default the file with
+    `.html`. Raises SpecError.
+    """
+    from edgekd.evaluation.report.validation import render
+
+    evidence = read_evidence(result)
+    found = verdicts(evidence)
+    place = page or result.with_suffix(".html")
+    write_file(place, render(result.name, evidence, found).encode("utf-8"))
+    return document(result, place, evidence, found)
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read and check a file from an unknown source. Raises SpecError that names the file."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        return loads(content)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read", found=error.strerror) from error
+    except SpecError as error:
+        raise SpecError(f"{path}: {error.what}", expected=error.expected, found=error.found) from error
+
+
+def document(result: Path, page: Path, evidence: Evidence, found: tuple[Verdict, ...]) -> dict[str, Any]:
+    """Return the documented JSON result: docs/json.md."""
+    return {
+        "result": str(result),
+        "report": str(page),
+        "device": evidence.device,
+        "complete": evidence.complete,
+        "problem": evidence.problem and asdict(evidence.problem),
+        "exit_code": exit_code(evidence, found),
+        "verdicts": [each.as_json() for each in found],
+    }

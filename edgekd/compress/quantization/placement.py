@@ -1,0 +1,112 @@
+"""Where quantization goes: rules on the graph alone, after TensorRT's documented behaviour.
+
+- Layers (convolutions, and products with constant matrices) run in INT8: their data input and their weights are
+  quantized, their output is not, so that bias and activation fuse into the layer and the next quantizer becomes its
+  output type.
+- The layers that give the final boxes and scores, and all that follows them (DFL, sigmoid, box decoding), stay float:
+  one INT8 step there is many pixels.
+- A residual addition to what a convolution reads takes it quantized, so that convolution and addition become one INT8
+  kernel. Around products the sum stays float: what transformers add up is what they must not lose.
+- Tensors joined by layers that only move values (Concat, Resize, MaxPool, ...) share one scale: TensorRT moves
+  quantizers across such a layer only when the scales on both sides agree.
+Sources: TensorRT developer guide, "Working with Quantized Types"; NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat guide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.layers import is_dfl, is_layer
+
+CUTS_VALUES = frozenset(("Slice", "Split"))
+"""Operators whose outputs are parts of what they read."""
+MOVES_VALUES = CUTS_VALUES | frozenset(
+    ("Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze")
+)
+"""Operators that compute nothing: what they give, they have read."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is quantized.
+
+    layers: names of the nodes with INT8 weights; edges: (node name, input index) that read a quantized activation;
+    groups: tensors that share a scale, each with at least one quantized tensor in it.
+    """
+
+    layers: tuple[str, ...]
+    edges: tuple[tuple[str, int], ...]
+    quantized: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+
+
+def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
+    """Where the quantizers of a float network go; the layers named in `keep_float` get none."""
+    head = float_head(graph).union(keep_float)
+    layers = [node for node in graph.nodes if is_layer(graph, node) and node.name not in head]
+    edges = [(node.name, 0) for node in layers]
+    quantized = list(dict.fromkeys(node.input[0] for node in layers))
+    convolved = {node.input[0] for node in layers if node.op_type == "Conv"}
+    for node in graph.nodes:
+        if node.op_type == "Add" and node.name not in head:
+            skip = _skip_input(graph, node, convolved)
+            edges += [] if skip is None else [(node.name, skip)]
+    return Placement(
+        layers=tuple(node.name for node in layers),
+        edges=tuple(edges),
+        quantized=tuple(quantized),
+        groups=shared_scales(graph, quantized),
+    )
+
+
+def float_head(graph: Graph) -> set[str]:
+    """Names of the last layers before the outputs and of all nodes behind them.
+
+    DFL is itself a layer (of 16 probabilities with 0..15); the search goes through it.
+    """
+    head: set[str] = set()
+    waiting = [node for name in graph.outputs if (node := graph.producer(name)) is not None]
+    while waiting:
+        node = waiting.pop()
+        if node.name in head:
+            continue
+        head.add(node.name)
+        if not is_layer(graph, node) or is_dfl(graph, node):
+            waiting.extend(graph.upstream(node))
+    return head
+
+
+def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
+    """Which input of an addition is the skip branch: quantized for a convolution anyway, and read by others too."""
+    if len(graph.activations(node)) != 2:
+        return None
+    candidates = [index for index, name in enumerate(node.input) if name in convolved]
+    return max(candidates, key=lambda index: len(graph.consumers(node.input[index])), default=None)
+
+
+def shared_scales(
+    graph: Graph, quantized: Sequence[str], moving: Collection[str] = MOVES_VALUES
+) -> tuple[tuple[str, ...], ...]:
+    """Group the tensors that nodes of the operators `moving` join; only groups in which something is quantized."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for name in quantized:
+        root(name)
+    for node in graph.nodes:
+        if node.op_type in moving:
+            # Only the first input of the others carries values; the rest are shapes and indices.
+            moved = graph.activations(node) if node.op_type == "Concat" else list(node.input[:1])
+            for name in [*moved, *node.output]:
+                parent[root(name)] = root(node.output[0])
+    members: dict[str, list[str]] = {}
+    for name in list(parent):
+        members.setdefault(root(name), []).append(name)
+    return tuple(tuple(group) for group in members.values() if not set(quantized).isdisjoint(group))

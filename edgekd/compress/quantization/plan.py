@@ -1,0 +1,146 @@
+"""A plan: the number format of every layer's weights, and what was predicted of it. Pure but for reading TOML."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.core.toml import parse_table, read_toml
+
+Form = Literal["float16", "int8", "fp4x", "nvfp4"]
+"""How the weights of a layer (a convolution or a matrix product) are stored. `int8` and `fp4x` also mean that it
+computes in INT8; the two others compute in floating point, and `nvfp4` is for products alone."""
+
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer: how many weights it has, what they are stored as, in about how many bytes, and what that costs.
+
+    error: the relative error of the network's outputs, noise by signal, that this layer is predicted to add.
+    """
+
+    name: str
+    form: Form
+    weights: int
+    bytes: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers in graph order, and what the plan was made for.
+
+    graph_sha256: of the float graph; max_bytes: the limit it keeps, None without one; predicted_bytes: of the packed
+    graph; predicted_error: the sum over the layers. Forms edited by hand leave the predictions as they were.
+    """
+
+    layers: tuple[PlannedLayer, ...]
+    graph_sha256: str
+    predicted_bytes: int
+    predicted_error: float
+    max_bytes: int | None = None
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """The form of each layer, by node name."""
+        return {layer.name: layer.form for layer in self.layers}
+
+
+def plan_toml(plan: Plan) -> str:
+    """The plan as TOML for people: `plan_from` reads the same plan back."""
+    limit = [] if plan.max_bytes is None else [f"max_bytes = {plan.max_bytes}"]
+    return "\n".join(
+        [
+            *_HEADER,
+            f"graph_sha256 = {_text(plan.graph_sha256)}",
+            *limit,
+            f"predicted_bytes = {plan.predicted_bytes}",
+            f"predicted_error = {plan.predicted_error!r}",
+            "layers = [",
+            *map(_row, plan.layers),
+            "]",
+            "",
+        ]
+    )
+
+
+_HEADER = (
+    "# How the weights of each layer are stored, in graph order. edgekd wrote this, and quantizes by it.",
+    "# To change it, change a `form`:",
+    "#   fp4x     4 bits a weight, computes in INT8",
+    "#   int8     8 bits a weight, computes in INT8",
+    "#   float16  16 bits a weight, computes in floating point; the head has no other form",
+    "#   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it",
+    "# bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by",
+    "# signal) of the network's outputs that it adds. They need not be changed along with a form.",
+)
+
+
+def _row(layer: PlannedLayer) -> str:
+    """One line, with what people compare in columns before the name."""
+    form = _text(layer.form) + ","
+    weights, taken = f"{layer.weights},", f"{layer.bytes},"
+    numbers = f"weights = {weights:9} bytes = {taken:9} error = {layer.error!r:10}"
+    return f"  {{ form = {form:10} {numbers}, name = {_text(layer.name)} }},"
+
+
+def _text(value: str) -> str:
+    """A basic string of TOML: that of JSON, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a TOML file. Raises SpecError naming file and key, or the layer."""
+    return plan_from(read_toml(path), str(path))
+
+
+def plan_from(table: dict[str, Any], source: str) -> Plan:
+    """The plan in a TOML table. Raises SpecError for unknown keys and forms, and for a layer that is there twice."""
+    rows = table.get("layers")
+    for row in rows if isinstance(rows, list) else []:
+        # First each for itself: so a message has the layer's name, not its place in the list.
+        name = row.get("name") if isinstance(row, dict) else None
+        parse_table(PlannedLayer, row, f"{source}: layer {name}")
+    plan = parse_table(Plan, table, source)
+    twice = [name for name, count in Counter(layer.name for layer in plan.layers).items() if count > 1]
+    if twice:
+        raise SpecError(f"{source}: layers {_some(twice)}", expected="each once", found="each more than once")
+    return plan
+
+
+def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
+    """Refuse a plan that is not for the graph whose layers can have the forms `choices`, by node name.
+
+    Raises SpecError naming the layers that are missing, unknown, or cannot have their form.
+    """
+    unknown = [name for name in plan.forms if name not in choices]
+    if unknown:
+        raise SpecError(
+            f"plan: layers {_some(unknown)}",
+            expected="layers of the graph",
+            found="none of that name",
+            fix=did_you_mean(unknown[0], choices) or "make a plan for this graph",
+        )
+    missing = [name for name in choices if name not in plan.forms]
+    if missing:
+        raise SpecError(
+            f"plan: layers {_some(missing)}",
+            expected="every layer of the graph",
+            found="none of that name in the plan",
+            fix="make a plan for this graph",
+        )
+    for name, form in plan.forms.items():
+        if form not in choices[name]:
+            raise SpecError(f"plan: layer {name}", expected=" or ".join(choices[name]), found=form)
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")

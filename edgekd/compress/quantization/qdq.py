@@ -1,0 +1,150 @@
+"""The convolutions of a Q/DQ graph, read out and put back: training changes them without exporting anything again.
+
+Matrix products are not trained. Only initializers change: nodes, edges and names of the graph that `compress.quantize`
+wrote stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.plan import Form
+from edgekd.compress.quantization.rewrite import weights_pair
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import CompressError
+from edgekd.core.formats import fp4x
+from edgekd.core.formats.int8 import dequantize_channels
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One convolution with constant weights.
+
+    node: its name; parameter: what its weights are called in the float graph; weights [O, I, kh, kw]: INT8 codes int8
+    with `scales` float32 [O], or float32 and no scales; bias float32 [O], or None; input_scale: the INT8 scale of the
+    activation it reads, None where that is float.
+    """
+
+    node: str
+    parameter: str
+    weights: np.ndarray
+    scales: np.ndarray | None
+    bias: np.ndarray | None
+    input_scale: float | None
+
+    @property
+    def form(self) -> Form:
+        """How the weights can be stored: `fp4x` where the codes are such, else `int8`; `float16` without codes."""
+        if self.scales is None:
+            return "float16"
+        return "fp4x" if fp4x.representable(self.weights) else "int8"
+
+    @property
+    def values(self) -> np.ndarray:
+        """The weights that the engine computes with, float32 [O, I, kh, kw]."""
+        return self.weights if self.scales is None else dequantize_channels(self.weights, self.scales)
+
+
+def read_layers(path: Path) -> tuple[Layer, ...]:
+    """The convolutions of a Q/DQ graph, in graph order; those with computed weights are left out.
+
+    Raises CompressError for a graph with quantized matrix products, which training would take for float ones.
+    """
+    import onnx
+
+    graph = Graph(onnx.load(path))
+    products = [node.name for node in graph.nodes if node.op_type in ("Gemm", "MatMul") and weights_pair(graph, node)]
+    if products:
+        raise CompressError(
+            f"layer {products[0]}",
+            expected="convolutions alone to be quantized, to train them",
+            found=f"{len(products)} matrix products, too",
+            fix="use recipe ptq or mixed, or a plan in which they are float16",
+        )
+    return tuple(_layer(graph, node, names) for node, names in _convolutions(graph))
+
+
+def write_layers(source: Path, out: Path, layers: Iterable[Layer]) -> None:
+    """Write `out`: the Q/DQ graph `source` with its convolutions changed to `layers`, all of them or some.
+
+    Raises CompressError where a layer does not fit `source`, or two do not agree on the scale of a common activation.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(source)
+    graph = Graph(model)
+    changed = _changes(graph, layers)
+    for initializer in model.graph.initializer:
+        if initializer.name in changed:
+            initializer.CopyFrom(numpy_helper.from_array(changed[initializer.name], initializer.name))
+    onnx.checker.check_model(model)
+    write_file(out, model.SerializeToString())
+
+
+def _changes(graph: Graph, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
+    """The new values of the initializers, by name."""
+    places = {node.name: names for node, names in _convolutions(graph)}
+    changed: dict[str, np.ndarray] = {}
+    for layer in layers:
+        names = places.get(layer.node)
+        if names is None:
+            raise CompressError(f"layer {layer.node}", expected="a convolution of the graph", found="none of that name")
+        there = graph.constant(names.get("input_scale", ""))
+        kind = np.float32 if there is None else there.dtype  # float16 in a graph for a strongly typed builder
+        scale = None if layer.input_scale is None else np.array(layer.input_scale, kind)
+        parts = {"weights": layer.weights, "scales": layer.scales, "bias": layer.bias, "input_scale": scale}
+        given = {part: value for part, value in parts.items() if value is not None}
+        for part in sorted({*given, *names}):
+            found, before = given.get(part), graph.constant(names.get(part, ""))
+            if _kind(found) != _kind(before):
+                raise CompressError(f"layer {layer.node}: its {part}", expected=_kind(before), found=_kind(found))
+        for part, value in given.items():
+            if not np.array_equal(changed.setdefault(names[part], value), value):
+                raise CompressError(f"layer {layer.node}: {names[part]}", expected="one value for all who read it")
+    return changed
+
+
+def _kind(value: np.ndarray | None) -> str:
+    return "none" if value is None else f"{value.dtype} {list(value.shape)}"
+
+
+def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """Each convolution with constant weights, and the names of the initializers that hold its parts."""
+    for node in graph.nodes:
+        if node.op_type != "Conv":
+            continue
+        pair = weights_pair(graph, node)
+        names = {"weights": node.input[1]} if pair is None else {"weights": pair.input[0], "scales": pair.input[1]}
+        if len(node.input) > 2 and node.input[2]:
+            names["bias"] = node.input[2]
+        if (entry := _dequantizer(graph, node.input[0])) is not None:
+            names["input_scale"] = entry.input[1]
+        if graph.constant(names["weights"]) is not None:
+            yield node, names
+
+
+def _dequantizer(graph: Graph, tensor: str) -> Any | None:
+    node = graph.producer(tensor)
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _layer(graph: Graph, node: Any, names: Mapping[str, str]) -> Layer:
+    values = {part: graph.constant(name) for part, name in names.items()}
+    scale = values.get("input_scale")
+    weights = values["weights"]
+    assert weights is not None, "so were the convolutions chosen"
+    return Layer(
+        node=node.name,
+        parameter=names["weights"].removesuffix(f"/{node.name}/int8"),
+        weights=weights,
+        scales=values.get("scales"),
+        bias=values.get("bias"),
+        input_scale=None if scale is None else float(scale),
+    )

@@ -1,0 +1,288 @@
+"""Post-training quantization without labels: the float graph in, the Q/DQ graph that ships out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from edgekd.build.recipe import Quantize
+from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
+from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
+from edgekd.compress.quantization.placement import Placement, place
+from edgekd.compress.quantization.plan import Form
+from edgekd.compress.quantization.reconstruct import Moments, Stored, bias_for, moments_of, pooled, refit, stored_in
+from edgekd.compress.quantization.rewrite import (
+    apply,
+    insert_activation_pairs,
+    name_nodes,
+    own_parameters,
+    store_weights,
+)
+from edgekd.compress.quantization.scales import choose_scales
+from edgekd.core.errors import CompressError
+from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.graph.nvfp4 import OPSET, at_opset
+
+PROBES = 8
+"""Frames on which each layer's noise is measured."""
+PATCHES = 3072
+PATCHES_PER_WEIGHT = 2
+"""Patches of its input, over all frames, by which a layer's weights are decided: this many at least, and this many for
+each weight of an output."""
+
+FEWEST_PATCHES = 512
+"""Patches that rounding with feedback needs of each layer, or twice as many as the weights of an output: what it makes
+up for on a handful of them, it ruins for all others. Only layers that read next to nothing of a frame have fewer."""
+WORKERS = min(os.cpu_count() or 1, 4)
+"""Layers of one level that are decided at the same time; each holds its patches in memory."""
+WALK_BYTES = 2 << 30
+"""Memory for the tensors of the frames on which weights are fitted: with large layers fewer frames are taken."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A Q/DQ graph on disk.
+
+    scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
+    graph; snr_db: signal-to-noise ratio of each layer in INT8, by node name; forms: how the weights of each are stored,
+    in graph order; layers: how many there are in all.
+    """
+
+    scales: Mapping[str, float]
+    snr_db: Mapping[str, float]
+    forms: Mapping[str, Form]
+    layers: int
+
+    @property
+    def int8(self) -> tuple[str, ...]:
+        """The layers that compute in INT8."""
+        return tuple(name for name, form in self.forms.items() if form in ("int8", "fp4x"))
+
+
+def quantize(
+    source: Path, out: Path, frames: Iterable[np.ndarray], step: Quantize, plan: Mapping[str, Form] | None = None
+) -> Quantized:
+    """Write `out`, the Q/DQ version of the float ONNX graph `source`.
+
+    frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
+    node name; without one all are INT8, but for the head and those that would be too noisy.
+    Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
+    """
+    import onnx
+
+    planned = plan or {}
+    graph = prepared(source, "nvfp4" in planned.values())
+    kept_float = unreadable(graph)
+    placement = place(graph, kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")])
+    four_bits = [name for name, form in planned.items() if form in ("fp4x", "nvfp4")]
+    require_weights(graph, [*placement.layers, *four_bits], source)
+    with_feedback = [*four_bits, *(placement.layers if step.int8_rounding == "feedback" else ())]
+    count = frames_to_fit(graph, with_feedback, step.frames, walks=2)
+    kept: list[np.ndarray] = [] if placement.layers else list(islice(frames, count))
+    histograms = observe(source, placement.quantized, _remembering(frames, kept, count)) if placement.layers else {}
+    if not kept:
+        raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
+    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES]) if histograms else ({}, {})
+    if plan is None:
+        placement = place(graph, kept_float + [name for name, ratio in snr_db.items() if ratio < step.min_snr_db])
+        _require_quiet(placement, snr_db, step, source)
+
+    forms = _forms(graph, placement, planned)
+    quantized = Graph(copied(graph.model))
+    insert_activation_pairs(quantized, placement, scales)
+    store_weights(quantized, reconstruct(graph, quantized, forms, kept, kept, step.int8_rounding))
+    apply(quantized)
+    onnx.checker.check_model(quantized.model)
+    onnx.save(quantized.model, out)
+    total = sum(is_layer(graph, node) for node in graph.nodes)
+    used = {name: scales[name] for group in placement.groups for name in group}
+    return Quantized(used, snr_db, forms, total)
+
+
+def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
+    """How many frames weights are fitted on: `frames`, or what rounding with feedback needs, as far as memory allows.
+
+    with_feedback: the layers that are rounded so; walks: how many graphs are run side by side.
+    """
+    nodes, shapes = {node.name: node for node in graph.nodes}, shapes_of(graph)
+    for name in with_feedback:
+        layer, shape = layer_of(graph, nodes[name]), shapes.get(nodes[name].input[0], ())
+        if layer is not None and shape and all(shape):
+            needed = min(FEWEST_PATCHES, 2 * layer.matrices.shape[2])
+            frames = max(frames, -(-needed // layer.count(shape)))
+    return min(frames, max(WALK_BYTES // (walks * bytes_per_frame(graph) + 1), 1))
+
+
+def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
+    """The float graph, with a name for every node, and parameters of its own for every layer.
+
+    for_nvfp4: at the opset that has NVFP4. Raises CompressError where that cannot be.
+    """
+    import onnx
+
+    model = onnx.load(source)
+    name_nodes(model)  # before nodes are added, which names by their number would depend on
+    try:
+        model = at_opset(model) if for_nvfp4 else model
+    except RuntimeError as error:
+        raise CompressError(
+            f"{source.name}: its opset cannot be raised",
+            expected=f"opset {OPSET}, for nvfp4",
+            found=str(error),
+            fix="export it at that opset, or plan without nvfp4",
+        ) from error
+    name_nodes(model)
+    own_parameters(model)
+    return Graph(model)
+
+
+def copied(model: Any) -> Any:
+    """A ModelProto that can be changed by itself."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def unreadable(graph: Graph) -> list[str]:
+    """The layers with constant weights that cannot be reconstructed: convolutions that are not two-dimensional, say."""
+    return [
+        node.name
+        for node in graph.nodes
+        if is_layer(graph, node) and graph.shape(node.input[1]) is not None and layer_of(graph, node) is None
+    ]
+
+
+def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> None:
+    """Refuse a graph where no layer is `quantized`, or one has weights that INT8 cannot hold."""
+    layers = [node for node in graph.nodes if is_layer(graph, node)]
+    if not quantized:
+        raise CompressError(
+            f"{source.name}: nothing to quantize",
+            expected="convolutions, or products with constant matrices, before the last ones, which stay float",
+            found=f"{len(layers)}, with none before the last" if layers else "none",
+        )
+    for node in layers:
+        values = [graph.constant(name) for name in node.input[1:]]
+        computed = node.name in quantized and values[0] is None
+        if computed or not all(np.isfinite(value).all() for value in values if value is not None):
+            found = "computed ones" if computed else "one that is not finite"
+            raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
+
+
+def _require_quiet(placement: Placement, snr_db: Mapping[str, float], step: Quantize, source: Path) -> None:
+    if not placement.layers:
+        raise CompressError(
+            f"{source.name}: every layer is too noisy in INT8",
+            expected=f"at least one with {step.min_snr_db:g} dB",
+            found=f"at best {max(snr_db.values()):.1f} dB",
+            fix="lower `min_snr_db` in the recipe, or use recipe float",
+        )
+
+
+def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The frames, of which the first `count` are also put into `first`."""
+    for frame in frames:
+        if len(first) < count:
+            first.append(frame)
+        yield frame
+
+
+def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict[str, Form]:
+    """How the weights of every layer are stored; DFL's constants are no weights."""
+    quantized = {*placement.layers, *(name for name, form in plan.items() if form == "nvfp4")}
+    return {
+        node.name: plan.get(node.name, "int8") if node.name in quantized else "float16"
+        for node in graph.nodes
+        if is_layer(graph, node) and not is_dfl(graph, node) and layer_of(graph, node) is not None
+    }
+
+
+def reconstruct(
+    graph: Graph,
+    quantized: Graph,
+    forms: Mapping[str, Form],
+    frames: Sequence[np.ndarray],
+    read_frames: Sequence[np.ndarray],
+    int8_rounding: str,
+) -> dict[str, Stored]:
+    """Decide the weights of all layers, in the order they run; returns what is stored of those that are quantized.
+
+    frames: what `graph` reads; read_frames: what `quantized` reads of the same scenes. Biases and the weights that stay
+    floating point are changed in `quantized` itself.
+    """
+    stored: dict[str, Stored] = {}
+    wanted, read = Walk(graph, frames), Walk(quantized, read_frames)
+    nodes = {node.name: node for node in graph.nodes}
+    inputs = {node.name: node.input for node in quantized.nodes}
+    levels = levels_of(graph)
+
+    def decide(name: str) -> _Decided:
+        layer = layer_of(graph, nodes[name])
+        assert layer is not None, "only such layers have a format"
+        pair = wanted.values(nodes[name].input[0]), read.values(inputs[name][0])
+        return _decide(layer, forms[name], *pair, int8_rounding == "feedback")
+
+    # With threads of its own in each worker, linear algebra takes twice as long, and sums in another order elsewhere.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
+        for level in range(1, max(levels.values()) + 1):
+            names = [name for name in forms if levels[name] == level]
+            for name, (values, codes) in zip(names, pool.map(decide, names), strict=True):
+                for parameter, value in values.items():
+                    read.replace(parameter, value)
+                if codes is not None:
+                    stored[name] = codes
+            wanted.advance(level)
+            read.advance(level)
+    return stored
+
+
+_Decided = tuple[dict[str, np.ndarray], Stored | None]
+
+
+def _decide(
+    layer: LayerView, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
+) -> _Decided:
+    """A layer's initializers as they will be used, and what is stored where that is not floating point."""
+    halves = _halves(layer, wanted, read)
+    fit = refit(layer.matrices, halves)
+    moments = pooled(*halves)
+    stored: Stored | None = None
+    if form == "float16":
+        used = as_half(fit.weights)
+    elif form == "int8" and not int8_feedback:
+        codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
+        stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
+    else:
+        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape)
+    bias = layer.bias + bias_for(fit, used, moments).ravel()
+    return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
+
+
+def as_half(values: np.ndarray) -> np.ndarray:
+    """Values float32 as float16 can hold them: half the bytes, and no noise beside that of INT8."""
+    found: np.ndarray = np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
+    return found
+
+
+def _halves(layer: LayerView, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
+    """The moments of patches from the same places in both graphs, for each half of the frames."""
+    places = layer.places(wanted, max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
+    middle = max(sum(map(len, places)) // 2, 1)
+    seen = [
+        np.concatenate([layer.patches(value, at) for value, at in zip(values, places, strict=True)], axis=1)
+        for values in (wanted, read)
+    ]
+    parts = slice(None, middle), slice(-middle, None)
+    biased = layer.bias_name is not None
+    first, second = (moments_of(layer.matrices, seen[0][:, part], seen[1][:, part], biased) for part in parts)
+    return first, second

@@ -1,0 +1,152 @@
+"""What each layer, alone, costs the network when its weights have 4 bits: measured without labels.
+
+A walk through the float graph brings what each layer reads. Its weights are rounded as they will be when the
+graph is quantized, so that they make up for each other's errors, and the rest of the graph is run with them. Errors are
+measured on other frames than the rounding has seen: a layer with many inputs, which can make up for everything on a few
+frames, would look better than it is.
+
+They are measured where the last convolutions and matrix products end. What follows (sigmoid, box decoding, selection)
+says the same in other units, in which a few sure objects are nearly all there is to scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
+from edgekd.compress.quantization.layerwise import Walk, levels_of
+from edgekd.compress.quantization.plan import Form
+from edgekd.compress.quantization.reconstruct import Stored, moments_of, stored_in
+from edgekd.graph.session import part_session
+
+MEASURED = 4
+"""Frames on which errors are measured, the last ones: so many, but a quarter of few. The others are for rounding."""
+PATCHES = 8192
+"""Patches of its input, over all frames, by which a layer's weights are rounded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """The layer `name` in `form`, as it is stored, with the bias float32 [O] that goes with it.
+
+    local_noise: noise by signal at its own output; output_error: where the network ends (`relative_error`).
+    """
+
+    name: str
+    form: Form
+    stored: Stored
+    bias: np.ndarray
+    local_noise: float
+    output_error: float
+
+
+def measure_rounded(
+    graph: Graph, forms: Mapping[str, Sequence[Form]], frames: Sequence[np.ndarray]
+) -> Iterator[Rounded]:
+    """Each layer in each of its 4-bit `forms`, as the only one in a float graph, on frames float32.
+
+    They must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
+    Memory: the tensors that are live between two layers, for each frame.
+    """
+    walk, levels = Walk(graph, frames), levels_of(graph)
+    ends = last_products(graph)
+    measured = min(max(len(frames) // 4, 1), MEASURED)
+    wanted = _Rest(graph, walk, levels, 1, ends).run({}, measured)
+    for level in range(1, max(levels.values(), default=0) + 1):
+        rest = _Rest(graph, walk, levels, level, ends)
+        for node in graph.nodes:
+            for form in forms.get(node.name, ()) if levels[node.name] == level else ():
+                layer = layer_of(graph, node)
+                assert layer is not None, "only layers with constant weights are asked for"
+                stored, used, bias, noise = _round(layer, walk.values(node.input[0]), measured, form)
+                found = rest.run(layer.initializers(used, bias), measured)
+                # What was made before this level is as it was.
+                errors = [relative_error(wanted[end], value) for end, value in found.items()]
+                yield Rounded(node.name, form, stored, bias, noise, sum(errors) / len(ends))
+        walk.advance(level)
+
+
+def last_products(graph: Graph) -> tuple[str, ...]:
+    """The outputs of the last convolutions and matrix products; the graph's own where it has none. In graph order."""
+    found: set[str] = set()
+    passed: set[str] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        name = waiting.pop()
+        node = graph.producer(name)
+        if node is None or name in passed:
+            continue
+        passed.add(name)
+        if node.op_type in ("Conv", "Gemm", "MatMul") and not is_dfl(graph, node):
+            found.add(name)
+        else:
+            waiting.extend(graph.activations(node))
+    return tuple(name for node in graph.nodes for name in node.output if name in found) or tuple(graph.outputs)
+
+
+def relative_error(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Noise by signal of a tensor on several frames: so normalised, boxes and scores count alike.
+
+    The signal is what varies: a constant for each channel (axis 1, where there are two more) says nothing.
+    """
+    stacked = np.concatenate(wanted).astype(np.float64)
+    noise = np.square(np.concatenate(found) - stacked).sum()
+    over = (0, *range(2, stacked.ndim)) if stacked.ndim > 2 else None
+    return float(noise / max(np.square(stacked - stacked.mean(axis=over, keepdims=True)).sum(), 1e-30))
+
+
+def _round(
+    layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: Form
+) -> tuple[Stored, np.ndarray, np.ndarray, float]:
+    """A layer as stored, its weights and bias, from what it reads on each frame; local noise on the last ones."""
+    places = layer.places(inputs, PATCHES)
+    patches = [layer.patches(value, at) for value, at in zip(inputs, places, strict=True)]
+    seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
+    moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
+    stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape)
+    change = used - layer.matrices
+    noise = (unseen - moments.mean[:, None]) @ change.transpose(0, 2, 1)
+    signal = unseen @ layer.matrices.transpose(0, 2, 1) + layer.bias.reshape(layer.groups, 1, -1)
+    bias = layer.bias - (change @ moments.mean[:, :, None]).ravel()
+    return (
+        stored,
+        used.reshape(layer.weights.shape),
+        bias,
+        float(np.square(noise).sum() / max(np.square(signal).sum(), 1e-30)),
+    )
+
+
+class _Rest:
+    """What a walk that has come to a level still has before it, up to the tensors `ends`."""
+
+    def __init__(self, graph: Graph, walk: Walk, levels: Mapping[str, int], level: int, ends: Sequence[str]) -> None:
+        self._walk = walk
+        self._source = graph.model
+        self._nodes = [node for node in graph.nodes if levels[node.name] >= level]
+        made = {name for node in self._nodes for name in node.output}
+        read = {name for node in self._nodes for name in node.input if name and name not in made}
+        self._constants = [each for each in graph.model.graph.initializer if each.name in read]
+        self._inputs = sorted(read.difference(each.name for each in self._constants))
+        self._ends = [name for name in ends if name in made]
+
+    def run(self, changed: Mapping[str, np.ndarray], frames: int) -> dict[str, list[np.ndarray]]:
+        """Those of `ends` that are still to be made, on each of the last frames, with some initializers changed."""
+        session = self._session(changed)
+        values = zip(*(self._walk.values(name)[-frames:] for name in self._inputs), strict=True)
+        found = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
+        return {name: [each[at] for each in found] for at, name in enumerate(self._ends)}
+
+    def _session(self, changed: Mapping[str, np.ndarray]) -> Any:
+        from onnx import numpy_helper
+
+        constants = [
+            numpy_helper.from_array(changed[each.name], each.name) if each.name in changed else each
+            for each in self._constants
+        ]
+        samples = {name: self._walk.values(name)[0] for name in self._inputs}
+        return part_session(self._source, self._nodes, constants, samples, self._ends)

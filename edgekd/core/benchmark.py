@@ -1,0 +1,314 @@
+"""Latency of a detector on a device: warm-up, then enough frames and enough seconds, every sample kept.
+
+Each frame is timed in up to four parts: decode (a compressed frame to pixels, where frames are compressed), preprocess
+(frame to batch), inference (the engine) and postprocess (output to detections). Reading files is not part of any.
+
+Shared with the device: Python 3.8, standard library and NumPy only.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edgekd.core import statistics
+from edgekd.core.errors import SpecError
+
+if TYPE_CHECKING:
+    Clock = Callable[[], float]
+
+MEASURED, STAND_IN = "measured", "stand-in"
+MIN_FRAMES, MIN_SECONDS = 50, 2.0
+"""Frames per second are not told of a run with less."""
+MOST_NOISE = 0.05
+"""Nor of one whose mean is known to no more than this share, or that slowed down by more."""
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
+
+
+class Runs(Protocol):
+    """What is measured: anything that turns a batch into an output, such as an engine's session."""
+
+    def run(self, batch: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to measure.
+
+    preprocess: frame -> (batch float32 [1, 3, h, w], whatever postprocess needs to know about that frame).
+    postprocess: (output, what preprocess said) -> detections.
+    decode: compressed frame -> frame; None where frames are as a camera gives them.
+    """
+
+    session: Runs
+    preprocess: Callable[[Any], tuple[np.ndarray, Any]]
+    postprocess: Callable[[np.ndarray, Any], object]
+    decode: Callable[[Any], Any] | None = None
+
+    def process(self, frame: Any) -> object:
+        """One frame from its beginning to its detections, untimed."""
+        batch, context = self.preprocess(frame if self.decode is None else self.decode(frame))
+        return self.postprocess(self.session.run(batch), context)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A summary of samples, in their unit. Percentiles interpolate linearly between samples.
+
+    p999: None where the run is too short to know it. intervals: where `p50`, `p90`, `p99`, `p999` and `mean` lie, 95
+    times in 100; None for what the run is too short for.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    p999: float | None
+    mean: float
+    min: float
+    intervals: Mapping[str, list[float] | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """What one benchmark saw: float64 [n] milliseconds for each part, in the order of the frames.
+
+    starts_s: when each frame began, in seconds from the first; decode_ms: None where nothing was decoded.
+    basis: `measured` when the device is the target, `stand-in` when another machine stood in for it.
+    """
+
+    starts_s: np.ndarray
+    decode_ms: np.ndarray | None
+    preprocess_ms: np.ndarray
+    inference_ms: np.ndarray
+    postprocess_ms: np.ndarray
+    total_ms: np.ndarray
+    basis: str
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, one after the other, all parts included; None where `refused` says why."""
+        return None if self.refused else 1000.0 / float(self.total_ms.mean())
+
+    @cached_property
+    def refused(self) -> str | None:
+        """Why frames per second cannot be told of this run, and what to do; None where they can."""
+        return why_no_rate(self.total_ms, self.starts_s)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the samples, ready for JSON."""
+        parts = {
+            "preprocess_ms": self.preprocess_ms,
+            "inference_ms": self.inference_ms,
+            "postprocess_ms": self.postprocess_ms,
+            "total_ms": self.total_ms,
+        }
+        return {
+            "basis": self.basis,
+            **_run_json(self.total_ms, self.starts_s),
+            "decode_ms": None if self.decode_ms is None else asdict(summarize(self.decode_ms)),
+            **{name: asdict(summarize(samples)) for name, samples in parts.items()},
+        }
+
+
+def summarize(samples: np.ndarray) -> Stats:
+    """The statistics of `samples` float64 [n], n >= 1, in the order in which they were taken."""
+    values = dict(zip(PERCENTILES, np.percentile(samples, tuple(PERCENTILES.values())).tolist()))  # noqa: B905
+    found, mean = statistics.intervals(samples, tuple(PERCENTILES.values()))
+    known = dict(zip((*PERCENTILES, "mean"), (*found, mean)))  # noqa: B905
+    return Stats(
+        p50=values["p50"],
+        p90=values["p90"],
+        p99=values["p99"],
+        p999=values["p999"] if known["p999"] else None,
+        mean=float(samples.mean()),
+        min=float(samples.min()),
+        intervals={name: [of.low, of.high] if of else None for name, of in known.items()},
+    )
+
+
+def alone(samples_ms: np.ndarray) -> dict[str, Any]:
+    """What is told of an engine that ran by itself, float64 [n] milliseconds, one run after the other."""
+    starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
+    return {**_run_json(samples_ms, starts_s), "inference_ms": asdict(summarize(samples_ms))}
+
+
+def _run_json(samples_ms: np.ndarray, starts_s: np.ndarray) -> dict[str, Any]:
+    """What is told of a run as a whole, whatever it was of."""
+    slow, odd = statistics.slow_down(samples_ms, starts_s), statistics.outliers(samples_ms)
+    refused = _why_no_rate(samples_ms, slow)
+    return {
+        "iterations": len(samples_ms),
+        "fps": None if refused else 1000.0 / float(samples_ms.mean()),
+        "refused": [f"fps: {refused}"] if refused else [],
+        "slow_down": slow
+        and {"at_s": slow.at_s, "before_ms": slow.before, "after_ms": slow.after, "p_value": slow.p_value},
+        "outliers": {"count": odd.count, "share": odd.share, "limit_ms": odd.limit, "worst_ms": odd.worst},
+    }
+
+
+def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
+    """Why a rate cannot be told of frames that took float64 [n] milliseconds; None where it can."""
+    return _why_no_rate(samples_ms, statistics.slow_down(samples_ms, starts_s))
+
+
+def _why_no_rate(samples_ms: np.ndarray, slow: statistics.SlowDown | None) -> str | None:
+    count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
+    if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
+        return f"{count} frames in {seconds:.3g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
+    if slow and slow.ratio > 1 + MOST_NOISE:
+        return (
+            f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; stop what else runs here, "
+            "let it reach its temperature first, or lock the clocks"
+        )
+    noise = statistics.mean_interval(samples_ms).half / float(samples_ms.mean())
+    if noise > MOST_NOISE:
+        return (
+            f"the mean is known to {noise:.0%} only; stop what else runs here, lock the clocks, or measure "
+            f"{min(math.ceil((noise / MOST_NOISE) ** 2), 1000)} times as long"
+        )
+    return None
+
+
+def compare(first: Timing, second: Timing, block: int) -> statistics.Comparison:
+    """How many times as long `first` takes as `second`, in turns of `block` frames: medians, round by round."""
+    rounds = min(len(first.total_ms), len(second.total_ms)) // block
+    both = (each.total_ms[: rounds * block].reshape(rounds, block) for each in (first, second))
+    return statistics.compare(*(np.median(each, axis=1) for each in both))
+
+
+def timing_of(stamps_s: np.ndarray, basis: str, decoded: bool = False) -> Timing:
+    """The timing in `stamps_s` float64 [n, 5]: each frame's start, and end of decode, preprocess, inference, all.
+
+    decoded: whether there was something to decode.
+    """
+    parts_ms = np.diff(stamps_s, axis=1) * 1000.0
+    total_ms = (stamps_s[:, 4] - stamps_s[:, 0]) * 1000.0
+    starts_s = stamps_s[:, 0] - stamps_s[0, 0]
+    decode_ms = parts_ms[:, 0] if decoded else None
+    return Timing(starts_s, decode_ms, parts_ms[:, 1], parts_ms[:, 2], parts_ms[:, 3], total_ms, basis)
+
+
+def benchmark(
+    session: Runs,
+    preprocess: Callable[[Any], tuple[np.ndarray, Any]],
+    postprocess: Callable[[np.ndarray, Any], object],
+    frames: Sequence[Any],
+    *,
+    min_iterations: int = 50,
+    min_seconds: float = 2.0,
+    warmup: int = 10,
+    clock: Clock = time.perf_counter,
+    basis: str = STAND_IN,
+) -> Timing:
+    """Measure one candidate on `frames`, repeated as often as needed.
+
+    Stops after at least `min_iterations` frames that took at least `min_seconds` together; `warmup` frames before them
+    are not counted. Raises SpecError when there is nothing to measure, DeviceError from the session.
+    """
+    only = Candidate(session, preprocess, postprocess)
+    return benchmark_interleaved(
+        {"": only},
+        frames,
+        block=1,
+        min_iterations=min_iterations,
+        min_seconds=min_seconds,
+        warmup=warmup,
+        clock=clock,
+        basis=basis,
+    )[""]
+
+
+def benchmark_interleaved(
+    candidates: Mapping[str, Candidate],
+    frames: Sequence[Any],
+    *,
+    block: int = 10,
+    min_iterations: int = 50,
+    min_seconds: float = 2.0,
+    warmup: int = 10,
+    clock: Clock = time.perf_counter,
+    basis: str = STAND_IN,
+) -> dict[str, Timing]:
+    """Measure several candidates in one run, taking turns, so that a busy spell or a warm CPU meets them all alike.
+
+    Each turn is `block` frames; every other round goes in reverse order. All candidates see the frames
+    equally often. Minimums, warm-up and errors as in `benchmark`, for each candidate.
+    """
+    if not candidates or not len(frames) or min_iterations < 1 or block < 1:
+        raise SpecError(
+            "nothing to measure",
+            expected="a candidate, a frame and at least one iteration",
+            found=f"{len(candidates)} candidates, {len(frames)} frames, {min_iterations} iterations, blocks of {block}",
+        )
+    lanes = {name: _Lane(candidate, frames, clock) for name, candidate in candidates.items()}
+    order = list(lanes.values())
+    # After another candidate's turn caches are cold for the next one: one uncounted frame brings them back.
+    settle = 1 if len(order) > 1 else 0
+    for lane in order:
+        lane.measure(warmup, keep=False)
+    with _no_garbage_collection():
+        while not all(lane.has(min_iterations, min_seconds) for lane in order):
+            for lane in order:
+                lane.measure(settle, keep=False)
+                lane.measure(block, keep=True)
+            order.reverse()
+    return {name: timing_of(lane.stamps, basis, candidates[name].decode is not None) for name, lane in lanes.items()}
+
+
+class _Lane:
+    """One candidate, where it is in the frames, and its stamps in seconds: five for each frame, one after the other."""
+
+    def __init__(self, candidate: Candidate, frames: Sequence[Any], clock: Clock) -> None:
+        self._stamps = array("d")
+        self._seconds = 0.0
+        self._candidate = candidate
+        self._frames = itertools.cycle(frames)
+        self._clock = clock
+
+    @property
+    def stamps(self) -> np.ndarray:
+        """float64 [n, 5]: start, decoded, preprocessed, inferred, end."""
+        return np.array(self._stamps).reshape(-1, 5)
+
+    def has(self, iterations: int, seconds: float) -> bool:
+        return len(self._stamps) >= 5 * iterations and self._seconds >= seconds
+
+    def measure(self, count: int, *, keep: bool) -> None:
+        clock, preprocess, postprocess = self._clock, self._candidate.preprocess, self._candidate.postprocess
+        run, decode = self._candidate.session.run, self._candidate.decode
+        for frame in itertools.islice(self._frames, count):
+            start = decoded = clock()
+            if decode is not None:
+                frame = decode(frame)
+                decoded = clock()
+            batch, context = preprocess(frame)
+            preprocessed = clock()
+            output = run(batch)
+            inferred = clock()
+            postprocess(output, context)
+            end = clock()
+            if keep:
+                self._stamps.extend((start, decoded, preprocessed, inferred, end))
+                self._seconds += end - start
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector from running inside a timed frame."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,351 @@
+"""A delta: a bundle written as what it shares with an older one, and the rest. docs/formats/delta.md has the layout.
+
+It says of every file of the new bundle, piece by piece, where the same bytes or similar ones are in a file of the old
+one. The file that is the network is taken apart first: its entropy coding would hide what is alike in two networks.
+Whatever a delta says, what comes of it is the bundle of the head in it, or nothing: the head is judged before anything
+else, and every file is compared with the manifest.
+
+Shared with the device: Python 3.8, standard library, and NumPy for networks only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from edgekd.core.bundle.archive import (
+    BLOCK,
+    MANIFEST,
+    Head,
+    compared,
+    head_in,
+    opened,
+    read_end,
+    read_length,
+    read_member,
+    write,
+)
+from edgekd.core.bundle.manifest import FileEntry, Manifest, from_json
+from edgekd.core.canonical import CHUNK, canonical_json, is_sha256, short_int
+from edgekd.core.errors import BundleError, HashError, naming
+
+if TYPE_CHECKING:
+    from edgekd.core.bundle.archive import Judge
+
+FORMAT = 1
+TOLD, DATA = "delta.json", "delta.bin"
+MAX_JSON = 1 << 22
+MAX_DATA = 1 << 31
+MAX_PIECE = 1 << 18
+"""Bytes of a piece that is not a plain copy: what is held at a time."""
+WINDOW = 1 << 15
+"""Bytes of the old bundle, at most, that a similar piece refers to: as far back as DEFLATE looks."""
+MAX_GROWTH = 8
+"""How many times as long as the file the parts of a network may be, together."""
+HEADER_ROOM = 1 << 22
+WHOLE = ""
+"""The one part of a file that is not taken apart."""
+COPY, XOR, NEAR, NEW = KINDS = "copy", "xor", "near", "new"
+_NUMBERS = {COPY: 3, XOR: 4, NEAR: 5, NEW: 2}
+_FIX = "get the delta again, or the whole bundle"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a part.
+
+    kind: COPY, the same as those `at` a place of a source; XOR, those, and how they differ; NEAR, compressed with
+    `window` bytes of the source as its dictionary; NEW, compressed. stored: bytes that it takes of the delta's data.
+    """
+
+    kind: str
+    length: int
+    source: int = 0
+    at: int = 0
+    window: int = 0
+    stored: int = 0
+
+    def row(self) -> list[Any]:
+        """As it stands in the delta."""
+        by_kind = {
+            COPY: [self.source, self.at],
+            XOR: [self.source, self.at, self.stored],
+            NEAR: [self.source, self.at, self.window, self.stored],
+            NEW: [self.stored],
+        }
+        return [self.kind, self.length, *by_kind[self.kind]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file, by its name, piece by piece."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def length(self) -> int:
+        """Its bytes."""
+        return sum(piece.length for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a delta says.
+
+    old: identity of the bundle that it leads from; sources: path and part in that one; files: the parts of each file of
+    the new bundle, in the manifest's order.
+    """
+
+    old: str
+    sources: tuple[tuple[str, str], ...]
+    files: tuple[tuple[Part, ...], ...]
+
+
+class OldBundle:
+    """The bundle that a delta leads from, unpacked in a folder; what is read of it is not checked again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        content = (folder / MANIFEST).read_bytes()
+        self.identity = hashlib.sha256(content).hexdigest()
+        self.manifest: Manifest = from_json(content)
+        self._parts: dict[str, dict[str, bytes]] = {}
+
+    def part(self, path: str, name: str) -> bytes:
+        """A part of the network, held from then on. Raises ValueError where there is none of that name."""
+        if path not in self._parts:
+            from edgekd.core.formats import packed_graph
+
+            self._require(path)
+            self._parts[path] = packed_graph.parts((self._folder / path).read_bytes())
+        if name not in self._parts[path]:
+            raise ValueError(f"{path} has no part {name}")
+        return self._parts[path][name]
+
+    def read(self, path: str, name: str, at: int, count: int) -> bytes:
+        """Bytes of a part, or of a file. Raises ValueError where it is not as long as that, OSError."""
+        if name:
+            found = self.part(path, name)[at : at + count]
+        else:
+            self._require(path)
+            with (self._folder / path).open("rb") as stream:
+                stream.seek(at)
+                found = stream.read(count)
+        if len(found) != count:
+            raise ValueError(f"{path} {name} is shorter than {at + count} bytes")
+        return found
+
+    def _require(self, path: str) -> None:
+        if all(entry.path != path for entry in self.manifest.files):
+            raise ValueError(f"the old bundle has no file {path}")
+
+
+def to_json(delta: Delta) -> bytes:
+    """The one byte form of what a delta says."""
+    files = [[[part.name, [piece.row() for piece in part.pieces]] for part in parts] for parts in delta.files]
+    told = {"format": FORMAT, "old": delta.old, "sources": [list(each) for each in delta.sources], "files": files}
+    return canonical_json(told) + b"\n"
+
+
+def is_delta(path: Path) -> bool:
+    """Whether a file is a delta, by its first bytes. Raises BundleError where it cannot be read."""
+    with opened(path) as stream:
+        return stream.read(100).rstrip(b"\0") == TOLD.encode("ascii")
+
+
+def read_delta_head(path: Path, judge: Judge | None = None) -> Head:
+    """The head of the bundle that a delta leads to. Raises BundleError, HashError, and what `judge` raises."""
+    with opened(path) as stream:
+        read_member(stream, path, TOLD, MAX_JSON)
+        return head_in(stream, path, judge)
+
+
+def read_old(path: Path) -> str:
+    """The identity of the bundle that a delta leads from. Raises BundleError, HashError."""
+    with opened(path) as stream:
+        return _read(stream, path, None)[1].old
+
+
+def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -> Head:
+    """Write the bundle that a delta and the bundle it leads from give.
+
+    Raises BundleError for a bad delta, one from another bundle, and what `judge` raises for the head of the new one;
+    HashError where something else came of it; SpecError where `out` cannot be written. `out` is then as it was.
+    """
+    with opened(path) as stream:
+        head, delta = _read(stream, path, judge)
+        if delta.old != old.identity:
+            raise BundleError(
+                f"{path}: from another bundle", expected=delta.old, found=old.identity, fix="get the whole bundle"
+            )
+        write(out, head, _files(path, head, delta, old, _Data(stream, path)))
+    return head
+
+
+def _read(stream: BinaryIO, path: Path, judge: Judge | None) -> tuple[Head, Delta]:
+    """The head, which is judged first, and what the delta says."""
+    told = read_member(stream, path, TOLD, MAX_JSON)
+    head = head_in(stream, path, judge)
+    with naming(path):
+        return head, _from_json(told, head.manifest)
+
+
+def _files(
+    path: Path, head: Head, delta: Delta, old: OldBundle, data: _Data
+) -> Iterator[tuple[FileEntry, Iterator[bytes]]]:
+    for entry, parts in zip(head.manifest.files, delta.files):  # noqa: B905 strict= is Python 3.10
+        yield entry, _file(path, entry, parts, delta, old, data)
+    data.finish()
+
+
+class _Data:
+    """What a delta brings along, read in order."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._left = read_length(stream, path, DATA, MAX_DATA)
+        self._filling = -self._left % BLOCK
+
+    def inflated(self, stored: int, length: int, dictionary: bytes = b"") -> bytes:
+        """The next piece. Raises ValueError where it is not one of this length."""
+        if stored > self._left:
+            raise ValueError("the data end early")
+        self._left -= stored
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=dictionary) if dictionary else zlib.decompressobj(-15)
+        try:
+            found = inflate.decompress(self._stream.read(stored), length)
+            whole = len(found) == length and not inflate.decompress(inflate.unconsumed_tail, 1)
+        except zlib.error as error:
+            raise ValueError(f"a piece is damaged: {error}") from error
+        if not whole or not inflate.eof or inflate.unused_data:
+            raise ValueError("a piece is not as long as it says")
+        return found
+
+    def finish(self) -> None:
+        """Raises BundleError where something is left."""
+        if self._left or self._stream.read(self._filling).strip(b"\0"):
+            raise BundleError(f"{self._path}: something is left over", fix=_FIX)
+        read_end(self._stream, self._path)
+
+
+def _file(
+    path: Path, entry: FileEntry, parts: tuple[Part, ...], delta: Delta, old: OldBundle, data: _Data
+) -> Iterator[bytes]:
+    """The content of a file of the new bundle, compared with the manifest at its end."""
+    content = _content(entry, parts, delta, old, data)
+    try:
+        yield from compared(f"{path}: {entry.path} came out as something else", entry, content)
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path}: {entry.path} cannot be made of it", found=str(error), fix=_FIX) from error
+    except HashError as error:
+        raise HashError(error.what, expected=error.expected, found=error.found, fix="get the whole bundle") from error
+
+
+def _content(entry: FileEntry, parts: tuple[Part, ...], delta: Delta, old: OldBundle, data: _Data) -> Iterator[bytes]:
+    if parts[0].name == WHOLE:
+        for piece in parts[0].pieces:
+            yield from _bytes(piece, delta, old, data)
+        return
+    from edgekd.core.formats import packed_graph
+
+    found = {}
+    for part in parts:
+        found[part.name] = b"".join(chunk for piece in part.pieces for chunk in _bytes(piece, delta, old, data))
+    yield packed_graph.assemble(found)
+
+
+def _bytes(piece: Piece, delta: Delta, old: OldBundle, data: _Data) -> Iterator[bytes]:
+    """The bytes of a piece; of a copy, chunk by chunk. Raises ValueError, OSError."""
+    source = delta.sources[piece.source] if piece.kind != NEW else ("", "")
+    if piece.kind == COPY:
+        for at in range(piece.at, piece.at + piece.length, CHUNK):
+            yield old.read(*source, at, min(CHUNK, piece.at + piece.length - at))
+    elif piece.kind == XOR:
+        there = old.read(*source, piece.at, piece.length)
+        yield xor(there, data.inflated(piece.stored, piece.length))
+    elif piece.kind == NEAR:
+        there = old.read(*source, piece.at, piece.window)
+        yield data.inflated(piece.stored, piece.length, there)
+    else:
+        yield data.inflated(piece.stored, piece.length)
+
+
+def xor(one: bytes, other: bytes) -> bytes:
+    """Each bit that differs. Both are equally long."""
+    return (int.from_bytes(one, "little") ^ int.from_bytes(other, "little")).to_bytes(len(one), "little")
+
+
+# --- Rules: what a delta may say.
+
+
+def _from_json(content: bytes, manifest: Manifest) -> Delta:
+    """What a delta says, whose lengths are those of the manifest. Raises BundleError."""
+    try:
+        told = json.loads(content.decode("ascii"), parse_int=short_int)
+        if sorted(told) != ["files", "format", "old", "sources"]:
+            raise ValueError("other fields than files, format, old, sources")
+        if told["format"] != FORMAT:
+            raise ValueError(f"format {told['format']}: update edgekd")
+        sources = tuple((path, name) for path, name in told["sources"])
+        delta = Delta(told["old"], sources, tuple(tuple(map(_part, parts)) for parts in told["files"]))
+        if to_json(delta) != content:
+            raise ValueError("not as edgekd writes it")
+    except (TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
+        raise BundleError("what the delta says is damaged", found=str(error) or repr(error), fix=_FIX) from error
+    if not is_sha256(delta.old) or any(type(each) is not str for source in sources for each in source):
+        raise BundleError("what the delta says is damaged", found="a name that is none", fix=_FIX)
+    if len(delta.files) != len(manifest.files):
+        raise BundleError("the delta is not of this bundle", expected=f"{len(manifest.files)} files", fix=_FIX)
+    for entry, parts in zip(manifest.files, delta.files):  # noqa: B905 strict= is Python 3.10
+        _check_file(entry, parts, len(sources))
+    return delta
+
+
+def _part(row: Any) -> Part:
+    name, rows = row
+    if type(name) is not str:
+        raise ValueError(f"{name!r} is no name of a part")
+    return Part(name, tuple(map(_piece, rows)))
+
+
+def _piece(row: Any) -> Piece:
+    kind, *numbers = row
+    if (
+        kind not in KINDS
+        or len(numbers) != _NUMBERS[kind]
+        or any(type(each) is not int or each < 0 for each in numbers)
+    ):
+        raise ValueError(f"{str(row)[:60]} is no piece")
+    length, *more = numbers
+    if kind == COPY:
+        return Piece(kind, length, *more)
+    if kind == NEW:
+        return Piece(kind, length, stored=more[0])
+    window = more[2] if kind == NEAR else 0
+    return Piece(kind, length, more[0], more[1], window, more[-1])
+
+
+def _check_file(entry: FileEntry, parts: tuple[Part, ...], sources: int) -> None:
+    """Raise BundleError for pieces that are too large to be held, or do not make up the file."""
+    names = [part.name for part in parts]
+    total = sum(part.length for part in parts)
+    apart = names != [WHOLE]
+    most = entry.length * MAX_GROWTH + HEADER_ROOM if apart else entry.length
+    if not names or len(set(names)) != len(names) or (apart and WHOLE in names):
+        raise BundleError(f"{entry.path}: the delta has no parts of it", fix=_FIX)
+    if total > most or (not apart and total != entry.length):
+        raise BundleError(
+            f"{entry.path}: the delta is not of this file", expected=f"{most} bytes", found=f"{total} bytes", fix=_FIX
+        )
+    for piece in (piece for part in parts for piece in part.pieces):
+        held = piece.length if piece.kind != COPY else 1
+        if not piece.length > 0 or held > MAX_PIECE or piece.window > WINDOW or piece.stored > 2 * MAX_PIECE:
+            raise BundleError(f"{entry.path}: a piece of the delta is too large", found=str(piece.row()), fix=_FIX)
+        if piece.kind != NEW and piece.source >= sources:
+            raise BundleError(f"{entry.path}: a piece of the delta is from nowhere", fix=_FIX)

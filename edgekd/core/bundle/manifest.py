@@ -1,0 +1,471 @@
+"""What a bundle says about itself: the data, and the rules a manifest must obey. No I/O.
+
+The rules are written out here, and not derived from the classes that use the values, because a format must not
+change when a class elsewhere does. docs/formats/bundle.md describes the same for people.
+
+Shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from edgekd.core.canonical import SHA256_TEXT, canonical_json, short_int
+from edgekd.core.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Rule = Callable[[Any, str], Any]
+
+FORMAT = 1
+ROLES = (
+    "graph",
+    "calibration-cache",
+    "calibration-set",
+    "golden",
+    "drift",
+    "report",
+    "evidence",
+    "labels",
+    "agent",
+    "sbom",
+)
+MAX_BYTES = 1 << 20
+MAX_FILES = 1024
+MAX_PATH = 100  # characters: what the name field of a ustar header holds
+MAX_TOTAL = 1 << 31  # bytes: of all files together
+RESERVED = ("manifest.json", "signatures.json")
+BASES = ("measured", "stand-in", "predicted")
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
+_EXTENSION = "x-"
+
+
+@dataclass(frozen=True)
+class TargetName:
+    """The device a bundle is for: its name in `edgekd targets`, and the string its firmware calls itself."""
+
+    name: str
+    compatible: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a bundle. `length` in bytes; `sha256` as 64 hexadecimal digits; `role` one of ROLES."""
+
+    path: str
+    length: int
+    sha256: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Above which score a detection counts, for each class, and above which overlap two boxes are one object."""
+
+    confidence: tuple[float, ...]
+    iou: float
+    max_detections: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What was asked of the build, None where nothing was: bytes, share of the mAP50-95, frames per second."""
+
+    max_bytes: int | None
+    min_retention: float | None
+    min_fps: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """COCO mAP, 0 to 1, and size in bytes, of one graph.
+
+    classes: map50_95 of each class in the network's order, None where the scored images have no object of it.
+    """
+
+    map50_95: float
+    map50: float
+    bytes: int
+    classes: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one frame takes the network, in milliseconds, where, and whether that was measured there.
+
+    basis: one of BASES. Of a measurement `ms` is the median, `low_ms` the least, `high_ms` the 99th percentile; of a
+    prediction its value and range. layers: how many compute in each precision, None where nobody knows.
+    """
+
+    basis: str
+    where: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    layers: Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the graph can do: accuracy and size from the build; latencies as predicted, or as added afterwards.
+
+    `images` is how many were scored; `retention` is after.map50_95 / before.map50_95, None where that is 0 / 0.
+    """
+
+    images: int
+    before: Score
+    after: Score
+    retention: float | None
+    latencies: tuple[Latency, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """A stage of the build, and the SHA-256 that names its inputs."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a bundle came from. Hashes as 64 hexadecimal digits; `tools` maps a package to its version.
+
+    model: as given, which is also the teacher; student: the checkpoint made of it, None where the graph is the model's.
+    """
+
+    model_sha256: str
+    student_sha256: str | None
+    data_sha256: str
+    calibration_sha256: str | None
+    recipe: str
+    recipe_sha256: str
+    seed: int
+    tools: Mapping[str, str]
+    stages: tuple[StageKey, ...]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What a part of a bundle may be used for: an SPDX licence expression, or NOASSERTION where nobody said."""
+
+    part: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle says about itself.
+
+    counter: a device that has run a bundle takes none with a lower one; 0 for those who do not count.
+    tensorrt: oldest and newest TensorRT version that can build the graph, or None where TensorRT is not used.
+    detector: `dataclasses.asdict` of an edgekd.core.detection.types.DetectorSpec; its `spec_from_json` gives that back.
+    files: in ascending order of path.
+    extensions: fields whose name begins with `x-`: kept, and given no meaning.
+    """
+
+    name: str
+    created_by: str
+    counter: int
+    target: TargetName
+    tensorrt: tuple[str, str] | None
+    detector: Mapping[str, Any]
+    thresholds: Thresholds
+    files: tuple[FileEntry, ...]
+    limits: Limits
+    evidence: Evidence
+    lineage: Lineage
+    licences: tuple[Licence, ...]
+    extensions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> FileEntry:
+        """The one file that is the network."""
+        return next(entry for entry in self.files if entry.role == "graph")
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The one byte form of a manifest. Raises BundleError when it breaks a rule: what is written can be read."""
+    document = asdict(manifest)
+    extensions = document.pop("extensions")
+    _canonical({**document, **extensions})
+    checked = asdict(_checked(document, extensions))
+    del checked["extensions"]
+    content = _canonical({**checked, **extensions, "format": FORMAT}) + b"\n"
+    _check_size(content)
+    return content
+
+
+def from_json(content: bytes) -> Manifest:
+    """The manifest in `content`. Raises BundleError that names the field, what was expected and what was found."""
+    _check_size(content)
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=short_int)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"manifest: not JSON: {error}", fix="get the bundle again") from error
+    _canonical(document)
+    if not isinstance(document, dict):
+        _refuse("manifest", "an object", document)
+    found = document.pop("format", None)
+    if type(found) is not int or found != FORMAT:
+        raise BundleError("manifest.format: unknown", expected=str(FORMAT), found=_shown(found), fix="update edgekd")
+    extensions = {name: document.pop(name) for name in list(document) if name.startswith(_EXTENSION)}
+    return _checked(document, extensions)
+
+
+def _checked(document: dict[str, Any], extensions: dict[str, Any]) -> Manifest:
+    for name in extensions:
+        if not name.startswith(_EXTENSION):
+            _refuse("manifest", f"extensions whose names begin with {_EXTENSION}", name)
+    manifest = Manifest(**_FIELDS(document, "manifest"), extensions=extensions)
+    _check_files(manifest.files)
+    _check_classes(manifest)
+    return manifest
+
+
+def _check_size(content: bytes) -> None:
+    if len(content) > MAX_BYTES:
+        _refuse("manifest", f"at most {MAX_BYTES} bytes", f"{len(content)} bytes")
+
+
+def _check_files(files: tuple[FileEntry, ...]) -> None:
+    """The rules between files: order, no two that a file system could confuse, one graph."""
+    paths = [entry.path for entry in files]
+    if paths != sorted(paths):
+        _refuse("manifest.files", "files in ascending order of path", paths)
+    taken = set(RESERVED)
+    folders = {"/".join(path.lower().split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 1)}
+    for path in paths:
+        if path.lower() in taken or path.lower() in folders:
+            _refuse("manifest.files", "paths that differ in more than case, from each other and from folders", path)
+        taken.add(path.lower())
+    graphs = [entry.path for entry in files if entry.role == "graph"]
+    if len(graphs) != 1:
+        _refuse("manifest.files", "exactly one file with role graph", graphs)
+    total = sum(entry.length for entry in files)
+    if total > MAX_TOTAL:
+        _refuse("manifest.files", f"at most {MAX_TOTAL} bytes together", total)
+
+
+def _check_classes(manifest: Manifest) -> None:
+    """What is told for each class is told for all of them."""
+    wanted, evidence = len(manifest.detector["classes"]), manifest.evidence
+    for where, found in (
+        ("thresholds.confidence", manifest.thresholds.confidence),
+        ("evidence.before.classes", evidence.before.classes),
+        ("evidence.after.classes", evidence.after.classes),
+    ):
+        if len(found) != wanted:
+            _refuse(f"manifest.{where}", f"{wanted} values, one for each class", f"{len(found)} values")
+
+
+def _canonical(document: Any) -> bytes:
+    """The canonical JSON of a document; refuses one that has none, such as infinity in an extension."""
+    try:
+        return canonical_json(document)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"manifest: a value that JSON cannot hold: {error}", fix="get the bundle again") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = {}
+    for name, value in pairs:
+        if name in document:
+            raise ValueError(f"the name {_shown(name)} twice in one object")
+        document[name] = value
+    return document
+
+
+def _refuse(where: str, expected: str, found: Any) -> NoReturn:
+    raise BundleError(f"{where}: wrong", expected=expected, found=_shown(found))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- Rules: each takes a JSON value and the name of the place it stands at, and returns the value to keep.
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        _refuse(where, "text of printable characters", value)
+    return value
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        _refuse(where, "true or false", value)
+    return value
+
+
+def _integer(low: int, high: int) -> Rule:
+    def rule(value: Any, where: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            _refuse(where, f"an integer from {low} to {high}", value)
+        return value
+
+    return rule
+
+
+def _number(low: float, high: float) -> Rule:
+    def rule(value: Any, where: str) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:
+            _refuse(where, f"a number from {low:g} to {high:g}", value)
+        return float(value)
+
+    return rule
+
+
+def _matching(pattern: re.Pattern[str], meaning: str) -> Rule:
+    def rule(value: Any, where: str) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            _refuse(where, meaning, value)
+        return value
+
+    return rule
+
+
+def _one_of(*choices: str) -> Rule:
+    def rule(value: Any, where: str) -> str:
+        if not isinstance(value, str) or value not in choices:
+            _refuse(where, f"one of {', '.join(choices)}", value)
+        return value
+
+    return rule
+
+
+def _path(value: Any, where: str) -> str:
+    if not isinstance(value, str) or len(value) > MAX_PATH or not all(map(_SEGMENT.fullmatch, value.split("/"))):
+        _refuse(where, f"a relative path of at most {MAX_PATH} characters A-Z a-z 0-9 _ . + - between /", value)
+    return value
+
+
+def _tensorrt(value: Any, where: str) -> tuple[str, str]:
+    oldest, newest = _list(_matching(_VERSION, "a version such as 8.5"), 2, 2)(value, where)
+    if _numbers(oldest) > _numbers(newest):
+        _refuse(where, "the oldest version, then the newest", value)
+    return oldest, newest
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def _optional(rule: Rule) -> Rule:
+    return lambda value, where: None if value is None else rule(value, where)
+
+
+def _list(rule: Rule, fewest: int = 0, most: int = 10_000) -> Rule:
+    def check(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or not fewest <= len(value) <= most:
+            _refuse(where, f"a list of {fewest} to {most} items", value)
+        return tuple(rule(item, f"{where}[{index}]") for index, item in enumerate(value))
+
+    return check
+
+
+def _table(rule: Rule) -> Rule:
+    def check(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            _refuse(where, "an object", value)
+        return {_text(name, where): rule(item, f"{where}.{name}") for name, item in value.items()}
+
+    return check
+
+
+def _object(make: Callable[..., Any], **rules: Rule) -> Rule:
+    """An object with exactly the fields named in `rules`, made into `make(**fields)`."""
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            _refuse(where, "an object", value)
+        for name in value:
+            if name not in rules:
+                _refuse(where, f"no field but {', '.join(rules)}", name)
+        for name in rules:
+            if name not in value:
+                raise BundleError(f"{where}.{name}: missing", expected=f"the fields {', '.join(rules)}")
+        return make(**{name: rule(value[name], f"{where}.{name}") for name, rule in rules.items()})
+
+    return check
+
+
+_COUNT = _integer(0, 2**53)
+_SIDE = _integer(1, 65536)
+_FIGURE = _number(-1e9, 1e9)
+_SHARE = _number(0, 1)
+_HASH = _matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
+
+_DETECTOR = _object(
+    dict,
+    classes=_list(_text, 1),
+    preprocess=_object(
+        dict,
+        height=_SIDE,
+        width=_SIDE,
+        color=_one_of("rgb", "bgr"),
+        scale=_number(1e-9, 1e9),
+        mean=_list(_FIGURE, 3, 3),
+        std=_list(_number(1e-9, 1e9), 3, 3),
+        pad_value=_integer(0, 255),
+        center=_flag,
+        upscale=_flag,
+    ),
+    head=_object(dict, kind=_one_of("yolo", "yolox", "end2end"), nms=_flag, strides=_list(_SIDE, 0, 16)),
+)
+_SCORE = _object(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=_list(_optional(_SHARE), 1))
+_TIME = _number(0, 1e9)
+_LATENCY = _object(
+    Latency,
+    basis=_one_of(*BASES),
+    where=_text,
+    ms=_TIME,
+    low_ms=_TIME,
+    high_ms=_TIME,
+    layers=_optional(_table(_COUNT)),
+)
+_ENTRY = _object(FileEntry, path=_path, length=_integer(0, MAX_TOTAL), sha256=_HASH, role=_one_of(*ROLES))
+_FIELDS = _object(
+    dict,
+    name=_text,
+    created_by=_text,
+    counter=_COUNT,
+    target=_object(TargetName, name=_text, compatible=_text),
+    tensorrt=_optional(_tensorrt),
+    detector=_DETECTOR,
+    thresholds=_object(Thresholds, confidence=_list(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
+    files=_list(_ENTRY, 1, MAX_FILES),
+    limits=_object(
+        Limits, max_bytes=_optional(_COUNT), min_retention=_optional(_SHARE), min_fps=_optional(_number(0, 1e9))
+    ),
+    evidence=_object(
+        Evidence,
+        images=_COUNT,
+        before=_SCORE,
+        after=_SCORE,
+        retention=_optional(_number(0, 1e9)),
+        latencies=_list(_LATENCY, 0, 64),
+    ),
+    lineage=_object(
+        Lineage,
+        model_sha256=_HASH,
+        student_sha256=_optional(_HASH),
+        data_sha256=_HASH,
+        calibration_sha256=_optional(_HASH),
+        recipe=_text,
+        recipe_sha256=_HASH,
+        seed=_COUNT,
+        tools=_table(_text),
+        stages=_list(_object(StageKey, name=_text, key=_HASH), 0, 1000),
+    ),
+    licences=_list(_object(Licence, part=_text, licence=_text), 0, 100),
+)

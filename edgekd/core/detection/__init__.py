@@ -1,0 +1,1 @@
+"""From a frame to detections: letterbox, decoding, suppression of duplicates."""

@@ -1,0 +1,92 @@
+"""A Q/DQ graph taken apart: the same network in float, the scales of its activations, and what stays float.
+
+For what takes no Q/DQ: NVIDIA's DLA, which up to TensorRT 10 gets INT8 by a calibration cache, and an engine in FP16
+where the INT8 one cannot be had. A pair of QuantizeLinear and DequantizeLinear becomes the tensor it reads; a
+DequantizeLinear of constants becomes the values that they stand for.
+
+Shared with the device: Python 3.8, standard library and NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgekd.core.formats.activations import float_activations
+from edgekd.core.formats.onnx_bytes import Node
+from edgekd.core.formats.qdq_graph import COMPUTING, QdqGraph, StreamedFile, is_pair
+
+
+@dataclass(frozen=True)
+class PlainGraph:
+    """A network without Q/DQ.
+
+    file: its ONNX file; weights have the values that the integers stood for, in the type of their scales. scales: of
+    each quantized activation, by the name of its tensor in the file. float_layers: names of the nodes that Q/DQ keeps
+    in floating point: those of COMPUTING whose operands it does not quantize, what follows them up to the next
+    quantizer, and what no quantized layer reads, such as the decoding of boxes. With a scale for every tensor, TensorRT
+    would run them in INT8 unless it is told not to. float_outputs: the floating-point outputs of those, in computing
+    order; float_tensors: those among them that float layers alone read, or that the network gives; without a scale for
+    these, TensorRT cannot compute them in INT8.
+    """
+
+    file: StreamedFile
+    scales: Mapping[str, float]
+    float_layers: tuple[str, ...]
+    float_outputs: tuple[str, ...]
+    float_tensors: tuple[str, ...]
+
+    @property
+    def onnx(self) -> bytes:
+        """The whole file in memory."""
+        return self.file.content()
+
+
+def plain_graph(onnx: bytes) -> PlainGraph:
+    """Take the Q/DQ graph of an ONNX file apart.
+
+    Raises ValueError where it is no such file, an output or a zero point is in the way, or a scale is no constant.
+    """
+    graph = QdqGraph(onnx)
+    scales = graph.scales()
+    floating = set(float_activations(onnx))
+    float_nodes = _float_nodes(graph)
+    nodes = [(node, [name for name in node.outputs if name in floating]) for node in float_nodes]
+    read_elsewhere = _read_by_others(graph, float_nodes)
+    return PlainGraph(
+        file=graph.without_qdq(),
+        scales=scales,
+        float_layers=tuple(node.name for node, outputs in nodes if outputs),
+        float_outputs=tuple(name for _, outputs in nodes for name in outputs),
+        float_tensors=tuple(name for _, outputs in nodes for name in outputs if name not in read_elsewhere),
+    )
+
+
+def _plain_nodes(graph: QdqGraph) -> list[Node]:
+    return [node for node in graph.nodes if not is_pair(node)]
+
+
+def _float_nodes(graph: QdqGraph) -> list[Node]:
+    """The nodes that Q/DQ does not let run in INT8."""
+    int8_layers = set(graph.int8_layers())
+    read_in_int8 = {node.inputs[0] for node in graph.quantizers.values()}
+    for node in reversed(_plain_nodes(graph)):
+        if node.operator not in COMPUTING and not read_in_int8.isdisjoint(node.outputs):
+            read_in_int8.update(node.inputs)
+    unrounded: set[str] = set()  # tensors that come from a float layer with no quantizer in between
+    found = []
+    for node in _plain_nodes(graph):
+        if node.operator in COMPUTING:
+            is_float = follows = node.name not in int8_layers
+        else:
+            follows = not unrounded.isdisjoint(node.inputs)
+            is_float = follows or read_in_int8.isdisjoint(node.outputs)
+        unrounded.update(node.outputs if follows else ())
+        found += [node] if is_float else []
+    return found
+
+
+def _read_by_others(graph: QdqGraph, nodes: Sequence[Node]) -> set[str]:
+    """The names, without Q/DQ, of the tensors that nodes other than these read."""
+    those = {node.outputs for node in nodes}
+    return {graph.plain(name) for node in _plain_nodes(graph) if node.outputs not in those for name in node.inputs}

@@ -1,0 +1,128 @@
+"""Energy of a frame: the machine at rest first, then at work in stretches long enough for its sensor.
+
+Shared with the device: Python 3.8, standard library and NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekd.core.power import Meter
+from edgekd.core.power.recorder import Joules
+from edgekd.core.statistics import Interval, mean_interval
+
+FEWEST = 5
+"""How many stretches an interval needs, at rest and at work."""
+_REST_S, _STRETCH_S = (0.25, 3.0), (0.05, 1.0)
+"""How long it rests, and how long a stretch of frames is: not less and not more, however long it is to take."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What a frame takes. gross_mj: all that the sensor saw, by frames; net_mj: without what it draws at rest.
+
+    idle_watts, watts: at rest and at work; frames, seconds: at work.
+    """
+
+    meter: str
+    covers: str
+    idle_watts: float
+    watts: float
+    frames: int
+    seconds: float
+    gross_mj: float
+    gross: Interval
+    net_mj: float
+    net: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        """As docs/json.md has it."""
+        return {
+            "meter": self.meter,
+            "covers": self.covers,
+            "idle_watts": self.idle_watts,
+            "watts": self.watts,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "gross_mj": self.gross_mj,
+            "gross_interval": [self.gross.low, self.gross.high],
+            "net_mj": self.net_mj,
+            "net_interval": [self.net.low, self.net.high],
+        }
+
+
+def measure_energy(
+    meter: Meter,
+    frames: Mapping[str, Callable[[], object]],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    rest: Callable[[float], None] = time.sleep,
+) -> dict[str, Energy]:
+    """The energy of each of several kinds of work, which take turns; each of `frames` does one frame.
+
+    Each gets at least `seconds` and FEWEST stretches: of a second, if there is time. Raises OSError where the sensor
+    does not answer.
+    """
+    stretch_s, rest_s = _within(seconds / FEWEST, _STRETCH_S), _within(seconds, _REST_S)
+    joules = Joules(meter, clock)
+    spans: dict[str, list[tuple[float, float, int]]] = {name: [] for name in frames}
+    with joules.recorder:
+        idle = []
+        for _ in range(FEWEST):
+            begin = joules.recorder.sample()
+            rest(rest_s / FEWEST)
+            idle.append((begin, joules.recorder.sample()))
+        for _ in range(max(FEWEST, math.ceil(seconds / stretch_s))):
+            for name, frame in frames.items():
+                frame()  # caches are another's until then
+                spans[name].append(_stretch(frame, joules, stretch_s, clock))
+    rates = np.array([_joules(joules, begin, end) / max(end - begin, 1e-9) for begin, end in idle])
+    return {name: _energy(joules, found, rates) for name, found in spans.items()}
+
+
+def _within(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
+
+
+def _stretch(
+    frame: Callable[[], object], joules: Joules, stretch_s: float, clock: Callable[[], float]
+) -> tuple[float, float, int]:
+    begin, count = joules.recorder.sample(), 0
+    while clock() - begin < stretch_s:
+        frame()
+        count += 1
+    return begin, joules.recorder.sample(), count
+
+
+def _joules(joules: Joules, begin: float, end: float) -> float:
+    return joules.at(end) - joules.at(begin)
+
+
+def _energy(joules: Joules, spans: list[tuple[float, float, int]], idle_watts: np.ndarray) -> Energy:
+    spent = np.array([_joules(joules, begin, end) for begin, end, _ in spans])
+    seconds = np.array([end - begin for begin, end, _ in spans])
+    frames = np.array([count for _, _, count in spans])
+    gross_mj = 1000 * float(spent.sum()) / int(frames.sum())
+    half = mean_interval(1000 * spent / frames).half
+    idle, frame_ms = float(idle_watts.mean()), 1000 * float(seconds.sum()) / int(frames.sum())
+    net_mj = gross_mj - idle * frame_ms
+    # What is subtracted is known no better than it was measured.
+    net_half = math.hypot(half, mean_interval(idle_watts).half * frame_ms)
+    return Energy(
+        meter=joules.meter.name,
+        covers=joules.meter.covers,
+        idle_watts=idle,
+        watts=float(spent.sum() / seconds.sum()),
+        frames=int(frames.sum()),
+        seconds=float(seconds.sum()),
+        gross_mj=gross_mj,
+        gross=Interval(gross_mj - half, gross_mj + half),
+        net_mj=net_mj,
+        net=Interval(net_mj - net_half, net_mj + net_half),
+    )

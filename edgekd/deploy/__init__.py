@@ -1,0 +1,1 @@
+"""From a graph to a camera: bundles, signatures, firmware files, devices, other formats."""

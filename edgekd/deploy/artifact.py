@@ -1,0 +1,95 @@
+"""Anything a user may name that holds a detector, opened as a graph and its contract."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.errors import DeviceError, SpecError
+from edgekd.detectors import load
+from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
+from edgekd.runtimes.types import Engine
+
+BUNDLE_SUFFIX, PACKED_SUFFIX = ".edgekd", ".packed"
+
+
+@contextmanager
+def opened(
+    artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
+) -> Iterator[tuple[Path, DetectorSpec]]:
+    """The graph in a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, and what it takes and gives.
+
+    It is there while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
+    expanded; a bundle is verified. Raises SpecError, BundleError.
+    """
+    from edgekd.build.stages.base import GRAPH
+    from edgekd.detectors.export import export
+    from edgekd.detectors.onnx import describe, load_graph
+
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        if artifact.suffix == BUNDLE_SUFFIX:
+            from edgekd.core.bundle.archive import extract
+
+            manifest = extract(artifact, Path(scratch) / "bundle")
+            artifact = Path(scratch) / "bundle" / manifest.graph.path
+        if artifact.suffix == PACKED_SUFFIX:
+            artifact = expanded(artifact, Path(scratch) / GRAPH)
+        detector = load(artifact, head, classes, trust_checkpoint)
+        if detector.family == "onnx":
+            yield artifact, describe(load_graph(artifact), artifact, head, classes)
+        else:
+            graph = Path(scratch) / GRAPH
+            yield graph, export(detector, graph, EXPORT_OPSET).spec
+
+
+@contextmanager
+def runnable(
+    artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
+) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
+    """As `opened`, and also the folder of a conversion; with what runs it here. Raises SpecError, DeviceError."""
+    from edgekd.runtimes import engine_named
+    from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+
+    if not artifact.is_dir():
+        with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):
+            yield graph, spec, ONNXRUNTIME_CPU
+        return
+    from edgekd.deploy.converters.contract import read_contract
+
+    contract = read_contract(artifact)
+    if contract.engine is None:
+        raise DeviceError(
+            f"{artifact}: nothing on this machine runs {contract.format}", fix="score the model it was made of"
+        )
+    yield artifact / contract.entry, contract.spec, engine_named(contract.engine)
+
+
+def expanded(packed: Path, graph: Path) -> Path:
+    """Write `graph`, the ONNX file in a packed graph, and return its path. Raises SpecError."""
+    from edgekd.core.formats.packed_graph import unpack
+
+    try:
+        graph.write_bytes(unpack(packed.read_bytes()))
+    except OSError as error:
+        raise SpecError(f"{packed}: cannot read", found=error.strerror, fix="check the path") from error
+    except ValueError as error:
+        raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="get it again") from error
+    return graph
+
+
+@contextmanager
+def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
+    """The graph of a model as a build for `target` would begin with it; an ONNX file that no build takes, as it is."""
+    detector = load(model, head, (), trust_checkpoint)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        graph = Path(scratch) / "graph.onnx"
+        try:
+            detector.export(graph, opset_for(target))
+        except SpecError:
+            if detector.family != "onnx":
+                raise
+            graph = model
+        yield graph

@@ -1,0 +1,116 @@
+"""This machine, with one of its engines."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.core.cores import usable_cores
+from edgekd.core.procfs import number_in, text_of, value_of
+from edgekd.deploy.devices import Gpu, HostFacts
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.types import Engine, Session, library_version
+
+if TYPE_CHECKING:
+    from edgekd.deploy.devices.session import Site, Stop
+
+_LIBRARIES = ("edgekd", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+_NVIDIA_SMI = ("--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits")
+_NVIDIA_SMI_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LocalDevice:
+    """This machine. `threads` None means every usable core."""
+
+    engine: Engine = ONNXRUNTIME_CPU
+    threads: int | None = None
+    name: str = "local"
+    runtime: str | None = None
+
+    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
+        """This machine, open for a bundle's agent. Raises DeviceError."""
+        from edgekd.deploy.devices.process import local_site
+
+        return local_site(self.name, python, stop)
+
+    def facts(self) -> HostFacts:
+        """What this machine is."""
+        return host_facts(self.name, self.engine.name, self.threads or usable_cores())
+
+    def load(self, graph: Path) -> Session:
+        """Open the ONNX file `graph` with this device's engine. Raises DeviceError."""
+        return self.engine.load(graph, threads=self.threads)
+
+    def load_streams(self, graph: Path, streams: int) -> tuple[Session, ...]:
+        """Open it for as many frames at once, on the same threads. Raises DeviceError."""
+        return self.engine.load_streams(graph, streams, threads=self.threads)
+
+    def clock(self) -> float:
+        """Seconds of this machine's monotonic high-resolution clock."""
+        return time.perf_counter()
+
+
+def host_facts(device: str, engine: str, threads: int, root: Path = Path("/")) -> HostFacts:
+    """The facts of this machine, read from the /proc, /sys and /etc below `root`."""
+    frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    cpuinfo = root / "proc/cpuinfo"
+    khz = number_in(frequency / "scaling_cur_freq")
+    clock_mhz = khz / 1000 if khz is not None else _number(value_of(cpuinfo, "cpu MHz", ":"))
+    kib = _number((value_of(root / "proc/meminfo", "MemTotal", ":") or "").removesuffix("kB"))
+    versions = {name: version for name in _LIBRARIES if (version := library_version(name))}
+    return HostFacts(
+        device=device,
+        engine=engine,
+        cpu=value_of(cpuinfo, "model name", ":") or platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        threads=threads,
+        governor=text_of(frequency / "scaling_governor"),
+        clock_mhz=clock_mhz,
+        memory_bytes=int(kib * 1024) if kib else None,
+        board=text_of(root / "proc/device-tree/model") or text_of(root / "sys/class/dmi/id/product_name"),
+        os=value_of(root / "etc/os-release", "PRETTY_NAME", "=") or platform.system(),
+        kernel=platform.release(),
+        machine=platform.machine(),
+        python=platform.python_version(),
+        libraries=versions,
+        gpus=gpus(),
+    )
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that the driver sees; none when there is no driver or it does not answer."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ()
+    try:
+        answer = subprocess.run(
+            (command, *_NVIDIA_SMI), capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_nvidia_smi(answer.stdout)
+
+
+def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
+    """GPUs from lines of `name, driver, compute capability, memory in MiB`."""
+    found = []
+    for line in text.splitlines():
+        fields = [part.strip() for part in line.rsplit(",", 3)]
+        if len(fields) == 4:
+            mib = _number(fields[3])  # "[N/A]" where the GPU shares the host's memory
+            found.append(Gpu(fields[0], fields[1], fields[2], int(mib) * 2**20 if mib else None))
+    return tuple(found)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,138 @@
+"""Keys in files: private ones as PKCS#8, public ones as SubjectPublicKeyInfo, both in PEM, as other tools have them."""
+
+from __future__ import annotations
+
+import os
+import secrets as randomness
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.core.atomic_files import write_file, writing
+from edgekd.core.bundle.ed25519 import sound_key
+from edgekd.core.bundle.signatures import key_id
+from edgekd.core.errors import SpecError
+from edgekd.deploy.signing.secrets import Secrets
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+PRIVATE, PUBLIC = ".key", ".pub"
+_OTHERS = 0o077
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A new key: where its halves lie, and what names it."""
+
+    private: Path
+    public: Path
+    id: str
+    encrypted: bool
+
+
+class FileSigner:
+    """Signs with the private key in a file."""
+
+    def __init__(self, path: Path, secrets: Secrets) -> None:
+        self.name = str(path)
+        self._key = read_private(path, secrets)
+        self.public = self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature of a message."""
+        return self._key.sign(message)
+
+
+def make_key(folder: Path, name: str, passphrase: str | None) -> KeyPair:
+    """A new key pair, `NAME.key` and `NAME.pub`. Raises SpecError where one of them is there already."""
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if not name or "/" in name or name.startswith("."):
+        raise SpecError(f"{name!r}: no name for a key", expected="the name of a file, without a folder")
+    private, public = folder / f"{name}{PRIVATE}", folder / f"{name}{PUBLIC}"
+    for path in (private, public):
+        if path.exists():
+            raise SpecError(f"{path}: there already", fix="choose another name: a lost key cannot be had again")
+    key = Ed25519PrivateKey.generate()
+    how: pem.KeySerializationEncryption = (
+        pem.BestAvailableEncryption(passphrase.encode("utf-8")) if passphrase else pem.NoEncryption()
+    )
+    _write_private(private, key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, how))
+    write_public(public, key.public_key().public_bytes_raw())
+    return KeyPair(private, public, key_id(key.public_key().public_bytes_raw()), bool(passphrase))
+
+
+def read_private(path: Path, secrets: Secrets) -> Ed25519PrivateKey:
+    """The private key in a file. Raises SpecError: no key, another kind, readable by others, the wrong passphrase."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    content = _read(path)
+    encrypted = b"ENCRYPTED" in content.partition(b"\n")[0]
+    if not encrypted and path.stat().st_mode & _OTHERS:
+        raise SpecError(f"{path}: others can read this private key", expected="mode 0600", fix=f"chmod 600 {path}")
+    passphrase = secrets.get(f"Passphrase of {path}").encode("utf-8") if encrypted else None
+    try:
+        key = load_pem_private_key(content, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        expected = "the right passphrase" if encrypted else "an unharmed private key in PEM"
+        # What the library says of a key stays out: it is of no help, and the key is a secret.
+        raise SpecError(f"{path}: cannot be read as a private key", expected=expected) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SpecError(f"{path}: another kind of key", expected="Ed25519", fix="edgekd keygen NAME")
+    return key
+
+
+def read_public(path: Path) -> bytes:
+    """The public key in a PEM file, 32 bytes. Raises SpecError."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(_read(path))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SpecError(f"{path}: no public key", expected="a public key in PEM, NAME.pub") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SpecError(f"{path}: another kind of key", expected="Ed25519", fix="edgekd keygen NAME")
+    public = key.public_bytes_raw()
+    if not sound_key(public):
+        raise SpecError(f"{path}: a public key that anybody could sign for", expected="one that edgekd keygen made")
+    return public
+
+
+def write_public(path: Path, public: bytes) -> None:
+    """Write a public key as PEM. Raises SpecError where the place cannot be written."""
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    key = Ed25519PublicKey.from_public_bytes(public)
+    write_file(path, key.public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo))
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that nobody else ever could read, whole or not at all, and never over another."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{randomness.token_hex(8)}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error

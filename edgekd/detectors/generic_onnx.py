@@ -1,0 +1,150 @@
+"""Networks that are no detectors: any ONNX graph with one float32 input, judged by how far its outputs move.
+
+Frames are files of one folder: images, which are letterboxed to the input's height and width, in RGB from 0 to 1; or
+arrays, `.npy` or `.npz` (the one named like the input, or the only one), of the input's shape, with or without the
+batch of 1, which are used as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import CompressError, DataError, SpecError
+from edgekd.data.dataset import IMAGE_SUFFIXES
+from edgekd.data.images import read_image
+from edgekd.graph.nvfp4 import runnable
+
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+LEAST_OPSET, FLOAT32 = 13, 1  # scales per channel came with opset 13; TensorProto.FLOAT
+
+
+@dataclass(frozen=True)
+class Input:
+    """The input of a network: its name, and its shape with a batch of 1."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far an output moved: root of noise power by signal power over all frames, and the same in dB."""
+
+    relative_error: float
+    snr_db: float
+
+
+def prepare(source: Path, out: Path) -> Input:
+    """Write `out`: the network with a batch of 1, simplified, at an opset that quantization needs.
+
+    Raises SpecError where it is no ONNX file, or has not one float32 input of a fixed shape.
+    """
+    import onnx
+    import onnxslim
+
+    from edgekd.detectors.onnx import load_graph
+
+    model = load_graph(source)
+    constants = {initializer.name for initializer in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != FLOAT32:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise SpecError(f"{source}: wrong inputs", expected="one input, float32", found=names)
+    axes = inputs[0].type.tensor_type.shape.dim
+    if len(axes) and not axes[0].dim_value:
+        axes[0].dim_value = 1
+    shape = tuple(int(axis.dim_value) for axis in axes)
+    if len(shape) < 2 or shape[0] != 1 or 0 in shape:
+        raise SpecError(
+            f"{source}: input {inputs[0].name}",
+            expected="a fixed shape with a batch of 1",
+            found=str(list(shape)),
+            fix="export it with fixed sizes",
+        )
+    try:
+        opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        model = onnx.version_converter.convert_version(model, LEAST_OPSET) if opset < LEAST_OPSET else model
+    except (RuntimeError, StopIteration) as error:
+        raise SpecError(
+            f"{source}: its opset cannot be raised", expected=f"opset {LEAST_OPSET}", fix="export it again"
+        ) from error
+    onnx.save(onnxslim.slim(model), out)
+    return Input(inputs[0].name, shape)
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The images and arrays that lie in a folder itself, by name; empty where it is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES | ARRAY_SUFFIXES)
+
+
+def read_frame(path: Path, wanted: Input) -> np.ndarray:
+    """A frame float32 of the input's shape. Raises DataError naming the file."""
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        value = _array(path, wanted.name)
+        if value.dtype.kind not in "fiu" or value.shape not in (wanted.shape, wanted.shape[1:]):
+            raise DataError(
+                f"{path}: does not fit the input {wanted.name}",
+                expected=f"numbers of shape {list(wanted.shape)}",
+                found=f"{value.dtype} {list(value.shape)}",
+            )
+        return value.astype(np.float32).reshape(wanted.shape)
+    if len(wanted.shape) != 4 or wanted.shape[1] != 3:
+        raise DataError(
+            f"{path}: an image does not fit the input {wanted.name}",
+            expected=f"arrays of shape {list(wanted.shape)}, as .npy or .npz",
+            found="an image",
+        )
+    return letterbox(read_image(path), Preprocess(*wanted.shape[2:]))[0]
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    try:
+        loaded: Any = np.load(path)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            if name in loaded.files or len(loaded.files) == 1:
+                found: np.ndarray = loaded[name if name in loaded.files else loaded.files[0]]
+                return found
+            raise DataError(f"{path}: which array?", expected=f"one, or one named {name}", found=str(loaded.files))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path} cannot be read as an array", found=str(error), fix="write it with numpy.save"
+        ) from error
+
+
+def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Mapping[str, OutputError]:
+    """How far each output of `after` is from that of `before`, over all frames. Raises CompressError."""
+    sessions = [_session(graph) for graph in (before, after)]
+    names = [output.name for output in sessions[0].get_outputs()]
+    signal, noise = np.zeros(len(names)), np.zeros(len(names))
+    for frame in frames:
+        wanted, found = (session.run(names, {session.get_inputs()[0].name: frame}) for session in sessions)
+        pairs = [(w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True)]
+        signal += [np.square(w).sum() for w, _ in pairs]
+        noise += [np.square(w - f).sum() for w, f in pairs]
+    wrong = [name for name, each in zip(names, noise, strict=True) if not np.isfinite(each)]
+    if wrong:
+        raise CompressError(f"compare: output {', '.join(wrong)}", expected="finite values", found="others")
+    ratios = noise / np.maximum(signal, 1e-30)
+    return {
+        name: OutputError(float(np.sqrt(ratio)), float(min(-10 * np.log10(max(ratio, 1e-30)), 120.0)))
+        for name, ratio in zip(names, ratios, strict=True)
+    }
+
+
+def _session(graph: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(runnable(graph), options, providers=["CPUExecutionProvider"])

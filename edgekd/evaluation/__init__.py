@@ -1,0 +1,1 @@
+"""How accurate and how fast a detector is, why, and the pages that say so."""

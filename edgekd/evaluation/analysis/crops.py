@@ -1,0 +1,163 @@
+"""Changes of detections as small pictures: which are shown, and what is around each of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from edgekd.data.images import Image, read_image
+from edgekd.data.types import Sample
+from edgekd.evaluation.analysis.matching import FalseAlarm, Findings, Object
+from edgekd.evaluation.analysis.types import ChangeKind, Crop
+
+MOST, MOST_BYTES = 160, 900_000
+"""Pictures, and bytes of their JPEGs; in a page they take a third more."""
+SIDE, LEAST, QUALITY = 168, 72, 62
+"""Pixels of a picture's side, pixels of the frame that it shows at least, and JPEG's quality."""
+AROUND = 2.6
+"""Times the larger side of what is shown."""
+KINDS: tuple[ChangeKind, ...] = ("lost", "gained", "alarm", "settled")
+
+
+@dataclass(frozen=True)
+class Change:
+    """An object or a false alarm that only one network finds."""
+
+    kind: ChangeKind
+    of: Object | FalseAlarm
+    score: float
+
+
+def changes_in(findings: Findings) -> Iterator[Change]:
+    """What changed. The score is that of the network which finds it."""
+    for each in findings.objects:
+        if each.fate == "lost":
+            yield Change("lost", each, each.before.score or 0.0)
+        elif each.fate == "gained":
+            yield Change("gained", each, each.after.score or 0.0)
+    for alarm in findings.alarms:
+        if alarm.before is None and alarm.after is not None:
+            yield Change("alarm", alarm, alarm.after)
+        elif alarm.after is None and alarm.before is not None:
+            yield Change("settled", alarm, alarm.before)
+
+
+def kinds_of(findings: Findings) -> dict[ChangeKind, int]:
+    """How many changes of each kind there are."""
+    counted = Counter(change.kind for change in changes_in(findings))
+    return {kind: counted[kind] for kind in KINDS}
+
+
+def worth_showing(changes: Sequence[Change], most: int = MOST) -> list[Change]:
+    """At most so many: the surest of every kind, class and size first, then the next of each."""
+    ranks: dict[tuple[str, int, str], int] = defaultdict(int)
+    ranked = []
+    for change in sorted(changes, key=lambda change: -change.score):
+        group = (change.kind, change.of.kind, change.of.size)
+        ranked.append(((ranks[group], KINDS.index(change.kind), -change.score), change))
+        ranks[group] += 1
+    return [change for _, change in sorted(ranked, key=lambda pair: pair[0])[:most]]
+
+
+def crops_of(
+    findings: Findings, samples: Sequence[Sample], classes: Sequence[str], thresholds: Sequence[float]
+) -> tuple[Crop, ...]:
+    """Pictures of what changed, by kind; as many as fit MOST_BYTES. Each image is read once. Raises DataError."""
+    chosen = worth_showing(list(changes_in(findings)))
+    order = {id(change): at for at, change in enumerate(chosen)}
+    made: dict[int, Crop] = {}
+    by_frame = sorted(chosen, key=lambda change: change.of.frame)
+    for frame, changes in groupby(by_frame, key=lambda change: change.of.frame):
+        image = read_image(samples[frame].image)
+        for change in changes:
+            made[order[id(change)]] = _crop(change, image, samples[frame].image.name, classes, thresholds)
+    crops, room = [], MOST_BYTES
+    for at in range(len(made)):
+        room -= len(made[at].jpeg)
+        if room >= 0:
+            crops.append(made[at])
+    return tuple(sorted(crops, key=lambda crop: (KINDS.index(crop.kind), -max(s or 0.0 for s in crop.scores))))
+
+
+def _crop(change: Change, image: Image, frame: str, classes: Sequence[str], thresholds: Sequence[float]) -> Crop:
+    import cv2
+
+    of = change.of
+    boxes = _boxes(of)
+    left, top, side = window(boxes, image.shape[1], image.shape[0])
+    part = image[top : top + side, left : left + side]
+    scale = SIDE / max(part.shape[:2])
+    width, height = (max(round(length * scale), 1) for length in part.shape[1::-1])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    small = cv2.resize(part, (width, height), interpolation=method)
+    placed = {name: _placed(box, left, top, scale) for name, box in boxes.items()}
+    return Crop(
+        kind=change.kind,
+        class_name=classes[of.kind],
+        size=of.size,
+        frame=frame,
+        jpeg=cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes(),
+        width=width,
+        height=height,
+        truth=placed.get("truth"),
+        before=placed.get("before"),
+        after=placed.get("after"),
+        scores=_scores(of),
+        threshold=thresholds[of.kind],
+        reason=_reason(change, classes),
+    )
+
+
+def _boxes(of: Object | FalseAlarm) -> dict[str, tuple[float, ...]]:
+    """What is drawn: the label, and the boxes of both networks, as far as they are there."""
+    if isinstance(of, Object):
+        boxes = {"truth": of.box, "before": of.before.box, "after": of.after.box}
+    else:
+        boxes = {"truth": None, "before": of.box if of.before is not None else None, "after": None}
+        boxes["after"] = of.box if of.after is not None else None
+    return {name: box for name, box in boxes.items() if box is not None}
+
+
+def window(boxes: Mapping[str, tuple[float, ...]], width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side in pixels of the square of a frame around boxes: with room, and inside of the frame."""
+    corners = np.array(list(boxes.values()))
+    low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    side = round(float(np.clip(AROUND * (high - low).max(), LEAST, max(width, height))))
+    middle = (low + high) / 2
+    left, top = (
+        int(np.clip(centre - side / 2, 0, max(length - side, 0)))
+        for centre, length in zip(middle, (width, height), strict=True)
+    )
+    return left, top, side
+
+
+def _placed(box: tuple[float, ...], left: int, top: int, scale: float) -> tuple[float, ...]:
+    moved = zip(box, (left, top, left, top), strict=True)
+    return tuple(round((side - origin) * scale, 1) for side, origin in moved)
+
+
+def _scores(of: Object | FalseAlarm) -> tuple[float | None, float | None]:
+    if isinstance(of, Object):
+        return of.before.score, of.after.score
+    return (of.nearly, of.after) if of.before is None else (of.before, of.nearly if of.after is None else of.after)
+
+
+def _reason(change: Change, classes: Sequence[str]) -> str:
+    """What the other network makes of it, in a word or two."""
+    of = change.of
+    if not isinstance(of, Object):
+        return "nothing labelled there" if of.over is None else f"labelled as {classes[of.over]}"
+    sight = of.after if change.kind == "lost" else of.before
+    when = "now" if change.kind == "lost" else "before"
+    words = {
+        "unsure": f"{when} below the threshold",
+        "misplaced": f"{when} the box is off",
+        "unseen": f"{when} not seen",
+    }
+    if sight.reason == "confused" and sight.taken_for is not None:
+        return f"{when} taken for {classes[sight.taken_for]}"
+    return words.get(sight.reason, sight.reason)

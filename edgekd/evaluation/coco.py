@@ -1,0 +1,201 @@
+"""COCO scoring of detections against labelled boxes: mAP, per class and by object size.
+
+The arithmetic is faster-coco-eval's. Means go over the classes that occur in the scored images: a class without an
+object there has no score (None), rather than zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.detection.types import Detections
+from edgekd.core.errors import DataError
+from edgekd.data.labels import Truth
+
+MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
+SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
+
+
+class ClassScore(TypedDict):
+    """One class: its score, and how many images and objects of the split it rests on.
+
+    confidence: detections above this score have the best F1 at IoU 0.50; None where none is right.
+    """
+
+    map50_95: float | None
+    map50: float | None
+    confidence: float | None
+    images: int
+    instances: int
+
+
+class TailScore(TypedDict):
+    """The rare classes, those with less than `share` of the training objects: the means of their scores."""
+
+    share: float
+    classes: list[str]
+    map50_95: float | None
+    map50: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good detections are: 1 is perfect, 0 useless.
+
+    map50_95: mean average precision over IoU 0.50, 0.55 ... 0.95; map50: at IoU 0.50. `by_size` is map50_95 of the
+    small, medium and large objects; None where the split has none. `images` counts the scored images.
+    """
+
+    map50_95: float
+    map50: float
+    per_class: Mapping[str, ClassScore]
+    by_size: Mapping[str, float | None]
+    images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The score as plain numbers, text and dictionaries."""
+        return asdict(self)
+
+
+def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, int]], classes: Sequence[str]) -> Score:
+    """Score the detections of each image, boxes in pixels, against (truth, width, height in pixels) of that image.
+
+    Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    frame: dict[str, Any] = {
+        "images": [{"id": index, "width": w, "height": h} for index, (_, w, h) in enumerate(truths, start=1)],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(classes)],
+    }
+    if len(detections) != len(truths):
+        raise ValueError(f"{len(detections)} detections for {len(truths)} images")
+    expected, found = _truth_rows(truths), _detection_rows(detections, len(classes))
+    if not len(expected) or expected[:, 6].all():
+        raise DataError("there is nothing to score against", expected="at least one labelled object in the split")
+    evaluation = COCOeval_faster(
+        COCO({**frame, "annotations": _annotations(expected, "iscrowd")}),
+        COCO({**frame, "annotations": _annotations(found, "score")}),
+        iouType="bbox",
+    )
+    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # [IoU thresholds, recalls, classes, sizes with "all" first, max detections]; -1 where there is nothing to find.
+    precision, scores = (np.asarray(evaluation.eval[name])[..., -1] for name in ("precision", "scores"))
+    return Score(
+        map50_95=_required(precision[:, :, :, 0]),
+        map50=_required(precision[0, :, :, 0]),
+        per_class=_per_class(precision[..., 0], scores[0, :, :, 0], expected, classes),
+        by_size={size: _mean(precision[..., 1 + index]) for index, size in enumerate(SIZES)},
+        images=len(truths),
+    )
+
+
+def tail_score(per_class: Mapping[str, ClassScore], rare: Sequence[str], share: float) -> TailScore:
+    """The mean scores of the rare classes: of those that have a score, None where none has."""
+    rows = [per_class[name] for name in rare]
+    return TailScore(
+        share=share,
+        classes=list(rare),
+        map50_95=mean_known([row["map50_95"] for row in rows]),
+        map50=mean_known([row["map50"] for row in rows]),
+    )
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _truth_rows(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float64]:
+    """[n, 7]: image, class, x, y, width, height in pixels, crowd."""
+    counts = [len(truth) for truth, _, _ in truths]
+    shapes = np.array([(w, h, w, h) for _, w, h in truths], np.float64).reshape(-1, 4)
+    boxes = _stack([truth.boxes for truth, _, _ in truths], 4) * np.repeat(shapes, counts, axis=0)
+    labels = _stack([truth.classes for truth, _, _ in truths], 1)
+    return _rows(counts, labels, boxes, _stack([truth.crowd for truth, _, _ in truths], 1))
+
+
+def _detection_rows(detections: Sequence[Detections], class_count: int) -> NDArray[np.float64]:
+    """[n, 7]: image, class, x, y, width, height in pixels, score."""
+    labels = _stack([found.classes for found in detections], 1)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < class_count:
+        raise DataError(
+            "the detector's classes are not the data set's",
+            expected=f"classes 0 to {class_count - 1}",
+            found=f"class {int(labels.max() if labels.min() >= 0 else labels.min())}",
+            fix="score on a data set with the classes that the detector was trained on",
+        )
+    boxes = _stack([found.boxes for found in detections], 4)
+    return _rows([len(found) for found in detections], labels, boxes, _stack([found.scores for found in detections], 1))
+
+
+def _rows(
+    counts: Sequence[int], labels: NDArray[np.float64], boxes: NDArray[np.float64], last: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    images = np.repeat(np.arange(1.0, len(counts) + 1), counts)[:, None]
+    return np.concatenate([images, labels, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], last], axis=1)
+
+
+def _stack(parts: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float64]:
+    return np.concatenate([np.zeros(0), *(part.ravel() for part in parts)]).reshape(-1, columns)
+
+
+def _annotations(rows: NDArray[np.float64], last: str) -> list[dict[str, Any]]:
+    """Rows as COCO annotations. Ids start at 1: 0 means "unmatched" to the evaluator."""
+    images, labels = rows[:, 0].astype(int).tolist(), rows[:, 1].astype(int).tolist()
+    boxes, areas = rows[:, 2:6].tolist(), (rows[:, 4] * rows[:, 5]).tolist()
+    ends = rows[:, 6].astype(int).tolist() if last == "iscrowd" else rows[:, 6].tolist()
+    return [
+        {"id": index, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0, last: end}
+        for index, (image, label, box, area, end) in enumerate(
+            zip(images, labels, boxes, areas, ends, strict=True), start=1
+        )
+    ]
+
+
+def _per_class(
+    precision: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    classes: Sequence[str],
+) -> dict[str, ClassScore]:
+    objects = expected[expected[:, 6] == 0][:, :2].astype(np.int64)
+    instances = np.bincount(objects[:, 1], minlength=len(classes))
+    images = np.bincount(np.unique(objects, axis=0)[:, 1], minlength=len(classes))
+    return {
+        name: ClassScore(
+            map50_95=_mean(precision[:, :, index]),
+            map50=_mean(precision[0, :, index]),
+            confidence=_best_confidence(precision[0, :, index], scores[:, index]),
+            images=int(images[index]),
+            instances=int(instances[index]),
+        )
+        for index, name in enumerate(classes)
+    }
+
+
+def _best_confidence(precision: NDArray[np.float64], scores: NDArray[np.float64]) -> float | None:
+    """Above which score F1 is best, in steps of 0.001, along COCO's curve of precision over 101 recalls."""
+    recall = np.linspace(0, 1, len(precision))
+    harmonic = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+    best = int(harmonic.argmax())
+    # A score of 0.6 in float32 is a little more than 0.6, and yet not above it for whoever compares in float32.
+    return max((math.ceil(float(scores[best]) * 1000 - 0.001) - 1) / 1000, 0.0) if harmonic[best] > 0 else None
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None
+
+
+def _required(precision: NDArray[np.float64]) -> float:
+    return float(precision[precision > -1].mean())

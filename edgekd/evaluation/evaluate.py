@@ -1,0 +1,145 @@
+"""Running a graph over a labelled split: detections and their COCO score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekd.core.detection.decode import SCORING, Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec
+from edgekd.core.errors import DataError
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.images import Image, ReadableImages
+from edgekd.data.labels import Truth
+from edgekd.data.types import Dataset, Split
+from edgekd.evaluation.coco import Score, score
+from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.runtimes.types import Engine
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a graph found in a split: its score, the images in order, their detections, and the files left out.
+
+    truths: of each image, as `edgekd.evaluation.coco.score` takes them: its labels, and its width and height in pixels.
+    """
+
+    score: Score
+    images: tuple[Path, ...]
+    detections: tuple[Detections, ...]
+    truths: tuple[tuple[Truth, int, int], ...]
+    skipped: tuple[tuple[Path, str], ...]
+
+
+@contextmanager
+def finder(
+    graph: Path, spec: DetectorSpec, thresholds: Thresholds, engine: Engine = ONNXRUNTIME_CPU
+) -> Iterator[Callable[[Image], Detections]]:
+    """What a graph finds in a frame uint8 [h, w, 3] BGR, as it ships: its own preprocessing, decoding and NMS.
+
+    Raises DeviceError where the graph cannot run.
+    """
+    with engine.load(graph) as session:
+
+        def find(frame: Image) -> Detections:
+            batch, placement = letterbox(frame, spec.preprocess)
+            return decode(session.run(batch), spec, placement, thresholds)
+
+        yield find
+
+
+def evaluate(
+    graph: Path,
+    spec: DetectorSpec,
+    split: Split,
+    progress: Progress = SILENT,
+    label: str = "score",
+    engine: Engine = ONNXRUNTIME_CPU,
+) -> Evaluation:
+    """Score a graph on every readable image of a split, as it ships.
+
+    Raises DataError where too many images are unreadable, DeviceError where the graph cannot run.
+    """
+    with finder(graph, spec, SCORING, engine) as find:
+        return judge(find, spec.classes, split, progress, label)
+
+
+def judge(
+    find: Callable[[Image], Detections],
+    classes: Sequence[str],
+    split: Split,
+    progress: Progress = SILENT,
+    label: str = "score",
+) -> Evaluation:
+    """Score whatever finds objects of these classes in a frame, as `evaluate` scores graphs. Raises DataError."""
+    readable = ReadableImages(split.samples, progress, label=label)
+    images: list[Path] = []
+    found: list[Detections] = []
+    truths: list[tuple[Truth, int, int]] = []
+    for sample, image in readable:
+        found.append(find(image))
+        images.append(sample.image)
+        truths.append((sample.truth, image.shape[1], image.shape[0]))
+    return Evaluation(
+        score=score(found, truths, classes),
+        images=tuple(images),
+        detections=tuple(found),
+        truths=tuple(truths),
+        skipped=tuple(readable.skipped),
+    )
+
+
+def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
+    """Refuse data whose class numbers cannot mean the detector's classes. Raises DataError."""
+    ours, theirs = spec.classes, dataset.classes
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"{dataset.source}: its classes are not the detector's",
+            expected=f"{len(ours)} classes ({', '.join(ours[:4])}, ...)",
+            found=f"{len(theirs)} ({', '.join(theirs[:4])}, ...)",
+            fix="pass the data set that the detector was trained on",
+        )
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        first = next(index for index, name in enumerate(ours) if name != theirs[index])
+        raise DataError(
+            f"{dataset.source}: its classes are in another order than the detector's",
+            expected=f"class {first} to be {ours[first]}",
+            found=theirs[first],
+            fix="reorder `names` and the labels",
+        )
+
+
+def sure(detections: Detections, confidence: float) -> Detections:
+    """The detections with at least this score."""
+    return detections.only(detections.scores >= confidence)
+
+
+def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
+    """Write the detections of several images, and the widths and heights of these, into one uncompressed `.npz`."""
+    np.savez(
+        path,
+        shapes=np.array(shapes, np.int64).reshape(-1, 2),
+        ends=np.cumsum([len(found) for found in detections], dtype=np.int64),
+        boxes=np.concatenate([found.boxes for found in detections]),
+        scores=np.concatenate([found.scores for found in detections]),
+        classes=np.concatenate([found.classes for found in detections]),
+    )
+
+
+def load_detections(path: Path) -> list[Detections]:
+    """Read what `save_detections` wrote."""
+    with np.load(path) as saved:
+        parts = [np.split(saved[name], saved["ends"][:-1]) for name in ("boxes", "scores", "classes")]
+    return [Detections(boxes, scores, classes) for boxes, scores, classes in zip(*parts, strict=True)]
+
+
+def load_shapes(path: Path) -> np.ndarray:
+    """The width and height in pixels of each image, int64 [n, 2], as `save_detections` wrote them."""
+    with np.load(path) as saved:
+        found: np.ndarray = saved["shapes"]
+    return found

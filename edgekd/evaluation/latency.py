@@ -1,0 +1,52 @@
+"""Timing graphs on a device from frame to detections, before and after, in one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.core.benchmark import Candidate, Runs, Timing, benchmark_interleaved
+from edgekd.core.detection.decode import decode
+from edgekd.core.detection.preprocess import Placement, letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec
+from edgekd.deploy.devices import GraphDevice
+
+
+def time_graphs(
+    graphs: Mapping[str, Path],
+    specs: Mapping[str, DetectorSpec],
+    frames: Sequence[np.ndarray],
+    device: GraphDevice,
+    basis: str,
+    **limits: Any,
+) -> dict[str, Timing]:
+    """The timing of each graph with its spec on frames uint8 [h, w, 3] BGR; `limits` as in `benchmark_interleaved`."""
+    with ExitStack() as stack:
+        candidates = {
+            label: camera(stack.enter_context(device.load(graph)), specs[label]) for label, graph in graphs.items()
+        }
+        return benchmark_interleaved(candidates, frames, clock=device.clock, basis=basis, **limits)
+
+
+def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> Candidate:
+    """A session from frame to detections; open_frame: decodes a frame, where it is compressed."""
+    return Candidate(session, partial(letterbox, how=spec.preprocess), partial(_decoded, spec), open_frame)
+
+
+def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> Detections:
+    return decode(output, spec, placement)
+
+
+def synthetic_frames(spec: DetectorSpec, count: int = 8) -> list[np.ndarray]:
+    """Frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
+
+    Networks take the same time for any picture; decoding takes a little longer for one with many objects.
+    """
+    rng = np.random.default_rng(0)
+    shape = (spec.preprocess.height, spec.preprocess.width, 3)
+    return [rng.integers(0, 256, shape, np.uint8) for _ in range(count)]

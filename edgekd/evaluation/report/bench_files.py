@@ -1,0 +1,65 @@
+"""The files that `edgekd bench` and `edgekd predict` write: every sample as CSV, and pages with charts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import SpecError
+from edgekd.evaluation.report.bench_text import PARTS
+
+if TYPE_CHECKING:
+    from edgekd.commands.bench import Measured
+    from edgekd.core.benchmark import Timing
+    from edgekd.hardware.predict.result import Predicted
+
+COLUMNS = ("side", "state", "frame", "start_s", *(f"{part}_ms" for part in PARTS), "total_ms")
+
+
+def write_csv(file: Path, found: Measured) -> None:
+    """Every sample as a line, in seconds from the first and milliseconds. Raises SpecError."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for (side, state), timing in found.timings.items():
+        writer.writerows((side, state, at, *row) for at, row in enumerate(_rows(timing, state)))
+    write_file(file, text.getvalue().encode("utf-8"))
+
+
+def write_page(file: Path, artifact: Path, found: Measured) -> None:
+    """A page with the numbers and their charts. Raises SpecError."""
+    from edgekd.evaluation.report.bench import render
+
+    samples = {"after": found.timings["artifact", "camera"].total_ms.tolist()}
+    if ("against", "camera") in found.timings:
+        samples["before"] = found.timings["against", "camera"].total_ms.tolist()
+    write_file(file, render(artifact.name, found.document, samples).encode("utf-8"))
+
+
+def write_prediction(file: Path, found: Predicted) -> None:
+    """A page with a prediction and its roofline. Raises SpecError."""
+    from edgekd.evaluation.report.prediction import render
+
+    write_file(file, render(found.document, found.roof).encode("utf-8"))
+
+
+def require_place(*files: Path | None) -> None:
+    """Raises SpecError, before anything is measured, where a file could not be written."""
+    for file in files:
+        if file is not None and (not file.parent.is_dir() or file.is_dir()):
+            found = "a folder" if file.is_dir() else "no such folder"
+            raise SpecError(f"{file}: cannot be written", expected="a file in a folder that is there", found=found)
+
+
+def _rows(timing: Timing, state: str) -> Iterator[list[str]]:
+    parts = [timing.decode_ms, timing.preprocess_ms, timing.inference_ms, timing.postprocess_ms]
+    if state == "engine":  # has no other parts
+        parts = [None, None, timing.inference_ms, None]
+    for at in range(len(timing.total_ms)):
+        cells = [None if part is None else part[at] for part in parts]
+        start = f"{timing.starts_s[at]:.6f}"
+        yield [start, *("" if cell is None else f"{cell:.4f}" for cell in cells), f"{timing.total_ms[at]:.4f}"]

@@ -1,0 +1,74 @@
+"""The graph as strongly typed builders want it: what is not quantized computes in float16, and says so itself.
+
+TensorRT 11 and TensorRT for RTX take each tensor's type from the graph; in float32 the rest of an INT8 network would
+take most of its time. Boxes are decoded in float32: a coordinate of 640 has steps of half a pixel in float16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekd.core.errors import CompressError
+from edgekd.core.formats.qdq_graph import COMPUTING
+from edgekd.detectors.onnx import opset_of
+
+LEAST_OPSET = 19
+"""From it on QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)."""
+
+
+def half(source: Path, out: Path) -> int:
+    """Write `out`: the ONNX graph `source` with float16 in place of float32, but for input, output and decoding.
+
+    Scales of Q/DQ become float16 too, which their operators require. Returns the opset. Raises CompressError where ONNX
+    Runtime's converter cannot do it.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = onnx.load(source)
+    try:
+        if opset_of(model) < LEAST_OPSET:
+            model = onnx.version_converter.convert_version(model, LEAST_OPSET)
+        halved = convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
+        )
+        _keep_wide(halved.graph)
+        OnnxModel.graph_topological_sort(halved.graph)
+        onnx.checker.check_model(halved, full_check=True)
+    except Exception as error:  # of three libraries, without a common base
+        raise CompressError(
+            f"{source}: cannot be converted to float16",
+            found=str(error).strip().split("\n")[0][:200],
+            fix="choose a target that is not strongly typed, or export the detector again",
+        ) from error
+    onnx.save(halved, out)
+    return opset_of(halved)
+
+
+def decoding(graph: Any) -> list[str]:
+    """The names of the nodes behind the last layers: none of COMPUTING reads what they give, near or far."""
+    read: set[str] = set()
+    found = []
+    for node in reversed(graph.node):
+        if node.op_type in COMPUTING or not read.isdisjoint(node.output):
+            read.update(node.input)
+        else:
+            found.append(node.name)
+    return found[::-1]
+
+
+def _keep_wide(graph: Any) -> None:
+    """Take out what the converter puts between two nodes in float32: a Cast to float16, and one back."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    instead = {name: casts[node.input[0]].input[0] for name, node in casts.items() if node.input[0] in casts}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = instead.get(name, name)
+    outputs = {value.name for value in graph.output}
+    for name in outputs & instead.keys():
+        casts[name].input[0] = instead[name]  # changes nothing, but gives the output its name
+    while unread := casts.keys() - outputs - {name for node in graph.node for name in node.input}:
+        for name in unread:
+            graph.node.remove(casts.pop(name))

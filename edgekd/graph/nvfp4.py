@@ -1,0 +1,83 @@
+"""NVFP4 weights in ONNX graphs: written with standard operators, and read back for a runtime that has none for them.
+
+docs/formats/nvfp4.md says how they stand in a graph, and what was found of each runtime.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, pack_nibbles, unpack
+
+OPSET, IR_VERSION = 23, 11
+"""From which FLOAT4E2M1 is a type of DequantizeLinear, and of a graph."""
+_CODES = "/nvfp4"  # how the names of its constants end
+
+
+def dequantizers(tensor: Nvfp4, stem: str) -> tuple[list[Any], list[Any]]:
+    """Nodes that give the weights float32 [O, K] as `stem`/dq, and the initializers they read."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    codes, scales, scale = f"{stem}{_CODES}", f"{stem}/block_scale", f"{stem}/scale"
+    nibbles, blocks = pack_nibbles(tensor.nibbles), tensor.scales.tobytes()
+    initializers = [
+        helper.make_tensor(codes, TensorProto.FLOAT4E2M1, tensor.nibbles.shape, nibbles, raw=True),
+        helper.make_tensor(scales, TensorProto.FLOAT8E4M3FN, tensor.scales.shape, blocks, raw=True),
+        numpy_helper.from_array(tensor.scale.reshape(()), scale),
+    ]
+    of_blocks = helper.make_node("DequantizeLinear", [scales, scale], [f"{stem}/step"], f"{stem}/dequantize_scale")
+    inputs, outputs = [codes, f"{stem}/step"], [f"{stem}/dq"]
+    of_weights = helper.make_node("DequantizeLinear", inputs, outputs, f"{stem}/dequantize", axis=1, block_size=BLOCK)
+    return [of_blocks, of_weights], initializers
+
+
+def runnable(graph: Path) -> str | bytes:
+    """What ONNX Runtime can load in place of a file: its path, or, with NVFP4 weights of edgekd's, their values.
+
+    ONNX Runtime 1.32 has no kernel for FLOAT4E2M1. The weights that take the place of the DequantizeLinear nodes are
+    those that the nodes stand for, bit for bit.
+    """
+    if _CODES.encode("ascii") not in graph.read_bytes():
+        return str(graph)
+    import onnx
+
+    model = onnx.load(graph)
+    found: bytes = expanded(model).SerializeToString()
+    return found
+
+
+def expanded(model: Any) -> Any:
+    """A model with the values of its NVFP4 weights, in the type of the scales, in place of the nodes that give them."""
+    from onnx import TensorProto, numpy_helper
+
+    initializers = {each.name: each for each in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    replaced: dict[str, Any] = {}
+    for name, node in makers.items():
+        codes = initializers.get(node.input[0])
+        if codes is not None and codes.data_type == TensorProto.FLOAT4E2M1:
+            scales, scale = (initializers[each] for each in makers[node.input[1]].input)
+            number = numpy_helper.to_array(scale)
+            tensor = unpack(codes.raw_data, scales.raw_data, float(number), (codes.dims[0], codes.dims[1]))
+            replaced[name] = numpy_helper.from_array(tensor.values.astype(number.dtype), name)
+            replaced[node.input[1]] = None
+    copy = type(model)()
+    copy.CopyFrom(model)
+    nodes = [node for node in model.graph.node if node.output[0] not in replaced]
+    read = {name for node in nodes for name in node.input}
+    kept = [each for each in model.graph.initializer if each.name in read]
+    del copy.graph.node[:], copy.graph.initializer[:]
+    copy.graph.node.extend(nodes)
+    copy.graph.initializer.extend([*kept, *(each for each in replaced.values() if each is not None)])
+    return copy
+
+
+def at_opset(model: Any) -> Any:
+    """A float model at the opset that NVFP4 needs, if it has an older one. Raises RuntimeError where that cannot be."""
+    import onnx
+
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    found = onnx.version_converter.convert_version(model, OPSET) if opset < OPSET else model
+    found.ir_version = max(found.ir_version, IR_VERSION)
+    return found

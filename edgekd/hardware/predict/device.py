@@ -1,0 +1,87 @@
+"""What of a target the predictor computes with: plain numbers, for one precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.hardware.target import Figure, Target
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+MULTIPLE = {"fp32": 4, "fp16": 8, "int8": 16}
+"""What tensor cores pad channels to: the TensorRT best practices on tensor cores (TF32, FP16, INT8)."""
+TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
+"""The CUDA compute capability from which tensor cores compute in a precision; TF32 for float32."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU in one precision.
+
+    sm: CUDA compute capability. peak: dense, operations a second. bandwidth: bytes a second. clock_ghz: of the GPU, and
+    multiprocessors: how many it has. server: it is a card in a server or workstation, not a module of its own.
+    """
+
+    sm: float
+    precision: Precision
+    peak: float
+    bandwidth: float
+    multiprocessors: int
+    clock_ghz: float
+    server: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What does the arithmetic, and in which precision: `tensor_int8`, `cuda_fp16`."""
+        core = "tensor" if self.sm >= TENSOR_CORES_FROM[self.precision] else "cuda"
+        return f"{core}_{self.precision}"
+
+
+def device_of(target: Target, precision: str) -> Device:
+    """The numbers of a target. Raises SpecError: no such precision there, or figures that it does not have."""
+    require_precision(target, precision)
+    needed = figures(target, precision)
+    missing = [name for name, figure in needed.items() if figure is None]
+    if missing:
+        raise SpecError(
+            f"{target.title} cannot be predicted in {precision}",
+            expected="a target with the figures " + ", ".join(needed),
+            found="none for " + ", ".join(missing),
+            fix="measure on it with `edgekd bench`" if target.kind == "cpu" else "add them to the target's .toml",
+        )
+    sm, peak, bandwidth, multiprocessors, clock = (figure.value for figure in needed.values() if figure)
+    return Device(
+        sm=sm,
+        precision=precision,  # type: ignore[arg-type]
+        peak=peak * 1e12,
+        bandwidth=bandwidth * 1e9,
+        multiprocessors=multiprocessors,
+        clock_ghz=clock,
+        server=target.kind == "gpu",
+    )
+
+
+def figures(target: Target, precision: str) -> dict[str, Figure[Any] | None]:
+    """What the predictor needs to know of a target, by its key in the target's file."""
+    peak = {"fp32": "fp32_tflops", "fp16": "fp16_tflops", "int8": "int8_tops"}[precision]
+    return {
+        "sm": target.sm,
+        f"peaks.{peak}": getattr(target.peaks, peak),
+        "memory.bandwidth_gbs": target.memory.bandwidth_gbs,
+        "multiprocessors": target.multiprocessors,
+        "clock_ghz": target.clock_ghz,
+    }
+
+
+def require_precision(target: Target, precision: str) -> None:
+    """Raise SpecError where the predictor does not know a precision, or the target does not convolve in it."""
+    if precision not in PRECISIONS:
+        fix = did_you_mean(precision, PRECISIONS)
+        raise SpecError(f"no predictions in {precision!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)
+    able = target.precisions.conv.value
+    if precision not in able:
+        known = ", ".join(name for name in able if name in PRECISIONS)
+        raise SpecError(f"{target.title} has no convolutions in {precision}", expected=f"one of {known}")

@@ -1,0 +1,290 @@
+"""What a build is for: one device, its software generation and its numbers, read from a TOML file.
+
+The shipped targets are the files of the package `edgekd.targets`; a user's own target is a file of the same shape. A
+number, a version or a list of abilities is always a `Figure`: the value with where it comes from and whether that place
+was read. A plain string is a choice of this project, not a claim about hardware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+
+from edgekd.build.recipe import Budget
+from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.core.toml import parse_table, read_toml
+
+T = TypeVar("T")
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "nvfp4"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+Range = tuple[str, str]
+"""Lowest and highest version, both included, each as exact as it is written: `8.5.2` includes 8.5.2.2."""
+EXPORT_OPSET = 17
+"""The newest opset that gains these networks anything; a target may force an older one."""
+
+
+@dataclass(frozen=True)
+class Figure(Generic[T]):
+    """A value, the place it comes from, and whether that place was read (rather than computed, inferred, recalled)."""
+
+    value: T
+    source: str
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Software:
+    """The generation of software on the device. The range that counts is the one of the runtime `engine` names."""
+
+    jetpack: Figure[Range] | None = None
+    tensorrt: Figure[Range] | None = None
+    tensorrt_rtx: Figure[Range] | None = None
+    cuda: Figure[Range] | None = None
+    python: Figure[str] | None = None
+    ubuntu: Figure[str] | None = None
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """What the target may execute: `conv` for Conv and ConvTranspose, `gemm` for MatMul and Gemm.
+
+    multiple: what numbers of channels are best multiples of.
+    """
+
+    conv: Figure[tuple[Precision, ...]]
+    gemm: Figure[tuple[Precision, ...]]
+    multiple: Figure[int] | None = None
+
+
+@dataclass(frozen=True)
+class Dla:
+    """The fixed-function accelerators beside the GPU. `int8_tops`: dense, all of them together.
+
+    quantization: how INT8 scales reach it, as a `calibration-cache` beside a graph without Q/DQ, or as `qdq`.
+    """
+
+    count: Figure[int]
+    version: Figure[int]
+    quantization: Figure[Literal["calibration-cache", "qdq"]]
+    int8_tops: Figure[float] | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory the GPU can use: decimal gigabytes as sold, and gigabytes per second."""
+
+    gb: Figure[float] | None = None
+    bandwidth_gbs: Figure[float] | None = None
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Dense peaks of the GPU, in 10^12 operations per second (a multiply-add is two).
+
+    fp32_tflops: of float32 networks, which is TF32 where there are tensor cores for it.
+    """
+
+    fp32_tflops: Figure[float] | None = None
+    fp16_tflops: Figure[float] | None = None
+    int8_tops: Figure[float] | None = None
+    fp8_tflops: Figure[float] | None = None
+    fp4_tflops: Figure[float] | None = None
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A power mode: the budget in watts where it has one, and its number for `nvpmodel -m` where known."""
+
+    name: str
+    watts: Figure[float] | None = None
+    nvpmodel: Figure[int] | None = None
+
+
+@dataclass(frozen=True)
+class Power:
+    """How power is read and limited.
+
+    rails: names of the measured rails. total: the rail that carries everything, or `sum` of the rails.
+    default_mode: the mode to measure in unless told otherwise. max_watts: limit of the board or module.
+    """
+
+    rails: Figure[tuple[str, ...]] | None = None
+    total: Figure[str] | None = None
+    max_watts: Figure[float] | None = None
+    default_mode: str | None = None
+    modes: tuple[Mode, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One device to build for.
+
+    compatible: what firmware compares before it installs. engine: who makes the engine: `deferred` (the device, at
+    installation), `rtx` (TensorRT for RTX, ahead of time, for `compute_capability`), `tensorrt` (on the machine at
+    hand), or a CPU runtime. nms: what becomes of NonMaxSuppression in a graph. sm: CUDA compute capability.
+    multiprocessors, clock_ghz: of the GPU, in the power mode that the peaks are of.
+
+    Units are in the names. Every `Figure` has the place that its value comes from; `explain` lists them all. How to
+    write a target: docs/targets.md.
+    """
+
+    name: str
+    title: str
+    kind: Literal["jetson", "gpu", "cpu"]
+    compatible: str
+    engine: Literal["deferred", "rtx", "tensorrt", "openvino", "onnxruntime"]
+    packager: Literal["rauc", "swupdate", "mender", "none"]
+    recipe: str
+    nms: Figure[Literal["plugin", "native", "none"]]
+    precisions: Precisions
+    compute_capability: str | None = None
+    container: Figure[str] | None = None
+    sm: Figure[float] | None = None
+    multiprocessors: Figure[int] | None = None
+    clock_ghz: Figure[float] | None = None
+    max_opset: Figure[int] | None = None
+    software: Software = Software()
+    dla: Dla | None = None
+    memory: Memory = Memory()
+    peaks: Peaks = Peaks()
+    power: Power | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def on_tensorrt(self) -> bool:
+        """Whether TensorRT, in any of its forms, runs the graph."""
+        return self.engine in ("deferred", "rtx", "tensorrt")
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether its builder takes the type of every tensor from the graph, as TensorRT for RTX and 11 do."""
+        newest = self.software.tensorrt
+        return self.engine == "rtx" or (newest is not None and version(newest.value[1]) >= (11,))
+
+
+class Fact(NamedTuple):
+    """One line of an explanation; `verified` is None for what is chosen rather than claimed."""
+
+    group: str
+    name: str
+    value: str
+    source: str
+    verified: bool | None
+
+
+def version(text: str) -> tuple[int, ...]:
+    """`8.5.2` as (8, 5, 2), to compare. ValueError where a part is not a number."""
+    return tuple(int(part) for part in text.split("."))
+
+
+def opset_for(target: Target) -> int:
+    """The opset to export with: as new as is useful, as old as the target's parser needs."""
+    return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
+
+
+def cache_version(target: Target) -> str | None:
+    """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
+
+    A DLA without Q/DQ reads it, and DeepStream with TensorRT 8.
+    """
+    if target.software.tensorrt is None:
+        return None
+    oldest = target.software.tensorrt.value[0]
+    read_by_dla = target.dla is not None and target.dla.quantization.value == "calibration-cache"
+    return oldest if read_by_dla or version(oldest) < (10,) else None
+
+
+def target_names() -> tuple[str, ...]:
+    """The shipped targets, in order."""
+    files = resources.files("edgekd.targets").iterdir()
+    return tuple(sorted(file.name[: -len(".toml")] for file in files if file.name.endswith(".toml")))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """A shipped target by name, or a target file by its path (ends in `.toml` or has a separator in it).
+
+    Raises SpecError: no such target or file, or a file that does not describe a target.
+    """
+    name_or_path = str(name_or_path)
+    if name_or_path.endswith(".toml") or "/" in name_or_path or "\\" in name_or_path:
+        return _from_file(Path(name_or_path))
+    names = target_names()
+    if name_or_path not in names:
+        raise SpecError(
+            f"unknown target {name_or_path!r}",
+            expected="one of " + ", ".join(names) + ", or the path of a .toml file",
+            fix=did_you_mean(name_or_path, names),
+        )
+    with resources.as_file(resources.files("edgekd.targets") / f"{name_or_path}.toml") as path:
+        return _from_file(path)
+
+
+def explain(target: Target) -> list[Fact]:
+    """Everything known about a target, a line per fact, grouped as in its file."""
+    return sorted(_facts("target", "", target), key=lambda fact: fact.group != "target")
+
+
+def to_dict(target: Target) -> dict[str, Any]:
+    """The target as plain dicts, lists, strings and numbers, for JSON."""
+    return dataclasses.asdict(target)
+
+
+def _from_file(path: Path) -> Target:
+    target: Target = parse_table(Target, read_toml(path), str(path))
+    for problem in _contradictions(target):
+        raise SpecError(f"{path}: {problem}")
+    return target
+
+
+def _contradictions(target: Target) -> Iterator[str]:
+    """What the types cannot say: keys that have to agree with each other."""
+    for key in ("jetpack", "tensorrt", "tensorrt_rtx", "cuda"):
+        figure: Figure[Range] | None = getattr(target.software, key)
+        if figure and not _ordered(figure.value):
+            yield f"software.{key}: expected two versions, the lower one first; found {list(figure.value)}"
+    if target.engine in ("deferred", "tensorrt") and not target.software.tensorrt:
+        yield f'engine = "{target.engine}": expected software.tensorrt, the range of versions; found none'
+    if target.engine == "rtx" and not (target.software.tensorrt_rtx and target.compute_capability):
+        yield 'engine = "rtx": expected software.tensorrt_rtx and compute_capability; found at most one of them'
+    power = target.power or Power()
+    rails = power.rails.value if power.rails else ()
+    if power.total and power.total.value not in ("sum", *rails):
+        yield f'power.total: expected "sum" or one of power.rails; found "{power.total.value}"'
+    if power.default_mode and power.default_mode not in [mode.name for mode in power.modes]:
+        yield f'power.default_mode: expected the name of one of power.modes; found "{power.default_mode}"'
+
+
+def _ordered(versions: Range) -> bool:
+    try:
+        low, high = map(version, versions)
+    except ValueError:
+        return False
+    return low <= high
+
+
+def _facts(group: str, name: str, value: Any) -> Iterator[Fact]:
+    if isinstance(value, Figure):
+        yield Fact(group, name, _text(value.value), value.source, value.verified)
+    elif isinstance(value, Mode):
+        yield from _facts(group, f"{value.name} watts", value.watts)
+        yield from _facts(group, f"{value.name} nvpmodel", value.nvpmodel)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _facts(group, name, item)
+    elif dataclasses.is_dataclass(value):
+        for entry in dataclasses.fields(value):
+            inner = getattr(value, entry.name)
+            is_table = dataclasses.is_dataclass(inner) and not isinstance(inner, Figure)
+            yield from _facts(entry.name if is_table else group, entry.name, inner)
+    elif value is not None:
+        yield Fact(group, name, _text(value), "", None)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

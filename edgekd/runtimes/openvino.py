@@ -1,0 +1,141 @@
+"""OpenVINO on the CPU: the second opinion on a graph, and the faster one on Intel hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.core.cores import usable_cores
+from edgekd.core.errors import DeviceError
+from edgekd.runtimes.types import (
+    Availability,
+    ClosedByWith,
+    closed,
+    import_problem,
+    library_version,
+    one_of_each,
+    readable,
+    require,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IR = ".xml"
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """OpenVINO's CPU plugin, tuned for the latency of one frame, or for several streams. Opens ONNX and its own IR."""
+
+    name: str = "openvino-cpu"
+
+    def version(self) -> str | None:
+        """The version of the installed package."""
+        return library_version("openvino")
+
+    def available(self) -> Availability:
+        """Usable when OpenVINO imports."""
+        problem = import_problem("openvino")
+        if problem:
+            return Availability(False, problem, "pip install openvino")
+        return Availability(True, f"OpenVINO {self.version()}, CPU")
+
+    def load(self, graph: Path, *, threads: int | None = None) -> OpenVinoSession:
+        """Compile `graph` for the CPU. Raises DeviceError."""
+        return OpenVinoSession(self._compiled(graph, {"PERFORMANCE_HINT": "LATENCY"}, threads or usable_cores()))
+
+    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[OpenVinoSession, ...]:
+        """One compilation for all streams: several would compute on the same core. Raises DeviceError."""
+        native = self._compiled(graph, {"NUM_STREAMS": streams}, max(threads or usable_cores(), streams))
+        return tuple(OpenVinoSession(native) for _ in range(streams))
+
+    def _compiled(self, graph: Path, asked: Mapping[str, Any], threads: int) -> Any:
+        """OpenVINO's compiled model. Raises DeviceError."""
+        model = read(graph)
+        import openvino
+
+        settings = {
+            **asked,
+            "INFERENCE_NUM_THREADS": threads,
+            # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            native = openvino.Core().compile_model(model, "CPU", settings)
+        except Exception as error:  # OpenVINO raises RuntimeError and its own exceptions side by side
+            raise DeviceError(f"OpenVINO cannot compile {graph}: {error}", fix="run it with onnxruntime-cpu") from error
+        one_of_each(graph, _names(native.inputs), _names(native.outputs))
+        return native
+
+
+class OpenVinoSession(ClosedByWith):
+    """A graph compiled by OpenVINO."""
+
+    def __init__(self, native: Any) -> None:
+        self.outputs = _names(native.outputs)
+        self._request = native.create_infer_request()
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        if self._request is None:
+            raise closed("OpenVINO")
+        try:
+            output: np.ndarray = self._request.infer([batch], share_inputs=True)[0]
+        except Exception as error:
+            raise DeviceError(f"OpenVINO cannot run the graph on {batch.dtype} {batch.shape}: {error}") from error
+        return output
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._request = None
+
+
+def read(graph: Path) -> Any:
+    """OpenVINO's model of an ONNX file or of an IR, `.xml` with `.bin` beside it. Raises DeviceError.
+
+    By `convert_model`, whose offline transformations turn Q/DQ into what the plugins compute in INT8: compiled straight
+    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without a word.
+    """
+    require(OPENVINO_CPU)
+    readable(graph)
+    import openvino.frontend
+
+    try:
+        if graph.suffix == IR:
+            return openvino.Core().read_model(graph)
+        # Left to guess the format of a file that is no ONNX, OpenVINO also tries TensorFlow's reader, which prints.
+        openvino.frontend.FrontEndManager().load_by_framework("onnx").load(str(graph))
+        return openvino.convert_model(str(graph))
+    except Exception as error:
+        raise DeviceError(
+            f"OpenVINO cannot load {graph}: {error}", fix="check that it is an ONNX file, or an IR with its .bin"
+        ) from error
+
+
+def write_ir(graph: Path, xml: Path, narrow: bool, labels: Sequence[str]) -> int:
+    """Write an ONNX file as IR, `xml` and `.bin` beside it; `narrow` stores float32 weights in float16.
+
+    `labels` go where OpenVINO's Model API looks for them. Returns how many weights are INT8. Raises DeviceError.
+    """
+    import openvino
+
+    model = read(graph)
+    # Its lists of labels are separated by spaces.
+    model.set_rt_info(" ".join(label.replace(" ", "_") for label in labels), ["model_info", "labels"])
+    try:
+        openvino.save_model(model, xml, compress_to_fp16=narrow)
+    except Exception as error:
+        raise DeviceError(f"OpenVINO cannot write {xml}: {error}", fix="check that there is room") from error
+    constants = (each for each in model.get_ops() if each.get_type_name() == "Constant")
+    return sum(each.get_element_type() == openvino.Type.i8 and len(each.shape) > 1 for each in constants)
+
+
+def _names(ports: list[Any]) -> tuple[str, ...]:
+    # An IR that another tool wrote may have ports without names.
+    return tuple(port.get_any_name() if port.get_names() else f"port{at}" for at, port in enumerate(ports))
+
+
+OPENVINO_CPU = OpenVino()

@@ -1,0 +1,158 @@
+"""TensorRT for RTX: engines compiled ahead of time on the CPU, without a GPU.
+
+For an RTX target the result is the engine that ships (the GPU's code is generated when it is loaded there). For a
+Jetson with TensorRT 10 or later it is only a check that a TensorRT parser and builder accept the graph: TensorRT for
+RTX has no Jetson GPU among its compute capabilities, and an engine belongs to one TensorRT version. Of TensorRT 8 it
+says nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.core.atomic_files import new_file
+from edgekd.core.errors import DeviceError
+from edgekd.runtimes.types import Availability, LoadedApart, Session, import_problem, library_version, readable, require
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What one ahead-of-time compilation took and made.
+
+    seconds: wall time; bytes: size of `files` together; sm: the compute capabilities inside, such as SM86; log: what
+    the builder warned of.
+    """
+
+    seconds: float
+    bytes: int
+    sm: tuple[str, ...]
+    files: tuple[Path, ...]
+    log: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorRtRtx(LoadedApart):
+    """TensorRT for RTX, as a compiler."""
+
+    name: str = "tensorrt-rtx"
+
+    def version(self) -> str | None:
+        """The version of the installed package."""
+        return library_version("tensorrt-rtx")
+
+    def available(self) -> Availability:
+        """Usable (for compiling; that needs no GPU) when the library imports."""
+        problem = import_problem("tensorrt_rtx")
+        if problem:
+            return Availability(False, problem, "pip install tensorrt-rtx")
+        supported = ", ".join(supported_compute_capabilities())
+        return Availability(True, f"TensorRT for RTX {self.version()}, compiles ahead of time for {supported}")
+
+    def load(self, graph: Path, *, threads: int | None = None) -> Session:
+        """Always a DeviceError: this engine compiles here and runs on the RTX target."""
+        raise DeviceError(
+            f"TensorRT for RTX does not run {graph.name} on this host",
+            expected="an engine that runs here",
+            fix="run with onnxruntime-cpu, onnxruntime-cuda or openvino-cpu; this one compiles for RTX targets",
+        )
+
+
+TENSORRT_RTX = TensorRtRtx()
+
+
+def supported_compute_capabilities() -> tuple[str, ...]:
+    """What the installed TensorRT for RTX can compile for, such as SM86."""
+    import tensorrt_rtx
+
+    return tuple(name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM"))
+
+
+def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -> CompileResult:
+    """Compile the ONNX file `graph` into one engine file `out` for all `compute_capabilities` (SM86, sm_86 or 8.6).
+
+    The network is strongly typed: precisions are the graph's own, from its Q/DQ nodes and tensor types.
+    Raises DeviceError: not installed, unsupported compute capability, a node that the parser or the builder refuses;
+    SpecError: `out` cannot be written.
+    """
+    require(TENSORRT_RTX)
+    readable(graph)
+    names = _capabilities(compute_capabilities)
+    began = time.perf_counter()
+    log: list[str] = []
+    plan = _build(graph, names, log)
+    with new_file(out) as stream:
+        stream.write(plan)
+    seconds = time.perf_counter() - began
+    return CompileResult(seconds, out.stat().st_size, names, (out,), tuple(log))
+
+
+def _capabilities(asked: Sequence[str]) -> tuple[str, ...]:
+    supported = supported_compute_capabilities()
+    names = tuple("SM" + "".join(filter(str.isdigit, text)) for text in asked)
+    refused = [text for text, name in zip(asked, names, strict=True) if name not in supported]
+    if refused or not names:
+        raise DeviceError(
+            f"TensorRT for RTX {TENSORRT_RTX.version()} does not compile for {', '.join(refused) or 'no GPU at all'}",
+            expected=f"one or more of {', '.join(supported)}",
+            fix="build the engine on the target with TensorRT (a Jetson builds its own when the bundle is installed)",
+        )
+    return names
+
+
+def _build(graph: Path, names: Sequence[str], log: list[str]) -> Any:
+    """The serialized engine, an object with the buffer protocol; warnings and errors are appended to `log`."""
+    import tensorrt_rtx
+
+    logger = _logger(tensorrt_rtx, log)
+    builder = tensorrt_rtx.Builder(logger)
+    network = builder.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt_rtx.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        raise DeviceError(f"TensorRT for RTX cannot parse {graph.name}: {_refusal(parser)}")
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        config.set_compute_capability(tensorrt_rtx.ComputeCapability.__members__[name], index)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        why = log[-1] if log else "no reason given"
+        raise DeviceError(f"TensorRT for RTX cannot build {graph.name} for {', '.join(names)}: {why}")
+    return plan
+
+
+def _refusal(parser: Any) -> str:
+    """The parser's first error: node, operator and reason."""
+    if not parser.num_errors:
+        return "no reason given"
+    error = parser.get_error(0)
+    if not error.node_operator():  # the file as a whole, not one of its nodes
+        return _said(error.desc()) or "it is not an ONNX file"
+    node = error.node_name() or f"number {error.node()}"
+    return f"node {node} ({error.node_operator()}): {_said(error.desc())}"
+
+
+def _said(message: str) -> str:
+    """`message` on one line, without the complaint that this host has no GPU driver: compiling needs none."""
+    return " ".join(line.strip() for line in message.splitlines() if "catchCudaError" not in line)
+
+
+def _logger(trt: Any, log: list[str]) -> Any:
+    """A TensorRT logger that keeps warnings and errors in `log` and prints nothing.
+
+    Made here because its base class exists only once the library is imported.
+    """
+
+    class KeepingLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            said = _said(message)
+            if said and severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                log.append(f"{severity.name.lower()}: {said}")
+
+    return KeepingLogger()

@@ -1,0 +1,264 @@
+"""A camera that holds a trust file takes what is signed right and not too old. Runs on cameras' Pythons, too."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from cameras import Agent, identity_of, repacked
+from signer import public, sign, signatures, signed, trust_file
+
+from edgekd.agent import commands
+from edgekd.agent.commands import Camera
+from edgekd.agent.runtimes.null import NullRuntime
+from edgekd.agent.slots import State
+from edgekd.core.bundle.archive import read_head, seal
+from edgekd.core.bundle.ed25519 import verify
+from edgekd.core.errors import SignatureError
+
+STEPS = ("build", "selftest", "activate")
+
+
+@pytest.fixture
+def good(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle, signed by key 1."""
+    return signed(bundle, tmp_path / "good.edgekd", 1)
+
+
+@pytest.fixture
+def trusting(tmp_path: Path) -> Path:
+    """Where the firmware of the camera that `agent` runs on has its trust file."""
+    return trust_file(tmp_path / "root" / "etc" / "edgekd" / "trust.json")
+
+
+def counting(bundle: Path, folder: Path, counter: int, *keys: int) -> Path:
+    """The bundle with a counter, and with its own name for it, signed."""
+    return signed(repacked(bundle, folder, counter=counter, name=f"count {counter}"), folder / "signed.edgekd", *keys)
+
+
+def served(agent: Agent, bundle: Path) -> None:
+    assert agent("unpack", bundle).code == 0
+    assert [agent(step).code for step in STEPS] == [0, 0, 0]
+
+
+def test_the_tests_sign_as_the_rfc_says() -> None:
+    assert verify(public(1), b"message", sign(1, b"message"))
+    assert not verify(public(2), b"message", sign(1, b"message"))
+
+
+# -------------------------------------------------------------------------------------------------------- signatures
+
+
+def test_verify_says_by_which_trust_file(agent: Agent, good: Path, tmp_path: Path) -> None:
+    told = agent("verify", good).result
+    assert told["trust"] is None, "this camera trusts everybody"
+    assert told["signatures"] == [signature.key for signature in read_head(good).seal.signatures]
+    trust = trust_file(tmp_path / "trust.json", 4)
+    told = agent("verify", good, "--trust", trust).result["trust"]
+    assert (told["version"], told["keys"], told["threshold"], told["expired"]) == (4, ["key 1"], 1, False)
+    other = trust_file(tmp_path / "other.json", bundle=(2,))
+    error = agent("verify", good, "--trust", other).error
+    assert error["kind"] == "SignatureError"
+    assert str(good) in error["what"]
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("keys", [(), (2,), (9,), (2, 3)])
+def test_what_is_not_signed_right_changes_nothing(agent: Agent, bundle: Path, tmp_path: Path, keys: tuple[int]) -> None:
+    bad = signed(bundle, tmp_path / "bad.edgekd", *keys)
+    for command in ("verify", "unpack"):
+        assert agent(command, bad).error["kind"] == "SignatureError"
+    assert not list((tmp_path / "state").rglob("bundle"))
+
+
+@pytest.mark.usefixtures("trusting")
+def test_mix_and_match_signatures_of_another_bundle(agent: Agent, bundle: Path, newer: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.edgekd"
+    for kind, of in (("bundle", newer), ("trust", bundle)):
+        seal(bundle, signatures(kind, read_head(of).identity, 1), bad)
+        assert "wrong" in agent("unpack", bad).error["what"]
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_signed_bundle_goes_into_service(agent: Agent, good: Path) -> None:
+    served(agent, good)
+    told = agent("status").result
+    assert told["active"]["identity"] == identity_of(good)
+    assert told["trust"]["version"] == 1
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_bad_bundle_costs_nothing_that_a_rollback_leads_to(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    first, second = (counting(bundle, tmp_path / str(count), count, 1) for count in (1, 2))
+    served(agent, first)
+    served(agent, second)
+    third = counting(bundle, tmp_path / "3", 3, 1)
+    content = bytearray(third.read_bytes())
+    content[-1600] ^= 1
+    third.write_bytes(content)
+    assert agent("unpack", third).error["kind"] == "HashError"
+    assert agent("rollback").result["identity"] == identity_of(first)
+
+
+def test_a_bundle_is_judged_again_before_it_goes_into_service(agent: Agent, good: Path, tmp_path: Path) -> None:
+    agent("unpack", good)
+    assert [agent(step).code for step in STEPS[:2]] == [0, 0]
+    assert agent("trust", trust_file(tmp_path / "1.json", revoked_bundles=(identity_of(good),))).code == 0
+    assert "revoked" in agent("activate").error["what"]
+
+
+def test_a_rollback_does_not_lead_to_a_revoked_bundle(agent: Agent, good: Path, bundle: Path, tmp_path: Path) -> None:
+    served(agent, good)
+    served(agent, counting(bundle, tmp_path / "next", 1, 1))
+    assert agent("trust", trust_file(tmp_path / "1.json", revoked_bundles=(identity_of(good),))).code == 0
+    assert "revoked" in agent("rollback").error["what"]
+    assert agent("status").result["active"]["name"] == "count 1"
+
+
+def test_the_same_bundle_with_more_signatures_replaces_them(
+    agent: Agent, bundle: Path, good: Path, tmp_path: Path
+) -> None:
+    agent("unpack", bundle)
+    assert [agent(step).code for step in STEPS[:2]] == [0, 0]
+    agent("trust", trust_file(tmp_path / "1.json"))
+    assert agent("activate").error["kind"] == "SignatureError"
+    assert agent("unpack", good).result["changed"] is False
+    assert agent("activate").code == 0
+
+
+# ---------------------------------------------------------------------------------------------------- trust files
+
+
+def test_freeze_an_expired_trust_file_takes_no_new_bundle_and_leaves_the_old_in_service(
+    good: Path, bundle: Path, trusting: Path, tmp_path: Path
+) -> None:
+    clock = [datetime(2026, 6, 1, tzinfo=timezone.utc)]
+    camera = Camera(State(tmp_path / "state"), tmp_path / "root", NullRuntime(), clock=lambda: clock[0])
+    commands.unpack(camera, good)
+    for step in (commands.build, commands.selftest, commands.activate):
+        step(camera)
+    clock[0] = datetime(2126, 6, 1, tzinfo=timezone.utc)
+    with pytest.raises(SignatureError, match="trust file 1: expired"):
+        commands.unpack(camera, counting(bundle, tmp_path / "next", 1, 1))
+    newer = Camera(camera.state, camera.root, NullRuntime(version="2"), clock=camera.clock)
+    for step in (commands.build, commands.selftest, commands.activate):
+        step(newer)
+    told = commands.status(newer)
+    assert (told["trust"]["expired"], told["active"]["identity"]) == (True, identity_of(good))
+
+
+def test_a_newer_trust_file_takes_over(agent: Agent, bundle: Path, good: Path, trusting: Path, tmp_path: Path) -> None:
+    rotated = trust_file(tmp_path / "2.json", 2, by=(9, 10), bundle=(2,), trust=(10,))
+    assert agent("trust", rotated).result["changed"]
+    assert not agent("trust", rotated).result["changed"]
+    assert agent("unpack", good).error["kind"] == "SignatureError"
+    assert agent("unpack", signed(bundle, tmp_path / "two.edgekd", 2)).code == 0
+    # The one that a newer firmware brings counts, once it is ahead.
+    trust_file(trusting, 3, by=(10,), bundle=(1,), trust=(10,))
+    assert agent("status").result["trust"]["version"] == 3
+    assert agent("unpack", good).code == 0
+
+
+def test_a_chain_of_trust_files_is_taken_in_one_go(agent: Agent, trusting: Path, tmp_path: Path) -> None:
+    second = trust_file(tmp_path / "2.json", 2, by=(9, 10), trust=(10,))
+    third = trust_file(tmp_path / "3.json", 3, by=(10, 11), trust=(11,))
+    assert "keys of version 1" in agent("trust", third).error["expected"]
+    assert agent("trust", trusting, second, third).result["version"] == 3
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_trust_file_that_does_not_follow_changes_nothing(agent: Agent, tmp_path: Path) -> None:
+    bad = [
+        trust_file(tmp_path / "stolen.json", 2, by=(66,), trust=(66,)),
+        trust_file(tmp_path / "by-bundle-key.json", 2, by=(1,), trust=(1,)),
+        trust_file(tmp_path / "same.json", 1, expires=None),
+        trust_file(tmp_path / "unsigned.json", 2, by=()),
+    ]
+    (tmp_path / "no.json").write_bytes(b"{}")
+    for path in (*bad, tmp_path / "no.json", tmp_path / "none.json"):
+        assert agent("trust", path).error["kind"] == "SignatureError", path
+    assert agent("status").result["trust"]["version"] == 1
+    assert not (tmp_path / "state" / "trust.json").exists()
+
+
+def test_without_a_trust_file_the_first_is_taken_as_it_is(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    assert agent("status").result["trust"] is None
+    assert agent("trust", trust_file(tmp_path / "1.json", by=())).error["kind"] == "SignatureError"
+    assert agent("trust", trust_file(tmp_path / "1.json")).result["changed"]
+    assert agent("unpack", bundle).error["kind"] == "SignatureError"
+
+
+def test_a_damaged_trust_file_lets_nothing_in(agent: Agent, good: Path, trusting: Path) -> None:
+    content = bytearray(trusting.read_bytes())
+    content[len(content) // 2] ^= 1
+    trusting.write_bytes(content)
+    assert agent("unpack", good).error["kind"] == "SignatureError"
+    told = agent("status").result["trust"]
+    assert str(trusting) in told["error"]
+    assert told["version"] is None
+    trusting.unlink()
+    trusting.symlink_to("nowhere")
+    assert agent("unpack", good).error["kind"] == "SignatureError"
+
+
+def test_a_damaged_trust_file_does_not_keep_from_going_back(
+    agent: Agent, good: Path, bundle: Path, trusting: Path, tmp_path: Path
+) -> None:
+    served(agent, good)
+    served(agent, counting(bundle, tmp_path / "next", 1, 1))
+    trusting.write_bytes(b"{}")
+    assert agent("rollback").result["identity"] == identity_of(good)
+
+
+def test_an_unsigned_copy_takes_no_signatures_away(agent: Agent, bundle: Path, good: Path, tmp_path: Path) -> None:
+    agent("unpack", good)
+    agent("unpack", bundle)
+    assert [agent(step).code for step in STEPS[:2]] == [0, 0]
+    agent("trust", trust_file(tmp_path / "1.json"))
+    assert agent("activate").code == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- counters
+
+
+def test_rollback_an_older_bundle_is_refused_once_a_newer_was_in_service(
+    agent: Agent, bundle: Path, tmp_path: Path
+) -> None:
+    old, new, same = (counting(bundle, tmp_path / str(count), count // 2, 1) for count in (2, 4, 5))
+    served(agent, old)
+    served(agent, new)
+    error = agent("unpack", old).error
+    assert (error["kind"], error["expected"], error["found"]) == ("RollbackError", "counter 2 or higher", "counter 1")
+    assert agent("unpack", same).code == 0, "equal counters are no order"
+    assert agent("status").result["counter"] == 2
+
+
+def test_unpacking_alone_raises_nothing(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    old, new = (counting(bundle, tmp_path / str(count), count, 1) for count in (1, 2))
+    served(agent, old)
+    agent("unpack", new)
+    assert agent("status").result["counter"] == 1
+    assert agent("unpack", old).code == 0
+
+
+def test_a_rollback_is_possible_and_does_not_lower_the_counter(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    old, new = (counting(bundle, tmp_path / str(count), count, 1) for count in (1, 2))
+    served(agent, old)
+    served(agent, new)
+    assert agent("rollback").result["identity"] == identity_of(old)
+    assert agent("status").result["counter"] == 2
+    assert agent("unpack", counting(bundle, tmp_path / "third", 1, 1)).error["kind"] == "RollbackError"
+    camera = Camera(State(tmp_path / "state"), tmp_path / "root", NullRuntime(version="2"))
+    for step in (commands.build, commands.selftest, commands.activate):
+        step(camera)  # an update of the system: what is in service gets a new engine, however low its counter is
+
+
+def test_a_damaged_counter_lets_nothing_in(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    served(agent, counting(bundle, tmp_path / "first", 1, 1))
+    path = tmp_path / "state" / "counter.json"
+    assert json.loads(path.read_bytes()) == {"counter": 1}
+    for content in (b"", b"{}", b'{"counter":"1"}', b"[]"):
+        path.write_bytes(content)
+        assert agent("unpack", bundle).error["kind"] == "DeviceError"

@@ -1,0 +1,119 @@
+"""The Python interface: few names, light to import, with the command line as a thin layer over them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import edgekd
+from edgekd import EdgeKDError, load_recipe, load_target
+from edgekd.build.recipe import Quantize
+from edgekd.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = {
+    "build": "build",
+    "quantize": "quantize",
+    "adapt": "adapt",
+    "convert": "convert",
+    "distill": "distill",
+    "prune": "prune",
+    "factorize": "factorize",
+    "eval": "score_model",
+    "bench": "bench",
+    "predict": "predict_latency",
+    "check": "check_model",
+    "compare": "compare",
+    "report": "analyse",
+    "verify": "verify",
+}
+"""Every command that has a function of its own, and which."""
+
+
+def test_there_are_few_names_all_of_which_resolve() -> None:
+    assert len(edgekd.__all__) <= 25
+    assert set(edgekd.__all__) <= set(dir(edgekd))
+    for name in edgekd.__all__:
+        assert getattr(edgekd, name).__name__ == name
+    with pytest.raises(AttributeError, match="quantise"):
+        _ = edgekd.quantise  # type: ignore[attr-defined]
+
+
+def test_no_name_is_that_of_a_module_which_would_take_its_place_once_it_is_imported() -> None:
+    assert not set(edgekd.__all__) & {module.name for module in pkgutil.iter_modules(edgekd.__path__)}
+
+
+def test_type_checkers_are_told_the_same_names() -> None:
+    tree = ast.parse((ROOT / "edgekd" / "__init__.py").read_text("utf-8"))
+    (told,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {
+        alias.name: node.module for node in ast.walk(told) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(imported) == set(edgekd.__all__)
+    for name, module in imported.items():
+        assert getattr(edgekd, name) is getattr(sys.modules[str(module)], name)
+
+
+@pytest.mark.parametrize("name", edgekd.__all__)
+def test_every_name_is_documented(name: str) -> None:
+    found = getattr(edgekd, name)
+    text = inspect.getdoc(found) or ""
+    assert text
+    assert text != inspect.getdoc(object)
+    assert f"`{name}" in (ROOT / "docs" / "python.md").read_text("utf-8")
+    if name in COMMANDS.values():
+        assert "Raises" in text
+        assert "docs/" in text or "bench/" in text or name in ("check_model", "compare"), "where is it from?"
+        assert "The command: `edgekd " in text
+        for parameter in inspect.signature(found).parameters.values():
+            assert parameter.annotation is not inspect.Parameter.empty
+        assert inspect.signature(found).return_annotation is not inspect.Signature.empty
+
+
+@pytest.mark.parametrize(("command", "function"), COMMANDS.items())
+def test_a_function_takes_what_its_command_takes(command: str, function: str) -> None:
+    options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    renamed = {"resume": "fresh", "key": "keys"}
+    asked = {renamed.get(str(option.name), str(option.name)) for option in options} - {"as_json", "log"}
+    parameters = inspect.signature(getattr(edgekd, function)).parameters
+    assert set(parameters) - {"progress"} == asked
+    defaults = {str(option.name): option.default for option in options}
+    for name, parameter in parameters.items():
+        if isinstance(defaults.get(name), (int, float, str)) and parameter.default is not parameter.empty:
+            assert parameter.default == defaults[name], name
+
+
+def test_what_only_configures_comes_by_name() -> None:
+    for function in COMMANDS.values():
+        for parameter in inspect.signature(getattr(edgekd, function)).parameters.values():
+            needed = parameter.default is parameter.empty
+            assert needed == (parameter.kind is parameter.POSITIONAL_OR_KEYWORD), (function, parameter.name)
+
+
+def test_importing_the_functions_imports_nothing_that_they_only_need_when_called() -> None:
+    script = "import sys, edgekd\nprint(*sorted(name for name in sys.modules if name.startswith('edgekd')))\n"
+    script += f"from edgekd import {', '.join(COMMANDS.values())}\nprint(*sorted(sys.modules))\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    alone, after = (line.split() for line in done.stdout.splitlines())
+    assert alone == ["edgekd", "edgekd.core.version"]
+    assert not {"numpy", "onnx", "onnxruntime", "cv2", "torch", "typer", "rich", "edgekd.build.pipeline"} & set(after)
+
+
+def test_a_recipe_may_be_a_table() -> None:
+    recipe = load_recipe({"name": "own", "steps": [{"kind": "quantize", "ranges": "max"}]})
+    assert (recipe.name, recipe.steps) == ("own", (Quantize(ranges="max"),))
+    with pytest.raises(EdgeKDError, match="range"):
+        load_recipe({"name": "own", "steps": [{"kind": "quantize", "range": "max"}]})
+
+
+def test_a_target_and_a_recipe_may_be_paths(tmp_path: Path) -> None:
+    assert load_target(ROOT / "targets" / "xavier.toml") == load_target("xavier")
+    (tmp_path / "own.toml").write_text('name = "own"\nsteps = []\n')
+    assert load_recipe(tmp_path / "own.toml").name == "own"

@@ -1,0 +1,455 @@
+"""A packed graph gives back its ONNX file byte for byte, or an error: whatever the file is and whatever befell it."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from real_graphs import real_graph
+
+from edgekd.compress.quantization.graph import Graph
+from edgekd.compress.quantization.placement import float_head
+from edgekd.core.canonical import canonical_json
+from edgekd.core.formats import fp4x
+from edgekd.core.formats.packed_graph import MAX_BYTES, MAX_HEADER, SMALLEST_CUT, Section, pack, sections, unpack
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
+PREFIX = struct.Struct("<8sIIII")
+RNG = np.random.default_rng(0)
+DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+
+
+def model_of(*initializers: Any, doc: str = "") -> bytes:
+    """An ONNX file with these initializers: arrays, which are called t0, t1, ..., or TensorProtos."""
+    protos = [
+        numpy_helper.from_array(value, f"t{index}") if isinstance(value, np.ndarray) else value
+        for index, value in enumerate(initializers)
+    ]
+    graph = helper.make_graph([helper.make_node("Identity", ["t0"], ["y"], "node")], "graph", [], [], protos)
+    content: bytes = helper.make_model(graph, doc_string=doc).SerializeToString()
+    return content
+
+
+def stored_codes(*shape: int) -> np.ndarray:
+    """INT8 codes that fp4x can hold."""
+    return fp4x.quantize(RNG.normal(size=shape).astype(np.float32))[0]
+
+
+def encodings(content: bytes) -> dict[str, str]:
+    """Encoding by name of tensor; the graph comes back."""
+    packed = pack(content)
+    assert unpack(packed) == content
+    return {section.name: section.encoding for section in sections(packed)[:-1]}
+
+
+def opened(packed: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and streams of a packed graph."""
+    _, _, _, stored, _ = PREFIX.unpack_from(packed)
+    end = PREFIX.size + stored
+    return json.loads(zlib.decompress(packed[PREFIX.size : end], -15)), packed[end:]
+
+
+def deflated(content: bytes) -> bytes:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(content) + deflate.flush()
+
+
+def sealed(header: bytes, streams: bytes, expanded: int | None = None) -> bytes:
+    """A packed graph of any header, whose checksum is right: so that what lies behind the checksum is reached."""
+    stored = deflated(header)
+    content = stored + streams
+    lengths = len(stored), len(header) if expanded is None else expanded
+    return PREFIX.pack(b"EDGEKDPG", 0, zlib.crc32(content), *lengths) + content
+
+
+@contextmanager
+def at_most(mebibytes: float) -> Iterator[None]:
+    """Fails where the block allocates more at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < mebibytes * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+SMALL = model_of(stored_codes(4, 20), RNG.normal(size=40).astype(np.float32), np.arange(40, dtype=np.float32))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> np.ndarray:
+    shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 16, 17, 40]), max_size=3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from([*DTYPES, "fp4x", "narrow"]))
+    if kind == "fp4x" and shape:
+        return fp4x.quantize(rng.normal(size=shape).astype(np.float32))[0]
+    if kind in ("fp4x", "narrow"):
+        return rng.normal(size=shape).astype(np.float16).astype(np.float32)
+    octets = rng.integers(0, 256, (*shape, np.dtype(kind).itemsize), np.uint8)
+    values = (octets[..., 0] % 2).astype(bool) if kind == "bool" else octets.view(kind)[..., 0]
+    return np.asarray(values)
+
+
+@settings(deadline=None)
+@given(st.lists(tensors(), max_size=6))
+def test_any_onnx_file_comes_back(values: list[np.ndarray]) -> None:
+    content = model_of(*values)
+    packed = pack(content)
+    assert unpack(packed) == content
+    assert pack(content) == packed
+    cut = [value for value in values if value.nbytes >= SMALLEST_CUT]
+    *told, skeleton = sections(packed)
+    assert [(section.shape, section.expanded_bytes) for section in told] == [(each.shape, each.nbytes) for each in cut]
+    assert skeleton.expanded_bytes == len(content) - sum(value.nbytes for value in cut)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda tail: SMALL[:-200] + tail))
+def test_any_bytes_come_back_or_are_no_onnx_file(content: bytes) -> None:
+    try:
+        packed = pack(content)
+    except ValueError as error:
+        assert "not an ONNX file" in str(error)  # noqa: PT017 (most examples raise nothing)
+    else:
+        assert unpack(packed) == content
+
+
+def test_each_tensor_gets_the_smallest_encoding_that_is_exact() -> None:
+    codes = stored_codes(8, 3, 3, 3)
+    other = codes.copy()
+    other[0, 0, 0] = [127, 126, 125]
+    exact = np.linspace(-2, 2, 65, dtype=np.float32)
+    content = model_of(codes, other, exact, exact + np.float32(1e-6), codes.ravel(), codes.view(np.uint8))
+    assert encodings(content) == {
+        f"t{index}": name for index, name in enumerate("fp4x raw float16 raw raw raw".split())
+    }
+
+
+def test_the_bits_of_special_floats_are_kept() -> None:
+    odd = np.zeros(32, np.float32)
+    odd[:5] = [np.inf, -np.inf, -0.0, 2.0**-24, 65504]
+    quiet, payload = odd.copy(), odd.copy()
+    quiet[0] = np.nan
+    payload.view(np.uint32)[0] = 0x7F800001
+    big, small = odd.copy(), odd.copy()
+    big[5], small[5] = 65520, 2.0**-25
+    content = model_of(odd, quiet, payload, big, small)
+    assert encodings(content) == {"t0": "float16", **dict.fromkeys(["t1", "t2", "t3", "t4"], "raw")}
+
+
+def test_what_is_not_raw_data_of_an_initializer_stays_in_the_skeleton() -> None:
+    listed = helper.make_tensor("t0", TensorProto.FLOAT, [64], list(range(64)))
+    outside = TensorProto(name="t1", data_type=TensorProto.FLOAT, dims=[64], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="weights.bin")
+    twice = numpy_helper.from_array(np.arange(64.0), "t2").SerializeToString()
+    inner = helper.make_graph([], "inner", [], [], [numpy_helper.from_array(np.arange(64.0), "inner")])
+    graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=inner)], "g", [], [], [listed, outside])
+    content = helper.make_model(graph).SerializeToString()
+    both = twice + twice[twice.index(b"\x4a") :]  # raw_data again
+    content += b"\x3a" + bytes([len(both) + 3 & 127 | 128, len(both) + 3 >> 7])
+    content += b"\x2a" + bytes([len(both) & 127 | 128, len(both) >> 7]) + both
+    assert len(onnx.load_from_string(content).graph.initializer) == 3
+    assert encodings(content) == {}
+
+
+def test_tensors_whose_length_and_shape_disagree_come_back_too() -> None:
+    wrong = TensorProto(name="t0", data_type=TensorProto.FLOAT, dims=[7], raw_data=bytes(range(100)))
+    negative = TensorProto(name="t1", data_type=TensorProto.INT8, dims=[-1, 4], raw_data=bytes(100))
+    unknown = TensorProto(name="t2", data_type=99, dims=[100], raw_data=bytes(range(100)))
+    assert encodings(model_of(wrong, negative, unknown)) == {"t0": "raw", "t1": "raw", "t2": "raw"}
+
+
+def test_packed_dims_are_read_as_others_are() -> None:
+    """As a writer of proto3 makes them: one field with all of them."""
+    raw = stored_codes(4, 16).tobytes()
+    tensor = b"\x0a\x02\x04\x10" + b"\x10\x03" + b"\x42\x01w" + b"\x4a\x40" + raw
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    content = b"\x3a" + bytes([len(graph)]) + graph
+    assert encodings(content) == {"w": "fp4x"}
+
+
+def test_sections_say_where_the_bytes_are() -> None:
+    codes = stored_codes(64, 64, 3, 3)
+    weights = RNG.normal(size=(64, 64)).astype(np.float32)
+    packed = pack(model_of(codes, weights))
+    first, second, skeleton = sections(packed)
+    assert first == Section("t0", (64, 64, 3, 3), "fp4x", first.stored_bytes, codes.size)
+    assert second == Section("t1", (64, 64), "raw", second.stored_bytes, weights.nbytes)
+    assert (skeleton.name, skeleton.shape, skeleton.encoding) == ("", (), "skeleton")
+    header, streams = opened(packed)
+    lengths = dict(header["streams"])
+    assert skeleton.stored_bytes == lengths["skeleton"]
+    assert first.stored_bytes == pytest.approx(lengths["fp4x-weights"] + lengths["fp4x-multipliers"], abs=8)
+    told = sum(section.stored_bytes for section in (first, second, skeleton))
+    assert told == pytest.approx(len(streams), abs=32)
+    assert 3.7 < 8 * first.stored_bytes / codes.size < 4.2
+
+
+def test_names_and_nodes_are_compressed() -> None:
+    content = model_of(doc="the same words again and again " * 1000)
+    assert len(pack(content)) < len(content) / 20
+
+
+def test_a_model_in_fp4x_takes_less_than_a_seventh_of_its_floats() -> None:
+    weights = RNG.normal(size=(256, 128, 3, 3)).astype(np.float32)
+    codes, scales = fp4x.quantize(weights)
+    assert len(pack(model_of(codes, scales))) < len(model_of(weights)) / 7.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "share"), [("yolo11n.pt", 7.5), ("yolox_nano.onnx", 6.4)])
+def test_a_real_detector_in_fp4x_is_small(
+    name: str, share: float, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """All convolutions in fp4x but those that stay float by the rules of quantization."""
+    graph = real_graph(name, shared, tmp_path_factory)
+    model = onnx.load(graph.path)
+    head = float_head(Graph(model))
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.name not in head}
+    for tensor in [each for each in model.graph.initializer if each.name in weights]:
+        codes, scales = fp4x.quantize(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+        model.graph.initializer.append(numpy_helper.from_array(scales, f"{tensor.name}/scale"))
+    content = model.SerializeToString()
+    packed = pack(content)
+    assert unpack(packed) == content
+    assert {section.name for section in sections(packed) if section.encoding == "fp4x"} == weights
+    assert len(packed) < graph.path.stat().st_size / share
+
+
+def test_every_flipped_bit_is_found() -> None:
+    packed = bytearray(pack(SMALL))
+    for bit in range(8 * len(packed)):
+        packed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r"."):
+            unpack(bytes(packed))
+        packed[bit // 8] ^= 1 << bit % 8
+    assert unpack(bytes(packed)) == SMALL
+
+
+def test_every_truncation_is_found_and_so_is_what_follows() -> None:
+    packed = pack(SMALL)
+    for length in range(len(packed)):
+        with pytest.raises(ValueError, match=r"begins with|cut short"):
+            unpack(packed[:length])
+    with pytest.raises(ValueError, match="checksum"):
+        unpack(packed + b"\0")
+
+
+def test_every_truncation_of_a_stream_is_found_behind_the_checksum() -> None:
+    header, streams = opened(pack(SMALL))
+    at = 0
+    for index, (name, length) in enumerate(header["streams"]):
+        for kept in range(length):
+            shorter = [*header["streams"]]
+            shorter[index] = [name, kept]
+            cut = streams[: at + kept] + streams[at + length :]
+            with pytest.raises(ValueError, match="stream"):
+                unpack(sealed(canonical_json({**header, "streams": shorter}), cut))
+        at += length
+    with pytest.raises(ValueError, match="header and streams"):
+        unpack(sealed(canonical_json(header), streams + b"\0"))
+
+
+def test_bytes_after_the_end_of_a_stream_are_found() -> None:
+    header, streams = opened(pack(SMALL))
+    name, length = header["streams"][-1]
+    longer = [*header["streams"][:-1], [name, length + 1]]
+    with pytest.raises(ValueError, match="follows the end"):
+        unpack(sealed(canonical_json({**header, "streams": longer}), streams + b"\0"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_heavy_damage_behind_the_checksum_ends_soon(seed: int) -> None:
+    """A stream that ends before its bytes do must not be read for ever."""
+    header, streams = opened(pack(SMALL))
+    rng = np.random.default_rng(seed)
+    for _ in range(200):
+        damaged = bytearray(streams)
+        for at in rng.integers(0, len(damaged), 3):
+            damaged[at] ^= int(rng.integers(1, 256))
+        with suppress(ValueError):
+            assert unpack(sealed(canonical_json(header), bytes(damaged))) == SMALL
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.data())
+def test_damage_behind_the_checksum_never_gives_another_file(data: st.DataObject) -> None:
+    header, streams = opened(pack(SMALL))
+    text, damaged = bytearray(canonical_json(header)), bytearray(streams)
+    part = data.draw(st.sampled_from([text, damaged]))
+    for at in data.draw(st.lists(st.integers(0, len(part) - 1), min_size=1, max_size=3)):
+        part[at] ^= data.draw(st.integers(1, 255))
+    try:
+        found = unpack(sealed(bytes(text), bytes(damaged)))
+    except ValueError:
+        return
+    assert found == SMALL  # as after a flip in the unused bits at the end of a stream
+
+
+HEADER, STREAMS = opened(pack(SMALL))
+FIRST = HEADER["tensors"][0]
+
+
+def with_first(**changed: Any) -> dict[str, Any]:
+    """The header, with other values for its first tensor."""
+    row = {**dict(zip(("gap", "encoding", "rows", "columns"), FIRST, strict=True)), **changed}
+    return {**HEADER, "tensors": [list(row.values()), *HEADER["tensors"][1:]]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        "header",
+        None,
+        {},
+        {**HEADER, "more": 1},
+        {key: value for key, value in HEADER.items() if key != "sha256"},
+        {**HEADER, "sha256": HEADER["sha256"].upper()},
+        {**HEADER, "sha256": None},
+        {**HEADER, "length": HEADER["length"] + 1},
+        {**HEADER, "length": HEADER["length"] - 1},
+        {**HEADER, "length": 10**10},
+        {**HEADER, "length": float(HEADER["length"])},
+        {**HEADER, "length": str(HEADER["length"])},
+        {**HEADER, "length": True},
+        {**HEADER, "streams": HEADER["streams"][::-1]},
+        {**HEADER, "streams": HEADER["streams"][1:]},
+        {**HEADER, "streams": [*HEADER["streams"], HEADER["streams"][-1]]},
+        {**HEADER, "streams": dict(HEADER["streams"])},
+        {**HEADER, "streams": 1},
+        {**HEADER, "tensors": []},
+        {**HEADER, "tensors": [1]},
+        {**HEADER, "tensors": [FIRST[:3]]},
+        {**HEADER, "tensors": HEADER["tensors"][::-1]},
+        with_first(encoding="int4"),
+        with_first(encoding=["fp4x"]),
+        with_first(encoding="raw"),
+        with_first(encoding="float16"),
+        with_first(encoding="raw", columns=3),
+        with_first(gap=-1),
+        with_first(gap=FIRST[0] + 1),
+        with_first(gap=2**32),
+        with_first(rows=0),
+        with_first(rows=2),
+        with_first(rows=True),
+        with_first(rows=2**31),
+        with_first(columns=0),
+        with_first(columns=2**31),
+        with_first(rows=2**31, columns=2**31),
+    ],
+    ids=lambda header: None,
+)
+def test_a_header_that_is_wrong_is_refused(header: Any) -> None:
+    with at_most(4), pytest.raises(ValueError, match=r"."):
+        unpack(sealed(canonical_json(header), STREAMS))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        canonical_json(HEADER) + b" ",
+        json.dumps(HEADER).encode(),
+        canonical_json(HEADER).replace(b'"length":', b'"length":0'),
+        canonical_json(HEADER)[:-1] + b',"length":1}',
+        canonical_json(HEADER).replace(str(HEADER["length"]).encode(), b"9" * 100_000),
+        canonical_json(HEADER).replace(str(HEADER["length"]).encode(), b"NaN"),
+        b"1" * 1_000_000,
+    ],
+    ids=lambda text: None,
+)
+def test_a_header_of_another_spelling_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        unpack(sealed(text, STREAMS))
+
+
+def test_a_header_that_lies_about_its_length_is_refused() -> None:
+    text = canonical_json(HEADER)
+    for expanded in (0, len(text) - 1, len(text) + 1, MAX_HEADER, MAX_HEADER + 1, 2**32 - 1):
+        with at_most(4), pytest.raises(ValueError, match=r"stream|header|Expecting|delimiter"):
+            unpack(sealed(text, STREAMS, expanded))
+    bomb = sealed(b"[" + b"0," * 2**23 + b"0]", STREAMS)
+    with at_most(1), pytest.raises(ValueError, match="header"):
+        unpack(bomb)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "fp4x", "float16"])
+def test_claimed_lengths_reserve_no_memory(encoding: str) -> None:
+    """A header that says two gigabytes, over streams that hold next to nothing."""
+    rows, columns = {"raw": (2**31 - 1, 1), "fp4x": (2**15, 2**15), "float16": (2**28, 2)}[encoding]
+    names = {
+        "raw": ["bytes-1-0"],
+        "fp4x": ["fp4x-multipliers", "fp4x-weights"],
+        "float16": ["bytes-2-0", "bytes-2-1"],
+    }[encoding]
+    stored = deflated(bytes(1000))
+    header = {
+        "length": rows * columns * (2 if encoding == "float16" else 1),
+        "sha256": "0" * 64,
+        "streams": [[name, len(stored)] for name in (*names, "skeleton")],
+        "tensors": [[0, encoding, rows, columns]],
+    }
+    with at_most(1), pytest.raises(ValueError, match="ends early"):
+        unpack(sealed(canonical_json(header), stored * (len(names) + 1)))
+
+
+def test_a_stream_that_expands_to_more_than_it_should_is_not_expanded() -> None:
+    bomb = deflated(bytes(2**26))
+    header = {"length": 10, "sha256": "0" * 64, "streams": [["skeleton", len(bomb)]], "tensors": []}
+    with at_most(1), pytest.raises(ValueError, match="does not end where it should"):
+        unpack(sealed(canonical_json(header), bomb))
+
+
+def test_a_reader_can_set_a_limit() -> None:
+    packed = pack(SMALL)
+    assert unpack(packed, len(SMALL)) == SMALL
+    with pytest.raises(ValueError, match=f"at most {len(SMALL) - 1} bytes, found {len(SMALL)}"):
+        unpack(packed, len(SMALL) - 1)
+
+
+def test_other_formats_and_other_files_are_refused() -> None:
+    packed = pack(SMALL)
+    with pytest.raises(ValueError, match="expected format 0, found 1: update"):
+        unpack(packed[:8] + b"\1\0\0\0" + packed[12:])
+    for other in (b"", SMALL, b"edgekdpg" + packed[8:]):
+        with pytest.raises(ValueError, match="not a packed graph"):
+            sections(other)
+
+
+def test_a_file_longer_than_a_message_may_be_is_refused() -> None:
+    class Long(bytes):
+        def __len__(self) -> int:
+            return MAX_BYTES + 1
+
+    with pytest.raises(ValueError, match="at most"):
+        pack(Long())
+
+
+def test_the_page_and_the_program_agree() -> None:
+    """The example in the page, an ONNX file and its packed form, and the header it shows."""
+    text = PAGE.read_text("utf-8")
+    plain, packed = (bytes.fromhex(found) for found in re.findall(r"^```hex\n([0-9a-f\s]+)```$", text, re.MULTILINE))
+    (shown,) = re.findall(r"^```json\n(.+?)\n```$", text, re.MULTILINE | re.DOTALL)
+    assert unpack(packed) == plain
+    assert unpack(pack(plain)) == plain
+    assert onnx.load_from_string(plain).graph.initializer[0].name == "w"
+    assert sections(packed)[0].encoding == "fp4x"
+    assert json.loads(shown) == opened(packed)[0]

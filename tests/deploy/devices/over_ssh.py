@@ -1,0 +1,50 @@
+"""A camera of `loopback` as a test uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loopback import Loopback
+
+from edgekd.commands.engine import UPLOAD, EngineJob, run
+from edgekd.core.canonical import file_sha256
+from edgekd.core.progress import SILENT, Progress
+from edgekd.deploy.devices.session import Placed
+from edgekd.deploy.devices.ssh import SshDevice, parse
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera that is on, and a state folder of a test's own on it."""
+
+    loopback: Loopback
+    bundle: Path
+    state: Path
+
+    def device(self, port: int | None = None, **changed: Any) -> SshDevice:
+        """The camera as edgekd sees it, at the end of a wire if there is one."""
+        name = self.loopback.address(port)
+        return replace(SshDevice(name, parse(name)), **changed)
+
+    def job(self, device: SshDevice | None = None, **changed: Any) -> EngineJob:
+        """The bundle for that camera, quickly timed."""
+        told = {"runtime": "null", "state": str(self.state), "iterations": 3, "seconds": 0.0}
+        return EngineJob(self.bundle, device or self.device(), **{**told, **changed})
+
+    def put(self, device: SshDevice | None = None, state: Path | None = None, progress: Progress = SILENT) -> Placed:
+        """Send the bundle alone, and see that nothing is left running."""
+        folder = str((state or self.state) / UPLOAD)
+        with (device or self.device()).site(None) as site:
+            site.claim(folder)
+            found = site.put(self.bundle, folder, [file_sha256(self.bundle)], progress)
+        assert self.loopback.quiet(5) == []
+        assert file_sha256(Path(found.path)) == file_sha256(self.bundle)
+        return found
+
+    def install(self, device: SshDevice | None = None, **changed: Any) -> dict[str, Any]:
+        """Do it, and see that nothing is left running."""
+        found = run(self.job(device, **changed))
+        assert self.loopback.quiet(5) == []
+        return found

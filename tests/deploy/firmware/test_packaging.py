@@ -1,0 +1,133 @@
+"""`edgekd pack --format`: what is chosen, told and refused, whatever the system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from firmware import COMPATIBLE
+from running import EdgeKD
+from test_json_contract import assert_documented
+
+from edgekd.core.bundle.archive import read_head
+
+
+def test_what_it_says(edgekd: EdgeKD, bundle: Path, keys: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.swu"
+    told = edgekd(
+        "pack", bundle, "--out", out, "--version-counter", 3, "--firmware-key", keys / "rsa.key", "--json"
+    ).json
+    assert_documented(told, "signed")
+    assert told["firmware"] == {"system": "swupdate", "version": "3", "compatible": [COMPATIBLE], "signed": True}
+    assert (told["file"], told["bytes"]) == (str(out), out.stat().st_size)
+    assert told["version"] == 3
+    assert "in a file for swupdate" in edgekd("pack", bundle, "--out", out).out
+
+
+def test_a_plain_bundle_is_none(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
+    told = edgekd("pack", bundle, "--out", tmp_path / "model.edgekd", "--json").json
+    assert told["firmware"] is None
+    assert edgekd("pack", bundle, "--out", tmp_path / "odd.swu", "--format", "edgekd").code == 0
+    assert read_head(tmp_path / "odd.swu") == read_head(bundle)
+
+
+TOKEN = "pkcs11:token=release;object=firmware"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--format", "rauk"], "did you mean 'rauc'?"),
+        (["--rauc-plain"], "has no use for options of firmware systems"),
+        (["--format", "swupdate", "--rauc-plain"], "for RAUC only"),
+        (["--format", "swupdate", "--mender-module", "edgekd"], "for Mender only"),
+        (["--format", "swupdate", "--state", "relative"], "an absolute path on the camera"),
+        (["--format", "swupdate", "--state", f"/{'x' * 240}"], "--state too long"),
+        (["--format", "swupdate", "--compatible", "a\nb"], "printable"),
+        (["--format", "swupdate", "--firmware-key", "missing.key"], "missing.key: no such file"),
+        (["--format", "swupdate", "--firmware-cert", "{pem}"], "a certificate without its key"),
+        (["--format", "swupdate", "--firmware-key", "pkcs11:token=a;object=b?pin-value=1234"], "a PIN in an address"),
+        (["--format", "oci", "--firmware-key", "{pem}"], "not signed here"),
+        (["--format", "oci", "--compatible", "x"], "knows no kinds of devices"),
+        (["--format", "oci", "--state", "/x"], "puts nothing on a camera"),
+    ],
+)
+def test_mistakes(edgekd: EdgeKD, bundle: Path, keys: Path, tmp_path: Path, flags: list[str], words: str) -> None:
+    told = [flag.format(pem=keys / "ours.pem") for flag in flags]
+    ran = edgekd("pack", bundle, "--out", tmp_path / "out" / "model", *told)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran.err
+    assert words in ran.err
+    assert "1234" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("rauc", "rauc: not installed; fix: apt-get install rauc"),
+        ("mender", "mender-artifact: not installed; fix: apt-get install mender-artifact"),
+        ("swupdate", "openssl: not installed; fix: apt-get install openssl"),
+    ],
+)
+def test_a_program_that_is_missing(
+    edgekd: EdgeKD, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, words: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran = edgekd("pack", bundle, "--out", tmp_path / "model", "--format", system)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert words in ran.err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_program_that_fails_is_quoted(
+    edgekd: EdgeKD, bundle: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "openssl").write_text("#!/bin/sh\necho first >&2; echo 'no such token' >&2; exit 3\n", "utf-8")
+    (programs / "openssl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu", "--firmware-key", keys / "rsa.key")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "openssl dgst: failed; found first; no such token" in ran.err
+    assert not (tmp_path / "model.swu").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "system", "words"),
+    [
+        ("openssl", "swupdate", f"-sign {TOKEN} "),
+        ("mender-artifact", "mender", f"--key-pkcs11 {TOKEN} "),
+        ("rauc", "rauc", f"--cert={TOKEN} --key={TOKEN} "),
+    ],
+)
+def test_the_address_of_a_key_is_passed_on(
+    edgekd: EdgeKD,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    system: str,
+    words: str,
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in (program, "mksquashfs"):
+        (programs / name).write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told; exit 3\n', "utf-8")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    told = ("--firmware-key", TOKEN, *(("--firmware-cert", TOKEN) if system == "rauc" else ()))
+    assert edgekd("pack", bundle, "--out", tmp_path / "model", "--format", system, *told).code == 2
+    assert words in (tmp_path / "told").read_text("utf-8")
+
+
+def test_a_disk_that_is_full(edgekd: EdgeKD, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgekd.deploy.firmware.swupdate.SWUpdate.make", full)
+    ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "free some space" in ran.err
+    assert not (tmp_path / "model.swu").exists()

@@ -1,0 +1,305 @@
+"""A delta gives the new bundle byte for byte, is smaller, and whatever it says, nothing but that bundle comes of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running import Built, EdgeKD
+from test_json_contract import assert_documented
+
+from edgekd.core.bundle.archive import END, extract, file_entry, head_members, member, pack, read_head, seal
+from edgekd.core.bundle.delta import DATA, TOLD, OldBundle, is_delta, read_delta_head, rebuild
+from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.bundle.signatures import Signature
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import BundleError, HashError, SignatureError
+from edgekd.core.formats import packed_graph
+from edgekd.core.formats.onnx_bytes import initializers
+from edgekd.deploy.delta import chunks, run
+
+
+@pytest.fixture(scope="module")
+def old(tiny_build: Built) -> Path:
+    return tiny_build.bundle
+
+
+def changed(bundle: Path, folder: Path, how: Callable[[Path, Manifest], dict[str, Any]]) -> Path:
+    """The bundle with something else in its files and its manifest, which `how` gives."""
+    folder.mkdir(exist_ok=True)
+    manifest = extract(bundle, folder / "files")
+    new = replace(manifest, **how(folder / "files", manifest))
+    sources = {entry.path: folder / "files" / entry.path for entry in new.files}
+    files = tuple(file_entry(entry.path, sources[entry.path], entry.role) for entry in new.files)
+    pack(replace(new, files=files), sources, folder / "new.edgekd")
+    return folder / "new.edgekd"
+
+
+def retrained(share: float) -> Callable[[Path, Manifest], dict[str, Any]]:
+    """Move some weights of the network by one."""
+
+    def how(folder: Path, manifest: Manifest) -> dict[str, Any]:
+        path = folder / manifest.graph.path
+        graph = np.frombuffer(packed_graph.unpack(path.read_bytes()), np.uint8).copy()
+        rng = np.random.default_rng(0)
+        for found in initializers(graph.tobytes()):
+            if found.end - found.begin >= packed_graph.SMALLEST_CUT:
+                moved = rng.random(found.end - found.begin) < share
+                graph[found.begin : found.end] ^= moved.astype(np.uint8)
+        path.write_bytes(packed_graph.pack(graph.tobytes()))
+        return {"name": "retrained"}
+
+    return how
+
+
+@pytest.fixture(scope="module")
+def new(old: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return changed(old, tmp_path_factory.mktemp("new"), retrained(0.02))
+
+
+@pytest.fixture(scope="module")
+def delta(old: Path, new: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("delta") / "update.edgekd-delta"
+    run(old, new, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def before(old: Path, tmp_path_factory: pytest.TempPathFactory) -> OldBundle:
+    folder = tmp_path_factory.mktemp("before") / "bundle"
+    extract(old, folder)
+    return OldBundle(folder)
+
+
+def test_it_leads_to_the_new_bundle(delta: Path, before: OldBundle, new: Path, tmp_path: Path) -> None:
+    assert is_delta(delta)
+    assert not is_delta(new)
+    assert read_delta_head(delta) == read_head(new)
+    assert rebuild(delta, before, tmp_path / "again.edgekd").identity == read_head(new).identity
+    assert (tmp_path / "again.edgekd").read_bytes() == new.read_bytes()
+    assert delta.stat().st_size < new.stat().st_size / 3
+
+
+def test_the_same_bundles_give_the_same_delta(old: Path, new: Path, delta: Path, tmp_path: Path) -> None:
+    run(old, new, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == delta.read_bytes()
+
+
+def test_what_is_told_of_it(edgekd: EdgeKD, old: Path, new: Path, delta: Path, tmp_path: Path) -> None:
+    told = edgekd("delta", old, new, "--out", tmp_path / "delta", "--json").json
+    assert_documented(told, "delta")
+    assert told["bytes"] == delta.stat().st_size
+    assert told["share"] == pytest.approx(told["bytes"] / told["new_bytes"], abs=1e-4)
+    assert told["pieces"]["copy"] > told["pieces"]["new"]
+    assert "in place of" in edgekd("delta", old, new, "--out", tmp_path / "delta").out
+
+
+def test_another_threshold_costs_little_more_than_the_manifest(old: Path, tmp_path: Path) -> None:
+    new = changed(old, tmp_path / "t", lambda folder, manifest: {"name": "other thresholds"})
+    run(old, new, tmp_path / "delta")
+    assert (tmp_path / "delta").stat().st_size < len(head_members(read_head(new))) + 4096
+
+
+def test_files_that_come_go_and_shift(old: Path, before: OldBundle, tmp_path: Path) -> None:
+    def how(folder: Path, manifest: Manifest) -> dict[str, Any]:
+        report = next(entry for entry in manifest.files if entry.role == "report")
+        content = (folder / report.path).read_bytes()
+        (folder / report.path).write_bytes(content[:5000] + b"<p>More than before.</p>" + content[5000:])
+        (folder / "empty.txt").write_bytes(b"")
+        more = file_entry("empty.txt", folder / "empty.txt", "evidence")
+        kept = [entry for entry in manifest.files if entry.role != "calibration-cache"]
+        return {"files": tuple(sorted([*kept, more], key=lambda entry: entry.path))}
+
+    new = changed(old, tmp_path / "t", how)
+    run(old, new, tmp_path / "delta")
+    rebuild(tmp_path / "delta", before, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == new.read_bytes()
+    assert (tmp_path / "delta").stat().st_size < 20_000
+
+
+def test_a_graph_that_another_zlib_made_is_taken_as_it_is(
+    old: Path, before: OldBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr(packed_graph.zlib, "Z_RLE", packed_graph.zlib.Z_FIXED)
+        new = changed(old, tmp_path / "t", retrained(0.01))
+    run(old, new, tmp_path / "delta")
+    rebuild(tmp_path / "delta", before, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == new.read_bytes()
+
+
+def test_a_camera_with_another_zlib_says_so(
+    delta: Path, before: OldBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_graph.zlib, "Z_RLE", packed_graph.zlib.Z_FIXED)
+    with pytest.raises(HashError, match=r"graph.*came out as something else.*get the whole bundle"):
+        rebuild(delta, before, tmp_path / "again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_are_cut_by_content() -> None:
+    content = random.Random(0).randbytes(200_000)
+    found = chunks(content)
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == len(content)
+    assert max(end - begin for begin, end in found) <= 1 << 14
+    shifted = b"something" + content
+    pieces = {content[begin:end] for begin, end in found}
+    same = sum(end - begin for begin, end in chunks(shifted) if shifted[begin:end] in pieces)
+    assert same > 0.95 * len(content)
+    assert chunks(b"") == []
+    assert chunks(b"x") == [(0, 1)]
+
+
+# ------------------------------------------------------------------------------------------------- what is not to be
+
+
+def made(delta: Path, out: Path, change: Callable[[dict[str, Any]], object], data: bytes | None = None) -> Path:
+    """The delta with something else in what it says, as its writer would write that."""
+    content = delta.read_bytes()
+    size = int(content[124:135], 8)
+    told = json.loads(content[512 : 512 + size])
+    change(told)
+    head = head_members(read_delta_head(delta))
+    stored = data_of(delta) if data is None else data
+    out.write_bytes(b"".join((member(TOLD, canonical_json(told) + b"\n"), head, member(DATA, stored), END)))
+    return out
+
+
+def data_of(delta: Path) -> bytes:
+    """What a delta brings along."""
+    content = delta.read_bytes()
+    at = content.index(b"delta.bin\0")
+    return content[at + 512 : at + 512 + int(content[at + 124 : at + 135], 8)]
+
+
+def pieces(told: dict[str, Any]) -> list[list[Any]]:
+    """All pieces of a delta."""
+    return [piece for parts in told["files"] for _, found in parts for piece in found]
+
+
+def first(kind: str, place: int, value: Any) -> Callable[[dict[str, Any]], object]:
+    """Another number in the first piece of a kind."""
+
+    def change(told: dict[str, Any]) -> None:
+        next(piece for piece in pieces(told) if piece[0] == kind)[place] = value
+
+    return change
+
+
+def test_what_is_made_again_is_the_same(delta: Path, tmp_path: Path) -> None:
+    assert made(delta, tmp_path / "same", lambda told: None).read_bytes() == delta.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told.update(format=2),
+        lambda told: told.update(format=True),
+        lambda told: told.update(old="0" * 64),
+        lambda told: told.update(old=7),
+        lambda told: told.update(more=1),
+        lambda told: told.update(files=[]),
+        lambda told: told.update(files=7),
+        lambda told: told["files"].pop(),
+        lambda told: told["files"].append([]),
+        lambda told: told["files"].__setitem__(0, []),
+        lambda told: told["files"].__setitem__(0, [["", []], ["", []]]),
+        lambda told: told.update(sources=[]),
+        lambda told: told["sources"].__setitem__(0, ["../../../../etc/passwd", ""]),
+        lambda told: told["sources"].__setitem__(0, ["/etc/passwd", ""]),
+        lambda told: told["sources"].__setitem__(0, ["manifest.json", ""]),
+        lambda told: told["sources"].__setitem__(0, ["labels.txt", "skeleton"]),
+        lambda told: told["sources"].__setitem__(0, [7, 7]),
+        first("copy", 1, 0),
+        first("copy", 1, -1),
+        first("copy", 1, 1 << 40),
+        first("copy", 2, 999),
+        first("copy", 3, 1 << 40),
+        first("copy", 3, 1.5),
+        first("copy", 3, True),
+        first("xor", 1, 1 << 30),
+        first("xor", 4, 1 << 30),
+        first("xor", 4, 0),
+        first("xor", 0, "copy"),
+        first("xor", 0, "sub"),
+        lambda told: pieces(told)[0].append(3),
+        lambda told: pieces(told)[0].clear(),
+    ],
+)
+def test_what_a_delta_may_not_say(
+    delta: Path, before: OldBundle, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    bad = made(delta, tmp_path / "bad", change)
+    with pytest.raises(BundleError):
+        rebuild(bad, before, tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_data_that_are_left_over_or_missing(delta: Path, before: OldBundle, tmp_path: Path) -> None:
+    data = data_of(delta)
+    for wrong in (b"", data + b"x", data[:-1], bytes(len(data))):
+        bad = made(delta, tmp_path / "bad", lambda told: None, wrong)
+        with pytest.raises(BundleError):
+            rebuild(bad, before, tmp_path / "again")
+
+
+def test_a_piece_that_expands_without_end_is_not_followed(delta: Path, before: OldBundle, tmp_path: Path) -> None:
+    import tracemalloc
+    import zlib
+
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = deflate.compress(bytes(200_000_000)) + deflate.flush()
+
+    def change(told: dict[str, Any]) -> None:
+        told["files"][0] = [["", [["new", 1000, len(bomb)]]]]
+
+    bad = made(delta, tmp_path / "bad", change, bomb)
+    tracemalloc.start()
+    with pytest.raises(BundleError):
+        rebuild(bad, before, tmp_path / "again")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_any_other_byte_is_refused_or_does_not_matter(
+    delta: Path, before: OldBundle, new: Path, tmp_path: Path
+) -> None:
+    content, chance = delta.read_bytes(), random.Random(0)
+    for _ in range(300):
+        bad = bytearray(content)
+        for _ in range(chance.choice((1, 1, 5))):
+            bad[chance.randrange(len(bad))] = chance.randrange(256)
+        (tmp_path / "bad").write_bytes(bad[: chance.choice((len(bad), len(bad), chance.randrange(len(bad))))])
+        try:
+            rebuild(tmp_path / "bad", before, tmp_path / "again")
+        except BundleError:
+            assert not (tmp_path / "again").exists()
+            continue
+        assert (tmp_path / "again").read_bytes() == new.read_bytes()
+        (tmp_path / "again").unlink()
+
+
+def test_the_head_is_judged_before_anything_else(delta: Path, before: OldBundle, tmp_path: Path) -> None:
+    bad = made(delta, tmp_path / "bad", lambda told: told.update(files=7))
+
+    def refuse(head: Any) -> None:
+        raise SignatureError("not to be trusted")
+
+    with pytest.raises(SignatureError):
+        rebuild(bad, before, tmp_path / "again", refuse)
+
+
+def test_signatures_travel(old: Path, new: Path, before: OldBundle, tmp_path: Path) -> None:
+    signed = tmp_path / "signed.edgekd"
+    seal(new, [Signature("ab" * 32, "cd" * 64)], signed)
+    run(old, signed, tmp_path / "delta")
+    rebuild(tmp_path / "delta", before, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == signed.read_bytes()

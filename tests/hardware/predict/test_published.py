@@ -1,0 +1,58 @@
+"""The published measurements, and what ships of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[3] / "bench"
+sys.path.insert(0, str(BENCH / "published"))
+
+from rows import layers_of, read_csv, read_rows  # noqa: E402
+
+NETWORKS = read_csv("networks.csv")
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda each: f"{each['model']}-{each['input']}")
+def test_a_network_has_the_operations_that_are_published_for_it(network: dict[str, str]) -> None:
+    columns = layers_of(f"{network['model']}-{network['input']}")
+    assert bool(network["gflops"]) == bool(network["source"])
+    if network["gflops"]:
+        assert columns.operations / 1e9 == pytest.approx(float(network["gflops"]), rel=0.02)
+
+
+def test_networks_that_are_described_here_still_have_the_layers_of_their_tables() -> None:
+    from networks import NETWORKS as DESCRIBED
+
+    from edgekd.graph.view import view_of
+    from edgekd.hardware.predict.graph import works_of
+    from edgekd.hardware.predict.work import multiply_adds
+
+    for model, size in (("resnet50", 224), ("yolov7", 640)):
+        works = works_of(view_of(DESCRIBED[model](size)), model)
+        columns = layers_of(f"{model}-{size}")
+        assert 2 * multiply_adds(works) == columns.operations
+        assert [work.read for work in works] == columns.read.tolist()  # type: ignore[attr-defined]
+
+
+def test_every_measurement_has_a_source_and_every_device_its_figures() -> None:
+    with (BENCH / "published" / "measurements.csv").open(newline="", encoding="utf-8") as stream:
+        measurements = list(csv.DictReader(stream))
+    assert all(row["source"] for row in measurements)
+    rows, powered, others = read_rows()
+    used = [row.line for row in rows] + [line for lines in others.values() for line in lines]
+    assert sorted(used) == list(range(2, len(measurements) + 2))
+    assert all(row.power_w for row in powered)
+    assert all(row.gpu.peak > 0 and row.latency_ms > 0 for row in rows)
+
+
+def test_what_ships_is_what_the_bench_has_fitted() -> None:
+    from edgekd.hardware.predict.latency import model_from_json, shipped
+
+    result = json.loads((BENCH / "results" / "predictor.json").read_text("utf-8"))
+    assert shipped() == model_from_json(result["model"])
+    assert [each["claim"] for each in result["claims"] if not each["holds"]] == []
