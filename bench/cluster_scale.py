@@ -1,6 +1,7 @@
 """What a cluster adds to the trials of a search, and how a search grows on it: null trials, which take as long as told.
 
-First on this machine: a Ray cluster of processes, and rounds of trials through `edgekd.build.search.cluster` that sleep in
+First on this machine: a Ray cluster of processes, and rounds of trials through
+`edgekd.build.search.cluster` that sleep in
 place of making and timing a network. Everything else is as in a search: the tasks, Ray's queue for machines and for
 boards, the leases, the shared folder. A trial's share of what a round took longer than it had to is the overhead.
 

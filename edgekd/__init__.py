@@ -47,14 +47,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api.asking": ("check_model", "compare", "verify"),
-    "api.building": ("adapt", "build", "quantize"),
-    "api.converting": ("convert",),
-    "api.lighter": ("distill", "factorize", "prune"),
-    "api.measuring": ("analyse", "bench", "predict_latency", "score_model"),
-    "errors": ("BudgetError", "EdgeKDError"),
-    "spec": ("Recipe", "load_recipe"),
-    "target": ("Target", "load_target", "target_names"),
+    "commands.api.query": ("check_model", "compare", "verify"),
+    "commands.api.building": ("adapt", "build", "quantize"),
+    "commands.api.converting": ("convert",),
+    "commands.api.compress": ("distill", "factorize", "prune"),
+    "commands.api.measuring": ("analyse", "bench", "predict_latency", "score_model"),
+    "core.errors": ("BudgetError", "EdgeKDError"),
+    "build.recipe": ("Recipe", "load_recipe"),
+    "hardware.target": ("Target", "load_target", "target_names"),
 }
 
 

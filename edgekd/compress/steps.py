@@ -34,7 +34,7 @@ def _require_positive(kind: str, step: Any, *names: str) -> None:
 class Quantize(_Sized):
     """Post-training quantization to Q/DQ.
 
-    ranges: how far each activation reaches, by the rules of `edgekd.compress.quantization.ranges`; `best`: layer by layer the one
+    ranges: the range rule for activations, of `edgekd.compress.quantization.ranges`; `best`: layer by layer the one
     that costs the layers which read it least. min_snr_db: a layer whose output would be noisier than this in INT8
     (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on which
     weights and biases are fitted to what is quantized before them; with feedback more, where a layer reads next to

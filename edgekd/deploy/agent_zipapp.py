@@ -17,7 +17,7 @@ NAME = "agent.pyz"
 ENTRY, SERVING, VARIANTS = "edgekd.agent.cli", "edgekd.agent.serving", "edgekd.agent.variants"
 OWN = "edgekd.agent"
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = f"import sys\n\nfrom {ENTRY} import main\n\nsys.exit(main())\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -12,7 +12,7 @@ from running import Built, EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
-from edgekd import analyse as analyse_module
+from edgekd import analyse
 from edgekd.build.stages import analyse as analyse_module
 from edgekd.core.errors import DeviceError
 

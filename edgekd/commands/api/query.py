@@ -25,7 +25,8 @@ def check_model(
 
     model: a `.pt`, which is exported first, or an `.onnx`. dla: the graph is meant for the DLA.
 
-    Raises SpecError. The command: `edgekd check`. The rules are in `edgekd.hardware.compatibility`, each with its source.
+    Raises SpecError. The command: `edgekd check`. The rules are in `edgekd.hardware.compatibility`, each with its
+    source.
     """
     from dataclasses import asdict
 

@@ -28,7 +28,7 @@ class TensorRtRtxEngine:
         require(TENSORRT_RTX)
 
     def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
-        """Write the engine; precisions are the graph's own, after `fp16` those of `edgekd.graph.fp16`. Raises as `Format`."""
+        """Write the engine in the graph's precisions, or after `edgekd.graph.fp16` for `fp16`. Raises as `Format`."""
         from edgekd.graph.fp16 import half
 
         if not asked.compute_capabilities:

@@ -1,7 +1,7 @@
 """A device while something is done on it: files are put there, and programs run, for as long as this process is there.
 
-`edgekd.deploy.devices.camera_side` is the other end. Whatever happens here, nothing goes on running there: when this end goes,
-its stdin ends, and with that the program that it runs.
+`edgekd.deploy.devices.camera_side` is the other end. Whatever happens here, nothing goes on running there: when this
+end goes, its stdin ends, and with that the program that it runs.
 """
 
 from __future__ import annotations
