@@ -1,11 +1,9 @@
 """What runs on a camera around its agent: takes files, and runs programs for as long as somebody is there to listen.
 
 It is sent to the camera's own Python as text, and `edgekd.deploy.devices.session` is the other end of its stdin and
-stdout: a line of JSON for each request and for each answer, empty lines as a sign of life. Where stdin ends, or nothing comes for
-`silence_s` seconds because the network or the host died without a word, the program that runs is ended with everything
-that it started; what was received is kept, and the next one goes on from there.
-
-Runs on the camera: Python 3.6, so that one too old for the agent can say so, and the standard library.
+stdout: a line of JSON for each request and for each answer, empty lines as a sign of life. Where stdin ends, or nothing
+comes for `silence_s` seconds because the network or the host died without a word, the program that runs is ended with
+everything that it started; what was received is kept, and the next one goes on from there.
 """
 
 import contextlib
