@@ -25,7 +25,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: OSError) -> bool:
-    """Whether an OSError says that the disk, the quota or the largest file size is exhausted."""
+    """Return whether an OSError says that the disk, the quota or the largest file size is exhausted."""
     return error.errno in _NO_ROOM
 
 

@@ -32,7 +32,7 @@ def short_int(digits: str) -> int:
 
 
 def is_sha256(value: Any) -> bool:
-    """Whether a value is a SHA-256 as edgekd writes it: 64 hexadecimal digits in lower case."""
+    """Return whether a value is a SHA-256 as edgekd writes it: 64 hexadecimal digits in lower case."""
     return isinstance(value, str) and SHA256_TEXT.fullmatch(value) is not None
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 
 class EdgeKDError(Exception):
-    """What went wrong, what was expected, what was found, and the fix, on one line.
+    """Error of edgekd, on one line: the problem, what was expected, what was found, and the fix.
 
     Third-party errors are wrapped once, at the seam, with `raise ... from error`.
     """

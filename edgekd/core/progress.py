@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """What long-running functions report to."""
+    """Receiver of the progress of long-running functions."""
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items of `iterable`, showing how many are done and the time left."""
@@ -27,14 +27,14 @@ class Progress(Protocol):
 
 @runtime_checkable
 class Listener(Protocol):
-    """What a progress may also be: one that hears the numbers of trainings and stages."""
+    """Progress that also receives the numbers of trainings and stages."""
 
     def epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> None:
         """Numbers of one epoch of a training, counted from 0."""
         ...
 
     def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
-        """What a stage gave, done or found, and what it took when it was done."""
+        """Receive the result of a stage, done or found in the store, and the time it took when it was done."""
         ...
 
 

@@ -175,7 +175,7 @@ class _Writer:
             pending = end
 
     def _copy_of(self, chunk: bytes, copy: tuple[_Source, int, int] | None) -> tuple[_Source, int] | None:
-        """Where the old bundle has a chunk: best where the copy before it ends."""
+        """Return where the old bundle has a chunk: best where the copy before it ends."""
         if not chunk:
             return None
         if copy:
@@ -185,7 +185,7 @@ class _Writer:
         return self._chunks.get(_digest(chunk))
 
     def _new(self, content: bytes, begin: int, end: int, alike: _Source | None, shift: int) -> Iterator[Piece]:
-        """What the old bundle has not, stored as shortly as may be; it is like what is `shift` bytes further on."""
+        """Return a part that the old bundle lacks, compressed; `shift`: offset of a similar part of the old one."""
         for first in range(begin, end, STEP):
             last = min(first + STEP, end)
             ways = [_compressed(content[first:last])]
@@ -213,7 +213,7 @@ class _Writer:
 
 
 def chunks(content: bytes) -> list[tuple[int, int]]:
-    """Where the chunks of a content begin and end; what is the same in two is mostly cut in the same places."""
+    """Return the borders of a content's chunks, defined by the content: equal parts of two are mostly cut alike."""
     if not content:
         return []
     rolling = _GEAR[np.frombuffer(content, np.uint8)]

@@ -57,7 +57,7 @@ def golden_set(graph: Path, floating: Path | None, spec: DetectorSpec, images: I
 
 
 def _outputs(graph: Path, golden: GoldenSet, how: Preprocess) -> list[np.ndarray]:
-    """What a graph gives for each of the frames. One thread: the same order of sums each time."""
+    """Return a graph's output for each frame. One thread: the same order of sums each time."""
     with ONNXRUNTIME_CPU.load(graph, threads=1) as session:
         canvases = (golden.canvas(index, how.height, how.width) for index in range(len(golden.frames)))
         return [session.run(to_tensor(canvas, how)) for canvas in canvases]

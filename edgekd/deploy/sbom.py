@@ -1,4 +1,4 @@
-"""What a bundle is made of, as a software bill of materials: CycloneDX JSON, the same bytes each time.
+"""Software bill of materials of a bundle: CycloneDX JSON, the same bytes each time.
 
 Listed are the files of the bundle, each with its hash and licence, and the tools that made them. What the firmware
 brings, such as TensorRT, is not in the bundle and not in the list.
@@ -62,7 +62,7 @@ def told_tools(tools: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def tools_in(content: bytes) -> list[dict[str, Any]]:
-    """What a document of `sbom`'s says of the tools. Raises ValueError, KeyError or TypeError for another."""
+    """Return the tools of a document that `sbom` wrote. Raises ValueError, KeyError or TypeError for another."""
     return list(json.loads(content)["metadata"]["tools"]["components"])
 
 
@@ -100,7 +100,7 @@ def _licence(expression: str) -> Iterable[License]:
 
 
 def _stated(distribution: str) -> str:
-    """What an installed distribution says of its licence; nothing where it says nothing."""
+    """Return the licence that an installed distribution states, or None."""
     try:
         told = metadata.metadata(distribution)
     except metadata.PackageNotFoundError:

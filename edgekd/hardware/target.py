@@ -1,4 +1,4 @@
-"""What a build is for: one device, its software generation and its numbers, read from a TOML file.
+"""Build targets: one device, its software generation and its numbers, read from a TOML file.
 
 The shipped targets are the files of the package `edgekd.targets`; a user's own target is a file of the same shape. A
 number, a version or a list of abilities is always a `Figure`: the value with where it comes from and whether that place
@@ -50,7 +50,7 @@ class Software:
 
 @dataclass(frozen=True)
 class Precisions:
-    """What the target may execute: `conv` for Conv and ConvTranspose, `gemm` for MatMul and Gemm.
+    """Precisions that the target executes: `conv` for Conv and ConvTranspose, `gemm` for MatMul and Gemm.
 
     multiple: what numbers of channels are best multiples of.
     """
@@ -241,7 +241,7 @@ def _from_file(path: Path) -> Target:
 
 
 def _contradictions(target: Target) -> Iterator[str]:
-    """What the types cannot say: keys that have to agree with each other."""
+    """Yield a message for each contradiction among the keys."""
     for key in ("jetpack", "tensorrt", "tensorrt_rtx", "cuda"):
         figure: Figure[Range] | None = getattr(target.software, key)
         if figure and not _ordered(figure.value):

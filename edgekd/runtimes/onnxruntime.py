@@ -166,7 +166,7 @@ class BoundSession(OnnxRuntimeSession):
 
 
 def _fixed(native: Any) -> bool:
-    """Whether input and output are float32 of shapes that the graph gives."""
+    """Return whether input and output are float32 with static shapes."""
     values = (*native.get_inputs(), *native.get_outputs())
     return all(value.type == "tensor(float)" and all(type(size) is int for size in value.shape) for value in values)
 

@@ -21,7 +21,7 @@ from edgekd.runtimes.types import Availability, LoadedApart, Session, import_pro
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What one ahead-of-time compilation took and made.
+    """Result of an ahead-of-time compilation.
 
     seconds: wall time; bytes: size of `files` together; sm: the compute capabilities inside, such as SM86; log: what
     the builder warned of.
@@ -65,7 +65,7 @@ TENSORRT_RTX = TensorRtRtx()
 
 
 def supported_compute_capabilities() -> tuple[str, ...]:
-    """What the installed TensorRT for RTX can compile for, such as SM86."""
+    """Return the compute capabilities that the installed TensorRT for RTX compiles for, such as SM86."""
     import tensorrt_rtx
 
     return tuple(name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM"))

@@ -1,4 +1,4 @@
-"""What runs a graph: an `Engine` says whether it can be used here and opens a `Session` on a graph.
+"""Runtimes: an `Engine` says whether it can be used here and opens a `Session` on a graph.
 
 Every engine wraps the errors of its library once, as `DeviceError`; nothing above this folder sees them.
 """
@@ -82,7 +82,7 @@ class Engine(Protocol):
         ...
 
     def available(self) -> Availability:
-        """Whether this engine can be used on this host."""
+        """Return whether this engine can be used on this host."""
         ...
 
     def load(self, graph: Path, *, threads: int | None = None) -> Session:

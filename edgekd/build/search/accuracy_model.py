@@ -33,7 +33,7 @@ LEAST = 0.02
 
 
 class Losses:
-    """What choices cost; `fit` learns it anew."""
+    """Accuracy that each choice costs; `fit` estimates it again."""
 
     def __init__(self, space: Space) -> None:
         self.space = space

@@ -24,7 +24,7 @@ _NULL = "null"
 
 
 def rehearsed(boards: Sequence[Board]) -> bool:
-    """Whether one of the boards only plays at computing."""
+    """Return whether one of the boards is a null device, which computes nothing."""
     return any(_NULL in (board.device, board.runtime) for board in boards)
 
 
@@ -55,7 +55,7 @@ def time_on_board(run: Run, boards: Sequence[Board], stages: Stages) -> Stage:
 
 
 def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> dict[str, Any]:
-    """What the first board says that is free and answers.
+    """Return the timing of the first free board that answers.
 
     Raises EngineRefusedError where one answered and none can use it, else DeviceError.
     """

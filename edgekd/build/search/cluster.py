@@ -112,7 +112,7 @@ def _require_listener(address: str) -> None:
 
 
 def _room(nodes: Sequence[dict[str, float]], gpus: int | None, at_once: int, boards: int) -> Cluster:
-    """What a trial gets of these machines, and how many of them there is room for. Raises SpecError."""
+    """Return the resources of a trial on these machines, and how many trials fit. Raises SpecError."""
     most = int(max((node.get("GPU", 0) for node in nodes), default=0))
     each = min(most, 1) if gpus is None else gpus
     offered = int(sum(node.get(BOARD, 0) for node in nodes))
@@ -137,7 +137,7 @@ def _room(nodes: Sequence[dict[str, float]], gpus: int | None, at_once: int, boa
 
 @dataclass(frozen=True)
 class Same:
-    """What a machine must have in common with the one that the search runs on."""
+    """Files and software that every machine of a cluster must share with the one that runs the search."""
 
     probe: Path
     token: str
@@ -178,7 +178,7 @@ def trying_on(
     progress: Progress,
     halves: tuple[Make, Time] = (made_trial, timed_trial),
 ) -> Iterator[TryAll]:
-    """What tries candidates: processes on machines of the cluster.
+    """Yield a function that runs trials on machines of the cluster.
 
     out: the folder of the store, shared by all; halves: what is done where the GPUs are, and where the boards are.
     """
@@ -197,7 +197,7 @@ def trying_on(
 
 
 def gathered(tries: list[Any], progress: Progress) -> list[Any]:
-    """What came of all, in their order. Raises what a try raised, after the others were told to end."""
+    """Return all results in order. Raises the error of a trial after the others were cancelled."""
     ray = _library()
     left = list(tries)
     try:

@@ -1,4 +1,4 @@
-"""What a candidate would cost before it is made: bytes by arithmetic, time and energy by the predictor. Pure.
+"""Estimated costs of a candidate: bytes by arithmetic, time and energy by the predictor. Pure.
 
 A pruned network is the given one with each layer's channels fewer in the same proportion, and a smaller input has fewer
 positions. Candidates that were tried say how far such reckoning is off, for the next ones.
@@ -41,7 +41,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a candidate: bytes of the bundle without its agent; milliseconds and millijoules of a frame on the target.
+    """Bytes of a candidate's bundle without its agent; milliseconds and millijoules of a frame on the target.
 
     None where the target cannot be predicted.
     """
@@ -80,7 +80,7 @@ class Filter:
         self._seen: dict[str, dict[tuple[float, ...], list[float]]] = {"bytes": {}, "latency_ms": {}, "energy_mj": {}}
 
     def cost(self, candidate: Candidate) -> Cost:
-        """What a candidate should cost, corrected by those that were tried."""
+        """Return the estimated cost of a candidate, corrected by those that were tried."""
         found = self._reckoned(candidate)
         size = self._corrected("bytes", found.bytes, candidate) or found.bytes
         latency, energy = (
@@ -89,7 +89,7 @@ class Filter:
         return Cost(size, latency, energy)
 
     def least(self, candidate: Candidate) -> Cost:
-        """What a candidate costs if its estimates are as far too high as they may be."""
+        """Return the lowest cost of a candidate that the error of its estimates allows."""
         cost = self.cost(candidate)
         size = cost.bytes / self._slack("bytes", candidate)
         latency, energy = (

@@ -1,4 +1,4 @@
-"""What there is to say of a search: what was tried, what won and why, what each choice costs, what is next. Pure."""
+"""The result of a search as JSON and sentences: trials, winner and reasons, cost of each choice, next ones. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def document(search: Search, told: Mapping[str, Any], seconds: float) -> dict[st
 
 
 def _won(search: Search, points: Sequence[Point]) -> dict[str, Any]:
-    """What is told of the winner, where there is one."""
+    """Return the document's part on the winner, if there is one."""
     if (winner := search.winner) is None:
         return {"winner": None, "lacking": None, "why": [], "parts": []}
     return {
@@ -51,7 +51,7 @@ def _why(search: Search, winner: Point, points: Sequence[Point]) -> list[str]:
 
 
 def _parts(search: Search, winner: Candidate) -> list[dict[str, Any]]:
-    """What each choice of the winner costs and gains beside the gentlest one, by what was learnt from all trials."""
+    """Return the cost and gain of each choice of the winner against the gentlest one, estimated from all trials."""
     kept, found = search.losses.parts(winner), []
     for name in FIELDS:
         gentlest = getattr(search.space, name)[0]

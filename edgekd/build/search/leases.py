@@ -1,4 +1,4 @@
-"""What one process of a machine uses at a time: a board that something is timed on, cores that a trial computes with.
+"""Locks on things that one process of a machine uses at a time: a board, cores of a trial.
 
 A lease is a lock on a file, so it ends with its process, however that ends.
 """
@@ -21,7 +21,7 @@ _LOOK_S = 0.05
 
 
 def lease_folder() -> Path:
-    """Where this user's locks lie on this machine."""
+    """Return the folder of this user's locks on this machine."""
     return Path(tempfile.gettempdir()) / f"edgekd-leases-{os.getuid()}"
 
 

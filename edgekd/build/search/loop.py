@@ -35,7 +35,7 @@ Wanted = tuple[Candidate, int]
 
 
 class Draws(Protocol):
-    """What proposes candidates."""
+    """Source of candidates, such as Optuna."""
 
     def ask(self) -> tuple[int, Candidate]: ...
 
@@ -116,7 +116,7 @@ class Search:
         return {each: why for each in free if (why := self.filter.refusal(each, self.budget)) is not None}
 
     def _fits(self, candidate: Candidate) -> bool:
-        """Whether a candidate may keep the budget."""
+        """Return whether a candidate may keep the budget."""
         return self.filter.refusal(candidate, self.budget) is None
 
     def _batch(self) -> dict[Candidate, int]:
@@ -141,7 +141,7 @@ class Search:
         return next((each for each in free if self._kind(each) not in kinds), free[0] if free else None)
 
     def _kind(self, candidate: Candidate) -> tuple[str | None, float, int | None]:
-        """What is to be learnt of: a share that is pruned, and once one was tried that is pruned as much, a network."""
+        """Return what distinguishes a candidate's network: student, ratio, and image size once that ratio was tried."""
         known = any(each.ratio == candidate.ratio for each in self.points)
         return candidate.student, candidate.ratio, candidate.image_size if known else None
 

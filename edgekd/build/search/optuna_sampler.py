@@ -1,4 +1,4 @@
-"""Where candidates come from: Optuna, which learns from those that were tried. The only module that imports it.
+"""Candidates proposed by Optuna, which learns from those that were tried. The only module that imports it.
 
 Each draw has a seed of its own and depends on what was told before alone, so the same answers lead to the same
 questions: a search that was killed asks again what it has asked, and finds the answers in the store. What Optuna knows
@@ -69,7 +69,7 @@ class Study:
         return self.ask()[0]
 
     def tell(self, number: int, values: Sequence[float], lacking: Mapping[str, float]) -> None:
-        """What came of a candidate: accuracy kept, bytes, milliseconds; and by how much each limit is missed."""
+        """Record a trial: accuracy kept, bytes, milliseconds; and by how much each limit is missed."""
         self._trials[number].set_user_attr("lacking", [float(share) for share in lacking.values()] or [0.0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Of the candidates that were tried: which none other beats, which one wins under a budget, and why. Pure."""
+"""Pareto front of the candidates that were tried, the winner under a budget, and the reasons. Pure."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def lacks(point: Point, budget: Budget) -> dict[str, float]:
 
 
 def spacious(point: Point, budget: Budget) -> bool:
-    """Whether all limits are kept with a margin, and accuracy is one of them."""
+    """Return whether all limits are kept with a margin, and accuracy is one of them."""
     if budget.min_retention is None or point.error:
         return False
     wanted = budget.min_retention + SPARE * (1 - budget.min_retention)
@@ -118,7 +118,7 @@ def why(winner: Point, points: Sequence[Point], budget: Budget) -> list[str]:
 
 
 def against(point: Point, winner: Point) -> str:
-    """What a point gives and takes beside the winner."""
+    """Return the differences of a point to the winner."""
     told = [f"{point.kept - winner.kept:+.1%} of the mAP50-95", size_text(point.cost.bytes)]
     if point.cost.latency_ms is not None:
         told.append(f"{point.cost.latency_ms:.2f} ms")

@@ -1,4 +1,4 @@
-"""What a search begins with: what is asked for, who is held out, what the detector is, and what may become of it."""
+"""Setup of a search: held-out images, facts of the detector, search space, costs, identity of all trials."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SIZES = "nsmlx"
 
 @dataclass(frozen=True)
 class SearchJob:
-    """What to search for. job: all but its recipe, which is found.
+    """Request of a search. job: all but its recipe, which is found.
 
     seconds: to search for, None for as long as it takes; trials: candidates at most; epochs: of a full training, 0 to
     train nothing; students: smaller detectors to consider beside those that lie there; workers: processes that try, or
@@ -69,7 +69,7 @@ class SearchJob:
 
 
 class Beginning:
-    """What there is before anything is tried: who is held out, what the detector is, and what may become of it."""
+    """Everything a search needs before the first trial: held-out images, facts of the detector, search space."""
 
     def __init__(self, asked: SearchJob, progress: Progress) -> None:
         job = asked.job
@@ -126,7 +126,7 @@ class Beginning:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What of the beginning the result says."""
+        """The setup's part of the result document."""
         job = self.asked.job
         return {
             "identity": self.identity,
@@ -140,7 +140,7 @@ class Beginning:
 
     @property
     def _basis(self) -> str:
-        """Where times come from."""
+        """Source of times: `measured`, `predicted`, or `rehearsed` on a null device."""
         if self.asked.boards:
             return REHEARSED if rehearsed(self.asked.boards) else "measured"
         return "measured" if self.asked.job.target.kind == "cpu" else "predicted"
@@ -175,7 +175,7 @@ class Beginning:
         return self.stages.export(detector, None, dataset.classes, opset_for(self.asked.job.target)).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
-        """Of all that trials depend on, beside the candidate."""
+        """Return the SHA-256 of everything that trials depend on beside the candidate."""
         job = self.asked.job
         known = {
             "model": self.stages.sha256(job.model),
@@ -193,7 +193,7 @@ class Beginning:
 
 
 def facts_of(model: Path, graph: Stage, students: tuple[str, ...]) -> Facts:
-    """What of a detector decides what may become of it."""
+    """Return the properties of a detector that decide which choices it has."""
     spec = spec_of(graph)
     size = (spec.preprocess.height, spec.preprocess.width)
     checkpoint, torchvision = model.suffix == ".pt", is_torchvision(model.name)

@@ -1,4 +1,4 @@
-"""What a search may choose: candidates, which of them make sense, and the recipe of each. Pure."""
+"""The search space: candidates, which of them make sense, and the recipe of each. Pure."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Candidate:
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained."""
+        """Whether the candidate has a training."""
         return self.recovery > 0 or self.quant_aware > 0
 
     @property
     def epochs(self) -> int:
-        """Of all trainings: a student that is pruned is trained before and after."""
+        """Sum of all trainings: a student that is pruned is trained before and after."""
         return self.recovery * (2 if self.student and self.ratio else 1) + self.quant_aware
 
     def text(self) -> str:
@@ -96,7 +96,7 @@ FIELDS = tuple(entry.name for entry in fields(Candidate))
 
 @dataclass(frozen=True)
 class Facts:
-    """What of a detector decides what may become of it.
+    """Properties of a detector that decide which choices it has.
 
     image_size: side of its input in pixels; stride: what sides are multiples of; trains: it is a checkpoint that can be
     pruned and trained; resizes, quant_aware: its family can have another size, and be trained as a quantized graph.
@@ -158,7 +158,7 @@ class Space:
 
 
 def space_for(facts: Facts, target: Target, epochs: int) -> Space:
-    """What may become of a detector on a target; epochs: of a full training, 0 to train nothing."""
+    """Build the search space of a detector on a target; epochs: of a full training, 0 to train nothing."""
     able = target.precisions.conv.value
     trains = facts.trains and epochs > 0
     sides = [facts.stride * max(round(facts.image_size * share / facts.stride), 1) for share in SHARES]
@@ -174,7 +174,7 @@ def space_for(facts: Facts, target: Target, epochs: int) -> Space:
 
 
 def recipe_of(candidate: Candidate, space: Space, share: float = 1.0) -> Recipe:
-    """What makes a candidate; share: of the epochs of its trainings, of which there is one at least."""
+    """Return the recipe of a candidate; share: of the epochs of its trainings, of which there is one at least."""
     steps: list[Step] = []
     if candidate.student is None and candidate.image_size != space.image_size[0]:
         steps.append(Resize(candidate.image_size))

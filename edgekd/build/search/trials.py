@@ -53,7 +53,7 @@ class Task:
 
 
 def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
-    """What comes of a candidate: found in the store of the folder, or else tried; timed on a board if there is one.
+    """Run a trial, or read its result from the store of the folder; timed on a board if there is one.
 
     Raises as `made_trial` does.
     """
@@ -80,7 +80,7 @@ def timed_trial(task: Task, point: Point, folder: Path, progress: Progress = SIL
 
 
 def made_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
-    """What comes of a candidate, but for boards: found in the store of the folder, or else tried.
+    """Make and score a candidate, or read its result from the store of the folder; boards aside.
 
     A candidate that cannot be made, because pruning it gains nothing or its training diverges, is a point with that
     error. Raises what has nothing to do with the candidate: SpecError, DataError, DeviceError.

@@ -29,7 +29,7 @@ _PARENT_DEATH_SIGNAL = 1
 
 @contextmanager
 def trying(task: Callable[[Wanted], Task], out: Path, workers: int, progress: Progress) -> Iterator[TryAll]:
-    """What tries candidates: this process, or others that end with it. out: the folder of the store."""
+    """Yield a function that runs trials: in this process, or in workers that end with it. out: the store's folder."""
     if workers == 1:
         patient = Patient(progress)
         yield lambda wanted: [run_trial(task(each), out, patient) for each in wanted]
@@ -58,7 +58,7 @@ def _end_with(parent: int, workers: int, started: Any) -> None:
 
 
 class Patient:
-    """Of many trials only what takes long is told."""
+    """Progress of many trials that reports long steps alone."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -97,5 +97,5 @@ class Clock:
         return timed
 
     def left_s(self) -> float:
-        """What is left of the limit."""
+        """Seconds left of the limit."""
         return float("inf") if self._limit_s is None else self._limit_s - self.spent_s

@@ -1,4 +1,4 @@
-"""What travels beside a converted network: edgekd's contract, and what users of a format expect to find."""
+"""Files beside a converted network: edgekd's contract, and those that users of a format expect."""
 
 from __future__ import annotations
 

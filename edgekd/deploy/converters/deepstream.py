@@ -149,7 +149,7 @@ def _write_plain(folder: Path, tensorrt: str, scales: Mapping[str, float]) -> Ca
 
 
 def _texts(spec: DetectorSpec, how: _How, name: str, notes: tuple[str, ...]) -> Mapping[str, str]:
-    """What of the folder is text."""
+    """Return the text files of the folder."""
     engine = GRAPH.replace(".onnx", ".engine")
     shipped = {file: told for file, told in _FILES.items() if how.cached or file not in (PLAIN, CACHE)}
     filled = {

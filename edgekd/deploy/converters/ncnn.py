@@ -75,7 +75,7 @@ def _pnnx() -> Path:
 
 
 def _converted(graph: Path, source: Source) -> tuple[str, bytes]:
-    """What pnnx makes of a float graph: the two files. Raises DeviceError."""
+    """Convert a float graph with pnnx to its two files. Raises DeviceError."""
     command: Sequence[str | Path] = (_pnnx(), graph.name, "fp16=0")
     try:
         done = subprocess.run(
@@ -130,7 +130,7 @@ def _by_weights(source: Source) -> dict[bytes, QuantizedLayer]:
 
 
 def _weights(layer: QuantizedLayer) -> bytes:
-    """What the codes stand for, as `formats.plain_graph` computes it."""
+    """Return the values of the codes, as `core.formats.plain_graph` computes them."""
     sides = (-1, *[1] * (layer.codes.ndim - 1)) if layer.scales.size > 1 else ()
     values: Any = layer.codes.astype(np.float32) * layer.scales.reshape(sides)
     return bytes(values.astype("<f4").tobytes())

@@ -164,7 +164,7 @@ def _stored(layer: Layer, narrow: bool) -> Iterator[bytes]:
 
 
 def _fits(values: np.ndarray) -> bool:
-    """Whether float16 holds all of them exactly."""
+    """Return whether float16 holds all values exactly."""
     with np.errstate(over="ignore"):
         return bool((values.astype(np.float16).astype(np.float32) == values).all())
 

@@ -35,7 +35,7 @@ class Distance:
     largest_box: float | None
 
     def within(self, limits: tuple[float, float]) -> bool:
-        """Whether neither boxes nor scores are beyond their limit; what is not a number is."""
+        """Return whether boxes and scores are within their limits; NaN is not."""
         return self.boxes <= limits[0] and self.scores <= limits[1]
 
 

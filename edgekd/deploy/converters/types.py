@@ -1,4 +1,4 @@
-"""What a conversion starts from, what it gives, and what every format can say of itself."""
+"""Types of conversions: the source, the request, the result, and the protocol of a format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a conversion is asked for: a precision; for ONNX an opset; for engines the GPUs, such as SM86.
+    """Request of a conversion: a precision; for ONNX an opset; for engines the GPUs, such as SM86.
 
     tensorrt: the version on the device that it is for, where one was named.
     """
@@ -75,7 +75,7 @@ class CacheCounts:
 
 @dataclass(frozen=True)
 class Made:
-    """What a conversion wrote into its folder.
+    """Files that a conversion wrote into its folder.
 
     entry: the name of the file that a runtime opens; carried: how many of the source's INT8 layers are in INT8;
     opset: of an ONNX file; notes: what a user should know of this result, in sentences; cache: of the calibration
@@ -94,12 +94,12 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """What users write, such as `openvino`."""
+        """Name that users write, such as `openvino`."""
         ...
 
     @property
     def suffix(self) -> str:
-        """What the name of a result ends with; a suffix of a file where the result is one."""
+        """End of the name of a result; a file suffix where the result is one file."""
         ...
 
     @property
@@ -109,7 +109,7 @@ class Format(Protocol):
 
     @property
     def engine(self) -> Engine | None:
-        """What runs the result on this machine; None where nothing does."""
+        """Runtime of this machine that runs the result; None if there is none."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Where bundles are built, tested and timed, and graphs are run. Nothing above this folder knows which device it is."""
+"""Devices on which bundles are built, tested and timed, and graphs run, behind one protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a measurement must say about the machine it was made on; what cannot be read is None.
+    """Description of the machine of a measurement; None for what cannot be read.
 
     cores: usable by this process; threads: used by the engine; governor: the CPU frequency policy;
     clock_mhz: of the first core when asked; libraries: name to version.
@@ -57,12 +57,12 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """What users call it, such as `local`."""
+        """Name that users write, such as `local`."""
         ...
 
     @property
     def runtime(self) -> str | None:
-        """What runs networks there when nothing is asked for; None where the agent chooses."""
+        """Runtime that is used there by default; None where the agent chooses."""
         ...
 
     def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
@@ -77,7 +77,7 @@ class GraphDevice(Device, Protocol):
     """A device that also runs graphs in this process, frame by frame: this machine, and its fake."""
 
     def facts(self) -> HostFacts:
-        """What the machine is."""
+        """Return a description of the machine."""
         ...
 
     def load(self, graph: Path) -> Session:

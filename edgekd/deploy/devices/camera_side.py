@@ -1,4 +1,4 @@
-"""What runs on a camera around its agent: takes files, and runs programs for as long as somebody is there to listen.
+"""Program around the agent on a camera: receives files, and runs programs while the host is connected.
 
 It is sent to the camera's own Python as text, and `edgekd.deploy.devices.session` is the other end of its stdin and
 stdout: a line of JSON for each request and for each answer, empty lines as a sign of life. Where stdin ends, or nothing
@@ -30,7 +30,7 @@ class Gone(Exception):  # noqa: N818 nobody's mistake
 
 
 class ProblemError(Exception):
-    """What the host is to say: the arguments of an EdgeKDError, and its kind."""
+    """Error for the host to raise: the arguments of an EdgeKDError, and its kind."""
 
     def __init__(self, what: str, **more: str) -> None:
         super().__init__(what)

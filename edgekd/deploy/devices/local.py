@@ -41,7 +41,7 @@ class LocalDevice:
         return local_site(self.name, python, stop)
 
     def facts(self) -> HostFacts:
-        """What this machine is."""
+        """Return a description of this machine."""
         return host_facts(self.name, self.engine.name, self.threads or usable_cores())
 
     def load(self, graph: Path) -> Session:

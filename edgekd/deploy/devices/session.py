@@ -89,7 +89,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a program left behind: exit code (of a signal negative), and the last of what it said: 256 and 64 KiB."""
+    """Result of a program: exit code (negative for a signal), and the ends of its outputs: 256 and 64 KiB."""
 
     code: int
     out: str

@@ -26,7 +26,7 @@ _CLOSING_S = 5.0
 
 @dataclass(frozen=True)
 class Address:
-    """Where a camera is; user and port None where ~/.ssh/config, or the usual, decides."""
+    """Address of a camera; user and port None where ~/.ssh/config or the default decides."""
 
     host: str
     user: str | None
@@ -34,7 +34,7 @@ class Address:
 
     @property
     def login(self) -> str:
-        """What `ssh` is called with."""
+        """Argument for `ssh`."""
         port = f"-p {self.port} " if self.port else ""
         return f"{port}{self.user}@{self.host}" if self.user else f"{port}{self.host}"
 
@@ -126,7 +126,7 @@ async def _connect(device: SshDevice) -> asyncssh.SSHClientConnection:
 
 
 def _host_keys(device: SshDevice, known_hosts: Any, refused: list[DeviceError]) -> asyncssh.SSHClient:
-    """What is told of a connection: a host key that is not known is not taken, and `refused` says why."""
+    """Callbacks of a connection: an unknown host key is refused, and `refused` says why."""
     import asyncssh
 
     class HostKeys(asyncssh.SSHClient):

@@ -30,7 +30,7 @@ def system_of(out: Path) -> str | None:
 
 
 def packaging_for(told: Packaging, out: Path) -> Packaging | None:
-    """What was told, with the system that the name of `out` says where none was told; None for a plain bundle.
+    """Return the options with the system that the name of `out` implies; None for a plain bundle.
 
     Raises SpecError where a plain bundle is told what only a firmware system can use.
     """

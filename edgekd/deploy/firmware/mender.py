@@ -46,7 +46,7 @@ class Mender:
 
 
 def artifact_name(cargo: Cargo) -> str:
-    """What Mender calls the release. It does not install a name twice, so each bundle has one of its own."""
+    """Return the artifact's name. Mender installs a name once, so each bundle has its own."""
     return f"{slug(cargo.manifest.name)}-{cargo.version}-{cargo.identity[:12]}"
 
 

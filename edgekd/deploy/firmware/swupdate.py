@@ -78,7 +78,7 @@ def description(cargo: Cargo, bundle_sha256: str, script_sha256: str) -> str:
 
 
 def _incoming(state: str) -> str:
-    """Where on the camera the bundle lies when the script is called."""
+    """Return the path of the bundle on the camera when the script runs."""
     return f"{state}/incoming/{BUNDLE}"
 
 
@@ -111,7 +111,7 @@ def _header(name: str, number: int, length: int, checksum: int) -> bytes:
 
 
 def _sum_of_bytes(path: Path) -> int:
-    """What this format calls a CRC."""
+    """Return the checksum that this format calls a CRC."""
     total = 0
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):

@@ -1,4 +1,4 @@
-"""What a firmware system's packager is, what it is given, and how it calls programs."""
+"""Types of packagers for firmware systems: protocol, input, and how they call programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Packaging:
 
 @dataclass(frozen=True)
 class Cargo:
-    """What is to be carried: a bundle, whole, what it says of itself, what names it, and how it is to be packed."""
+    """Input of a packager: the bundle, its manifest, its name and the options."""
 
     bundle: Path
     manifest: Manifest
@@ -53,12 +53,12 @@ class Cargo:
 
     @property
     def key(self) -> str:
-        """Where the key is; empty where nothing is signed."""
+        """Path or address of the signing key; empty where nothing is signed."""
         return place(self.packaging.key or "")
 
     @property
     def certificate(self) -> str:
-        """Where its certificate is; empty where there is none."""
+        """Path of the key's certificate; empty if there is none."""
         return place(self.packaging.certificate or "")
 
     @property
@@ -68,7 +68,7 @@ class Cargo:
 
     @property
     def compatible(self) -> tuple[str, ...]:
-        """What the system calls the devices that the bundle fits."""
+        """Names that the system gives to the devices that the bundle fits."""
         return self.packaging.compatible or (self.manifest.target.compatible,)
 
 

@@ -17,7 +17,7 @@ VARIABLE = "EDGEKD_SECRET_FILE"
 
 @dataclass(frozen=True)
 class Secrets:
-    """Where secrets come from: a file, else the file that the environment names, else whoever sits at the terminal."""
+    """Source of secrets: a file, else the file that the environment names, else the terminal."""
 
     file: Path | None = None
     ask: Callable[[str], str] | None = None

@@ -155,7 +155,7 @@ def _told(signatures: Sequence[Signature], names: Mapping[str, str]) -> list[dic
 
 
 def _is_trust(path: Path) -> bool:
-    """Whether a file is a trust file rather than a bundle: bundles begin with the name of their manifest."""
+    """Return whether a file is a trust file rather than a bundle: bundles begin with the name of their manifest."""
     try:
         with path.open("rb") as stream:
             return stream.read(1) == b"{"
