@@ -32,7 +32,7 @@ from common import RESULTS, conditions, conditions_lines, table, write_results
 
 from edgekd.build.recipe import load_recipe
 from edgekd.build.run import Job
-from edgekd.build.search.cluster import LOCAL, Cluster, joined, trying_on
+from edgekd.build.search.cluster import LOCAL, Cluster, cluster_trials, joined_cluster
 from edgekd.build.search.cost_filter import Cost
 from edgekd.build.search.leases import leased
 from edgekd.build.search.loop import ETA
@@ -119,7 +119,7 @@ def measured(workers: int, boards: int, each: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch)
         (folder / "search").mkdir()
-        with joined(LOCAL, 0, workers, boards, cores=workers) as cluster:
+        with joined_cluster(LOCAL, 0, workers, boards, cores=workers) as cluster:
             one_each = replace(cluster, cpus=1)
             took(one_each, 4 * workers, boards, folder)
             return [took(one_each, each * workers, some, folder) for some in (0, boards)]
@@ -134,9 +134,9 @@ def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Row:
     def task(wanted: tuple[Candidate, int]) -> Task:
         return null_task(wanted[0].image_size, rack, folder)
 
-    with trying_on(cluster, task, folder, SILENT, (null_made, null_timed)) as try_all:
+    with cluster_trials(cluster, task, folder, SILENT, (null_made, null_timed)) as run_trials:
         began = time.monotonic()
-        found = try_all([(Candidate(None, at), 0) for at in range(trials)])
+        found = run_trials([(Candidate(None, at), 0) for at in range(trials)])
         wall = time.monotonic() - began
     if [point.candidate.image_size for point in found] != list(range(trials)):
         raise SystemExit("answers came back in another order")

@@ -32,10 +32,10 @@ import tiny
 
 from edgekd.build.recipe import Budget, Distill, DistillStage, Recipe, Weights
 from edgekd.build.run import Job
-from edgekd.build.search.cost_filter import Cost, Filter, Network
-from edgekd.build.search.loop import Ends, Search, Wanted
-from edgekd.build.search.optuna_sampler import Study
-from edgekd.build.search.pareto import Point, best, lacks
+from edgekd.build.search.cost_filter import Cost, CostFilter, Network
+from edgekd.build.search.loop import Search, StopLimits, TrialRequest
+from edgekd.build.search.optuna_sampler import OptunaSampler
+from edgekd.build.search.pareto import Point, best, shortfalls
 from edgekd.build.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
 from edgekd.build.search.trials import Task, run_trial, with_recipe
 from edgekd.core.atomic_files import write_file
@@ -83,7 +83,7 @@ class World:
         """How many of the candidates, in this order, it takes; all of them where it takes more."""
         for count, candidate in enumerate(order, start=1):
             point = self.points[candidate]
-            if not point.error and not lacks(point, self.budget) and point.kept >= self.goal:
+            if not point.error and not shortfalls(point, self.budget) and point.kept >= self.goal:
                 return count
         return len(self.points)
 
@@ -104,12 +104,12 @@ def by_search(world: World, seed: int) -> Sequence[Candidate]:
     """In the order in which the search of `edgekd build --search` tries them."""
     order: list[Candidate] = []
 
-    def try_all(wanted: Sequence[Wanted]) -> list[Point]:
+    def run_trials(wanted: Sequence[TrialRequest]) -> list[Point]:
         order.extend(candidate for candidate, rung in wanted if rung == 0)
         return [replace(world.points[candidate], rung=rung) for candidate, rung in wanted]
 
-    ends = Ends(len(world.points), lambda: 1.0)
-    search = Search(world.space, _filter(world), world.budget, Study(world.space, seed), try_all, 3, ends)
+    ends = StopLimits(len(world.points), lambda: 1.0)
+    search = Search(world.space, _filter(world), world.budget, OptunaSampler(world.space, seed), run_trials, 3, ends)
     while not search.reason and world.trials(order) >= len(world.points):
         search.step()
     return order
@@ -117,7 +117,7 @@ def by_search(world: World, seed: int) -> Sequence[Candidate]:
 
 def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
     """As Optuna's sampler draws them, without filter and without what is learnt of choices."""
-    study, order = Study(world.space, seed), list[Candidate]()
+    study, order = OptunaSampler(world.space, seed), list[Candidate]()
     for _ in range(2 * len(world.points)):
         number, candidate = study.ask()
         if candidate in order:
@@ -125,7 +125,7 @@ def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
             continue
         order.append(candidate)
         point = world.points[candidate]
-        missed = {"error": 1.0} if point.error else lacks(point, world.budget)
+        missed = {"error": 1.0} if point.error else shortfalls(point, world.budget)
         study.tell(number, (point.kept, point.cost.bytes, point.cost.latency_ms or 0.0), missed)
         if world.trials(order) < len(world.points):
             break
@@ -140,9 +140,9 @@ WAYS: Mapping[str, Way] = {
 }
 
 
-def _filter(world: World) -> Filter:
+def _filter(world: World) -> CostFilter:
     networks = {None: Network(world.space.image_size[0], world.works)}
-    return Filter(world.space, networks, 0, target())
+    return CostFilter(world.space, networks, 0, target())
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -243,7 +243,7 @@ def measure(told: Mapping[str, Any], seeds: int) -> dict[str, Any]:
     """Trials of every way, budget and seed."""
     rows = []
     for world in worlds(told):
-        fits = [p for p in world.points.values() if not p.error and not lacks(p, world.budget)]
+        fits = [p for p in world.points.values() if not p.error and not shortfalls(p, world.budget)]
         trials = {name: [world.trials(way(world, seed)) for seed in range(seeds)] for name, way in WAYS.items()}
         rows.append(
             {

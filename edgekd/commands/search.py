@@ -14,9 +14,9 @@ from edgekd.build.recipe_toml import recipe_toml
 from edgekd.build.run import Job
 from edgekd.build.search.explain import document
 from edgekd.build.search.optuna_sampler import library
-from edgekd.build.search.setup import RESULT, Beginning, SearchJob
+from edgekd.build.search.setup import RESULT, SearchContext, SearchJob
 from edgekd.build.search.space import recipe_of
-from edgekd.build.search.workers import TryAll, trying
+from edgekd.build.search.workers import RunTrials, local_trials
 from edgekd.build.stage_store import readable_json
 from edgekd.core.atomic_files import remove_folder, write_file, writing
 from edgekd.core.errors import SpecError
@@ -28,26 +28,27 @@ if TYPE_CHECKING:
 RECIPE = "recipe.toml"
 
 
-def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
+def run(request: SearchJob, progress: Progress = SILENT) -> Job:
     """The job that builds the winner: its recipe, the training images that are not held out, the search's result.
 
     What was tried before is not tried again. `search.json` and `recipe.toml` lie in the result folder.
     Raises SpecError, DataError or DeviceError.
     """
-    _refuse(asked)
-    job = replace(asked.job, fresh=False)
-    with _alone(job.out / "search"), _company(asked) as company:
-        if asked.job.fresh:
-            _forget(job.out)
-        begun = Beginning(
-            replace(asked, job=anywhere(job), workers=company.slots if company else asked.workers), progress
+    _refuse(request)
+    job = replace(request.job, fresh=False)
+    with _exclusive(job.out / "search"), _joined_cluster(request) as cluster:
+        if request.job.fresh:
+            _delete_trials(job.out)
+        context = SearchContext(
+            replace(request, job=with_absolute_paths(job), workers=cluster.slots if cluster else request.workers),
+            progress,
         )
-        with _crew(company, begun, progress) as try_all:
-            search = begun.search(try_all)
+        with _trial_runner(cluster, context, progress) as run_trials:
+            search = context.search(run_trials)
             search.run()
         winner = search.winner
-        told = document(search, begun.told, begun.clock.spent_s)
-        write_file(job.out / RESULT, readable_json(told))
+        summary = document(search, context.summary, context.clock.spent_s)
+        write_file(job.out / RESULT, readable_json(summary))
         if winner is None:
             raise SpecError(
                 f"search: {search.reason}, and nothing came of any candidate",
@@ -58,59 +59,61 @@ def run(asked: SearchJob, progress: Progress = SILENT) -> Job:
         progress.note(f"search: {search.reason}; winner: {winner.candidate.text()}")
         recipe = recipe_of(winner.candidate, search.space)
         write_file(job.out / RECIPE, recipe_toml(recipe).encode("utf-8"))
-        return replace(job, recipe=recipe, data=begun.final, search=told)
+        return replace(job, recipe=recipe, data=context.final, search=summary)
 
 
-def anywhere(job: Job) -> Job:
+def with_absolute_paths(job: Job) -> Job:
     """The job with paths that mean the same to a process that works in another folder."""
     head = str(Path(job.head).absolute()) if job.head and job.head.endswith(".toml") else job.head
     return replace(job, model=job.model.absolute(), data=job.data.absolute(), out=job.out.absolute(), head=head)
 
 
-def _company(asked: SearchJob) -> AbstractContextManager[Cluster | None]:
+def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None]:
     """The cluster that was asked for; None where this machine does it all."""
-    if asked.cluster is None:
+    if request.cluster is None:
         return nullcontext()
-    from edgekd.build.search.cluster import joined
+    from edgekd.build.search.cluster import joined_cluster
 
-    return joined(asked.cluster, asked.gpus, asked.batch, len(asked.boards))
+    return joined_cluster(request.cluster, request.gpus, request.batch, len(request.boards))
 
 
-def _crew(company: Cluster | None, begun: Beginning, progress: Progress) -> AbstractContextManager[TryAll]:
+def _trial_runner(
+    cluster: Cluster | None, context: SearchContext, progress: Progress
+) -> AbstractContextManager[RunTrials]:
     """What tries candidates."""
-    asked = begun.asked
-    if company is None:
-        return trying(begun.task, asked.job.out, asked.workers, progress)
-    from edgekd.build.search.cluster import trying_on
+    request = context.request
+    if cluster is None:
+        return local_trials(context.task, request.job.out, request.workers, progress)
+    from edgekd.build.search.cluster import cluster_trials
 
-    return trying_on(company, begun.task, asked.job.out, progress)
+    return cluster_trials(cluster, context.task, request.job.out, progress)
 
 
-def _refuse(asked: SearchJob) -> None:
+def _refuse(request: SearchJob) -> None:
     """Refuse what makes no sense before anything is computed. Raises SpecError."""
-    job = asked.job
+    job = request.job
     if not job.budget.any:
         fix = "pass --keep, --max-size, --min-fps or --max-energy"
         raise SpecError("--search: nothing to search for", expected="a budget", fix=fix)
     if job.calibration is not None and not job.calibration.isdigit():
         raise SpecError(f"--calibration {job.calibration}: a search chooses its own images", fix="pass their number")
-    many = f"--workers {asked.workers}" if asked.workers > 1 else None
-    many = f"--cluster {asked.cluster}" if asked.cluster else many
+    many = f"--workers {request.workers}" if request.workers > 1 else None
+    many = f"--cluster {request.cluster}" if request.cluster else many
     if many and job.target.kind == "cpu":
         raise SpecError(
             f"{many} for target {job.target.name}",
             expected="one worker where trials are timed on this machine: others would be in its way",
         )
-    if asked.cluster and asked.workers > 1:
+    if request.cluster and request.workers > 1:
         raise SpecError("--workers with --cluster", fix="leave out --workers: the cluster's room says how many")
-    if asked.gpus is not None and not asked.cluster:
+    if request.gpus is not None and not request.cluster:
         raise SpecError("--gpus without --cluster", fix="pass --cluster, or leave out --gpus")
-    if asked.boards and job.target.kind == "cpu":
+    if request.boards and job.target.kind == "cpu":
         raise SpecError(f"--fleet for target {job.target.name}", expected="a target of the boards' kind")
     library()
 
 
-def _forget(out: Path) -> None:
+def _delete_trials(out: Path) -> None:
     """Remove what was tried before. Raises SpecError."""
     if (out / "stages").is_dir():
         remove_folder(out / "stages")
@@ -119,7 +122,7 @@ def _forget(out: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder of a search. Raises SpecError where another search does."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from edgekd.build.search.leases import leased
 from edgekd.build.search.pareto import Point
 from edgekd.build.search.setup import SearchJob, siblings
 from edgekd.build.search.space import Candidate
-from edgekd.build.search.trials import Task, timed_trial
+from edgekd.build.search.trials import Task, time_trial
 from edgekd.commands import search
 from edgekd.commands.engine import EngineJob
 from edgekd.commands.fleet import Board
@@ -82,7 +82,7 @@ def wait_for(count: int, out: Path, run: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-def told(out: Path) -> dict[str, Any]:
+def summary(out: Path) -> dict[str, Any]:
     """What two searches have in common that did the same, whatever time they took."""
     found = result(out)
     found["points"] = [{k: v for k, v in point.items() if k != "seconds"} for point in found["points"]]
@@ -129,7 +129,7 @@ def test_nothing_was_chosen_on_what_is_scored_nor_made_of_what_it_was_chosen_on(
     assert len(held_out) + len(trained) == len(whole.split("train"))
     calibrated = [path.read_text("utf-8") for path in searched.glob("stages/calibrate-*/calibration.toml")]
     assert calibrated
-    assert not [image for image in held_out for told in calibrated if image.name in told.split("[files]")[1]]
+    assert not [image for image in held_out for summary in calibrated if image.name in summary.split("[files]")[1]]
 
 
 def test_the_recipe_that_was_found_can_be_built_without_a_search(
@@ -158,14 +158,14 @@ def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_sam
     ran = edgekd("build", tiny_model, *flags)
     assert ran.code == 0, ran.err
     assert {path: path.stat().st_mtime_ns for path in trials(out)} == before
-    assert told(out) == told(searched)
+    assert summary(out) == summary(searched)
     assert result(searched)["seconds"] > 0
     assert result(out)["seconds"] == pytest.approx(result(searched)["seconds"], abs=0.02), "what tries took when made"
     fresh = command(tiny_model, data, out, "--fresh", "--workers", "2")
     done = subprocess.run(fresh, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not {path.stat().st_mtime_ns for path in trials(out)} & set(before.values())
-    assert told(out) == told(searched)
+    assert summary(out) == summary(searched)
 
 
 def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_same(
@@ -185,7 +185,7 @@ def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_sam
     done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in kept} == kept, "no finished trial is repeated"
-    assert told(out) == told(searched)
+    assert summary(out) == summary(searched)
     assert file_sha256(out / "graph.onnx") == file_sha256(searched / "graph.onnx")
 
 
@@ -227,7 +227,7 @@ def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
         ended.set()
         hunter.join()
     assert killed[0] is not None
-    assert told(job.out) == told(searched)
+    assert summary(job.out) == summary(searched)
     assert not list(job.out.glob("stages/.*.edgekd-tmp")), "what the killed one had begun is gone"
 
 
@@ -245,7 +245,7 @@ def kill_one(name: str, ended: threading.Event) -> int | None:
 def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
     tiny_model: Path, cluster: str, tmp_path: Path
 ) -> None:
-    from edgekd.build.search.cluster import joined, trying_on
+    from edgekd.build.search.cluster import cluster_trials, joined_cluster
 
     boards = (Board("a", "null"), Board("b", "null"))
     job = Job(tiny_model, tmp_path, load_target("xavier"), load_recipe("ptq"), tmp_path)
@@ -268,15 +268,15 @@ def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
         return Task(job, *wanted, 0, "", boards)
 
     with (
-        joined(cluster, None, 6, len(boards)) as joint,
-        trying_on(joint, task, tmp_path, SILENT, (make, measure)) as try_all,
+        joined_cluster(cluster, None, 6, len(boards)) as joint,
+        cluster_trials(joint, task, tmp_path, SILENT, (make, measure)) as run_trials,
     ):
         assert (joint.gpus, joint.boards) == (0, 2)
-        found = try_all([(Candidate(None, side), 0) for side in range(8)])
+        found = run_trials([(Candidate(None, side), 0) for side in range(8)])
         assert [point.candidate.image_size for point in found] == list(range(8))
         assert {point.cost.latency_ms for point in found} == {2.0}
         with pytest.raises(DataError, match=f"{socket.gethostname()}: no such image; fix: restore it"):
-            try_all([(Candidate(None, 99), 0)])
+            run_trials([(Candidate(None, 99), 0)])
 
 
 def test_a_candidate_is_timed_on_the_board_that_answers(
@@ -290,7 +290,7 @@ def test_a_candidate_is_timed_on_the_board_that_answers(
     job = Job(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
     task = Task(job, candidate, 0, 0, "", boards)
     point = Point(candidate, 0, 1.0, Cost(1.0, 1.0, 3.0), 1.0)
-    (timed, again) = (timed_trial(task, point, out) for _ in range(2))
+    (timed, again) = (time_trial(task, point, out) for _ in range(2))
     (stage,) = out.glob("stages/board-*/stage.json")
     results = json.loads(stage.read_bytes())["results"]
     assert (results["board"], results["basis"]) == ("bench", "rehearsed")
@@ -298,8 +298,8 @@ def test_a_candidate_is_timed_on_the_board_that_answers(
     assert timed.seconds > point.seconds
     assert again.cost == timed.cost
     with pytest.raises(DeviceError, match="no-python"):
-        timed_trial(replace(task, boards=(lost,)), point, out)
-    assert timed_trial(task, replace(point, error="prune: not faster"), out).cost == point.cost
+        time_trial(replace(task, boards=(lost,)), point, out)
+    assert time_trial(task, replace(point, error="prune: not faster"), out).cost == point.cost
 
 
 def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_again(
@@ -311,18 +311,18 @@ def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_aga
     job = Job(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
     task = Task(job, Candidate(None, 64, bits=16.0), 0, 0, "", boards)
     point = Point(task.candidate, 0, 1.0, Cost(1.0, 1.0, 3.0), 1.0)
-    asked = []
+    request = []
 
     def refuse(job: EngineJob, parts: object, progress: Progress) -> None:
-        asked.append(job.device.name)
-        raise (EngineRefusedError if len(asked) == 1 else DeviceError)(f"answer {len(asked)}")
+        request.append(job.device.name)
+        raise (EngineRefusedError if len(request) == 1 else DeviceError)(f"answer {len(request)}")
 
     monkeypatch.setattr("edgekd.build.search.boards.install", refuse)
     for _ in range(2):
-        found = timed_trial(task, point, out)
+        found = time_trial(task, point, out)
         assert found.error == "answer 1"
         assert found.candidate == point.candidate
-    assert len(asked) == 2
+    assert len(request) == 2
 
 
 def descendants(parent: int) -> list[int]:
@@ -366,9 +366,9 @@ def test_a_search_that_ended_by_its_time_ends_there_again(
 def test_two_searches_in_one_folder_are_one_too_many(
     edgekd: EdgeKD, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    from edgekd.commands.search import _alone
+    from edgekd.commands.search import _exclusive
 
-    with _alone(tmp_path / "out" / "search"):
+    with _exclusive(tmp_path / "out" / "search"):
         flags = ("--data", data, "--out", tmp_path / "out", "--search", *LIMITS)
         assert_refused(edgekd("build", tiny_model, *flags), "another search is running")
 

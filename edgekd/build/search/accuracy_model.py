@@ -1,4 +1,4 @@
-"""How much accuracy each choice costs, learnt from the candidates that were tried. Pure.
+"""Log-linear model of the accuracy that each choice costs, fitted to the candidates that were tried. Pure.
 
 The model is as simple as it can be: every step away from the gentlest choice of a kind keeps a share of the accuracy,
 shares multiply, and none is above 1. So a dozen trials tell something of hundreds of candidates, and no trial is needed
@@ -25,14 +25,14 @@ EXPECTED = {
     "student": 0.1,
     "teaching": 0.005,
 }
-"""What a step is thought to cost, as a logarithm, before anything was tried."""
-TRUST = 0.05
-"""How much that counts beside one trial."""
-LEAST = 0.02
-"""Shares below are all the same loss."""
+"""Prior of each step's cost, as a logarithm of the share kept."""
+PRIOR_WEIGHT = 0.05
+"""Weight of the prior beside one trial."""
+MIN_KEPT = 0.02
+"""Shares below count as this one: their logarithm would dominate the fit."""
 
 
-class Losses:
+class AccuracyModel:
     """Accuracy that each choice costs; `fit` estimates it again."""
 
     def __init__(self, space: Space) -> None:
@@ -42,21 +42,21 @@ class Losses:
         self._costs = self._usual
 
     def fit(self, tried: Sequence[tuple[Candidate, float]]) -> None:
-        """Learn from candidates and the shares of the accuracy that they kept."""
+        """Fit the costs to candidates and the shares of the accuracy that they kept, by non-negative least squares."""
         from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-        weight = TRUST**0.5
+        weight = PRIOR_WEIGHT**0.5
         rows = [self._row(candidate) for candidate, _ in tried]
-        losses = [-log(min(max(kept, LEAST), 1.0)) for _, kept in tried]
+        losses = [-log(min(max(kept, MIN_KEPT), 1.0)) for _, kept in tried]
         matrix = np.vstack([*rows, weight * np.eye(len(self._usual))])
         self._costs = nnls(matrix, np.concatenate([losses, weight * self._usual]))[0]
 
     def kept(self, candidate: Candidate) -> float:
-        """The share of the accuracy that a candidate is thought to keep."""
+        """Return the estimated share of the accuracy that a candidate keeps, 0 to 1."""
         return exp(-float(self._row(candidate) @ self._costs))
 
     def parts(self, candidate: Candidate) -> dict[str, float]:
-        """The share that each kind of choice is thought to keep, by the name of its field."""
+        """Return the estimated share that each kind of choice keeps, by field name."""
         found = dict.fromkeys(FIELDS, 0.0)
         for kind, level in _steps(self.space, candidate):
             found[kind.partition(",")[0]] += float(self._costs[self._steps[kind, level]])
@@ -69,7 +69,7 @@ class Losses:
 
 
 def _steps(space: Space, candidate: Candidate) -> Iterator[tuple[str, int]]:
-    """The steps away from the gentlest choices: the kind, with whether training follows, and the level reached."""
+    """Yield the steps away from the gentlest choices: the kind, with whether training follows, and the level."""
     trained = {"ratio": candidate.recovery, "image_size": candidate.recovery, "bits": candidate.quant_aware}
     for name in ("ratio", "image_size", "bits", "teaching"):
         kind = f"{name}, trained" if trained.get(name) else name

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.build.search.leases import on_cores
-from edgekd.build.search.loop import Wanted
+from edgekd.build.search.loop import TrialRequest
 from edgekd.build.search.pareto import Point
-from edgekd.build.search.trials import Task, made_trial, timed_trial
-from edgekd.build.search.workers import EVERY_S, TryAll
+from edgekd.build.search.trials import Task, make_trial, time_trial
+from edgekd.build.search.workers import EVERY_S, RunTrials
 from edgekd.build.stages.base import TOOLS, VERSION, tool_versions
 from edgekd.core.atomic_files import write_file
 from edgekd.core.cores import usable_cores
@@ -44,7 +44,7 @@ Time = Callable[[Task, Point, Path], Point]
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process takes part in.
+    """Resources of a cluster that this process has joined.
 
     cpus, gpus: what a trial gets; slots: trials that there is room for at the same time; boards: that are offered.
     """
@@ -56,10 +56,10 @@ class Cluster:
 
 
 @contextmanager
-def joined(
+def joined_cluster(
     address: str, gpus: int | None, at_once: int, boards: int = 0, cores: int | None = None
 ) -> Iterator[Cluster]:
-    """The cluster at an address, for as long as the block lasts.
+    """Join the cluster at an address for the duration of the block.
 
     gpus: for each trial, None for one if there are any; at_once: trials that are wanted at the same time; boards: how
     many are to be timed on, of which one must be offered; cores: that a cluster on this machine says it has, None for
@@ -67,15 +67,15 @@ def joined(
     trial needs, DeviceError where there is no cluster.
     """
     ray = _library()
-    told: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        told |= {"include_dashboard": False, "num_cpus": cores or usable_cores()}
-        told |= {"resources": {BOARD: boards}} if boards else {}
+        options |= {"include_dashboard": False, "num_cpus": cores or usable_cores()}
+        options |= {"resources": {BOARD: boards}} if boards else {}
     else:
         _require_listener(address)
     try:
-        ray.init(address=address, **told)
+        ray.init(address=address, **options)
     except Exception as error:  # Ray has no common one
         fix = f"run the search on a machine of the cluster: there `ray start --address={address}`"
         found = str(error).strip().splitlines()
@@ -88,7 +88,7 @@ def joined(
 
 
 def _library() -> Any:
-    """Ray. Raises SpecError where it is not installed."""
+    """Import Ray. Raises SpecError where it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -98,7 +98,7 @@ def _library() -> Any:
 
 
 def _require_listener(address: str) -> None:
-    """Ray itself takes minutes to say that nobody is there. Raises DeviceError."""
+    """Refuse an address without a listener at once; Ray itself takes minutes. Raises DeviceError, SpecError."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
@@ -136,7 +136,7 @@ def _room(nodes: Sequence[dict[str, float]], gpus: int | None, at_once: int, boa
 
 
 @dataclass(frozen=True)
-class Same:
+class SharedEnvironment:
     """Files and software that every machine of a cluster must share with the one that runs the search."""
 
     probe: Path
@@ -144,8 +144,8 @@ class Same:
     software: dict[str, Any]
 
     @classmethod
-    def here(cls, folder: Path) -> Same:
-        """As it is on this machine, with a file in a folder that all must see. Raises SpecError."""
+    def here(cls, folder: Path) -> SharedEnvironment:
+        """Describe this machine, and write a probe file into the shared folder. Raises SpecError."""
         token = secrets.token_hex(8)
         write_file(folder / PROBE, token.encode("ascii"))
         return cls(folder / PROBE, token, _software())
@@ -166,18 +166,18 @@ class Same:
 
 
 def _software() -> dict[str, Any]:
-    """All that keys of stages depend on."""
+    """Return the versions that stage keys depend on."""
     return {"edgekd": __version__, "stages": VERSION, **tool_versions(*TOOLS["trial"])}
 
 
 @contextmanager
-def trying_on(
+def cluster_trials(
     cluster: Cluster,
-    task: Callable[[Wanted], Task],
+    task: Callable[[TrialRequest], Task],
     out: Path,
     progress: Progress,
-    halves: tuple[Make, Time] = (made_trial, timed_trial),
-) -> Iterator[TryAll]:
+    halves: tuple[Make, Time] = (make_trial, time_trial),
+) -> Iterator[RunTrials]:
     """Yield a function that runs trials on machines of the cluster.
 
     out: the folder of the store, shared by all; halves: what is done where the GPUs are, and where the boards are.
@@ -185,13 +185,13 @@ def trying_on(
     make, measure = halves
     ray = _library()
     usual = {"max_retries": RETRIES, "num_gpus": 0}
-    making = ray.remote(_made).options(**usual | {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus})
-    timing = ray.remote(_timed).options(**usual | {"num_cpus": 0, "resources": {BOARD: 1}})
-    same = Same.here(out / "search")
+    making = ray.remote(_make_here).options(**usual | {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus})
+    timing = ray.remote(_time_here).options(**usual | {"num_cpus": 0, "resources": {BOARD: 1}})
+    same = SharedEnvironment.here(out / "search")
 
-    def submitted(asked: Task) -> Any:
-        made = making.remote(make, asked, out, same, cluster.cpus, cluster.gpus)
-        return timing.remote(measure, asked, made, out, same) if asked.boards else made
+    def submitted(request: Task) -> Any:
+        made = making.remote(make, request, out, same, cluster.cpus, cluster.gpus)
+        return timing.remote(measure, request, made, out, same) if request.boards else made
 
     yield lambda wanted: gathered([submitted(task(each)) for each in wanted], progress)
 
@@ -221,27 +221,27 @@ def gathered(tries: list[Any], progress: Progress) -> list[Any]:
             ray.cancel(each, force=True)
 
 
-def _made(make: Make, task: Task, out: Path, same: Same, cpus: int, gpus: int) -> Point:
-    """On a machine of the cluster: a candidate made and scored."""
-    with _named(), on_cores(cpus):
+def _make_here(make: Make, task: Task, out: Path, same: SharedEnvironment, cpus: int, gpus: int) -> Point:
+    """Make and score a candidate, on a machine of the cluster."""
+    with _host_in_errors(), on_cores(cpus):
         same.require()
         # Ultralytics counts the GPUs that Ray shows this process.
         several = ",".join(map(str, range(gpus))) if gpus > 1 else None
         return make(replace(task, job=replace(task.job, train_on=several)), out)
 
 
-def _timed(measure: Time, task: Task, point: Point, out: Path, same: Same) -> Point:
-    """On a machine of the cluster that reaches boards: a candidate timed on one of them."""
-    with _named():
+def _time_here(measure: Time, task: Task, point: Point, out: Path, same: SharedEnvironment) -> Point:
+    """Time a candidate on a board, on a machine of the cluster that reaches boards."""
+    with _host_in_errors():
         same.require()
         return measure(task, point, out)
 
 
 @contextmanager
-def _named() -> Iterator[None]:
-    """Let an error in the block also say on which machine it was."""
+def _host_in_errors() -> Iterator[None]:
+    """Add the host name to an error of the block."""
     try:
         yield
     except EdgeKDError as error:
-        told = f"{socket.gethostname()}: {error.what}"
-        raise type(error)(told, expected=error.expected, found=error.found, fix=error.fix) from error
+        problem = f"{socket.gethostname()}: {error.what}"
+        raise type(error)(problem, expected=error.expected, found=error.found, fix=error.fix) from error

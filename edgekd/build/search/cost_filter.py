@@ -17,7 +17,7 @@ from edgekd.hardware.predict.latency import Predictor, narrowest
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target
 
-OFF = {
+MAX_OVERESTIMATE = {
     "time, whole": (1.005, 1.01, 1.03),
     "time, pruned": (1.005, 1.02, 1.1),
     "bytes, whole": (1.02, 1.1, 1.1),
@@ -27,7 +27,7 @@ OFF = {
 
 What pruning leaves is hard to tell: with half of the multiply-adds a quarter of the weights may go, or three quarters.
 """
-PACKED = {FLOAT: 0.93, INT8: 0.9}
+PACKING_RATIO = {FLOAT: 0.93, INT8: 0.9}
 """Of a weight's bits the share that is left when codes are packed without loss; plans are made for packed bytes."""
 
 
@@ -51,7 +51,7 @@ class Cost:
     energy_mj: float | None
 
 
-def thinner(work: Work, share: float, area: float) -> Work:
+def scaled_layer(work: Work, share: float, area: float) -> Work:
     """A layer with this share of its weights left, for an input with this share of the positions."""
     width = sqrt(share)
     if work.kind == "depthwise":
@@ -65,7 +65,7 @@ def thinner(work: Work, share: float, area: float) -> Work:
     return replace(work, **kept, **moved, weights=round(weights), positions=round(work.positions * area))
 
 
-class Filter:
+class CostFilter:
     """Costs of candidates, and which of them a budget leaves.
 
     networks: of the detector, under None, and of each student; beside: bytes of a bundle beside its graph.
@@ -81,14 +81,14 @@ class Filter:
 
     def cost(self, candidate: Candidate) -> Cost:
         """Return the estimated cost of a candidate, corrected by those that were tried."""
-        found = self._reckoned(candidate)
+        found = self._estimated(candidate)
         size = self._corrected("bytes", found.bytes, candidate) or found.bytes
         latency, energy = (
             self._corrected(each, getattr(found, each), candidate) for each in ("latency_ms", "energy_mj")
         )
         return Cost(size, latency, energy)
 
-    def least(self, candidate: Candidate) -> Cost:
+    def lower_bound(self, candidate: Candidate) -> Cost:
         """Return the lowest cost of a candidate that the error of its estimates allows."""
         cost = self.cost(candidate)
         size = cost.bytes / self._slack("bytes", candidate)
@@ -100,7 +100,7 @@ class Filter:
 
     def learn(self, candidate: Candidate, found: Cost) -> None:
         """Take note of what a candidate really costs."""
-        reckoned = self._reckoned(candidate)
+        reckoned = self._estimated(candidate)
         for name, known in self._seen.items():
             thought, real = getattr(reckoned, name), getattr(found, name)
             if thought and real:
@@ -109,22 +109,22 @@ class Filter:
 
     def refusal(self, candidate: Candidate, budget: Budget) -> str | None:
         """Why a candidate cannot keep a budget, by these estimates; None where it may."""
-        over = [(name, excess) for name, excess in excesses(self.least(candidate), budget).items() if excess > 1]
-        told = (f"{_NAMES[name]} would be at least {excess:.2f} times what is allowed" for name, excess in over)
-        return "; ".join(told) or None
+        over = [(name, excess) for name, excess in excesses(self.lower_bound(candidate), budget).items() if excess > 1]
+        reasons = (f"{_NAMES[name]} would be at least {excess:.2f} times what is allowed" for name, excess in over)
+        return "; ".join(reasons) or None
 
-    def _reckoned(self, candidate: Candidate) -> Cost:
+    def _estimated(self, candidate: Candidate) -> Cost:
         alike = replace(candidate, recovery=0, teaching="all", quant_aware=0)
         if alike not in self._known:
-            self._known[alike] = self._reckon(alike)
+            self._known[alike] = self._estimate(alike)
         return self._known[alike]
 
-    def _reckon(self, candidate: Candidate) -> Cost:
+    def _estimate(self, candidate: Candidate) -> Cost:
         network = self._networks[candidate.student]
         area = (candidate.image_size / network.side) ** 2
-        works = [thinner(work, 1 - candidate.ratio, area) for work in network.works]
+        works = [scaled_layer(work, 1 - candidate.ratio, area) for work in network.works]
         weights = sum(work.weights for work in works)
-        size = self._beside + weights * candidate.bits / 8 * PACKED.get(candidate.bits, 1.0)
+        size = self._beside + weights * candidate.bits / 8 * PACKING_RATIO.get(candidate.bits, 1.0)
         predictor = self._predictors[candidate.bits != FLOAT]
         found = predictor.predict(works) if predictor else None
         return Cost(size, found.latency_ms if found else None, found.energy_mj if found else None)
@@ -137,7 +137,7 @@ class Filter:
         """How far too high an estimate may be."""
         kinds = _kinds(name, candidate)
         what = "bytes" if name == "bytes" else "time"
-        exact, like, none = OFF[f"{what}, {'pruned' if candidate.ratio else 'whole'}"]
+        exact, like, none = MAX_OVERESTIMATE[f"{what}, {'pruned' if candidate.ratio else 'whole'}"]
         if kinds[0] in self._seen[name]:
             return exact
         return like if any(kind in self._seen[name] for kind in kinds) else none

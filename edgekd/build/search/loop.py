@@ -12,29 +12,29 @@ from math import ceil
 from typing import Protocol
 
 from edgekd.build.recipe import Budget
-from edgekd.build.search.accuracy_model import Losses
-from edgekd.build.search.cost_filter import Filter
-from edgekd.build.search.pareto import Point, best, lacks, rank, spacious
+from edgekd.build.search.accuracy_model import AccuracyModel
+from edgekd.build.search.cost_filter import CostFilter
+from edgekd.build.search.pareto import Point, best, has_margin, rank, shortfalls
 from edgekd.build.search.space import Candidate, Space
 
-ROUND = 6
+ROUND_SIZE = 6
 """Candidates that are tried at once where nothing else is asked for, as many however many workers there are."""
-DRAWN = 3
+SAMPLED_EVERY = 3
 """One of so many is drawn by the study, in case what was learnt of choices is wrong."""
 ETA = 3
 """One of so many is tried more thoroughly."""
-ASKS = 4
+MAX_PROPOSALS = 4
 """How often the study is asked for a candidate that is new and may fit, before the likeliest one is taken."""
 PATIENCE = 4
 """Rounds without a better winner after which a search without a least accuracy ends."""
-NEXT = 3
+NEXT_COUNT = 3
 """Candidates that are named as the next ones."""
 
-Wanted = tuple[Candidate, int]
+TrialRequest = tuple[Candidate, int]
 """A candidate, and the rung to try it on."""
 
 
-class Draws(Protocol):
+class CandidateSource(Protocol):
     """Source of candidates, such as Optuna."""
 
     def ask(self) -> tuple[int, Candidate]: ...
@@ -47,7 +47,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopLimits:
     """When to stop, beside when the budget is met with a margin. trials: candidates; left_s: seconds that are left."""
 
     trials: int
@@ -62,19 +62,19 @@ class Search:
     """
 
     space: Space
-    filter: Filter
+    filter: CostFilter
     budget: Budget
-    study: Draws
-    try_all: Callable[[Sequence[Wanted]], list[Point]]
+    study: CandidateSource
+    run_trials: Callable[[Sequence[TrialRequest]], list[Point]]
     rungs: int
-    ends: Ends
+    ends: StopLimits
     note: Callable[[Search], None] = lambda search: None
-    batch: int = ROUND
+    batch: int = ROUND_SIZE
     points: dict[Candidate, Point] = field(default_factory=dict)
     reason: str = ""
 
     def __post_init__(self) -> None:
-        self.losses = Losses(self.space)
+        self.losses = AccuracyModel(self.space)
         self._all = self.space.candidates()
         self._still = 0
         self._last: Point | None = None
@@ -95,18 +95,18 @@ class Search:
         if not batch:
             self.reason = "every candidate that may fit was tried"
             return
-        self._climb(batch)
+        self._run_rungs(batch)
         self._judge()
         self.note(self)
 
     def likeliest(self, count: int | None = None) -> list[Candidate]:
         """Candidates that may fit and were not tried, those first that should win."""
         free = [each for each in self._all if each not in self.points and self._fits(each)]
-        return sorted(free, key=self._thought)[:count]
+        return sorted(free, key=self._expected_rank)[:count]
 
-    def _thought(self, candidate: Candidate) -> tuple[float, ...]:
+    def _expected_rank(self, candidate: Candidate) -> tuple[float, ...]:
         """The rank that a candidate is thought to have."""
-        point = Point(candidate, 0, self.losses.kept(candidate), self.filter.least(candidate), 0.0)
+        point = Point(candidate, 0, self.losses.kept(candidate), self.filter.lower_bound(candidate), 0.0)
         # Among equals those without training: they take minutes.
         return (*rank(point, self.budget), candidate.epochs)
 
@@ -125,7 +125,7 @@ class Search:
         likeliest = self.likeliest()
         room = min(self.batch, self.ends.trials - len(self.points))
         while len(batch) < room:
-            drawn = self._drawn(batch) if len(batch) % DRAWN == DRAWN - 1 else None
+            drawn = self._drawn(batch) if len(batch) % SAMPLED_EVERY == SAMPLED_EVERY - 1 else None
             if drawn is None:
                 found = self._other(likeliest, batch)
                 if found is None:
@@ -147,18 +147,18 @@ class Search:
 
     def _drawn(self, batch: dict[Candidate, int]) -> tuple[Candidate, int] | None:
         """A candidate of the study's that is new and may fit; None where it has none after a while."""
-        for _ in range(ASKS):
+        for _ in range(MAX_PROPOSALS):
             number, candidate = self.study.ask()
             if candidate not in batch and candidate not in self.points and self._fits(candidate):
                 return candidate, number
             self.study.drop(number)
         return None
 
-    def _climb(self, batch: dict[Candidate, int]) -> None:
+    def _run_rungs(self, batch: dict[Candidate, int]) -> None:
         """Try all a little, the best of them more, and the best of those in full."""
         chosen = list(batch)
         for rung in range(self.rungs):
-            tried = self.try_all([(candidate, rung) for candidate in chosen])
+            tried = self.run_trials([(candidate, rung) for candidate in chosen])
             for point in tried:
                 self.points[point.candidate] = point
                 if point.error is None:
@@ -173,7 +173,7 @@ class Search:
 
     def _tell(self, number: int, point: Point) -> None:
         values = (point.kept, point.cost.bytes, point.cost.latency_ms or 0.0)
-        self.study.tell(number, values, {"error": 1.0} if point.error else lacks(point, self.budget))
+        self.study.tell(number, values, {"error": 1.0} if point.error else shortfalls(point, self.budget))
 
     def _judge(self) -> None:
         """Find a reason to stop."""
@@ -181,7 +181,7 @@ class Search:
         self._still = self._still + 1 if winner == self._last else 0
         self._last = winner
         thorough = winner is not None and winner.rung == self.rungs - 1
-        if winner is not None and thorough and spacious(winner, self.budget):
+        if winner is not None and thorough and has_margin(winner, self.budget):
             self.reason = "the budget is met with a margin"
         elif self.ends.left_s() <= 0:
             self.reason = "the time is over"

@@ -20,7 +20,7 @@ STARTUP = 8
 
 
 def library() -> Any:
-    """Optuna. Raises SpecError where it is not installed."""
+    """Import Optuna. Raises SpecError where it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -29,8 +29,8 @@ def library() -> Any:
     return optuna
 
 
-class Study:
-    """Draws candidates of a space, and is told what came of them: accuracy kept, bytes and milliseconds at once.
+class OptunaSampler:
+    """Multi-objective TPE sampler of candidates: maximal accuracy, minimal bytes and milliseconds.
 
     journal: a file that is written anew; None to keep nothing.
     """
@@ -53,7 +53,7 @@ class Study:
         self._study = optuna.create_study(storage=storage, study_name="edgekd", directions=directions)
 
     def ask(self) -> tuple[int, Candidate]:
-        """The next candidate, and the number to tell of it."""
+        """Return the trial number of the next candidate, and the candidate."""
         number = len(self._trials)
         self._study.sampler = self._sampler(number)
         with warnings.catch_warnings():
@@ -64,7 +64,7 @@ class Study:
         return trial.number, self._space.at({name: levels.get(name, 0) for name in FIELDS})
 
     def put(self, candidate: Candidate) -> int:
-        """The number to tell of a candidate that somebody else has chosen."""
+        """Enqueue a candidate chosen elsewhere; return its trial number."""
         self._study.enqueue_trial({name: self._space.level(candidate, name) for name in self._choices})
         return self.ask()[0]
 
@@ -76,7 +76,7 @@ class Study:
             self._study.tell(number, [float(value) for value in values])
 
     def drop(self, number: int) -> None:
-        """Nothing comes of a candidate that was drawn: it is known, or cannot fit."""
+        """Discard a proposed candidate that is known or cannot fit."""
         self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
 
     def _sampler(self, number: int) -> Any:
@@ -91,6 +91,5 @@ class Study:
 
 
 def _constraints(trial: Any) -> Sequence[float]:
-    """How far a trial is from keeping each limit: above 0 it does not."""
-    told: Sequence[float] = [sum(trial.user_attrs.get("lacking", (0.0,)))]
-    return told
+    """Return the sum of the shares by which limits are missed; Optuna takes values above 0 as infeasible."""
+    return [float(sum(trial.user_attrs.get("lacking", (0.0,))))]

@@ -11,9 +11,9 @@ from edgekd.build.recipe import Budget
 from edgekd.build.search.cost_filter import Cost, excesses
 from edgekd.build.search.space import Candidate, candidate_json
 
-SPARE = 0.25
+MARGIN_RETENTION = 0.25
 """Of the accuracy that a budget gives away, the part that is to be left for a budget to be met with a margin."""
-ROOM = 0.98
+MARGIN_USE = 0.98
 """Of a limit on size, time or energy, the most that may be used then."""
 
 
@@ -52,25 +52,25 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def lacks(point: Point, budget: Budget) -> dict[str, float]:
-    """By what share each limit is missed, by its name; empty where all are kept, as far as is known."""
+def shortfalls(point: Point, budget: Budget) -> dict[str, float]:
+    """Return the share by which each limit is missed, by its name; empty where all known ones are kept."""
     found = {name: used - 1 for name, used in excesses(point.cost, budget).items() if used > 1}
     if budget.min_retention and point.kept < budget.min_retention:
         found["min_retention"] = 1 - point.kept / budget.min_retention
     return found
 
 
-def spacious(point: Point, budget: Budget) -> bool:
+def has_margin(point: Point, budget: Budget) -> bool:
     """Return whether all limits are kept with a margin, and accuracy is one of them."""
     if budget.min_retention is None or point.error:
         return False
-    wanted = budget.min_retention + SPARE * (1 - budget.min_retention)
-    return point.kept >= wanted and all(used <= ROOM for used in excesses(point.cost, budget).values())
+    wanted = budget.min_retention + MARGIN_RETENTION * (1 - budget.min_retention)
+    return point.kept >= wanted and all(used <= MARGIN_USE for used in excesses(point.cost, budget).values())
 
 
 def rank(point: Point, budget: Budget) -> tuple[float, ...]:
-    """The lower the better: who misses least; then who keeps most, or takes least where only accuracy is limited."""
-    missed = sum(lacks(point, budget).values())
+    """Return a sort key, best first: least missed; then most accurate, or cheapest if only accuracy is limited."""
+    missed = sum(shortfalls(point, budget).values())
     cost = (point.cost.bytes, point.cost.latency_ms or 0.0)
     limited = any((budget.max_bytes, budget.min_fps, budget.max_energy_mj))
     order = (-point.kept, *cost) if limited or missed or budget.min_retention is None else (*cost, -point.kept)
@@ -78,14 +78,14 @@ def rank(point: Point, budget: Budget) -> tuple[float, ...]:
 
 
 def best(points: Sequence[Point], budget: Budget) -> Point | None:
-    """The winner among those that were tried most thoroughly; None where nothing came of any."""
+    """Return the winner on the highest rung reached; None where all trials failed."""
     whole = [point for point in points if point.error is None]
     top = max((point.rung for point in whole), default=0)
     return min((point for point in whole if point.rung == top), key=lambda point: rank(point, budget), default=None)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats in accuracy, size and time at once; the most accurate first."""
+    """Return the Pareto front in accuracy, size, time and energy; the most accurate first."""
     whole = [point for point in points if point.error is None]
     kept = [point for point in whole if not any(_beats(other, point) for other in whole)]
     return sorted(kept, key=lambda point: (-point.kept, point.cost.bytes, point.cost.latency_ms or 0.0))
@@ -100,29 +100,33 @@ def _beats(one: Point, other: Point) -> bool:
 
 
 def why(winner: Point, points: Sequence[Point], budget: Budget) -> list[str]:
-    """Why it won: what of the budget it keeps, and what those next to it would have cost."""
-    missed = lacks(winner, budget)
-    told = ["It keeps every limit." if not missed else f"None keeps every limit; it misses least: {_missed(missed)}."]
+    """Return the reasons why it won, as sentences: limits kept, and the runners-up."""
+    missed = shortfalls(winner, budget)
+    reasons = [
+        "It keeps every limit." if not missed else f"None keeps every limit; it misses least: {_missed(missed)}."
+    ]
     others = [p for p in points if p.error is None and p.rung == winner.rung and p != winner]
-    fit = [point for point in others if not lacks(point, budget)]
+    fit = [point for point in others if not shortfalls(point, budget)]
     if not missed and others:
-        told.append(f"{len(fit)} of {len(others)} others that were tried as thoroughly keep every limit, too.")
+        reasons.append(f"{len(fit)} of {len(others)} others that were tried as thoroughly keep every limit, too.")
     if not missed and fit:
         next_best = min(fit, key=lambda point: rank(point, budget))
-        told.append(f"Next best: {next_best.candidate.text()}: {against(next_best, winner)}.")
-    better = [point for point in others if point.kept > winner.kept and lacks(point, budget)]
+        reasons.append(f"Next best: {next_best.candidate.text()}: {against(next_best, winner)}.")
+    better = [point for point in others if point.kept > winner.kept and shortfalls(point, budget)]
     if better:
         top = max(better, key=lambda point: point.kept)
-        told.append(f"More accurate: {top.candidate.text()}: {against(top, winner)}; {_missed(lacks(top, budget))}.")
-    return told
+        reasons.append(
+            f"More accurate: {top.candidate.text()}: {against(top, winner)}; {_missed(shortfalls(top, budget))}."
+        )
+    return reasons
 
 
 def against(point: Point, winner: Point) -> str:
     """Return the differences of a point to the winner."""
-    told = [f"{point.kept - winner.kept:+.1%} of the mAP50-95", size_text(point.cost.bytes)]
+    differences = [f"{point.kept - winner.kept:+.1%} of the mAP50-95", size_text(point.cost.bytes)]
     if point.cost.latency_ms is not None:
-        told.append(f"{point.cost.latency_ms:.2f} ms")
-    return ", ".join(told)
+        differences.append(f"{point.cost.latency_ms:.2f} ms")
+    return ", ".join(differences)
 
 
 def _missed(lacking: Mapping[str, float]) -> str:

@@ -15,13 +15,13 @@ from edgekd.build.publish import bytes_beside_graph
 from edgekd.build.recipe import Distill
 from edgekd.build.run import Job
 from edgekd.build.search.boards import rehearsed
-from edgekd.build.search.cost_filter import Filter, Network
+from edgekd.build.search.cost_filter import CostFilter, Network
 from edgekd.build.search.explain import document
-from edgekd.build.search.loop import ROUND, Ends, Search, Wanted
-from edgekd.build.search.optuna_sampler import Study
-from edgekd.build.search.space import INT8, Candidate, Facts, recipe_of, space_for
+from edgekd.build.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
+from edgekd.build.search.optuna_sampler import OptunaSampler
+from edgekd.build.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
 from edgekd.build.search.trials import Rung, Task, time_of, with_recipe
-from edgekd.build.search.workers import Clock, TryAll
+from edgekd.build.search.workers import Clock, RunTrials
 from edgekd.build.stage_store import Stage, readable_json
 from edgekd.build.stages.base import GRAPH, Stages, spec_of
 from edgekd.build.stages.plan import HELD_OUT
@@ -63,17 +63,17 @@ class SearchJob:
     students: tuple[str, ...] = ()
     workers: int = 1
     boards: tuple[Board, ...] = ()
-    batch: int = ROUND
+    batch: int = ROUND_SIZE
     cluster: str | None = None
     gpus: int | None = None
 
 
-class Beginning:
+class SearchContext:
     """Everything a search needs before the first trial: held-out images, facts of the detector, search space."""
 
-    def __init__(self, asked: SearchJob, progress: Progress) -> None:
-        job = asked.job
-        self.asked, self.progress = asked, progress
+    def __init__(self, request: SearchJob, progress: Progress) -> None:
+        job = request.job
+        self.request, self.progress = request, progress
         self.stages = Stages.within(job.out, job.fresh, progress)
         self.folder = job.out / "search"
         dataset = load_dataset(job.data)
@@ -81,9 +81,9 @@ class Beginning:
         self.final = self.folder / "final.yaml"
         detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
         before = self.stages.export(detector, job.head, dataset.classes, opset_for(job.target))
-        students = tuple(dict.fromkeys((*asked.students, *siblings(job.model))))
-        self.facts = facts_of(job.model, before, students)
-        self.space = space_for(self.facts, job.target, asked.epochs)
+        students = tuple(dict.fromkeys((*request.students, *siblings(job.model))))
+        self.facts = detector_facts(job.model, before, students)
+        self.space = space_for(self.facts, job.target, request.epochs)
         self.networks: dict[str | None, Network] = {None: Network(self.facts.image_size, works_in(before.path / GRAPH))}
         self.students = tuple(filter(None, self.space.student))
         for name in self.students:
@@ -93,41 +93,41 @@ class Beginning:
         run = graphs(trial, data_of(trial), self.stages)
         if not run.scores[0].results["map50_95"]:
             raise DataError(f"{job.model}: finds nothing on {self.held_out} training images", fix="train it first")
-        _refuse_unpredicted(job, time_of(run, self.stages), bool(asked.boards))
+        _refuse_unpredicted(job, time_of(run, self.stages), bool(request.boards))
         self.beside = bytes_beside_graph(run, self.stages)
         self.identity = self._identity(run.data_sha256, dataset)
-        self.clock = Clock(asked.seconds, asked.workers)
+        self.clock = Clock(request.seconds, request.workers)
 
     def rung(self, at: int) -> Path:
         """The data of a rung."""
         return self.folder / f"rung{at}.yaml"
 
-    def search(self, try_all: TryAll) -> Search:
+    def search(self, run_trials: RunTrials) -> Search:
         """The search, with what tries."""
-        job = self.asked.job
+        job = self.request.job
         return Search(
             space=self.space,
-            filter=Filter(self.space, self.networks, self.beside, job.target),
+            filter=CostFilter(self.space, self.networks, self.beside, job.target),
             budget=job.budget,
-            study=Study(self.space, journal=self.folder / "study.log"),
-            try_all=self.clock.timed(try_all),
+            study=OptunaSampler(self.space, journal=self.folder / "study.log"),
+            run_trials=self.clock.timed(run_trials),
             rungs=len(RUNGS),
-            ends=Ends(self.asked.trials, self.clock.left_s),
+            ends=StopLimits(self.request.trials, self.clock.left_s),
             note=self.note,
-            batch=self.asked.batch,
+            batch=self.request.batch,
         )
 
-    def task(self, wanted: Wanted) -> Task:
+    def task(self, wanted: TrialRequest) -> Task:
         """A candidate as whoever tries it wants it."""
         candidate, rung = wanted
         recipe = recipe_of(candidate, self.space, RUNGS[rung].share)
-        job = with_recipe(self.asked.job, recipe, self.rung(rung))
-        return Task(job, candidate, rung, self.beside, self.identity, self.asked.boards)
+        job = with_recipe(self.request.job, recipe, self.rung(rung))
+        return Task(job, candidate, rung, self.beside, self.identity, self.request.boards)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The setup's part of the result document."""
-        job = self.asked.job
+        job = self.request.job
         return {
             "identity": self.identity,
             "model": job.model.name,
@@ -141,13 +141,13 @@ class Beginning:
     @property
     def _basis(self) -> str:
         """Source of times: `measured`, `predicted`, or `rehearsed` on a null device."""
-        if self.asked.boards:
-            return REHEARSED if rehearsed(self.asked.boards) else "measured"
-        return "measured" if self.asked.job.target.kind == "cpu" else "predicted"
+        if self.request.boards:
+            return REHEARSED if rehearsed(self.request.boards) else "measured"
+        return "measured" if self.request.job.target.kind == "cpu" else "predicted"
 
     def note(self, search: Search) -> None:
         """Say where the search is, and keep it."""
-        write_file(self.asked.job.out / RESULT, readable_json(document(search, self.told, self.clock.spent_s)))
+        write_file(self.request.job.out / RESULT, readable_json(document(search, self.summary, self.clock.spent_s)))
         winner = search.winner
         if winner:
             kept = f"keeps {winner.kept:.1%} in {winner.cost.bytes / 1e6:.2f} MB"
@@ -161,7 +161,7 @@ class Beginning:
             from edgekd.detectors.ultralytics_distill import student_network
 
             step = Distill(name, image_size=self.facts.image_size)
-            network = student_network(step, dataset.classes, self.asked.job.trust_checkpoint)
+            network = student_network(step, dataset.classes, self.request.job.trust_checkpoint)
             write_checkpoint(network, {"task": "detect", "imgsz": self.facts.image_size}, folder / "student.pt")
             return {}
 
@@ -172,11 +172,11 @@ class Beginning:
         }
         made = self.stages.run("student", inputs, work)
         detector = load(made.path / "student.pt")
-        return self.stages.export(detector, None, dataset.classes, opset_for(self.asked.job.target)).path / GRAPH
+        return self.stages.export(detector, None, dataset.classes, opset_for(self.request.job.target)).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
         """Return the SHA-256 of everything that trials depend on beside the candidate."""
-        job = self.asked.job
+        job = self.request.job
         known = {
             "model": self.stages.sha256(job.model),
             "data": [data, self.stages.fingerprint(load_dataset(self.final).split("train"))],
@@ -192,13 +192,13 @@ class Beginning:
         return json_sha256(known)
 
 
-def facts_of(model: Path, graph: Stage, students: tuple[str, ...]) -> Facts:
+def detector_facts(model: Path, graph: Stage, students: tuple[str, ...]) -> DetectorFacts:
     """Return the properties of a detector that decide which choices it has."""
     spec = spec_of(graph)
     size = (spec.preprocess.height, spec.preprocess.width)
     checkpoint, torchvision = model.suffix == ".pt", is_torchvision(model.name)
     ours = checkpoint and not torchvision
-    return Facts(
+    return DetectorFacts(
         image_size=max(size),
         stride=max((32, *spec.head.strides)),
         trains=checkpoint,
@@ -223,11 +223,11 @@ def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None], time
 
     found: milliseconds and millijoules, as predicted; timed: whether boards will say the former.
     """
-    for flag, asked, value in (
+    for flag, request, value in (
         ("--min-fps", None if timed else job.budget.min_fps, found[0]),
         ("--max-energy", job.budget.max_energy_mj, found[1]),
     ):
-        if asked is not None and value is None:
+        if request is not None and value is None:
             raise SpecError(
                 f"{flag}: {job.target.title} cannot be predicted",
                 expected="a target with the figures for it: `edgekd predict` says which",

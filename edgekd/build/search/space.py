@@ -95,7 +95,7 @@ FIELDS = tuple(entry.name for entry in fields(Candidate))
 
 
 @dataclass(frozen=True)
-class Facts:
+class DetectorFacts:
     """Properties of a detector that decide which choices it has.
 
     image_size: side of its input in pixels; stride: what sides are multiples of; trains: it is a checkpoint that can be
@@ -157,7 +157,7 @@ class Space:
         return product(*(getattr(self, name) for name in FIELDS))
 
 
-def space_for(facts: Facts, target: Target, epochs: int) -> Space:
+def space_for(facts: DetectorFacts, target: Target, epochs: int) -> Space:
     """Build the search space of a detector on a target; epochs: of a full training, 0 to train nothing."""
     able = target.precisions.conv.value
     trains = facts.trains and epochs > 0

@@ -55,12 +55,12 @@ class Task:
 def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
     """Run a trial, or read its result from the store of the folder; timed on a board if there is one.
 
-    Raises as `made_trial` does.
+    Raises as `make_trial` does.
     """
-    return timed_trial(task, made_trial(task, folder, progress), folder, progress)
+    return time_trial(task, make_trial(task, folder, progress), folder, progress)
 
 
-def timed_trial(task: Task, point: Point, folder: Path, progress: Progress = SILENT) -> Point:
+def time_trial(task: Task, point: Point, folder: Path, progress: Progress = SILENT) -> Point:
     """A trial with what a board measured in place of what was predicted, or with the error that boards answered.
 
     Raises DeviceError where none answers.
@@ -79,14 +79,14 @@ def timed_trial(task: Task, point: Point, folder: Path, progress: Progress = SIL
     return replace(point, cost=cost, seconds=seconds)
 
 
-def made_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
+def make_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
     """Make and score a candidate, or read its result from the store of the folder; boards aside.
 
     A candidate that cannot be made, because pruning it gains nothing or its training diverges, is a point with that
     error. Raises what has nothing to do with the candidate: SpecError, DataError, DeviceError.
     """
     stages = Stages.within(folder, False, progress)
-    told = candidate_json(task.candidate)
+    summary = candidate_json(task.candidate)
 
     def work(scratch: Path) -> Mapping[str, Any]:
         try:
@@ -95,7 +95,7 @@ def made_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
             return {"error": str(error)}
 
     recipe = json_sha256(repr(task.job.recipe.steps))
-    inputs = {"search": task.identity, "candidate": told, "rung": task.rung, "recipe": recipe, "code": VERSION}
+    inputs = {"search": task.identity, "candidate": summary, "rung": task.rung, "recipe": recipe, "code": VERSION}
     done = stages.run("trial", inputs, work)
     results, seconds = done.results, done.seconds
     if "error" in results:

@@ -1,4 +1,4 @@
-"""Who tries candidates on this machine: this process, or others that end with it; and how long that takes."""
+"""Trials on this machine, in this process or in workers, and the time that they take."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekd.build.search.loop import Wanted
+from edgekd.build.search.loop import TrialRequest
 from edgekd.build.search.pareto import Point
 from edgekd.build.search.trials import Task, run_trial
 from edgekd.core.progress import Progress
 
 T = TypeVar("T")
-TryAll = Callable[[Sequence[Wanted]], list[Point]]
+RunTrials = Callable[[Sequence[TrialRequest]], list[Point]]
 EVERY_S = 30.0
 """Between two signs of life of one trial."""
 _PARENT_DEATH_SIGNAL = 1
@@ -28,10 +28,12 @@ _PARENT_DEATH_SIGNAL = 1
 
 
 @contextmanager
-def trying(task: Callable[[Wanted], Task], out: Path, workers: int, progress: Progress) -> Iterator[TryAll]:
+def local_trials(
+    task: Callable[[TrialRequest], Task], out: Path, workers: int, progress: Progress
+) -> Iterator[RunTrials]:
     """Yield a function that runs trials: in this process, or in workers that end with it. out: the store's folder."""
     if workers == 1:
-        patient = Patient(progress)
+        patient = SlowStepProgress(progress)
         yield lambda wanted: [run_trial(task(each), out, patient) for each in wanted]
         return
     context = get_context("spawn")
@@ -45,7 +47,7 @@ def trying(task: Callable[[Wanted], Task], out: Path, workers: int, progress: Pr
 
 
 def _end_with(parent: int, workers: int, started: Any) -> None:
-    """Have this process killed when the one that started it is gone, and keep it to its share of the cores."""
+    """Initialize a worker: it is killed when its parent ends, and runs on its share of the cores."""
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -57,14 +59,14 @@ def _end_with(parent: int, workers: int, started: Any) -> None:
         os.environ["OMP_NUM_THREADS"] = str(len(share))
 
 
-class Patient:
+class SlowStepProgress:
     """Progress of many trials that reports long steps alone."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """The items, and now and then how many of them are done."""
+        """Yield the items; report every EVERY_S seconds how many are done."""
         said = time.monotonic()
         for done, item in enumerate(iterable, start=1):
             yield item
@@ -73,11 +75,11 @@ class Patient:
                 self._progress.note(f"search, {label}: {done}{f' of {total}' if total else ''}")
 
     def note(self, text: str) -> None:
-        """Nothing: each trial has dozens of stages."""
+        """Report nothing: each trial has dozens of stages."""
 
 
 class Clock:
-    """Seconds that a search has taken: of its tries when they were made, in this run or in one before that was cut.
+    """Time that a search has taken: the sum of its trials, of this run and of interrupted ones before.
 
     So a search that has ended by its time ends there again, with all that it had found by then.
     """
@@ -86,11 +88,11 @@ class Clock:
         self.spent_s = 0.0
         self._limit_s, self._workers = limit_s, workers
 
-    def timed(self, try_all: TryAll) -> TryAll:
-        """The same, with a note taken of how long tries took that were made at the same time."""
+    def timed(self, run_trials: RunTrials) -> RunTrials:
+        """Wrap a trial runner so that the time of its trials is counted."""
 
-        def timed(wanted: Sequence[Wanted]) -> list[Point]:
-            points = try_all(wanted)
+        def timed(wanted: Sequence[TrialRequest]) -> list[Point]:
+            points = run_trials(wanted)
             self.spent_s += sum(point.seconds for point in points) / min(self._workers, max(len(points), 1))
             return points
 

@@ -115,14 +115,14 @@ def _recipe(
     return steps.with_plan(Path(plan)) if plan else steps
 
 
-def _search(job: Job, time: str | None, fleet: str | Path | None, **asked: Any) -> SearchJob:
+def _search(job: Job, time: str | None, fleet: str | Path | None, **request: Any) -> SearchJob:
     """What is searched for."""
     from edgekd.build.search.setup import SearchJob
     from edgekd.commands.fleet import load_fleet
     from edgekd.core.units import parse_duration
 
     seconds = None if time is None else parse_duration(time, "--time")
-    return SearchJob(job, seconds, boards=load_fleet(Path(fleet)).boards if fleet else (), **asked)
+    return SearchJob(job, seconds, boards=load_fleet(Path(fleet)).boards if fleet else (), **request)
 
 
 def _refuse_without_search(**given: Any) -> None:

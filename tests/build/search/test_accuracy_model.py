@@ -8,11 +8,11 @@ from math import prod
 import numpy as np
 import pytest
 
-from edgekd.build.search.accuracy_model import Losses
-from edgekd.build.search.space import Candidate, Facts, space_for
+from edgekd.build.search.accuracy_model import AccuracyModel
+from edgekd.build.search.space import Candidate, DetectorFacts, space_for
 from edgekd.hardware.target import load_target
 
-SPACE = space_for(Facts(640, trains=True, resizes=True, quant_aware=True), load_target("xavier"), 30)
+SPACE = space_for(DetectorFacts(640, trains=True, resizes=True, quant_aware=True), load_target("xavier"), 30)
 KEPT = {"image_size": 0.95, "ratio": 0.97, "bits": 0.99}
 
 
@@ -23,7 +23,7 @@ def truth(candidate: Candidate) -> float:
 
 
 def test_nothing_is_thought_to_gain_and_every_step_further_costs() -> None:
-    losses = Losses(SPACE)
+    losses = AccuracyModel(SPACE)
     whole = SPACE.gentlest
     assert losses.kept(whole) == 1.0
     for name in KEPT:
@@ -33,7 +33,7 @@ def test_nothing_is_thought_to_gain_and_every_step_further_costs() -> None:
 
 
 def test_a_few_trials_tell_of_all_others() -> None:
-    losses = Losses(SPACE)
+    losses = AccuracyModel(SPACE)
     every = SPACE.candidates()
     rng = np.random.default_rng(0)
     seen = [every[at] for at in rng.permutation(len(every))[:40]]
@@ -46,7 +46,7 @@ def test_a_few_trials_tell_of_all_others() -> None:
 
 
 def test_parts_multiply_to_the_whole() -> None:
-    losses = Losses(SPACE)
+    losses = AccuracyModel(SPACE)
     losses.fit([(each, truth(each)) for each in SPACE.candidates()[::5]])
     candidate = Candidate(None, 480, 0.35, 5.5, 30)
     assert prod(losses.parts(candidate).values()) == pytest.approx(losses.kept(candidate))
@@ -54,6 +54,6 @@ def test_parts_multiply_to_the_whole() -> None:
 
 
 def test_no_accuracy_at_all_is_learnt_from_too() -> None:
-    losses = Losses(SPACE)
+    losses = AccuracyModel(SPACE)
     losses.fit([(Candidate(None, 640, 0.65, bits=8.0), 0.0)])
     assert losses.kept(Candidate(None, 640, 0.65, bits=8.0)) < 0.05

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgekd.build.search import cluster
-from edgekd.build.search.cluster import Cluster, Same
+from edgekd.build.search.cluster import Cluster, SharedEnvironment
 from edgekd.core.errors import DataError, DeviceError, SpecError
 
 GPU_NODE, CPU_NODE, RACK = {"CPU": 32.0, "GPU": 4.0}, {"CPU": 8.0}, {"CPU": 2.0, "board": 3.0}
@@ -52,12 +52,12 @@ def test_what_no_machine_has_is_refused(
 
 
 def test_a_machine_that_sees_another_folder_or_has_other_software_is_refused(tmp_path: Path) -> None:
-    here = Same.here(tmp_path)
+    here = SharedEnvironment.here(tmp_path)
     here.require()
     other: dict[str, Any] = {**here.software, "numpy": "1.0"}
     with pytest.raises(DeviceError, match=r"other software; expected numpy 1\.0, as where the search runs; found"):
         replace(here, software=other).require()
-    Same.here(tmp_path)
+    SharedEnvironment.here(tmp_path)
     with pytest.raises(DeviceError, match=r"does not see the folder of the search.*another one there"):
         here.require()
     here.probe.unlink()
@@ -76,18 +76,18 @@ def test_where_no_cluster_can_be_is_said_at_once() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{held.getsockname()[1]}"
-        with pytest.raises(DeviceError, match=f"--cluster {nobody}: nobody answers.*ray start"), joined(nobody):
+        with pytest.raises(DeviceError, match=f"--cluster {nobody}: nobody answers.*ray start"), joined_cluster(nobody):
             pass
     for address in ("somewhere", "host:port", ":6379"):
-        with pytest.raises(SpecError, match="expected HOST:PORT"), joined(address):
+        with pytest.raises(SpecError, match="expected HOST:PORT"), joined_cluster(address):
             pass
 
 
-def joined(address: str) -> Any:
-    return cluster.joined(address, None, 6)
+def joined_cluster(address: str) -> Any:
+    return cluster.joined_cluster(address, None, 6)
 
 
 def test_without_ray_there_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(SpecError, match=r"--cluster needs Ray.*edgekd\[cluster\]"), joined("local"):
+    with pytest.raises(SpecError, match=r"--cluster needs Ray.*edgekd\[cluster\]"), joined_cluster("local"):
         pass

@@ -28,14 +28,14 @@ TOLD = {
 
 def test_the_document_and_its_section_of_the_report() -> None:
     found, _ = search()
-    told = json.loads(json.dumps(document(found, TOLD, 125.0)))
-    assert_documented(told, "search")
-    page = search_section(told)
+    summary = json.loads(json.dumps(document(found, TOLD, 125.0)))
+    assert_documented(summary, "search")
+    page = search_section(summary)
     assert "2 min 5 s" in page.replace("\u00a0", " ")
-    assert page.count('class="spot tried"') + page.count('class="spot front"') == told["tried"] - 1
+    assert page.count('class="spot tried"') + page.count('class="spot front"') == summary["tried"] - 1
     assert page.count('class="spot winner"') == 1
     assert page.count('class="limit"') == 2
-    for line in told["why"]:
+    for line in summary["why"]:
         assert line in page
     for part in ("Why it won", "What would be tried next", "What each choice of the winner costs"):
         assert part in page
@@ -44,11 +44,11 @@ def test_the_document_and_its_section_of_the_report() -> None:
 
 def test_a_failed_candidate_is_listed_with_its_error_and_not_drawn() -> None:
     found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=18)
-    told = document(found, {**TOLD, "budget": {**TOLD["budget"], "min_retention": None}}, 1.0)
-    told["points"][-1]["error"] = "prune: <not> faster"
-    page = search_section(told)
+    summary = document(found, {**TOLD, "budget": {**TOLD["budget"], "min_retention": None}}, 1.0)
+    summary["points"][-1]["error"] = "prune: <not> faster"
+    page = search_section(summary)
     assert "prune: &lt;not&gt; faster" in page
-    assert len(re.findall('class="spot', page)) == len(told["points"]) - 1
+    assert len(re.findall('class="spot', page)) == len(summary["points"]) - 1
     assert page.count('class="limit"') == 1
 
 

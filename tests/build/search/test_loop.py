@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from edgekd.build.recipe import Budget
-from edgekd.build.search.cost_filter import Filter, Network
+from edgekd.build.search.cost_filter import CostFilter, Network
 from edgekd.build.search.explain import document
-from edgekd.build.search.loop import ROUND, Ends, Search, Wanted
-from edgekd.build.search.optuna_sampler import Study
-from edgekd.build.search.pareto import Point, best, lacks
-from edgekd.build.search.space import Candidate, Facts, Space, space_for
+from edgekd.build.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
+from edgekd.build.search.optuna_sampler import OptunaSampler
+from edgekd.build.search.pareto import Point, best, shortfalls
+from edgekd.build.search.space import Candidate, DetectorFacts, Space, space_for
 from edgekd.hardware.predict.work import convolution
 from edgekd.hardware.target import load_target
 
 pytest.importorskip("optuna")
 TARGET = load_target("xavier")
 WORKS = tuple(convolution(str(at), 128, 128, 6400, 9) for at in range(20))
-SPACE = space_for(Facts(640, trains=True, resizes=True, quant_aware=True), TARGET, 30)
+SPACE = space_for(DetectorFacts(640, trains=True, resizes=True, quant_aware=True), TARGET, 30)
 KEPT = {"image_size": 0.96, "ratio": 0.985, "bits": 0.993}
 BUDGET = Budget(max_bytes=2_400_000, min_retention=0.9, min_fps=400)
 
@@ -32,8 +32,8 @@ BUDGET = Budget(max_bytes=2_400_000, min_retention=0.9, min_fps=400)
 class World:
     """Costs as they are reckoned, a tenth dearer; accuracy by a formula; every try is counted."""
 
-    filter: Filter = field(default_factory=lambda: Filter(SPACE, {None: Network(640, WORKS)}, 100_000, TARGET))
-    tries: list[Wanted] = field(default_factory=list)
+    filter: CostFilter = field(default_factory=lambda: CostFilter(SPACE, {None: Network(640, WORKS)}, 100_000, TARGET))
+    tries: list[TrialRequest] = field(default_factory=list)
 
     def point(self, candidate: Candidate, rung: int = 2) -> Point:
         cost = self.filter.cost(candidate)
@@ -43,7 +43,7 @@ class World:
             return Point(candidate, rung, 0.0, replace(cost, bytes=0), 1.0, "prune: not faster")
         return Point(candidate, rung, kept, replace(cost, bytes=1.1 * cost.bytes), 1.0)
 
-    def try_all(self, wanted: Sequence[Wanted]) -> list[Point]:
+    def run_trials(self, wanted: Sequence[TrialRequest]) -> list[Point]:
         self.tries += wanted
         return [self.point(*each) for each in wanted]
 
@@ -59,12 +59,12 @@ def search(
     networks = {None: Network(640, WORKS)}
     made = Search(
         space,
-        Filter(space, networks, 100_000, TARGET),
+        CostFilter(space, networks, 100_000, TARGET),
         budget,
-        more.pop("study", None) or Study(space, more.pop("seed", 0)),
-        world.try_all,
+        more.pop("study", None) or OptunaSampler(space, more.pop("seed", 0)),
+        world.run_trials,
         3,
-        Ends(trials, left_s),
+        StopLimits(trials, left_s),
         **more,
     )
     made.run()
@@ -75,7 +75,7 @@ def test_the_budget_is_met_with_a_margin_in_a_few_trials() -> None:
     found, world = search()
     assert found.reason == "the budget is met with a margin"
     assert found.winner.rung == 2
-    assert not lacks(found.winner, BUDGET)
+    assert not shortfalls(found.winner, BUDGET)
     assert len(found.points) <= 18
     assert len({each for each, rung in world.tries if rung == 0}) == len(found.points), "none is tried twice"
 
@@ -89,9 +89,9 @@ def test_a_budget_of_size_alone_ends_when_nothing_better_comes() -> None:
 
 
 def test_only_the_best_are_tried_in_full() -> None:
-    found, world = search(Budget(max_bytes=2_000_000), trials=ROUND)
+    found, world = search(Budget(max_bytes=2_000_000), trials=ROUND_SIZE)
     assert [sum(rung == at for _, rung in world.tries) for at in range(3)] == [6, 2, 1]
-    assert found.reason == f"{ROUND} candidates were tried"
+    assert found.reason == f"{ROUND_SIZE} candidates were tried"
 
 
 def test_the_time_ends_it_even_in_the_middle_of_a_round() -> None:
@@ -103,11 +103,11 @@ def test_the_time_ends_it_even_in_the_middle_of_a_round() -> None:
 
 
 def test_what_cannot_be_met_tries_all_that_may_fit_and_tells_the_nearest() -> None:
-    space = space_for(Facts(640, trains=True, resizes=True), TARGET, 0)
+    space = space_for(DetectorFacts(640, trains=True, resizes=True), TARGET, 0)
     found, _ = search(Budget(max_bytes=1_600_000, min_retention=0.999, min_fps=900), trials=9999, space=space)
     assert found.reason == "every candidate that may fit was tried"
     assert len(found.points) + len(found.refused()) == len(space.candidates())
-    assert lacks(found.winner, found.budget)
+    assert shortfalls(found.winner, found.budget)
 
 
 def test_a_budget_that_nothing_can_fit_tries_nothing() -> None:
@@ -123,7 +123,7 @@ def test_the_same_answers_lead_to_the_same_search_and_another_seed_to_another(tm
     assert document(one, {}, 0.0) == document(two, {}, 0.0)
     journal = tmp_path / "study.log"
     for _ in range(2):  # the second finds the first one's, as after a kill, and writes it anew
-        _, d = search(tight, 18, study=Study(SPACE, 0, journal))
+        _, d = search(tight, 18, study=OptunaSampler(SPACE, 0, journal))
         assert d.tries == a.tries
         assert journal.stat().st_size > 0
         journal.write_bytes(journal.read_bytes()[:-7])
@@ -132,21 +132,21 @@ def test_the_same_answers_lead_to_the_same_search_and_another_seed_to_another(tm
 def test_a_candidate_that_cannot_be_made_is_told_and_does_not_win() -> None:
     found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=200)
     failed = [each for each in found.points.values() if each.error]
-    told = document(found, {}, 0.0)
-    assert all(row["kept"] is None and not row["front"] for row in told["points"] if row["error"])
+    summary = document(found, {}, 0.0)
+    assert all(row["kept"] is None and not row["front"] for row in summary["points"] if row["error"])
     assert found.winner not in failed
 
 
 def test_the_document_counts_what_was_saved() -> None:
     found, world = search()
-    told = document(found, {}, 1.5)
-    assert told["tried"] == len(found.points)
-    assert told["refused"] == len(found.refused()) > 0
-    assert told["thorough"] == sum(rung == 2 for _, rung in world.tries)
+    summary = document(found, {}, 1.5)
+    assert summary["tried"] == len(found.points)
+    assert summary["refused"] == len(found.refused()) > 0
+    assert summary["thorough"] == sum(rung == 2 for _, rung in world.tries)
     looked_at = [*found.points, *found.refused()]
-    assert told["trainings"] + told["trainings_saved"] == sum(each.trains for each in looked_at)
-    assert told["winner"]["text"] == found.winner.candidate.text()
-    assert sum(row["front"] for row in told["points"]) >= 1
-    assert {part["choice"] for part in told["parts"]} <= {"image_size", "ratio", "bits"}
-    assert len(told["next"]) == 3
-    assert not {row["text"] for row in told["next"]} & {row["text"] for row in told["points"]}
+    assert summary["trainings"] + summary["trainings_saved"] == sum(each.trains for each in looked_at)
+    assert summary["winner"]["text"] == found.winner.candidate.text()
+    assert sum(row["front"] for row in summary["points"]) >= 1
+    assert {part["choice"] for part in summary["parts"]} <= {"image_size", "ratio", "bits"}
+    assert len(summary["next"]) == 3
+    assert not {row["text"] for row in summary["next"]} & {row["text"] for row in summary["points"]}

@@ -6,7 +6,7 @@ import pytest
 
 from edgekd.build.recipe import Budget
 from edgekd.build.search.cost_filter import Cost
-from edgekd.build.search.pareto import Point, best, front, lacks, rank, spacious, why
+from edgekd.build.search.pareto import Point, best, front, has_margin, rank, shortfalls, why
 from edgekd.build.search.space import Candidate
 
 BUDGET = Budget(max_bytes=1000, min_retention=0.96, min_fps=100)
@@ -25,18 +25,18 @@ def test_the_front_holds_who_is_beaten_by_nobody_and_both_of_equals() -> None:
 
 
 def test_limits_that_are_missed_are_told_by_how_much() -> None:
-    assert lacks(point(0.97, 1000, 10.0), BUDGET) == {}
-    found = lacks(point(0.48, 1500, 20.0), BUDGET)
+    assert shortfalls(point(0.97, 1000, 10.0), BUDGET) == {}
+    found = shortfalls(point(0.48, 1500, 20.0), BUDGET)
     assert found == pytest.approx({"min_retention": 0.5, "max_bytes": 0.5, "min_fps": 1.0})
 
 
 def test_a_margin_is_a_part_of_what_is_given_away() -> None:
-    assert spacious(point(0.971, 970, 9.7), BUDGET)
-    assert not spacious(point(0.969, 970, 9.7), BUDGET)
-    assert not spacious(point(0.99, 990, 9.7), BUDGET)
-    assert not spacious(point(0.99, 970, 9.9), BUDGET)
-    assert not spacious(point(0.99, 970), Budget(max_bytes=1000)), "more accuracy is always welcome"
-    assert not spacious(point(0.99, 970, error="diverged"), BUDGET)
+    assert has_margin(point(0.971, 970, 9.7), BUDGET)
+    assert not has_margin(point(0.969, 970, 9.7), BUDGET)
+    assert not has_margin(point(0.99, 990, 9.7), BUDGET)
+    assert not has_margin(point(0.99, 970, 9.9), BUDGET)
+    assert not has_margin(point(0.99, 970), Budget(max_bytes=1000)), "more accuracy is always welcome"
+    assert not has_margin(point(0.99, 970, error="diverged"), BUDGET)
 
 
 def test_the_winner_keeps_the_budget_and_then_most_accuracy() -> None:
@@ -61,10 +61,10 @@ def test_a_glance_does_not_beat_a_thorough_try() -> None:
 
 def test_why_it_won_names_what_is_next_and_what_was_too_dear() -> None:
     winner, next_best, dear = point(0.98, 900), point(0.97, 800), point(1.0, 1500)
-    told = " ".join(why(winner, [winner, next_best, dear], BUDGET))
-    assert told.startswith("It keeps every limit. 1 of 2 others")
-    assert f"Next best: {next_best.candidate.text()}: -1.0%" in told
-    assert f"More accurate: {dear.candidate.text()}: +2.0%" in told
-    assert "bundle size by 50.0%" in told
-    told = " ".join(why(dear, [dear], BUDGET))
-    assert told == "None keeps every limit; it misses least: bundle size by 50.0%."
+    summary = " ".join(why(winner, [winner, next_best, dear], BUDGET))
+    assert summary.startswith("It keeps every limit. 1 of 2 others")
+    assert f"Next best: {next_best.candidate.text()}: -1.0%" in summary
+    assert f"More accurate: {dear.candidate.text()}: +2.0%" in summary
+    assert "bundle size by 50.0%" in summary
+    summary = " ".join(why(dear, [dear], BUDGET))
+    assert summary == "None keeps every limit; it misses least: bundle size by 50.0%."

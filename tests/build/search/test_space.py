@@ -9,10 +9,10 @@ import pytest
 
 from edgekd.build.recipe import Distill, Prune, QuantAwareDistill, Quantize, Recipe, Resize, load_recipe
 from edgekd.build.recipe_toml import recipe_toml
-from edgekd.build.search.space import FIELDS, FLOAT, INT8, Candidate, Facts, recipe_of, space_for
+from edgekd.build.search.space import FIELDS, FLOAT, INT8, Candidate, DetectorFacts, recipe_of, space_for
 from edgekd.hardware.target import load_target
 
-CHECKPOINT = Facts(640, trains=True, resizes=True, quant_aware=True, students=("small.pt",))
+CHECKPOINT = DetectorFacts(640, trains=True, resizes=True, quant_aware=True, students=("small.pt",))
 SPACE = space_for(CHECKPOINT, load_target("xavier"), 30)
 
 
@@ -21,10 +21,10 @@ def kinds(candidate: Candidate, share: float = 1.0) -> list[type]:
 
 
 def test_an_onnx_file_has_its_bits_alone_and_a_target_without_int8_not_even_those() -> None:
-    onnx = space_for(Facts(416), load_target("xavier"), 30)
+    onnx = space_for(DetectorFacts(416), load_target("xavier"), 30)
     assert {each.bits for each in onnx.candidates()} == set(onnx.bits)
     assert len(onnx.candidates()) == len(onnx.bits)
-    assert [each.bits for each in space_for(Facts(416), load_target("nano"), 30).candidates()] == [FLOAT]
+    assert [each.bits for each in space_for(DetectorFacts(416), load_target("nano"), 30).candidates()] == [FLOAT]
 
 
 def test_without_epochs_nothing_is_trained() -> None:
