@@ -26,7 +26,7 @@ import cv2
 from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt, look_json
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.atomic_files import write_file

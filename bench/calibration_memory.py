@@ -57,7 +57,7 @@ def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:
 
 def measure(recipe: str, images: int, graph: str, shared: str) -> dict[str, Any]:
     """Quantize in this process; what it took."""
-    from edgekd.build.recipe import Quantize, load_recipe
+    from edgekd.builds.recipe import Quantize, load_recipe
     from edgekd.compress.quantization.mixed_precision import choices
     from edgekd.compress.quantization.plan import Form
     from edgekd.compress.quantization.quantize import quantize

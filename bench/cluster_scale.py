@@ -1,7 +1,7 @@
 """What a cluster adds to the trials of a search, and how a search grows on it: null trials, which take as long as told.
 
 First on this machine: a Ray cluster of processes, and rounds of trials through
-`edgekd.build.search.cluster` that sleep in
+`edgekd.builds.search.cluster` that sleep in
 place of making and timing a network. Everything else is as in a search: the tasks, Ray's queue for machines and for
 boards, the leases, the shared folder. A trial's share of what a round took longer than it had to is the overhead.
 
@@ -30,16 +30,16 @@ from typing import Any
 
 from common import RESULTS, conditions, conditions_lines, table, write_results
 
-from edgekd.build.recipe import load_recipe
-from edgekd.build.run import Job
-from edgekd.build.search.cluster import LOCAL, Cluster, cluster_trials, joined_cluster
-from edgekd.build.search.cost_filter import Cost
-from edgekd.build.search.leases import leased
-from edgekd.build.search.loop import ETA
-from edgekd.build.search.pareto import Point
-from edgekd.build.search.setup import RUNGS
-from edgekd.build.search.space import Candidate
-from edgekd.build.search.trials import Task
+from edgekd.builds.recipe import load_recipe
+from edgekd.builds.run import Job
+from edgekd.builds.search.cluster import LOCAL, Cluster, cluster_trials, joined_cluster
+from edgekd.builds.search.cost_filter import Cost
+from edgekd.builds.search.leases import leased
+from edgekd.builds.search.loop import ETA
+from edgekd.builds.search.pareto import Point
+from edgekd.builds.search.setup import RUNGS
+from edgekd.builds.search.space import Candidate
+from edgekd.builds.search.trials import Task
 from edgekd.commands.fleet import Board
 from edgekd.core.progress import SILENT
 from edgekd.hardware.target import load_target

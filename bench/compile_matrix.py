@@ -24,7 +24,7 @@ from typing import Any
 
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.detection.preprocess import letterbox, to_tensor
 from edgekd.core.errors import DeviceError

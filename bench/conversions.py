@@ -37,7 +37,7 @@ from common import (
     write_results,
 )
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.commands.convert import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, outputs, run
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.detection.preprocess import letterbox

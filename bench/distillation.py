@@ -43,7 +43,7 @@ from common import (
     write_pair,
 )
 
-from edgekd.build.recipe import Distill, DistillStage, Weights, load_recipe
+from edgekd.builds.recipe import Distill, DistillStage, Weights, load_recipe
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.progress import PlainProgress, Progress
 from edgekd.core.toml import parse_table
@@ -271,8 +271,8 @@ def edgekd_job(
 
 def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
     """The step's unlabelled frames with what the teacher sees in them."""
-    from edgekd.build.stages.base import Stages
-    from edgekd.build.stages.train import teachers_labels
+    from edgekd.builds.stages.base import Stages
+    from edgekd.builds.stages.train import teachers_labels
 
     with tempfile.TemporaryDirectory() as folder:
         stages = Stages.within(Path(folder), False, progress)

@@ -24,7 +24,7 @@ import onnx
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 from onnx import helper, numpy_helper
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.detection.preprocess import letterbox

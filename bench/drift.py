@@ -24,7 +24,7 @@ import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
-from edgekd.build.stages.drift_reference import statistics
+from edgekd.builds.stages.drift_reference import statistics
 from edgekd.core.bundle.manifest import Thresholds
 from edgekd.core.detection import decode
 from edgekd.core.detection.preprocess import letterbox

@@ -31,8 +31,8 @@ from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditi
 from distillation import exported, ultralytics_job
 from stand_in import cell, failed, rows_of
 
-from edgekd.build.recipe import Distill, QuantAwareDistill, Recipe, load_recipe
-from edgekd.build.recipe_toml import recipe_toml
+from edgekd.builds.recipe import Distill, QuantAwareDistill, Recipe, load_recipe
+from edgekd.builds.recipe_toml import recipe_toml
 from edgekd.commands.predict import PredictJob
 from edgekd.commands.predict import run as predicted
 from edgekd.deploy.artifact import opened

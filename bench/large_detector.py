@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.build.recipe import Quantize, load_recipe
+from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.compress.quantization.mixed_precision import choices
 from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.quantize import quantize

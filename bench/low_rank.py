@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.build.latency import Predicted
-from edgekd.build.recipe import LowRank
+from edgekd.builds.latency import Predicted
+from edgekd.builds.recipe import LowRank
 from edgekd.compress.pruning import Convolution
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError

@@ -28,7 +28,7 @@ from typing import Any
 from common import RESULTS, SHARED, SPLITS, JobError, Resumable, answer, conditions_lines, table, use_cores, write_pair
 from distillation import edgekd_job, exported, sized, start_job, told
 
-from edgekd.build.recipe import Distill, DistillStage, Prune, Weights, load_recipe
+from edgekd.builds.recipe import Distill, DistillStage, Prune, Weights, load_recipe
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.hardware.predict.device import Precision

@@ -21,7 +21,7 @@ from typing import Any
 
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.build.recipe import Distill, Prune
+from edgekd.builds.recipe import Distill, Prune
 from edgekd.core.progress import PlainProgress
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.detectors import load

@@ -198,7 +198,7 @@ def quantize_job(model: str, data: str, size: int, folder: str) -> dict[str, Any
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
     import torch
 
-    from edgekd.build.recipe import Quantize, load_recipe
+    from edgekd.builds.recipe import Quantize, load_recipe
     from edgekd.compress.quantization.plan import Form
     from edgekd.compress.quantization.quantize import Quantized, quantize
     from edgekd.core.detection.preprocess import letterbox
@@ -232,7 +232,7 @@ def train_job(model: str, graph: str, out: str, data: str, step: Mapping[str, An
     """Train a quantized graph; what it took."""
     import torch
 
-    from edgekd.build.recipe import QuantAwareDistill
+    from edgekd.builds.recipe import QuantAwareDistill
     from edgekd.detectors.ultralytics_trainer import distill_quantized
 
     sys.path.insert(0, str(PEERS))

@@ -30,14 +30,14 @@ from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.build.recipe import Budget, Distill, DistillStage, Recipe, Weights
-from edgekd.build.run import Job
-from edgekd.build.search.cost_filter import Cost, CostFilter, Network
-from edgekd.build.search.loop import Search, StopLimits, TrialRequest
-from edgekd.build.search.optuna_sampler import OptunaSampler
-from edgekd.build.search.pareto import Point, best, shortfalls
-from edgekd.build.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
-from edgekd.build.search.trials import Task, run_trial, with_recipe
+from edgekd.builds.recipe import Budget, Distill, DistillStage, Recipe, Weights
+from edgekd.builds.run import Job
+from edgekd.builds.search.cost_filter import Cost, CostFilter, Network
+from edgekd.builds.search.loop import Search, StopLimits, TrialRequest
+from edgekd.builds.search.optuna_sampler import OptunaSampler
+from edgekd.builds.search.pareto import Point, best, shortfalls
+from edgekd.builds.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
+from edgekd.builds.search.trials import Task, run_trial, with_recipe
 from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset

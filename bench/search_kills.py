@@ -28,9 +28,9 @@ from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.build.recipe import Budget, load_recipe
-from edgekd.build.run import Job
-from edgekd.build.search.setup import SearchJob
+from edgekd.builds.recipe import Budget, load_recipe
+from edgekd.builds.run import Job
+from edgekd.builds.search.setup import SearchJob
 from edgekd.commands.search import run
 from edgekd.hardware.target import load_target
 

@@ -28,7 +28,7 @@ import onnxruntime
 from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
 import edgekd.demo
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.detection.preprocess import letterbox

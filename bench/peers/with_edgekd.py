@@ -8,7 +8,7 @@ import onnxruntime  # noqa: F401
 import scipy.linalg  # noqa: F401
 from adapter import Job, run
 
-from edgekd.build.recipe import Quantize, load_recipe
+from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.compress.quantization.mixed_precision import measure_costs, plan_for
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.formats.packed_graph import pack

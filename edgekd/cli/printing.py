@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgekd.build.budget import Line
-    from edgekd.build.run import Outcome
+    from edgekd.builds.budget import Line
+    from edgekd.builds.run import Outcome
 
 
 def print_outcome(outcome: Outcome) -> None:

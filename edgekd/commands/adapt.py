@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekd.agent.parity import candidates, confidence
 from edgekd.agent.slots import MODEL_NAME
-from edgekd.build.stages.base import tool_versions
+from edgekd.builds.stages.base import tool_versions
 from edgekd.commands import pack as pack_module
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, read_head
@@ -301,8 +301,8 @@ def _write_files(
 
 def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, progress: Progress) -> int | None:
     """The record of how statistics are spread under the new conditions, in place of the old one; its frames, if any."""
-    from edgekd.build.stages.base import DRIFT
-    from edgekd.build.stages.drift_reference import statistics
+    from edgekd.builds.stages.base import DRIFT
+    from edgekd.builds.stages.drift_reference import statistics
     from edgekd.core import drift
 
     path = next((folder / entry.path for entry in manifest.files if entry.role == "drift"), folder / DRIFT)
@@ -320,7 +320,7 @@ def _write_manifest(
     folder: Path, manifest: Manifest, told: Mapping[str, Any], record: int | None, key: str, clean: _Scores | None
 ) -> None:
     """The manifest of the variant, in the folder with its files; lengths and hashes are for whoever packs it."""
-    from edgekd.build.stages.base import DRIFT
+    from edgekd.builds.stages.base import DRIFT
 
     files = [entry for entry in manifest.files if (folder / entry.path).is_file()]
     if record is not None and not any(entry.role == "drift" for entry in files):

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgekd.build.recipe import Budget, Distill, Recipe
-from edgekd.build.stage_store import Stage
-from edgekd.build.stages import train
-from edgekd.build.stages.base import Stages, spec_of, stage_json
-from edgekd.build.stages.plan import refuse_recipe
+from edgekd.builds.recipe import Budget, Distill, Recipe
+from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages import train
+from edgekd.builds.stages.base import Stages, spec_of, stage_json
+from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.progress import SILENT, Progress

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.build.recipe import Budget, Prune, Recipe
-from edgekd.build.speedup import start, told
-from edgekd.build.stages.base import Stages, stage_json
-from edgekd.build.stages.plan import refuse_recipe
-from edgekd.build.stages.prune import Narrowing, checkpoint_name, sensitivity
+from edgekd.builds.recipe import Budget, Prune, Recipe
+from edgekd.builds.speedup import start, told
+from edgekd.builds.stages.base import Stages, stage_json
+from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.builds.stages.prune import Narrowing, checkpoint_name, sensitivity
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.progress import SILENT, Progress
 from edgekd.hardware.target import Target

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.build.budget import Line, verdict
-from edgekd.build.gate import costliest, require_met
-from edgekd.build.recipe import Budget, QuantAwareDistill, Quantize, Recipe
-from edgekd.build.stage_store import Stage
-from edgekd.build.stages import train
-from edgekd.build.stages.base import (
+from edgekd.builds.budget import Line, verdict
+from edgekd.builds.gate import costliest, require_met
+from edgekd.builds.recipe import Budget, QuantAwareDistill, Quantize, Recipe
+from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages import train
+from edgekd.builds.stages.base import (
     CALIBRATION,
     GRAPH,
     PACKED,
@@ -32,7 +32,7 @@ from edgekd.build.stages.base import (
     spec_of,
     stage_json,
 )
-from edgekd.build.stages.plan import (
+from edgekd.builds.stages.plan import (
     HELD_OUT,
     Limits,
     Trial,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.build.budget import Line
-from edgekd.build.report_data import Asked, Parts, Timings, full_report
-from edgekd.build.stage_store import Stage, inputs_of, read_stage
-from edgekd.build.stages.analyse import FRAMES, analyse, analysed_report, findings_of
-from edgekd.build.stages.base import GRAPH, Stages
+from edgekd.builds.budget import Line
+from edgekd.builds.report_data import Asked, Parts, Timings, full_report
+from edgekd.builds.stage_store import Stage, inputs_of, read_stage
+from edgekd.builds.stages.analyse import FRAMES, analyse, analysed_report, findings_of
+from edgekd.builds.stages.base import GRAPH, Stages
 from edgekd.commands.compare import Finished, opened
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DataError, EdgeKDError, SpecError

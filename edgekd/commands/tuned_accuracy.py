@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.runtimes.types import FLOAT
-from edgekd.build.pipeline import SCORED
+from edgekd.builds.pipeline import SCORED
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.types import spec_from_json

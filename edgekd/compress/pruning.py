@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgekd.core.errors import CompressError
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Prune
+    from edgekd.builds.recipe import Prune
 
 
 @dataclass(frozen=True)

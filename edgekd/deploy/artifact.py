@@ -25,7 +25,7 @@ def opened(
     It is there while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
     expanded; a bundle is verified. Raises SpecError, BundleError.
     """
-    from edgekd.build.stages.base import GRAPH
+    from edgekd.builds.stages.base import GRAPH
     from edgekd.detectors.export import export
     from edgekd.detectors.onnx import describe, load_graph
 

@@ -32,7 +32,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Prune
+    from edgekd.builds.recipe import Prune
     from edgekd.core.progress import Progress
 
 S = TypeVar("S")

@@ -12,7 +12,7 @@ from edgekd.detectors.torchvision_names import is_torchvision
 if TYPE_CHECKING:
     import torch
 
-    from edgekd.build.recipe import Distill
+    from edgekd.builds.recipe import Distill
     from edgekd.compress.distillation.loss_terms import Aids, Seen
     from edgekd.core.detection.decode import Thresholds
     from edgekd.detectors.ultralytics_seen import Transformer

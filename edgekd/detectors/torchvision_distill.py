@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.build.recipe import Distill
+from edgekd.builds.recipe import Distill
 from edgekd.core.detection.preprocess import letterbox, to_input
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.build.recipe import Distill, DistillStage, Prune, Weights
+from edgekd.builds.recipe import Distill, DistillStage, Prune, Weights
 from edgekd.compress.pruning import Cost
 from edgekd.core.detection.preprocess import letterbox, to_input
 from edgekd.core.detection.types import Preprocess

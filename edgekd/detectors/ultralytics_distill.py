@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.build.recipe import Distill
+from edgekd.builds.recipe import Distill
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekd.build.recipe import LowRank
+from edgekd.builds.recipe import LowRank
 from edgekd.compress.pruning import Convolution, Cost, multiply_adds
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess

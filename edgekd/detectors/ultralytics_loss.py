@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.build.recipe import Distill, Weights
+from edgekd.builds.recipe import Distill, Weights
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
 from edgekd.data.pseudo_labels import mixed_order
 from edgekd.data.types import Sample

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.build.recipe import QuantAwareDistill
+from edgekd.builds.recipe import QuantAwareDistill
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.progress import SILENT, Progress

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from edgekd.build.recipe import Budget
+from edgekd.builds.recipe import Budget
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
 

@@ -12,9 +12,9 @@ from running import Built
 
 from edgekd.agent import serving
 from edgekd.agent.serving import Served
-from edgekd.build.pipeline import build
-from edgekd.build.recipe import load_recipe
-from edgekd.build.run import Job
+from edgekd.builds.pipeline import build
+from edgekd.builds.recipe import load_recipe
+from edgekd.builds.run import Job
 from edgekd.core import drift
 from edgekd.core.bundle.archive import extract, read_manifest
 from edgekd.core.drift import LEAST_FRAMES, WINDOW, Drift, from_json

@@ -16,8 +16,8 @@ import pytest
 from running import EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.build.recipe import Budget, load_recipe
-from edgekd.build.stages.plan import refuse_recipe
+from edgekd.builds.recipe import Budget, load_recipe
+from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.bundle.archive import verify
 from edgekd.core.bundle.manifest import to_json
 from edgekd.core.detection.decode import SCORING
@@ -53,7 +53,7 @@ adaptive = true
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgekd.build.recipe import Distill
+    from edgekd.builds.recipe import Distill
     from edgekd.detectors.ultralytics_distill import student_network
 
     torch.manual_seed(0)

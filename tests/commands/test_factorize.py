@@ -11,9 +11,9 @@ import pytest
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.build.recipe import Budget, LowRank, Recipe, load_recipe
-from edgekd.build.speedup import require_faster
-from edgekd.build.stages.plan import refuse_recipe
+from edgekd.builds.recipe import Budget, LowRank, Recipe, load_recipe
+from edgekd.builds.speedup import require_faster
+from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.errors import CompressError, SpecError
 
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ STEP = 'name = "thin"\n[[steps]]\nkind = "factorize"\nenergy = 0.3\nchannels = 3
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So large that a part of it takes less time, however busy the machine is."""
-    from edgekd.build.recipe import Distill
+    from edgekd.builds.recipe import Distill
     from edgekd.detectors.ultralytics_distill import student_network
 
     network = student_network(Distill("yolov8n.yaml"), ("red", "green"), trust=False)

@@ -12,11 +12,11 @@ import pytest
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.build.recipe import Distill, Prune
-from edgekd.build.stage_store import Stage
-from edgekd.build.stages import train
-from edgekd.build.stages.base import Stages
-from edgekd.build.stages.prune import Narrowing
+from edgekd.builds.recipe import Distill, Prune
+from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages import train
+from edgekd.builds.stages.base import Stages
+from edgekd.builds.stages.prune import Narrowing
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset
@@ -33,7 +33,7 @@ STEP = 'name = "narrow"\n[[steps]]\nkind = "prune"\nratio = 0.6\nmultiple = 8\ni
 
 
 def write_detector(folder: Path, model: str, width: float | None, side: int) -> Path:
-    from edgekd.build.recipe import Distill
+    from edgekd.builds.recipe import Distill
     from edgekd.detectors.ultralytics_distill import student_network
 
     network = student_network(Distill(model, width=width), ("red", "green"), trust=False)

@@ -14,7 +14,7 @@ import typer.main
 
 import edgekd
 from edgekd import EdgeKDError, load_recipe, load_target
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def test_importing_the_functions_imports_nothing_that_they_only_need_when_called
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     alone, after = (line.split() for line in done.stdout.splitlines())
     assert alone == ["edgekd", "edgekd.core.version"]
-    assert not {"numpy", "onnx", "onnxruntime", "cv2", "torch", "typer", "rich", "edgekd.build.pipeline"} & set(after)
+    assert not {"numpy", "onnx", "onnxruntime", "cv2", "torch", "typer", "rich", "edgekd.builds.pipeline"} & set(after)
 
 
 def test_a_recipe_may_be_a_table() -> None:

@@ -230,7 +230,7 @@ def test_a_search_takes_the_smallest_plan_that_keeps_enough(
 
 
 def test_no_frame_is_in_two_shares(network: Path, arrays: Path, tmp_path: Path) -> None:
-    from edgekd.build.recipe import load_recipe
+    from edgekd.builds.recipe import load_recipe
     from edgekd.commands.quantize import QuantizeJob, _shares
 
     job = QuantizeJob(network, arrays, load_recipe("mixed"), tmp_path)

@@ -24,14 +24,14 @@ from running import EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
-from edgekd.build.recipe import Budget, load_recipe
-from edgekd.build.run import Job
-from edgekd.build.search.cost_filter import Cost
-from edgekd.build.search.leases import leased
-from edgekd.build.search.pareto import Point
-from edgekd.build.search.setup import SearchJob, siblings
-from edgekd.build.search.space import Candidate
-from edgekd.build.search.trials import Task, time_trial
+from edgekd.builds.recipe import Budget, load_recipe
+from edgekd.builds.run import Job
+from edgekd.builds.search.cost_filter import Cost
+from edgekd.builds.search.leases import leased
+from edgekd.builds.search.pareto import Point
+from edgekd.builds.search.setup import SearchJob, siblings
+from edgekd.builds.search.space import Candidate
+from edgekd.builds.search.trials import Task, time_trial
 from edgekd.commands import search
 from edgekd.commands.engine import EngineJob
 from edgekd.commands.fleet import Board
@@ -245,7 +245,7 @@ def kill_one(name: str, ended: threading.Event) -> int | None:
 def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
     tiny_model: Path, cluster: str, tmp_path: Path
 ) -> None:
-    from edgekd.build.search.cluster import cluster_trials, joined_cluster
+    from edgekd.builds.search.cluster import cluster_trials, joined_cluster
 
     boards = (Board("a", "null"), Board("b", "null"))
     job = Job(tiny_model, tmp_path, load_target("xavier"), load_recipe("ptq"), tmp_path)
@@ -317,7 +317,7 @@ def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_aga
         request.append(job.device.name)
         raise (EngineRefusedError if len(request) == 1 else DeviceError)(f"answer {len(request)}")
 
-    monkeypatch.setattr("edgekd.build.search.boards.install", refuse)
+    monkeypatch.setattr("edgekd.builds.search.boards.install", refuse)
     for _ in range(2):
         found = time_trial(task, point, out)
         assert found.error == "answer 1"
@@ -468,7 +468,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("ultralytics")
     from test_pruning import write_detector
 
-    from edgekd.build.recipe import Distill, DistillStage, Weights
+    from edgekd.builds.recipe import Distill, DistillStage, Weights
     from edgekd.detectors.ultralytics_distill import distill_student
 
     folder = tmp_path_factory.mktemp("taught")

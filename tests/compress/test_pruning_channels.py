@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.build.recipe import Prune
-from edgekd.build.stages.prune import part_of
+from edgekd.builds.recipe import Prune
+from edgekd.builds.stages.prune import part_of
 from edgekd.compress.pruning import (
     Convolution,
     Goal,

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from transformer import LAYERS, pictures, write_transformer
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.mixed_precision import choices, ladder, measure_costs, plan_for
 from edgekd.compress.quantization.plan import Form, require_fits

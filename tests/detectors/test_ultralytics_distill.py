@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from edgekd.build.recipe import Distill, DistillStage, Weights
+from edgekd.builds.recipe import Distill, DistillStage, Weights
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.build.recipe import Distill, LowRank
+from edgekd.builds.recipe import Distill, LowRank
 from edgekd.compress.pruning import Convolution
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors.checkpoint import load_checkpoint

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgekd.build.recipe import QuantAwareDistill, Quantize
+from edgekd.builds.recipe import QuantAwareDistill, Quantize
 from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize

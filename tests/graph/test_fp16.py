@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_graphs import real_graph
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import nvfp4

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Budget, Recipe
+    from edgekd.builds.recipe import Budget, Recipe
     from edgekd.hardware.target import Target
 
 
@@ -35,7 +35,7 @@ def target_or_none(given: str | Path | Target | None) -> Target | None:
 
 def recipe_of(given: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     """A recipe, by its name, its file or its table where it is not one. Raises SpecError."""
-    from edgekd.build.recipe import Recipe, load_recipe
+    from edgekd.builds.recipe import Recipe, load_recipe
 
     return given if isinstance(given, Recipe) else load_recipe(given)
 
@@ -48,7 +48,7 @@ def limits(
     max_energy: str | None = None,
 ) -> Budget:
     """What is asked for, and the target's own limits where nothing is. Raises SpecError."""
-    from edgekd.build.recipe import Budget
+    from edgekd.builds.recipe import Budget
     from edgekd.core.units import parse_energy, parse_share, parse_size
 
     return Budget(

@@ -12,9 +12,9 @@ from edgekd.commands.api.results import Variant
 from edgekd.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Recipe
-    from edgekd.build.run import Job, Outcome
-    from edgekd.build.search.setup import SearchJob
+    from edgekd.builds.recipe import Recipe
+    from edgekd.builds.run import Job, Outcome
+    from edgekd.builds.search.setup import SearchJob
     from edgekd.commands.quantize import QuantizeOutcome
     from edgekd.hardware.target import Target
 
@@ -67,8 +67,8 @@ def build(
     DataError, CompressError, DeviceError, or SignatureError for a key in `sign`, and leaves nothing half-written.
     The command: `edgekd build`. The method: docs/quantization.md, docs/recipes.md.
     """
-    from edgekd.build import pipeline
-    from edgekd.build.run import Job
+    from edgekd.builds import pipeline
+    from edgekd.builds.run import Job
     from edgekd.deploy.signing import load_signers
 
     model, chosen, students = Path(model), target_of(target), names_of(student)
@@ -101,7 +101,7 @@ def _recipe(
     searches: bool,
 ) -> Recipe:
     """What is to be done as it was asked for; where that is to be found, the target's usual. Raises SpecError."""
-    from edgekd.build.recipe import Distill
+    from edgekd.builds.recipe import Distill
     from edgekd.core.errors import SpecError
 
     if searches and (given or plan):
@@ -117,7 +117,7 @@ def _recipe(
 
 def _search(job: Job, time: str | None, fleet: str | Path | None, **request: Any) -> SearchJob:
     """What is searched for."""
-    from edgekd.build.search.setup import SearchJob
+    from edgekd.builds.search.setup import SearchJob
     from edgekd.commands.fleet import load_fleet
     from edgekd.core.units import parse_duration
 
@@ -159,7 +159,7 @@ def quantize(
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError, DataError or CompressError, and
     leaves nothing half-written. The command: `edgekd quantize`. The method: docs/quantization.md.
     """
-    from edgekd.build.recipe import Budget
+    from edgekd.builds.recipe import Budget
     from edgekd.commands import quantize as quantize_module
 
     model = Path(model)

@@ -11,7 +11,7 @@ from edgekd.commands.api.results import Distilled, Lightened
 from edgekd.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Recipe
+    from edgekd.builds.recipe import Recipe
     from edgekd.hardware.target import Target
 
 
@@ -42,7 +42,7 @@ def distill(
     CompressError, and leaves nothing half-written. The command: `edgekd distill`. The method, with the source of each
     loss: docs/distillation.md.
     """
-    from edgekd.build.recipe import Distill
+    from edgekd.builds.recipe import Distill
     from edgekd.commands import distill as distill_module
 
     given: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
@@ -87,7 +87,7 @@ def prune(
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
     The command: `edgekd prune`. The method, with its sources: docs/pruning.md.
     """
-    from edgekd.build.recipe import Prune
+    from edgekd.builds.recipe import Prune
     from edgekd.commands import prune as prune_module
     from edgekd.core.units import parse_share
 
@@ -127,8 +127,8 @@ def factorize(
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
     The command: `edgekd factorize`. The method, with its sources: docs/low-rank.md.
     """
-    from edgekd.build.recipe import LowRank
-    from edgekd.build.stages import low_rank
+    from edgekd.builds.recipe import LowRank
+    from edgekd.builds.stages import low_rank
     from edgekd.core.units import parse_share
 
     share = None if energy is None else parse_share(energy, "--energy")

@@ -84,7 +84,7 @@ def bench(
     A rate that a run was too short or too noisy for is None, with the reason in `refused`. Raises SpecError, DataError
     or DeviceError. The command: `edgekd bench`. The protocol, with its sources: docs/measuring.md.
     """
-    from edgekd.build.stages.base import local_device
+    from edgekd.builds.stages.base import local_device
     from edgekd.commands import bench as bench_module
     from edgekd.evaluation.cost import Prices
     from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page

@@ -22,7 +22,7 @@ from edgekd.compress.distillation.temperature import Temperature
 from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Distill, Weights
+    from edgekd.builds.recipe import Distill, Weights
 
 OBJECTS = 16
 """Objects of each image whose distances are compared, at most."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
-    from edgekd.build.recipe import Distill, DistillStage
+    from edgekd.builds.recipe import Distill, DistillStage
     from edgekd.compress.distillation.loss_terms import Said
 
 KEPT = 0.7

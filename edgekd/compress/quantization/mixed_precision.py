@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import LayerView, Product, is_dfl, is_layer, layer_of

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekd.build.recipe import Distill, Weights  # noqa: E402
+from edgekd.builds.recipe import Distill, Weights  # noqa: E402
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import (  # noqa: E402
     TAKEN,

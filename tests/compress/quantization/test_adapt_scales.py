@@ -10,7 +10,7 @@ import onnx
 import pytest
 from small_graph import frames, small_model, write
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.adapt import adapt
 from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.qdq import read_layers

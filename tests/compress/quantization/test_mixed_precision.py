@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from real_graphs import RealGraph, real_graph
 from small_graph import frames, small_model, write
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.mixed_precision import (
     Costs,

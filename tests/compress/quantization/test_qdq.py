@@ -10,7 +10,7 @@ import onnx
 import pytest
 from small_graph import frames, small_model, write
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.errors import CompressError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from real_graphs import real_graph
 
-from edgekd.build.recipe import Quantize
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.formats.calibration_cache import from_text, to_text
 from edgekd.core.formats.plain_graph import PlainGraph, plain_graph

@@ -427,7 +427,7 @@ def test_a_real_detector_in_int8_with_shared_scales_computes_the_same(
     require(to)
     from real_graphs import real_graph
 
-    from edgekd.build.recipe import Quantize
+    from edgekd.builds.recipe import Quantize
     from edgekd.compress.quantization.quantize import quantize
 
     graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)

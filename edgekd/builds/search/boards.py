@@ -1,0 +1,89 @@
+"""How long a trial's network takes on a real board: packed, and built, tested and timed there by the bundle's agent."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgekd.builds.publish import pack_bundle
+from edgekd.builds.run import Run
+from edgekd.builds.search.leases import leased
+from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages.base import Stages
+from edgekd.commands.engine import REHEARSED, Contents, EngineJob, contents, install
+from edgekd.commands.fleet import Board, device_of
+from edgekd.core.errors import DeviceError, EngineRefusedError
+from edgekd.core.progress import Progress
+from edgekd.core.version import __version__
+from edgekd.hardware.target import to_dict
+
+_NULL = "null"
+
+
+def rehearsed(boards: Sequence[Board]) -> bool:
+    """Return whether one of the boards is a null device, which computes nothing."""
+    return any(_NULL in (board.device, board.runtime) for board in boards)
+
+
+def time_on_board(run: Run, boards: Sequence[Board], stages: Stages) -> Stage:
+    """The graph that ships, timed on one of these boards, which are of one kind. It waits until one is free.
+
+    Results: `board`, its name; `basis`; `latency_ms`, the mean of its engine; `energy_mj` a frame, all that the sensor
+    sees, None without one. Or `error` where boards answer, but none can build it or finds with it what it should.
+    Raises DeviceError where no board gives an answer.
+    """
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+            packed = pack_bundle(replace(run, job=replace(run.job, out=Path(scratch))), stages)
+            with contents(packed) as parts:
+                try:
+                    return _timed(boards, packed, parts, stages.progress)
+                except EngineRefusedError as error:
+                    return {"error": str(error)}
+
+    inputs = {
+        "graph": run.shipped.sha256,
+        "target": to_dict(run.job.target),
+        "boards": sorted((asdict(board) for board in boards), key=lambda board: str(board["name"])),
+        "edgekd": __version__,
+    }
+    return stages.run("board", inputs, work)
+
+
+def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> dict[str, Any]:
+    """Return the timing of the first free board that answers.
+
+    Raises EngineRefusedError where one answered and none can use it, else DeviceError.
+    """
+    left = {board.name: board for board in boards}
+    refused: EngineRefusedError | None = None
+    while True:
+        with leased("board", list(left)) as name:
+            try:
+                return _told(left[name], install(_job(left[name], bundle), parts, progress))
+            except DeviceError as error:
+                progress.note(f"board {name}: {error}")
+                del left[name]
+                refused = error if isinstance(error, EngineRefusedError) else refused
+                if not left:
+                    raise refused or error from error
+
+
+def _job(board: Board, bundle: Path) -> EngineJob:
+    own = {name: getattr(board, name) for name in ("runtime", "state", "python", "agent")}
+    return EngineJob(bundle, device_of(board), **own)
+
+
+def _told(board: Board, found: Mapping[str, Any]) -> dict[str, Any]:
+    bench, played = found["bench"], found["basis"] == REHEARSED
+    energy = None if played or bench["energy"] is None else bench["energy"]["gross_mj"]
+    return {
+        "board": board.name,
+        "basis": found["basis"],
+        "latency_ms": bench["inference_ms"]["mean"],
+        "energy_mj": energy,
+    }

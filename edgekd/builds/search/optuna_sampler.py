@@ -1,0 +1,95 @@
+"""Candidates proposed by Optuna, which learns from those that were tried. The only module that imports it.
+
+Each draw has a seed of its own and depends on what was told before alone, so the same answers lead to the same
+questions: a search that was killed asks again what it has asked, and finds the answers in the store. What Optuna knows
+lies in its own journal, for its own tools to look at.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd.builds.search.space import FIELDS, Candidate, Space
+from edgekd.core.errors import SpecError
+
+STARTUP = 8
+"""Trials before draws follow from what was learnt."""
+
+
+def library() -> Any:
+    """Import Optuna. Raises SpecError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        fix = 'pip install "edgekd[search]"'
+        raise SpecError("a search needs Optuna", found=str(error), fix=fix) from error
+    return optuna
+
+
+class OptunaSampler:
+    """Multi-objective TPE sampler of candidates: maximal accuracy, minimal bytes and milliseconds.
+
+    journal: a file that is written anew; None to keep nothing.
+    """
+
+    def __init__(self, space: Space, seed: int = 0, journal: Path | None = None) -> None:
+        """Raises SpecError without Optuna."""
+        optuna = library()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna
+        self._space, self._seed = space, seed
+        self._choices = {name: len(getattr(space, name)) - 1 for name in FIELDS if len(getattr(space, name)) > 1}
+        self._trials: dict[int, Any] = {}
+        storage = None
+        if journal is not None:
+            for stale in journal.parent.glob(f"{journal.name}*"):
+                stale.unlink()
+            backend = optuna.storages.journal.JournalFileBackend(str(journal))
+            storage = optuna.storages.JournalStorage(backend)
+        directions = ["maximize", "minimize", "minimize"]
+        self._study = optuna.create_study(storage=storage, study_name="edgekd", directions=directions)
+
+    def ask(self) -> tuple[int, Candidate]:
+        """Return the trial number of the next candidate, and the candidate."""
+        number = len(self._trials)
+        self._study.sampler = self._sampler(number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Optuna calls experimental
+            trial = self._study.ask()
+            levels = {name: trial.suggest_int(name, 0, most) for name, most in self._choices.items()}
+        self._trials[trial.number] = trial
+        return trial.number, self._space.at({name: levels.get(name, 0) for name in FIELDS})
+
+    def put(self, candidate: Candidate) -> int:
+        """Enqueue a candidate chosen elsewhere; return its trial number."""
+        self._study.enqueue_trial({name: self._space.level(candidate, name) for name in self._choices})
+        return self.ask()[0]
+
+    def tell(self, number: int, values: Sequence[float], lacking: Mapping[str, float]) -> None:
+        """Record a trial: accuracy kept, bytes, milliseconds; and by how much each limit is missed."""
+        self._trials[number].set_user_attr("lacking", [float(share) for share in lacking.values()] or [0.0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._study.tell(number, [float(value) for value in values])
+
+    def drop(self, number: int) -> None:
+        """Discard a proposed candidate that is known or cannot fit."""
+        self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+
+    def _sampler(self, number: int) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._optuna.samplers.TPESampler(
+                seed=(self._seed << 20) + number,
+                n_startup_trials=STARTUP,
+                multivariate=True,
+                constraints_func=_constraints,
+            )
+
+
+def _constraints(trial: Any) -> Sequence[float]:
+    """Return the sum of the shares by which limits are missed; Optuna takes values above 0 as infeasible."""
+    return [float(sum(trial.user_attrs.get("lacking", (0.0,))))]

@@ -1,0 +1,260 @@
+"""Setup of a search: held-out images, facts of the detector, search space, costs, identity of all trials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.builds.pipeline import SCORED, data_of, graphs
+from edgekd.builds.publish import bytes_beside_graph
+from edgekd.builds.recipe import Distill
+from edgekd.builds.run import Job
+from edgekd.builds.search.boards import rehearsed
+from edgekd.builds.search.cost_filter import CostFilter, Network
+from edgekd.builds.search.explain import document
+from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
+from edgekd.builds.search.optuna_sampler import OptunaSampler
+from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
+from edgekd.builds.search.trials import Rung, Task, time_of, with_recipe
+from edgekd.builds.search.workers import Clock, RunTrials
+from edgekd.builds.stage_store import Stage, readable_json
+from edgekd.builds.stages.base import GRAPH, Stages, spec_of
+from edgekd.builds.stages.plan import HELD_OUT
+from edgekd.commands.engine import REHEARSED
+from edgekd.commands.fleet import Board
+from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import json_sha256
+from edgekd.core.errors import DataError, SpecError
+from edgekd.core.progress import Progress
+from edgekd.data.dataset import load_dataset
+from edgekd.data.subset import Part, write_subset
+from edgekd.data.types import Dataset
+from edgekd.detectors import load
+from edgekd.detectors.torchvision_names import is_torchvision
+from edgekd.hardware.predict.graph import works_in
+from edgekd.hardware.target import opset_for, to_dict
+
+RUNGS = (Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(HELD_OUT, 1.0))
+"""From a first glance to a full training, scored on all that is held out."""
+RESULT = "search.json"
+_FAMILY = re.compile(r"(?P<name>.*\d)(?P<size>[nsmlx])(?P<rest>[-_.].*)?", re.ASCII)
+_SIZES = "nsmlx"
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """Request of a search. job: all but its recipe, which is found.
+
+    seconds: to search for, None for as long as it takes; trials: candidates at most; epochs: of a full training, 0 to
+    train nothing; students: smaller detectors to consider beside those that lie there; workers: processes that try, or
+    trials that a cluster has room for; boards: that candidates are timed on; batch: candidates of a round; cluster: its
+    address; gpus: for each trial there, None for one if there are any.
+    """
+
+    job: Job
+    seconds: float | None = None
+    trials: int = 60
+    epochs: int = 30
+    students: tuple[str, ...] = ()
+    workers: int = 1
+    boards: tuple[Board, ...] = ()
+    batch: int = ROUND_SIZE
+    cluster: str | None = None
+    gpus: int | None = None
+
+
+class SearchContext:
+    """Everything a search needs before the first trial: held-out images, facts of the detector, search space."""
+
+    def __init__(self, request: SearchJob, progress: Progress) -> None:
+        job = request.job
+        self.request, self.progress = request, progress
+        self.stages = Stages.within(job.out, job.fresh, progress)
+        self.folder = job.out / "search"
+        dataset = load_dataset(job.data)
+        self.held_out = _divide(dataset, self.folder, self.stages)
+        self.final = self.folder / "final.yaml"
+        detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
+        before = self.stages.export(detector, job.head, dataset.classes, opset_for(job.target))
+        students = tuple(dict.fromkeys((*request.students, *siblings(job.model))))
+        self.facts = detector_facts(job.model, before, students)
+        self.space = space_for(self.facts, job.target, request.epochs)
+        self.networks: dict[str | None, Network] = {None: Network(self.facts.image_size, works_in(before.path / GRAPH))}
+        self.students = tuple(filter(None, self.space.student))
+        for name in self.students:
+            self.networks[name] = Network(self.facts.image_size, works_in(self._student(name, dataset)))
+        first = Candidate(None, self.facts.image_size, bits=INT8 if INT8 in self.space.bits else self.space.bits[0])
+        trial = with_recipe(job, recipe_of(first, self.space), self.rung(0))
+        run = graphs(trial, data_of(trial), self.stages)
+        if not run.scores[0].results["map50_95"]:
+            raise DataError(f"{job.model}: finds nothing on {self.held_out} training images", fix="train it first")
+        _refuse_unpredicted(job, time_of(run, self.stages), bool(request.boards))
+        self.beside = bytes_beside_graph(run, self.stages)
+        self.identity = self._identity(run.data_sha256, dataset)
+        self.clock = Clock(request.seconds, request.workers)
+
+    def rung(self, at: int) -> Path:
+        """The data of a rung."""
+        return self.folder / f"rung{at}.yaml"
+
+    def search(self, run_trials: RunTrials) -> Search:
+        """The search, with what tries."""
+        job = self.request.job
+        return Search(
+            space=self.space,
+            filter=CostFilter(self.space, self.networks, self.beside, job.target),
+            budget=job.budget,
+            study=OptunaSampler(self.space, journal=self.folder / "study.log"),
+            run_trials=self.clock.timed(run_trials),
+            rungs=len(RUNGS),
+            ends=StopLimits(self.request.trials, self.clock.left_s),
+            note=self.note,
+            batch=self.request.batch,
+        )
+
+    def task(self, wanted: TrialRequest) -> Task:
+        """A candidate as whoever tries it wants it."""
+        candidate, rung = wanted
+        recipe = recipe_of(candidate, self.space, RUNGS[rung].share)
+        job = with_recipe(self.request.job, recipe, self.rung(rung))
+        return Task(job, candidate, rung, self.beside, self.identity, self.request.boards)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The setup's part of the result document."""
+        job = self.request.job
+        return {
+            "identity": self.identity,
+            "model": job.model.name,
+            "target": job.target.name,
+            "budget": asdict(job.budget),
+            "basis": self._basis,
+            "held_out": self.held_out,
+            "rungs": [{"images": min(each.images, self.held_out), "share": each.share} for each in RUNGS],
+        }
+
+    @property
+    def _basis(self) -> str:
+        """Source of times: `measured`, `predicted`, or `rehearsed` on a null device."""
+        if self.request.boards:
+            return REHEARSED if rehearsed(self.request.boards) else "measured"
+        return "measured" if self.request.job.target.kind == "cpu" else "predicted"
+
+    def note(self, search: Search) -> None:
+        """Say where the search is, and keep it."""
+        write_file(self.request.job.out / RESULT, readable_json(document(search, self.summary, self.clock.spent_s)))
+        winner = search.winner
+        if winner:
+            kept = f"keeps {winner.kept:.1%} in {winner.cost.bytes / 1e6:.2f} MB"
+            self.progress.note(f"search: {len(search.points)} tried; best: {winner.candidate.text()}, {kept}")
+
+    def _student(self, name: str, dataset: Dataset) -> Path:
+        """The float graph of a student before it is trained: what it will cost is known then."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            from edgekd.detectors.checkpoint import write_checkpoint
+            from edgekd.detectors.ultralytics_distill import student_network
+
+            step = Distill(name, image_size=self.facts.image_size)
+            network = student_network(step, dataset.classes, self.request.job.trust_checkpoint)
+            write_checkpoint(network, {"task": "detect", "imgsz": self.facts.image_size}, folder / "student.pt")
+            return {}
+
+        inputs = {
+            "student": self.stages.named(name),
+            "classes": list(dataset.classes),
+            "image_size": self.facts.image_size,
+        }
+        made = self.stages.run("student", inputs, work)
+        detector = load(made.path / "student.pt")
+        return self.stages.export(detector, None, dataset.classes, opset_for(self.request.job.target)).path / GRAPH
+
+    def _identity(self, data: str, dataset: Dataset) -> str:
+        """Return the SHA-256 of everything that trials depend on beside the candidate."""
+        job = self.request.job
+        known = {
+            "model": self.stages.sha256(job.model),
+            "data": [data, self.stages.fingerprint(load_dataset(self.final).split("train"))],
+            "held_out": self.stages.fingerprint(load_dataset(self.rung(len(RUNGS) - 1)).split(SCORED)),
+            "classes": list(dataset.classes),
+            "head": job.head,
+            "calibration": job.calibration,
+            "target": to_dict(job.target),
+            "device": job.device if job.target.kind == "cpu" else None,
+            "students": {name: self.stages.named(name) for name in self.students},
+            "beside": self.beside,
+        }
+        return json_sha256(known)
+
+
+def detector_facts(model: Path, graph: Stage, students: tuple[str, ...]) -> DetectorFacts:
+    """Return the properties of a detector that decide which choices it has."""
+    spec = spec_of(graph)
+    size = (spec.preprocess.height, spec.preprocess.width)
+    checkpoint, torchvision = model.suffix == ".pt", is_torchvision(model.name)
+    ours = checkpoint and not torchvision
+    return DetectorFacts(
+        image_size=max(size),
+        stride=max((32, *spec.head.strides)),
+        trains=checkpoint,
+        resizes=ours and size[0] == size[1],
+        quant_aware=ours,
+        students=students if ours else (),
+    )
+
+
+def siblings(model: Path) -> tuple[str, ...]:
+    """Smaller members of a checkpoint's family that lie beside it, the largest first: yolo11s.pt beside yolo11x.pt."""
+    found = _FAMILY.fullmatch(model.stem)
+    if model.suffix != ".pt" or found is None:
+        return ()
+    smaller = reversed(_SIZES[: _SIZES.index(found["size"])])
+    paths = [model.with_name(f"{found['name']}{size}{found['rest'] or ''}.pt") for size in smaller]
+    return tuple(str(path) for path in paths if path.is_file())
+
+
+def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None], timed: bool) -> None:
+    """Refuse limits on what nobody can say of the target. Raises SpecError.
+
+    found: milliseconds and millijoules, as predicted; timed: whether boards will say the former.
+    """
+    for flag, request, value in (
+        ("--min-fps", None if timed else job.budget.min_fps, found[0]),
+        ("--max-energy", job.budget.max_energy_mj, found[1]),
+    ):
+        if request is not None and value is None:
+            raise SpecError(
+                f"{flag}: {job.target.title} cannot be predicted",
+                expected="a target with the figures for it: `edgekd predict` says which",
+                fix=f"leave out {flag}",
+            )
+
+
+def _divide(dataset: Dataset, folder: Path, stages: Stages) -> int:
+    """Write the data sets of every rung, and that of the final build, into a folder; the number of held-out images.
+
+    Training images are held out that are in no copy scored, a quarter of them at most; no copy of them is trained on.
+    """
+    train, scored = dataset.split("train").samples, dataset.split(SCORED).samples
+    seen = {stages.sha256(sample.image) for sample in scored}
+    hashes = [stages.sha256(sample.image) for sample in train]
+    free = [int(at) for at in np.random.default_rng(0).permutation(len(train)) if hashes[at] not in seen]
+    held = free[: min(HELD_OUT, len(free) // 4)]
+    if not held:
+        raise DataError(
+            f"{dataset.source}: too few training images",
+            expected="at least four that are not scored",
+            found=str(len(free)),
+        )
+    known = {hashes[at] for at in held}
+    rest = Part("train", without=tuple(at for at, digest in enumerate(hashes) if digest in known))
+    for at, rung in enumerate(RUNGS):
+        parts = {"train": rest, SCORED: Part("train", only=tuple(held[: rung.images]))}
+        write_subset(folder / f"rung{at}.yaml", dataset.source, parts)
+    write_subset(folder / "final.yaml", dataset.source, {"train": rest, SCORED: Part(SCORED)})
+    return len(held)

@@ -1,0 +1,126 @@
+"""`edgekd factorize`: a detector with thinner layers in place of some, scored and timed beside what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.builds.latency import Latency
+from edgekd.builds.recipe import Budget, LowRank, Recipe
+from edgekd.builds.speedup import require_faster, start, told
+from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages.base import Stages, stage_json
+from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.types import Dataset
+from edgekd.hardware.target import Target
+
+FACTORIZED, RESULT = "factorized.pt", "factorize.json"
+
+
+@dataclass(frozen=True)
+class FactorizeJob:
+    """Which detector is to be factorized. target: what it is for, if not for this machine.
+
+    device: what latency is measured on, `local` or `local:ENGINE`.
+    """
+
+    model: Path
+    data: Path
+    recipe: Recipe
+    out: Path
+    target: Target | None = None
+    device: str = "local"
+    trust_checkpoint: bool = False
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A detector some layers of which are products now.
+
+    checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; layers: of
+    each layer that is one no more, by its name, the `ranks` between its parts and the share `kept`.
+    """
+
+    checkpoint: Path
+    graph: Stage
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    latency_ms: tuple[float, float]
+    layers: Mapping[str, Mapping[str, Any]]
+
+
+def factorize(
+    stages: Stages,
+    step: LowRank,
+    checkpoint: Path,
+    dataset: Dataset,
+    before: Stage,
+    export: Callable[[Path], Stage],
+    latency: Latency,
+    trust: bool = False,
+) -> Factored:
+    """The factorized detector. before: the float graph of what it is made of; export: a checkpoint's.
+
+    Raises CompressError where no layer is worth it, or the detector is not faster.
+    """
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        from edgekd.detectors.ultralytics_factorize import factorize_detector
+
+        out = folder / FACTORIZED
+        done = factorize_detector(checkpoint, out, dataset.source, step, trust, stages.progress, latency.cost)
+        return {
+            "bytes": out.stat().st_size,
+            "parameters": list(done.parameters),
+            "multiply_adds": list(done.multiply_adds),
+            "layers": {
+                name: {"ranks": [each.ranks.reading, each.ranks.writing], "kept": float(f"{each.kept:.6g}")}
+                for name, each in done.layers.items()
+            },
+        }
+
+    inputs = {
+        "model": stages.sha256(checkpoint),
+        "train": stages.fingerprint(dataset.split("train")),
+        "step": asdict(step),
+        "latency": latency.identity,
+    }
+    done = stages.run("factorize", inputs, work)
+    graph = export(done.path / FACTORIZED)
+    parameters, counts, layers = (done.results[name] for name in ("parameters", "multiply_adds", "layers"))
+    times = latency.of_both(before, graph)
+    found = Factored(done.path / FACTORIZED, graph, tuple(parameters), tuple(counts), times, layers)
+    fix = "raise channels, so that fewer layers are replaced, lower energy, or leave the network as it is"
+    require_faster("factorize: thinner layers", found, latency, f"{len(layers)} layers replaced", fix)
+    return found
+
+
+def run(job: FactorizeJob, progress: Progress = SILENT) -> Mapping[str, Any]:
+    """Factorize, score and time; leave the checkpoint and `factorize.json`, the documented result, in `job.out`.
+
+    Raises SpecError, DataError or CompressError, also where the factorized detector is not faster, and leaves nothing
+    half-written.
+    """
+    step = job.recipe.only(LowRank)
+    refuse_recipe(job.recipe, Budget(), job.model)
+    stages = Stages.within(job.out, job.fresh, progress)
+    begun = start(job, stages, sees=True)
+    known = (begun.dataset, begun.before, begun.export, begun.latency)
+    found = factorize(stages, step, job.model, *known, job.trust_checkpoint)
+    result = {
+        "model": job.model.name,
+        "recipe": job.recipe.name,
+        "checkpoint": str(job.out / FACTORIZED),
+        **told(begun, found, job.target),
+        "layers": found.layers,
+        "stages": [stage_json(stage) for stage in stages.done],
+    }
+    copy_file(found.checkpoint, job.out / FACTORIZED)
+    write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    return result

@@ -1,0 +1,72 @@
+"""What a report says of a search."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from test_json_contract import assert_documented
+from test_loop import BUDGET, search
+
+from edgekd.builds.recipe import Budget
+from edgekd.builds.search.explain import document
+from edgekd.evaluation.report.charts import Spot, scatter
+from edgekd.evaluation.report.search import search_section
+
+TOLD = {
+    "identity": "0" * 64,
+    "model": "yolo11s.pt",
+    "target": "xavier",
+    "budget": {"max_bytes": 2_400_000, "min_retention": 0.9, "min_fps": 400, "max_energy_mj": None},
+    "basis": "predicted",
+    "held_out": 128,
+    "rungs": [{"images": 32, "share": 1 / 9}, {"images": 64, "share": 1 / 3}, {"images": 128, "share": 1.0}],
+}
+
+
+def test_the_document_and_its_section_of_the_report() -> None:
+    found, _ = search()
+    summary = json.loads(json.dumps(document(found, TOLD, 125.0)))
+    assert_documented(summary, "search")
+    page = search_section(summary)
+    assert "2 min 5 s" in page.replace("\u00a0", " ")
+    assert page.count('class="spot tried"') + page.count('class="spot front"') == summary["tried"] - 1
+    assert page.count('class="spot winner"') == 1
+    assert page.count('class="limit"') == 2
+    for line in summary["why"]:
+        assert line in page
+    for part in ("Why it won", "What would be tried next", "What each choice of the winner costs"):
+        assert part in page
+    assert "script" not in page
+
+
+def test_a_failed_candidate_is_listed_with_its_error_and_not_drawn() -> None:
+    found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=18)
+    summary = document(found, {**TOLD, "budget": {**TOLD["budget"], "min_retention": None}}, 1.0)
+    summary["points"][-1]["error"] = "prune: <not> faster"
+    page = search_section(summary)
+    assert "prune: &lt;not&gt; faster" in page
+    assert len(re.findall('class="spot', page)) == len(summary["points"]) - 1
+    assert page.count('class="limit"') == 1
+
+
+def test_without_a_search_or_a_winner_there_is_no_section() -> None:
+    assert search_section(None) == ""
+    found, _ = search(Budget(max_bytes=1000))
+    assert search_section(document(found, TOLD, 0.0)) == ""
+
+
+def test_a_winner_that_was_tried_in_part_is_said_to_be() -> None:
+    found, _ = search(BUDGET, left_s=lambda: 0.0)
+    assert document(found, TOLD, 0.0)["why"][-1].startswith("It was tried in part only")
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_a_scatter_holds_any_number_of_spots(count: int, tmp_path: Path) -> None:
+    spots = [Spot(1.0 + at % 7, 90 + at, f"no {at} & more", "tried") for at in range(count)]
+    drawn = scatter(spots, "MB", "%", (None, 95.0))
+    assert drawn.count("<circle") == count
+    assert "no 0 &amp; more" in drawn
+    assert "nan" not in drawn

@@ -1,0 +1,75 @@
+"""What a missed limit says: numbers, layers, levers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekd.builds.budget import Line, judge, verdict
+from edgekd.builds.gate import costliest, lever, require_met
+from edgekd.builds.recipe import Budget, load_recipe
+from edgekd.builds.stage_store import Stage
+from edgekd.core.errors import BudgetError
+
+
+def quantized(errors: dict[str, float]) -> Stage:
+    results = {"forms": dict.fromkeys(errors, "int8"), "errors": errors}
+    return Stage("quantize", 1, "", Path(), results, 0.0, False, {})
+
+
+def test_the_costliest_layers_come_first_with_their_share() -> None:
+    assert costliest({"a": 1.0, "b": 6.0, "c": 2.0, "d": 1.0}) == [("b", 0.6), ("c", 0.2), ("a", 0.1)]
+    assert costliest({"a": 0.0}) == []
+    assert costliest({}) == []
+
+
+def test_a_met_or_undecided_limit_raises_nothing() -> None:
+    lines = [Line("max_bytes", 10, 10, True, "measured"), Line("min_fps", 60, 10, None, "stand-in")]
+    require_met(lines, load_recipe("ptq"), [], None)
+
+
+def test_lost_accuracy_names_the_layers_and_lost_size_does_not() -> None:
+    accuracy, size = (
+        Line("min_retention", 0.98, 0.91, False, "measured"),
+        Line("max_bytes", 1e6, 2e6, False, "measured"),
+    )
+    stages = [quantized({"stem": 3.0, "neck": 1.0})]
+    with pytest.raises(BudgetError) as caught:
+        require_met([accuracy], load_recipe("ptq"), stages, "report")
+    assert "mAP50-95 kept is 91.0%, limit 98.0%; most is lost in stem (75%), neck (25%)" in str(caught.value)
+    assert caught.value.report == "report"
+    with pytest.raises(BudgetError) as caught:
+        require_met([size], load_recipe("ptq"), stages, None)
+    assert "bundle size is 2.00 MB, limit 1.00 MB" in str(caught.value)
+    assert "stem" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "words"),
+    [
+        ("max_bytes", "float", "recipe ptq or mixed"),
+        ("max_bytes", "ptq", "recipe mixed, which stores layers in 4 bits"),
+        ("max_graph_bytes", "mixed", "a --max-size of at least 2.00 MB"),
+        ("min_retention", "ptq", "more calibration images"),
+        ("min_retention", "mixed", "recipe qad"),
+        ("min_output", "qad", "a lower --keep"),
+        ("min_fps", "ptq", "a smaller input size"),
+    ],
+)
+def test_the_next_lever_depends_on_what_was_done(name: str, recipe: str, words: str) -> None:
+    value = 2e6 if "bytes" in name else 0.9
+    assert words in lever(Line(name, 1.0, value, False, "measured"), load_recipe(recipe), [])
+
+
+def test_training_is_no_lever_twice() -> None:
+    assert "qad" not in lever(Line("min_retention", 0.99, 0.9, False, "measured"), load_recipe("qad"), [])
+
+
+def test_predicted_energy_is_told_and_never_decides() -> None:
+    budget = Budget(max_energy_mj=150.0)
+    for energy in (100.0, 200.0, None):
+        (line,) = judge(budget, bundle_bytes=1, retention=1.0, fps=1.0, basis="measured", energy_mj=energy)
+        assert (line.name, line.value, line.met, line.basis) == ("max_energy_mj", energy, None, "predicted")
+        assert line.text(line.limit) == "150 mJ"
+    assert verdict([line]) is None
