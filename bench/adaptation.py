@@ -27,7 +27,7 @@ from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, u
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
 from edgekd.builds.recipe import Quantize
-from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt, look_json
+from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt_graph, look_json
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import file_sha256
@@ -110,7 +110,7 @@ def row_of(case: Case, clean: float, kind: str, severity: int, work: Path) -> di
     row.update(clean=clean, corrupted=lost, variant=None, variant_clean=None, seconds=None, look=None, error=None)
     began = time.perf_counter()
     try:
-        made = adapt(case.graph, folder / "variant.onnx", case.spec, case.known, frames)
+        made = adapt_graph(case.graph, folder / "variant.onnx", case.spec, case.known, frames)
     except CompressError as error:
         return {**row, "refused": str(error)}
     seconds = time.perf_counter() - began

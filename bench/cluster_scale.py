@@ -40,8 +40,8 @@ from edgekd.builds.search.pareto import Point
 from edgekd.builds.search.setup import RUNGS
 from edgekd.builds.search.space import Candidate
 from edgekd.builds.search.trials import Task
-from edgekd.commands.fleet import Board
 from edgekd.core.progress import SILENT
+from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
 MAKE_S, BOARD_S = 0.5, 0.3

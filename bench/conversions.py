@@ -38,7 +38,7 @@ from common import (
 )
 
 from edgekd.builds.recipe import Quantize
-from edgekd.commands.convert import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, ConvertJob, outputs, run
+from edgekd.commands.convert import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, convert, outputs
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, Head
@@ -72,8 +72,8 @@ OURS = (
     (INT8, "onnx", {"opset": NEWER_OPSET}),
     (FLOAT, "onnx", {"opset": NEWER_OPSET}),
     (FLOAT, "onnx", {"precision": "fp16"}),
-    (FLOAT, "tensorrt-rtx", {"precision": "fp16", "targets": ("rtx-40",)}),
-    (INT8, "tensorrt-rtx", {"precision": "fp16", "targets": ("rtx-40",)}),
+    (FLOAT, "tensorrt-rtx", {"precision": "fp16", "target": ("rtx-40",)}),
+    (INT8, "tensorrt-rtx", {"precision": "fp16", "target": ("rtx-40",)}),
 )
 """What edgekd converts: from which source, to which format, how."""
 PEERS = (("ncnn", "16"), ("openvino", "16"), ("ncnn", "32"), ("openvino", "32"))
@@ -174,7 +174,7 @@ class Bench:
         out = self.work / "made" / "-".join((graph.stem, row.to, *map(str, told.values())))
         if row.to == "onnx":
             out = out.with_name(f"{out.name}.onnx")
-        done = run(ConvertJob(graph, row.to, out, **told))
+        done = convert(graph, row.to, out=out, **told).document
         layers = (done["int8"]["carried"], done["int8"]["source"]) if done["int8"]["source"] else None
         row = replace(row, bytes=_model_bytes(done), seconds=round(done["seconds"], 1), int8_layers=layers)
         if done["parity"] is None:
@@ -244,8 +244,8 @@ def _model_bytes(done: Mapping[str, Any]) -> int:
 
 
 def _how(told: Mapping[str, Any]) -> str:
-    words = {"precision": "{}", "opset": "opset {}", "targets": "for {}"}
-    return ", ".join(words[key].format(*each if key == "targets" else [each]) for key, each in told.items())
+    words = {"precision": "{}", "opset": "opset {}", "target": "for {}"}
+    return ", ".join(words[key].format(*each if key == "target" else [each]) for key, each in told.items())
 
 
 def claims(rows: list[Row]) -> list[dict[str, Any]]:

@@ -33,10 +33,8 @@ from stand_in import cell, failed, rows_of
 
 from edgekd.builds.recipe import Distill, QuantAwareDistill, Recipe, load_recipe
 from edgekd.builds.recipe_toml import recipe_toml
-from edgekd.commands.predict import PredictJob
-from edgekd.commands.predict import run as predicted
+from edgekd.commands.predict import predict_latency
 from edgekd.deploy.artifact import opened
-from edgekd.hardware.target import load_target
 
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"
@@ -197,7 +195,7 @@ def measured(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
 def prediction(graph: Path, target: str) -> dict[str, Any]:
     """What it is predicted to reach there: INT8 where the graph is quantized, else float16."""
     whole = "QuantizeLinear" not in {node.op_type for node in _nodes(graph)}
-    found = predicted(PredictJob(graph, load_target(target), "fp16" if whole else "int8"))
+    found = predict_latency(graph, target=target, precision="fp16" if whole else "int8").document
     return {name: found[name] for name in ("precision", "latency_ms", "low_ms", "high_ms", "fps", "energy_mj")}
 
 

@@ -33,7 +33,6 @@ from loopback import Loopback, loopback
 from wire import Wire, wire_to
 
 from edgekd.agent.runtimes import chosen
-from edgekd.commands.engine import UPLOAD, EngineJob, run
 from edgekd.core.bundle.archive import MANIFEST
 from edgekd.core.bundle.manifest import from_json
 from edgekd.core.canonical import file_sha256
@@ -42,6 +41,7 @@ from edgekd.core.detection.types import spec_from_json
 from edgekd.core.errors import DeviceError
 from edgekd.core.progress import SilentProgress
 from edgekd.deploy.devices.ssh import SshDevice, parse
+from edgekd.deploy.engine import UPLOAD, EngineJob, run
 
 STEPS = ("upload", "build", "bench")
 SEED = 0

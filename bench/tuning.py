@@ -30,11 +30,11 @@ from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.slots import Slot, State
 from edgekd.agent.tuning import Effort
-from edgekd.commands.tuned_accuracy import accuracy
 from edgekd.core.progress import PlainProgress, Progress
 from edgekd.core.statistics import SIGNIFICANT, compare
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
+from edgekd.deploy.tuned_accuracy import accuracy
 
 FLOAT, SHIPPED, TUNED = "float", "INT8 as shipped", "tuned"
 

@@ -1,7 +1,7 @@
 """edgekd: from a trained detector to a bundle for camera firmware.
 
-What `__all__` names is the Python interface: the functions behind the command line, with the same options, and what
-they take, return and raise. docs/python.md describes it. A name is imported when it is first used.
+The names in `__all__` are the Python interface: the functions behind the command line, and the types that they take,
+return and raise. docs/python.md describes it. A name is imported when it is first used.
 
 This module is shared with the device: Python 3.8, standard library only.
 """
@@ -14,11 +14,20 @@ from edgekd.core.version import __version__ as __version__  # explicitly exporte
 
 if TYPE_CHECKING:
     from edgekd.builds.recipe import Recipe, load_recipe
-    from edgekd.commands.api.building import adapt, build, quantize
-    from edgekd.commands.api.compress import distill, factorize, prune
-    from edgekd.commands.api.converting import convert
-    from edgekd.commands.api.measuring import analyse, bench, predict_latency, score_model
-    from edgekd.commands.api.query import check_model, compare, verify
+    from edgekd.commands.adapt import adapt
+    from edgekd.commands.bench import bench
+    from edgekd.commands.build import build
+    from edgekd.commands.check import check_model
+    from edgekd.commands.compare import compare
+    from edgekd.commands.convert import convert
+    from edgekd.commands.distill import distill
+    from edgekd.commands.evaluate import score_model
+    from edgekd.commands.factorize import factorize
+    from edgekd.commands.predict import predict_latency
+    from edgekd.commands.prune import prune
+    from edgekd.commands.quantize import quantize
+    from edgekd.commands.report import analyse
+    from edgekd.commands.verify import verify
     from edgekd.core.errors import BudgetError, EdgeKDError
     from edgekd.hardware.target import Target, load_target, target_names
 
@@ -47,26 +56,38 @@ __all__ = [
 ]
 
 _MODULES = {
-    "commands.api.query": ("check_model", "compare", "verify"),
-    "commands.api.building": ("adapt", "build", "quantize"),
-    "commands.api.converting": ("convert",),
-    "commands.api.compress": ("distill", "factorize", "prune"),
-    "commands.api.measuring": ("analyse", "bench", "predict_latency", "score_model"),
-    "core.errors": ("BudgetError", "EdgeKDError"),
-    "builds.recipe": ("Recipe", "load_recipe"),
-    "hardware.target": ("Target", "load_target", "target_names"),
+    "BudgetError": "core.errors",
+    "EdgeKDError": "core.errors",
+    "Recipe": "builds.recipe",
+    "Target": "hardware.target",
+    "adapt": "commands.adapt",
+    "analyse": "commands.report",
+    "bench": "commands.bench",
+    "build": "commands.build",
+    "check_model": "commands.check",
+    "compare": "commands.compare",
+    "convert": "commands.convert",
+    "distill": "commands.distill",
+    "factorize": "commands.factorize",
+    "load_recipe": "builds.recipe",
+    "load_target": "hardware.target",
+    "predict_latency": "commands.predict",
+    "prune": "commands.prune",
+    "quantize": "commands.quantize",
+    "score_model": "commands.evaluate",
+    "target_names": "hardware.target",
+    "verify": "commands.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported now (PEP 562)."""
+    """Import a public name when it is first used (PEP 562)."""
     from importlib import import_module
 
-    for module, names in _MODULES.items():
-        if name in names:
-            found = globals()[name] = getattr(import_module("edgekd." + module), name)
-            return found
-    raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module("edgekd." + _MODULES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

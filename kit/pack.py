@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.commands.predict import PredictJob, predict
+from edgekd.commands.predict import predict_latency
 from edgekd.core.atomic_files import write_file
 from edgekd.core.bundle.archive import read_head, verify
 from edgekd.core.canonical import canonical_json
@@ -65,7 +65,7 @@ def facts(bundle: Path) -> dict[str, Any]:
 def prediction(bundle: Path, target: Target) -> dict[str, Any] | None:
     """Predict the latency on a target in its default power mode; None where there are no figures for it."""
     try:
-        found = predict(PredictJob(bundle, target)).document
+        found = predict_latency(bundle, target=target).document
     except SpecError:
         return None
     names = ("target", "precision", "latency_ms", "low_ms", "high_ms", "doubts")

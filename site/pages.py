@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import edgekd
-from edgekd.cli import COMMANDS, app
+from edgekd.cli import COMMANDS, callback, parser
+from edgekd.commands.parameter import Argument, Option
 from edgekd.core.progress import SILENT
 from edgekd.hardware.target import Target, explain, load_target, target_names
 
@@ -208,15 +208,15 @@ def target_page(target: Target) -> str:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    group: Any = typer.main.get_command(app)
     intro = "Made from the program when this page was built; `edgekd COMMAND --help` says the same."
     parts = [f"# Command line\n\n{intro} Exit codes: [JSON](../json.md#exit-codes).\n"]
-    return "\n".join([*parts, *(command_section(name, command) for name, command in group.commands.items())])
+    return "\n".join([*parts, *map(command_section, COMMANDS)])
 
 
-def command_section(name: str, command: Any) -> str:
+def command_section(name: str) -> str:
     """A command: how it is called, what it does, what it takes."""
-    kinds = {key: kind_of(hint) for key, hint in get_type_hints(COMMANDS[name]).items()}
+    command = parser(name)
+    kinds = {key: kind_of(hint) for key, hint in get_type_hints(callback(name)).items()}
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option" and each.name in kinds]
     words = [(each.metavar or str(each.name).upper()) + (" ..." if each.nargs == -1 else "") for each in arguments]
@@ -262,19 +262,36 @@ def name_section(name: str) -> str:
     text = PAGE.sub(r"[\g<0>](../\1)", inspect.cleandoc(found.__doc__ or ""))
     if inspect.isclass(found):
         return f"## `{name}`\n\n```python\nclass edgekd.{name}\n```\n\n{text}\n\n{_attributes(found)}"
-    signature = inspect.signature(found)
-    parameters = list(signature.parameters.values())
-    lines = [f"    {_parameter(each)},\n" for each in parameters]
+    hints = get_type_hints(found, include_extras=True)
+    parameters = list(inspect.signature(found).parameters.values())
+    lines = [f"    {_parameter(each, hints[each.name])},\n" for each in parameters]
     named = [at for at, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY]
     if named:
         lines.insert(named[0], "    *,\n")
     body = "\n" + "".join(lines) if lines else ""
-    return f"## `{name}`\n\n```python\nedgekd.{name}({body}) -> {signature.return_annotation}\n```\n\n{text}\n"
+    code = f"```python\nedgekd.{name}({body}) -> {_type(hints['return'])}\n```"
+    declared = [(each.name, _help(hints[each.name])) for each in parameters]
+    rows = [(f"`{parameter}`", help_text) for parameter, help_text in declared if help_text]
+    return "\n\n".join([f"## `{name}`", code, text, *([table(("", ""), rows)] if rows else [])]) + "\n"
 
 
-def _parameter(each: inspect.Parameter) -> str:
+def _parameter(each: inspect.Parameter, hint: Any) -> str:
     default = "SILENT" if each.default is SILENT else repr(each.default)
-    return f"{each.name}: {each.annotation}" + ("" if each.default is each.empty else f" = {default}")
+    return f"{each.name}: {_type(hint)}" + ("" if each.default is each.empty else f" = {default}")
+
+
+def _type(hint: Any) -> str:
+    """A type as it is written in code, without the modules of its names."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if isinstance(plain, type) and not get_args(plain):
+        return plain.__name__
+    return re.sub(r"\b[a-z_]\w*\.", "", str(plain)).replace("NoneType", "None")
+
+
+def _help(hint: Any) -> str:
+    """The help of a declared parameter."""
+    metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((each.help for each in metadata if isinstance(each, (Argument, Option))), "")
 
 
 def _attributes(found: type[Any]) -> str:

@@ -9,17 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-import typer.main
 import yaml
 from jsonschema import Draft202012Validator
 from running import Built
 from test_json_contract import SCHEMAS, objects, schema_of
 
 from edgekd.agent.cli import COMMANDS as AGENT
-from edgekd.cli import app
+from edgekd.cli import COMMANDS, parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -44,13 +44,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
+@cache
 def commands() -> dict[str, set[str]]:
     """Every command of the program, and its flags."""
-    group = typer.main.get_command(app)
-    found = {name: command.params for name, command in group.commands.items()}  # type: ignore[attr-defined]
     return {
-        name: {flag for each in params for flag in (*each.opts, *each.secondary_opts) if flag.startswith("--")}
-        for name, params in found.items()
+        name: {flag for each in parser(name).params for flag in (*each.opts, *each.secondary_opts) if flag[:2] == "--"}
+        for name in COMMANDS
     }
 
 

@@ -193,19 +193,46 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     require_import(sys.executable, tuple({*HEAVY, "numpy", "ultralytics"} - {"rich", "typer"}), ("cli",))
 
 
-def test_asking_for_help_imports_nothing_heavy() -> None:
-    script = """
+# Prints the modules that are loaded when the command line has printed a help text.
+HELP = """
 import sys
 from edgekd.cli import app
 try:
-    app(["--help"])
+    app(sys.argv[1:])
 finally:
     print(sorted(sys.modules), file=sys.stderr)
 """
-    done = run(sys.executable, "-c", script)
-    loaded = set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
+
+
+def modules_of_help(*arguments: str) -> set[str]:
+    done = run(sys.executable, "-c", HELP, *arguments, "--help")
+    assert "Usage: " in done.stdout
+    return set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
+
+
+def test_asking_for_help_imports_no_command_and_nothing_heavy() -> None:
+    loaded = modules_of_help()
     assert "edgekd.cli" in loaded
-    assert not loaded & {"cryptography", "torch", "onnx", "onnxruntime", "cv2", "numpy", "ultralytics"}
+    assert {name for name in loaded if name.startswith("edgekd.commands.")} == {"edgekd.commands.parameter"}
+    assert not loaded & {*HOST_ONLY, "numpy"} - {"rich", "typer"}
+
+
+def test_asking_for_the_help_of_a_command_imports_that_command() -> None:
+    loaded = modules_of_help("keygen")
+    shared = {f"edgekd.commands.{name}" for name in ("arguments", "options", "parameter", "results")}
+    assert {name for name in loaded if name.startswith("edgekd.commands.")} == {*shared, "edgekd.commands.keygen"}
+    for command in ("build", "engine", "convert"):
+        assert not modules_of_help(command) & {*HOST_ONLY} - {"rich", "typer"}
+
+
+def test_commands_import_their_own_package_at_the_top() -> None:
+    """Only what draws with OpenCV is imported inside a function."""
+    for path in (PACKAGE / "commands").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                inner = {each.module or "" for each in ast.walk(node) if isinstance(each, ast.ImportFrom)}
+                own = {name for name in inner if name.startswith("edgekd")}
+                assert own <= {"edgekd.demo.scenes"}, (path, own)
 
 
 def test_only_its_adapters_import_ultralytics() -> None:

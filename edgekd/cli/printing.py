@@ -1,21 +1,57 @@
-"""What the command line prints on stdout: tables and lines for people, JSON for machines."""
+"""Texts of results for people: `printer` finds that of a command."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from edgekd.cli import bundle_printing
+from edgekd.cli.tables import megabytes, print_refused, print_table, rate_text, score_text
+from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
 
+if TYPE_CHECKING:
     from edgekd.builds.budget import Line
     from edgekd.builds.run import Outcome
+    from edgekd.commands.check import Checked
+    from edgekd.commands.doctor import Diagnosis
+    from edgekd.commands.evaluate import Scored
+    from edgekd.commands.quantize import QuantizeOutcome
+    from edgekd.commands.targets import Targets
+
+_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
+_SIDES = ("source", "converted")
+_SPAN = ("latency_ms", "high_ms", "low_ms")
+_COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("run", "run", str),
+    ("model", "model", str),
+    ("target", "target", str),
+    ("recipe", "recipe", str),
+    ("mAP50-95", "map50_95", score_text),
+    ("mAP50", "map50", score_text),
+    ("mAP50-95 kept", "kept", "{:.1%}".format),
+    ("packed graph", "graph_bytes", megabytes),
+    ("bundle", "bundle_bytes", megabytes),
+    ("ms a frame, p50", "p50_ms", "{:.2f}".format),
+    ("", "basis", str),
+    ("ms on the target, predicted", "predicted_ms", "{:.2f}".format),
+    ("seconds of all stages", "seconds", "{:.1f}".format),
+)
+_SEARCHED: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("kept", "{:.1%}".format),
+    ("bytes", megabytes),
+    ("latency_ms", lambda value: "-" if value is None else f"{value:.2f}"),
+    ("energy_mj", lambda value: "-" if value is None else f"{value:.0f}"),
+)
+_DIFFERENT = {
+    "same_model": "They were made of different detectors.",
+    "same_data": "They were scored on different images or labels: their scores do not compare.",
+    "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
+}
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """What a build did, for people."""
+    """Print the result of `edgekd build`."""
     run = outcome.run
     if run.job.search is not None:
         print_searched(run.job.search)
@@ -45,7 +81,7 @@ def print_outcome(outcome: Outcome) -> None:
 
 
 def print_searched(result: Mapping[str, Any]) -> None:
-    """What a search found, for people."""
+    """Print the result of a search."""
     front = [point for point in result["points"] if point["front"]]
     rows = [[point["text"], *(text(point[key]) for key, text in _SEARCHED)] for point in front]
     print_table(["the front", "kept", "bundle", "ms a frame", "mJ a frame"], rows)
@@ -56,8 +92,9 @@ def print_searched(result: Mapping[str, Any]) -> None:
         print(line)
 
 
-def print_quantized(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd quantize`, for people."""
+def print_quantized(outcome: QuantizeOutcome) -> None:
+    """Print the result of `edgekd quantize`."""
+    result = outcome.document
     before, after = result["before"], result["after"]
     rows = [
         [
@@ -75,10 +112,12 @@ def print_quantized(result: Mapping[str, Any]) -> None:
         print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
     formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
     print(f"layers: {formats}")
+    print_budget(outcome.budget)
+    print(f"results: {outcome.job.out}")
 
 
 def print_converted(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd convert`, for people."""
+    """Print the result of `edgekd convert`."""
     parity, scores, int8 = result["parity"], result["scores"], result["int8"]
     if int8["source"]:
         print(f"INT8: {int8['carried']} of {int8['source']} layers carried over with their scales")
@@ -96,11 +135,8 @@ def print_converted(result: Mapping[str, Any]) -> None:
     print(f"{result['format']}: {result['out']}, {megabytes(result['bytes'])}")
 
 
-_SIDES = ("source", "converted")
-
-
 def print_adapted(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd adapt`, for people."""
+    """Print the result of `edgekd adapt`."""
     look, error, clean = result["look"], result["error"], result["clean"]
     blur = f", blurred by {look['blur']:g} pixels" if look["blur"] else ""
     gains, noise = (" ".join(f"{value:g}" for value in look[name]) for name in ("gains", "noise"))
@@ -118,7 +154,7 @@ def print_adapted(result: Mapping[str, Any]) -> None:
 
 
 def print_distilled(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd distill`, for people."""
+    """Print the result of `edgekd distill`."""
     both = (result["before"], result["after"])
     rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
     sizes = ["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)]
@@ -127,19 +163,19 @@ def print_distilled(result: Mapping[str, Any]) -> None:
 
 
 def print_pruned(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd prune`, for people."""
+    """Print the result of `edgekd prune`."""
     _print_lighter(result)
     print(f"pruned: {result['checkpoint']}")
 
 
 def print_factorized(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd factorize`, for people."""
+    """Print the result of `edgekd factorize`."""
     _print_lighter(result)
     print(f"{len(result['layers'])} layers replaced\nfactorized: {result['checkpoint']}")
 
 
 def _print_lighter(result: Mapping[str, Any]) -> None:
-    """A detector before and after something was taken from it."""
+    """Print a detector before and after it was made lighter."""
     both = (result["before"], result["after"])
     rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
     rows.append(["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)])
@@ -152,7 +188,7 @@ def _print_lighter(result: Mapping[str, Any]) -> None:
 
 
 def print_validation(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd validate-report`, for people: a line for each verdict, and where the page is."""
+    """Print the result of `edgekd validate-report`."""
     print(f"device: {result['device']}{'' if result['complete'] else ', cut short'}")
     for each in result["verdicts"]:
         print(f"{each['outcome']:10}  {each['text']}: {each['detail']}")
@@ -162,7 +198,7 @@ def print_validation(result: Mapping[str, Any]) -> None:
 
 
 def print_report(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd report`, for people: what changed most, and where the page is."""
+    """Print the result of `edgekd report`."""
     if (found := result["detections"]) is not None:
         columns = ("objects", "kept", "lost", "gained", "missed", "false_before", "false_after")
         worst = sorted(found["classes"], key=lambda each: (each["gained"] - each["lost"], -each["lost"]))[:5]
@@ -184,9 +220,7 @@ def _cka_at(at: int) -> Callable[[Mapping[str, Any]], float]:
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd bench`, for people."""
-    from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
-
+    """Print the result of `edgekd bench`."""
     columns = [name.replace("p999", "p99.9") for name in STATISTICS]
     print_table(["ms", *columns], bench_rows(result))
     for line in bench_lines(result):
@@ -199,11 +233,8 @@ def print_bench(result: Mapping[str, Any]) -> None:
         print_refused([f"{other['artifact']}: {reason}" for reason in other["refused"]])
 
 
-_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
-
-
 def print_predicted(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd predict`, for people."""
+    """Print the result of `edgekd predict`."""
     rows = [["ms a frame", *(f"{result[key]:.2f}" for key in ("latency_ms", "low_ms", "high_ms"))]]
     rows.append(["frames a second", *(f"{result['fps'] * result['latency_ms'] / result[key]:.1f}" for key in _SPAN)])
     if result["energy_mj"] is not None:
@@ -219,107 +250,8 @@ def print_predicted(result: Mapping[str, Any]) -> None:
         print(f"Do not trust it far: {doubt}.")
 
 
-def print_engine(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd engine`, for people."""
-    device, engine, tested, timed = (result[key] for key in ("device", "engine", "self_test", "bench"))
-    where = device["model"] or device["cpu"] or "a device that does not say what it is"
-    mode = f", power mode {device['power_mode']['name'] or device['power_mode']['id']}" if device["power_mode"] else ""
-    upload = result["upload"]
-    print(f"{result['name']} for {result['target']} on {device['name']}: {where}{mode}")
-    if result["fits"] is None:
-        print(f"that it is a {result['target']} is not known: it does not say so")
-    print(f"sent {megabytes(upload['sent_bytes'])} of {megabytes(upload['bytes'])}; the rest was there")
-    made = f"built in {engine['seconds']:.1f} s" if engine["changed"] else "was there"
-    print(f"engine: {engine['file']}, {megabytes(engine['bytes'])}, {_version(result['runtime'])}, {made}")
-    for line in _precision_lines(engine):
-        print(line)
-    if result["tuning"]:
-        print(_tuned_text(result["tuning"]))
-    drift = (f"{part} {tested['error'][part]:.4f} of {tested['tolerance'][part]:.4f}" for part in ("boxes", "scores"))
-    print(f"self-test: passed on {tested['frames']} frames; drift, of what is allowed: {', '.join(drift)}")
-    columns = ("p50", "p90", "p99", "mean", "min")
-    print_table(["ms", *columns], [["engine", *(f"{timed['inference_ms'][column]:.2f}" for column in columns)]])
-    said = f"measured on {where}" if result["basis"] == "measured" else "rehearsed: nothing was computed"
-    print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
-    print_refused(timed["refused"])
-    print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
-
-
-def _precision_lines(engine: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on the precision of an engine's layers."""
-    layers = engine["layers"] or {}
-    if layers:
-        yield f"layers: {', '.join(f'{count} {kind}' for kind, count in layers.items())}"
-    if engine["float_layers"]:
-        yield f"in float, although INT8 in the graph: {len(engine['float_layers'])} layers"
-    if "dla" in layers and engine["missing_scales"] is not None:
-        missing = len(engine["missing_scales"])
-        yield (
-            f"DLA: {missing} activations without a scale; INT8 and FP16 look alike in the list of its layers: --tune "
-            "compares with an FP16 engine"
-        )
-
-
-def _tuned_text(tuning: Mapping[str, Any]) -> str:
-    """Return a line that compares the choice of `--tune` with the engine as shipped."""
-    form = {name: tuning[name] for name in ("source", "float_layers")}
-    chosen = next(each for each in tuning["candidates"] if {name: each[name] for name in form} == form)
-    shipped, ms = tuning["candidates"][0]["ms"]["p50"], chosen["ms"]["p50"]
-    what = "all layers in float" if form["source"] == "float" else f"{len(form['float_layers'])} layers in float"
-    if chosen is tuning["candidates"][0]:
-        what = f"INT8 as shipped stays; of {len(tuning['candidates']) - 1} others none is faster and passes"
-    low, high = chosen["ms"]["interval"]
-    text = f"tuned: {what}; {ms:.2f} ms, shipped {shipped:.2f} ms, ratio {low:.3f} to {high:.3f}"
-    if scored := tuning["accuracy"]:
-        text += f"; mAP50-95 {scored['map50_95']:.4f} on {scored['images']} images"
-    return text
-
-
-def print_fleet(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd engine --fleet`, for people."""
-    print(f"{result['name']} for {result['target']}, the engine alone")
-    header = ["board", "p50 ms", "p90 ms", "p99 ms", "FPS", "layers", "power mode", "system", "runtime", ""]
-    print_table(header, [_board_row(board) for board in result["boards"]])
-    failed = [board for board in result["boards"] if board["error"]]
-    for board in failed:
-        print(f"{board['name']}: {board['error']['text']}")
-    count = len(result["boards"])
-    print(f"{count - len(failed)} of {count} boards passed; all of it: {result['out']}")
-
-
-def print_profiled(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd profile`, for people."""
-    print(f"{result['target']}, {result['precision']}: {result['measured']}")
-    columns = ("p50", "p90", "p99", "mean", "min")
-    rows = [[each["graph"], *(f"{each['inference_ms'][name]:.2f}" for name in columns)] for each in result["networks"]]
-    print_table(["ms", *columns], rows)
-    print(f"for `edgekd predict MODEL --target {result['target']} --table`: {result['table']}")
-
-
-def _board_row(board: Mapping[str, Any]) -> list[str]:
-    found = board["result"]
-    if found is None:
-        return [board["name"], *["-"] * 8, "FAILED"]
-    times, device, mode = found["bench"]["inference_ms"], found["device"], found["device"]["power_mode"]
-    jetpack = f"JetPack {board['jetpack']}, " if board["jetpack"] else ""
-    return [
-        board["name"],
-        *(f"{times[column]:.2f}" for column in ("p50", "p90", "p99")),
-        "-" if (fps := found["bench"]["fps"]) is None else f"{fps:.1f}",
-        ", ".join(f"{count} {kind}" for kind, count in (found["engine"]["layers"] or {}).items()) or "not said",
-        str(mode["name"] or mode["id"]) if mode else "-",
-        f"{jetpack}L4T {device['l4t']}" if device["l4t"] else device["os"] or "-",
-        _version(found["runtime"]),
-        f"{found['basis']}, kept of {board['measured_at']}" if board["kept"] else found["basis"],
-    ]
-
-
-def _version(runtime: Mapping[str, Any]) -> str:
-    return f"{runtime['name']} {runtime['version']}"
-
-
 def print_compared(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd compare`, for people."""
+    """Print the result of `edgekd compare`."""
     a, b = result["a"], result["b"]
     print_table(["", "a", "b", "b by a"], [_compared(name, a[key], b[key], text) for name, key, text in _COMPARED])
     for key, what in _DIFFERENT.items():
@@ -337,9 +269,9 @@ def print_compared(result: Mapping[str, Any]) -> None:
 
 
 def _compared(name: str, a: Any, b: Any, text: Callable[[Any], str]) -> list[str]:
-    told = ["-" if value is None else text(value) for value in (a, b)]
+    texts = ["-" if value is None else text(value) for value in (a, b)]
     numbers = isinstance(a, (int, float)) and isinstance(b, (int, float)) and a
-    return [name, *told, f"{b / a:.1%}" if numbers else ""]
+    return [name, *texts, f"{b / a:.1%}" if numbers else ""]
 
 
 def _gained(row: Mapping[str, Any]) -> str:
@@ -350,11 +282,11 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-_SPAN = ("latency_ms", "high_ms", "low_ms")
-
-
-def print_scores(result: Mapping[str, Any]) -> None:
-    """The result of `edgekd eval`, for people."""
+def print_scores(scored: Scored) -> None:
+    """Print the result of `edgekd eval`."""
+    result = scored.document
+    for image, reason in scored.skipped:
+        print(f"not scored: {image}: {reason}", file=sys.stderr)
 
     def row(name: str, images: object, objects: object, scores: Mapping[str, Any]) -> list[str]:
         return [name, str(images), str(objects), score_text(scores["map50_95"]), score_text(scores["map50"])]
@@ -369,75 +301,75 @@ def print_scores(result: Mapping[str, Any]) -> None:
 
 
 def print_budget(lines: Sequence[Line]) -> None:
-    """Each limit, and what was reached."""
+    """Print each limit, and the number to compare with it."""
     marks = {True: "met", False: "MISSED", None: "undecided here"}
     for line in lines:
         reached = f"{line.text(line.value)} ({line.basis})"
         print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
 
 
-def print_refused(refused: Sequence[str]) -> None:
-    """What a run was too short or too noisy for, and what to do."""
-    for reason in refused:
-        print(f"not told: {reason}")
+def print_checked(checked: Checked) -> None:
+    """Print the result of `edgekd check`."""
+    for finding in checked.findings:
+        print(f"{finding.level}: {finding.what} ({finding.where})\n    {finding.change}")
+    verdict = "possible" if checked.possible else "impossible as it is"
+    print(f"{checked.model.name} on {checked.target.title}: {verdict}")
 
 
-def print_json(value: Any) -> None:
-    """One JSON document, and nothing else."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+def print_targets(found: Targets) -> None:
+    """Print the result of `edgekd targets`."""
+    if found.facts is None:
+        rows = [[t.name, t.title, ", ".join(t.precisions.conv.value), t.engine, t.recipe] for t in found.targets]
+        print_table(["target", "device", "convolutions in", "engine", "recipe"], rows)
+        return
+    marks = {True: "yes", False: "no", None: ""}
+    rows = [[fact.group, fact.name, fact.value, marks[fact.verified], fact.source] for fact in found.facts]
+    print_table(["", found.targets[0].name, "value", "verified", "source"], rows)
 
 
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Columns under a header, as wide as the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    # Where nobody's terminal sets the width, nothing is cut off or folded.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print the result of `edgekd doctor`."""
+    rows = [[check.group, check.name, check.state, check.detail, check.fix or ""] for check in diagnosis.checks]
+    print_table(["", "what", "state", "detail", "to add it"], rows)
 
 
-def score_text(value: float | None) -> str:
-    """A score from 0 to 1, or a dash."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def rate_text(fps: float | None) -> str:
-    """Frames per second, or a dash where a run was too short or too noisy to say."""
-    return "- FPS" if fps is None else f"{fps:.1f} FPS"
-
-
-def megabytes(count: int) -> str:
-    """Bytes in MB."""
-    return f"{count / 1e6:.2f} MB"
-
-
-_COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("run", "run", str),
-    ("model", "model", str),
-    ("target", "target", str),
-    ("recipe", "recipe", str),
-    ("mAP50-95", "map50_95", score_text),
-    ("mAP50", "map50", score_text),
-    ("mAP50-95 kept", "kept", "{:.1%}".format),
-    ("packed graph", "graph_bytes", megabytes),
-    ("bundle", "bundle_bytes", megabytes),
-    ("ms a frame, p50", "p50_ms", "{:.2f}".format),
-    ("", "basis", str),
-    ("ms on the target, predicted", "predicted_ms", "{:.2f}".format),
-    ("seconds of all stages", "seconds", "{:.1f}".format),
-)
-_SEARCHED: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    ("kept", "{:.1%}".format),
-    ("bytes", megabytes),
-    ("latency_ms", lambda value: "-" if value is None else f"{value:.2f}"),
-    ("energy_mj", lambda value: "-" if value is None else f"{value:.0f}"),
-)
-_DIFFERENT = {
-    "same_model": "They were made of different detectors.",
-    "same_data": "They were scored on different images or labels: their scores do not compare.",
-    "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
+RESULTS: Mapping[str, Callable[[Any], None]] = {
+    "build": print_outcome,
+    "quantize": print_quantized,
+    "eval": print_scores,
+    "check": print_checked,
+    "targets": print_targets,
+    "doctor": print_diagnosis,
+    "inspect": bundle_printing.print_inspected,
+    "demo": lambda demo: print_outcome(demo.outcome),
 }
+"""Printers of results by command."""
+DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "adapt": print_adapted,
+    "convert": print_converted,
+    "distill": print_distilled,
+    "prune": print_pruned,
+    "factorize": print_factorized,
+    "bench": print_bench,
+    "predict": print_predicted,
+    "engine": bundle_printing.print_engine,
+    "profile": bundle_printing.print_profiled,
+    "compare": print_compared,
+    "report": print_report,
+    "validate-report": print_validation,
+    "verify": bundle_printing.print_verified,
+    "keygen": bundle_printing.print_key,
+    "trust": bundle_printing.print_verified,
+    "sign": bundle_printing.print_verified,
+    "pack": bundle_printing.print_verified,
+    "delta": bundle_printing.print_delta,
+}
+"""Printers, by command, that need only the document of a result."""
+
+
+def printer(command: str) -> Callable[[Any], None]:
+    """Return the function that prints the result of a command. Raises KeyError where there is none."""
+    if command in RESULTS:
+        return RESULTS[command]
+    show = DOCUMENTS[command]
+    return lambda result: show(result.document)

@@ -1,4 +1,4 @@
-"""Numbers of a run for other tools: training curves and what stages gave, as JSON lines or to MLflow.
+"""Numbers of a run for other tools: training curves and results of stages, as JSON lines or to MLflow.
 
 The only module that imports MLflow.
 """
@@ -23,27 +23,28 @@ from edgekd.core.progress import Progress
 
 T = TypeVar("T")
 MLFLOW = "mlflow:"
-"""What the address of an MLflow server begins with; alone it stands for what MLFLOW_TRACKING_URI says."""
+"""Prefix of the address of an MLflow server; alone it stands for the address in MLFLOW_TRACKING_URI."""
 EXPERIMENT = "edgekd"
 _APART = frozenset({"detector", "errors", "forms", "host", "per_class", "snr_db", "tools"})
-"""Of what stages give: what is not a result, or one for each of many layers or classes."""
+"""Keys in results of stages that are no numbers of a run, or have one for each of many layers or classes."""
 _BATCH = 500
+"""Metrics in one request."""
 
 
 class Sink(Protocol):
-    """Where numbers go. It raises what it likes: the run goes on without it then."""
+    """A destination of numbers. It may raise anything: the run continues without it."""
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Keep numbers by name; step: an epoch, or how often there was one of that name before."""
+        """Keep numbers by name; step: an epoch, or the count of earlier ones of that name."""
         ...
 
     def close(self, ended: bool) -> None:
-        """Nothing more comes; ended: whether the run came to its end."""
+        """Close; ended: the run was not interrupted."""
         ...
 
 
 class JsonLines:
-    """Lines appended to a file, each whole: whoever follows it reads a training while it goes on."""
+    """Lines appended to a file, each at once, so that a running training can be followed."""
 
     def __init__(self, path: Path) -> None:
         """Raises SpecError when the place cannot be written."""
@@ -63,7 +64,7 @@ class JsonLines:
 
 
 class Mlflow:
-    """A run of the experiment `edgekd` on an MLflow server; its tag `command` says what was called."""
+    """A run of the experiment `edgekd` on an MLflow server, with the command line in its tag `command`."""
 
     def __init__(self, uri: str, name: str) -> None:
         """Raises SpecError without MLflow, DeviceError where the server does not take a run."""
@@ -96,7 +97,7 @@ class Mlflow:
 
 
 class Tracked:
-    """A progress that also passes numbers on. Where that fails it says so once, and the run goes on."""
+    """A progress that also passes numbers on. A failure is noted once, and the run continues."""
 
     def __init__(self, progress: Progress, sink: Sink) -> None:
         self._progress = progress
@@ -105,29 +106,29 @@ class Tracked:
         self._count: Counter[str] = Counter()
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """As the progress shows them."""
+        """Show progress over items."""
         yield from self._progress.items(iterable, label, total)
 
     def note(self, text: str) -> None:
-        """Say one thing."""
+        """Show a text."""
         self._progress.note(text)
 
     def epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> None:
-        """Numbers of one epoch of a training, while it goes on."""
+        """Pass on the numbers of one epoch of a running training."""
         self._live.setdefault(name, set()).add(epoch)
         self._write(name, epoch, values)
 
     def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
-        """What a stage gave, be it now or in an earlier run: its curve, as far as it was not told, and its numbers."""
-        told = self._live.pop(name, set())
+        """Pass on results of a stage, of this run or an earlier one: its numbers, and the epochs not passed on yet."""
+        known = self._live.pop(name, set())
         for epoch, values in enumerate(results.get("losses") or ()):
-            if epoch not in told:
+            if epoch not in known:
                 self._write(name, epoch, values)
         self._write(name, self._count[name], {"seconds": seconds, **dict(numbers(results))})
         self._count[name] += 1
 
     def close(self, ended: bool) -> None:
-        """Nothing more comes."""
+        """Close the sink."""
         if self._sink is not None:
             self._safely(lambda sink: sink.close(ended))
 
@@ -146,7 +147,7 @@ class Tracked:
 
 
 def numbers(results: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a stage's results, by names with points."""
+    """Yield the numbers in a stage's results, by names with points."""
     for key, value in results.items():
         if key in _APART:
             continue
@@ -158,7 +159,7 @@ def numbers(results: Mapping[str, Any], before: str = "") -> Iterator[tuple[str,
 
 @contextmanager
 def tracked(log: str | None, progress: Progress, name: str) -> Iterator[Progress]:
-    """The progress, and where a log is asked for one that also keeps numbers there: in a file, or on an MLflow server.
+    """Yield the progress; with a log, a file or an MLflow server, one that also keeps numbers there.
 
     name: of the run there. Raises SpecError or DeviceError before anything else is done.
     """

@@ -1,8 +1,8 @@
-"""`edgekd adapt`: a bundle for other conditions, of frames that nobody labelled.
+"""`edgekd adapt`: a bundle for other conditions, adapted to frames without labels.
 
-The frames say what the new conditions do to pictures (`data.look`), which is done to pictures that the model knows; on
-these pairs its layers are fitted (`compress.adapt`). What comes of it is a variant: a bundle of the same graph with
-other numbers in it, for the same target, and the delta by which a camera gets it beside the bundle that it has.
+From the frames the shift of the domain is estimated (`data.domain_shift`), and applied to images of the training split;
+on these pairs layers are fitted (`compress.quantization.adapt`). The result is a variant: a bundle with the same graph
+and other numbers in it, for the same target, and the delta to it from the bundle that cameras have.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from edgekd.agent.parity import candidates, confidence
 from edgekd.agent.slots import MODEL_NAME
-from edgekd.builds.stages.base import tool_versions
-from edgekd.commands import pack as pack_module
+from edgekd.builds.stages.base import DRIFT, tool_versions
+from edgekd.builds.stages.drift_reference import statistics
+from edgekd.commands.arguments import path_or_none, signers_of
+from edgekd.commands.options import Bundle, Counter, Data, Keys, SecretFile
+from edgekd.commands.pack import repack
+from edgekd.commands.parameter import Option
+from edgekd.commands.results import Result
+from edgekd.compress.quantization.activation_scales import write_cache
+from edgekd.compress.quantization.adapt import adapt as fit
+from edgekd.core import drift
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, read_head
 from edgekd.core.bundle.manifest import FileEntry, Manifest, Score, StageKey, to_json
@@ -28,6 +36,9 @@ from edgekd.core.canonical import canonical_json, json_sha256
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.errors import CompressError, DataError, SpecError
+from edgekd.core.formats.golden_set import to_bytes
+from edgekd.core.formats.packed_graph import pack
+from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, unlabelled
 from edgekd.data.domain_shift import Look, look_of
@@ -36,40 +47,24 @@ from edgekd.data.shifted_copies import as_seen, write_dataset, write_twins
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy import delta
 from edgekd.deploy.artifact import expanded
-from edgekd.deploy.signing import Signer
+from edgekd.deploy.golden_set import TRIED, golden_set
+from edgekd.evaluation.evaluate import evaluate
 from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FEWEST = 16
-"""Frames of the new conditions, and pictures that the model knows, that are needed at least."""
-FITTED, JUDGED = 64, 16
-"""Pictures that layers are fitted on, and others on which it is asked whether that helps; of fewer, a fifth."""
+"""Frames of the new conditions, and training images, that are needed at least."""
+FITTED = 64
+"""Training images that layers are fitted on."""
+JUDGED = 16
+"""Other training images, at most a fifth of all, on which the result is compared with the original."""
 LOOKED = 64
-"""Frames of the new conditions that are looked at."""
+"""Frames of the new conditions from which the domain shift is estimated."""
 RANGED = 32
-"""Frames of them on which ranges are measured."""
+"""Frames of the new conditions on which activation ranges are measured."""
 SEED = 0
 VARIANT = "x-variant"
 """The field of a manifest that says what a bundle is a variant of."""
 TOOLS = ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy")
-
-
-@dataclass(frozen=True)
-class AdaptJob:
-    """What to adapt, to what.
-
-    data: pictures that the model knows, in the training split; its split `val` is scored, if `score`. name: of the
-    variant, by which a camera knows it; counter: of the new bundle, None for the old one's; twins: a folder that `data`
-    is written to as the new conditions would show it.
-    """
-
-    bundle: Path
-    frames: Path
-    data: Path
-    name: str
-    out: Path
-    counter: int | None = None
-    score: bool = True
-    twins: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,67 +85,132 @@ class Adapted:
     errors: tuple[float, float]
 
 
-def run(job: AdaptJob, progress: Progress = SILENT, signers: Sequence[Signer] = ()) -> dict[str, Any]:
-    """Adapt, judge, pack, and write the delta; the documented result of `edgekd adapt --json`.
+@dataclass(frozen=True)
+class Variant(Result):
+    """The result of `adapt`."""
 
-    Raises SpecError, DataError, BundleError, CompressError; then there is no variant.
+    @property
+    def bundle(self) -> Path:
+        """The variant, for cameras that have no bundle of this model yet."""
+        return Path(self.document["bundle"])
+
+    @property
+    def delta(self) -> Path:
+        """The delta to the variant, for cameras with the bundle that was adapted."""
+        return Path(self.document["delta"])
+
+    @property
+    def error(self) -> tuple[float, float]:
+        """Error of the confidences under the new conditions, noise by signal, of the bundle and of the variant."""
+        return self.document["error"]["before"], self.document["error"]["after"]
+
+
+def adapt(
+    bundle: Bundle,
+    frames: Annotated[str | Path, Option("Folder of frames of the new conditions.")],
+    data: Data,
+    *,
+    name: Annotated[str, Option("What the variant is called, such as night.")] = "variant",
+    out: Annotated[str | Path | None, Option("The bundle to write. Default: runs/BUNDLE-NAME.edgekd.")] = None,
+    score: Annotated[bool, Option("Score both on the split val of DATA.", inverse="--no-score")] = True,
+    twins: Annotated[str | Path | None, Option("Also write DATA as the frames would show it, here.")] = None,
+    version_counter: Counter = None,
+    sign: Keys = (),
+    secret_file: SecretFile = None,
+    progress: Progress = SILENT,
+) -> Variant:
+    """Make a variant of a bundle for other conditions, from frames without labels, and the delta that leads to it.
+
+    Layers are fitted on the split `train` of `data`. The delta is written beside the bundle.
+
+    Raises SpecError, DataError, BundleError, SignatureError, or CompressError where fitting does not help; then nothing
+    is written. The command: `edgekd adapt`. The method, with its sources: docs/adapting.md.
     """
+    base, copies, signers = Path(bundle), path_or_none(twins), signers_of(sign, secret_file)
+    place = path_or_none(out) or Path("runs") / f"{base.stem}-{name}.edgekd"
     began = time.perf_counter()
-    dataset, frames = _given(job, progress)
-    scored = dataset.split("val") if job.score and "val" in dataset.splits else None
+    _refuse_places(name, base, place, copies)
+    dataset, new = load_dataset(Path(data)), unlabelled(Path(frames))
+    hashes = content_hashes(new.samples, progress)
+    if score:
+        _refuse_shared(dataset, hashes, progress)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder = Path(scratch) / "bundle"
-        manifest = extract(job.bundle, folder)
-        base = expanded(folder / manifest.graph.path, Path(scratch) / "base.onnx")
-        spec = spec_from_json(manifest.detector)
-        made = adapt(base, Path(scratch) / "variant.onnx", spec, dataset.split("train"), frames, progress)
-        clean = shown = None
-        if scored is not None:
-            twins = write_twins(scored, made.look, spec.preprocess, Path(scratch) / "shown", progress)
-            clean, shown = (
-                _scores(base, made.graph, spec, split, progress, label)
-                for split, label in ((scored, "as they are"), (twins, "as the frames show things"))
-            )
-        key = _key(job, frames, dataset.split("train"))
-        record = _write_files(folder, manifest, made, frames, clean, progress)
-        _write_manifest(folder, manifest, _told(job, made), record, key, clean)
-        packed, shorter = Path(scratch) / "packed.edgekd", Path(scratch) / "packed.edgekd-delta"
-        pack_module.run(pack_module.PackJob(folder, packed, job.counter), signers)
-        difference = delta.run(job.bundle, packed, shorter)
-        if job.twins is not None:
-            write_dataset(dataset, made.look, spec.preprocess, job.twins, progress)
-        out, way = job.out, job.out.with_name(f"{job.out.name}-delta")
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(shorter, way)
-        copy_file(packed, out)  # last: where it is, all is
-    return {
-        "bundle": str(out),
-        "delta": str(way),
-        "variant": job.name,
-        "identity": difference["new"],
-        "base": difference["old"],
-        "bytes": difference["new_bytes"],
-        "delta_bytes": difference["bytes"],
+        folder, packed, shorter = (Path(scratch) / each for each in ("bundle", "packed.edgekd", "packed.edgekd-delta"))
+        manifest = extract(base, folder)
+        adapted, document = _variant(base, manifest, folder, name, dataset, new, progress, score=score)
+        counter = manifest.counter if version_counter is None else version_counter
+        repack(folder, packed, signers, lambda written: replace(written, counter=counter))
+        difference = delta.run(base, packed, shorter)
+        if copies is not None:
+            preprocess = spec_from_json(manifest.detector).preprocess
+            write_dataset(dataset, adapted.look, preprocess, copies, progress)
+        delta_place = place.with_name(f"{place.name}-delta")
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(shorter, delta_place)
+        copy_file(packed, place)  # last: where it is, all is
+    return Variant(
+        {
+            "bundle": str(place),
+            "delta": str(delta_place),
+            "variant": name,
+            "identity": difference["new"],
+            "base": difference["old"],
+            "bytes": difference["new_bytes"],
+            "delta_bytes": difference["bytes"],
+            **document,
+            "twins": None if copies is None else str(copies),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    )
+
+
+def _variant(
+    bundle: Path,
+    manifest: Manifest,
+    folder: Path,
+    name: str,
+    dataset: Dataset,
+    frames: Split,
+    progress: Progress,
+    *,
+    score: bool,
+) -> tuple[Adapted, dict[str, Any]]:
+    """Turn the files of an unpacked bundle into those of the variant; return also the results of the adaptation."""
+    scratch, spec = folder.parent, spec_from_json(manifest.detector)
+    base = expanded(folder / manifest.graph.path, scratch / "base.onnx")
+    known = dataset.split("train")
+    made = adapt_graph(base, scratch / "variant.onnx", spec, known, frames, progress)
+    clean = shown = None
+    if score and "val" in dataset.splits:
+        scored = dataset.split("val")
+        twins = write_twins(scored, made.look, spec.preprocess, scratch / "shown", progress)
+        clean, shown = (
+            _scores(base, made.graph, spec, split, progress, label)
+            for split, label in ((scored, "as they are"), (twins, "as the frames show things"))
+        )
+    error = {"before": made.errors[0], "after": made.errors[1]}
+    about = {"name": name, "of": read_head(bundle).identity, "frames": made.frames, "error": error}
+    record = _write_files(folder, manifest, made, frames, clean, progress)
+    _write_manifest(folder, manifest, about, record, _key(bundle, name, frames, known), clean)
+    return made, {
         "pictures": made.pictures,
         "frames": made.frames,
         "drift_frames": record,
         "look": look_json(made.look),
-        "error": {"before": made.errors[0], "after": made.errors[1]},
-        "clean": None if clean is None else clean.told,
-        "shown": None if shown is None else shown.told,
-        "twins": None if job.twins is None else str(job.twins),
-        "seconds": round(time.perf_counter() - began, 3),
+        "error": error,
+        "clean": None if clean is None else clean.summary,
+        "shown": None if shown is None else shown.summary,
     }
 
 
-def adapt(base: Path, out: Path, spec: DetectorSpec, known: Split, new: Split, progress: Progress = SILENT) -> Adapted:
-    """Write `out`: the Q/DQ graph `base` fitted to frames `new`, by pictures that it knows. Labels are not looked at.
+def adapt_graph(
+    base: Path, out: Path, spec: DetectorSpec, known: Split, new: Split, progress: Progress = SILENT
+) -> Adapted:
+    """Write `out`: the Q/DQ graph `base` fitted to frames `new`, by images `known` of its training. Labels are unused.
 
     Raises DataError where there are too few readable pictures, CompressError where fitting does not help.
     """
-    from edgekd.compress.quantization.adapt import adapt as fit
-
     how = spec.preprocess
     pictures = _drawn(known, FITTED + JUDGED, spec, progress, "pictures that the model knows")
     frames = _drawn(new, LOOKED, spec, progress, "frames of the new conditions")
@@ -173,32 +233,33 @@ def adapt(base: Path, out: Path, spec: DetectorSpec, known: Split, new: Split, p
     return Adapted(out, bool(scales), ranged, look, len(pictures), len(frames), errors)
 
 
-def _given(job: AdaptJob, progress: Progress) -> tuple[Dataset, Split]:
-    """The data and the frames. Raises SpecError, DataError for what cannot be asked for."""
-    if not MODEL_NAME.fullmatch(job.name):
-        raise SpecError(f"--name {job.name}", expected="1 to 32 of a-z 0-9 _ -, the first a letter or a digit")
-    if job.out.suffix != ".edgekd" or job.out.absolute() == job.bundle.absolute():
-        raise SpecError(f"--out {job.out}", expected="another file, whose name ends in .edgekd")
-    if job.twins is not None and job.twins.exists():
-        raise SpecError(f"--twins {job.twins}: is there already", fix="remove it, or name another folder")
-    dataset, frames = load_dataset(job.data), unlabelled(job.frames)
-    hashes = content_hashes(frames.samples, progress)
-    for name in dataset.splits if job.score else ():
+def _refuse_places(name: str, bundle: Path, out: Path, twins: Path | None) -> None:
+    """Refuse names and paths that cannot be written. Raises SpecError."""
+    if not MODEL_NAME.fullmatch(name):
+        raise SpecError(f"--name {name}", expected="1 to 32 of a-z 0-9 _ -, the first a letter or a digit")
+    if out.suffix != ".edgekd" or out.absolute() == bundle.absolute():
+        raise SpecError(f"--out {out}", expected="another file, whose name ends in .edgekd")
+    if twins is not None and twins.exists():
+        raise SpecError(f"--twins {twins}: is there already", fix="remove it, or name another folder")
+
+
+def _refuse_shared(dataset: Dataset, frames: Mapping[Path, str], progress: Progress) -> None:
+    """Refuse frames that are scored, too; frames: their SHA-256. Raises DataError."""
+    for name in dataset.splits:
         if name == "train":
             continue
         for image, sha256 in content_hashes(dataset.split(name).samples, progress).items():
-            shared = next((frame for frame, found in hashes.items() if found == sha256), None)
+            shared = next((frame for frame, known in frames.items() if known == sha256), None)
             if shared is not None:
                 raise DataError(
                     f"{shared} is adapted to and, as {image}, scored in split {name!r}",
                     expected="adapting and scoring to share no image",
                     fix="take it out of the frames",
                 )
-    return dataset, frames
 
 
 def _drawn(split: Split, count: int, spec: DetectorSpec, progress: Progress, what: str) -> list[Image]:
-    """Readable pictures of a split, drawn by chance, as large as the network sees them. Raises DataError."""
+    """Draw readable images of a split at random, in the size of the network's input. Raises DataError."""
     order = np.random.default_rng(SEED).permutation(len(split.samples))[:count]
     found = ReadableImages([split.samples[at] for at in order], progress, label=f"read {what}", max_bad_share=0.5)
     pictures = [as_seen(image, spec.preprocess) for _, image in found]
@@ -208,9 +269,9 @@ def _drawn(split: Split, count: int, spec: DetectorSpec, progress: Progress, wha
 
 
 def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """How far the confidences of `graph` on the second of each pair are from those of `base` on the first.
+    """Return the error of the confidences of `graph` on the second of each pair, by those of `base` on the first.
 
-    Noise by signal, over all candidates.
+    It is noise by signal, over all candidates.
     """
     noise = signal = 0.0
     with ONNXRUNTIME_CPU.load(base) as before, ONNXRUNTIME_CPU.load(graph) as after:
@@ -226,43 +287,31 @@ def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np
 
 @dataclass(frozen=True)
 class _Scores:
-    """Scores on labelled images. told: the documented part; results: of the variant, for the evidence."""
+    """Scores on labelled images. summary: the documented part; results: of the variant, for the evidence."""
 
-    told: Mapping[str, Any]
+    summary: Mapping[str, Any]
     results: Mapping[str, Any]
 
 
 def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress, label: str) -> _Scores:
-    """What the old graph and the new one are worth on the same images."""
-    from edgekd.evaluation.evaluate import evaluate
-
+    """Score the old graph and the new one on the same images."""
     before, after = (
         evaluate(path, spec, scored, progress, f"{label}, {which}").score.to_json()
         for path, which in ((base, "bundle"), (graph, "variant"))
     )
     first, last = before["map50_95"], after["map50_95"]
-    told = {"before": first, "after": last, "kept": last / first if first else None}
-    return _Scores({"split": scored.name, "images": after["images"], **told}, {**after, "skipped": []})
+    summary = {"before": first, "after": last, "kept": last / first if first else None}
+    return _Scores({"split": scored.name, "images": after["images"], **summary}, {**after, "skipped": []})
 
 
-def _key(job: AdaptJob, frames: Split, known: Split) -> str:
-    """SHA-256 of all that a variant follows from."""
+def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
+    """Return the SHA-256 of all inputs of a variant."""
     shown = [sorted(content_hashes(split.samples).values()) for split in (frames, known)]
-    return json_sha256([read_head(job.bundle).identity, job.name, *shown, SEED, tool_versions(*TOOLS)])
-
-
-def _told(job: AdaptJob, made: Adapted) -> dict[str, Any]:
-    """What the manifest says of a variant."""
-    return {
-        "name": job.name,
-        "of": read_head(job.bundle).identity,
-        "frames": made.frames,
-        "error": {"before": made.errors[0], "after": made.errors[1]},
-    }
+    return json_sha256([read_head(bundle).identity, name, *shown, SEED, tool_versions(*TOOLS)])
 
 
 def look_json(look: Look) -> dict[str, Any]:
-    """What conditions do to pictures, as plain types for JSON."""
+    """Return a domain shift as plain types for JSON."""
     return {
         "blur": look.blur,
         "gains": look.gains.mean(axis=(1, 2), dtype=float).round(3).tolist(),
@@ -274,13 +323,7 @@ def look_json(look: Look) -> dict[str, Any]:
 def _write_files(
     folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Scores | None, progress: Progress
 ) -> int | None:
-    """Give an unpacked bundle the files of the variant. Returns of how many frames its record of statistics is."""
-    from edgekd.compress.quantization.activation_scales import write_cache
-    from edgekd.core.formats.golden_set import to_bytes
-    from edgekd.core.formats.packed_graph import pack
-    from edgekd.core.formats.plain_graph import plain_graph
-    from edgekd.deploy.golden_set import TRIED, golden_set
-
+    """Write the files of the variant into an unpacked bundle. Return the number of frames in its drift reference."""
     paths = {entry.role: folder / entry.path for entry in manifest.files}
     spec = spec_from_json(manifest.detector)
     paths["graph"].write_bytes(pack(made.graph.read_bytes()))
@@ -300,11 +343,7 @@ def _write_files(
 
 
 def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, progress: Progress) -> int | None:
-    """The record of how statistics are spread under the new conditions, in place of the old one; its frames, if any."""
-    from edgekd.builds.stages.base import DRIFT
-    from edgekd.builds.stages.drift_reference import statistics
-    from edgekd.core import drift
-
+    """Replace the drift reference by one of the new conditions; return its number of frames, None without one."""
     path = next((folder / entry.path for entry in manifest.files if entry.role == "drift"), folder / DRIFT)
     path.unlink(missing_ok=True)
     if len(frames.samples) < drift.LEAST_FRAMES:
@@ -317,11 +356,9 @@ def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, 
 
 
 def _write_manifest(
-    folder: Path, manifest: Manifest, told: Mapping[str, Any], record: int | None, key: str, clean: _Scores | None
+    folder: Path, manifest: Manifest, about: Mapping[str, Any], record: int | None, key: str, clean: _Scores | None
 ) -> None:
-    """The manifest of the variant, in the folder with its files; lengths and hashes are for whoever packs it."""
-    from edgekd.builds.stages.base import DRIFT
-
+    """Write the manifest of the variant beside its files; packing sets lengths and hashes."""
     files = [entry for entry in manifest.files if (folder / entry.path).is_file()]
     if record is not None and not any(entry.role == "drift" for entry in files):
         files.append(FileEntry(DRIFT, 0, "0" * 64, "drift"))
@@ -337,10 +374,10 @@ def _write_manifest(
     tools = dict(sorted({**lineage.tools, **tool_versions(*TOOLS)}.items()))
     changed = replace(
         manifest,
-        name=f"{manifest.name}-{told['name']}",
+        name=f"{manifest.name}-{about['name']}",
         files=tuple(sorted(files, key=lambda entry: entry.path)),
         evidence=replace(evidence, after=after, retention=after.map50_95 / before if before else None),
         lineage=replace(lineage, tools=tools, stages=(*lineage.stages, StageKey("adapt", key))),
-        extensions={**manifest.extensions, VARIANT: dict(told)},
+        extensions={**manifest.extensions, VARIANT: dict(about)},
     )
     write_file(folder / MANIFEST, to_json(changed))

@@ -1,6 +1,6 @@
-"""`edgekd bench`: an artifact measured on this machine, alone or beside another one.
+"""`edgekd bench`: an artifact measured on this machine, alone or compared with another one.
 
-docs/measuring.md has the protocol: cold start, latency of the engine alone and from camera to detections in turns,
+docs/measuring.md has the protocol: cold start, latency of the engine alone and from camera to detections, interleaved,
 throughput with several streams, a sustained run with its time line, energy, cost.
 """
 
@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from edgekd.agent.device import read_device
+from edgekd.builds.stages.base import local_device
+from edgekd.commands.arguments import path_or_none, target_or_none
+from edgekd.commands.options import Artifact, Head, TimedOn, Trust
+from edgekd.commands.parameter import Option
+from edgekd.commands.results import Result
 from edgekd.core import statistics
 from edgekd.core.benchmark import MEASURED, STAND_IN, Candidate, Timing, benchmark_interleaved, compare, why_no_rate
 from edgekd.core.benchmark import summarize as stats_of
@@ -29,19 +35,23 @@ from edgekd.core.power.nvml import NvidiaGpu, find_gpu
 from edgekd.core.power.recorder import Joules, Recorder
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.frames import FrameSource, load_frames, raw_frames
+from edgekd.deploy.artifact import opened
+from edgekd.deploy.devices import GraphDevice
 from edgekd.evaluation.cost import Cost, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
+from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page
 from edgekd.evaluation.throughput import between, run_streams
 from edgekd.hardware.target import Target
 from edgekd.runtimes.types import Session
 
-if TYPE_CHECKING:
-    from edgekd.deploy.devices import GraphDevice
-
 BLOCK = 10
+"""Frames of one artifact before it is the other's turn."""
 TURNS = 3
+"""Turns of each artifact in the measurement of throughput."""
 TIMELINE_S = 1.0
+"""Seconds between readings in a sustained run."""
 BATCHES = 8
+"""Prepared batches that the engine alone is timed on."""
 CAMERA, ENGINE = "camera", "engine"
 OURS, THEIRS = "artifact", "against"
 
@@ -50,9 +60,9 @@ OURS, THEIRS = "artifact", "against"
 class BenchJob:
     """What to measure and for how long.
 
-    frames: a folder of images or a video; None: made up, raw, of the input's size. streams: for throughput, 0 for none.
-    minutes: of the sustained run, 0 for none. target: what this machine is, or stands in for. root: below which the
-    system's own files lie; meter: in place of the one that is found there.
+    frames: a folder of images or a video; None for synthetic raw frames of the input's size. streams: for throughput, 0
+    for none. minutes: of the sustained run, 0 for none. target: the device that this machine is, or stands in for.
+    root: the folder of the system's files; meter: replaces the one that is found there; rest: sleeps.
     """
 
     artifact: Path
@@ -73,10 +83,9 @@ class BenchJob:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """document: as docs/json.md has it; timings: every sample, by side (`artifact`, `against`) and state."""
+class Measured(Result):
+    """The result of `bench`. timings: every sample, by side (`artifact`, `against`) and state (`camera`, `engine`)."""
 
-    document: dict[str, Any]
     timings: dict[tuple[str, str], Timing]
 
     @property
@@ -86,12 +95,12 @@ class Measured:
 
     @property
     def p50_ms(self) -> float:
-        """Half of the frames take no longer, from camera to detections."""
+        """Median milliseconds of a frame, from camera to detections."""
         return float(self.document["total_ms"]["p50"])
 
     @property
     def p99_ms(self) -> float:
-        """99 of 100 frames take no longer, from camera to detections."""
+        """99th percentile of the milliseconds of a frame, from camera to detections."""
         return float(self.document["total_ms"]["p99"])
 
     @property
@@ -102,14 +111,13 @@ class Measured:
 
     @property
     def refused(self) -> Sequence[str]:
-        """What is not told, and why."""
-        reasons: Sequence[str] = self.document["refused"]
-        return reasons
+        """Rates that are not reported, and why."""
+        return [*self.document["refused"]]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the artifacts, loaded: its graph, and what it took to load it and to infer for the first time."""
+    """A loaded artifact, with the times of loading and of the first inference."""
 
     graph: Path
     spec: DetectorSpec
@@ -122,18 +130,23 @@ class Side:
 def run(job: BenchJob, progress: Progress = SILENT) -> Measured:
     """Measure. Raises SpecError, DataError, DeviceError."""
     with ExitStack() as stack:
-        opened = {name: _open(stack, job, path) for name, path in _artifacts(job).items()}
-        source = load_frames(job.frames) if job.frames else _made_up(opened[OURS][1])
-        gpu = _gpu(job)
+        artifacts = {OURS: job.artifact, **({THEIRS: job.against} if job.against else {})}
+        graphs = {
+            name: stack.enter_context(opened(path, job.head, (), job.trust_checkpoint))
+            for name, path in artifacts.items()
+        }
+        noise = raw_frames(synthetic_frames(graphs[OURS][1]), "made up: noise in the size of the input")
+        source = load_frames(job.frames) if job.frames else noise
+        gpu = find_gpu() if _on_gpu(job) else None
         before = _moment(job, gpu)
-        sides = {name: _cold(stack, job, graph, spec, source) for name, (graph, spec) in opened.items()}
+        sides = {name: _cold(stack, job, graph, spec, source) for name, (graph, spec) in graphs.items()}
         timings = _latency(job, sides, source, progress)
         throughputs = _throughputs(job, sides, source, progress) if job.streams else {}
         sustained = _sustained(job, sides[OURS], source, gpu, progress) if job.minutes else None
         energies, no_energy = _energy(job, sides, source, progress)
     conditions = {**read_setting(job.root).as_json(), "before": before, "after": _moment(job, gpu)}
-    told = {name: _side_json(job, name, sides, timings, throughputs, energies) for name in sides}
-    ours, theirs = told[OURS], told.get(THEIRS)
+    documents = {name: _side_json(job, name, sides, timings, throughputs, energies) for name in sides}
+    ours, theirs = documents[OURS], documents.get(THEIRS)
     ours["refused"] += [f"energy: {no_energy}"] if no_energy else []
     if theirs is not None:
         theirs = {"artifact": str(job.against), **theirs, **_compared(job, ours, theirs, timings)}
@@ -148,20 +161,6 @@ def run(job: BenchJob, progress: Progress = SILENT) -> Measured:
     return Measured(document, timings)
 
 
-def _artifacts(job: BenchJob) -> dict[str, Path]:
-    return {OURS: job.artifact, **({THEIRS: job.against} if job.against else {})}
-
-
-def _open(stack: ExitStack, job: BenchJob, path: Path) -> tuple[Path, DetectorSpec]:
-    from edgekd.deploy.artifact import opened
-
-    return stack.enter_context(opened(path, job.head, (), job.trust_checkpoint))
-
-
-def _made_up(spec: DetectorSpec) -> FrameSource:
-    return raw_frames(synthetic_frames(spec), "made up: noise in the size of the input")
-
-
 def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, source: FrameSource) -> Side:
     """Load a graph and run it once."""
     batches = [letterbox(frame, spec.preprocess)[0] for frame in source.frames(BATCHES)]
@@ -174,7 +173,7 @@ def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, sour
 
 
 def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, Candidate]:
-    """Both states of a side. They share the frames; the engine alone is given batches that were made of them before."""
+    """Return both states of a side: on the same frames; for the engine alone they are prepared before."""
     prepared = itertools.cycle(side.batches)
     session = session or side.session
     return {
@@ -186,7 +185,7 @@ def _candidates(side: Side, source: FrameSource, session: Session | None = None)
 def _latency(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
 ) -> dict[tuple[str, str], Timing]:
-    """Both states of every side, in turns."""
+    """Time both states of every side, interleaved."""
     progress.note("bench: latency ...")
     lanes = {
         f"{name} {state}": candidate
@@ -206,9 +205,7 @@ def _latency(
 
 
 def _basis(job: BenchJob) -> str:
-    """Whether this machine is what is meant: it is itself, and a target only where it says that it is one."""
-    from edgekd.agent.device import read_device
-
+    """Return `measured` without a target, or where this machine says that it is the target; else `stand-in`."""
     if job.target is None or job.target.kind == "cpu":
         return MEASURED
     return MEASURED if read_device(job.root).fits(job.target.compatible) else STAND_IN
@@ -217,7 +214,7 @@ def _basis(job: BenchJob) -> str:
 def _throughputs(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Camera to detections in several streams at once, each side in its turn."""
+    """Time several streams at once from camera to detections, the sides interleaved."""
     progress.note(f"bench: throughput of {job.streams} streams ...")
     gaps: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     with ExitStack() as stack:
@@ -235,7 +232,7 @@ def _throughputs(
 
 
 def throughput_json(gaps_ms: np.ndarray, streams: int) -> dict[str, Any]:
-    """Throughput, by the times from one frame done to the next; `refused` where it cannot be told."""
+    """Return the throughput, by the times between finished frames; `refused` where that is too uncertain."""
     if not len(gaps_ms):
         return {"streams": streams, "frames": 0, "fps": None, "interval": None, "refused": "no frame was done"}
     refused = why_no_rate(gaps_ms, np.cumsum(gaps_ms) / 1000)
@@ -250,7 +247,7 @@ def throughput_json(gaps_ms: np.ndarray, streams: int) -> dict[str, Any]:
 
 
 def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> dict[str, float | None]:
-    """Clocks and temperature now; of the GPU that runs the network, where NVIDIA's driver tells them."""
+    """Read clocks and temperature; those of the GPU that runs the network, where NVIDIA's driver has them."""
     now = asdict(read_moment(job.root))
     return now if gpu is None else {**now, "gpu_mhz": gpu.clock_mhz, "temperature_c": gpu.temperature_c}
 
@@ -258,13 +255,12 @@ def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> dict[str, float | None]:
 def _sustained(
     job: BenchJob, side: Side, source: FrameSource, gpu: NvidiaGpu | None, progress: Progress
 ) -> dict[str, Any]:
-    """Camera to detections for minutes on end, with a line of what the machine did for every second."""
+    """Time camera to detections for minutes, with the state of the machine every second."""
     progress.note(f"bench: sustained run of {job.minutes:g} minutes ...")
     clock, meter = job.device.clock, _meter(job)
     joules = Joules(meter, clock) if meter else None
     lane = {"": _candidates(side, source)[CAMERA]}
-    warm_up = _one_frame(lane[""], source)
-    for _ in range(BLOCK):
+    for warm_up in [_one_frame(lane[""], source)] * BLOCK:
         warm_up()
     began = clock()
     with ExitStack() as stack:
@@ -279,14 +275,14 @@ def _sustained(
 def _sustained_json(
     minutes: float, timing: Timing, began: float, recorder: Recorder[dict[str, float | None]], joules: Joules | None
 ) -> dict[str, Any]:
-    told = timing.summary()
-    settled = timing.starts_s >= (told["slow_down"]["at_s"] if told["slow_down"] else 0.0)
+    summary = timing.summary()
+    settled = timing.starts_s >= (summary["slow_down"]["at_s"] if summary["slow_down"] else 0.0)
     refused = why_no_rate(timing.total_ms[settled], timing.starts_s[settled])
     kept = ("iterations", "fps", "refused", "total_ms", "slow_down", "outliers")
     rate = 1000 / float(timing.total_ms[settled].mean())
     return {
         "minutes": minutes,
-        **{name: told[name] for name in kept},
+        **{name: summary[name] for name in kept},
         "settled_fps": None if refused else rate,
         "timeline": list(_timeline(timing, began, recorder, joules)),
     }
@@ -295,7 +291,7 @@ def _sustained_json(
 def _timeline(
     timing: Timing, began: float, recorder: Recorder[dict[str, float | None]], joules: Joules | None
 ) -> Iterator[dict[str, float | None]]:
-    """A line for every second: what was read at its end, the power and the median latency in it."""
+    """Yield for every second the readings at its end, and the power and median latency in it."""
     last = began
     for moment, reading in zip(recorder.times_s, recorder.readings, strict=True):
         inside = (timing.starts_s >= last - began) & (timing.starts_s < moment - began)
@@ -310,24 +306,19 @@ def _on_gpu(job: BenchJob) -> bool:
     return any(name in job.device.facts().engine for name in ("cuda", "tensorrt"))
 
 
-def _gpu(job: BenchJob) -> NvidiaGpu | None:
-    return find_gpu() if _on_gpu(job) else None
-
-
 def _meter(job: BenchJob) -> Meter | None:
     if job.meter is not None:
         return job.meter
     power = job.target.power if job.target and _basis(job) == MEASURED else None
     rails = power.rails.value if power and power.rails else ()
-    return find_meter(
-        job.root, gpu=_on_gpu(job), rails=rails, total=power.total.value if power and power.total else None
-    )
+    total = power.total.value if power and power.total else None
+    return find_meter(job.root, gpu=_on_gpu(job), rails=rails, total=total)
 
 
 def _energy(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
 ) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Energy of a frame of each side; nothing, and why, where it cannot be read."""
+    """Measure the energy of a frame of each side; where it cannot be read return nothing, and the reason."""
     meter = _meter(job)
     if meter is None:
         return {}, "no sensor here that may be read: rails of a Jetson, NVIDIA's driver, or RAPL (which is root's)"
@@ -353,31 +344,31 @@ def _side_json(
     throughputs: Mapping[str, dict[str, Any]],
     energies: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """All that is told of one artifact."""
-    told, alone, side = timings[name, CAMERA].summary(), timings[name, ENGINE], sides[name]
+    """Return the document of one artifact."""
+    summary, alone, side = timings[name, CAMERA].summary(), timings[name, ENGINE], sides[name]
     throughput, energy = throughputs.get(name), energies.get(name)
-    refused = told.pop("refused")
+    refused = summary.pop("refused")
     refused += [f"engine_fps: {alone.refused}"] if alone.refused else []
     refused += [f"throughput: {throughput['refused']}"] if throughput and throughput["refused"] else []
     return {
-        "basis": told.pop("basis"),
-        "iterations": told.pop("iterations"),
-        "fps": told.pop("fps"),
+        "basis": summary.pop("basis"),
+        "iterations": summary.pop("iterations"),
+        "fps": summary.pop("fps"),
         "engine_fps": alone.fps,
         "refused": refused,
-        **told,
+        **summary,
         "engine_ms": asdict(stats_of(alone.total_ms)),
         "cold_start": {"load_ms": side.load_ms, "first_ms": side.first_ms},
         "throughput": throughput and {key: value for key, value in throughput.items() if key != "refused"},
         "energy": energy,
-        "cost": _cost_json(job.prices, told["total_ms"]["mean"], throughput, energy) if job.prices.given else None,
+        "cost": _cost_json(job.prices, summary["total_ms"]["mean"], throughput, energy) if job.prices.given else None,
     }
 
 
 def _cost_json(
     prices: Prices, mean_ms: float, throughput: dict[str, Any] | None, energy: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Of a million frames, at the throughput where that was measured, else one after the other."""
+    """Return the cost of a million frames, at the throughput where that was measured, else one after the other."""
     fps = throughput["fps"] if throughput else 1000 / mean_ms
     found: Cost = cost_of(prices, energy["gross_mj"] if energy else None, fps)
     return {"currency": prices.currency, **asdict(found)}
@@ -386,7 +377,7 @@ def _cost_json(
 def _compared(
     job: BenchJob, ours: dict[str, Any], theirs: dict[str, Any], timings: Mapping[tuple[str, str], Timing]
 ) -> dict[str, Any]:
-    """How ARTIFACT compares with the other one; above 1, it is the faster one."""
+    """Compare ARTIFACT with the other one; a ratio above 1 means that it is faster."""
     found = {
         state: verdict_json(compare(timings[THEIRS, state], timings[OURS, state], BLOCK)) for state in (CAMERA, ENGINE)
     }
@@ -396,7 +387,7 @@ def _compared(
 
 
 def verdict_json(found: statistics.Comparison) -> dict[str, Any]:
-    """A comparison of times: other by ours."""
+    """Return a comparison of times, other by ours, as plain types for JSON."""
     verdict = "cannot tell" if not found.differs else "faster" if found.ratio > 1 else "slower"
     return {
         "ratio": found.ratio,
@@ -405,3 +396,55 @@ def verdict_json(found: statistics.Comparison) -> dict[str, Any]:
         "rounds": found.rounds,
         "verdict": verdict,
     }
+
+
+def bench(
+    artifact: Artifact,
+    *,
+    device: TimedOn = "local",
+    against: Annotated[str | Path | None, Option("Another artifact, measured in turns with it.")] = None,
+    frames: Annotated[str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.")] = None,
+    iterations: Annotated[int, Option("At least this many frames ...", minimum=1)] = 200,
+    seconds: Annotated[float, Option("... and at least this long, of each part.", minimum=0)] = 5.0,
+    streams: Annotated[int, Option("Streams at once, for throughput; 0: none.", minimum=0, maximum=64)] = 2,
+    minutes: Annotated[float, Option("Also a sustained run of this length.", minimum=0)] = 0.0,
+    target: Annotated[
+        str | Path | Target | None, Option("What this machine is, or stands in for: `edgekd targets`.")
+    ] = None,
+    electricity_price: Annotated[float | None, Option("Of a kWh, for cost.", minimum=0)] = None,
+    instance_price: Annotated[float | None, Option("Of this machine for an hour, for cost.", minimum=0)] = None,
+    currency: Annotated[str | None, Option("What the prices are in.")] = None,
+    csv: Annotated[str | Path | None, Option("Write every sample there.")] = None,
+    report: Annotated[str | Path | None, Option("Write a page with charts there (.html).")] = None,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    progress: Progress = SILENT,
+) -> Measured:
+    """Time an artifact here, engine alone and from camera to detections: percentiles, throughput, energy, cost.
+
+    Times are milliseconds, energies millijoules a frame. A rate that a run was too short or too noisy for is None, with
+    the reason in `refused`. Raises SpecError, DataError or DeviceError. The command: `edgekd bench`. The protocol, with
+    its sources: docs/measuring.md.
+    """
+    table, page = path_or_none(csv), path_or_none(report)
+    require_place(table, page)
+    job = BenchJob(
+        artifact=Path(artifact),
+        device=local_device(device),
+        against=path_or_none(against),
+        frames=path_or_none(frames),
+        iterations=iterations,
+        seconds=seconds,
+        streams=streams,
+        minutes=minutes,
+        target=target_or_none(target),
+        prices=Prices(electricity_price, instance_price, currency),
+        head=head,
+        trust_checkpoint=trust_checkpoint,
+    )
+    measured = run(job, progress)
+    if table:
+        write_csv(table, measured.timings)
+    if page:
+        write_page(page, job.artifact.name, measured.document, measured.timings)
+    return measured

@@ -1,4 +1,4 @@
-"""`edgekd compare`: what two builds gave and took, side by side, from their ledgers and the bundles beside them."""
+"""`edgekd compare`: accuracy, sizes and times of two builds, from their ledgers and the bundles beside them."""
 
 from __future__ import annotations
 
@@ -6,45 +6,73 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from edgekd.builds.budget import Line, verdict
+from edgekd.commands.parameter import Argument
+from edgekd.commands.results import Result
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import SpecError
 
 LEDGER = "ledger.json"
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")
-"""What of a machine times follow from; its clock at the moment differs each time."""
+"""Facts of a machine that times depend on, except its clock, which changes all the time."""
 _NEEDED = ("bundle", "budget", "host", "stages")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A build that is done. ledger: as it lies in the folder; manifest: of the bundle there."""
+    """A finished build. ledger: as it is in the folder; manifest: of the bundle there."""
 
     folder: Path
     ledger: Mapping[str, Any]
     manifest: Manifest
 
 
-def run(first: Path, second: Path) -> Mapping[str, Any]:
-    """The documented result of `edgekd compare --json`. Raises SpecError or BundleError where a build is not whole."""
-    a, b = opened(first), opened(second)
+@dataclass(frozen=True)
+class Compared(Result):
+    """The result of `compare`: `a` and `b`, and whether models, data and machines were the same."""
+
+    @property
+    def a(self) -> Mapping[str, Any]:
+        """The first build."""
+        build: Mapping[str, Any] = self.document["a"]
+        return build
+
+    @property
+    def b(self) -> Mapping[str, Any]:
+        """The second build."""
+        build: Mapping[str, Any] = self.document["b"]
+        return build
+
+
+def compare(
+    first: Annotated[str | Path, Argument("Result folder of a build.", metavar="RUN_A")],
+    second: Annotated[str | Path, Argument("That of another.", metavar="RUN_B")],
+) -> Compared:
+    """Compare two builds by their result folders: accuracy by class, sizes, times, and the time of each stage.
+
+    Sizes are bytes, times milliseconds and seconds, scores 0 to 1. Raises SpecError where no build was finished in a
+    folder, BundleError for a damaged one. The command: `edgekd compare`.
+    """
+    a, b = opened(Path(first)), opened(Path(second))
     lineages = (a.manifest.lineage, b.manifest.lineage)
-    return {
-        "a": side(a),
-        "b": side(b),
-        "same_model": lineages[0].model_sha256 == lineages[1].model_sha256,
-        "same_data": lineages[0].data_sha256 == lineages[1].data_sha256,
-        "same_host": all(a.ledger["host"].get(name) == b.ledger["host"].get(name) for name in _HOST),
-        "classes": _classes(a.manifest, b.manifest),
-        "stages": _stages(a.ledger["stages"], b.ledger["stages"]),
-    }
+    return Compared(
+        {
+            "a": side(a),
+            "b": side(b),
+            "same_model": lineages[0].model_sha256 == lineages[1].model_sha256,
+            "same_data": lineages[0].data_sha256 == lineages[1].data_sha256,
+            "same_host": all(a.ledger["host"].get(name) == b.ledger["host"].get(name) for name in _HOST),
+            "classes": _classes(a.manifest, b.manifest),
+            "stages": _stages(a.ledger["stages"], b.ledger["stages"]),
+        }
+    )
 
 
 def opened(folder: Path) -> Finished:
-    """The build in a result folder. Raises SpecError where none was finished there, BundleError for a damaged one."""
+    """Read the build in a result folder. Raises SpecError where none was finished there, BundleError if damaged."""
     try:
         ledger = json.loads((folder / LEDGER).read_bytes())
         name, *_ = (ledger[key] for key in _NEEDED)
@@ -58,7 +86,7 @@ def opened(folder: Path) -> Finished:
 
 
 def side(found: Finished) -> dict[str, Any]:
-    """One build as the comparison tells it. A ledger by an older edgekd has no `timing`: then those are None."""
+    """Return the numbers of one build. A ledger by an older edgekd has no `timing`: then those are None."""
     ledger, evidence = found.ledger, found.manifest.evidence
     timed, predicted = (ledger.get("timing") or {}).get("after") or {}, ledger.get("predicted") or {}
     return {
@@ -81,7 +109,7 @@ def side(found: Finished) -> dict[str, Any]:
 
 
 def _classes(a: Manifest, b: Manifest) -> list[dict[str, Any]]:
-    """mAP50-95 of every class that either knows, the largest loss from a to b first."""
+    """Return mAP50-95 of every class that either knows, the largest loss from a to b first."""
     scores = [dict(zip(each.detector["classes"], each.evidence.after.classes, strict=True)) for each in (a, b)]
     rows = [{"name": name, "a": scores[0].get(name), "b": scores[1].get(name)} for name in {**scores[0], **scores[1]}]
     return sorted(rows, key=lambda row: (None in row.values(), _gain(row), row["name"]))
@@ -92,9 +120,9 @@ def _gain(row: Mapping[str, Any]) -> float:
 
 
 def _stages(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each stage took and gave in both; the second `quantize` of one is compared with the second of the other.
+    """Return time and results of each stage in both; the second `quantize` is compared with the second of the other.
 
-    `same`: what went in was the same.
+    `same`: the inputs were the same.
     """
     rows = (_numbered(a), _numbered(b))
     ordered = list({**rows[0], **rows[1]})
@@ -102,7 +130,7 @@ def _stages(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
 
 
 def _numbered(stages: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The stages by name, and how many of that name were before."""
+    """Return the stages by name and number among those of that name."""
     found: dict[tuple[str, int], Mapping[str, Any]] = {}
     for stage in stages:
         turn = sum(name == stage["name"] for name, _ in found)
@@ -111,9 +139,9 @@ def _numbered(stages: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Mapp
 
 
 def _stage(name: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, Any]:
-    told = {
+    values = {
         f"{which}_{key}": None if each is None else each[key]
         for key in ("seconds", "bytes", "map50_95")
         for which, each in (("a", a), ("b", b))
     }
-    return {"name": name, **told, "same": a is not None and b is not None and a["key"] == b["key"]}
+    return {"name": name, **values, "same": a is not None and b is not None and a["key"] == b["key"]}

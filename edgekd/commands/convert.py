@@ -1,17 +1,22 @@
-"""`edgekd convert`: a detector in another format, held against what it was made of before anybody gets it."""
+"""`edgekd convert`: a detector in another format, compared with its source before it is published."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from edgekd.commands.arguments import names_of, path_or_none
+from edgekd.commands.options import Artifact, Head, Trust
+from edgekd.commands.options import Split as SplitName
+from edgekd.commands.parameter import Option
+from edgekd.commands.results import Result
 from edgekd.core.atomic_files import copy_file, new_folder, remove_folder, writing
 from edgekd.core.bundle.archive import read_file, read_manifest
 from edgekd.core.canonical import file_sha256
@@ -34,104 +39,145 @@ from edgekd.hardware.target import load_target
 from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.runtimes.types import Engine, library_version
 
+MADE = "made"
+"""The folder that a result is written into before it is published."""
 FRAMES = 4
-"""On how many frames a conversion is held against its source."""
+"""Frames on which a conversion is compared with its source."""
 MAP_LIMIT, INT8_MAP_LIMIT = 0.003, 0.01
 """How much mAP50-95 a conversion may lose; where INT8 is carried over, more: runtimes round halves their own way."""
-
-
-@dataclass(frozen=True)
-class ConvertJob:
-    """What to convert, to what. targets: names of what engines are for; data: what to score both on, if at all."""
-
-    artifact: Path
-    to: str
-    out: Path | None = None
-    precision: str = "as-is"
-    opset: int | None = None
-    targets: tuple[str, ...] = ()
-    data: Path | None = None
-    split: str = "val"
-    head: str | None = None
-    trust_checkpoint: bool = False
-
-
-def run(job: ConvertJob, progress: Progress = SILENT) -> dict[str, Any]:
-    """Convert, compare, and only then write; the documented result of `edgekd convert --json`.
-
-    Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where
-    the result computes something else; then nothing is written.
-    """
-    kind = format_named(job.to)
-    asked = _asked(job, kind)
-    out = job.out or Path("runs") / f"{_stem(job.artifact)}{kind.suffix}"
-    _require_place(job.artifact, out, kind)
-    kind.require()
-    dataset = load_dataset(job.data) if job.data else None
-    split = dataset.split(job.split) if dataset else None
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        work, folder = Path(scratch), Path(scratch) / "made"
-        folder.mkdir()
-        classes = dataset.classes if dataset else ()
-        with opened(job.artifact, job.head, classes, job.trust_checkpoint) as (graph, spec):
-            if dataset:
-                require_classes(spec, dataset)
-            source = prepared(graph, spec, asked.precision, work, _cached_scales(job.artifact))
-            progress.note(f"converting {job.artifact.name} to {kind.name} ...")
-            began = time.perf_counter()
-            made = kind.convert(source, folder, _stem(job.artifact), asked)
-            seconds = time.perf_counter() - began
-            parity = scores = None
-            if kind.engine is not None:
-                entry = folder / made.entry
-                parity = _parity(source, entry, kind.engine, asked, split, work)
-                scores = _scores(source, entry, kind.engine, made, split, progress) if split is not None else None
-        document = {**_document(job, kind, out, made, source, asked, seconds), "parity": parity, "scores": scores}
-        if not kind.single_file:
-            about = {key: document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
-            engine = kind.engine.name if kind.engine else None
-            write_contract(folder, Contract(kind.name, made.entry, engine, source.spec), about)
-        _publish(folder, made, out, kind)
-    return {**document, **_files(out, kind)}
 
 
 _FOR_TENSORRT = ("onnx", "deepstream")
 """Formats that a device's TensorRT reads."""
 
 
-def _asked(job: ConvertJob, kind: Format) -> Asked:
-    """What the flags ask for, as far as the format knows them. Raises SpecError."""
-    precision = next((each for each in PRECISIONS if each == job.precision), None)
+@dataclass(frozen=True)
+class Converted(Result):
+    """The result of `convert`."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that was written."""
+        return Path(self.document["out"])
+
+    @property
+    def entry(self) -> Path:
+        """The file of it that a runtime opens."""
+        return Path(self.document["entry"])
+
+    @property
+    def map50_95(self) -> tuple[float, float] | None:
+        """mAP50-95 of source and result, 0 to 1; None where no data was given, or nothing here runs the result."""
+        scores = self.document["scores"]
+        return scores and (scores["source"]["map50_95"], scores["converted"]["map50_95"])
+
+
+def convert(
+    artifact: Artifact,
+    to: Annotated[str, Option("onnx, openvino, ncnn, tensorrt-rtx or deepstream.")],
+    *,
+    out: Annotated[str | Path | None, Option("Where to. Default: in runs, named after both.")] = None,
+    precision: Annotated[
+        str, Option("as-is; fp16 for what is not INT8; fp32 for everything, INT8 taken out.")
+    ] = "as-is",
+    opset: Annotated[int | None, Option("Of an ONNX file. Default: the artifact's.")] = None,
+    target: Annotated[
+        str | Sequence[str],
+        Option("GPUs of a TensorRT for RTX engine; the Jetson that reads an ONNX or DeepStream result."),
+    ] = (),
+    data: Annotated[str | Path | None, Option("Labelled data on which to score both, too.")] = None,
+    split: SplitName = "val",
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    progress: Progress = SILENT,
+) -> Converted:
+    """Convert an artifact to another format, compare the result with its source, and only then write it.
+
+    INT8 is carried over as it is. GPUs of an engine are targets such as `rtx-40`.
+
+    Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where the
+    result computes something else; then nothing is written. The command: `edgekd convert`. The checks and their limits:
+    docs/converting.md.
+    """
+    path, kind = Path(artifact), format_named(to)
+    asked = _asked(kind, precision, opset, names_of(target))
+    place = path_or_none(out) or Path("runs") / f"{_stem(path)}{kind.suffix}"
+    _require_place(path, place, kind)
+    kind.require()
+    dataset = load_dataset(Path(data)) if data else None
+    scored = dataset.split(split) if dataset else None
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        work, classes = Path(scratch), dataset.classes if dataset else ()
+        with opened(path, head, classes, trust_checkpoint) as (graph, spec):
+            if dataset:
+                require_classes(spec, dataset)
+            source = prepared(graph, spec, asked.precision, work, _cached_scales(path))
+            made, document = _compared(path, source, kind, asked, place, work, scored, progress)
+        _publish(work / MADE, made, place, kind)
+    return Converted({**document, **_files(place, kind)})
+
+
+def _compared(
+    artifact: Path,
+    source: Source,
+    kind: Format,
+    asked: Asked,
+    out: Path,
+    work: Path,
+    split: Split | None,
+    progress: Progress,
+) -> tuple[Made, dict[str, Any]]:
+    """Convert into the folder MADE of `work`, and compare. Raises DeviceError, ParityError."""
+    folder = work / MADE
+    folder.mkdir()
+    progress.note(f"converting {artifact.name} to {kind.name} ...")
+    began = time.perf_counter()
+    made = kind.convert(source, folder, _stem(artifact), asked)
+    seconds = time.perf_counter() - began
+    parity = scores = None
+    if kind.engine is not None:
+        entry = folder / made.entry
+        parity = _parity(source, entry, kind.engine, asked, split, work)
+        scores = _scores(source, entry, kind.engine, made, split, progress) if split is not None else None
+    document = {**_document(artifact, kind, out, made, source, asked, seconds), "parity": parity, "scores": scores}
+    if not kind.single_file:
+        about = {key: document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
+        engine = kind.engine.name if kind.engine else None
+        write_contract(folder, Contract(kind.name, made.entry, engine, source.spec), about)
+    return made, document
+
+
+def _asked(kind: Format, precision_name: str, opset: int | None, targets: Sequence[str]) -> Asked:
+    """Return the settings of the flags, where the format has them. Raises SpecError."""
+    precision = next((each for each in PRECISIONS if each == precision_name), None)
     if precision is None:
-        fix = did_you_mean(job.precision, PRECISIONS)
-        raise SpecError("--precision", expected=", ".join(PRECISIONS), found=job.precision, fix=fix)
-    if job.opset is not None and kind.name != "onnx":
+        fix = did_you_mean(precision_name, PRECISIONS)
+        raise SpecError("--precision", expected=", ".join(PRECISIONS), found=precision_name, fix=fix)
+    if opset is not None and kind.name != "onnx":
         raise SpecError("--opset is for --to onnx", found=f"--to {kind.name}", fix="leave it out")
-    if job.targets and kind.name in _FOR_TENSORRT:
-        return _for_tensorrt(job, precision)
-    if job.targets and kind.name != "tensorrt-rtx":
+    if targets and kind.name in _FOR_TENSORRT:
+        return _for_tensorrt(kind, precision, opset, targets)
+    if targets and kind.name != "tensorrt-rtx":
         expected = f"tensorrt-rtx, {' or '.join(_FOR_TENSORRT)}"
         raise SpecError(f"--target is for --to {expected}", found=f"--to {kind.name}", fix="leave it out")
-    return Asked(precision, job.opset, tuple(map(_compute_capability, job.targets)))
+    return Asked(precision, opset, tuple(map(_compute_capability, targets)))
 
 
-def _for_tensorrt(job: ConvertJob, precision: Precision) -> Asked:
-    """Return what the TensorRT of a device takes. Raises SpecError."""
-    from edgekd.hardware.target import load_target
-
-    if len(job.targets) > 1:
-        raise SpecError(f"--to {job.to}: several targets", expected="one", found=", ".join(job.targets))
-    target = load_target(job.targets[0])
+def _for_tensorrt(kind: Format, precision: Precision, opset: int | None, targets: Sequence[str]) -> Asked:
+    """Return the settings for the TensorRT of a device. Raises SpecError."""
+    if len(targets) > 1:
+        raise SpecError(f"--to {kind.name}: several targets", expected="one", found=", ".join(targets))
+    target = load_target(targets[0])
     if target.software.tensorrt is None:
         raise SpecError(f"{target.name}: has no TensorRT", fix="name a Jetson, or leave --target out")
     newest = target.max_opset.value if target.max_opset else None
-    if job.opset is not None and newest is not None and job.opset > newest:
-        raise SpecError("--opset", expected=f"at most {newest} for {target.name}", found=str(job.opset))
-    return Asked(precision, job.opset or newest, tensorrt=target.software.tensorrt.value[0])
+    if opset is not None and newest is not None and opset > newest:
+        raise SpecError("--opset", expected=f"at most {newest} for {target.name}", found=str(opset))
+    return Asked(precision, opset or newest, tensorrt=target.software.tensorrt.value[0])
 
 
 def _compute_capability(name: str) -> str:
-    """What TensorRT for RTX compiles for, for a target of its own. Raises SpecError."""
+    """Return the compute capability that TensorRT for RTX compiles for. Raises SpecError."""
     target = load_target(name)
     if target.engine != "rtx" or target.compute_capability is None:
         raise SpecError(
@@ -169,7 +215,7 @@ def _cached_scales(artifact: Path) -> dict[str, float]:
 def _parity(
     source: Source, entry: Path, engine: Engine, asked: Asked, split: Split | None, work: Path
 ) -> dict[str, Any]:
-    """How far the result is from its source on a few frames. Raises ParityError."""
+    """Compare the result with its source on a few frames. Raises ParityError."""
     frames, head = list(_frames(source, split)), source.spec.head
     expected = outputs(source.graph, ONNXRUNTIME_CPU, frames)
     own = None
@@ -195,7 +241,7 @@ def _parity(
 
 
 def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
-    """Frames float32 [1, 3, h, w] to compare on: of the data, else made up."""
+    """Yield frames float32 [1, 3, h, w] to compare on: of the data, else synthetic."""
     if split is None:
         yield from (probe(source.spec, seed) for seed in range(FRAMES))
         return
@@ -204,7 +250,7 @@ def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
 
 
 def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
-    """What an engine gives for each of the frames. Raises DeviceError."""
+    """Return the output of an engine for each of the frames. Raises DeviceError."""
     with engine.load(graph) as session:
         return [session.run(frame).copy() for frame in frames]
 
@@ -212,7 +258,7 @@ def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.nd
 def _scores(
     source: Source, entry: Path, engine: Engine, made: Made, split: Split, progress: Progress
 ) -> dict[str, Any]:
-    """mAP of source and result on a split. Raises ParityError where the result is further below than it may be."""
+    """Score source and result on a split. Raises ParityError where the result loses more than it may."""
     sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
     found = {
         side: evaluate(graph, source.spec, split, progress, f"score {side}", by).score
@@ -237,7 +283,7 @@ def _scores(
 
 
 def _document(
-    job: ConvertJob,
+    artifact: Path,
     kind: Format,
     out: Path,
     made: Made,
@@ -249,7 +295,7 @@ def _document(
     if kind.engine is None:
         notes = ("nothing on this machine runs it, so it is not compared with its source", *notes)
     return {
-        "artifact": str(job.artifact),
+        "artifact": str(artifact),
         "format": kind.name,
         "out": str(out),
         "entry": str(out if kind.single_file else out / made.entry),
@@ -278,7 +324,7 @@ def _publish(folder: Path, made: Made, out: Path, kind: Format) -> None:
 
 
 def _files(out: Path, kind: Format) -> dict[str, Any]:
-    """Every file of a result, and the bytes of them all."""
+    """Return every file of a result, and the sum of their bytes."""
     paths = [out] if kind.single_file else sorted(out.iterdir())
     try:
         files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths]

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 from edgekd.builds.recipe import Budget, Distill, Recipe
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages import train
 from edgekd.builds.stages.base import Stages, spec_of, stage_json
 from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.commands.arguments import path_or_none, recipe_of
+from edgekd.commands.options import Data, RecipeName, Trust
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Distilled
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.progress import SILENT, Progress
@@ -110,3 +114,42 @@ def _scores(graph: Stage, scored: Split, stages: Stages) -> Mapping[str, float |
 
 def _maps(stage: Stage) -> Mapping[str, float | None]:
     return {name: stage.results[name] for name in NOT_SCORED}
+
+
+def distill(
+    teacher: Annotated[str | Path, Argument("Trained .pt: YOLO, RT-DETR, torchvision.")],
+    student: Annotated[str | Path, Argument("A .pt, yolo11n.yaml, or torchvision/NAME.", parse=str)],
+    data: Data,
+    *,
+    recipe: RecipeName = "distill",
+    out: Annotated[str | Path | None, Option("Result folder. Default: runs/STUDENT-from-TEACHER.")] = None,
+    width: Annotated[float | None, Option("Factor of the model's channels, such as 0.14.")] = None,
+    epochs: Annotated[int | None, Option("Passes over the training split.")] = None,
+    time: Annotated[float | None, Option("Minutes to train for, in place of a number of epochs.")] = None,
+    unlabelled: Annotated[str | Path | None, Option("Folder of frames that TEACHER labels.")] = None,
+    device: Annotated[str | None, Option("cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.")] = None,
+    fresh: Annotated[bool, Option("Go on where it stopped, or begin anew.", inverse="--resume")] = False,
+    trust_checkpoint: Trust = False,
+    progress: Progress = SILENT,
+) -> Distilled:
+    """Train a smaller detector on labels and on the outputs of a larger one; score both on the split `val`.
+
+    A student is a checkpoint to begin with, or a description of a network.
+
+    An interrupted training resumes after its last whole epoch, unless `fresh`. Raises SpecError, DataError or
+    CompressError, and leaves nothing half-written. The command: `edgekd distill`. The method, with the source of each
+    loss: docs/distillation.md.
+    """
+    given: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
+    given["unlabelled"] = None if unlabelled is None else str(unlabelled)
+    names = (Path(name).stem.removesuffix(".tv") for name in (student, teacher))
+    job = DistillJob(
+        teacher=Path(teacher),
+        data=Path(data),
+        recipe=recipe_of(recipe or "distill").with_settings(Distill, **given),
+        out=path_or_none(out) or Path("runs") / "-from-".join(names),
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        fresh=fresh,
+    )
+    return Distilled(run(job, progress))

@@ -1,4 +1,4 @@
-"""What is installed, what is usable, and the one command that adds each missing thing.
+"""`edgekd doctor`: what is installed and usable, and the one command that adds each missing thing.
 
 The package's own metadata is the list of what should be there. Nothing here imports torch or starts a model.
 """
@@ -12,11 +12,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from edgekd.commands.results import Result
 from edgekd.deploy.devices.local import gpus
 from edgekd.runtimes import ENGINES
 from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CUDA
@@ -43,7 +44,7 @@ _NOT_SHOWN = ("all", "dev")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `fix` is a command, None when there is nothing to do."""
+    """The state of one requirement; `fix` is a command, None when there is nothing to do."""
 
     group: str
     name: str
@@ -64,8 +65,26 @@ class Requirement:
         return f"{self.name}>={self.minimum}" if self.minimum else self.name
 
 
+@dataclass(frozen=True)
+class Diagnosis(Result):
+    """Every check, in the order in which to show them."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where something is broken."""
+        return int(any(check.state == "broken" for check in self.checks))
+
+
+def doctor() -> Diagnosis:
+    """Find out what is installed here, and what works. The command: `edgekd doctor`."""
+    checks = diagnose()
+    return Diagnosis([asdict(check) for check in checks], tuple(checks))
+
+
 def diagnose(root: Path = Path("/")) -> list[Check]:
-    """Every check, in the order in which to show them; `root` is where /etc and /usr are looked for."""
+    """Return every check, in the order in which to show them; `root`: the folder that contains /etc and /usr."""
     wanted = requirements()
     base = [requirement for requirement in wanted if requirement.extra is None]
     extras = sorted({requirement.extra for requirement in wanted if requirement.extra})
@@ -84,7 +103,7 @@ def diagnose(root: Path = Path("/")) -> list[Check]:
 
 
 def requirements() -> list[Requirement]:
-    """What the installed edgekd asks for on this Python; empty when it is not installed as a package."""
+    """Return the requirements of the installed edgekd on this Python; none when it is not installed as a package."""
     try:
         lines = metadata.requires("edgekd") or []
     except metadata.PackageNotFoundError:
@@ -93,7 +112,7 @@ def requirements() -> list[Requirement]:
 
 
 def parse_requirements(lines: Iterable[str], python: tuple[int, int]) -> list[Requirement]:
-    """Requirements from `Requires-Dist` lines, as far as edgekd's own go: a minimum, an extra, a Python limit."""
+    """Parse `Requires-Dist` lines in the forms that edgekd uses: a minimum, an extra, a Python limit."""
     found = []
     for line in lines:
         matched = _REQUIREMENT.match(line)
@@ -129,7 +148,7 @@ def _package(requirement: Requirement) -> Check:
 
 
 def _images() -> Check:
-    """Whether OpenCV really imports: its non-headless build needs system libraries that servers lack."""
+    """Check that OpenCV imports: its non-headless build needs system libraries that servers lack."""
     try:
         cv2 = importlib.import_module("cv2")
     except ImportError as error:
@@ -140,7 +159,7 @@ def _images() -> Check:
 
 
 def _extra(extra: str, wanted: list[Requirement]) -> Check:
-    """One extra: complete, or what it lacks."""
+    """Check one extra: complete, or what it lacks."""
     versions = {each: _installed(each.name) for each in wanted}
     lacking = [each for each, version in versions.items() if version is None or _older(version, each.minimum)]
     if lacking:
@@ -201,7 +220,7 @@ def _trtexec(root: Path) -> Check:
 
 
 def _installed(package: str) -> str | None:
-    """The version of `package`, or of another that brings its module; None when it is not there."""
+    """Return the version of `package`, or of another that has its module; None when neither is installed."""
     module = _MODULES.get(package, package.replace("-", "_"))
     if importlib.util.find_spec(module) is None:
         return None
@@ -209,7 +228,7 @@ def _installed(package: str) -> str | None:
 
 
 def _older(version: str, minimum: str) -> bool:
-    """Whether the numbers at the front of `version` are below those of `minimum`."""
+    """Return whether the numbers at the front of `version` are below those of `minimum`."""
 
     def numbers(text: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", text.split("+")[0])][:3]

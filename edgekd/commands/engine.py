@@ -1,303 +1,96 @@
-"""`edgekd engine`: a bundle sent to a device, and there verified, unpacked, built, tested, timed and put into service.
-
-All of it is done by the agent out of the bundle. What it says of itself is what is reported: nothing is measured here.
-"""
+"""`edgekd engine`: a bundle's engine built, tested and timed on a camera, or on a fleet."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Annotated
 
-from edgekd.agent.cli import COMMANDS, STATE
-from edgekd.core.benchmark import MEASURED
-from edgekd.core.bundle.archive import extract
-from edgekd.core.bundle.manifest import Manifest
-from edgekd.core.canonical import file_sha256
-from edgekd.core.errors import (
-    BundleError,
-    DeviceError,
-    EdgeKDError,
-    EngineMismatchError,
-    EngineRefusedError,
-    HashError,
-    RollbackError,
-    SignatureError,
-    SpecError,
+from edgekd.commands.arguments import path_or_none
+from edgekd.commands.options import (
+    AgentPath,
+    Bundle,
+    Interpreter,
+    Iterations,
+    Runtime,
+    Seconds,
+    State,
+    StepTimeout,
 )
+from edgekd.commands.parameter import Option
+from edgekd.commands.results import Result
+from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from edgekd.deploy.devices import Device
-    from edgekd.deploy.devices.session import Placed, Site, Stop
-
-T = TypeVar("T")
-UPLOAD = "upload"
-"""Where in the state folder files are sent to."""
-REHEARSED = "rehearsed"
-"""The basis of what the null runtime says: nothing was computed."""
-_TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
-_ENGINE = "slot key file bytes seconds changed layers float_layers missing_scales".split()
-_STEPS = ("build", "selftest", "bench")
-_CHOSEN = ("source", "float_layers", "candidates", "limits")
-"""What is told of a choice of layers."""
-_NULL = "null"
-_TURN_S = 0.5
-"""How often somebody who waits for others to upload gives a sign of life."""
-_DEVICE = "firmware compatible model serial cpu gpus driver l4t os kernel memory_bytes power_mode".split()
-_KINDS: dict[str, type[EdgeKDError]] = {
-    kind.__name__: kind
-    for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
-}
-"""What of the agent's errors is raised as it is; any other is a DeviceError."""
-_JUDGING = ("build", "tune", "selftest")
-"""Steps whose error is about the network rather than the device."""
+from edgekd.deploy import engine as devices
+from edgekd.deploy import fleet as fleets
+from edgekd.deploy.devices.named import device_named
 
 
 @dataclass(frozen=True)
-class EngineJob:
-    """What `edgekd engine` is asked for.
+class FleetResult(Result):
+    """The results of the boards of a fleet."""
 
-    state: the folder of the slots on the device, None for the usual one; python: its interpreter, None for the usual
-    one; agent: path there of an agent that the firmware has, None for the bundle's; runtime: None leaves the choice to
-    the agent; iterations, seconds: at least so many runs and so long are timed; timeout_s: what one step may take;
-    tune: leave the layers in float that are faster so; builds: how many engines that may take; data: the bundle's data
-    set, to score what comes of it, None to do without.
+    @property
+    def exit_code(self) -> int:
+        """1 where a board failed."""
+        return 0 if self.document["passed"] else 1
+
+
+def engine(
+    bundle: Bundle,
+    *,
+    device: Annotated[str | None, Option("local, null or ssh://[USER@]HOST[:PORT].")] = None,
+    fleet: Annotated[str | Path | None, Option("A .toml that lists boards: all of them, at once.")] = None,
+    runtime: Runtime = None,
+    activate: Annotated[bool, Option("Put it into service when it has passed.")] = False,
+    state: State = None,
+    python: Interpreter = None,
+    agent: AgentPath = None,
+    iterations: Iterations = 200,
+    seconds: Seconds = 5.0,
+    timeout: StepTimeout = 3600.0,
+    tune: Annotated[bool, Option("Leave in float the layers that are faster so there.")] = False,
+    builds: Annotated[int, Option("Engines that --tune tries besides INT8 and float.", minimum=0)] = 4,
+    data: Annotated[str | Path | None, Option("Score what --tune chose on the bundle's data set.")] = None,
+    out: Annotated[str | Path | None, Option("Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
+    fresh: Annotated[bool, Option("Keep what boards of a fleet gave before.", inverse="--resume")] = False,
+    progress: Progress = SILENT,
+) -> Result | FleetResult:
+    """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it if asked.
+
+    Raises SpecError, BundleError, HashError, DeviceError, and the errors of the agent. The command: `edgekd engine`.
     """
-
-    bundle: Path
-    device: Device
-    runtime: str | None = None
-    activate: bool = False
-    state: str | None = None
-    python: str | None = None
-    agent: str | None = None
-    iterations: int = 200
-    seconds: float = 5.0
-    timeout_s: float = 3600.0
-    tune: bool = False
-    builds: int = 4
-    data: Path | None = None
-
-
-def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
-    """Do it; the documented result. Raises BundleError, HashError, DeviceError, and what the agent raises."""
-    with contents(job.bundle) as parts:
-        return install(job, parts, progress)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A bundle, verified: what it says of itself, its graph, and the agent out of it, None where it has none."""
-
-    manifest: Manifest
-    graph: Path
-    agent: Path | None
-
-
-@dataclass(frozen=True)
-class Company:
-    """What jobs in several threads share. stop: ends them; uploads: how many may send at a time."""
-
-    stop: Stop
-    uploads: threading.Semaphore
-
-
-def install(
-    job: EngineJob, parts: Contents, progress: Progress = SILENT, company: Company | None = None
-) -> dict[str, Any]:
-    """The same with the bundle open already. Raises KeyboardInterrupt where it was stopped."""
-    agent, stop = _agent(job, parts), company.stop if company else None
-    with _state(job) as state, job.device.site(job.python, stop) as site:
-        work = _Work(job, site, state, progress)
-        with work.turn(company.uploads) if company else contextlib.nullcontext():
-            bundle = work.upload(agent)
-        _require_runtime(job, work.step("status"))
-        work.step("verify", bundle)
-        work.given["--slot"] = work.step("unpack", bundle)["slot"]
-        work.step("build")
-        scored = _tuned(job, parts, work) if job.tune else None
-        for command in (*_STEPS[1:], "activate") if job.activate else _STEPS[1:]:
-            work.step(command)
-    try:
-        return _result(job, parts.manifest, work, scored)
-    except (KeyError, TypeError) as error:
-        what = f"{job.device.name}: the agent there is of another edgekd, and says other things"
-        raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
-
-
-def _tuned(job: EngineJob, parts: Contents, work: _Work) -> dict[str, Any] | None:
-    """Tune, and score what came of it where there is data. Raises EngineRefusedError below the bundle's limit."""
-    from edgekd.commands import tuned_accuracy
-
-    split = tuned_accuracy.scored_split(job.data, parts.manifest, work.progress) if job.data else None
-    chosen = work.step("tune")
-    if split is None:
-        return None
-    scored = work.beside(
-        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, chosen, split, SILENT), "score the tuned network"
+    _require_one(device, fleet, activate, out)
+    if data and not tune:
+        raise SpecError("--data goes with --tune", fix="leave it out: what is shipped was scored when it was built")
+    job = devices.EngineJob(
+        bundle=Path(bundle),
+        device=device_named(device or "null"),
+        runtime=runtime,
+        activate=activate,
+        state=state,
+        python=python,
+        agent=agent,
+        iterations=iterations,
+        seconds=seconds,
+        timeout_s=timeout,
+        tune=tune,
+        builds=builds,
+        data=path_or_none(data),
     )
-    try:
-        tuned_accuracy.require_accuracy(scored, job.device.name)
-    except EngineRefusedError:
-        work.step("tune", "--reset")
-        raise
-    return scored
+    if fleet is None:
+        return Result(devices.run(job, progress))
+    folder = path_or_none(out) or Path("runs") / f"{job.bundle.stem}-fleet"
+    return FleetResult(fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress))
 
 
-def _result(job: EngineJob, manifest: Manifest, work: _Work, scored: dict[str, Any] | None) -> dict[str, Any]:
-    status, unpacked, built, tested, timed = (work.told[name] for name in ("status", "unpack", *_STEPS))
-    tuned = work.told.get("tune")
-    if tuned:
-        built = {**built, **tuned["engine"]}
-    return {
-        "bundle": str(job.bundle),
-        "identity": unpacked["identity"],
-        "name": manifest.name,
-        "target": manifest.target.name,
-        "fits": unpacked["fits"],
-        "device": {"name": job.device.name, **{name: status["device"].get(name) for name in _DEVICE}},
-        "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
-        "runtime": {name: built["runtime"][name] for name in ("name", "version")},
-        "engine": {name: built[name] for name in _ENGINE},
-        "tuning": tuned and {**{name: tuned[name] for name in _CHOSEN}, "accuracy": scored},
-        "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
-        "bench": {name: timed[name] for name in _TIMED},
-        "activated": "activate" in work.told,
-        "upload": {
-            "bytes": sum(each.bytes for each in work.placed),
-            "sent_bytes": sum(each.sent_bytes for each in work.placed),
-        },
-        "steps": work.steps,
-    }
-
-
-class _Work:
-    """The steps of a job on an open device.
-
-    given: the flags of the agent, of which each command gets those that it takes; told: what each command gave.
-    """
-
-    def __init__(self, job: EngineJob, site: Site, state: str, progress: Progress) -> None:
-        self.given = {
-            "--state": state,
-            "--runtime": job.runtime or job.device.runtime,
-            "--iterations": str(job.iterations),
-            "--seconds": str(job.seconds),
-            "--builds": str(job.builds),
-        }
-        self.placed: list[Placed] = []
-        self.told: dict[str, dict[str, Any]] = {}
-        self.steps: list[dict[str, Any]] = []
-        self._agent = job.agent or ""
-        self._job, self._site, self._state, self.progress = job, site, state, progress
-
-    @contextmanager
-    def turn(self, uploads: threading.Semaphore) -> Iterator[None]:
-        """Wait until one more may send."""
-        while not uploads.acquire(timeout=_TURN_S):
-            self._site.alive()
-        try:
-            yield
-        finally:
-            uploads.release()
-
-    def upload(self, agent: Path | None) -> str:
-        """Put bundle and agent there, and keep others away for as long as the device is open. Path of the bundle."""
-        began = time.perf_counter()
-        folder = str(PurePosixPath(self._state, UPLOAD))
-        self._site.claim(folder)
-        files = [self._job.bundle] if agent is None else [agent, self._job.bundle]
-        keep = [file_sha256(file) for file in files]
-        self.placed = [self._site.put(file, folder, keep, self.progress) for file in files]
-        if agent is not None:
-            self._agent = self.placed[0].path
-        self._took("upload", began)
-        return self.placed[-1].path
-
-    def beside(self, work: Callable[[], T], what: str) -> T:
-        """Do some work here while the device waits, which is to see that somebody is there."""
-        began = time.perf_counter()
-        self.progress.note(f"{what} ...")
-        with ThreadPoolExecutor(1) as pool:
-            doing = pool.submit(work)
-            while not wait((doing,), _TURN_S).done:
-                self._site.alive()
-        self._took("score", began)
-        return doing.result()
-
-    def step(self, command: str, *arguments: str) -> dict[str, Any]:
-        """What the agent gives for a command. Raises what it says went wrong."""
-        name, began = self._job.device.name, time.perf_counter()
-        self.progress.note(f"{command} on {name}")
-        flags = [(flag, self.given.get(flag)) for flag in COMMANDS[command][1]]
-        words = [*arguments, *(word for flag, value in flags if value is not None for word in (flag, value))]
-        ended = self._site.run(command, [self._site.python, self._agent, command, *words], self._job.timeout_s)
-        try:
-            answer = json.loads(ended.out)
-            error = answer["error"]
-        except (KeyError, TypeError, ValueError) as no_answer:
-            raise _no_answer(name, command, ended.code, ended.err) from no_answer
-        if error is not None:
-            kind = _KINDS.get(error["kind"], EngineRefusedError if command in _JUDGING else DeviceError)
-            told = {part: error[part] for part in ("expected", "found", "fix")}
-            raise kind(f"{name}: {command}: {error['what']}", **told)
-        self._took(command, began)
-        self.told[command] = answer["result"]
-        return self.told[command]
-
-    def _took(self, step: str, began: float) -> None:
-        self.steps.append({"name": step, "seconds": round(time.perf_counter() - began, 3)})
-
-
-def _require_runtime(job: EngineJob, status: dict[str, Any]) -> None:
-    """Raises DeviceError where nothing there can run a network, before anything is put into a slot."""
-    if status["runtime"] is None:
-        raise DeviceError(
-            f"{job.device.name}: nothing there can run a network",
-            expected="TensorRT or ONNX Runtime for its Python",
-            fix="name the Python that has it with --python, or rehearse with --runtime null",
-        )
-
-
-def _no_answer(device: str, command: str, code: int, said: str) -> DeviceError:
-    last = [line[:300] for line in said.strip().splitlines()[-1:]]
-    fix = "name a Python that has NumPy with --python" if "numpy" in said else "see docs/agent.md for what it needs"
-    found = last[0] if last else f"exit code {code}"
-    return DeviceError(f"{device}: {command}: the agent gave no answer", found=found, fix=fix)
-
-
-@contextmanager
-def contents(bundle: Path) -> Iterator[Contents]:
-    """Verify a bundle, and open it for as long as the block lasts. Raises BundleError, HashError."""
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder = Path(scratch, "bundle")
-        manifest = extract(bundle, folder)
-        agents = (folder / entry.path for entry in manifest.files if entry.role == "agent")
-        yield Contents(manifest, folder / manifest.graph.path, next(agents, None))
-
-
-def _agent(job: EngineJob, parts: Contents) -> Path | None:
-    """The agent to send; None where the device has one that is to be used. Raises BundleError where there is none."""
-    if job.agent is None and parts.agent is None:
-        what, fix = f"{job.bundle}: no agent in it", "build it again, or name one on the device with --agent"
-        raise BundleError(what, expected="a file with role agent", fix=fix)
-    return None if job.agent else parts.agent
-
-
-@contextmanager
-def _state(job: EngineJob) -> Iterator[str]:
-    """The state folder on the device: a rehearsal without one leaves nothing behind."""
-    if job.state is None and job.device.runtime == _NULL:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            yield folder
-    else:
-        yield job.state or str(STATE)
+def _require_one(device: str | None, fleet: str | Path | None, activate: bool, out: str | Path | None) -> None:
+    """Require a device or a fleet, and only the options that go with it. Raises SpecError."""
+    if (device is None) == (fleet is None):
+        found = "both" if device else "neither"
+        raise SpecError("engine: where", expected="--device or --fleet", found=found, fix="--device ssh://HOST")
+    if fleet and activate:
+        fix = "see what the fleet gives, then call each board with --device and --activate"
+        raise SpecError("--activate goes with one --device: a fleet is measured", fix=fix)
+    if out and not fleet:
+        raise SpecError("--out goes with --fleet", fix="leave it out: one device's result is what is printed")

@@ -1,66 +1,107 @@
 """`edgekd pack`: a bundle written again, from a bundle or from the folder that one was unpacked into.
 
-For whoever releases: another counter, another name, a changed file, or latencies that were measured on the device after
-the build. Everything else stays as it is. What changes the manifest changes what signatures are of, so they go.
+For releases: another counter, another name, a changed file, or latencies that were measured on the device after the
+build. Everything else stays as it is. A changed manifest has another identity, so its signatures are dropped.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from edgekd.agent.runtimes.types import ON_CPU
+from edgekd.commands.arguments import path_or_none, paths_of, signers_of
+from edgekd.commands.options import Counter, Keys, Licence, Paths, SecretFile
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Verified
 from edgekd.core.atomic_files import contents
-from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, pack, read_head
+from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, read_head
+from edgekd.core.bundle.archive import pack as pack_archive
 from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Latency, Manifest, from_json
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware import Packaging, require_packager, wrap
+from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
 from edgekd.deploy.signing import Signer
 from edgekd.deploy.signing.signed import sign_bundle, verify
 
 
-@dataclass(frozen=True)
-class PackJob:
-    """What to pack, where to, and what is to be another; None where nothing is.
+def pack(
+    source: Annotated[str | Path, Argument("A bundle, or the folder it was unpacked into.")],
+    out: Annotated[str | Path, Option("The file to write.")],
+    *,
+    version_counter: Counter = None,
+    name: Annotated[str | None, Option("Another name for the model.")] = None,
+    licence: Licence = None,
+    measured: Annotated[
+        str | Path | Sequence[str | Path], Option("Timings to add: what `agent.pyz bench` printed.")
+    ] = (),
+    sign: Keys = (),
+    secret_file: SecretFile = None,
+    system: Annotated[
+        str | None, Option("edgekd, mender, oci, rauc or swupdate. Default: by the name of OUT.", flag="--format")
+    ] = None,
+    firmware_key: Annotated[
+        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.")
+    ] = None,
+    firmware_cert: Annotated[str | None, Option("The certificate of that key, for RAUC and SWUpdate.")] = None,
+    firmware_intermediate: Annotated[Paths, Option("A certificate between it and the cameras' own.")] = (),
+    compatible: Annotated[
+        Sequence[str], Option("What the firmware system calls the device, if not what the bundle says.")
+    ] = (),
+    state: Annotated[str | None, Option("Folder of the slots on the camera.")] = None,
+    rauc_plain: Annotated[bool, Option("RAUC's format for cameras without dm-verity.")] = False,
+    mender_module: Annotated[str | Path | None, Option("Also write the update module that cameras need.")] = None,
+) -> Verified:
+    """Write a bundle again, with what is given changed, or a firmware system's file with it.
 
-    source: a bundle, or a folder with a manifest.json and the files it lists, whose lengths and hashes may be others;
-    measured: what the agent, or `edgekd bench --json`, has printed; packaging: the firmware system that `out` is for.
+    Raises SpecError, BundleError, HashError, SignatureError; then `out` is as it was. The command: `edgekd pack`.
     """
+    wanted = Packaging(
+        system=system or "",
+        key=firmware_key,
+        certificate=firmware_cert,
+        intermediates=paths_of(firmware_intermediate),
+        compatible=tuple(compatible),
+        state=state or STATE,
+        plain=rauc_plain,
+        module=path_or_none(mender_module),
+    )
+    packaging, signers = packaging_for(wanted, Path(out)), signers_of(sign, secret_file)
+    change = partial(_changed, counter=version_counter, name=name, licence=licence, measured=paths_of(measured))
+    return Verified(repack(Path(source), Path(out), signers, change, packaging))
 
-    source: Path
-    out: Path
-    counter: int | None = None
-    name: str | None = None
-    licence: str | None = None
-    measured: Sequence[Path] = ()
-    packaging: Packaging | None = None
 
+def repack(
+    source: Path,
+    out: Path,
+    signers: Sequence[Signer],
+    change: Callable[[Manifest], Manifest],
+    packaging: Packaging | None = None,
+) -> Mapping[str, Any]:
+    """Pack a bundle or a folder with a changed manifest; return what `edgekd verify` reports on the result.
 
-def run(job: PackJob, signers: Sequence[Signer] = ()) -> Mapping[str, Any]:
-    """Pack, sign if there are signers, and tell of the bundle as `edgekd verify` does.
-
-    Raises SpecError, BundleError, HashError, SignatureError; then `out` is as it was.
+    In a folder, a manifest.json lists files, whose lengths and hashes may have changed. packaging: the firmware system
+    that `out` is for. Raises SpecError, BundleError, HashError, SignatureError; then `out` is as it was.
     """
-    if job.packaging:
-        require_packager(job.packaging)
-    scratch_folder = tempfile.TemporaryDirectory(prefix="edgekd-", dir=_folder(job.out))
-    with _unpacked(job.source) as (manifest, folder), scratch_folder as scratch:
+    if packaging:
+        require_packager(packaging)
+    scratch_folder = tempfile.TemporaryDirectory(prefix="edgekd-", dir=_folder(out))
+    with _unpacked(source) as (manifest, folder), scratch_folder as scratch:
         packed = Path(scratch) / "bundle.edgekd"
         files = {entry.path: folder / entry.path for entry in manifest.files}
-        changed, files = _with_sbom(_changed(manifest, job), files, Path(scratch))
-        pack(changed, files, packed)
-        sealed = packed if job.packaging else job.out
-        sign_bundle(packed, signers, sealed, _signatures(job.source, changed))
-        if job.packaging is None:
-            return verify(job.out)
-        told, made = verify(packed), wrap(job.packaging, packed, job.out)
-        return {**told, "file": str(job.out), "bytes": job.out.stat().st_size, "firmware": made}
+        changed, files = _with_sbom(change(manifest), files, Path(scratch))
+        pack_archive(changed, files, packed)
+        sign_bundle(packed, signers, packed if packaging else out, _signatures(source, changed))
+        if packaging is None:
+            return verify(out)
+        report, made = verify(packed), wrap(packaging, packed, out)
+        return {**report, "file": str(out), "bytes": out.stat().st_size, "firmware": made}
 
 
 def _folder(out: Path) -> Path:
@@ -70,7 +111,7 @@ def _folder(out: Path) -> Path:
 
 
 def _signatures(source: Path, changed: Manifest) -> Any:
-    """The signatures of a bundle whose manifest stays what it is."""
+    """Return the signatures of a bundle whose manifest did not change; none for a folder."""
     if source.is_dir():
         return ()
     head = read_head(source)
@@ -79,7 +120,7 @@ def _signatures(source: Path, changed: Manifest) -> Any:
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[tuple[Manifest, Path]]:
-    """The manifest of a bundle or of a folder, as it is for the files that lie there, and where they lie."""
+    """Yield the manifest of a bundle or of a folder, for its files as they are now, and the folder with the files."""
     if source.is_dir():
         yield _of_folder(source), source
         return
@@ -89,7 +130,7 @@ def _unpacked(source: Path) -> Iterator[tuple[Manifest, Path]]:
 
 
 def _of_folder(folder: Path) -> Manifest:
-    """The manifest in a folder, with lengths and hashes of the files as they are now. Raises SpecError, BundleError."""
+    """Return the manifest in a folder, with current lengths and hashes of the files. Raises SpecError, BundleError."""
     path = folder / MANIFEST
     try:
         with path.open("rb") as stream:
@@ -111,41 +152,44 @@ def _of_folder(folder: Path) -> Manifest:
     return replace(manifest, files=files)
 
 
-def _changed(manifest: Manifest, job: PackJob) -> Manifest:
+def _changed(
+    manifest: Manifest, *, counter: int | None, name: str | None, licence: str | None, measured: Sequence[Path]
+) -> Manifest:
+    """Return the manifest with what is given in place of its own, and with measured latencies added."""
     evidence, licences = manifest.evidence, manifest.licences
-    more = tuple(found for path in job.measured for found in measured_latencies(path, manifest.target.name))
-    if job.licence:
-        licences = tuple(replace(each, licence=job.licence) if each.part == "model" else each for each in licences)
+    more = tuple(latency for path in measured for latency in measured_latencies(path, manifest.target.name))
+    if licence:
+        licences = tuple(replace(each, licence=licence) if each.part == "model" else each for each in licences)
     return replace(
         manifest,
-        counter=manifest.counter if job.counter is None else job.counter,
-        name=job.name or manifest.name,
+        counter=manifest.counter if counter is None else counter,
+        name=name or manifest.name,
         licences=licences,
         evidence=replace(evidence, latencies=(*evidence.latencies, *more)),
     )
 
 
 def _with_sbom(manifest: Manifest, files: Mapping[str, Path], scratch: Path) -> tuple[Manifest, dict[str, Path]]:
-    """The manifest and the files with a bill of materials, where there is one, that fits them."""
-    found = next((entry for entry in manifest.files if entry.role == "sbom"), None)
-    if found is None:
+    """Return manifest and files, with the bill of materials, where there is one, made again for them."""
+    old = next((entry for entry in manifest.files if entry.role == "sbom"), None)
+    if old is None:
         return manifest, dict(files)
-    told = [entry for entry in manifest.files if entry is not found]
+    others = [entry for entry in manifest.files if entry is not old]
     try:
-        tools = tools_in(files[found.path].read_bytes())
+        tools = tools_in(files[old.path].read_bytes())
     except (ValueError, KeyError, TypeError) as error:
-        raise SpecError(f"{files[found.path]}: no bill of materials", found=str(error), fix="get it again") from error
+        raise SpecError(f"{files[old.path]}: no bill of materials", found=str(error), fix="get it again") from error
     path = scratch / "sbom"
-    path.write_bytes(sbom(manifest.name, str(manifest.counter), told, tools, manifest.licences))
-    entry = file_entry(found.path, path, "sbom")
-    entries = tuple(entry if each is found else each for each in manifest.files)
-    return replace(manifest, files=entries), {**files, found.path: path}
+    path.write_bytes(sbom(manifest.name, str(manifest.counter), others, tools, manifest.licences))
+    entry = file_entry(old.path, path, "sbom")
+    entries = tuple(entry if each is old else each for each in manifest.files)
+    return replace(manifest, files=entries), {**files, old.path: path}
 
 
 def measured_latencies(path: Path, target: str) -> list[Latency]:
-    """The timings in a file of JSON documents, one a line, as the agent or `edgekd bench --json` prints them.
+    """Read timings from a file of JSON documents, one a line, as the agent or `edgekd bench --json` prints them.
 
-    What the agent's `build` says of layers goes with the `bench` of the same engine. Raises SpecError.
+    Layers from the agent's `build` are added to the `bench` of the same engine. Raises SpecError.
     """
     try:
         results = [_result(document) for document in _documents(path.read_text("utf-8"))]
@@ -163,7 +207,7 @@ def measured_latencies(path: Path, target: str) -> list[Latency]:
 
 
 def _documents(text: str) -> Iterator[Any]:
-    """One JSON document after the other. Raises ValueError for anything else."""
+    """Yield one JSON document after the other. Raises ValueError for anything else."""
     decoder, text = json.JSONDecoder(), text.strip()
     while text:
         document, end = decoder.raw_decode(text)
@@ -172,7 +216,7 @@ def _documents(text: str) -> Iterator[Any]:
 
 
 def _result(document: Any) -> dict[str, Any]:
-    """The figures in one document: the agent wraps them."""
+    """Return the figures in one document, without the wrapping of the agent."""
     result = document["result"] if "command" in document else document
     return dict(result or {})
 

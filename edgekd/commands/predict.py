@@ -1,55 +1,62 @@
-"""`edgekd predict`: how long a model would take on a target that is not at hand, and how sure that is."""
+"""`edgekd predict`: latency and energy of a model on a target that is not at hand, with an interval."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from edgekd.commands.arguments import path_or_none, target_of
+from edgekd.commands.options import Artifact, Head, TargetName, Trust
+from edgekd.commands.parameter import Option
 from edgekd.deploy.artifact import PACKED_SUFFIX, expanded, opened
+from edgekd.evaluation.report.bench_files import require_place, write_prediction
 from edgekd.hardware.predict.device import require_precision
 from edgekd.hardware.predict.result import Predicted, predict_graph
 from edgekd.hardware.predict.table import TableFile, load_table
-from edgekd.hardware.target import Target
 
 
-@dataclass(frozen=True)
-class PredictJob:
-    """Which model on which target. precision: that of the graph if None. table: measurements of the target itself."""
+def predict_latency(
+    model: Artifact,
+    *,
+    target: TargetName = "xavier",
+    precision: Annotated[str | None, Option("fp16, int8 or fp32. Default: the graph's own.")] = None,
+    table: Annotated[str | Path | None, Option("A .toml of times measured on the target itself.")] = None,
+    report: Annotated[str | Path | None, Option("Write a page with the roofline there (.html).")] = None,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+) -> Predicted:
+    """Predict latency and energy of a model on a target that is not at hand, with their uncertainty.
 
-    model: Path
-    target: Target
-    precision: str | None = None
-    table: Path | None = None
-    head: str | None = None
-    trust_checkpoint: bool = False
+    Milliseconds and millijoules are of one frame; nine of ten measurements should lie in the interval. A `table`
+    corrects the prediction. Nothing here is a measurement.
 
-
-def run(job: PredictJob) -> Mapping[str, Any]:
-    """The documented result of `edgekd predict --json`. Raises SpecError, also where the target has no figures."""
-    return predict(job).document
-
-
-def predict(job: PredictJob) -> Predicted:
-    """The result, and the layers under the roof of the target. Raises SpecError as `run` does."""
-    if job.precision is not None:
-        require_precision(job.target, job.precision)
-    file = TableFile(job.table, load_table(job.table, job.target)) if job.table else None
-    with _graph(job) as graph:
-        return predict_graph(graph, job.target, job.precision, file, job.model.name)
+    Raises SpecError, also where the target has no figures for it, and BundleError. The command: `edgekd predict`. The
+    model, and the published measurements that it is fitted to: docs/prediction.md.
+    """
+    path, page, measured = Path(model), path_or_none(report), path_or_none(table)
+    require_place(page)
+    chosen = target_of(target)
+    if precision is not None:
+        require_precision(chosen, precision)
+    file = TableFile(measured, load_table(measured, chosen)) if measured else None
+    with _graph(path, head, trust_checkpoint) as graph:
+        prediction = predict_graph(graph, chosen, precision, file, path.name)
+    if page:
+        write_prediction(page, prediction)
+    return prediction
 
 
 @contextmanager
-def _graph(job: PredictJob) -> Iterator[Path]:
-    """The model as an ONNX file; what its outputs mean does not matter here."""
-    if job.model.suffix == ".onnx":
-        yield job.model
-    elif job.model.suffix == PACKED_SUFFIX:
+def _graph(model: Path, head: str | None, trust_checkpoint: bool) -> Iterator[Path]:
+    """Open the model as an ONNX file; the meaning of its outputs is irrelevant here."""
+    if model.suffix == ".onnx":
+        yield model
+    elif model.suffix == PACKED_SUFFIX:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-            yield expanded(job.model, Path(scratch) / "graph.onnx")
+            yield expanded(model, Path(scratch) / "graph.onnx")
     else:
-        with opened(job.model, job.head, (), job.trust_checkpoint) as (graph, _):
+        with opened(model, head, (), trust_checkpoint) as (graph, _):
             yield graph

@@ -1,7 +1,7 @@
-"""`edgekd profile`: networks timed on a device itself, as the table that `edgekd predict --table` reads.
+"""`edgekd profile`: networks timed on a device, as the table that `edgekd predict --table` reads.
 
-Whole networks only. What a runtime calls a layer is many of a network's fused into one, under a name of its own, and
-times of layers taken apart do not add up to that of the network: as layers of the table they would be wrong.
+Whole networks only: runtimes fuse several layers of a network into one, and the times of separate layers do not add up
+to that of the network.
 """
 
 from __future__ import annotations
@@ -9,82 +9,103 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from edgekd.commands.engine import REHEARSED, Contents, EngineJob, contents, install
+from edgekd.commands.options import AgentPath, Interpreter, Iterations, Runtime, Seconds, State, StepTimeout
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Result
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.version import __version__
 from edgekd.deploy.artifact import PACKED_SUFFIX, expanded
+from edgekd.deploy.devices.named import device_named
+from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
 from edgekd.hardware.predict.device import PRECISIONS, require_precision
 from edgekd.hardware.predict.table import MeasuredNetwork, MeasuredTable, table_toml
 from edgekd.hardware.target import Target, load_target
 
 
-@dataclass(frozen=True)
-class ProfileJob:
-    """What `edgekd profile` is asked for.
+def profile(
+    bundles: Annotated[Sequence[str | Path], Argument("Bundles for one target.")],
+    device: Annotated[str, Option("local or ssh://[USER@]HOST[:PORT].")],
+    out: Annotated[str | Path, Option("The table, a .toml; networks go beside it.")],
+    *,
+    target: Annotated[str | None, Option("What the device is, where it does not say so itself.")] = None,
+    runtime: Runtime = None,
+    state: State = None,
+    python: Interpreter = None,
+    agent: AgentPath = None,
+    iterations: Iterations = 200,
+    seconds: Seconds = 5.0,
+    timeout: StepTimeout = 3600.0,
+    progress: Progress = SILENT,
+) -> Result:
+    """Time the networks of bundles on a device, and write a table that corrects predictions for its target.
 
-    usual: the device, and how each bundle is built and timed there; its bundle does not matter. out: the table; target:
-    what the device is, for one that does not say so itself.
+    Raises SpecError, and the errors of `engine`; then no table is written. The command: `edgekd profile`.
     """
-
-    bundles: Sequence[Path]
-    usual: EngineJob
-    out: Path
-    target: str | None = None
-
-
-def run(job: ProfileJob, progress: Progress = SILENT) -> dict[str, Any]:
-    """Do it; the documented result. Raises SpecError, and what `edgekd engine` raises; then no table is written."""
+    paths, table_path = [Path(bundle) for bundle in bundles], Path(out)
+    usual = EngineJob(
+        bundle=paths[0],
+        device=device_named(device),
+        runtime=runtime,
+        state=state,
+        python=python,
+        agent=agent,
+        iterations=iterations,
+        seconds=seconds,
+        timeout_s=timeout,
+    )
     with ExitStack() as stack:
-        parts = [stack.enter_context(contents(bundle)) for bundle in job.bundles]
-        target = _common_target(job, parts)
-        with writing(job.out):
-            job.out.parent.mkdir(parents=True, exist_ok=True)
+        parts = [stack.enter_context(contents(path)) for path in paths]
+        chosen = _common_target(target, parts)
+        with writing(table_path):
+            table_path.parent.mkdir(parents=True, exist_ok=True)
         found = []
-        for bundle, each in zip(job.bundles, parts, strict=True):
-            found.append(install(replace(job.usual, bundle=bundle), each, progress))
-            _require_measured_there(job, found[-1])
-        precision = _common_precision(found, target)
-        graphs = [_keep_graph(job.out, each, result["identity"]) for each, result in zip(parts, found, strict=True)]
+        for path, each in zip(paths, parts, strict=True):
+            found.append(install(replace(usual, bundle=path), each, progress))
+            _require_measured_there(found[-1], target)
+        precision = _common_precision(found, chosen)
+        graphs = [_keep_graph(table_path, each, result["identity"]) for each, result in zip(parts, found, strict=True)]
     times = [result["bench"]["inference_ms"] for result in found]
     networks = tuple(MeasuredNetwork(graph, each["p50"]) for graph, each in zip(graphs, times, strict=True))
-    table = MeasuredTable(target.name, precision, _how(found), networks)  # type: ignore[arg-type]
-    write_file(job.out, table_toml(table).encode("utf-8"))
-    return {
-        "table": str(job.out),
-        "target": target.name,
-        "precision": precision,
-        "measured": table.measured,
-        "device": found[-1]["device"],
-        "runtime": found[-1]["runtime"],
-        "networks": [
-            {"bundle": result["bundle"], "graph": graph, "layers": result["engine"]["layers"], **result["bench"]}
-            for result, graph in zip(found, graphs, strict=True)
-        ],
-    }
+    table = MeasuredTable(chosen.name, precision, _how(found), networks)  # type: ignore[arg-type]
+    write_file(table_path, table_toml(table).encode("utf-8"))
+    return Result(
+        {
+            "table": str(table_path),
+            "target": chosen.name,
+            "precision": precision,
+            "measured": table.measured,
+            "device": found[-1]["device"],
+            "runtime": found[-1]["runtime"],
+            "networks": [
+                {"bundle": result["bundle"], "graph": graph, "layers": result["engine"]["layers"], **result["bench"]}
+                for result, graph in zip(found, graphs, strict=True)
+            ],
+        }
+    )
 
 
-def _common_target(job: ProfileJob, parts: Sequence[Contents]) -> Target:
-    """The target of all bundles. Raises SpecError where they have several, or another is given."""
-    names = {each.manifest.target.name for each in parts} | ({job.target} if job.target else set())
+def _common_target(given: str | None, parts: Sequence[Contents]) -> Target:
+    """Return the target of all bundles. Raises SpecError where they have several, or another is given."""
+    names = {each.manifest.target.name for each in parts} | ({given} if given else set())
     if len(names) > 1:
         fix = "make a table for each target, of bundles that were built for it"
         raise SpecError("profile: one table is of one target", expected="one", found=", ".join(sorted(names)), fix=fix)
     return load_target(names.pop())
 
 
-def _require_measured_there(job: ProfileJob, result: Mapping[str, Any]) -> None:
-    """Raises SpecError where nothing was computed, or on a device of which it is not known that it is the target."""
+def _require_measured_there(result: Mapping[str, Any], given: str | None) -> None:
+    """Require a measurement on a device that is known to be the target. Raises SpecError."""
     device, target = result["device"]["name"], result["target"]
     if result["basis"] == REHEARSED:
         what, fix = f"{device}: nothing was computed there", "name a device, and another runtime than null"
         raise SpecError(what, expected="a measurement", found="a rehearsal", fix=fix)
-    if result["fits"] is None and job.target is None:
+    if result["fits"] is None and given is None:
         fix = f"if you know it: --target {target}"
         raise SpecError(
             f"{device}: does not say that it is a {target}", expected="a device that says what it is", fix=fix
@@ -92,7 +113,7 @@ def _require_measured_there(job: ProfileJob, result: Mapping[str, Any]) -> None:
 
 
 def _common_precision(found: Sequence[Mapping[str, Any]], target: Target) -> str:
-    """In what all networks compute. Raises SpecError where they differ, or the target has no such convolutions."""
+    """Return the precision of all networks. Raises SpecError where they differ, or the target does not have it."""
     precisions = {_precision(result) for result in found}
     if len(precisions) > 1:
         fix = "make a table for each precision"
@@ -104,7 +125,7 @@ def _common_precision(found: Sequence[Mapping[str, Any]], target: Target) -> str
 
 
 def _precision(result: Mapping[str, Any]) -> str:
-    """The lowest that layers compute in, as the runtime says; where it does not, by the graph: INT8 or FP32."""
+    """Return the lowest precision of layers, by the runtime; where it reports none, by the graph: INT8 or FP32."""
     layers = result["engine"]["layers"]
     if layers is None:
         return "int8" if result["self_test"]["precision"] == "int8" else "fp32"
@@ -112,7 +133,7 @@ def _precision(result: Mapping[str, Any]) -> str:
 
 
 def _keep_graph(table: Path, parts: Contents, identity: str) -> str:
-    """Write the network of a bundle beside the table; its name there."""
+    """Write the network of a bundle beside the table; return its name."""
     name = f"{table.stem}-{parts.manifest.name}-{identity[:8]}.onnx"
     if parts.graph.suffix == PACKED_SUFFIX:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -124,7 +145,7 @@ def _keep_graph(table: Path, parts: Contents, identity: str) -> str:
 
 
 def _how(found: Sequence[Mapping[str, Any]]) -> str:
-    """How and on what it was measured, in words."""
+    """Return a text on the device and how it was measured."""
     device, runtime = found[-1]["device"], found[-1]["runtime"]
     mode = device["power_mode"]
     facts = {

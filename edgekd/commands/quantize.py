@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from edgekd.builds.stages.plan import (
     searches,
     size_of,
 )
+from edgekd.commands.arguments import limits, path_or_none, recipe_of
+from edgekd.commands.options import CalibrationSet, Fresh, Head, Model, PlanFile, RecipeName, Trust
+from edgekd.commands.parameter import Option
 from edgekd.compress.quantization.plan import FORMS
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.canonical import json_sha256
@@ -51,6 +54,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors import load
 from edgekd.detectors.generic_onnx import Input, OutputError, frame_files, output_errors, prepare, read_frame
+from edgekd.detectors.onnx import describe, load_graph
 from edgekd.evaluation.evaluate import require_classes
 from edgekd.hardware.target import EXPORT_OPSET
 
@@ -175,8 +179,6 @@ def _is_network(job: QuantizeJob) -> bool:
         return False  # a checkpoint, or a mistake that loading explains
     if frame_files(job.data):
         return True
-    from edgekd.detectors.onnx import describe, load_graph
-
     model = load_graph(job.model)
     try:
         classes = load_dataset(job.data).classes
@@ -358,3 +360,46 @@ def _result(job: QuantizeJob, judged: Judged, stages: Stages, lines: Sequence[Li
         "met": verdict(list(lines)),
         "budget": [asdict(line) for line in lines],
     }
+
+
+def quantize(
+    model: Model,
+    data: Annotated[str | Path, Option("Labelled data, or a folder of images or arrays.")],
+    *,
+    recipe: RecipeName = None,
+    plan: PlanFile = None,
+    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-quantized.")] = None,
+    max_size: Annotated[str | int | None, Option("Largest packed graph, such as 2MB.")] = None,
+    keep: Annotated[str | float | None, Option("Least share of the mAP50-95, or of the outputs, kept.")] = None,
+    calibration: CalibrationSet = None,
+    fresh: Fresh = False,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    progress: Progress = SILENT,
+) -> QuantizeOutcome:
+    """Quantize a detector or any other ONNX network for no target; leave graph, packed graph and plan in `out`.
+
+    The model is one that `build` takes, or an `.onnx` with one float32 input of a fixed shape; arrays are `.npy` or
+    `.npz` of that shape. A size may also be a number of bytes. The share of the outputs kept, without labels, is
+    1 - the relative error of the worst, 0 to 1 or such as `98%`. The default recipe is `ptq`, which is INT8; with a
+    limit or a plan it is `mixed`.
+
+    A missed limit does not raise: `require_met()` of the result does. Raises SpecError, DataError or CompressError, and
+    leaves nothing half-written. The command: `edgekd quantize`. The method: docs/quantization.md.
+    """
+    model = Path(model)
+    # Where there is something to plan for, every format is a choice; else INT8 costs nearly nothing.
+    limited = max_size is not None or keep is not None or plan is not None
+    chosen = recipe_of(recipe or ("mixed" if limited else "ptq"))
+    job = QuantizeJob(
+        model=model,
+        data=Path(data),
+        recipe=chosen.with_plan(Path(plan)) if plan else chosen,
+        out=path_or_none(out) or Path("runs") / f"{model.stem}-quantized",
+        budget=limits(max_size, keep, None, Budget()),
+        head=head,
+        calibration=None if calibration is None else str(calibration),
+        trust_checkpoint=trust_checkpoint,
+        fresh=fresh,
+    )
+    return run(job, progress)

@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from edgekd.builds.budget import Line
 from edgekd.builds.report_data import Asked, Parts, Timings, full_report
 from edgekd.builds.stage_store import Stage, inputs_of, read_stage
-from edgekd.builds.stages.analyse import FRAMES, analyse, analysed_report, findings_of
+from edgekd.builds.stages.analyse import FRAMES, analysed_report, findings_of
+from edgekd.builds.stages.analyse import analyse as analyse_stage
 from edgekd.builds.stages.base import GRAPH, Stages
+from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Result
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -22,6 +26,8 @@ from edgekd.data.types import Split
 from edgekd.evaluation.analysis.counts import Confusion, Tally
 from edgekd.evaluation.analysis.matching import IOU
 from edgekd.evaluation.analysis.types import Analysis, Inside
+from edgekd.evaluation.report.bench_files import require_place
+from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import LayerRow, Report
 from edgekd.hardware.target import Target, load_target
 
@@ -43,7 +49,7 @@ class ReportJob:
     frames: int = FRAMES
 
 
-def run(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
+def report_on(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     """Write the page; the documented result of `edgekd report --json`.
 
     Raises SpecError where there is no finished build, or its stages are gone; DataError where `data` is not what was
@@ -58,7 +64,7 @@ def run(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     looked: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
     findings = None if scored is None else findings_of(parts)
     if findings is not None:
-        looked = analyse(parts, findings, stages, on.timing, job.frames)
+        looked = analyse_stage(parts, findings, stages, on.timing, job.frames)
     report = analysed_report(full_report(parts, on, _asked(finished), done), parts, findings, looked)
     if why:
         report = replace(report, missing=(why, *report.missing))
@@ -68,8 +74,6 @@ def run(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
 
 
 def _write(out: Path, report: Report) -> None:
-    from edgekd.evaluation.report.html import render
-
     write_file(out, render(report).encode("utf-8"))
 
 
@@ -261,3 +265,51 @@ def _inside(found: Inside) -> dict[str, Any]:
             for shown in each.layers
         ],
     }
+
+
+@dataclass(frozen=True)
+class Analysed(Result):
+    """The result of `analyse`. Counts are None where the scored data was not at hand; `missing` says what else is."""
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return Path(self.document["report"])
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What is not in the report, and why."""
+        return tuple(self.document["missing"])
+
+    @property
+    def lost(self) -> int | None:
+        """Objects that were found before, and are not found by the graph that ships."""
+        return self._counted("lost")
+
+    @property
+    def gained(self) -> int | None:
+        """Objects that only the graph that ships finds."""
+        return self._counted("gained")
+
+    def _counted(self, name: str) -> int | None:
+        detections = self.document["detections"]
+        return None if detections is None else int(detections["total"][name])
+
+
+def analyse(
+    run: Annotated[str | Path, Argument("Result folder of a build.")],
+    *,
+    data: Annotated[str | Path | None, Option("What it was scored on. Default: where that was then.")] = None,
+    out: Annotated[str | Path | None, Option("The page. Default: RUN/analysis.html.")] = None,
+    images: Annotated[int, Option("Scored images on which layers are compared.", minimum=1)] = FRAMES,
+    progress: Progress = SILENT,
+) -> Analysed:
+    """Explain where a finished build lost accuracy: objects lost and gained, confusion, layers, attention; as a page.
+
+    Raises SpecError where no build was finished there, or its stages are gone; DataError where `data` is not what was
+    scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019), attention
+    that of Zagoruyko and Komodakis (ICLR 2017): docs/report.md.
+    """
+    page = path_or_none(out)
+    require_place(page)
+    return Analysed(report_on(ReportJob(Path(run), path_or_none(data), page, images), progress))

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekd.builds.recipe_toml import recipe_toml
 from edgekd.builds.run import Job
+from edgekd.builds.search.cluster import Cluster, cluster_trials, joined_cluster
 from edgekd.builds.search.explain import document
 from edgekd.builds.search.optuna_sampler import library
 from edgekd.builds.search.setup import RESULT, SearchContext, SearchJob
@@ -21,9 +21,6 @@ from edgekd.builds.stage_store import readable_json
 from edgekd.core.atomic_files import remove_folder, write_file, writing
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from edgekd.builds.search.cluster import Cluster
 
 RECIPE = "recipe.toml"
 
@@ -72,8 +69,6 @@ def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None
     """The cluster that was asked for; None where this machine does it all."""
     if request.cluster is None:
         return nullcontext()
-    from edgekd.builds.search.cluster import joined_cluster
-
     return joined_cluster(request.cluster, request.gpus, request.batch, len(request.boards))
 
 
@@ -84,8 +79,6 @@ def _trial_runner(
     request = context.request
     if cluster is None:
         return local_trials(context.task, request.job.out, request.workers, progress)
-    from edgekd.builds.search.cluster import cluster_trials
-
     return cluster_trials(cluster, context.task, request.job.out, progress)
 
 

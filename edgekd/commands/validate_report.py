@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from edgekd.agent.validation.evidence import MAX_BYTES, Evidence, loads
 from edgekd.agent.validation.verdicts import Verdict, exit_code, verdicts
+from edgekd.commands.arguments import path_or_none
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Result
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import SpecError
+from edgekd.evaluation.report.validation import render
 
 
 def run(result: Path, page: Path | None = None) -> Mapping[str, Any]:
@@ -19,8 +23,6 @@ def run(result: Path, page: Path | None = None) -> Mapping[str, Any]:
     The verdicts are judged again from the evidence: those in the file are not believed. page: by default the file with
     `.html`. Raises SpecError.
     """
-    from edgekd.evaluation.report.validation import render
-
     evidence = read_evidence(result)
     found = verdicts(evidence)
     place = page or result.with_suffix(".html")
@@ -51,3 +53,12 @@ def document(result: Path, page: Path, evidence: Evidence, found: tuple[Verdict,
         "exit_code": exit_code(evidence, found),
         "verdicts": [each.as_json() for each in found],
     }
+
+
+def validate_report(
+    result: Annotated[str | Path, Argument("A result.json of the validation kit.")],
+    *,
+    out: Annotated[str | Path | None, Option("The page. Default: RESULT.html.")] = None,
+) -> Result:
+    """Judge the evidence of a validation on hardware. Raises SpecError. The command: `edgekd validate-report`."""
+    return Result(run(Path(result), path_or_none(out)))

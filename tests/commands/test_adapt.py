@@ -19,7 +19,7 @@ from test_json_contract import assert_documented
 
 from edgekd.cli.printing import print_adapted
 from edgekd.commands import adapt as adapt_module
-from edgekd.commands.adapt import FEWEST, VARIANT, AdaptJob, adapt, run
+from edgekd.commands.adapt import FEWEST, VARIANT, adapt, adapt_graph
 from edgekd.core.bundle.archive import extract, read_head, read_manifest
 from edgekd.core.drift import LEAST_FRAMES, from_json
 from edgekd.core.errors import CompressError, SpecError
@@ -78,7 +78,9 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(tiny_build: Built, data: Path, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny bundle's variant for the dark, and what was told of it."""
     out = tmp_path_factory.mktemp("variant") / "night.edgekd"
-    return run(AdaptJob(tiny_build.bundle, frames, data, "night", out, counter=3, twins=out.parent / "twins"))
+    return adapt(
+        tiny_build.bundle, frames, data, name="night", out=out, version_counter=3, twins=out.parent / "twins"
+    ).document
 
 
 def graph_of(bundle: Path) -> Any:
@@ -166,7 +168,7 @@ def test_the_same_inputs_give_the_same_bytes(
     made: Any, tiny_build: Built, data: Path, frames: Path, tmp_path: Path
 ) -> None:
     elsewhere = shutil.copytree(frames, tmp_path / "frames")
-    run(AdaptJob(tiny_build.bundle, elsewhere, data, "night", tmp_path / "again.edgekd", counter=3))
+    adapt(tiny_build.bundle, elsewhere, data, name="night", out=tmp_path / "again.edgekd", version_counter=3)
     assert (tmp_path / "again.edgekd").read_bytes() == Path(made["bundle"]).read_bytes()
     assert (tmp_path / "again.edgekd-delta").read_bytes() == Path(made["delta"]).read_bytes()
 
@@ -251,16 +253,16 @@ def test_a_disk_that_fails_leaves_no_half_of_it(
         copying(source, path)
 
     monkeypatch.setattr(adapt_module, "copy_file", copy)
-    job = AdaptJob(tiny_build.bundle, frames, data, "night", tmp_path / "new" / "night.edgekd", score=False)
+    out = tmp_path / "new" / "night.edgekd"
     with pytest.raises(SpecError, match="No space left"):
-        run(job)
-    assert not job.out.exists()
+        adapt(tiny_build.bundle, frames, data, name="night", out=out, score=False)
+    assert not out.exists()
 
 
 def test_where_it_does_not_help_nothing_is_written(tiny_build: Built, data: Path, tmp_path: Path) -> None:
-    job = AdaptJob(tiny_build.bundle, data / "images" / "train", data, "same", tmp_path / "v.edgekd", score=False)
+    out = tmp_path / "v.edgekd"
     with pytest.raises(CompressError, match="does not help"):
-        run(job)
+        adapt(tiny_build.bundle, data / "images" / "train", data, name="same", out=out, score=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,7 +274,7 @@ def test_a_rendered_street_in_noise(tmp_path: Path) -> None:
     night = changed(val, tmp_path / "val", noisy)
     with demo_model() as graph:
         spec = describe(load_graph(graph), graph)
-        adapt(graph, tmp_path / "v.onnx", spec, Split("known", train.samples[FEWEST:]), new)
+        adapt_graph(graph, tmp_path / "v.onnx", spec, Split("known", train.samples[FEWEST:]), new)
         clean, lost = (evaluate(graph, spec, split).score.map50_95 for split in (val, night))
         found = evaluate(tmp_path / "v.onnx", spec, night).score.map50_95
     assert lost < 0.5 * clean

@@ -13,12 +13,12 @@ import pytest
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.commands.engine import EngineJob, run
 from edgekd.core.bundle.archive import extract, pack
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import DeviceError, EdgeKDError, EngineRefusedError, HashError, RollbackError
 from edgekd.core.progress import Progress
 from edgekd.deploy.devices.session import Ended, Placed
+from edgekd.deploy.engine import EngineJob, run
 
 QUICK = ("--iterations", 3, "--seconds", 0)
 
@@ -259,7 +259,7 @@ def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
 
 
 def test_people_are_told_how_int8_on_a_dla_is_known() -> None:
-    from edgekd.cli.printing import _precision_lines
+    from edgekd.cli.bundle_printing import _precision_lines
 
     on_dla = {"layers": {"dla": 57, "fp16": 3}, "float_layers": ["first"], "missing_scales": []}
     lines = list(_precision_lines(on_dla))

@@ -8,7 +8,7 @@ import pytest
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.commands.predict import PredictJob, run
+from edgekd.commands.predict import predict_latency
 from edgekd.hardware.target import load_target
 
 
@@ -62,16 +62,16 @@ def test_what_cannot_be_predicted_is_a_user_s_mistake(
 
 def test_measurements_of_the_target_itself_replace_the_model(tiny_model: Path, tmp_path: Path) -> None:
     target = load_target("xavier")
-    plain = run(PredictJob(tiny_model, target))
+    plain = predict_latency(tiny_model, target=target).document
     table = tmp_path / "table.toml"
     head = 'target = "xavier"\nprecision = "fp16"\nmeasured = "by a test"\n'
     table.write_text(f'{head}[[networks]]\ngraph = "{tiny_model}"\nlatency_ms = {3 * plain["latency_ms"]}\n', "utf-8")
-    scaled = run(PredictJob(tiny_model, target, table=table))
+    scaled = predict_latency(tiny_model, target=target, table=table).document
     assert scaled["measurements"] == 1
     assert scaled["latency_ms"] == pytest.approx(3 * plain["latency_ms"], rel=0.01)
     with pytest.raises(Exception, match="another precision; expected int8; found fp16"):
-        run(PredictJob(tiny_model, target, "int8", table))
+        predict_latency(tiny_model, target=target, precision="int8", table=table)
     doc = Path(__file__).resolve().parents[2] / "docs" / "prediction.md"
     example = doc.read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
     (tmp_path / "example.toml").write_text(example.replace("yolo11n.int8.onnx", str(tiny_model)), "utf-8")
-    assert run(PredictJob(tiny_model, target, table=tmp_path / "example.toml"))["measurements"] == 2
+    assert predict_latency(tiny_model, target=target, table=tmp_path / "example.toml").document["measurements"] == 2

@@ -12,10 +12,7 @@ from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd.commands import profile
-from edgekd.commands.engine import EngineJob
-from edgekd.commands.profile import ProfileJob
 from edgekd.core.errors import SpecError
-from edgekd.deploy.devices.named import device_named
 from edgekd.hardware.predict.table import load_table
 from edgekd.hardware.target import load_target
 
@@ -103,8 +100,8 @@ def profiled(tiny_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         left = iter(answers)
         monkeypatch.setattr(profile, "install", lambda job, parts, progress: next(left))
         bundles = [Path(shutil.copy(tiny_build.bundle, tmp_path / f"{i}.edgekd")) for i in range(len(answers))]
-        usual = EngineJob(bundles[0], device_named("null"))
-        return profile.run(ProfileJob(bundles, usual, tmp_path / "table.toml"))
+        document: dict[str, Any] = profile.profile(bundles, "null", tmp_path / "table.toml").document
+        return document
 
     return run
 

@@ -33,13 +33,13 @@ from edgekd.builds.search.setup import SearchJob, siblings
 from edgekd.builds.search.space import Candidate
 from edgekd.builds.search.trials import Task, time_trial
 from edgekd.commands import search
-from edgekd.commands.engine import EngineJob
-from edgekd.commands.fleet import Board
 from edgekd.core.bundle.archive import verify
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import DataError, DeviceError, EngineRefusedError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
+from edgekd.deploy.engine import EngineJob
+from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
 pytest.importorskip("optuna")

@@ -13,11 +13,11 @@ from edgekd.builds.run import Run
 from edgekd.builds.search.leases import leased
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import Stages
-from edgekd.commands.engine import REHEARSED, Contents, EngineJob, contents, install
-from edgekd.commands.fleet import Board, device_of
 from edgekd.core.errors import DeviceError, EngineRefusedError
 from edgekd.core.progress import Progress
 from edgekd.core.version import __version__
+from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
+from edgekd.deploy.fleet import Board, device_of
 from edgekd.hardware.target import to_dict
 
 _NULL = "null"

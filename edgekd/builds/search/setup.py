@@ -25,8 +25,6 @@ from edgekd.builds.search.workers import Clock, RunTrials
 from edgekd.builds.stage_store import Stage, readable_json
 from edgekd.builds.stages.base import GRAPH, Stages, spec_of
 from edgekd.builds.stages.plan import HELD_OUT
-from edgekd.commands.engine import REHEARSED
-from edgekd.commands.fleet import Board
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
@@ -34,6 +32,8 @@ from edgekd.core.progress import Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
 from edgekd.data.types import Dataset
+from edgekd.deploy.engine import REHEARSED
+from edgekd.deploy.fleet import Board
 from edgekd.detectors import load
 from edgekd.detectors.torchvision_names import is_torchvision
 from edgekd.hardware.predict.graph import works_in

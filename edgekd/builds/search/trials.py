@@ -25,7 +25,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.hardware.predict.graph import works_in
 
 if TYPE_CHECKING:
-    from edgekd.commands.fleet import Board
+    from edgekd.deploy.fleet import Board
 
 
 @dataclass(frozen=True)

@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import SpecError
 from edgekd.evaluation.report.bench_text import PARTS
 
 if TYPE_CHECKING:
-    from edgekd.commands.bench import Measured
     from edgekd.core.benchmark import Timing
     from edgekd.hardware.predict.result import Predicted
+
+    Timings = Mapping[tuple[str, str], Timing]
 
 COLUMNS = ("side", "state", "frame", "start_s", *(f"{part}_ms" for part in PARTS), "total_ms")
 
 
-def write_csv(file: Path, found: Measured) -> None:
-    """Every sample as a line, in seconds from the first and milliseconds. Raises SpecError."""
+def write_csv(file: Path, timings: Timings) -> None:
+    """Write every sample as a line, in seconds from the first and milliseconds. Raises SpecError."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for (side, state), timing in found.timings.items():
+    for (side, state), timing in timings.items():
         writer.writerows((side, state, at, *row) for at, row in enumerate(_rows(timing, state)))
     write_file(file, text.getvalue().encode("utf-8"))
 
 
-def write_page(file: Path, artifact: Path, found: Measured) -> None:
-    """A page with the numbers and their charts. Raises SpecError."""
+def write_page(file: Path, title: str, document: Mapping[str, Any], timings: Timings) -> None:
+    """Write a page with the numbers and their charts. Raises SpecError."""
     from edgekd.evaluation.report.bench import render
 
-    samples = {"after": found.timings["artifact", "camera"].total_ms.tolist()}
-    if ("against", "camera") in found.timings:
-        samples["before"] = found.timings["against", "camera"].total_ms.tolist()
-    write_file(file, render(artifact.name, found.document, samples).encode("utf-8"))
+    samples = {"after": timings["artifact", "camera"].total_ms.tolist()}
+    if ("against", "camera") in timings:
+        samples["before"] = timings["against", "camera"].total_ms.tolist()
+    write_file(file, render(title, document, samples).encode("utf-8"))
 
 
 def write_prediction(file: Path, found: Predicted) -> None:
-    """A page with a prediction and its roofline. Raises SpecError."""
+    """Write a page with a prediction and its roofline. Raises SpecError."""
     from edgekd.evaluation.report.prediction import render
 
     write_file(file, render(found.document, found.roof).encode("utf-8"))

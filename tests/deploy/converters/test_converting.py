@@ -53,7 +53,7 @@ def convert(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(artifact: Path, to: str, **told: Any) -> dict[str, Any]:
         require(to)
         out = tmp_path / ("out.onnx" if to == "onnx" else "out")
-        return convert_module.run(convert_module.ConvertJob(artifact, to, out, **told))
+        return convert_module.convert(artifact, to, out=out, **told).document
 
     return run
 
@@ -141,7 +141,7 @@ def test_an_opset_is_what_was_asked_for_and_computes_the_same(
 def test_tensorrt_8_gets_fp32_weights_behind_qdq(
     convert: Callable[..., dict[str, Any]], tiny_int8: Path, to: str, target: str, *, int8_weights: bool
 ) -> None:
-    found = convert(tiny_int8, to, targets=(target,))
+    found = convert(tiny_int8, to, target=(target,))
     graph = Path(found["out"]) / "detector.onnx" if to == "deepstream" else Path(found["out"])
     model = onnx.load(graph)
     onnx.checker.check_model(model, full_check=True)
@@ -153,7 +153,7 @@ def test_tensorrt_8_gets_fp32_weights_behind_qdq(
 def test_an_engine_for_rtx_cards_says_that_nothing_ran_it(
     tiny_int8: Path, convert: Callable[..., dict[str, Any]]
 ) -> None:
-    found = convert(tiny_int8, "tensorrt-rtx", targets=("rtx-30", "rtx-40"))
+    found = convert(tiny_int8, "tensorrt-rtx", target=("rtx-30", "rtx-40"))
     assert (found["parity"], found["scores"]) == (None, None)
     assert "not compared with its source" in found["notes"][0]
     assert "SM86, SM89" in found["notes"][1]
@@ -296,7 +296,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 
 def test_the_artifact_itself_is_not_overwritten(tiny_model: Path) -> None:
     with pytest.raises(SpecError, match="is what is converted"):
-        convert_module.run(convert_module.ConvertJob(tiny_model, "onnx", tiny_model))
+        convert_module.convert(tiny_model, "onnx", out=tiny_model)
 
 
 @pytest.mark.parametrize("to", ["openvino", "ncnn"])
@@ -305,7 +305,7 @@ def test_a_graph_in_float16_is_refused_where_it_would_be_misread(
 ) -> None:
     require(to)
     half = tmp_path / "half.onnx"
-    convert_module.run(convert_module.ConvertJob(tiny_model, "onnx", half, precision="fp16"))
+    convert_module.convert(tiny_model, "onnx", out=half, precision="fp16")
     with pytest.raises(SpecError, match="is made of a float32 graph; found 12 weights in float16"):
         convert(half, to)
 
@@ -394,7 +394,7 @@ def test_without_its_packages_a_format_says_how_to_install_them(
     monkeypatch.setattr("edgekd.deploy.converters.ncnn.find_spec", lambda name: None)
     require_error = "fix: pip install (pnnx )?ncnn"
     with pytest.raises(DeviceError, match=require_error):
-        convert_module.run(convert_module.ConvertJob(tiny_model, "ncnn", tmp_path / "out"))
+        convert_module.convert(tiny_model, "ncnn", out=tmp_path / "out")
 
 
 def test_formats_have_names_of_their_own() -> None:
@@ -433,7 +433,7 @@ def test_a_real_detector_in_int8_with_shared_scales_computes_the_same(
     graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
     int8 = tmp_path / "int8.onnx"
     quantize(graph.path, int8, [probe(graph.exported.spec)], Quantize())
-    found = convert_module.run(convert_module.ConvertJob(int8, to, tmp_path / "out"))
+    found = convert_module.convert(int8, to, out=tmp_path / "out").document
     assert found["int8"]["source"] == found["int8"]["carried"] > 80
     assert found["parity"]["scores"] < 0.3
     if to == "openvino":

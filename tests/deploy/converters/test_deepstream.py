@@ -34,7 +34,7 @@ RNG = np.random.default_rng(0)
 
 
 def convert(artifact: Path, out: Path, *targets: str, **told: Any) -> dict[str, Any]:
-    return convert_module.run(convert_module.ConvertJob(artifact, "deepstream", out, targets=targets, **told))
+    return convert_module.convert(artifact, "deepstream", out=out, target=targets, **told).document
 
 
 def settings(folder: Path) -> dict[str, str]:

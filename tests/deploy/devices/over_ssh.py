@@ -8,11 +8,11 @@ from typing import Any
 
 from loopback import Loopback
 
-from edgekd.commands.engine import UPLOAD, EngineJob, run
 from edgekd.core.canonical import file_sha256
 from edgekd.core.progress import SILENT, Progress
 from edgekd.deploy.devices.session import Placed
 from edgekd.deploy.devices.ssh import SshDevice, parse
+from edgekd.deploy.engine import UPLOAD, EngineJob, run
 
 
 @dataclass(frozen=True)

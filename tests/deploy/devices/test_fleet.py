@@ -22,12 +22,12 @@ from running import Built, EdgeKD
 from test_json_contract import assert_documented
 from wire import wire_to
 
-from edgekd.commands import fleet as fleets
-from edgekd.commands.engine import EngineJob
-from edgekd.commands.fleet import Board, Fleet, FleetJob
 from edgekd.core.progress import Progress
+from edgekd.deploy import fleet as fleets
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.devices.session import Ended, Placed
+from edgekd.deploy.engine import EngineJob
+from edgekd.deploy.fleet import Board, Fleet, FleetJob
 
 QUICK = ("--iterations", 3, "--seconds", 0)
 # ONNX Runtime as it would be with an error in it.

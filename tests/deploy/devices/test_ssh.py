@@ -18,13 +18,13 @@ from loopback import loopback
 from over_ssh import Camera
 from wire import Wire, wire_to
 
-from edgekd.commands.engine import UPLOAD, EngineJob, run
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import DeviceError, HashError, SpecError
 from edgekd.core.progress import SilentProgress
 from edgekd.deploy.devices import session
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.devices.ssh import Address, SshDevice, parse
+from edgekd.deploy.engine import UPLOAD, EngineJob, run
 
 SSH = Path(".ssh")
 GONE = r"the connection is lost|gone during|cannot be reached"

@@ -50,8 +50,8 @@ def bundle(tiny_build: Built) -> Path:
 @pytest.fixture(scope="session")
 def newer(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a higher counter, so that it is another bundle."""
-    from edgekd.commands.pack import PackJob, run
+    from edgekd.commands.pack import pack
 
     out = tmp_path_factory.mktemp("newer") / "newer.edgekd"
-    run(PackJob(bundle, out, counter=7, name="tiny, newer"))
+    pack(bundle, out, version_counter=7, name="tiny, newer")
     return out

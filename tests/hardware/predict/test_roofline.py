@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import EdgeKD
 
-from edgekd.commands.predict import PredictJob, predict
+from edgekd.commands.predict import predict_latency
 from edgekd.hardware.predict.device import device_of
 from edgekd.hardware.predict.roofline import roofline
 from edgekd.hardware.predict.work import Work, convolution
@@ -30,7 +30,7 @@ def test_intensity_and_rate_are_those_of_the_work() -> None:
 
 def test_no_predicted_layer_is_above_the_roof(tiny_model: Path) -> None:
     for precision in ("fp16", "int8"):
-        roof = predict(PredictJob(tiny_model, load_target("xavier"), precision)).roof
+        roof = predict_latency(tiny_model, target="xavier", precision=precision).roof
         assert roof.points
         assert all(point.rate <= roof.roof(point.intensity) for point in roof.points)
 
@@ -39,7 +39,7 @@ def test_the_page_has_every_layer(edgekd: EdgeKD, tiny_model: Path, tmp_path: Pa
     page = tmp_path / "roof.html"
     assert edgekd("predict", tiny_model, "--report", page).code == 0
     text = page.read_text("utf-8")
-    points = predict(PredictJob(tiny_model, load_target("xavier"))).roof.points
+    points = predict_latency(tiny_model, target="xavier").roof.points
     assert text.count('class="layer"') == len(points)
     assert "Predicted, not measured" in text
     assert "<script" not in text

@@ -1,7 +1,7 @@
-"""`edgekd engine --fleet`: a bundle built, tested and timed on many boards at once, each as if it were the only one.
+"""A bundle's engine built, tested and timed on many boards at once, independently of each other.
 
-A board that fails or is slow is no matter to the others. What a board gave is kept in a file of its own as soon as it
-is there, and is not measured again for the same bundle, board and settings.
+A board that fails or is slow does not affect the others. The result of a board is kept in a file of its own at once,
+and is not measured again for the same bundle, board and settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgekd.commands.engine import Company, Contents, EngineJob, contents, install
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import EdgeKDError, SpecError
@@ -30,6 +29,7 @@ from edgekd.core.version import __version__
 from edgekd.deploy.devices import Device
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.devices.session import Stop
+from edgekd.deploy.engine import Contents, EngineJob, SharedLimits, contents, install
 
 RESULT, BOARDS = "fleet.json", "boards"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -51,7 +51,7 @@ JETPACKS = {
 
 @dataclass(frozen=True)
 class Board:
-    """One board; what is None is as the flags of the command say."""
+    """One board; None stands for the setting of the fleet's usual job."""
 
     name: str
     device: str
@@ -63,7 +63,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Boards. uploads: to how many a bundle is sent at the same time; at_once: how many are worked on."""
+    """Boards. uploads: bundles sent at the same time; at_once: boards worked on at the same time."""
 
     boards: tuple[Board, ...]
     uploads: int = 4
@@ -72,10 +72,10 @@ class Fleet:
 
 @dataclass(frozen=True)
 class FleetJob:
-    """What `edgekd engine --fleet` is asked for.
+    """Boards, and the job to run on each.
 
-    usual: what holds for boards that say nothing else, the bundle, and how it is timed; its device does not matter.
-    out: the folder of results; fresh: nothing in it is used.
+    usual: the bundle, how it is timed, and the defaults of boards; its device does not matter. out: the folder of
+    results; fresh: ignore earlier results in it.
     """
 
     fleet: Fleet
@@ -84,13 +84,13 @@ class FleetJob:
     fresh: bool = False
 
     def on(self, board: Board) -> EngineJob:
-        """The job on one board. Raises SpecError: it names no device."""
+        """Return the job of one board. Raises SpecError where it names no device."""
         own = {name: getattr(board, name) for name in ("runtime", "state", "python", "agent")}
         given = {name: value for name, value in own.items() if value is not None}
         return replace(self.usual, device=device_of(board), **given)
 
     def kept(self, board: Board) -> Path:
-        """The file for what a board gives: its name stands for all that a measurement depends on here."""
+        """Return the file for the result of a board; its name is a hash of all that the measurement depends on."""
         job = self.on(board)
         asked = {name: getattr(job, name) for name in ("runtime", "state", "python", "agent", "iterations", "seconds")}
         if job.tune:
@@ -100,12 +100,12 @@ class FleetJob:
 
     @cached_property
     def bundle_sha256(self) -> str:
-        """SHA-256 of the bundle. Raises OSError."""
+        """Return the SHA-256 of the bundle. Raises OSError."""
         return file_sha256(self.usual.bundle)
 
 
 def load_fleet(path: Path) -> Fleet:
-    """The boards in a TOML file. Raises SpecError: none, one twice, or one that cannot be one."""
+    """Read boards from a TOML file. Raises SpecError for none, duplicates, and invalid ones."""
     fleet = parse_table(Fleet, read_toml(path), str(path))
     if not fleet.boards:
         raise SpecError(f"{path}: no boards", expected="[[boards]] with name and device")
@@ -130,7 +130,7 @@ def _require_once(path: Path, what: str, values: Sequence[str]) -> None:
 
 
 def device_of(board: Board) -> Device:
-    """Where a board is. Raises SpecError: it names no device."""
+    """Return the device of a board. Raises SpecError where it names none."""
     try:
         return device_named(board.device)
     except SpecError as error:
@@ -139,7 +139,7 @@ def device_of(board: Board) -> Device:
 
 
 def run(job: FleetJob, progress: Progress = SILENT) -> dict[str, Any]:
-    """Do it; the documented result, also in OUT/fleet.json. Raises BundleError, HashError; SpecError for OUT."""
+    """Measure all boards; return the documented result, also in OUT/fleet.json. Raises BundleError, SpecError."""
     with contents(job.usual.bundle) as parts:
         with writing(job.out):
             (job.out / BOARDS).mkdir(parents=True, exist_ok=True)
@@ -161,38 +161,38 @@ def run(job: FleetJob, progress: Progress = SILENT) -> dict[str, Any]:
 
 
 def _measured(job: FleetJob, boards: Sequence[Board], parts: Contents, progress: Progress) -> Mapping[str, Any]:
-    """What boards give, by name. Ctrl-C ends the work on all of them, and what they do, before it is raised.
+    """Return the results of boards by name. Ctrl-C ends the work on all of them before it is raised.
 
     A fault of edgekd itself is raised when all are done.
     """
-    company = Company(Stop(), threading.Semaphore(job.fleet.uploads))
-    with _crew(company, job.fleet.at_once) as crew:
-        futures = {board.name: crew.submit(_measure, job, board, parts, company, progress) for board in boards}
+    shared = SharedLimits(Stop(), threading.Semaphore(job.fleet.uploads))
+    with _crew(shared, job.fleet.at_once) as crew:
+        futures = {board.name: crew.submit(_measure, job, board, parts, shared, progress) for board in boards}
         wait(futures.values())
     return {name: future.result() for name, future in futures.items()}
 
 
 @contextmanager
-def _crew(company: Company, size: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads, which are stopped where the block is interrupted."""
+def _crew(shared: SharedLimits, size: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads, which are stopped where the block is interrupted."""
     with ThreadPoolExecutor(size) as crew:
         try:
             yield crew
         except BaseException:
-            company.stop.set()
+            shared.stop.set()
             crew.shutdown(cancel_futures=True)
             raise
 
 
-def _measure(job: FleetJob, board: Board, parts: Contents, company: Company, progress: Progress) -> dict[str, Any]:
-    """What one board gives, or why it gives nothing; kept where it gives something."""
+def _measure(job: FleetJob, board: Board, parts: Contents, shared: SharedLimits, progress: Progress) -> dict[str, Any]:
+    """Return the result of one board, and keep it, or its error."""
     began, when = time.perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     result, error = None, None
     try:
-        result = install(job.on(board), parts, _Lines(board.name, progress), company)
+        result = install(job.on(board), parts, _Lines(board.name, progress), shared)
     except EdgeKDError as problem:
-        told = {part: getattr(problem, part) for part in ("what", "expected", "found", "fix")}
-        error = {"kind": type(problem).__name__, "text": str(problem), **told}
+        parts = {part: getattr(problem, part) for part in ("what", "expected", "found", "fix")}
+        error = {"kind": type(problem).__name__, "text": str(problem), **parts}
     seconds = round(time.perf_counter() - began, 3)
     progress.note(f"{board.name}: {'failed' if error else 'done'} after {seconds:.1f} s")
     found = {"measured_at": when, "seconds": seconds, "jetpack": _jetpack(result), "error": error, "result": result}
@@ -202,7 +202,7 @@ def _measure(job: FleetJob, board: Board, parts: Contents, company: Company, pro
 
 
 def _read(job: FleetJob, board: Board) -> dict[str, Any] | None:
-    """What a board gave before, where that was kept and can be read."""
+    """Return the kept result of a board, where there is one that can be read."""
     with suppress(OSError, ValueError):
         found = json.loads(job.kept(board).read_text("utf-8"))
         if isinstance(found, dict) and isinstance(found.get("result"), dict):
@@ -211,7 +211,7 @@ def _read(job: FleetJob, board: Board) -> dict[str, Any] | None:
 
 
 def _jetpack(result: Mapping[str, Any] | None) -> str | None:
-    """The JetPack of a board, by its release of Jetson Linux; None where that is not known, or it is no Jetson."""
+    """Return the JetPack of a board, by its release of Jetson Linux; None where that is unknown, or it is no Jetson."""
     l4t = result["device"]["l4t"] if result else None
     return JETPACKS.get(".".join(l4t.split(".")[:2])) if l4t else None
 
@@ -222,7 +222,7 @@ def _text(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class _Lines(SilentProgress):
-    """What is said of one board among many: lines, with its name."""
+    """Progress of one board among many: lines, with its name."""
 
     name: str
     progress: Progress

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.runtimes.types import FLOAT
-from edgekd.builds.pipeline import SCORED
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.types import spec_from_json
@@ -19,6 +18,10 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import fingerprint
 from edgekd.data.types import Split
 from edgekd.deploy.artifact import expanded
+from edgekd.evaluation.evaluate import evaluate
+
+SCORED = "val"
+"""The split that builds score."""
 
 
 def scored_split(data: Path, manifest: Manifest, progress: Progress) -> Split:
@@ -41,8 +44,6 @@ def accuracy(
 
     packed: its graph as it is in the bundle.
     """
-    from edgekd.evaluation.evaluate import evaluate
-
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = QdqGraph(expanded(packed, Path(scratch, "shipped.onnx")).read_bytes())
         written = graph.without_qdq() if form["source"] == FLOAT else graph.form(form["float_layers"])

@@ -1,0 +1,125 @@
+"""The command line of a function: its arguments and options follow from the function's signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from edgekd.cli.tables import print_json
+from edgekd.cli.tracking import tracked
+from edgekd.commands.parameter import Argument, Option
+from edgekd.core.progress import for_stderr
+
+LOG = Annotated[str | None, typer.Option(help="Append numbers to a .jsonl file, or send them: mlflow:URI.")]
+JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+
+
+def callback(
+    function: Callable[..., Any], show: Callable[[Any], None], run_name: str | None = None
+) -> Callable[..., None]:
+    """Return what Typer runs for a command: it calls `function`, then prints the result by `show` or as JSON.
+
+    A parameter `progress` is supplied. What the command line leaves out is the function's default. The exit code is the
+    result's `exit_code`, if it has one. run_name: of the run in a log, a format string over the parameters; only with
+    one is there `--log`.
+
+    Raises TypeError, naming the parameter, where one is not declared.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    parameters = {name: each for name, each in signature.parameters.items() if name != "progress"}
+    declared = {name: _declaration(function, each) for name, each in parameters.items()}
+    inverted = {name for name, each in parameters.items() if each.default is False and _inverse(declared[name][1])}
+    options = [_option(each, *declared[name]) for name, each in parameters.items()]
+    options += [_keyword("log", LOG, None)] if run_name else []
+    options += [_keyword("as_json", JSON, False)]
+
+    def command(*, as_json: bool, log: str | None = None, **given: Any) -> None:
+        arguments = {
+            name: not value if name in inverted else value for name, value in given.items() if value is not None
+        }
+        if "progress" in signature.parameters:
+            with tracked(log, for_stderr(), (run_name or "").format(**arguments)) as progress:
+                result = function(**arguments, progress=progress)
+        else:
+            result = function(**arguments)
+        (print_json(result.document) if as_json else show(result))
+        if hasattr(result, "require_met"):
+            result.require_met()
+        if code := getattr(result, "exit_code", 0):
+            raise typer.Exit(code)
+
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
+
+
+def _declaration(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, Argument | Option]:
+    """Return the type of a parameter and its declaration. Raises TypeError where it has none."""
+    if get_origin(parameter.annotation) is Annotated:
+        hint, *metadata = get_args(parameter.annotation)
+        for each in metadata:
+            if isinstance(each, (Argument, Option)):
+                return hint, each
+    where = f"{function.__module__}.{function.__qualname__}"
+    raise TypeError(f"{where}: parameter {parameter.name!r} needs Annotated[TYPE, Option(HELP) or Argument(HELP)]")
+
+
+def _option(parameter: inspect.Parameter, hint: Any, declaration: Argument | Option) -> inspect.Parameter:
+    """Return the parameter as Typer reads it."""
+    required = parameter.default is parameter.empty
+    default = None if parameter.default == () else parameter.default
+    info: Any
+    if isinstance(declaration, Argument):
+        info = typer.Argument(help=declaration.help, metavar=declaration.metavar, show_default=not required)
+    else:
+        info = typer.Option(
+            _flag(parameter, declaration),
+            help=declaration.help,
+            min=declaration.minimum,
+            max=declaration.maximum,
+            show_default=not required,
+        )
+    kind: Any = command_line_type(hint, declaration.parse)
+    annotation = Annotated[kind | None, info] if default is None else Annotated[kind, info]
+    # Of two flags the default's comes first, which Typer takes for True.
+    return _keyword(parameter.name, annotation, True if _inverse(declaration) else default)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _flag(parameter: inspect.Parameter, option: Option) -> str:
+    """Return the flag, and of a boolean with two that of the default first."""
+    flag = option.flag or f"--{parameter.name.replace('_', '-')}"
+    if option.inverse is None:
+        return flag
+    return f"{flag}/{option.inverse}" if parameter.default else f"{option.inverse}/{flag}"
+
+
+def _inverse(declaration: Argument | Option) -> str | None:
+    return declaration.inverse if isinstance(declaration, Option) else None
+
+
+def command_line_type(hint: Any, parse: type | None = None) -> Any:
+    """Return the type to read for an annotation: a list for a sequence, Path for `str | Path`, str where it may be.
+
+    parse: the type of one value, where that is given. Raises TypeError where it is not clear.
+    """
+    kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+    for each in kinds:
+        if get_origin(each) is Sequence:
+            return list[command_line_type(get_args(each)[0], parse)]  # type: ignore[misc]
+    kinds -= {NoneType}
+    if parse is not None:
+        return parse
+    if kinds == {str, Path}:
+        return Path
+    if str not in kinds and len(kinds) > 1:
+        raise TypeError(f"{hint}: several types; state the one to read by `parse`")
+    return str if str in kinds else kinds.pop()

@@ -1,0 +1,63 @@
+"""Values that callers pass, as the objects that the package works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd.builds.recipe import Budget, Recipe, load_recipe
+from edgekd.core.units import parse_energy, parse_share, parse_size
+from edgekd.deploy.signing import Signer, load_signers
+from edgekd.hardware.target import Target, load_target
+
+
+def path_or_none(path: str | Path | None) -> Path | None:
+    """Return a path, where one is given."""
+    return None if path is None else Path(path)
+
+
+def names_of(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Return one name, or several, as text."""
+    return (str(names),) if isinstance(names, (str, Path)) else tuple(map(str, names))
+
+
+def paths_of(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    """Return one path, or several."""
+    return tuple(map(Path, names_of(paths)))
+
+
+def target_of(target: str | Path | Target) -> Target:
+    """Return a target, loaded where it is a name or a file. Raises SpecError."""
+    return target if isinstance(target, Target) else load_target(target)
+
+
+def target_or_none(target: str | Path | Target | None) -> Target | None:
+    """Return a target, where one is given. Raises SpecError."""
+    return None if target is None else target_of(target)
+
+
+def recipe_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """Return a recipe, loaded where it is a name, a file or a table. Raises SpecError."""
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def signers_of(keys: str | Path | Sequence[str | Path], secret_file: str | Path | None) -> tuple[Signer, ...]:
+    """Return the signers of private keys. Raises SpecError, SignatureError."""
+    return load_signers(names_of(keys), path_or_none(secret_file))
+
+
+def limits(
+    max_size: str | int | None,
+    keep: str | float | None,
+    min_fps: float | None,
+    usual: Budget,
+    max_energy: str | None = None,
+) -> Budget:
+    """Return the limits that are given, and the `usual` ones for the others. Raises SpecError."""
+    return Budget(
+        max_bytes=usual.max_bytes if max_size is None else parse_size(max_size, "--max-size"),
+        min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
+        min_fps=usual.min_fps if min_fps is None else min_fps,
+        max_energy_mj=usual.max_energy_mj if max_energy is None else parse_energy(max_energy, "--max-energy"),
+    )

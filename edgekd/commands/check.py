@@ -1,0 +1,55 @@
+"""`edgekd check`: a model against the limits of a target, from the graph alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from edgekd.commands.arguments import target_of
+from edgekd.commands.options import Head, Model, TargetName, Trust
+from edgekd.commands.parameter import Option
+from edgekd.commands.results import Result
+from edgekd.deploy.artifact import graph_of
+from edgekd.hardware.compatibility import Finding, check_graph, check_request
+from edgekd.hardware.target import Target
+
+
+@dataclass(frozen=True)
+class Checked(Result):
+    """The result of `check_model`. findings: worst first."""
+
+    model: Path
+    target: Target
+    findings: tuple[Finding, ...]
+
+    @property
+    def possible(self) -> bool:
+        """True where nothing is known that prevents an engine."""
+        return not any(finding.level == "impossible" for finding in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """1 where the model is impossible on the target."""
+        return 0 if self.possible else 1
+
+
+def check_model(
+    model: Model,
+    *,
+    target: TargetName = "xavier",
+    dla: Annotated[bool, Option("The graph is meant for the DLA.")] = False,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+) -> Checked:
+    """Find what is impossible or slow for a model on a target, and what to change: from the graph alone, in a second.
+
+    A `.pt` is exported first. Raises SpecError. The command: `edgekd check`. The rules are in
+    `edgekd.hardware.compatibility`, each with its source.
+    """
+    chosen = target_of(target)
+    with graph_of(Path(model), head, trust_checkpoint, chosen) as graph:
+        findings = (*check_request(chosen, dla=dla), *check_graph(graph, chosen, dla=dla))
+    possible = not any(finding.level == "impossible" for finding in findings)
+    document = {"target": chosen.name, "possible": possible, "findings": [asdict(each) for each in findings]}
+    return Checked(document, Path(model), chosen, findings)

@@ -1,0 +1,19 @@
+"""`edgekd delta`: what a camera with an old bundle needs of a new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Result
+from edgekd.deploy import delta as deltas
+
+
+def delta(
+    old: Annotated[str | Path, Argument("The bundle that the cameras have.")],
+    new: Annotated[str | Path, Argument("The bundle that they should have.")],
+    out: Annotated[str | Path, Option("The delta to write.")],
+) -> Result:
+    """Write the delta from one bundle to another. Raises SpecError, BundleError. The command: `edgekd delta`."""
+    return Result(deltas.run(Path(old), Path(new), Path(out)))

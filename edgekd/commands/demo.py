@@ -1,0 +1,39 @@
+"""`edgekd demo`: a build of the shipped detector on rendered street scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from edgekd.builds.run import Outcome
+from edgekd.commands.arguments import target_of
+from edgekd.commands.build import build
+from edgekd.commands.options import TargetName
+from edgekd.commands.parameter import Option
+from edgekd.commands.results import Result
+from edgekd.core.progress import SILENT, Progress
+from edgekd.demo import CALIBRATION_SCENES, SCORED_SCENES, demo_model
+
+
+@dataclass(frozen=True)
+class Demo(Result):
+    """The build of a demo, whose limits are not required."""
+
+    outcome: Outcome
+
+
+def demo(
+    *,
+    out: Annotated[str | Path, Option("Folder for scenes and results.")] = Path("runs/demo"),
+    target: TargetName = "xavier",
+    progress: Progress = SILENT,
+) -> Demo:
+    """Build the shipped detector on rendered scenes. Raises as `build` does. The command: `edgekd demo`."""
+    from edgekd.demo.scenes import write_dataset  # draws with OpenCV
+
+    chosen, folder = target_of(target), Path(out)
+    with demo_model() as model:
+        scenes = write_dataset(folder / "scenes", CALIBRATION_SCENES, SCORED_SCENES, progress=progress)
+        outcome = build(model, scenes, target=chosen, out=folder, progress=progress)
+    return Demo(outcome.document, outcome)

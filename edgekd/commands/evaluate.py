@@ -1,0 +1,66 @@
+"""`edgekd eval`: COCO's metrics of an artifact as it ships."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from edgekd.commands.options import Data, Head, Split, Trust
+from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import Result
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.dataset import load_dataset
+from edgekd.data.long_tail import rare_classes
+from edgekd.deploy.artifact import runnable
+from edgekd.evaluation.coco import Score, tail_score
+from edgekd.evaluation.evaluate import evaluate, require_classes
+
+
+@dataclass(frozen=True)
+class Scored(Result):
+    """The result of `score_model`. skipped: files that could not be read, and why."""
+
+    score: Score
+    skipped: tuple[tuple[Path, str], ...]
+
+    @property
+    def map50_95(self) -> float:
+        """COCO's mean average precision at IoU 0.50 to 0.95, 0 to 1."""
+        return self.score.map50_95
+
+    @property
+    def map50(self) -> float:
+        """COCO's mean average precision at IoU 0.50, 0 to 1."""
+        return self.score.map50
+
+
+def score_model(
+    artifact: Annotated[str | Path, Argument("A .pt, .onnx, .packed, .edgekd bundle or converted folder.")],
+    data: Data,
+    *,
+    split: Split = "val",
+    tail: Annotated[
+        float | None, Option("Also score the classes with less than this share of the training objects.")
+    ] = None,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    progress: Progress = SILENT,
+) -> Scored:
+    """Score an artifact on a labelled split, as it ships: preprocessing, network, decoding and NMS. Scores are 0 to 1.
+
+    Raises SpecError, DataError where classes differ or too many images are unreadable, DeviceError where the graph
+    cannot run, BundleError. The command: `edgekd eval`. The arithmetic is faster-coco-eval's; how it differs from
+    Ultralytics' is measured in bench/results/scorer_agreement.md.
+    """
+    began = time.perf_counter()
+    dataset = load_dataset(Path(data))
+    rare = () if tail is None else rare_classes(dataset.split("train"), dataset.classes, tail)
+    with runnable(Path(artifact), head, dataset.classes, trust_checkpoint) as (graph, spec, engine):
+        require_classes(spec, dataset)
+        found = evaluate(graph, spec, dataset.split(split), progress, engine=engine)
+    tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
+    document = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
+    document["skipped"] = [str(image) for image, _ in found.skipped]
+    return Scored(document, found.score, found.skipped)

@@ -1,0 +1,35 @@
+"""Declarations of command parameters: each is stated once, in the signature of the command's function.
+
+A parameter is annotated `Annotated[TYPE, Option(HELP)]` or `Annotated[TYPE, Argument(HELP)]`. Python callers see its
+name, type and default; `edgekd.cli.derive` makes the command line's option of the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A positional argument. metavar: its name in help texts; parse: the type to read, see `Option`."""
+
+    help: str
+    metavar: str | None = None
+    parse: type | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag, by default `--` and the parameter's name.
+
+    flag: another name for it, with `--`. inverse: of a boolean, the flag that switches it off; help names the default
+    first. parse: the type to read on the command line, in place of the one that follows from the annotation.
+    minimum, maximum: allowed numbers, both included.
+    """
+
+    help: str
+    flag: str | None = None
+    inverse: str | None = None
+    parse: type | None = None
+    minimum: float | None = None
+    maximum: float | None = None
