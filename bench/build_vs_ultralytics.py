@@ -39,7 +39,7 @@ from common import (
 
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.runtimes.types import library_version
+from edgekd.graph.runtimes.types import library_version
 
 IMAGE_SIZE = 640
 EXPORT = ("format=onnx", "quantize=8", "split=train", "device=cpu")

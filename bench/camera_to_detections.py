@@ -47,8 +47,8 @@ from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import camera
 from edgekd.evaluation.throughput import run_streams
-from edgekd.runtimes import engine_named
-from edgekd.runtimes.types import library_version
+from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes.types import library_version
 
 DEMO = HERE.parent / "edgekd" / "demo" / "detector.onnx"
 BASELINE, ALONE = "Ultralytics predict", "OpenVINO benchmark_app"

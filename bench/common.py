@@ -25,7 +25,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.coco import Score
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 R = TypeVar("R", bound=Any)
 

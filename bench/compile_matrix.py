@@ -34,7 +34,7 @@ from edgekd.data.images import read_image
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.graph.fp16 import half
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 NETWORKS = ("yolo11n", "yolo11s", "yolo11x", "yolo26n", "yolov8n", "yolox_nano")
 PRECISIONS = ("fp16", "int8", "int8+fp4x")

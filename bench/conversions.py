@@ -52,10 +52,10 @@ from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.evaluation.evaluate import evaluate
-from edgekd.runtimes.ncnn import NCNN_CPU
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.openvino import OPENVINO_CPU
-from edgekd.runtimes.types import Engine
+from edgekd.graph.runtimes.ncnn import NCNN_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.types import Engine
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 CALIBRATION = 16

@@ -35,8 +35,8 @@ from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
 from edgekd.detectors import load
 from edgekd.detectors.export import export
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.types import Session
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.types import Session
 
 MODELS = ("yolo11n.pt=coco256=val", "yolo11n-ppe.pt=ppe=val", "yolo11n-ppe.pt=ppe=test")
 OPSET, SEED, CLEAN = 17, 0, "as it is"

@@ -20,7 +20,7 @@ import numpy as np
 from common import HERE, RESULTS, conditions, conditions_lines, table, write_results
 
 from edgekd.core.benchmark import benchmark, summarize
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntimeSession
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntimeSession
 
 DEMO = HERE.parent / "edgekd" / "demo" / "detector.onnx"
 LIMIT = 1.02

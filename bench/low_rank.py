@@ -41,12 +41,12 @@ from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.types import Engine
 from edgekd.hardware.predict.device import Precision
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.openvino import OPENVINO_CPU
-from edgekd.runtimes.types import Engine
 
 if TYPE_CHECKING:
     from edgekd.compress.low_rank import Read

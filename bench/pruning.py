@@ -31,13 +31,13 @@ from distillation import edgekd_job, exported, sized, start_job, told
 from edgekd.builds.recipe import Distill, DistillStage, Prune, Weights, load_recipe
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.types import Engine
 from edgekd.hardware.predict.device import Precision
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.openvino import OPENVINO_CPU
-from edgekd.runtimes.types import Engine
 
 WHOLE = "as it was"
 OURS, OURS_LABELS = "edgekd, distilled", "edgekd, on labels"

@@ -27,9 +27,9 @@ from edgekd.deploy.devices.local import LocalDevice
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.openvino import OPENVINO_CPU
-from edgekd.runtimes.types import Engine
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.types import Engine
 
 OPSET = 17
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from common import RESULTS, SHARED, copy_data, host_line, use_cores
 
-import edgekd.demo
+import edgekd.data.demo
 from edgekd import build
 from edgekd.core.atomic_files import write_file
-from edgekd.demo.scenes import write_dataset
+from edgekd.data.demo.scenes import write_dataset
 from edgekd.deploy.devices.local import LocalDevice
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 IMAGES = 16
 """Of each split: enough for every stage to have something to do."""
@@ -62,7 +62,7 @@ def recorded(model: str, recipe: str, shared: Path, scratch: Path) -> dict[str, 
     """Build a detector; the SHA-256 of each file by stage, its version and the file's name."""
     folder = scratch / f"{model}-{recipe}"
     if model == "demo":
-        source, data = Path(edgekd.demo.__file__).with_name("detector.onnx"), folder / "scenes"
+        source, data = Path(edgekd.data.demo.__file__).with_name("detector.onnx"), folder / "scenes"
         write_dataset(data, train=IMAGES, val=IMAGES)
     else:
         source, data = shared / "models" / model, copy_data(shared / "data" / "coco256", folder / "data", IMAGES)

@@ -30,9 +30,9 @@ from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.formats.golden_set import GoldenSet, from_bytes
 from edgekd.deploy.golden_set import golden_set
-from edgekd.runtimes import Engine
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes import Engine
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 
 SOUND, BROKEN = "sound", "broken"
 

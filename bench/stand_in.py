@@ -27,7 +27,7 @@ from edgekd.core.progress import PlainProgress
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.fp16 import half
-from edgekd.runtimes import engine_named
+from edgekd.graph.runtimes import engine_named
 
 AS_IS, HALVED = "as it is", "float16"
 GOALS = {"times as fast": 89 / 12, "share of the energy": 0.4}

@@ -27,7 +27,7 @@ import onnx
 import onnxruntime
 from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-import edgekd.demo
+import edgekd.data.demo
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
@@ -147,7 +147,7 @@ def measure(name: str, opset: int, folder: Path, given: argparse.Namespace) -> R
 def source_of(name: str, folder: Path, shared: Path) -> Path:
     """Return the detector's file; one of an architecture alone is made with random weights."""
     if name == "demo":
-        return Path(edgekd.demo.__file__).with_name("detector.onnx")
+        return Path(edgekd.data.demo.__file__).with_name("detector.onnx")
     if not name.endswith(".yaml"):
         return shared / "models" / name
     import torch

@@ -1,5 +1,5 @@
 """`python -m edgekd` is the `edgekd` command."""
 
-from edgekd.cli import main
+from edgekd.commands.cli import main
 
 main()

@@ -21,7 +21,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import edgekd
-from edgekd.cli import COMMANDS, callback, parser
+from edgekd.commands.cli import COMMANDS, callback, parser
 from edgekd.commands.parameter import Argument, Option
 from edgekd.core.progress import SILENT
 from edgekd.hardware.target import Target, explain, load_target, target_names

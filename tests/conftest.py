@@ -43,7 +43,7 @@ def shared() -> Path:
 @pytest.fixture
 def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> EdgeKD:
     """Run the command line in this process, with everything written to the real stdout and stderr caught."""
-    from edgekd.cli import main
+    from edgekd.commands.cli import main
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["edgekd", *map(str, arguments)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import edgekd.demo
+import edgekd.data.demo
 from edgekd.detectors import load
 from edgekd.detectors.export import Exported, export
 
@@ -31,7 +31,7 @@ def real_graph(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
     """The graph of one of WIDE_NAMES, at opset 17."""
     folder = tmp_path_factory.getbasetemp() / "real-graphs"
     folder.mkdir(exist_ok=True)
-    source = Path(edgekd.demo.__file__).with_name(DEMO) if name == DEMO else shared / "models" / name
+    source = Path(edgekd.data.demo.__file__).with_name(DEMO) if name == DEMO else shared / "models" / name
     return _graph(source, folder)
 
 

@@ -19,7 +19,7 @@ from running import Built
 from test_json_contract import SCHEMAS, objects, schema_of
 
 from edgekd.agent.cli import COMMANDS as AGENT
-from edgekd.cli import COMMANDS, parser
+from edgekd.commands.cli import COMMANDS, parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(

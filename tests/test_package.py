@@ -46,5 +46,5 @@ def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_wheel_is_small_enough_to_carry_the_demo(wheel: zipfile.ZipFile) -> None:
-    detector = wheel.getinfo("edgekd/demo/detector.onnx")
+    detector = wheel.getinfo("edgekd/data/demo/detector.onnx")
     assert detector.file_size <= 4_000_000

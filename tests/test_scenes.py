@@ -14,13 +14,13 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import DataError, SpecError
 from edgekd.data.dataset import load_dataset
+from edgekd.data.demo import scenes
+from edgekd.data.demo.backdrop import Backdrop
+from edgekd.data.demo.geometry import Mesh, Pose, place
+from edgekd.data.demo.objects import person, truck
+from edgekd.data.demo.scenes import SPLITS, Scene, render, split_seeds, write_dataset
+from edgekd.data.demo.traffic import CLASSES, PERSON, TRUCK, Actor
 from edgekd.data.labels import Truth
-from edgekd.demo import scenes
-from edgekd.demo.backdrop import Backdrop
-from edgekd.demo.geometry import Mesh, Pose, place
-from edgekd.demo.objects import person, truck
-from edgekd.demo.scenes import SPLITS, Scene, render, split_seeds, write_dataset
-from edgekd.demo.traffic import CLASSES, PERSON, TRUCK, Actor
 from edgekd.evaluation.coco import score
 
 DETECTOR = Path(scenes.__file__).with_name("detector.onnx")

@@ -14,9 +14,9 @@ import onnxruntime
 from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.data.demo.scenes import render, split_seeds
+from edgekd.data.demo.traffic import CLASSES
 from edgekd.data.labels import Truth
-from edgekd.demo.scenes import render, split_seeds
-from edgekd.demo.traffic import CLASSES
 from edgekd.evaluation.coco import score
 
 

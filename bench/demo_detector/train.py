@@ -31,8 +31,8 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edgekd.demo.scenes import render, split_seeds
-from edgekd.demo.traffic import CLASSES
+from edgekd.data.demo.scenes import render, split_seeds
+from edgekd.data.demo.traffic import CLASSES
 
 HEIGHT, WIDTH, FRAME_HEIGHT = 256, 416, 234
 """The network's input, and the height of a 640x360 frame letterboxed into it."""

@@ -49,7 +49,7 @@ from edgekd.deploy import delta
 from edgekd.deploy.artifact import expanded
 from edgekd.deploy.golden_set import TRIED, golden_set
 from edgekd.evaluation.evaluate import evaluate
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FEWEST = 16
 """Frames of the new conditions, and training images, that are needed at least."""

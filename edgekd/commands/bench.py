@@ -41,8 +41,8 @@ from edgekd.evaluation.cost import Cost, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
 from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page
 from edgekd.evaluation.throughput import between, run_streams
+from edgekd.graph.runtimes.types import Session
 from edgekd.hardware.target import Target
-from edgekd.runtimes.types import Session
 
 BLOCK = 10
 """Frames of one artifact before it is the other's turn."""

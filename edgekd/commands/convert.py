@@ -35,9 +35,9 @@ from edgekd.deploy.converters.source import prepared, without_int8
 from edgekd.deploy.converters.types import PRECISIONS, Asked, Format, Made, Precision, Source
 from edgekd.detectors.export import probe
 from edgekd.evaluation.evaluate import evaluate, require_classes
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.types import Engine, library_version
 from edgekd.hardware.target import load_target
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.types import Engine, library_version
 
 MADE = "made"
 """The folder that a result is written into before it is published."""

@@ -13,7 +13,7 @@ from edgekd.commands.options import TargetName
 from edgekd.commands.parameter import Option
 from edgekd.commands.results import Result
 from edgekd.core.progress import SILENT, Progress
-from edgekd.demo import CALIBRATION_SCENES, SCORED_SCENES, demo_model
+from edgekd.data.demo import CALIBRATION_SCENES, SCORED_SCENES, demo_model
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def demo(
     progress: Progress = SILENT,
 ) -> Demo:
     """Build the shipped detector on rendered scenes. Raises as `build` does. The command: `edgekd demo`."""
-    from edgekd.demo.scenes import write_dataset  # draws with OpenCV
+    from edgekd.data.demo.scenes import write_dataset  # draws with OpenCV
 
     chosen, folder = target_of(target), Path(out)
     with demo_model() as model:

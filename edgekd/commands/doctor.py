@@ -19,9 +19,9 @@ from typing import Literal
 
 from edgekd.commands.results import Result
 from edgekd.deploy.devices.local import gpus
-from edgekd.runtimes import ENGINES
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CUDA
-from edgekd.runtimes.types import Engine, library_version
+from edgekd.graph.runtimes import ENGINES
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CUDA
+from edgekd.graph.runtimes.types import Engine, library_version
 
 State = Literal["ok", "missing", "broken"]
 

@@ -1,7 +1,7 @@
 """Declarations of command parameters: each is stated once, in the signature of the command's function.
 
 A parameter is annotated `Annotated[TYPE, Option(HELP)]` or `Annotated[TYPE, Argument(HELP)]`. Python callers see its
-name, type and default; `edgekd.cli.derive` makes the command line's option of the same.
+name, type and default; `edgekd.commands.cli.derive` makes the command line's option of the same.
 """
 
 from __future__ import annotations

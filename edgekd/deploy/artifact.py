@@ -10,8 +10,8 @@ from pathlib import Path
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.detectors import load
+from edgekd.graph.runtimes.types import Engine
 from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
-from edgekd.runtimes.types import Engine
 
 BUNDLE_SUFFIX, PACKED_SUFFIX = ".edgekd", ".packed"
 
@@ -50,8 +50,8 @@ def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
     """As `opened`, and also the folder of a conversion; with what runs it here. Raises SpecError, DeviceError."""
-    from edgekd.runtimes import engine_named
-    from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+    from edgekd.graph.runtimes import engine_named
+    from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
     if not artifact.is_dir():
         with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):

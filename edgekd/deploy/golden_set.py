@@ -15,7 +15,7 @@ from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.golden_set import GoldenSet, coarse
 from edgekd.data.images import Image
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FRAMES, TRIED = 3, 12
 """Frames that ship, and frames they are chosen from: those in which the network finds most."""

@@ -33,7 +33,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     import onnx
 
     from edgekd.detectors.onnx import describe_in, opset_of
-    from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+    from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
     spec = detector.export(graph, opset)
     model = _simplify(onnx.load(graph))

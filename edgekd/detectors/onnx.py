@@ -75,7 +75,7 @@ class OnnxDetector:
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """What the file itself computes in float32 for batch [1, 3, h, w]."""
-        from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+        from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
         with ONNXRUNTIME_CPU.load(self.path) as session:
             return session.run(batch)

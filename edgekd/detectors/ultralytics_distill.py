@@ -25,7 +25,7 @@ from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_cont
 from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
 from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device
 from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
-from edgekd.runtimes.types import import_problem
+from edgekd.graph.runtimes.types import import_problem
 
 # First: it says what is missing where PyTorch or Ultralytics are.
 from edgekd.detectors.ultralytics_loop import Batches, Loop, quiet, ultralytics_label  # isort: skip

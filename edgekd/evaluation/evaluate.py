@@ -18,8 +18,8 @@ from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
 from edgekd.data.types import Dataset, Split
 from edgekd.evaluation.coco import Score, score
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.types import Engine
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.types import Engine
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.errors import DeviceError
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.selftest import batches, read_golden
 from edgekd.agent.slots import State
 from edgekd.core.errors import DeviceError
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 pytest.importorskip("openvino")
 

@@ -30,7 +30,7 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import DeviceError, HashError
 from edgekd.deploy.agent_zipapp import agent_archive
 from edgekd.deploy.artifact import opened
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "camera_service.py"
 

@@ -25,7 +25,7 @@ from edgekd.agent.selftest import SelfTestError, batches, read_golden
 from edgekd.agent.slots import State
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.calibration_cache import from_text
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 WEAK = [version for version in VERSIONS if not version.startswith("11")]
 

@@ -17,9 +17,9 @@ import tiny
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.cli.printing import print_adapted
 from edgekd.commands import adapt as adapt_module
 from edgekd.commands.adapt import FEWEST, VARIANT, adapt, adapt_graph
+from edgekd.commands.cli.printing import print_adapted
 from edgekd.core.bundle.archive import extract, read_head, read_manifest
 from edgekd.core.drift import LEAST_FRAMES, from_json
 from edgekd.core.errors import CompressError, SpecError
@@ -28,10 +28,10 @@ from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.formats.packed_graph import unpack
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.data.dataset import load_dataset
+from edgekd.data.demo import demo_model
+from edgekd.data.demo.scenes import write_dataset
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
-from edgekd.demo import demo_model
-from edgekd.demo.scenes import write_dataset
 from edgekd.deploy.artifact import opened
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.evaluation.evaluate import evaluate, sure

@@ -14,7 +14,7 @@ import pytest
 from edgekd.commands import doctor
 from edgekd.commands.doctor import Check, Requirement, diagnose, parse_requirements
 from edgekd.deploy.devices import Gpu
-from edgekd.runtimes import ENGINES
+from edgekd.graph.runtimes import ENGINES
 
 
 def named(checks: list[Check], name: str) -> Check:

@@ -259,7 +259,7 @@ def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
 
 
 def test_people_are_told_how_int8_on_a_dla_is_known() -> None:
-    from edgekd.cli.bundle_printing import _precision_lines
+    from edgekd.commands.cli.bundle_printing import _precision_lines
 
     on_dla = {"layers": {"dla": 57, "fp16": 3}, "float_layers": ["first"], "missing_scales": []}
     lines = list(_precision_lines(on_dla))

@@ -50,7 +50,9 @@ def free(network: Path, arrays: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
     """In a process that may not import PyTorch."""
-    script = "import sys; sys.modules['torch'] = None; from edgekd.cli import main; sys.argv[0] = 'edgekd'; main()"
+    script = (
+        "import sys; sys.modules['torch'] = None; from edgekd.commands.cli import main; sys.argv[0] = 'edgekd'; main()"
+    )
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 

@@ -26,7 +26,7 @@ from edgekd.core.formats import fp4x, nvfp4
 from edgekd.core.formats.int8 import dequantize_channels
 from edgekd.core.formats.packed_graph import pack, sections, unpack
 from edgekd.detectors.generic_onnx import output_errors
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 pytest.importorskip("torch")
 SEEN, FRESH = pictures(16), pictures(32, seed=9)

@@ -18,7 +18,7 @@ from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.onnx import SPEC_KEY, OnnxDetector, describe, describe_in, load_graph
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 CELLS = 64 + 16 + 4
 HERE = Path("model.onnx")

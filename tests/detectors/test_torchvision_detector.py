@@ -18,7 +18,7 @@ from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.torchvision import TorchvisionDetector
 from edgekd.detectors.torchvision_names import BUILDERS
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")

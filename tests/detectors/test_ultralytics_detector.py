@@ -22,7 +22,7 @@ from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export, parity_error
 from edgekd.detectors.onnx import OnnxDetector
 from edgekd.detectors.ultralytics import UltralyticsDetector
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

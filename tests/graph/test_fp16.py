@@ -18,8 +18,8 @@ from edgekd.core.formats import nvfp4
 from edgekd.detectors.export import probe
 from edgekd.graph.fp16 import LEAST_OPSET, decoding, half
 from edgekd.graph.nvfp4 import IR_VERSION, OPSET, dequantizers
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 CLOSE = 0.02
 """Root of the squared differences by that of the values: of float16 in place of float32."""

@@ -14,8 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.nvfp4 import Nvfp4, quantize
 from edgekd.graph.nvfp4 import IR_VERSION, OPSET, at_opset, dequantizers, expanded, runnable
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 ROWS, INPUTS, OUTPUTS = 3, 64, 32
 

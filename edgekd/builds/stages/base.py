@@ -33,8 +33,8 @@ from edgekd.data.long_tail import rare_classes
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.detectors import Detector
+from edgekd.graph.runtimes.types import library_version
 from edgekd.hardware.target import Target, to_dict
-from edgekd.runtimes.types import library_version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -452,10 +452,10 @@ def stage_json(stage: Stage) -> dict[str, Any]:
 
 def local_device(name: str) -> LocalDevice:
     """`local`, with the fastest usable CPU engine, or `local:ENGINE`. Raises SpecError, DeviceError."""
-    from edgekd.runtimes import engine_named
-    from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-    from edgekd.runtimes.openvino import OPENVINO_CPU
-    from edgekd.runtimes.types import require
+    from edgekd.graph.runtimes import engine_named
+    from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+    from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+    from edgekd.graph.runtimes.types import require
 
     place, _, engine = name.partition(":")
     if place != "local":

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.core.errors import DeviceError
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.hardware.target import Target, version
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 CHECKED_FOR = ("SM86", "SM89", "SM120")
 """GPUs for which TensorRT for RTX tries a graph whose own target it cannot compile for."""

@@ -14,7 +14,7 @@ from edgekd.core.drift import STATISTICS, statistics_of
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FRAMES = 128
 """Images that are looked at, drawn from the split by chance: a calibration set is wider than what a camera sees."""

@@ -13,7 +13,7 @@ from edgekd.core.errors import SpecError
 from edgekd.core.version import __version__
 from edgekd.deploy.converters.onnx_file import ONNX
 from edgekd.deploy.converters.types import Asked, CacheCounts, Made, Source
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
 
 CONFIG, LABELS, HEAD, PLAIN, CACHE = (
     "config_infer_primary.txt",

@@ -21,8 +21,8 @@ from edgekd.deploy.converters.ncnn_model import Layer, in_int8, parse, written
 from edgekd.deploy.converters.source import require_float32, without_int8
 from edgekd.deploy.converters.strided import without_strided_slices
 from edgekd.deploy.converters.types import Asked, Made, QuantizedLayer, Source
-from edgekd.runtimes.ncnn import NCNN_CPU, Ncnn, unknown_layers
-from edgekd.runtimes.types import require
+from edgekd.graph.runtimes.ncnn import NCNN_CPU, Ncnn, unknown_layers
+from edgekd.graph.runtimes.types import require
 
 STEM = "model.ncnn"
 _TIMEOUT_S = 900

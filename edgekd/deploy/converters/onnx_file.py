@@ -9,7 +9,7 @@ from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import SpecError
 from edgekd.deploy.converters.types import Asked, Made, Source
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
 
 LEAST_OPSET = 13
 """Before it, Q/DQ has no axis, and what edgekd writes cannot be said."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgekd.deploy.converters.source import require_float32
 from edgekd.deploy.converters.types import Asked, Made, Source
-from edgekd.runtimes.openvino import OPENVINO_CPU, OpenVino, write_ir
-from edgekd.runtimes.types import require
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU, OpenVino, write_ir
+from edgekd.graph.runtimes.types import require
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgekd.core.errors import SpecError
 from edgekd.deploy.converters.types import Asked, Made, Source
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.runtimes.types import require
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.types import require
 
 ENGINE = "engine.rtx"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgekd.core.detection.types import DetectorSpec
-from edgekd.runtimes.types import Engine
+from edgekd.graph.runtimes.types import Engine
 
 if TYPE_CHECKING:
     import numpy as np

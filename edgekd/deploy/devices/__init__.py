@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekd.runtimes.types import Session
+from edgekd.graph.runtimes.types import Session
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.session import Site, Stop

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from edgekd.core.cores import usable_cores
 from edgekd.core.procfs import number_in, text_of, value_of
 from edgekd.deploy.devices import Gpu, HostFacts
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.types import Engine, Session, library_version
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.types import Engine, Session, library_version
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.session import Site, Stop

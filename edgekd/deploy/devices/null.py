@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekd.core.errors import SpecError
 from edgekd.deploy.devices import HostFacts
-from edgekd.runtimes.types import ClosedByWith, closed
+from edgekd.graph.runtimes.types import ClosedByWith, closed
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.session import Site, Stop

@@ -9,8 +9,8 @@ import pytest
 
 from edgekd.builds.stages import compile as compile_module
 from edgekd.builds.stages.compile import compile_graph
+from edgekd.graph.runtimes.types import Availability
 from edgekd.hardware.target import load_target
-from edgekd.runtimes.types import Availability
 
 
 class AskedError(Exception):

@@ -34,7 +34,7 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats.int8 import dequantize_channels
 from edgekd.core.formats.packed_graph import pack
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 QUANTIZED = ("stem", "body", "neck")
 HEAD = ("boxes", "scores")

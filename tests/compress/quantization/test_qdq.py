@@ -15,7 +15,7 @@ from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 
 @pytest.fixture(scope="module")

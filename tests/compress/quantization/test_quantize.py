@@ -33,8 +33,8 @@ from edgekd.core.detection.types import Detections, DetectorSpec
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
 from edgekd.core.formats.int8 import quantize_channels
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 STEP = Quantize(min_snr_db=-1000)
 """Nothing is too noisy."""

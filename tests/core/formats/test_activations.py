@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_graphs import DEMO, WIDE_NAMES, real_graph
 
-import edgekd.demo
+import edgekd.data.demo
 from edgekd.core.formats.activations import float_activations, missing_scales
 
 FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16)
-SHIPPED = Path(edgekd.demo.__file__).with_name(DEMO)
+SHIPPED = Path(edgekd.data.demo.__file__).with_name(DEMO)
 """As it was exported, with the arithmetic of shapes in it."""
 
 

@@ -27,9 +27,9 @@ from edgekd.deploy.converters.ncnn_model import parse
 from edgekd.deploy.converters.source import prepared, quantized_layers
 from edgekd.detectors.export import probe
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.runtimes.ncnn import NCNN_CPU
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.ncnn import NCNN_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 
 RUNNING = ("onnx", "openvino", "ncnn")
 

@@ -25,7 +25,7 @@ from edgekd.deploy.converters.deepstream import CACHE, CONFIG, GRAPH, LABELS, PL
 from edgekd.deploy.converters.types import Asked, Source
 from edgekd.detectors.export import probe
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 STUB = Path(__file__).with_name("deepstream_stub")
 SIZE = Preprocess(height=64, width=96)

@@ -15,7 +15,7 @@ from edgekd.deploy.devices import Gpu
 from edgekd.deploy.devices import local as local_device
 from edgekd.deploy.devices.local import LocalDevice, gpus, host_facts, parse_nvidia_smi
 from edgekd.deploy.devices.null import NullDevice
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 
 def test_this_machine_is_described_in_plain_json() -> None:

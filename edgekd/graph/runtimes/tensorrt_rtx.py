@@ -16,7 +16,15 @@ from typing import Any
 
 from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import DeviceError
-from edgekd.runtimes.types import Availability, LoadedApart, Session, import_problem, library_version, readable, require
+from edgekd.graph.runtimes.types import (
+    Availability,
+    LoadedApart,
+    Session,
+    import_problem,
+    library_version,
+    readable,
+    require,
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekd.demo.geometry import Colour, Mesh, Point, inset
+from edgekd.data.demo.geometry import Colour, Mesh, Point, inset
 
 RUBBER, GLASS, STEEL, PLATE = (34, 32, 32), (74, 62, 50), (150, 148, 146), (205, 222, 224)
 HEADLIGHT, TAILLIGHT = (235, 242, 245), (38, 34, 190)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from edgekd.cli import derive
-from edgekd.cli.printing import printer
+from edgekd.commands.cli import derive
+from edgekd.commands.cli.printing import printer
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.version import __version__
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekd.cli.tables import megabytes, print_refused, print_table, rate_text
+from edgekd.commands.cli.tables import megabytes, print_refused, print_table, rate_text
 
 if TYPE_CHECKING:
     from edgekd.commands.inspect import Inspected

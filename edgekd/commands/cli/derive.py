@@ -10,8 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from edgekd.cli.tables import print_json
-from edgekd.cli.tracking import tracked
+from edgekd.commands.cli.tables import print_json
+from edgekd.commands.cli.tracking import tracked
 from edgekd.commands.parameter import Argument, Option
 from edgekd.core.progress import for_stderr
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
-from edgekd.runtimes.types import (
+from edgekd.graph.runtimes.types import (
     Availability,
     ClosedByWith,
     closed,

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.demo.backdrop import Backdrop
-from edgekd.demo.geometry import SUPERSAMPLE, Colour, Image
-from edgekd.demo.traffic import Actor, lights
+from edgekd.data.demo.backdrop import Backdrop
+from edgekd.data.demo.geometry import SUPERSAMPLE, Colour, Image
+from edgekd.data.demo.traffic import Actor, lights
 
 Picture = NDArray[np.float32]
 LAMP_LIGHT: Colour = (0.62, 0.86, 1.12)

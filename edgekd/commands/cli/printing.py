@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekd.cli import bundle_printing
-from edgekd.cli.tables import megabytes, print_refused, print_table, rate_text, score_text
+from edgekd.commands.cli import bundle_printing
+from edgekd.commands.cli.tables import megabytes, print_refused, print_table, rate_text, score_text
 from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
 
 if TYPE_CHECKING:

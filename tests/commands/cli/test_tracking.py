@@ -13,7 +13,7 @@ import pytest
 from running import EdgeKD
 from test_cli import assert_refused
 
-from edgekd.cli.tracking import JsonLines, Tracked, numbers, tracked
+from edgekd.commands.cli.tracking import JsonLines, Tracked, numbers, tracked
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Listener, SilentProgress
 

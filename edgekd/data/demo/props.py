@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from edgekd.demo.geometry import Array, Colour, Mesh, Pose
-from edgekd.demo.objects import darker, pick
-from edgekd.demo.street import Street, street_crossing
+from edgekd.data.demo.geometry import Array, Colour, Mesh, Pose
+from edgekd.data.demo.objects import darker, pick
+from edgekd.data.demo.street import Street, street_crossing
 
 Thing = tuple[Mesh, Pose]
 LEAVES = ((44, 96, 70), (50, 110, 88), (40, 84, 76), (60, 120, 110), (56, 104, 60))

@@ -13,5 +13,5 @@ CALIBRATION_SCENES, SCORED_SCENES = 96, 160
 @contextmanager
 def demo_model() -> Iterator[Path]:
     """The small detector that ships with the package, as a file while the block lasts."""
-    with resources.as_file(resources.files("edgekd.demo") / "detector.onnx") as path:
+    with resources.as_file(resources.files("edgekd.data.demo") / "detector.onnx") as path:
         yield path

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekd.demo.backdrop import Backdrop
-from edgekd.demo.geometry import Array, Mesh, Placed, Pose, place
-from edgekd.demo.objects import bicycle, car, dog, person, truck
-from edgekd.demo.street import Street, street_crossing
+from edgekd.data.demo.backdrop import Backdrop
+from edgekd.data.demo.geometry import Array, Mesh, Placed, Pose, place
+from edgekd.data.demo.objects import bicycle, car, dog, person, truck
+from edgekd.data.demo.street import Street, street_crossing
 
 CLASSES = ("person", "bicycle", "car", "truck", "dog")
 PERSON, BICYCLE, CAR, TRUCK, DOG = range(len(CLASSES))

@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.runtimes import ENGINES, engine_named
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, BoundSession, OnnxRuntimeSession
-from edgekd.runtimes.openvino import OPENVINO_CPU
-from edgekd.runtimes.tensorrt import TENSORRT
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.runtimes.types import Engine
+from edgekd.graph.runtimes import ENGINES, engine_named
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, BoundSession, OnnxRuntimeSession
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.tensorrt import TENSORRT
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.runtimes.types import Engine
 
 BOUND = replace(ONNXRUNTIME_CPU, name="onnxruntime-bound", memory="cpu")
 """What ONNX Runtime does on a GPU, done in the host's memory."""
@@ -255,7 +255,7 @@ def test_a_provider_that_falls_back_to_the_cpu_is_an_error_not_a_silent_substitu
     """Where the CUDA provider is really not there: ONNX Runtime itself would run on the CPU without an error."""
     if ONNXRUNTIME_CUDA.available().usable:
         pytest.skip("CUDA works here")
-    monkeypatch.setattr("edgekd.runtimes.onnxruntime.require", lambda engine: None)
+    monkeypatch.setattr("edgekd.graph.runtimes.onnxruntime.require", lambda engine: None)
     with (
         pytest.warns(UserWarning, match="not in available provider"),
         pytest.raises(DeviceError, match="did not start CUDAExecutionProvider"),
@@ -314,7 +314,8 @@ def test_rtx_does_not_pretend_to_run_here(tmp_path: Path) -> None:
 
 def test_importing_the_package_imports_no_runtime() -> None:
     script = (
-        "import sys, edgekd.runtimes, edgekd.deploy.devices.local, edgekd.core.benchmark, edgekd.commands.doctor\n"
+        "import sys, edgekd.graph.runtimes, edgekd.deploy.devices.local\n"
+        "import edgekd.core.benchmark, edgekd.commands.doctor\n"
         "print(*(m for m in ('onnxruntime', 'openvino', 'tensorrt_rtx', 'tensorrt', 'torch', 'cv2', 'onnx') "
         "if m in sys.modules))"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.core.errors import DeviceError
-from edgekd.runtimes.types import Availability, LoadedApart, Session, import_problem, library_version
+from edgekd.graph.runtimes.types import Availability, LoadedApart, Session, import_problem, library_version
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from edgekd.cli.derive import callback
+from edgekd.commands.cli.derive import callback
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import Result
 from edgekd.core.errors import BudgetError

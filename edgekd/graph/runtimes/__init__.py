@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.runtimes.ncnn import NCNN_CPU
-from edgekd.runtimes.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
-from edgekd.runtimes.openvino import OPENVINO_CPU
-from edgekd.runtimes.tensorrt import TENSORRT
-from edgekd.runtimes.tensorrt_rtx import TENSORRT_RTX
-from edgekd.runtimes.types import Availability, Engine, Session
+from edgekd.graph.runtimes.ncnn import NCNN_CPU
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.tensorrt import TENSORRT
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX
+from edgekd.graph.runtimes.types import Availability, Engine, Session
 
 __all__ = ["ENGINES", "Availability", "Engine", "Session", "engine_named"]
 

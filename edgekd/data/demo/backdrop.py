@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.demo.geometry import SUPERSAMPLE, Array, Camera, Image, Placed, cast_shadow, paint, place
-from edgekd.demo.ground import draw_ground, paint_map, shadow_map
-from edgekd.demo.houses import draw_house, houses, noise
-from edgekd.demo.props import props
-from edgekd.demo.street import Street
+from edgekd.data.demo.geometry import SUPERSAMPLE, Array, Camera, Image, Placed, cast_shadow, paint, place
+from edgekd.data.demo.ground import draw_ground, paint_map, shadow_map
+from edgekd.data.demo.houses import draw_house, houses, noise
+from edgekd.data.demo.props import props
+from edgekd.data.demo.street import Street
 
 WIDTH, HEIGHT = 640, 360
 SWAY = 6

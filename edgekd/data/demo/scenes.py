@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from edgekd.core.atomic_files import new_folder, writing
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
-from edgekd.demo.backdrop import CAMERAS, HEIGHT, SWAY, WIDTH, Backdrop, backdrop
-from edgekd.demo.geometry import SUPERSAMPLE, Image, cast_shadow, paint
-from edgekd.demo.traffic import CLASSES, Actor, traffic
-from edgekd.demo.weather import Weather, develop, expose, weather
+from edgekd.data.demo.backdrop import CAMERAS, HEIGHT, SWAY, WIDTH, Backdrop, backdrop
+from edgekd.data.demo.geometry import SUPERSAMPLE, Image, cast_shadow, paint
+from edgekd.data.demo.traffic import CLASSES, Actor, traffic
+from edgekd.data.demo.weather import Weather, develop, expose, weather
 
 MIN_VISIBLE = 0.35
 """An object of which a smaller share is seen has no label."""

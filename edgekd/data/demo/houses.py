@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.demo.geometry import AMBIENT, SUN, Array, Camera, Colour, Image
-from edgekd.demo.objects import darker, pick
-from edgekd.demo.street import Street
+from edgekd.data.demo.geometry import AMBIENT, SUN, Array, Camera, Colour, Image
+from edgekd.data.demo.objects import darker, pick
+from edgekd.data.demo.street import Street
 
 FACADE_SCALE = 36
 """Pixels per metre of a painted wall."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgekd.demo.geometry import Array
+from edgekd.data.demo.geometry import Array
 
 
 @dataclass(frozen=True)

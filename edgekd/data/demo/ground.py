@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.demo.geometry import Array, Camera, Colour, Image
-from edgekd.demo.houses import House, noise
-from edgekd.demo.street import Street, street_crossing
+from edgekd.data.demo.geometry import Array, Camera, Colour, Image
+from edgekd.data.demo.houses import House, noise
+from edgekd.data.demo.street import Street, street_crossing
 
 MAP_SCALE = 30
 """Pixels per metre of the map."""
