@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 from common import (
-    HERE,
     RESULTS,
     SHARED,
     conditions,
@@ -42,6 +41,7 @@ from common import (
 )
 
 from edgekd.core import statistics
+from edgekd.data.demo import DETECTOR
 from edgekd.data.frames import load_frames
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices.local import LocalDevice
@@ -50,7 +50,6 @@ from edgekd.evaluation.throughput import run_streams
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.types import library_version
 
-DEMO = HERE.parent / "edgekd" / "demo" / "detector.onnx"
 BASELINE, ALONE = "Ultralytics predict", "OpenVINO benchmark_app"
 CONFIDENCE, IOU = 0.25, 0.7
 FRAMES = 64
@@ -303,7 +302,7 @@ def prepare(model: str, shared: Path, folder: Path) -> Path:
     from edgekd.detectors.export import export
 
     if model == "demo":
-        return Path(shutil.copy(DEMO, folder / "demo.onnx"))
+        return Path(shutil.copy(DETECTOR, folder / "demo.onnx"))
     graph = folder / f"{Path(model).stem}.onnx"
     export(load(shared / "models" / model), graph, 17)
     return graph

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.sensitivity_4bit import last_products, relative_error
 from edgekd.evaluation.coco import score
 from edgekd.evaluation.evaluate import Evaluation
 from edgekd.graph.session import cpu_session
+from edgekd.graph.view import Graph
 
 RESAMPLES = 100
 """Times that images are drawn anew, with repetition, to see how much a difference of two scores depends on them."""

@@ -15,8 +15,8 @@ def float_head_patterns(graph: Path) -> tuple[str, ...]:
     """Patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
     import onnx
 
-    from edgekd.compress.quantization.graph import Graph
     from edgekd.compress.quantization.placement import float_head
+    from edgekd.graph.view import Graph
 
     model = onnx.load(graph)
     head = float_head(Graph(model))

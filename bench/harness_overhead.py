@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, RESULTS, conditions, conditions_lines, table, write_results
+from common import RESULTS, conditions, conditions_lines, table, write_results
 
 from edgekd.core.benchmark import benchmark, summarize
+from edgekd.data.demo import DETECTOR
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntimeSession
 
-DEMO = HERE.parent / "edgekd" / "demo" / "detector.onnx"
 LIMIT = 1.02
 SEED = 0
 
@@ -146,7 +146,7 @@ def page(found: dict[str, Any]) -> list[str]:
 def main() -> int:
     """0 when the harness stays within the limit, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path, default=DEMO, help="ONNX detector (default: the demo's)")
+    parser.add_argument("model", nargs="?", type=Path, default=DETECTOR, help="ONNX detector (default: the demo's)")
     parser.add_argument("--iterations", type=int, default=25, help="frames per turn")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)

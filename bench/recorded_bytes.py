@@ -20,12 +20,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from common import RESULTS, SHARED, copy_data, host_line, use_cores
+from common import HERE, RESULTS, SHARED, copy_data, host_line, use_cores
 
-import edgekd.data.demo
 from edgekd import build
 from edgekd.core.atomic_files import write_file
-from edgekd.data.demo.scenes import write_dataset
+from edgekd.data.demo import DETECTOR
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -35,6 +34,9 @@ WITH_TIMES = ("agent.pyz", "bundle.edgekd", "evidence.json", "report.html", "sam
 """Files that hold times, the agent or versions of libraries."""
 CASES = (("demo", "ptq"), ("yolo11n.pt", "ptq"), ("yolo26n.pt", "ptq"), ("yolox_nano.onnx", "mixed"))
 OUT = RESULTS / "recorded_bytes.json"
+
+sys.path.insert(0, str(HERE.parent / "examples" / "demo_detector"))
+from demo_scenes.scenes import write_dataset  # noqa: E402
 
 
 def main() -> int:
@@ -62,7 +64,7 @@ def recorded(model: str, recipe: str, shared: Path, scratch: Path) -> dict[str, 
     """Build a detector; the SHA-256 of each file by stage, its version and the file's name."""
     folder = scratch / f"{model}-{recipe}"
     if model == "demo":
-        source, data = Path(edgekd.data.demo.__file__).with_name("detector.onnx"), folder / "scenes"
+        source, data = DETECTOR, folder / "scenes"
         write_dataset(data, train=IMAGES, val=IMAGES)
     else:
         source, data = shared / "models" / model, copy_data(shared / "data" / "coco256", folder / "data", IMAGES)

@@ -29,13 +29,13 @@ import numpy as np
 import onnx
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.placement import place
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, name_nodes, store_weights
 from edgekd.core.formats import fp4x, packed_graph
 from edgekd.core.formats.int8 import quantize_channels
 from edgekd.detectors import load
 from edgekd.detectors.export import export
+from edgekd.graph.view import Graph
 
 MODELS = ("yolo11n.pt", "yolo11n-ppe.pt", "yolox_nano.onnx")
 SEEDS = range(5)

@@ -27,7 +27,6 @@ import onnx
 import onnxruntime
 from common import HERE, RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
-import edgekd.data.demo
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
@@ -37,6 +36,7 @@ from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.data.dataset import load_dataset
+from edgekd.data.demo import DETECTOR
 from edgekd.data.images import read_image
 from edgekd.detectors import load
 from edgekd.detectors.export import export
@@ -147,7 +147,7 @@ def measure(name: str, opset: int, folder: Path, given: argparse.Namespace) -> R
 def source_of(name: str, folder: Path, shared: Path) -> Path:
     """Return the detector's file; one of an architecture alone is made with random weights."""
     if name == "demo":
-        return Path(edgekd.data.demo.__file__).with_name("detector.onnx")
+        return DETECTOR
     if not name.endswith(".yaml"):
         return shared / "models" / name
     import torch

@@ -107,6 +107,7 @@ def moved() -> dict[str, str]:
         "bench/validation/README.md": "measured/validation.md",
         "bench/validation/table.md": "measured/validation-table.md",
         "calibration/cover.toml": "formats/cover.toml.md",
+        "examples/demo_detector/README.md": "examples/demo_detector.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
     pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})
@@ -176,7 +177,7 @@ def measured_pages() -> list[Any]:
 
 def example_pages() -> list[Any]:
     """Each example."""
-    return [{Path(source).name: place} for source, place in moved().items() if source.startswith("examples/")]
+    return [{Path(place).stem: place} for source, place in moved().items() if source.startswith("examples/")]
 
 
 # Targets

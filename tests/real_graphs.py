@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import edgekd.data.demo
+from edgekd.data.demo import DETECTOR
 from edgekd.detectors import load
 from edgekd.detectors.export import Exported, export
 
 NAMES = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
-DEMO = "detector.onnx"
+DEMO = DETECTOR.name
 """The detector that ships with the package."""
 WIDE_NAMES = (*NAMES, "yolo11s.yaml", "yolov8n.yaml", DEMO)
 """Every family that builds are promised for: where no weights lie in the shared folder, with random ones."""
@@ -31,7 +31,7 @@ def real_graph(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
     """The graph of one of WIDE_NAMES, at opset 17."""
     folder = tmp_path_factory.getbasetemp() / "real-graphs"
     folder.mkdir(exist_ok=True)
-    source = Path(edgekd.data.demo.__file__).with_name(DEMO) if name == DEMO else shared / "models" / name
+    source = DETECTOR if name == DEMO else shared / "models" / name
     return _graph(source, folder)
 
 

@@ -24,7 +24,7 @@ from edgekd.commands.cli import COMMANDS, parser
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/**/*.md", "docker/**/*.md", "bench/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "docker/**/*.md", "bench/**/*.md", "examples/**/*.md")
     for page in ROOT.glob(pattern)
     if "node_modules" not in page.parts
 )

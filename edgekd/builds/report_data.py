@@ -360,7 +360,7 @@ def _weights(path: Path) -> list[_Weights]:
     """The layers with constant weights, in graph order."""
     import onnx
 
-    from edgekd.compress.quantization.graph import Graph
+    from edgekd.graph.view import Graph
 
     graph = Graph(onnx.load(path))
     rows = []

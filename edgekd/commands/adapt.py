@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from edgekd.agent.parity import candidates, confidence
 from edgekd.agent.slots import MODEL_NAME
 from edgekd.builds.stages.base import DRIFT, tool_versions
 from edgekd.builds.stages.drift_reference import statistics
@@ -41,13 +40,14 @@ from edgekd.core.formats.packed_graph import pack
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, unlabelled
-from edgekd.data.domain_shift import Look, look_of
+from edgekd.data.domain_shift import DomainShift, estimate_shift
 from edgekd.data.images import Image, ReadableImages, content_hashes
-from edgekd.data.shifted_copies import as_seen, write_dataset, write_twins
+from edgekd.data.shifted_copies import resized_to_input, write_dataset, write_shifted
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy import delta
 from edgekd.deploy.artifact import expanded
 from edgekd.deploy.golden_set import TRIED, golden_set
+from edgekd.detectors.parity import RelativeError, candidates, confidence
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -79,7 +79,7 @@ class Adapted:
     graph: Path
     quantized: bool
     ranged: Sequence[np.ndarray]
-    look: Look
+    look: DomainShift
     pictures: int
     frames: int
     errors: tuple[float, float]
@@ -184,7 +184,7 @@ def _variant(
     clean = shown = None
     if score and "val" in dataset.splits:
         scored = dataset.split("val")
-        twins = write_twins(scored, made.look, spec.preprocess, scratch / "shown", progress)
+        twins = write_shifted(scored, made.look, spec.preprocess, scratch / "shown", progress)
         clean, shown = (
             _scores(base, made.graph, spec, split, progress, label)
             for split, label in ((scored, "as they are"), (twins, "as the frames show things"))
@@ -216,8 +216,8 @@ def adapt_graph(
     frames = _drawn(new, LOOKED, spec, progress, "frames of the new conditions")
     judged = min(JUDGED, len(pictures) // 5)
     progress.note("adapt: what the frames do to pictures ...")
-    look, rng = look_of(pictures, frames), np.random.default_rng(SEED)
-    shown = [look.put_on(picture, rng) for picture in pictures]
+    look, rng = estimate_shift(pictures, frames), np.random.default_rng(SEED)
+    shown = [look.apply(picture, rng) for picture in pictures]
     given, seen, ranged = ([letterbox(each, how)[0] for each in one] for one in (pictures, shown, frames[:RANGED]))
     progress.note(f"adapt: fitting layers on {len(pictures) - judged} pictures ...")
     scales = fit(base, out, given[judged:], seen[judged:], ranged)
@@ -262,27 +262,23 @@ def _drawn(split: Split, count: int, spec: DetectorSpec, progress: Progress, wha
     """Draw readable images of a split at random, in the size of the network's input. Raises DataError."""
     order = np.random.default_rng(SEED).permutation(len(split.samples))[:count]
     found = ReadableImages([split.samples[at] for at in order], progress, label=f"read {what}", max_bad_share=0.5)
-    pictures = [as_seen(image, spec.preprocess) for _, image in found]
+    pictures = [resized_to_input(image, spec.preprocess) for _, image in found]
     if len(pictures) < FEWEST:
         raise DataError(f"{what}: too few", expected=f"at least {FEWEST}", found=str(len(pictures)), fix="add more")
     return pictures
 
 
 def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the error of the confidences of `graph` on the second of each pair, by those of `base` on the first.
-
-    It is noise by signal, over all candidates.
-    """
-    noise = signal = 0.0
+    """Return noise by signal of the confidences of `graph` on the second of each pair, against `base` on the first."""
+    error = RelativeError()
     with ONNXRUNTIME_CPU.load(base) as before, ONNXRUNTIME_CPU.load(graph) as after:
         for picture, frame in pairs:
-            wanted, found = (
+            expected, found = (
                 confidence(candidates(session.run(batch), spec.head), spec.head)
                 for session, batch in ((before, picture), (after, frame))
             )
-            noise += float(np.square(found - wanted).sum())
-            signal += float(np.square(wanted).sum())
-    return round(noise / max(signal, 1e-30), 4)
+            error.add(found, expected)
+    return round(error.power(), 4)
 
 
 @dataclass(frozen=True)
@@ -310,7 +306,7 @@ def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
     return json_sha256([read_head(bundle).identity, name, *shown, SEED, tool_versions(*TOOLS)])
 
 
-def look_json(look: Look) -> dict[str, Any]:
+def look_json(look: DomainShift) -> dict[str, Any]:
     """Return a domain shift as plain types for JSON."""
     return {
         "blur": look.blur,

@@ -11,7 +11,8 @@ from edgekd.commands.options import Head, Model, TargetName, Trust
 from edgekd.commands.parameter import Option
 from edgekd.commands.results import Result
 from edgekd.deploy.artifact import graph_of
-from edgekd.hardware.compatibility import Finding, check_graph, check_request
+from edgekd.hardware.compatibility import check_graph, check_request
+from edgekd.hardware.compatibility_rules import Finding
 from edgekd.hardware.target import Target
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.run import Outcome
-from edgekd.commands.arguments import target_of
 from edgekd.commands.build import build
 from edgekd.commands.options import TargetName
 from edgekd.commands.parameter import Option
 from edgekd.commands.results import Result
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.demo import CALIBRATION_SCENES, SCORED_SCENES, demo_model
+from edgekd.data.demo import DETECTOR, SCENES
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,10 @@ class Demo(Result):
 
 def demo(
     *,
-    out: Annotated[str | Path, Option("Folder for scenes and results.")] = Path("runs/demo"),
+    out: Annotated[str | Path, Option("Folder for the results.")] = Path("runs/demo"),
     target: TargetName = "xavier",
     progress: Progress = SILENT,
 ) -> Demo:
     """Build the shipped detector on rendered scenes. Raises as `build` does. The command: `edgekd demo`."""
-    from edgekd.data.demo.scenes import write_dataset  # draws with OpenCV
-
-    chosen, folder = target_of(target), Path(out)
-    with demo_model() as model:
-        scenes = write_dataset(folder / "scenes", CALIBRATION_SCENES, SCORED_SCENES, progress=progress)
-        outcome = build(model, scenes, target=chosen, out=folder, progress=progress)
+    outcome = build(DETECTOR, SCENES, target=target, out=out, progress=progress)
     return Demo(outcome.document, outcome)

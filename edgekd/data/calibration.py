@@ -36,7 +36,7 @@ Traits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each kind of trait counts in the choice."""
+    """The weight of each kind of trait in the choice."""
 
     classes: float
     brightness: float
@@ -45,7 +45,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class CalibrationRule:
-    """How calibration images are chosen; `calibration/cover.toml` explains the fields.
+    """The rule by which calibration images are chosen; `calibration/cover.toml` explains the fields.
 
     Raises SpecError when a value makes no sense.
     """
@@ -82,7 +82,7 @@ class CalibrationFile:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The images that ranges are measured on, best coverage first; `source` is the data set's folder."""
+    """The images that activation ranges are measured on, best coverage first; `source` is the data set's folder."""
 
     files: tuple[CalibrationFile, ...]
     rule: CalibrationRule
@@ -92,12 +92,12 @@ class CalibrationSet:
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """Where the image files are on this machine."""
+        """Paths of the image files on this machine."""
         return tuple(Path(os.path.normpath(self.source / file.path)) for file in self.files)
 
     @property
     def sha256(self) -> str:
-        """Identity: what the images contain and how they are preprocessed, wherever they lie."""
+        """Identity: hash of the images' contents and of their preprocessing, whatever their paths."""
         preprocess = asdict(self.preprocess) if self.preprocess else None
         identity = json.dumps([[file.sha256 for file in self.files], preprocess], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
@@ -107,7 +107,7 @@ class CalibrationSet:
 
 
 def load_rule(name: str = "cover") -> CalibrationRule:
-    """A rule that ships with the package, or one from a .toml file. Raises SpecError when there is none."""
+    """Load a rule that ships with the package, or one from a .toml file. Raises SpecError where there is none."""
     if name.endswith(".toml"):
         return parse_table(CalibrationRule, read_toml(Path(name)), name)
     shipped = {Path(file.name).stem: file for file in resources.files("edgekd.calibration").iterdir()}
@@ -159,7 +159,7 @@ def _relative(image: Path, folder: Path) -> str:
 
 
 def _draw_pool(classes: Traits, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of the images to look at, in random order: `size` of them, and some more of each rare class."""
+    """Return the indices of candidate images, in random order: `size` of them, and some more of each rare class."""
     order = rng.permutation(len(classes))
     present = classes[order]
     keep: Traits = np.any(present & (np.cumsum(present, axis=0) <= POOLED_PER_CLASS), axis=1)
@@ -168,7 +168,7 @@ def _draw_pool(classes: Traits, size: int, rng: np.random.Generator) -> NDArray[
 
 
 def _measure_brightness(samples: Sequence[Sample], progress: Progress) -> tuple[list[Sample], Traits]:
-    """The readable ones of the samples, and the band of each one's mean brightness, bool [n, bands]."""
+    """Return the readable samples, and the band of the mean brightness of each, bool [n, bands]."""
     images = ReadableImages(samples, progress, label="measure brightness", read=read_thumbnail)
     means = [(sample, image.mean()) for sample, image in images]
     for file, reason in images.skipped:
@@ -178,12 +178,12 @@ def _measure_brightness(samples: Sequence[Sample], progress: Progress) -> tuple[
 
 
 def _class_traits(samples: Sequence[Sample], class_count: int) -> Traits:
-    """Which classes are in each image, bool [n, classes + 1]; the last one means none."""
+    """Return the classes in each image, bool [n, classes + 1]; the last one means none."""
     return _presence(samples, [sample.truth.classes for sample in samples], class_count)
 
 
 def _size_traits(samples: Sequence[Sample]) -> Traits:
-    """Whether each image has small, medium and large objects, bool [n, 3 + 1]; the last one means none."""
+    """Return the sizes of objects in each image, small, medium, large and none, bool [n, 3 + 1]."""
     areas = [np.prod(sample.truth.boxes[:, 2:] - sample.truth.boxes[:, :2], axis=1) for sample in samples]
     limits = np.square(SIZE_LIMITS)
     return _presence(samples, [np.searchsorted(limits, area) for area in areas], len(SIZE_LIMITS) + 1)
@@ -198,12 +198,12 @@ def _presence(samples: Sequence[Sample], labels: Sequence[NDArray[Any]], count: 
 
 
 def _pick(groups: Sequence[tuple[float, Traits]], count: int, balance: float) -> list[int]:
-    """Greedy choice of `count` rows, best first.
+    """Choose `count` rows greedily, best first.
 
     An image that shows a trait no chosen image shows goes first: the more such traits, the sooner. Otherwise the
     image wins that brings the chosen ones' shares of the traits closest to the target, which is the share among all
     candidates to the power of 1 - balance. In each group an image has one vote, split among its traits, so that
-    crowded scenes do not win by having many.
+    crowded scenes have no advantage.
     """
     traits = np.concatenate([present for _, present in groups], axis=1)
     votes = np.concatenate([present / present.sum(axis=1, keepdims=True) for _, present in groups], axis=1)

@@ -1,7 +1,7 @@
 """Labelled data sets: YOLO layout (folder or YAML) and COCO JSON in, boxes per image out.
 
 A split is read when it is first asked for, so that scoring `val` never parses the labels of a large `train`.
-Every complaint about a label names its file and line (for COCO JSON: the id of the annotation).
+Every error about a label names its file and line (for COCO JSON: the id of the annotation).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load_dataset(path: Path) -> Dataset:
 
 
 def unlabelled(place: Path) -> Split:
-    """The images in a folder, or those that a `.txt` lists, with nothing said of what is in them.
+    """Return the images in a folder, or those that a `.txt` lists, without labels.
 
     Raises DataError when there is none.
     """
@@ -153,7 +153,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _place(root: Path, entry: str, beside: Path) -> Path:
-    """Where a split is: as the YAML says, or where nothing is there, beside the YAML.
+    """Return the folder of a split: as the YAML says, or where that does not exist, beside the YAML.
 
     Roboflow writes ../train/images into a data.yaml that lies beside train/, its package Project-1/train/images into
     one in Project-1/, and FiftyOne an absolute `path`, which is another one once the folder has moved.
@@ -166,7 +166,7 @@ def _place(root: Path, entry: str, beside: Path) -> Path:
 
 
 def _class_names(names: object, file: Path) -> tuple[str, ...]:
-    """Class names in id order, from a list or from a mapping of ids 0..n-1."""
+    """Return class names in id order, from a list or from a mapping of ids 0..n-1."""
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise DataError(f"{file}: class ids are not contiguous", expected=f"names from 0 to {len(names) - 1}")
@@ -219,7 +219,7 @@ def _images_listed(file: Path) -> list[Path]:
 
 
 def _label_folder(images: Path) -> Path:
-    """Where the labels of a folder of images lie: `images` becomes `labels` in its path, else beside the images."""
+    """Return the folder of labels of a folder of images: with `labels` for `images` in its path, else the same."""
     parts = images.parts
     if "images" in parts:
         at = len(parts) - 1 - parts[::-1].index("images")
@@ -233,7 +233,7 @@ def _label_folder(images: Path) -> Path:
 
 
 def _split_name(text: str) -> str:
-    """`val2017`, `valid` and `validation` are all `val`."""
+    """Return the split that a name means: `val` for `val2017`, `valid` and `validation`."""
     name = re.sub(r"[_-]?\d+$", "", text.lower())
     return "val" if name in {"valid", "validation"} else name
 
@@ -278,17 +278,17 @@ def _read_coco(file: Path) -> dict[str, Any]:
 
 
 def _categories(document: Mapping[str, Any], file: Path) -> dict[int, str]:
-    """Names by category id, in id order: COCO's ids have gaps, classes do not."""
+    """Return names by category id, in id order: COCO's ids have gaps, classes do not."""
     try:
         known = [(int(entry["id"]), str(entry["name"]), entry) for entry in document["categories"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: a category is incomplete", expected="an id and a name in each") from error
-    kept = [(number, name) for number, name, entry in known if not _heads_all(entry, known)]
+    kept = [(number, name) for number, name, entry in known if not _is_root(entry, known)]
     return dict(sorted(kept))
 
 
-def _heads_all(entry: Mapping[str, Any], known: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bool:
-    """Whether a category is the one that Roboflow puts above all others: the project, which is no class."""
+def _is_root(entry: Mapping[str, Any], known: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bool:
+    """Return whether a category is the root that Roboflow adds: the project, which is no class."""
     others = [other for _, _, other in known if other is not entry]
     above = {other.get("supercategory") for other in others}
     return entry.get("supercategory") == "none" and bool(others) and above == {entry["name"]}
@@ -303,8 +303,8 @@ def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], categor
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: an image is incomplete", expected="id, file_name, width and height") from error
     if not (shapes >= 1).all():
-        at = int((~(shapes >= 1).all(axis=1)).argmax())
-        raise DataError(f"{file}: image {names[at]}", expected="a width and a height", found=f"{shapes[at].tolist()}")
+        bad = int((~(shapes >= 1).all(axis=1)).argmax())
+        raise DataError(f"{file}: image {names[bad]}", expected="a width and a height", found=f"{shapes[bad].tolist()}")
     ids = {category: index for index, category in enumerate(category_ids)}
     try:
         rows = [_coco_row(entry, owners, ids) for entry in annotations]
@@ -341,7 +341,7 @@ def _explain_annotation(
 def _coco_boxes(
     xywh: NDArray[np.float64], shapes: NDArray[np.float64], where: Callable[[int], str]
 ) -> NDArray[np.float64]:
-    """Boxes in pixels as corners in shares of the image; `shapes` [n, 2] holds each one's image's width and height."""
+    """Return boxes in pixels as corners in shares of the image; shapes: [n, 2], sizes of their images."""
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     # Tools disagree on whether the last pixel counts, so one pixel outside is rounding too.
     slack = 1 + TOLERANCE * shapes

@@ -1,4 +1,4 @@
-"""Frames to measure with: images of a folder and frames of a video, compressed as they are; or raw, made up.
+"""Frames for measurements: compressed ones of a folder or a video, or raw synthetic ones.
 
 OpenCV is imported when the first frame is decoded.
 """
@@ -16,17 +16,16 @@ from edgekd.core.errors import DataError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import decode_image
 
-MOST = 64
-"""Frames that are taken of a folder or video; they repeat."""
+MAX_FRAMES = 64  # of a folder or video; they repeat
 
 Open = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames as they come. what: their origin, in words; items: raw frames, or what `opener` makes frames of.
+    """Frames before decoding. what: their origin, in words; items: raw frames, or compressed ones.
 
-    opener: gives a function that decodes items, one for each thread; None where items are raw frames.
+    opener: returns a function that decodes items, one for each thread; None where items are raw frames.
     shapes: (width, height) of the frames that differ, in order.
     """
 
@@ -36,28 +35,28 @@ class FrameSource:
     shapes: tuple[tuple[int, int], ...]
 
     def frames(self, count: int) -> list[np.ndarray]:
-        """The first frames, decoded."""
+        """Decode the first frames."""
         opened = self.opener() if self.opener else lambda item: item
         return [opened(item) for item in self.items[:count]]
 
     def as_json(self) -> dict[str, Any]:
-        """What the frames are, for JSON."""
+        """Return the description of the frames for JSON."""
         shapes = [list(shape) for shape in self.shapes]
         return {"source": self.what, "count": len(self.items), "compressed": self.opener is not None, "shapes": shapes}
 
 
 def load_frames(path: Path) -> FrameSource:
-    """Frames of a folder of images or of a video file. Raises DataError where there are none."""
+    """Load frames of a folder of images or of a video file. Raises DataError where there are none."""
     return _images(path) if path.is_dir() else _video(path)
 
 
 def raw_frames(frames: Sequence[np.ndarray], what: str) -> FrameSource:
-    """Frames uint8 [h, w, 3] BGR as they are."""
+    """Wrap decoded frames uint8 [h, w, 3] BGR."""
     return FrameSource(what, frames, None, _shapes(frames))
 
 
 def _images(folder: Path) -> FrameSource:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:MOST]
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:MAX_FRAMES]
     if not files:
         raise DataError(
             f"{folder} has no frames",
@@ -75,7 +74,7 @@ def _images(folder: Path) -> FrameSource:
 def _video(file: Path) -> FrameSource:
     opened = _Video(file)
     frames: list[np.ndarray] = []
-    while len(frames) < MOST and (frame := opened.next()) is not None:
+    while len(frames) < MAX_FRAMES and (frame := opened.next()) is not None:
         frames.append(frame)
     if not frames:
         raise DataError(f"{file} has no frames", expected="a folder of images, or a video", fix="check the path")
@@ -84,31 +83,31 @@ def _video(file: Path) -> FrameSource:
 
 
 class _Video:
-    """Decodes one frame after the other, the first `count` of them over and over."""
+    """Decodes frames in order, the first `count` of them in a loop."""
 
     def __init__(self, file: Path, count: int | None = None) -> None:
         import cv2
 
-        self._file, self._count, self._at = file, count, 0
+        self._file, self._count, self._index = file, count, 0
         self._capture: Any = cv2.VideoCapture(str(file))
 
     def __call__(self, item: int) -> np.ndarray:
-        """The next frame, whatever `item` is: a stream is decoded in its order."""
+        """Return the next frame; `item` is ignored, as a stream is decoded in its order."""
         import cv2
 
-        if self._at == self._count:
-            self._at = 0
+        if self._index == self._count:
+            self._index = 0
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
         frame = self.next()
         if frame is None:
-            raise DataError(f"{self._file} breaks off", expected=f"{self._count} frames", found=str(self._at))
+            raise DataError(f"{self._file} breaks off", expected=f"{self._count} frames", found=str(self._index))
         return frame
 
     def next(self) -> np.ndarray | None:
-        """The next frame; None after the last."""
-        there, frame = self._capture.read()
-        self._at += 1
-        return np.asarray(frame) if there else None
+        """Return the next frame; None after the last."""
+        decoded, frame = self._capture.read()
+        self._index += 1
+        return np.asarray(frame) if decoded else None
 
 
 def _shapes(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...]:

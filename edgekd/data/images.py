@@ -48,7 +48,7 @@ def read_thumbnail(path: Path) -> Image:
 
 
 def decode_image(data: bytes, path: Path) -> Image:
-    """The image in the bytes of a file, as `read_image` gives it; `path` is what an error calls it."""
+    """Decode the bytes of an image file as `read_image` does; path: named by errors."""
     import cv2
 
     return _decode_bytes(data, path, cv2.IMREAD_COLOR)
@@ -79,7 +79,7 @@ def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG breaks off. OpenCV 4 fills what is missing with grey and only prints a warning.
+    """Return whether a JPEG or PNG is incomplete. OpenCV 4 fills the rest with grey and only prints a warning.
 
     JPEG (ITU-T T.81, B.1.1.2): the marker end-of-image FFD9 follows the last start-of-scan FFDA; neither occurs inside
     coded data, and a thumbnail's own end marker lies before the scan of the image. PNG: the IEND chunk. Bytes after the
@@ -93,7 +93,7 @@ def _is_truncated(data: bytes) -> bool:
 
 
 def readable(samples: Sequence[Sample], progress: Progress = SILENT) -> list[Sample]:
-    """The samples whose images can be read: as `ReadableImages`, of which no image is kept. Raises DataError."""
+    """Return the samples of `ReadableImages`, without their images. Raises DataError."""
     return [sample for sample, _ in ReadableImages(samples, progress, label="read images")]
 
 
@@ -159,18 +159,18 @@ class ReadableImages:
 
 
 def drawn(samples: Sequence[Sample], count: int, seed: int, progress: Progress = SILENT) -> list[tuple[Sample, Image]]:
-    """At most so many readable images of a split, drawn by a seed, in the split's order. Raises DataError."""
+    """Draw at most `count` readable images of a split, in the split's order. Raises DataError."""
     order = np.random.default_rng(seed).permutation(len(samples))[:count]
-    return list(ReadableImages([samples[at] for at in sorted(order)], progress, label="read images"))
+    return list(ReadableImages([samples[index] for index in sorted(order)], progress, label="read images"))
 
 
 def content_hashes(samples: Sequence[Sample], progress: Progress = SILENT) -> dict[Path, str]:
-    """SHA-256 (hex) of each image file's bytes. Raises DataError when a file cannot be read."""
+    """Return the SHA-256 (hex) of each image file. Raises DataError where one cannot be read."""
     return file_hashes([sample.image for sample in samples], progress)
 
 
 def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path, str]:
-    """SHA-256 (hex) of each file's bytes. Raises DataError when a file cannot be read."""
+    """Return the SHA-256 (hex) of each file. Raises DataError where one cannot be read."""
     with ThreadPoolExecutor(WORKERS) as pool:
         hashes = pool.map(_sha256, files)
         return dict(progress.items(zip(files, hashes, strict=True), "hash images", len(files)))
@@ -184,7 +184,7 @@ def _sha256(file: Path) -> str:
 
 
 def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress) -> str:
-    """SHA-256 of what a split shows and says: images and labels, wherever they lie. sha256: of a file."""
+    """Return the SHA-256 of a split's images and labels, whatever their paths. sha256: hashes a file."""
     rows = [
         [sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
         for s in progress.items(split.samples, f"hash {split.name}")

@@ -1,7 +1,7 @@
-"""A teacher labels frames that nobody labelled. The rules are in `data/pseudo_labels.py`; here frames are read.
+"""Pseudo labels of frames by a teacher: reads the frames; the rules are in `data/pseudo_labels.py`.
 
-`find` is any detector: `evaluate.finder` makes one of a graph, `detectors.teacher.as_transformer` one of an RT-DETR,
-`detectors.ultralytics_open.open_vocabulary` one of words.
+`find` is any detector: `evaluate.finder` returns that of a graph, `detectors.teacher.as_transformer` that of an
+RT-DETR, `detectors.ultralytics_open.open_vocabulary` one for class names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgekd.data.pseudo_labels import Bands, find_bands, pseudo_truth
 from edgekd.data.types import Sample, Split
 
 Find = Callable[[Image], Detections]
-"""What is in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
+"""Returns the detections in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
 
 
 def teacher_bands(
@@ -27,7 +27,7 @@ def teacher_bands(
     ignore: float = 0.5,
     progress: Progress = SILENT,
 ) -> Bands:
-    """How sure a teacher has to be of each class, from a labelled split of its classes in its order.
+    """Return a teacher's thresholds for each class, chosen on a labelled split with its classes in its order.
 
     Raises SpecError unless 0 < ignore <= keep <= 1, DataError where too many images are unreadable.
     """
@@ -40,7 +40,7 @@ def teacher_bands(
 
 
 def label(find: Find, split: Split, bands: Bands, progress: Progress = SILENT) -> Split:
-    """The readable frames of a split with what a teacher is sure to see in them; what they were labelled with is lost.
+    """Return the readable frames of a split with a teacher's detections as labels, in place of their own.
 
     Raises DataError where too many frames are unreadable.
     """

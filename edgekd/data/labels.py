@@ -1,4 +1,4 @@
-"""Label files in YOLO format, and rows of boxes sorted out per image.
+"""Label files in YOLO format, and rows of boxes grouped by image.
 
 A row is `class cx cy w h`, or a segmentation `class x y x y x y ...`, in shares of the image's width and height.
 """
@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is in one image.
+    """The labels of one image.
 
     boxes float32 [n, 4] x1, y1, x2, y2 as shares of the image's width and height; classes int64 [n];
     crowd bool [n]: one box around many objects, which COCO scoring ignores instead of counting.
@@ -36,7 +36,7 @@ class Truth:
 
 
 def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
-    """Read one label file per image; a missing one means that nothing is in the image.
+    """Read one label file per image; a missing one means an image without objects.
 
     Raises DataError naming the file and the line that is wrong, or when there is no label file at all.
     """
@@ -70,11 +70,11 @@ def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
 def _label_table(
     rows: Sequence[Sequence[str | float]], class_count: int, where: Callable[[int], str]
 ) -> NDArray[np.float64]:
-    """Rows of text as checked numbers [n, 5]: class, and centre, width and height clipped to the image."""
+    """Parse and check rows of text: float64 [n, 5], class, and centre, width and height clipped to the image."""
     try:
         table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     except ValueError:
-        # The quick conversion does not say which row it stumbled over.
+        # The quick conversion does not say which row is wrong.
         row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
         raise DataError(where(row), expected="numbers", found=repr(field)) from None
 
@@ -95,7 +95,7 @@ def _label_table(
 
 
 def _box_of_polygon(line: str, where: str) -> list[float]:
-    """A segmentation row `class x y x y x y ...` as `class cx cy w h`."""
+    """Return a segmentation row `class x y x y x y ...` as `class cx cy w h`."""
     fields = line.split()
     if len(fields) == 6:
         fix = "export what was labelled, not what a model found"
@@ -135,7 +135,7 @@ def truths_per_image(
     classes: NDArray[np.float64],
     crowd: NDArray[np.bool_],
 ) -> list[Truth]:
-    """One Truth per image from rows in any order; `owners` int64 [n] says whose each row is."""
+    """Group rows in any order into one Truth per image; owners: int64 [n], the image of each row."""
     order = np.argsort(owners, kind="stable")
     bounds = np.searchsorted(owners[order], np.arange(count + 1)).tolist()
     boxes32 = boxes[order].clip(0, 1).astype(np.float32)

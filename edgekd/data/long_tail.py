@@ -27,7 +27,7 @@ TAIL = 0.05
 
 
 def instances(truths: Iterable[Truth], classes: int) -> NDArray[np.int64]:
-    """How many objects of each class there are, int64 [classes]; boxes around crowds are none."""
+    """Return the number of objects of each class, int64 [classes], without boxes around crowds."""
     counts = np.zeros(classes, np.int64)
     for truth in truths:
         counts += np.bincount(truth.classes[~truth.crowd], minlength=classes)
@@ -35,18 +35,18 @@ def instances(truths: Iterable[Truth], classes: int) -> NDArray[np.int64]:
 
 
 def tail_classes(counts: NDArray[np.int64], share: float = TAIL) -> tuple[int, ...]:
-    """The classes with fewer than `share` of all objects, those without any among them; counts int64 [classes]."""
+    """Return the classes with fewer than `share` of all objects, also those without any; counts: int64 [classes]."""
     return tuple(np.flatnonzero(counts < share * counts.sum()).tolist())
 
 
 def rare_classes(split: Split, classes: Sequence[str], share: float = TAIL) -> tuple[str, ...]:
-    """The names of the classes that are rare in a split: in the one that is trained on, that is the tail."""
+    """Return the names of the classes that are rare in a split, by default the training split."""
     counts = instances((sample.truth for sample in split.samples), len(classes))
     return tuple(classes[label] for label in tail_classes(counts, share))
 
 
 def class_weights(counts: NDArray[np.int64], power: float = 0.5) -> NDArray[np.float64]:
-    """How much each class's loss counts: w_c = (f_ref / f_c)^power, float64 [classes], from counts int64 [classes].
+    """Return loss weights w_c = (f_ref / f_c)^power, float64 [classes], from counts int64 [classes].
 
     f_ref is chosen so that the mean weight over all objects is 1: the loss as a whole stays as large as it was. Power 0
     weighs all objects alike, power 1 all classes alike, 0.5 lies between (Mahajan et al., ECCV 2018, arXiv 1805.00932,
@@ -61,7 +61,7 @@ def class_weights(counts: NDArray[np.int64], power: float = 0.5) -> NDArray[np.f
 
 
 def repeat_factors(truths: Sequence[Truth], classes: int, threshold: float) -> NDArray[np.float64]:
-    """How often each image is to be seen in an epoch, float64 [images], at least once.
+    """Return the mean number of repeats of each image in an epoch, float64 [images], at least 1.
 
     r_i = max over the classes c in image i of max(1, sqrt(threshold / f_c)), where f_c is the share of images with an
     object of class c (Gupta et al., LVIS, CVPR 2019, arXiv 1908.03195, section 5.1). So classes in at least `threshold`
@@ -71,12 +71,12 @@ def repeat_factors(truths: Sequence[Truth], classes: int, threshold: float) -> N
     for row, truth in zip(inside, truths, strict=True):
         row[truth.classes[~truth.crowd]] = True
     frequency = np.maximum(inside.sum(axis=0), 1) / max(len(truths), 1)
-    wanted = np.maximum(np.sqrt(threshold / frequency), 1)
-    return np.asarray(np.where(inside, wanted, 1.0).max(axis=1, initial=1.0))
+    factors = np.maximum(np.sqrt(threshold / frequency), 1)
+    return np.asarray(np.where(inside, factors, 1.0).max(axis=1, initial=1.0))
 
 
 def epoch_order(factors: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """The images of one epoch in a random order, int64 [n] indices; the same for the same seed and epoch.
+    """Return the images of one epoch in a random order, int64 [n] indices; the same for the same seed and epoch.
 
     An image with factor r comes floor(r) times, and once more with the probability of what is left: r times on average.
     """

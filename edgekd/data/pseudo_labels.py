@@ -1,16 +1,16 @@
-"""A teacher's detections on unlabelled frames as labels: what is kept, what is ignored, how both kinds mix. Pure.
+"""Pseudo labels: a teacher's detections on unlabelled frames as labels, and batches of both kinds. Pure rules.
 
-How sure a teacher has to be differs from class to class, so each has thresholds of its own, found where the truth is
-known. A detection is judged as in COCO's benchmark: per image and class, best first, each takes the free object that
-it overlaps most, with an IoU of at least 0.5; what lies in a crowd is not judged. Then
+Each class has thresholds of its own, chosen on labelled images. A detection is judged as in COCO's benchmark: per
+image and class, best first, each takes the free object that it overlaps most, with an IoU of at least 0.5; a detection
+in a crowd is not judged. Then
 
 - `keep` is the lowest score s such that of the class's detections with score >= s a wanted share is right;
 - `ignore` is the same for a lower share. Between the two a detection may be an object or not: it becomes a box around a
   crowd (`Truth.crowd`), which counts neither as an object nor as background;
 - below `ignore` there is background.
 
-So a class that the teacher never finds surely enough gets no labels, and its doubtful places are not held against it.
-`ignore` is only raised over the least score that is looked at where detections below it were seen to be wrong.
+So a class that the teacher never finds with enough precision gets no labels, and its doubtful detections are ignored.
+`ignore` is above the least score that is considered only where detections below it were wrong.
 Per-class thresholds: AMROD, arXiv 2406.16439; ignored regions: the COCO and LVIS benchmarks.
 
 From a training loop (`edgekd/data/labelling.py` runs the teacher)::
@@ -39,16 +39,15 @@ from edgekd.core.errors import SpecError
 from edgekd.data.labels import Truth
 
 LABELLING = Thresholds(confidence=0.05)
-"""What of a teacher's detections is looked at: one class per box, and no noise."""
-_MATCH = 0.5
-"""Least IoU with an object, or share of a detection that lies in a crowd."""
+"""The teacher's detections that are considered: one class per box, without noise."""
+MIN_OVERLAP = 0.5  # IoU with an object, or share of a detection that lies in a crowd
 
 
 @dataclass(frozen=True)
 class Bands:
     """Least scores of each class for a detection to be an object, and to be ignored rather than background.
 
-    Both have one number per class, and ignore <= keep; infinite where no score is sure enough.
+    Both have one number per class, and ignore <= keep; infinite where no score suffices.
     """
 
     keep: tuple[float, ...]
@@ -62,7 +61,7 @@ def find_bands(
     keep: float = 0.9,
     ignore: float = 0.5,
 ) -> Bands:
-    """The bands at which the shares `keep` and `ignore` of a teacher's detections are right.
+    """Return the bands at which the shares `keep` and `ignore` of a teacher's detections are right.
 
     found, truths: the detections of each labelled image, and its (truth, width, height in pixels). Better
     of images that the teacher was not trained on: there it is right less often, as on new frames.
@@ -76,27 +75,27 @@ def find_bands(
 
 
 def judged(found: Detections, truth: tuple[Truth, int, int], classes: int) -> NDArray[np.float64]:
-    """[n, 3]: class, score, and whether right, of the detections in one image that can be judged."""
+    """Match the detections of one image: [n, 3], class, score, and 1 where right, of those that can be judged."""
     inside, width, height = truth
     boxes = inside.boxes * np.array([width, height, width, height])
     rows: list[tuple[int, float, bool]] = []
     for label in range(classes):
-        mine, theirs = np.flatnonzero(found.classes == label), inside.classes == label
-        overlap, cover = _overlaps(found.boxes[mine], boxes[theirs])
-        crowd, free = inside.crowd[theirs], ~inside.crowd[theirs]
-        for index, at in enumerate(mine.tolist()):
+        detected, labelled = np.flatnonzero(found.classes == label), inside.classes == label
+        overlap, cover = _overlaps(found.boxes[detected], boxes[labelled])
+        crowd, free = inside.crowd[labelled], ~inside.crowd[labelled]
+        for index, detection in enumerate(detected.tolist()):
             best = int(np.where(free, overlap[index], -1).argmax()) if free.any() else -1
-            right = best >= 0 and overlap[index, best] >= _MATCH
+            right = best >= 0 and overlap[index, best] >= MIN_OVERLAP
             if right:
                 free[best] = False
-            elif (cover[index, crowd] >= _MATCH).any():
+            elif (cover[index, crowd] >= MIN_OVERLAP).any():
                 continue
-            rows.append((label, float(found.scores[at]), right))
+            rows.append((label, float(found.scores[detection]), right))
     return np.array(rows, np.float64).reshape(-1, 3)
 
 
 def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of boxes [n, 4] and others [m, 4], x1, y1, x2, y2: IoU, and what share of each box the other covers, [n, m]."""
+    """Return the IoU of boxes [n, 4] and others [m, 4], x1, y1, x2, y2, and the covered share of boxes, both [n, m]."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     common = np.prod(np.maximum(high - low, 0), axis=2, dtype=np.float64)
@@ -106,7 +105,7 @@ def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[np.flo
 
 
 def _threshold(rows: NDArray[np.float64], share: float) -> float:
-    """The lowest score of rows [n, 2] (score, right) such that this share of those with at least it is right."""
+    """Return the lowest score of rows [n, 2] (score, right) from which on this share is right."""
     scores, right = rows[np.argsort(-rows[:, 0], kind="stable")].T
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # equal scores are kept together or not at all
@@ -115,14 +114,14 @@ def _threshold(rows: NDArray[np.float64], share: float) -> float:
 
 
 def _doubtful(rows: NDArray[np.float64], share: float) -> float:
-    """The same, but `LABELLING.confidence` where none or all is enough: then no score is known to be too low."""
+    """Return the same, but `LABELLING.confidence` where none or all suffice: then no score is known to be too low."""
     score = _threshold(rows, share)
     lower = rows[:, 0] < score
     return score if lower.any() and not lower.all() else LABELLING.confidence
 
 
 def pseudo_truth(found: Detections, bands: Bands, width: int, height: int) -> Truth:
-    """A teacher's detections in a frame of this size in pixels as labels, the doubtful ones as boxes around crowds."""
+    """Return detections in a frame of this size in pixels as labels, doubtful ones as boxes around crowds."""
     keep, ignore = (np.array(scores)[found.classes] for scores in (bands.keep, bands.ignore))
     used = found.scores >= ignore
     boxes = found.boxes[used] / np.array([width, height, width, height], np.float32)
@@ -132,12 +131,12 @@ def pseudo_truth(found: Detections, bands: Bands, width: int, height: int) -> Tr
 def mixed_order(
     labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], batch: int, share: float, seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """The batches of one epoch, int64 [batches, batch]: of each, the last round(share * batch) are unlabelled.
+    """Return the batches of one epoch, int64 [batches, batch]; the last round(share * batch) of each are unlabelled.
 
     labelled: the epoch's labelled samples in their order, as `long_tail.epoch_order` gives them; each comes once, and
-    so many again from the start that the last batch is full. unlabelled: all the unlabelled samples; they are gone
-    through in random orders without an end, each epoch from where the one before ended (if that was as long). The same
-    arguments give the same batches.
+    so many again from the start that the last batch is full. unlabelled: all the unlabelled samples, in an endless
+    series of permutations; each epoch goes on where the one before ended, if that was as long. The same arguments give
+    the same batches.
     Raises SpecError where a batch would have no labelled sample, or no unlabelled one.
     """
     count = round(share * batch)

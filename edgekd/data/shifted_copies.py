@@ -1,8 +1,7 @@
-"""Labelled pictures as other conditions would show them: what was labelled stays where it is."""
+"""Copies of labelled pictures under a domain shift; their labels stay."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,23 +12,26 @@ from edgekd.core.atomic_files import new_folder, writing
 from edgekd.core.detection.preprocess import place
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.domain_shift import Look
+from edgekd.data.domain_shift import DomainShift
 from edgekd.data.images import Image, ReadableImages
 from edgekd.data.types import Dataset, Sample, Split
 
 
-def as_seen(image: Image, how: Preprocess) -> Image:
-    """A picture uint8 [h, w, 3] as large as it lies in the network's input."""
+def resized_to_input(image: Image, preprocess: Preprocess) -> Image:
+    """Return a picture uint8 [h, w, 3] at its size in the network's input."""
     import cv2
 
-    at = place(image.shape[1], image.shape[0], how)
-    if (at.across, at.down) == (image.shape[1], image.shape[0]):
+    placement = place(image.shape[1], image.shape[0], preprocess)
+    size = (placement.across, placement.down)
+    if size == (image.shape[1], image.shape[0]):
         return image
-    return np.asarray(cv2.resize(image, (at.across, at.down), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def write_twins(split: Split, look: Look, how: Preprocess, folder: Path, progress: Progress = SILENT) -> Split:
-    """The readable pictures of a split as they would look, written to a folder as PNG, with the labels that they have.
+def write_shifted(
+    split: Split, shift: DomainShift, preprocess: Preprocess, folder: Path, progress: Progress = SILENT
+) -> Split:
+    """Write the readable pictures of a split under a shift to a folder, as PNG; return them with their labels.
 
     Raises DataError where too many cannot be read, SpecError where the folder cannot be written.
     """
@@ -39,34 +41,37 @@ def write_twins(split: Split, look: Look, how: Preprocess, folder: Path, progres
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for number, (sample, image) in enumerate(ReadableImages(split.samples, progress, label=f"show {split.name}")):
-            twin = look.put_on(as_seen(image, how), np.random.default_rng([number, len(split.name)]))
+            rng = np.random.default_rng([number, len(split.name)])
+            shifted = shift.apply(resized_to_input(image, preprocess), rng)
             file = folder / f"{number:06}.png"
-            file.write_bytes(cv2.imencode(".png", twin)[1].tobytes())
+            file.write_bytes(cv2.imencode(".png", shifted)[1].tobytes())
             samples.append(replace(sample, image=file))
     return Split(split.name, tuple(samples))
 
 
-def write_dataset(dataset: Dataset, look: Look, how: Preprocess, out: Path, progress: Progress = SILENT) -> None:
-    """Write a data set in YOLO layout: every split as it would look, with its labels. Boxes around crowds are left out.
+def write_dataset(
+    dataset: Dataset, shift: DomainShift, preprocess: Preprocess, out: Path, progress: Progress = SILENT
+) -> None:
+    """Write a data set under a shift, in YOLO layout, with its labels. Boxes around crowds are left out.
 
-    `out` appears when all of it is there. Raises DataError, SpecError.
+    `out` appears when it is complete. Raises DataError, SpecError.
     """
     with new_folder(out) as folder, writing(out):
         for name in dataset.splits:
-            shown = write_twins(dataset.split(name), look, how, folder / "images" / name, progress)
+            shown = write_shifted(dataset.split(name), shift, preprocess, folder / "images" / name, progress)
             (folder / "labels" / name).mkdir(parents=True)
             for sample in shown.samples:
                 (folder / "labels" / name / f"{sample.image.stem}.txt").write_text(_labels(sample), "ascii")
-        told = {"path": ".", **{name: f"images/{name}" for name in dataset.splits}, "names": _names(dataset.classes)}
-        (folder / "data.yaml").write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), "utf-8")
-
-
-def _names(classes: Sequence[str]) -> dict[int, str]:
-    return dict(enumerate(classes))
+        config = {
+            "path": ".",
+            **{name: f"images/{name}" for name in dataset.splits},
+            "names": dict(enumerate(dataset.classes)),
+        }
+        (folder / "data.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _labels(sample: Sample) -> str:
-    """The labels of a picture, a line each."""
+    """Return the label file of a picture."""
     truth = sample.truth
     rows = zip(truth.classes, truth.boxes.astype(np.float64), truth.crowd, strict=True)
     lines = [

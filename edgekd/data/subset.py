@@ -1,4 +1,4 @@
-"""A part of a data set as a data set of its own: a small YAML that names the whole and which images of it count.
+"""Subsets of data sets: a small YAML that names a data set and the images of it.
 
 ```yaml
 subset_of: /data/street
@@ -7,7 +7,7 @@ splits:
   val: {of: train, only: [3, 17]}
 ```
 
-Nothing is copied, and labels stay as they are, whatever layout they have.
+Nothing is copied; labels may have any layout.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Part:
     only: tuple[int, ...] | None = None
     without: tuple[int, ...] = ()
 
-    def taken(self, name: str, whole: Dataset) -> Split:
-        """The images, under another name. Raises DataError where there are not as many."""
+    def select(self, name: str, whole: Dataset) -> Split:
+        """Return the images as a split of this name. Raises DataError where there are not as many."""
         samples = whole.split(self.of).samples
         chosen, left_out = range(len(samples)) if self.only is None else self.only, set(self.without)
-        beyond = next((at for at in (*chosen, *self.without) if not 0 <= at < len(samples)), None)
+        beyond = next((index for index in (*chosen, *self.without) if not 0 <= index < len(samples)), None)
         if beyond is not None:
             what = f"{whole.source}: split {self.of!r} has no image number {beyond}"
             raise DataError(what, expected=f"0 to {len(samples) - 1}", fix="write the subset anew")
-        return Split(name, tuple(samples[at] for at in chosen if at not in left_out))
+        return Split(name, tuple(samples[index] for index in chosen if index not in left_out))
 
 
 def write_subset(path: Path, whole: Path, parts: Mapping[str, Part]) -> None:
-    """Write a `.yaml` file: the splits that it has, and what they are of `whole`. Raises SpecError."""
+    """Write a `.yaml` file with splits that are parts of those of `whole`. Raises SpecError."""
     splits = {name: _written(part) for name, part in parts.items()}
     # JSON is YAML, too.
     write_file(path, (json.dumps({WHOLE: str(whole.absolute()), "splits": splits}) + "\n").encode("utf-8"))
@@ -66,29 +66,29 @@ class Subset:
     parts: Mapping[str, Part]
 
     def of(self, whole: Dataset) -> Dataset:
-        """The data set that it describes, of `whole`, which is opened. Its splits raise DataError as `Part.taken`."""
+        """Return the data set that it describes. Its splits raise DataError as `Part.select` does."""
         readers: dict[str, Callable[[], Split]] = {
-            name: partial(part.taken, name, whole) for name, part in self.parts.items()
+            name: partial(part.select, name, whole) for name, part in self.parts.items()
         }
         return whole.with_splits(self.source, readers)
 
 
 def read_subset(source: Path, settings: Mapping[str, Any]) -> Subset:
-    """The subset that the content of a file describes. Raises DataError."""
+    """Parse the content of a file. Raises DataError."""
     whole, splits = settings[WHOLE], settings.get("splits")
     if not isinstance(whole, str) or not isinstance(splits, dict):
         raise DataError(f"{source}: no subset", expected=f"{WHOLE}: a data set, and splits: parts of it")
     if source.parent == Path(whole):
         fix = "write it into another folder"
         raise DataError(f"{source}: a subset in the folder of the whole would be taken for it", fix=fix)
-    return Subset(source, Path(whole), {str(name): _part(told, f"{source}: {name}") for name, told in splits.items()})
+    return Subset(source, Path(whole), {str(name): _part(entry, f"{source}: {name}") for name, entry in splits.items()})
 
 
-def _part(told: Any, where: str) -> Part:
-    if not isinstance(told, dict) or not isinstance(told.get("of"), str) or set(told) - {"of", "only", "without"}:
-        raise DataError(f"{where} is {told!r}", expected="of: a split, and numbers of images in only or without")
-    numbers = {key: told[key] for key in ("only", "without") if key in told}
+def _part(entry: Any, where: str) -> Part:
+    if not isinstance(entry, dict) or not isinstance(entry.get("of"), str) or set(entry) - {"of", "only", "without"}:
+        raise DataError(f"{where} is {entry!r}", expected="of: a split, and numbers of images in only or without")
+    numbers = {key: entry[key] for key in ("only", "without") if key in entry}
     for key, value in numbers.items():
-        if not isinstance(value, list) or not all(type(at) is int for at in value):
+        if not isinstance(value, list) or not all(type(index) is int for index in value):
             raise DataError(f"{where}: {key} is {value!r}", expected="a list of numbers")
-    return Part(told["of"], **{key: tuple(value) for key, value in numbers.items()})
+    return Part(entry["of"], **{key: tuple(value) for key, value in numbers.items()})

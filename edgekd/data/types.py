@@ -1,4 +1,4 @@
-"""A labelled data set: its classes, its splits, and in each the images with the truth about them."""
+"""A labelled data set: its classes, its splits, and their images with labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekd.data.labels import Truth
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image file and what is in it."""
+    """One image file and its labels."""
 
     image: Path
     truth: Truth
@@ -42,7 +42,7 @@ class LazySplits(Mapping[str, Split]):
         return self._read[name]
 
     def __contains__(self, name: object) -> bool:
-        # Mapping's own would look the split up, and so read it.
+        # The method of Mapping looks the split up, and so reads it.
         return name in self._readers
 
     def __iter__(self) -> Iterator[str]:
@@ -62,15 +62,15 @@ class Dataset:
 
     @property
     def folder(self) -> Path:
-        """What relative paths into the data set start from."""
+        """The folder that relative paths into the data set start from."""
         return self.source if self.source.is_dir() else self.source.parent
 
     def with_splits(self, source: Path, readers: Mapping[str, Callable[[], Split]]) -> Dataset:
-        """A data set of the same classes, from another file, whose splits these give when they are asked for."""
+        """Return a data set of the same classes, from another file, with splits that `readers` read on demand."""
         return Dataset(source, self.classes, LazySplits(readers))
 
     def split(self, name: str) -> Split:
-        """The split `name`. Raises DataError when there is none, when it is empty, or when its labels are bad."""
+        """Return the split `name`. Raises DataError where there is none, it is empty, or its labels are bad."""
         if name not in self.splits:
             raise DataError(
                 f"{self.source} has no split {name!r}",

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.agent.parity import candidates, confidence, drift
+from edgekd.agent.parity import drift
 from edgekd.core.detection.preprocess import letterbox, to_tensor
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.golden_set import GoldenSet, coarse
 from edgekd.data.images import Image
+from edgekd.detectors.parity import candidates, confidence
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FRAMES, TRIED = 3, 12

@@ -1,4 +1,4 @@
-"""From a detector to the float32 ONNX graph that everything after works on."""
+"""Export of a detector to the float32 ONNX graph that compression starts from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import ParityError
 from edgekd.detectors import Detector
+from edgekd.detectors.parity import largest_error
+from edgekd.graph.view import opset_of
 
 TOLERANCE = 1e-3
 """Largest error of an exported graph, relative to the largest value of each output row."""
@@ -26,13 +29,13 @@ class Exported:
 
 
 def export(detector: Detector, graph: Path, opset: int) -> Exported:
-    """Write `graph`: simplified, self-describing, batch 1, and proven to compute what the detector computes.
+    """Export a detector to `graph`, simplified, self-describing, with batch 1, and compare the outputs of both.
 
-    Raises ParityError where it does not.
+    Raises ParityError where they differ.
     """
     import onnx
 
-    from edgekd.detectors.onnx import describe_in, opset_of
+    from edgekd.detectors.onnx import describe_in
     from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
     spec = detector.export(graph, opset)
@@ -41,7 +44,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     onnx.save(model, graph)
     frame = probe(spec)
     with ONNXRUNTIME_CPU.load(graph) as session:
-        error = parity_error(detector.reference(frame), session.run(frame))
+        error = largest_error(session.run(frame), detector.reference(frame))
     if not error <= TOLERANCE:
         raise ParityError(
             f"{detector.path}: the exported graph computes something else",
@@ -53,25 +56,15 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
 
 
 def probe(spec: DetectorSpec, seed: int = 0) -> np.ndarray:
-    """A deterministic frame float32 [1, 3, h, w] with structure at several scales, in the range the network expects."""
-    from edgekd.core.detection.preprocess import to_tensor
-
+    """Return a deterministic frame float32 [1, 3, h, w] with structure at several scales, in the network's range."""
     height, width = spec.preprocess.height, spec.preprocess.width
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
     smooth = np.kron(coarse, np.ones((16, 16, 1), np.uint8))[:height, :width]
     return to_tensor(smooth, spec.preprocess)
 
 
-def parity_error(expected: np.ndarray, found: np.ndarray) -> float:
-    """Largest difference, relative to the largest magnitude in its row: boxes and scores count alike."""
-    if expected.shape != found.shape:
-        return float("inf")
-    scale = np.abs(expected).max(axis=-1, keepdims=True) + 1e-3
-    return float((np.abs(expected - found) / scale).max())
-
-
 def _simplify(model: Any) -> Any:
-    """Constants folded, batch norms merged, unused nodes gone, shapes inferred."""
+    """Fold constants, merge batch norms, remove unused nodes, infer shapes."""
     import onnxslim
 
     return onnxslim.slim(model)

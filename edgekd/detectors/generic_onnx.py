@@ -1,4 +1,4 @@
-"""Networks that are no detectors: any ONNX graph with one float32 input, judged by how far its outputs move.
+"""Networks other than detectors: any ONNX graph with one float32 input, judged by the errors of its outputs.
 
 Frames are files of one folder: images, which are letterboxed to the input's height and width, in RGB from 0 to 1; or
 arrays, `.npy` or `.npz` (the one named like the input, or the only one), of the input's shape, with or without the
@@ -7,6 +7,7 @@ batch of 1, which are used as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,14 @@ from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
+from edgekd.detectors.parity import RelativeError
 from edgekd.graph.nvfp4 import runnable
+from edgekd.graph.view import opset_of
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
-LEAST_OPSET, FLOAT32 = 13, 1  # scales per channel came with opset 13; TensorProto.FLOAT
+MIN_OPSET = 13  # scales per channel came with it
+FLOAT32 = 1  # TensorProto.FLOAT
+MAX_SNR_DB = 120.0  # what is reported where outputs are equal, or nearly
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,14 @@ class Input:
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far an output moved: root of noise power by signal power over all frames, and the same in dB."""
+    """The error of an output: root of noise power by signal power over all frames, and the same in dB."""
 
     relative_error: float
     snr_db: float
 
 
 def prepare(source: Path, out: Path) -> Input:
-    """Write `out`: the network with a batch of 1, simplified, at an opset that quantization needs.
+    """Write the network to `out` with a batch of 1, simplified, at an opset that quantization needs.
 
     Raises SpecError where it is no ONNX file, or has not one float32 input of a fixed shape.
     """
@@ -69,25 +74,24 @@ def prepare(source: Path, out: Path) -> Input:
             fix="export it with fixed sizes",
         )
     try:
-        opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-        model = onnx.version_converter.convert_version(model, LEAST_OPSET) if opset < LEAST_OPSET else model
-    except (RuntimeError, StopIteration) as error:
+        model = onnx.version_converter.convert_version(model, MIN_OPSET) if opset_of(model) < MIN_OPSET else model
+    except (RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise SpecError(
-            f"{source}: its opset cannot be raised", expected=f"opset {LEAST_OPSET}", fix="export it again"
+            f"{source}: its opset cannot be raised", expected=f"opset {MIN_OPSET}", fix="export it again"
         ) from error
     onnx.save(onnxslim.slim(model), out)
     return Input(inputs[0].name, shape)
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The images and arrays that lie in a folder itself, by name; empty where it is none."""
+    """Return the images and arrays directly in a folder, sorted; empty where it is no folder."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES | ARRAY_SUFFIXES)
 
 
 def read_frame(path: Path, wanted: Input) -> np.ndarray:
-    """A frame float32 of the input's shape. Raises DataError naming the file."""
+    """Read a frame float32 of the input's shape. Raises DataError naming the file."""
     if path.suffix.lower() in ARRAY_SUFFIXES:
         value = _array(path, wanted.name)
         if value.dtype.kind not in "fiu" or value.shape not in (wanted.shape, wanted.shape[1:]):
@@ -123,22 +127,20 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 
 def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Mapping[str, OutputError]:
-    """How far each output of `after` is from that of `before`, over all frames. Raises CompressError."""
+    """Return the error of each output of `after` against that of `before`, over all frames. Raises CompressError."""
     sessions = [_session(graph) for graph in (before, after)]
-    names = [output.name for output in sessions[0].get_outputs()]
-    signal, noise = np.zeros(len(names)), np.zeros(len(names))
+    errors = {output.name: RelativeError() for output in sessions[0].get_outputs()}
     for frame in frames:
-        wanted, found = (session.run(names, {session.get_inputs()[0].name: frame}) for session in sessions)
-        pairs = [(w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True)]
-        signal += [np.square(w).sum() for w, _ in pairs]
-        noise += [np.square(w - f).sum() for w, f in pairs]
-    wrong = [name for name, each in zip(names, noise, strict=True) if not np.isfinite(each)]
+        expected, found = (session.run(list(errors), {session.get_inputs()[0].name: frame}) for session in sessions)
+        for error, one, other in zip(errors.values(), found, expected, strict=True):
+            error.add(one, other)
+    powers = {name: error.power() for name, error in errors.items()}
+    wrong = [name for name, power in powers.items() if not math.isfinite(power)]
     if wrong:
         raise CompressError(f"compare: output {', '.join(wrong)}", expected="finite values", found="others")
-    ratios = noise / np.maximum(signal, 1e-30)
     return {
-        name: OutputError(float(np.sqrt(ratio)), float(min(-10 * np.log10(max(ratio, 1e-30)), 120.0)))
-        for name, ratio in zip(names, ratios, strict=True)
+        name: OutputError(math.sqrt(power), min(-10 * math.log10(max(power, 1e-30)), MAX_SNR_DB))
+        for name, power in powers.items()
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
 from edgekd.core.errors import SpecError
+from edgekd.graph.view import opset_of
 
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
@@ -288,11 +289,6 @@ def _type(value: Any) -> str:
 def _at_opset(model: Any, most: int, path: Path) -> Any:
     """The model at an opset between 13 and `most`."""
     return to_opset(model, min(max(opset_of(model), 13), most), path)
-
-
-def opset_of(model: Any) -> int:
-    """The version of ONNX's own operators in a model."""
-    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def to_opset(model: Any, wanted: int, path: Path) -> Any:

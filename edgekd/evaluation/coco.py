@@ -46,7 +46,7 @@ class TailScore(TypedDict):
 
 @dataclass(frozen=True)
 class Score:
-    """How good detections are: 1 is perfect, 0 useless.
+    """Accuracy of detections, 0 to 1.
 
     map50_95: mean average precision over IoU 0.50, 0.55 ... 0.95; map50: at IoU 0.50. `by_size` is map50_95 of the
     small, medium and large objects; None where the split has none. `images` counts the scored images.
@@ -59,7 +59,7 @@ class Score:
     images: int
 
     def to_json(self) -> dict[str, Any]:
-        """The score as plain numbers, text and dictionaries."""
+        """Return the score as JSON types."""
         return asdict(self)
 
 
@@ -99,7 +99,7 @@ def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, i
 
 
 def tail_score(per_class: Mapping[str, ClassScore], rare: Sequence[str], share: float) -> TailScore:
-    """The mean scores of the rare classes: of those that have a score, None where none has."""
+    """Return the mean scores of the rare classes that have a score; None where none has."""
     rows = [per_class[name] for name in rare]
     return TailScore(
         share=share,
@@ -110,7 +110,7 @@ def tail_score(per_class: Mapping[str, ClassScore], rare: Sequence[str], share: 
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that there are; None where there is none."""
+    """Return the mean of the values that are not None; None where all are."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -150,7 +150,7 @@ def _stack(parts: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float64]:
 
 
 def _annotations(rows: NDArray[np.float64], last: str) -> list[dict[str, Any]]:
-    """Rows as COCO annotations. Ids start at 1: 0 means "unmatched" to the evaluator."""
+    """Return rows as COCO annotations. Ids start at 1: 0 means "unmatched" to the evaluator."""
     images, labels = rows[:, 0].astype(int).tolist(), rows[:, 1].astype(int).tolist()
     boxes, areas = rows[:, 2:6].tolist(), (rows[:, 4] * rows[:, 5]).tolist()
     ends = rows[:, 6].astype(int).tolist() if last == "iscrowd" else rows[:, 6].tolist()
@@ -184,7 +184,7 @@ def _per_class(
 
 
 def _best_confidence(precision: NDArray[np.float64], scores: NDArray[np.float64]) -> float | None:
-    """Above which score F1 is best, in steps of 0.001, along COCO's curve of precision over 101 recalls."""
+    """Return the score above which F1 is best, in steps of 0.001, on COCO's curve of precision over 101 recalls."""
     recall = np.linspace(0, 1, len(precision))
     harmonic = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
     best = int(harmonic.argmax())

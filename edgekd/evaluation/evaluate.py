@@ -1,4 +1,4 @@
-"""Running a graph over a labelled split: detections and their COCO score."""
+"""Evaluation of a graph on a labelled split: detections and their COCO score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgekd.graph.runtimes.types import Engine
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a graph found in a split: its score, the images in order, their detections, and the files left out.
+    """The result on a split: score, images in order, their detections, and skipped files.
 
     truths: of each image, as `edgekd.evaluation.coco.score` takes them: its labels, and its width and height in pixels.
     """
@@ -40,7 +40,7 @@ class Evaluation:
 def finder(
     graph: Path, spec: DetectorSpec, thresholds: Thresholds, engine: Engine = ONNXRUNTIME_CPU
 ) -> Iterator[Callable[[Image], Detections]]:
-    """What a graph finds in a frame uint8 [h, w, 3] BGR, as it ships: its own preprocessing, decoding and NMS.
+    """Open a graph as a detector of frames uint8 [h, w, 3] BGR, with its preprocessing, decoding and NMS.
 
     Raises DeviceError where the graph cannot run.
     """
@@ -76,7 +76,7 @@ def judge(
     progress: Progress = SILENT,
     label: str = "score",
 ) -> Evaluation:
-    """Score whatever finds objects of these classes in a frame, as `evaluate` scores graphs. Raises DataError."""
+    """Score a detector of these classes as `evaluate` scores graphs. Raises DataError."""
     readable = ReadableImages(split.samples, progress, label=label)
     images: list[Path] = []
     found: list[Detections] = []
@@ -95,27 +95,27 @@ def judge(
 
 
 def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
-    """Refuse data whose class numbers cannot mean the detector's classes. Raises DataError."""
-    ours, theirs = spec.classes, dataset.classes
-    if len(ours) != len(theirs):
+    """Raise DataError where the class numbers of the data cannot be the detector's."""
+    classes, labels = spec.classes, dataset.classes
+    if len(classes) != len(labels):
         raise DataError(
             f"{dataset.source}: its classes are not the detector's",
-            expected=f"{len(ours)} classes ({', '.join(ours[:4])}, ...)",
-            found=f"{len(theirs)} ({', '.join(theirs[:4])}, ...)",
+            expected=f"{len(classes)} classes ({', '.join(classes[:4])}, ...)",
+            found=f"{len(labels)} ({', '.join(labels[:4])}, ...)",
             fix="pass the data set that the detector was trained on",
         )
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        first = next(index for index, name in enumerate(ours) if name != theirs[index])
+    if classes != labels and sorted(classes) == sorted(labels):
+        first = next(index for index, name in enumerate(classes) if name != labels[index])
         raise DataError(
             f"{dataset.source}: its classes are in another order than the detector's",
-            expected=f"class {first} to be {ours[first]}",
-            found=theirs[first],
+            expected=f"class {first} to be {classes[first]}",
+            found=labels[first],
             fix="reorder `names` and the labels",
         )
 
 
 def sure(detections: Detections, confidence: float) -> Detections:
-    """The detections with at least this score."""
+    """Return the detections with at least this score."""
     return detections.only(detections.scores >= confidence)
 
 
@@ -139,7 +139,7 @@ def load_detections(path: Path) -> list[Detections]:
 
 
 def load_shapes(path: Path) -> np.ndarray:
-    """The width and height in pixels of each image, int64 [n, 2], as `save_detections` wrote them."""
+    """Read the width and height in pixels of each image, int64 [n, 2], as `save_detections` wrote them."""
     with np.load(path) as saved:
         found: np.ndarray = saved["shapes"]
     return found

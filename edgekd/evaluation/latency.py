@@ -1,4 +1,4 @@
-"""Timing graphs on a device from frame to detections, before and after, in one interleaved run."""
+"""Timing of graphs on a device from frame to detections, in one interleaved run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def time_graphs(
     basis: str,
     **limits: Any,
 ) -> dict[str, Timing]:
-    """The timing of each graph with its spec on frames uint8 [h, w, 3] BGR; `limits` as in `benchmark_interleaved`."""
+    """Time each graph with its spec on frames uint8 [h, w, 3] BGR; limits: as in `benchmark_interleaved`."""
     with ExitStack() as stack:
         candidates = {
             label: camera(stack.enter_context(device.load(graph)), specs[label]) for label, graph in graphs.items()
@@ -34,7 +34,7 @@ def time_graphs(
 
 
 def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> Candidate:
-    """A session from frame to detections; open_frame: decodes a frame, where it is compressed."""
+    """Return a session as a candidate from frame to detections; open_frame: decodes a compressed frame."""
     return Candidate(session, partial(letterbox, how=spec.preprocess), partial(_decoded, spec), open_frame)
 
 
@@ -43,7 +43,7 @@ def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> De
 
 
 def synthetic_frames(spec: DetectorSpec, count: int = 8) -> list[np.ndarray]:
-    """Frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
+    """Return frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
 
     Networks take the same time for any picture; decoding takes a little longer for one with many objects.
     """

@@ -1,7 +1,7 @@
 """Throughput: several streams of frames at once, each in its thread with its own session, from frame to detections.
 
-While one stream decodes frames, prepares them or decodes boxes, another one infers: OpenCV, NumPy and the runtimes let
-go of Python's lock while they work.
+While one stream decodes frames, prepares them or decodes boxes, another one infers: OpenCV, NumPy and the runtimes
+release the GIL.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from edgekd.core.benchmark import Candidate
 
-WARMUP = 3
+WARMUP = 3  # frames of each stream before the start
 
 
 def run_streams(
@@ -25,11 +25,11 @@ def run_streams(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
-    """When frames were done, float64 [n] seconds from the start, ascending, in a run of about `seconds`.
+    """Run streams for about `seconds`; return the sorted times when frames were done, float64 [n] seconds.
 
     One candidate for each stream; stream k begins with item k. Raises what a candidate raises.
     """
-    lanes = [_Stream(candidate, items, at) for at, candidate in enumerate(candidates)]
+    lanes = [_Stream(candidate, items, index) for index, candidate in enumerate(candidates)]
     begin, end = threading.Barrier(len(lanes) + 1), threading.Event()
     threads = [threading.Thread(target=lane.run, args=(begin, end, clock), daemon=True) for lane in lanes]
     for thread in threads:
@@ -54,12 +54,12 @@ def run_streams(
 
 
 def between(done_s: np.ndarray) -> np.ndarray:
-    """Milliseconds from one frame done to the next, whichever stream did it: 1000 by their mean is the throughput."""
+    """Return the milliseconds between frames of all streams: 1000 by their mean is the throughput."""
     return np.diff(done_s, prepend=0.0) * 1000
 
 
 class _Stream:
-    """One stream: its frames, when they were done, and what ended it too early."""
+    """One stream: its frames, the times when they were done, and the error that ended it."""
 
     def __init__(self, candidate: Candidate, items: Sequence[Any], first: int) -> None:
         self.done: list[float] = []
@@ -75,7 +75,7 @@ class _Stream:
                 self._one()
                 self.done.append(clock())
         except threading.BrokenBarrierError:
-            pass  # another stream failed, and says why
+            pass  # another stream failed, and keeps the error
         except BaseException as error:
             self.failed = error
             begin.abort()

@@ -1,4 +1,4 @@
-"""The graph as strongly typed builders want it: what is not quantized computes in float16, and says so itself.
+"""Graphs for strongly typed builders: operators that are not quantized compute in float16.
 
 TensorRT 11 and TensorRT for RTX take each tensor's type from the graph; in float32 the rest of an INT8 network would
 take most of its time. Boxes are decoded in float32: a coordinate of 640 has steps of half a pixel in float16.
@@ -11,14 +11,13 @@ from typing import Any
 
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.qdq_graph import COMPUTING
-from edgekd.detectors.onnx import opset_of
+from edgekd.graph.view import opset_of
 
-LEAST_OPSET = 19
-"""From it on QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)."""
+MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)
 
 
 def half(source: Path, out: Path) -> int:
-    """Write `out`: the ONNX graph `source` with float16 in place of float32, but for input, output and decoding.
+    """Write the ONNX graph `source` to `out` with float16 in place of float32, except input, output and decoding.
 
     Scales of Q/DQ become float16 too, which their operators require. Returns the opset. Raises CompressError where ONNX
     Runtime's converter cannot do it.
@@ -29,8 +28,8 @@ def half(source: Path, out: Path) -> int:
 
     model = onnx.load(source)
     try:
-        if opset_of(model) < LEAST_OPSET:
-            model = onnx.version_converter.convert_version(model, LEAST_OPSET)
+        if opset_of(model) < MIN_OPSET:
+            model = onnx.version_converter.convert_version(model, MIN_OPSET)
         halved = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
         )
@@ -48,7 +47,7 @@ def half(source: Path, out: Path) -> int:
 
 
 def decoding(graph: Any) -> list[str]:
-    """The names of the nodes behind the last layers: none of COMPUTING reads what they give, near or far."""
+    """Return the names of the nodes behind the last layers: no node of COMPUTING depends on them."""
     read: set[str] = set()
     found = []
     for node in reversed(graph.node):
@@ -60,7 +59,7 @@ def decoding(graph: Any) -> list[str]:
 
 
 def _keep_wide(graph: Any) -> None:
-    """Take out what the converter puts between two nodes in float32: a Cast to float16, and one back."""
+    """Remove pairs of Cast, to float16 and back, that the converter puts between two nodes in float32."""
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
     instead = {name: casts[node.input[0]].input[0] for name, node in casts.items() if node.input[0] in casts}
     for node in graph.node:

@@ -1,6 +1,6 @@
-"""NVFP4 weights in ONNX graphs: written with standard operators, and read back for a runtime that has none for them.
+"""NVFP4 weights in ONNX graphs: written with standard operators, and expanded for runtimes without NVFP4.
 
-docs/formats/nvfp4.md says how they stand in a graph, and what was found of each runtime.
+docs/formats/nvfp4.md describes the nodes, and the support of each runtime.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, pack_nibbles, unpack
+from edgekd.graph.view import opset_of
 
-OPSET, IR_VERSION = 23, 11
-"""From which FLOAT4E2M1 is a type of DequantizeLinear, and of a graph."""
-_CODES = "/nvfp4"  # how the names of its constants end
+OPSET = 23  # the first in which DequantizeLinear takes FLOAT4E2M1
+IR_VERSION = 11  # the first with tensors of FLOAT4E2M1
+_CODES = "/nvfp4"  # suffix of the names of its constants
 
 
 def dequantizers(tensor: Nvfp4, stem: str) -> tuple[list[Any], list[Any]]:
-    """Nodes that give the weights float32 [O, K] as `stem`/dq, and the initializers they read."""
+    """Return nodes that compute the weights float32 [O, K] as `stem`/dq, and their initializers."""
     from onnx import TensorProto, helper, numpy_helper
 
     codes, scales, scale = f"{stem}{_CODES}", f"{stem}/block_scale", f"{stem}/scale"
@@ -33,7 +34,7 @@ def dequantizers(tensor: Nvfp4, stem: str) -> tuple[list[Any], list[Any]]:
 
 
 def runnable(graph: Path) -> str | bytes:
-    """What ONNX Runtime can load in place of a file: its path, or, with NVFP4 weights of edgekd's, their values.
+    """Return a model that ONNX Runtime can load: the path of the file, or its content with expanded NVFP4 weights.
 
     ONNX Runtime 1.32 has no kernel for FLOAT4E2M1. The weights that take the place of the DequantizeLinear nodes are
     those that the nodes stand for, bit for bit.
@@ -48,7 +49,7 @@ def runnable(graph: Path) -> str | bytes:
 
 
 def expanded(model: Any) -> Any:
-    """A model with the values of its NVFP4 weights, in the type of the scales, in place of the nodes that give them."""
+    """Return a copy of a model with NVFP4 weights as constants in the type of their scales."""
     from onnx import TensorProto, numpy_helper
 
     initializers = {each.name: each for each in model.graph.initializer}
@@ -74,10 +75,9 @@ def expanded(model: Any) -> Any:
 
 
 def at_opset(model: Any) -> Any:
-    """A float model at the opset that NVFP4 needs, if it has an older one. Raises RuntimeError where that cannot be."""
+    """Return a float model at an opset that has NVFP4. Raises RuntimeError where it cannot be converted."""
     import onnx
 
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    found = onnx.version_converter.convert_version(model, OPSET) if opset < OPSET else model
+    found = onnx.version_converter.convert_version(model, OPSET) if opset_of(model) < OPSET else model
     found.ir_version = max(found.ir_version, IR_VERSION)
     return found

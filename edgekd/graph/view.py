@@ -1,13 +1,16 @@
-"""An ONNX graph as questions are asked of it: nodes, constants, shapes, and in which number format a node computes."""
+"""The view of an ONNX graph: nodes and edges, constants, shapes, and the number formats that nodes compute in."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd.core.errors import SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Kind = Literal["conv", "gemm"]
 KINDS: dict[Kind, tuple[str, ...]] = {"conv": ("Conv", "ConvTranspose"), "gemm": ("MatMul", "Gemm")}
@@ -17,30 +20,88 @@ Dims = tuple[int | None, ...]
 """The dimensions of a tensor; None for one that is not fixed."""
 
 
-@dataclass(frozen=True)
-class GraphView:
-    """One graph. `nodes` include those of nested graphs; `constants` are TensorProtos by name; `producers` maps a
-    tensor's name to the node it comes from; `shapes` are what the graph states and what follows from it.
-    """
+class Graph:
+    """The edges of a ModelProto's graph: who gives a tensor, who reads it. Build it again after changing the model."""
 
-    opset: int
-    nodes: tuple[Any, ...]
-    constants: dict[str, Any]
-    producers: dict[str, Any]
-    inputs: dict[str, Dims]
-    shapes: dict[str, Dims]
-    functions: frozenset[tuple[str, str]]
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.nodes: list[Any] = self._listed()
+        self.outputs: list[str] = [value.name for value in model.graph.output]
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.producers = {output: node for node in self.nodes for output in node.output}
+        self._consumers: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+        for node in self.nodes:
+            for index, name in enumerate(node.input):
+                self._consumers[name].append((node, index))
+
+    def _listed(self) -> list[Any]:
+        return list(self.model.graph.node)
 
     def of(self, *op_types: str) -> list[Any]:
-        """The nodes of these operators, in order."""
+        """Return the nodes of these operators, in order."""
         return [node for node in self.nodes if node.op_type in op_types]
 
+    def producer(self, tensor: str) -> Any | None:
+        """Return the node that gives a tensor; None for graph inputs and initializers."""
+        return self.producers.get(tensor)
+
+    def consumers(self, tensor: str) -> list[tuple[Any, int]]:
+        """Return the nodes that read a tensor, each with the index of the input."""
+        return self._consumers.get(tensor, [])
+
+    def activations(self, node: Any) -> list[str]:
+        """Return the inputs of a node that are no initializers."""
+        return [name for name in node.input if name and name not in self.initializers]
+
+    def constant(self, tensor: str) -> np.ndarray | None:
+        """Return the value of an initializer; None for anything else."""
+        initializer = self.initializers.get(tensor)
+        return None if initializer is None else array(initializer)
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """Return the shape of an initializer; None for anything else."""
+        initializer = self.initializers.get(tensor)
+        return None if initializer is None else tuple(initializer.dims)
+
+    def upstream(self, node: Any) -> list[Any]:
+        """Return the nodes that feed a node directly."""
+        return [producer for name in node.input if (producer := self.producers.get(name)) is not None]
+
+
+class GraphView(Graph):
+    """A graph with its nested graphs, inferred shapes and number formats. Raises ValueError where it has no nodes.
+
+    `nodes` include those of nested graphs; `constants` are the TensorProtos of initializers and Constant nodes, by
+    name; `shapes` are those that the graph states and those inferred from them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        super().__init__(model)
+        if not self.nodes:
+            raise ValueError("a graph without nodes")
+        self.opset = opset_of(model)
+        values = ((node.output[0], a) for node in self.of("Constant") for a in node.attribute)
+        self.constants = self.initializers | {name: entry.t for name, entry in values if entry.name == "value"}
+        self.inputs = {value.name: _dims(value) for value in model.graph.input if value.name not in self.constants}
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model).graph
+        except onnx.shape_inference.InferenceError:  # as for plugins whose domain is not imported: keep what is stated
+            inferred = model.graph
+        computed = (value for value in [*inferred.value_info, *inferred.output] if value.name not in self.constants)
+        self.shapes = self.inputs | {value.name: _dims(value) for value in computed}
+        self.functions = frozenset((function.domain, function.name) for function in model.functions)
+
+    def _listed(self) -> list[Any]:
+        return list(_nodes(self.model.graph))
+
     def computing_in(self, kind: Kind, number_format: str) -> list[Any]:
-        """The nodes of a class with an operand in a format."""
+        """Return the nodes of a class with an operand in a format."""
         return [node for node in self.of(*KINDS[kind]) if number_format in self._formats(node)]
 
     def quantized_type(self, node: Any) -> str | None:
-        """The type that a quantizing or dequantizing node converts to or from; None for any other node.
+        """Return the type that a quantizing or dequantizing node converts to or from; None for any other node.
 
         ONNX's operators name it by zero point, attribute or data; custom operators carry it in their name.
         """
@@ -76,7 +137,7 @@ _UINT8 = 2  # TensorProto.UINT8, which QuantizeLinear means where it does not sa
 
 
 def load_view(path: Path) -> GraphView:
-    """The graph in a file, without its external data. Raises SpecError: the file is not an ONNX model."""
+    """Read the graph of a file, without external data. Raises SpecError where the file is not an ONNX model."""
     import onnx
 
     try:
@@ -90,33 +151,17 @@ def load_view(path: Path) -> GraphView:
 
 
 def view_of(model: Any) -> GraphView:
-    """The graph of a ModelProto; ValueError where it has no nodes."""
-    import onnx
+    """Return the view of a ModelProto; ValueError where its graph has no nodes."""
+    return GraphView(model)
 
-    nodes = tuple(_nodes(model.graph))
-    if not nodes:
-        raise ValueError("a graph without nodes")
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants |= {node.output[0]: a.t for node in nodes for a in node.attribute if _is_constant(node, a)}
-    inputs = {value.name: _dims(value) for value in model.graph.input if value.name not in constants}
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-    except onnx.shape_inference.InferenceError:  # as for plugins whose domain is not imported: keep what is stated
-        inferred = model.graph
-    computed = [value for value in [*inferred.value_info, *inferred.output] if value.name not in constants]
-    return GraphView(
-        opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
-        nodes=nodes,
-        constants=constants,
-        producers={name: node for node in nodes for name in node.output},
-        inputs=inputs,
-        shapes=inputs | {value.name: _dims(value) for value in computed},
-        functions=frozenset((function.domain, function.name) for function in model.functions),
-    )
+
+def opset_of(model: Any) -> int:
+    """Return the version of ONNX's own operators in a model; 0 where it states none."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def where(nodes: Iterable[Any]) -> str:
-    """Which nodes, for a reader: `Conv /a/conv, /b/conv, /c/conv and 12 more`."""
+    """Return a description of nodes for messages: `Conv /a/conv, /b/conv, /c/conv and 12 more`."""
     nodes = list(nodes)
     names = [node.name or (node.output[0] if node.output else "unnamed") for node in nodes]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -124,22 +169,23 @@ def where(nodes: Iterable[Any]) -> str:
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
-    """The value of a node's attribute, or the default."""
+    """Return the value of a node's attribute, or the default."""
     import onnx
 
     found = [onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name]
     return found[0] if found else default
 
 
-def array(tensor: Any) -> Any:
-    """The values of a TensorProto as a NumPy array."""
+def array(tensor: Any) -> np.ndarray:
+    """Return the values of a TensorProto."""
     import onnx
 
-    return onnx.numpy_helper.to_array(tensor)
+    values: np.ndarray = onnx.numpy_helper.to_array(tensor)
+    return values
 
 
 def type_name(code: int) -> str:
-    """A TensorProto type in the words of `edgekd.hardware.target.Precision`, or else in ONNX's own, in lower case."""
+    """Return the name of a TensorProto type as `edgekd.hardware.target.Precision` has it, else ONNX's in lower case."""
     import onnx
 
     name = str(onnx.TensorProto.DataType.Name(code))
@@ -152,10 +198,6 @@ def _nodes(graph: Any) -> Iterator[Any]:
         for entry in node.attribute:
             for inner in [entry.g, *entry.graphs]:
                 yield from _nodes(inner)
-
-
-def _is_constant(node: Any, entry: Any) -> bool:
-    return bool(node.op_type == "Constant" and entry.name == "value")
 
 
 def _dims(value: Any) -> Dims:

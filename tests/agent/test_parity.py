@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekd.agent.parity import candidates, confidence, drift, filled
+from edgekd.agent.parity import drift, filled
 from edgekd.core.detection.types import Head
 from edgekd.core.formats.golden_set import GoldenSet
+from edgekd.detectors.parity import candidates, confidence
 
 HEADS = {"yolo": (1, 7, 20), "yolox": (1, 20, 8), "end2end": (1, 20, 6)}
 

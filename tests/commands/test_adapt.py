@@ -28,8 +28,7 @@ from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.formats.packed_graph import unpack
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.data.dataset import load_dataset
-from edgekd.data.demo import demo_model
-from edgekd.data.demo.scenes import write_dataset
+from edgekd.data.demo import DETECTOR, SCENES
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
 from edgekd.deploy.artifact import opened
@@ -268,14 +267,13 @@ def test_where_it_does_not_help_nothing_is_written(tiny_build: Built, data: Path
 
 def test_a_rendered_street_in_noise(tmp_path: Path) -> None:
     """A real detector, in float: more than a third of what noise took is there again. Without noise it is another."""
-    dataset = load_dataset(write_dataset(tmp_path / "scenes", 2 * FEWEST, 10))
-    train, val = dataset.split("train"), dataset.split("val")
+    dataset = load_dataset(SCENES)
+    train, val = dataset.split("train"), Split("val", dataset.split("val").samples[:10])
     new = changed(Split("frames", train.samples[:FEWEST]), tmp_path / "frames", noisy)
     night = changed(val, tmp_path / "val", noisy)
-    with demo_model() as graph:
-        spec = describe(load_graph(graph), graph)
-        adapt_graph(graph, tmp_path / "v.onnx", spec, Split("known", train.samples[FEWEST:]), new)
-        clean, lost = (evaluate(graph, spec, split).score.map50_95 for split in (val, night))
-        found = evaluate(tmp_path / "v.onnx", spec, night).score.map50_95
+    spec = describe(load_graph(DETECTOR), DETECTOR)
+    adapt_graph(DETECTOR, tmp_path / "v.onnx", spec, Split("known", train.samples[FEWEST : 2 * FEWEST]), new)
+    clean, lost = (evaluate(DETECTOR, spec, split).score.map50_95 for split in (val, night))
+    found = evaluate(tmp_path / "v.onnx", spec, night).score.map50_95
     assert lost < 0.5 * clean
     assert found - lost > (clean - lost) / 3

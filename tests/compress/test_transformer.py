@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from transformer import LAYERS, pictures, write_transformer
 
 from edgekd.builds.recipe import Quantize
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.mixed_precision import choices, ladder, measure_costs, plan_for
 from edgekd.compress.quantization.plan import Form, require_fits
 from edgekd.compress.quantization.qdq import read_layers
@@ -27,6 +26,7 @@ from edgekd.core.formats.int8 import dequantize_channels
 from edgekd.core.formats.packed_graph import pack, sections, unpack
 from edgekd.detectors.generic_onnx import output_errors
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.view import Graph
 
 pytest.importorskip("torch")
 SEEN, FRESH = pictures(16), pictures(32, seed=9)

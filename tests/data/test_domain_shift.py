@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgekd.data.domain_shift import Look, look_of
+from edgekd.data.domain_shift import DomainShift, estimate_shift
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -42,14 +42,14 @@ def as_it_is(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @cache
-def learnt(change: Change) -> Look:
+def learnt(change: Change) -> DomainShift:
     """The look of other scenes than those that are known."""
     rng = np.random.default_rng(0)
     known, new = [scene(seed) for seed in range(32)], [scene(seed) for seed in range(100, 132)]
-    return look_of(known, [change(each, rng) for each in new])
+    return estimate_shift(known, [change(each, rng) for each in new])
 
 
-def gains(look: Look) -> np.ndarray:
+def gains(look: DomainShift) -> np.ndarray:
     return look.gains[:, :, 0].mean(axis=1)
 
 
@@ -84,7 +84,7 @@ def test_a_blur_is_found_with_its_width() -> None:
 def test_a_twin_is_nearer_to_what_the_conditions_would_show(change: Change) -> None:
     """Of a scene that nothing was learnt from; of noise, which is another each time, the amount."""
     look, picture, rng = learnt(change), scene(1000), np.random.default_rng(1)
-    truth, twin = change(picture, rng).astype(float), look.put_on(picture, rng).astype(float)
+    truth, twin = change(picture, rng).astype(float), look.apply(picture, rng).astype(float)
     before = np.abs(cv2.Laplacian(picture.astype(float), cv2.CV_64F)).mean()
     wanted, found = (np.abs(cv2.Laplacian(each, cv2.CV_64F)).mean() for each in (truth, twin))
     assert abs(found - wanted) < 0.4 * abs(before - wanted)
@@ -93,9 +93,9 @@ def test_a_twin_is_nearer_to_what_the_conditions_would_show(change: Change) -> N
 
 
 def test_the_same_pictures_give_the_same_twin() -> None:
-    again = look_of([scene(seed) for seed in range(4)], [scene(seed) // 2 for seed in range(4)])
-    same = look_of([scene(seed) for seed in range(4)], [scene(seed) // 2 for seed in range(4)])
-    first, second = (look.put_on(scene(7), np.random.default_rng(3)) for look in (again, same))
+    again = estimate_shift([scene(seed) for seed in range(4)], [scene(seed) // 2 for seed in range(4)])
+    same = estimate_shift([scene(seed) for seed in range(4)], [scene(seed) // 2 for seed in range(4)])
+    first, second = (look.apply(scene(7), np.random.default_rng(3)) for look in (again, same))
     assert first.dtype == np.uint8
     assert first.shape == scene(7).shape
     np.testing.assert_array_equal(first, second)
@@ -103,5 +103,5 @@ def test_the_same_pictures_give_the_same_twin() -> None:
 
 def test_small_pictures_and_pictures_of_several_sizes() -> None:
     known = [scene(seed)[:20, : 30 + seed] for seed in range(20)]
-    look = look_of(known, [veiled(each, np.random.default_rng(0)) for each in known])
-    assert look.put_on(known[3], np.random.default_rng(0)).shape == known[3].shape
+    look = estimate_shift(known, [veiled(each, np.random.default_rng(0)) for each in known])
+    assert look.apply(known[3], np.random.default_rng(0)).shape == known[3].shape

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from running import Built
 
-from edgekd.agent.parity import candidates, confidence, drift
+from edgekd.agent.parity import drift
 from edgekd.core.detection.preprocess import letterbox, to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import CompressError
@@ -19,6 +19,7 @@ from edgekd.core.formats.golden_set import GoldenSet, from_bytes, to_bytes
 from edgekd.data.images import read_image
 from edgekd.deploy.golden_set import BEST, FRAMES, LEAST_TOLERANCE, SPREAD, golden_set
 from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.parity import candidates, confidence
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 

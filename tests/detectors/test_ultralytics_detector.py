@@ -19,8 +19,9 @@ from edgekd.core.detection.preprocess import letterbox, place
 from edgekd.core.detection.types import Head, Preprocess
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors import load
-from edgekd.detectors.export import TOLERANCE, export, parity_error
+from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.onnx import OnnxDetector
+from edgekd.detectors.parity import largest_error
 from edgekd.detectors.ultralytics import UltralyticsDetector
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -76,7 +77,7 @@ def test_each_generation_exports_what_it_computes(config: str, tmp_path: Path) -
     assert found.spec.head == Head("yolo")
     with torch.no_grad():
         expected = network(torch.from_numpy(frame_of()))[0].numpy()
-    assert parity_error(expected, run(tmp_path / "graph.onnx", frame_of())) <= TOLERANCE
+    assert largest_error(run(tmp_path / "graph.onnx", frame_of()), expected) <= TOLERANCE
 
 
 @pytest.mark.slow
@@ -113,7 +114,7 @@ def test_real_checkpoints_compute_the_same_in_ultralytics(
     assert graph.exported.spec.classes[:2] == ("person", "bicycle")
     with torch.no_grad():
         expected = YOLO(shared / "models" / name).model.float().eval()(torch.from_numpy(frame_of(640)))[0].numpy()
-    assert parity_error(expected, run(graph.path, frame_of(640))) <= TOLERANCE
+    assert largest_error(run(graph.path, frame_of(640)), expected) <= TOLERANCE
 
 
 @pytest.mark.slow

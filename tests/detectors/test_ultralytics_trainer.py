@@ -13,7 +13,6 @@ import onnxruntime
 import pytest
 
 from edgekd.builds.recipe import QuantAwareDistill, Quantize
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.detection.preprocess import letterbox
@@ -25,6 +24,7 @@ from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.detectors.export import export, probe
 from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.graph.view import Graph
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

@@ -16,7 +16,7 @@ from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import nvfp4
 from edgekd.detectors.export import probe
-from edgekd.graph.fp16 import LEAST_OPSET, decoding, half
+from edgekd.graph.fp16 import MIN_OPSET, decoding, half
 from edgekd.graph.nvfp4 import IR_VERSION, OPSET, dequantizers
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
@@ -43,7 +43,7 @@ def test_a_float_detector_computes_about_the_same(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     graph, out = real_graph(name, shared, tmp_path_factory), tmp_path / "half.onnx"
-    assert half(graph.path, out) == LEAST_OPSET
+    assert half(graph.path, out) == MIN_OPSET
     model, frame = onnx.load(out), probe(graph.exported.spec)
     expected = output(graph.path, frame)
     assert np.linalg.norm(output(out, frame) - expected) < CLOSE * np.linalg.norm(expected)

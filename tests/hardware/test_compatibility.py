@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.core.errors import SpecError
-from edgekd.hardware.compatibility import Finding, check_graph, check_request
+from edgekd.hardware.compatibility import check_graph, check_request
+from edgekd.hardware.compatibility_rules import Finding
 from edgekd.hardware.target import load_target
 
 FP8, FP4, INT4 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1, TensorProto.INT4

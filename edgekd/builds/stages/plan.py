@@ -153,7 +153,7 @@ def weights_in(graph: Path) -> int:
     """How many weights the convolutions and constant products of an ONNX file have."""
     import onnx
 
-    from edgekd.compress.quantization.graph import Graph
+    from edgekd.graph.view import Graph
 
     found = Graph(onnx.load(graph))
     names = {node.input[1] for node in found.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}

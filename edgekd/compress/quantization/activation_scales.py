@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layerwise import shapes_of
 from edgekd.compress.quantization.placement import CUTS_VALUES, MOVES_VALUES, shared_scales
 from edgekd.compress.quantization.ranges import merged, scale_of
@@ -22,6 +21,7 @@ from edgekd.core.errors import CompressError
 from edgekd.core.formats.activations import float_activations, missing_scales
 from edgekd.core.formats.calibration_cache import from_text, to_text
 from edgekd.core.formats.plain_graph import plain_graph
+from edgekd.graph.view import Graph
 
 RANGES = "mse"
 """How ranges are chosen for what no quantized layer reads, so that no layer's error can decide."""

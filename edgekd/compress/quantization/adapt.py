@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.quantization.placement import Placement, shared_scales
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
@@ -28,6 +27,7 @@ from edgekd.compress.quantization.scales import choose_scales
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.nvfp4 import Nvfp4
 from edgekd.core.formats.plain_graph import plain_graph
+from edgekd.graph.view import Graph
 
 PROBES = 8
 """Frames on which ranges are chosen."""

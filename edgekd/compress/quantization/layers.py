@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
+from edgekd.graph.view import Graph
 
 SMALLEST_PRODUCT = 16
 """A matrix without a side of so many is arithmetic, such as a conversion of boxes, and no layer."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import is_layer
 from edgekd.graph.session import part_session
+from edgekd.graph.view import Graph
 
 SOURCE = 0
 """The level of the graph's input and of what is computed from it before any layer."""

@@ -24,7 +24,6 @@ import numpy as np
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import LayerView, Product, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.placement import Placement, place
 from edgekd.compress.quantization.plan import Form, Plan, PlannedLayer
@@ -39,6 +38,7 @@ from edgekd.core.formats import packed_graph
 from edgekd.core.formats.int8 import quantize_channels
 from edgekd.core.formats.nvfp4 import fits as nvfp4_fits
 from edgekd.core.toml import parse_table
+from edgekd.graph.view import Graph
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import is_dfl, is_layer
+from edgekd.graph.view import Graph
 
 CUTS_VALUES = frozenset(("Slice", "Split"))
 """Operators whose outputs are parts of what they read."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.rewrite import weights_pair
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
 from edgekd.core.formats.int8 import dequantize_channels
+from edgekd.graph.view import Graph
 
 
 @dataclass(frozen=True, eq=False)

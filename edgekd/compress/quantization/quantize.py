@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.compress.quantization.placement import Placement, place
@@ -32,6 +31,7 @@ from edgekd.compress.quantization.scales import choose_scales
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.nvfp4 import OPSET, at_opset
+from edgekd.graph.view import Graph
 
 PROBES = 8
 """Frames on which each layer's noise is measured."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.placement import Placement
 from edgekd.compress.quantization.ranges import METHODS, MagnitudeHistogram, merged, scale_of
 from edgekd.compress.quantization.sensitivity import decibels, output_noise
+from edgekd.graph.view import Graph
 
 
 def choose_scales(

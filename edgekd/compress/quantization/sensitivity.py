@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import layer_of
 from edgekd.compress.quantization.placement import Placement
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.session import cpu_session
+from edgekd.graph.view import Graph
 
 NOISELESS_DB = 120.0
 

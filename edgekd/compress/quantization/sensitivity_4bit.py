@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.quantization.layerwise import Walk, levels_of
 from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.reconstruct import Stored, moments_of, stored_in
 from edgekd.graph.session import part_session
+from edgekd.graph.view import Graph
 
 MEASURED = 4
 """Frames on which errors are measured, the last ones: so many, but a quarter of few. The others are for rounding."""

@@ -1,17 +1,11 @@
-"""A rendered street, and a small detector trained on it: something real to run without downloads."""
+"""Input of `edgekd demo`: a small detector, and rendered street scenes with labels in YOLO layout.
+
+`examples/demo_detector/` of the repository renders the scenes and trains the detector.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
-CALIBRATION_SCENES, SCORED_SCENES = 96, 160
-
-
-@contextmanager
-def demo_model() -> Iterator[Path]:
-    """The small detector that ships with the package, as a file while the block lasts."""
-    with resources.as_file(resources.files("edgekd.data.demo") / "detector.onnx") as path:
-        yield path
+DETECTOR = Path(__file__).with_name("detector.onnx")
+SCENES = Path(__file__).with_name("scenes")

@@ -14,6 +14,7 @@ from edgekd.core.version import __version__
 from edgekd.deploy.converters.onnx_file import ONNX
 from edgekd.deploy.converters.types import Asked, CacheCounts, Made, Source
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
+from edgekd.graph.view import opset_of
 
 CONFIG, LABELS, HEAD, PLAIN, CACHE = (
     "config_infer_primary.txt",
@@ -55,7 +56,7 @@ class DeepStream:
 
     def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
         """Write the folder. Raises SpecError for preprocessing that nvinfer does not do, and for float16."""
-        from edgekd.detectors.onnx import load_graph, opset_of
+        from edgekd.detectors.onnx import load_graph
 
         _require_sayable(source.spec, asked)
         if asked.opset is not None and opset_of(load_graph(source.graph)) <= asked.opset:

@@ -10,6 +10,7 @@ from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import SpecError
 from edgekd.deploy.converters.types import Asked, Made, Source
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
+from edgekd.graph.view import opset_of
 
 LEAST_OPSET = 13
 """Before it, Q/DQ has no axis, and what edgekd writes cannot be said."""
@@ -32,7 +33,7 @@ class OnnxFile:
         """Write `NAME.onnx`. Raises SpecError for an opset that the graph cannot be brought to."""
         import onnx
 
-        from edgekd.detectors.onnx import describe_in, load_graph, opset_of, to_opset
+        from edgekd.detectors.onnx import describe_in, load_graph, to_opset
         from edgekd.graph.fp16 import half
 
         out = folder / f"{name}{self.suffix}"
@@ -67,9 +68,9 @@ def _with_float_weights(path: Path) -> None:
 def _require_opset(asked: Asked) -> None:
     import onnx
 
-    from edgekd.graph.fp16 import LEAST_OPSET as LEAST_OF_HALF
+    from edgekd.graph.fp16 import MIN_OPSET
 
-    least = LEAST_OF_HALF if asked.precision == "fp16" else LEAST_OPSET
+    least = MIN_OPSET if asked.precision == "fp16" else LEAST_OPSET
     most = onnx.defs.onnx_opset_version()
     if asked.opset is not None and not least <= asked.opset <= most:
         kind = " with float16" if asked.precision == "fp16" else ""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import SpecError
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.formats.qdq_graph import COMPUTING
 from edgekd.deploy.converters.types import Precision, QuantizedLayer, Source
+from edgekd.graph.view import Graph
 
 
 def prepared(

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layerwise import shapes_of
+from edgekd.graph.view import Graph
 
 _ROWS, _COLUMNS = 2, 3
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError
@@ -19,6 +18,7 @@ from edgekd.evaluation.analysis.attention import agreement, as_shade, attention
 from edgekd.evaluation.analysis.similarity import LinearCka, alike, samples
 from edgekd.evaluation.analysis.tap_points import Place, places, read_by_heads
 from edgekd.graph.session import cpu_session
+from edgekd.graph.view import Graph
 
 POSITIONS = 1024
 """Positions of a frame at which layers are compared."""

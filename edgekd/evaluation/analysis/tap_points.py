@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import bias_of_product, is_dfl, is_layer
 from edgekd.compress.quantization.sensitivity_4bit import last_products
+from edgekd.graph.view import Graph
 
 UNARY = frozenset("Clip Elu Gelu HardSwish LeakyRelu Mish PRelu Relu Selu Softplus Swish Tanh".split())
 GATES = frozenset(("Sigmoid", "HardSigmoid"))

@@ -51,9 +51,9 @@ def profiled(graph: Path, shape: tuple[int, ...], basis: str, cpu: str) -> Times
     import onnx
     import onnxruntime
 
-    from edgekd.compress.quantization.graph import Graph
     from edgekd.compress.quantization.layers import is_layer
     from edgekd.graph.nvfp4 import runnable
+    from edgekd.graph.view import Graph
 
     opened = Graph(onnx.load(graph))
     layers = [node.name for node in opened.nodes if node.name and is_layer(opened, node)]

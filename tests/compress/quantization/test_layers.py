@@ -12,9 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import Convolution, Product, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.rewrite import own_parameters
+from edgekd.graph.view import Graph
 
 SMALL = st.integers(1, 3)
 

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_graph import SIDE, frames, small_model
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of
+from edgekd.graph.view import Graph
 
 
 def branched() -> Any:

@@ -17,7 +17,6 @@ from real_graphs import RealGraph, real_graph
 from small_graph import frames, small_model, write
 
 from edgekd.builds.recipe import Quantize
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.mixed_precision import (
     Costs,
     choices,
@@ -35,6 +34,7 @@ from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats.int8 import dequantize_channels
 from edgekd.core.formats.packed_graph import pack
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import Graph
 
 QUANTIZED = ("stem", "body", "neck")
 HEAD = ("boxes", "scores")

@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 from real_graphs import NAMES, real_graph
 from small_graph import small_model
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import is_dfl
 from edgekd.compress.quantization.placement import Placement, float_head, place
+from edgekd.graph.view import Graph
 
 
 def small() -> tuple[Graph, Placement]:

@@ -21,7 +21,6 @@ from small_graph import SIDE, frames, small_model, write
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.placement import float_head
 from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
@@ -35,6 +34,7 @@ from edgekd.core.formats import fp4x
 from edgekd.core.formats.int8 import quantize_channels
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
+from edgekd.graph.view import Graph
 
 STEP = Quantize(min_snr_db=-1000)
 """Nothing is too noisy."""

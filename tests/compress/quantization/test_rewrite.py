@@ -11,7 +11,6 @@ import pytest
 from onnx import helper, numpy_helper
 from small_graph import frames, small_model
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.placement import place
 from edgekd.compress.quantization.rewrite import (
     apply,
@@ -22,6 +21,7 @@ from edgekd.compress.quantization.rewrite import (
     weights_pair,
 )
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.graph.view import Graph
 
 CONVOLUTIONS = ("stem", "body", "neck", "boxes", "scores")
 

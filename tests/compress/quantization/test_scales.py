@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from small_graph import SIDE, frames, write
 
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.placement import Placement, place
 from edgekd.compress.quantization.ranges import METHODS, MagnitudeHistogram
 from edgekd.compress.quantization.scales import choose_scales, group_scales
+from edgekd.graph.view import Graph
 
 Given = tuple[Graph, Placement, dict[str, MagnitudeHistogram]]
 

@@ -9,11 +9,11 @@ import pytest
 from onnx import numpy_helper
 from small_graph import frames, small_model
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.layers import layer_of
 from edgekd.compress.quantization.placement import place
 from edgekd.compress.quantization.sensitivity import NOISELESS_DB, OutputNoise, decibels, output_noise
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.graph.view import Graph
 
 
 def tensor(graph: Graph, name: str, frame: np.ndarray) -> np.ndarray:

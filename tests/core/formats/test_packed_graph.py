@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from real_graphs import real_graph
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.compress.quantization.placement import float_head
 from edgekd.core.canonical import canonical_json
 from edgekd.core.formats import fp4x
 from edgekd.core.formats.packed_graph import MAX_BYTES, MAX_HEADER, SMALLEST_CUT, Section, pack, sections, unpack
+from edgekd.graph.view import Graph
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
 PREFIX = struct.Struct("<8sIIII")

@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.compress.quantization.graph import Graph
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import DeviceError
 from edgekd.evaluation.analysis.activations import Looked, maps, similarities
 from edgekd.evaluation.analysis.tap_points import Place, places, read_by_heads
 from edgekd.evaluation.analysis.times import attributed, predicted, profiled
+from edgekd.graph.view import Graph
 from edgekd.hardware.target import load_target
 
 SPEC = DetectorSpec(("a", "b"), Preprocess(64, 64), Head("yolo"))

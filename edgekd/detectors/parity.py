@@ -1,0 +1,92 @@
+"""Errors of a network's output against the expected one, by which every parity check judges.
+
+Shared with the device: Python 3.8 and NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgekd.core.detection.types import Head
+
+_LEAST_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
+_LEAST_MAGNITUDE = 1e-3  # added to a row's largest value: rows of zeros are measured by this
+_LEAST_UNION = 1e-12  # square pixels
+
+
+class RelativeError:
+    """Root of the squared differences by that of the expected values, over all arrays that were added."""
+
+    def __init__(self) -> None:
+        self._noise = self._signal = 0.0
+        self._count = 0
+
+    def add(self, found: np.ndarray, expected: np.ndarray, weights: float | np.ndarray = 1.0) -> None:
+        """Add arrays of one shape; weights: of their values, broadcast."""
+        expected = expected.astype(np.float64)
+        self._noise += float(np.square((found - expected) * weights).sum())
+        self._signal += float(np.square(expected * weights).sum())
+        self._count += expected.size
+
+    def power(self, least_rms: float = 0.0) -> float:
+        """Return noise by signal, the square of the error; least_rms: of the expected values, at least."""
+        return self._noise / max(self._signal, self._count * least_rms**2, _LEAST_SIGNAL)
+
+    def value(self, least_rms: float = 0.0) -> float:
+        """Return the error; least_rms: of the expected values, at least."""
+        return math.sqrt(self.power(least_rms))
+
+
+def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest magnitude in its row: boxes and scores count alike."""
+    if expected.shape != found.shape:
+        return float("inf")
+    scale = np.abs(expected).max(axis=-1, keepdims=True) + _LEAST_MAGNITUDE
+    return float((np.abs(expected - found) / scale).max())
+
+
+def candidates(output: np.ndarray, head: Head) -> np.ndarray:
+    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest."""
+    rows: np.ndarray = output[0].T if head.kind == "yolo" else output[0]
+    return rows
+
+
+def confidence(rows: np.ndarray, head: Head) -> np.ndarray:
+    """Return the confidence of each candidate of [n, f], 0 to 1: [n]."""
+    if head.kind == "end2end":
+        scores: np.ndarray = rows[:, 4]
+        return scores
+    best: np.ndarray = rows[:, 4:].max(axis=1) if head.kind == "yolo" else rows[:, 4] * rows[:, 5:].max(axis=1)
+    return best
+
+
+def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
+    """Return the columns of boxes and of scores, and the weight of each row: a box counts as much as its confidence."""
+    weights = np.clip(confidence(expected, head), 0, 1)[:, None]
+    scores = slice(4, 5) if head.kind == "end2end" else slice(4, None)
+    return {"boxes": (slice(0, 4), np.sqrt(weights)), "scores": (scores, np.ones(1))}
+
+
+def nearest(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return for each expected row of an end-to-end head the row of its class that overlaps it most, or zeros.
+
+    Such rows come in the order of their scores, in which a small difference makes two of them trade places.
+    """
+    matched = np.zeros_like(expected)
+    for index, wanted in enumerate(expected):
+        overlaps = np.where(rows[:, 5] == wanted[5], _overlap(rows[:, :4], wanted[:4]), 0)
+        best = int(overlaps.argmax())
+        if overlaps[best] > 0:
+            matched[index] = rows[best]
+    return matched
+
+
+def _overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of boxes [n, 4] and one box, x1, y1, x2, y2."""
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    common = np.clip(sides, 0, None).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
+    shares: np.ndarray = common / np.maximum(areas - common, _LEAST_UNION)
+    return shares

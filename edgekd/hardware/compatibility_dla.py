@@ -1,0 +1,133 @@
+"""Rules for the DLA. Source: TensorRT documentation, "DLA Supported Layers and Restrictions".
+
+A node beyond a limit falls back to the GPU where that is allowed, at the price of a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgekd.core.errors import SpecError
+from edgekd.graph.view import GraphView, attribute, where
+from edgekd.hardware.compatibility_rules import Finding, Rule, dynamic_inputs, runtime_title, tensorrt_range
+from edgekd.hardware.target import Target
+
+_LAST_WITH_DLA = (10, 7)
+_AGAIN_WITH_DLA = (11, 4, 1)
+"""TensorRT's guide, "Working with DLA", 11.3 and 11.4.1: 10.7 is the last 10.x with a DLA, 11.4.1 has AGX Orin's."""
+
+
+def missing_dla_generation(target: Target) -> list[Finding]:
+    """Return a finding where part of a target's range of TensorRT has no DLA, as in JetPack 7.2 for Orin."""
+    trt = tensorrt_range(target)
+    if not target.dla or trt is None or trt[1][:2] <= _LAST_WITH_DLA or trt[0] >= _AGAIN_WITH_DLA:
+        return []
+    what = f"TensorRT after 10.7 has no DLA until 11.4.1, which has AGX Orin's alone; this is {runtime_title(target)}"
+    return [Finding("slow", "request", what, "stay with JetPack 6 for the DLA, or run on the GPU")]
+
+
+_FALLBACK = "; it falls back to the GPU"
+
+
+def _dla_dynamic_shapes(graph: GraphView, target: Target) -> list[Finding]:
+    if not (names := dynamic_inputs(graph)):
+        return []
+    what = f"on the DLA: input {', '.join(names)} has dimensions that are not fixed; the DLA takes fixed shapes only"
+    return [Finding("impossible", "graph", what, "export with a fixed shape (dynamic=False)")]
+
+
+def _dla_quantization(graph: GraphView, target: Target) -> list[Finding]:
+    nodes = graph.of("QuantizeLinear", "DequantizeLinear")
+    if not nodes or not target.dla or target.dla.quantization.value == "qdq":
+        return []
+    what = (
+        f"on the DLA: {runtime_title(target)} takes no Q/DQ there, but a calibration cache that scales every activation"
+    )
+    return [Finding("note", where(nodes), what, "nothing: a build writes the cache, derived from this graph")]
+
+
+def _dla_sizes(graph: GraphView, target: Target) -> list[Finding]:
+    """Batch at most 4096, every other dimension at most 8192; vectors and scalars are not tensors of a DLA layer."""
+    large = {
+        n: d
+        for n, d in graph.shapes.items()
+        if len(d) > 1 and ((d[0] or 0) > 4096 or max(x or 0 for x in d[1:]) > 8192)
+    }
+    if not large:
+        return []
+    name, dims = next(iter(large.items()))
+    more = f" and {len(large) - 1} more tensors" if len(large) > 1 else ""
+    what = f"on the DLA: {name} {list(dims)}{more} exceeds 4096 (batch) or 8192 (any other dimension){_FALLBACK}"
+    return [Finding("slow", "graph", what, "keep such tensors (a flattened head) out of the part for the DLA")]
+
+
+def _dla_convolutions(graph: GraphView, target: Target) -> list[Finding]:
+    """Kernels 1 to 32, strides 1 to 8; transposed ones without groups, dilation or padding."""
+    large = [node for node in graph.of("Conv", "ConvTranspose") if _exceeds(graph, node)]
+    transposed = [node for node in graph.of("ConvTranspose") if _is_special(node)]
+    findings = []
+    if large:
+        what = f"on the DLA: kernels reach 32 and strides 8 at most{_FALLBACK}"
+        findings.append(Finding("slow", where(large), what, "use smaller kernels or strides"))
+    if transposed:
+        what = f"on the DLA: a transposed convolution has no groups, dilation or padding{_FALLBACK}"
+        findings.append(Finding("slow", where(transposed), what, "upsample with Resize instead"))
+    return findings
+
+
+def _exceeds(graph: GraphView, node: Any) -> bool:
+    weights = graph.constants.get(node.input[1])
+    kernel = attribute(node, "kernel_shape", list(weights.dims[2:]) if weights is not None else [])
+    return max(kernel, default=1) > 32 or max(attribute(node, "strides", [1])) > 8
+
+
+def _is_special(node: Any) -> bool:
+    return bool(
+        attribute(node, "group", 1) > 1
+        or max(attribute(node, "dilations", [1])) > 1
+        or any(attribute(node, "pads", [0]))
+    )
+
+
+DLA_OPERATORS = frozenset(
+    "Abs Add Atan AveragePool BatchNormalization Clip Concat Conv ConvTranspose Cos Div Equal Gemm Greater LeakyRelu"
+    " Less LRN Max MaxPool Min Mul PRelu Pow ReduceMax Relu Resize Sigmoid Sin Slice Softmax Split Sub Sum Tanh"
+    " Transpose Upsample".split()
+)
+"""Operators that a DLA has a layer for, within limits. Softmax is Orin's alone."""
+_DLA_WINDOW = 8
+
+
+def operators_beyond_dla(graph: GraphView, target: Target) -> list[Finding]:
+    """Find operators without a DLA layer, and the share of the multiply-adds that goes to the GPU with them."""
+    from edgekd.hardware.predict.graph import computing_nodes
+
+    outside = [node for node in computing_nodes(graph) if _beyond_dla(node, target)]
+    if not outside:
+        return []
+    what = f"on the DLA: there is no layer for these{_FALLBACK}{_share_of(graph, outside)}"
+    return [Finding("slow", where(outside), what, "end the graph before the head, or run it on the GPU")]
+
+
+def _beyond_dla(node: Any, target: Target) -> bool:
+    oldest = target.dla is not None and target.dla.version.value < 2
+    pooled = node.op_type in ("AveragePool", "MaxPool") and max(attribute(node, "kernel_shape", [1])) > _DLA_WINDOW
+    return node.op_type not in DLA_OPERATORS or pooled or (oldest and node.op_type == "Softmax")
+
+
+def _share_of(graph: GraphView, nodes: list[Any]) -> str:
+    """Return a clause with the share of nodes in a frame's multiply-adds; empty where sizes are not fixed."""
+    from edgekd.hardware.predict.graph import work_name, works_of
+    from edgekd.hardware.predict.work import multiply_adds
+
+    try:
+        works = works_of(graph, "graph")
+    except SpecError:
+        return ""
+    names = {work_name(node) for node in nodes}
+    whole = multiply_adds(works)
+    part = multiply_adds(work for work in works if work.name in names)
+    return f", with {part / whole:.1%} of the multiply-adds" if whole else ""
+
+
+DLA_RULES: tuple[Rule, ...] = (_dla_dynamic_shapes, _dla_quantization, _dla_sizes, _dla_convolutions)
