@@ -1,4 +1,4 @@
-"""`edgekd report`: the report of a finished build made once more, with its analysis, and its numbers for machines."""
+"""`edgekd report`: the report of a finished build, written again with its analysis, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
-from edgekd.evaluation.analysis.counts import Confusion, Tally
+from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts
 from edgekd.evaluation.analysis.matching import IOU
-from edgekd.evaluation.analysis.types import Analysis, Inside
+from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.report.bench_files import require_place
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import LayerRow, Report
 from edgekd.hardware.target import Target, load_target
 
-SCORED, PAGE, SEARCH = "val", "analysis.html", "search.json"
+SCORED = "val"
+"""The split that builds are scored on."""
+PAGE = "analysis.html"
+SEARCH = "search.json"
 _DERIVED = ("half", "quantize", "quant_aware_distill")
-"""Stages that make a graph of the graph that is their input."""
+"""Stages that derive a graph from the graph that is their input."""
 
 
 @dataclass(frozen=True)
 class ReportJob:
-    """Which build to report on. data: what it was scored on, None: where it was then. out: the page, None: PAGE there.
-
-    frames: scored images on which layers are compared.
+    """A build to report on. data: What it was scored on, by default where the build found it. out: The page, by default
+    PAGE in the folder. frames: Scored images on which layers are compared.
     """
 
     run: Path
@@ -50,35 +52,33 @@ class ReportJob:
 
 
 def report_on(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
-    """Write the page; the documented result of `edgekd report --json`.
+    """Write the page and return the documented result of `edgekd report --json`.
 
-    Raises SpecError where there is no finished build, or its stages are gone; DataError where `data` is not what was
-    scored; BundleError.
+    Raises:
+        SpecError: There is no finished build, or its stages are gone.
+        DataError: `data` is not what was scored.
+        BundleError: The bundle cannot be read.
     """
     finished = opened(job.run)
     done = _stages_of(finished)
     stages = Stages.within(job.run, False, progress)
-    scored, why = _scored(job, finished, stages)
+    scored, unavailable = _scored(job, finished, stages)
     parts = _parts(finished, done, scored)
-    on = Timings(_last(done, "check-"), _last(done, "compile"), _last(done, "benchmark"))
-    looked: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
+    timings = Timings(_last(done, "check-"), _last(done, "compile"), _last(done, "benchmark"))
+    analysed: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
     findings = None if scored is None else findings_of(parts)
     if findings is not None:
-        looked = analyse_stage(parts, findings, stages, on.timing, job.frames)
-    report = analysed_report(full_report(parts, on, _asked(finished), done), parts, findings, looked)
-    if why:
-        report = replace(report, missing=(why, *report.missing))
+        analysed = analyse_stage(parts, findings, stages, timings.timing, job.frames)
+    report = analysed_report(full_report(parts, timings, _asked(finished), done), parts, findings, analysed)
+    if unavailable:
+        report = replace(report, missing=(unavailable, *report.missing))
     out = job.out or job.run / PAGE
-    _write(out, report)
+    write_file(out, render(report).encode("utf-8"))
     return document(job, out, report)
 
 
-def _write(out: Path, report: Report) -> None:
-    write_file(out, render(report).encode("utf-8"))
-
-
 def _stages_of(finished: Finished) -> list[Stage]:
-    """The stages of a build from its store, with what its ledger says of them. Raises SpecError where one is gone."""
+    """Return the stages of a build from its store, as its ledger lists them. Raises SpecError where one is gone."""
     found = []
     for row in finished.ledger["stages"]:
         path = finished.folder / "stages" / f"{row['name']}-{row['key'][:16]}"
@@ -94,7 +94,7 @@ def _stages_of(finished: Finished) -> list[Stage]:
 
 
 def _parts(finished: Finished, done: Sequence[Stage], scored: Split | None) -> Parts:
-    """What the stages of a build are to it: each names what went into it. Raises SpecError where they do not fit."""
+    """Return the stages of a build by role, which follows from their inputs. Raises SpecError where they do not fit."""
     by_result = {stage.sha256: stage for stage in done}
     scores = [stage for stage in done if stage.name.startswith("score-")]
     try:
@@ -132,7 +132,7 @@ def _last(done: Sequence[Stage], name: str) -> Stage:
 
 
 def _target(name: str) -> Target | None:
-    """The target by its name; None for a user's own, whose file lies somewhere."""
+    """Return the target by its name; None for a user's own, whose file may be anywhere."""
     try:
         return load_target(name)
     except SpecError:
@@ -140,7 +140,7 @@ def _target(name: str) -> Target | None:
 
 
 def _scored(job: ReportJob, finished: Finished, stages: Stages) -> tuple[Split | None, str | None]:
-    """The split that was scored, or why it is not at hand. Raises DataError where `--data` names another."""
+    """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
     place = job.data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
     if place is None:
         return None, "the data: this ledger does not say where it was; pass --data"
@@ -183,21 +183,18 @@ def _provenance(finished: Finished) -> dict[str, str]:
 
 
 def document(job: ReportJob, out: Path, report: Report) -> dict[str, Any]:
-    """The numbers of a report: docs/json.md."""
+    """Return the numbers of a report: docs/json.md."""
     return {
         "run": str(job.run),
         "report": str(out),
-        "model": report.model,
-        "target": report.target,
-        "recipe": report.recipe,
-        "images": report.images,
-        "map50_95": {"before": report.map50_95.before, "after": report.map50_95.after},
+        **_attributes(report, "model", "target", "recipe", "images"),
+        "map50_95": _attributes(report.map50_95, "before", "after"),
         "missing": list(report.missing),
         "classes": [
             {"name": row.name, "objects": row.instances, "before": row.before, "after": row.after}
             for row in report.classes
         ],
-        "sizes": [{"name": row.name, "before": row.before, "after": row.after} for row in report.sizes],
+        "sizes": [_attributes(row, "name", "before", "after") for row in report.sizes],
         "detections": None if report.analysis is None else _detections(report.analysis),
         "layers": [_layer(row, report.inside) for row in report.layers],
         "inside": None if report.inside is None else _inside(report.inside),
@@ -207,42 +204,40 @@ def document(job: ReportJob, out: Path, report: Report) -> dict[str, Any]:
     }
 
 
-def _detections(found: Analysis) -> dict[str, Any]:
+def _detections(analysis: Analysis) -> dict[str, Any]:
+    shift = analysis.shift
     return {
-        "images": found.images,
+        "images": analysis.images,
         "iou": IOU,
-        "thresholds": dict(zip(found.class_names, found.thresholds, strict=True)),
-        "total": _tally(found.total),
-        "classes": [_tally(each) for each in found.classes],
-        "sizes": [_tally(each) for each in found.sizes],
-        "reasons": dict(found.reasons),
-        "confusions": [_confusion(each, found.class_names) for each in found.confusions],
-        "shift": None
-        if found.shift is None
-        else {name: getattr(found.shift, name) for name in ("count", "mean", "p10", "p50", "p90")},
-        "changes": dict(found.changes),
-        "pictures": len(found.crops),
+        "thresholds": dict(zip(analysis.class_names, analysis.thresholds, strict=True)),
+        "total": _counts(analysis.total),
+        "classes": [_counts(each) for each in analysis.classes],
+        "sizes": [_counts(each) for each in analysis.sizes],
+        "reasons": dict(analysis.reasons),
+        "confusions": [_confusion(each, analysis.class_names) for each in analysis.confusions],
+        "shift": None if shift is None else _attributes(shift, "count", "mean", "p10", "p50", "p90"),
+        "changes": dict(analysis.changes),
+        "pictures": len(analysis.crops),
     }
 
 
-def _tally(each: Tally) -> dict[str, Any]:
-    names = ("name", "objects", "kept", "lost", "gained", "missed", "false_before", "false_after", "shift")
-    return {name: getattr(each, name) for name in names}
+def _counts(counts: DetectionCounts) -> dict[str, Any]:
+    return _attributes(
+        counts, "name", "objects", "kept", "lost", "gained", "missed", "false_before", "false_after", "shift"
+    )
 
 
-def _confusion(each: Confusion, classes: Sequence[str]) -> dict[str, Any]:
+def _confusion(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
     return {
-        "labelled": None if each.truth is None else classes[each.truth],
-        "taken_for": None if each.taken_for is None else classes[each.taken_for],
-        "before": each.before,
-        "after": each.after,
+        "labelled": None if confusion.truth is None else classes[confusion.truth],
+        "taken_for": None if confusion.taken_for is None else classes[confusion.taken_for],
+        **_attributes(confusion, "before", "after"),
     }
 
 
-def _layer(row: LayerRow, inside: Inside | None) -> dict[str, Any]:
-    names = ("name", "op", "precision", "bits", "bytes_before", "bytes_after", "error_share", "snr_db")
+def _layer(row: LayerRow, inside: LayerAnalysis | None) -> dict[str, Any]:
     return {
-        **{name: getattr(row, name) for name in names},
+        **_attributes(row, "name", "op", "precision", "bits", "bytes_before", "bytes_after", "error_share", "snr_db"),
         "shape": list(row.shape),
         "options": dict(row.options),
         "us_before": inside.times[0].us.get(row.name) if inside else None,
@@ -251,20 +246,24 @@ def _layer(row: LayerRow, inside: Inside | None) -> dict[str, Any]:
     }
 
 
-def _inside(found: Inside) -> dict[str, Any]:
+def _inside(inside: LayerAnalysis) -> dict[str, Any]:
     return {
-        "frames": found.frames,
-        "compared": [{"reference": each.reference, "other": each.other} for each in found.compared],
+        "frames": inside.frames,
+        "compared": [_attributes(each, "reference", "other") for each in inside.compared],
         "times": {
-            side: {"basis": times.basis, "where": times.where, "other_us": times.other_us}
-            for side, times in zip(("before", "after"), found.times, strict=True)
+            side: _attributes(times, "basis", "where", "other_us")
+            for side, times in zip(("before", "after"), inside.times, strict=True)
         },
         "attention": [
             {"frame": each.frame, "layer": shown.layer, "agreement": shown.agreement}
-            for each in found.attention
+            for each in inside.attention
             for shown in each.layers
         ],
     }
+
+
+def _attributes(value: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}
 
 
 @dataclass(frozen=True)

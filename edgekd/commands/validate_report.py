@@ -1,4 +1,4 @@
-"""`edgekd validate-report`: the evidence of a validation on hardware as a page, and its verdicts."""
+"""`edgekd validate-report`: judge the evidence of a validation on hardware, and write it as a page."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from edgekd.evaluation.report.validation import render
 
 
 def run(result: Path, page: Path | None = None) -> Mapping[str, Any]:
-    """Write the page; the documented result of `edgekd validate-report --json`.
+    """Write the page and return the documented result of `edgekd validate-report --json`.
 
-    The verdicts are judged again from the evidence: those in the file are not believed. page: by default the file with
-    `.html`. Raises SpecError.
+    Verdicts are derived from the evidence again; those in the file are ignored. page: By default the path of the file
+    with `.html`. Raises SpecError.
     """
     evidence = read_evidence(result)
-    found = verdicts(evidence)
-    place = page or result.with_suffix(".html")
-    write_file(place, render(result.name, evidence, found).encode("utf-8"))
-    return document(result, place, evidence, found)
+    judged = verdicts(evidence)
+    page = page or result.with_suffix(".html")
+    write_file(page, render(result.name, evidence, judged).encode("utf-8"))
+    return document(result, page, evidence, judged)
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -42,7 +42,7 @@ def read_evidence(path: Path) -> Evidence:
         raise SpecError(f"{path}: {error.what}", expected=error.expected, found=error.found) from error
 
 
-def document(result: Path, page: Path, evidence: Evidence, found: tuple[Verdict, ...]) -> dict[str, Any]:
+def document(result: Path, page: Path, evidence: Evidence, judged: tuple[Verdict, ...]) -> dict[str, Any]:
     """Return the documented JSON result: docs/json.md."""
     return {
         "result": str(result),
@@ -50,8 +50,8 @@ def document(result: Path, page: Path, evidence: Evidence, found: tuple[Verdict,
         "device": evidence.device,
         "complete": evidence.complete,
         "problem": evidence.problem and asdict(evidence.problem),
-        "exit_code": exit_code(evidence, found),
-        "verdicts": [each.as_json() for each in found],
+        "exit_code": exit_code(evidence, judged),
+        "verdicts": [each.as_json() for each in judged],
     }
 
 

@@ -1,12 +1,16 @@
-"""Reading TOML into dataclasses, with file and key named when something is wrong."""
+"""TOML read into dataclasses, with file and key named when something is wrong, and written."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
 
 from edgekd.core.errors import SpecError, did_you_mean
 
@@ -19,7 +23,7 @@ T = TypeVar("T")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file; SpecError where the file is missing or is not TOML."""
+    """Return the table in a TOML file. Raises SpecError where the file is missing or is not TOML."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -28,8 +32,31 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: cannot be read as TOML", found=str(error)) from error
 
 
+def toml_text(table: Mapping[str, Any]) -> str:
+    """Return a table as TOML, with lists of numbers and of strings on one line each."""
+    return re.sub(r"\[\n +([^\[{]*?),\n *\]", _on_one_line, tomli_w.dumps(table))
+
+
+def _on_one_line(items: re.Match[str]) -> str:
+    return "[" + re.sub(r",\n +", ", ", items[1]) + "]"
+
+
+def non_default(value: Any) -> Any:
+    """Return a dataclass as a table, without the fields that are None or have their default."""
+    if isinstance(value, (list, tuple)):
+        return [non_default(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    table = {}
+    for field in dataclasses.fields(value):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if (item := getattr(value, field.name)) is not None and item != default:
+            table[field.name] = non_default(item)
+    return table
+
+
 def parse_table(kind: type[T], value: Any, where: str) -> T:
-    """The dataclass `kind` from a TOML table: its annotations are the schema, its defaults what may be left out.
+    """Return the dataclass `kind` from a TOML table: its annotations are the schema, its defaults what may be left out.
 
     Raises SpecError naming `where` and the key: missing, unknown (with the nearest known one), or of another type.
     """
@@ -55,7 +82,7 @@ def parse_table(kind: type[T], value: Any, where: str) -> T:
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` from TOML as the annotated type `kind`; SpecError says at which key (`where`) it is something else."""
+    """Return a value from TOML as the annotated type. Raises SpecError naming the key, `where`, if it is another."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _parse(next(arg for arg in args if arg is not types.NoneType), value, where)

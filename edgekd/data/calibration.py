@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from edgekd.core.atomic_files import write_file
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import DataError, SpecError, did_you_mean
 from edgekd.core.progress import SILENT, Progress
-from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.toml import parse_table, read_toml, toml_text
 from edgekd.data.images import ReadableImages, content_hashes, file_hashes, read_thumbnail
 from edgekd.data.types import Dataset, Sample, Split
 
@@ -249,17 +249,17 @@ def refuse_overlap(calibration: CalibrationSet, split: Split, progress: Progress
 
 def write_calibration(calibration: CalibrationSet, path: Path) -> None:
     """Write the set as TOML: the same set gives the same bytes. Raises SpecError when it cannot be written."""
-    rule = asdict(calibration.rule)
-    weights = rule.pop("weights")
-    head = {"format": FORMAT, "sha256": calibration.sha256, "split": calibration.split}
-    tables = {"rule": rule, "rule.weights": weights}
+    table = {
+        "format": FORMAT,
+        "sha256": calibration.sha256,
+        "split": calibration.split,
+        "rule": asdict(calibration.rule),
+    }
     if calibration.preprocess:
-        tables["preprocess"] = asdict(calibration.preprocess)
-    lines = ["# Calibration set: images, by path from the data set's folder, and their SHA-256.", *_toml_lines(head)]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *_toml_lines(table)]
-    lines += ["", "[files]", *(f"{_toml(file.path)} = {_toml(file.sha256)}" for file in calibration.files), ""]
-    write_file(path, "\n".join(lines).encode("utf-8", "surrogateescape"))
+        table["preprocess"] = asdict(calibration.preprocess)
+    table["files"] = {file.path: file.sha256 for file in calibration.files}
+    comment = "# Calibration set: images, by path from the data set's folder, and their SHA-256.\n"
+    write_file(path, (comment + toml_text(table)).encode("utf-8", "surrogateescape"))
 
 
 def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) -> CalibrationSet:
@@ -291,18 +291,3 @@ def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) 
                 fix="restore the image, or choose a calibration set anew",
             )
     return calibration
-
-
-def _toml_lines(table: Mapping[str, Any]) -> list[str]:
-    return [f"{name} = {_toml(value)}" for name, value in table.items()]
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, str):
-        # JSON's escapes are TOML's too; of the characters that TOML wants escaped, JSON leaves only DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)

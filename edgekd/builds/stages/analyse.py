@@ -18,12 +18,12 @@ from edgekd.data.images import drawn, read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis import counts
-from edgekd.evaluation.analysis.activations import Looked, maps, similarities
+from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
 from edgekd.evaluation.analysis.crops import crops_of, kinds_of
-from edgekd.evaluation.analysis.heatmaps import outlined, reduced, shown_on
+from edgekd.evaluation.analysis.heatmaps import heatmap, outlined, thumbnail
 from edgekd.evaluation.analysis.matching import Findings, Frame, compare
-from edgekd.evaluation.analysis.times import Times, predicted, profiled
-from edgekd.evaluation.analysis.types import Analysis, Attention, Compared, Inside, Shown
+from edgekd.evaluation.analysis.times import LayerTimes, predicted, profiled
+from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention
 from edgekd.evaluation.evaluate import load_detections, load_shapes
 from edgekd.evaluation.report.types import Report
 from edgekd.hardware.target import to_dict
@@ -50,7 +50,7 @@ def analyse(parts: Parts, findings: Findings, stages: Stages, timing: Stage, fra
         looked = [image for _, image in drawn(samples, frames, 0)]
         pictured = most_changed(findings, PICTURED)
         images = [read_image(samples[at].image) for at in pictured]
-        seen = list(maps(_looked(parts.before), _looked(parts.shipped), images))
+        seen = list(attention_maps(_looked(parts.before), _looked(parts.shipped), images))
         shades = {f"before{at}": each.before for at, each in enumerate(seen)}
         shades |= {f"after{at}": each.after for at, each in enumerate(seen) if each.after is not None}
         np.savez(folder / SHADES, **shades)  # type: ignore[arg-type]
@@ -135,13 +135,13 @@ def analysis_from(
     )
 
 
-def inside_of(parts: Parts, stage: Stage, findings: Findings | None) -> Inside:
+def inside_of(parts: Parts, stage: Stage, findings: Findings | None) -> LayerAnalysis:
     """What `analyse` has seen; maps of attention only where the data is at hand, and with it the findings."""
     results = stage.results
-    times = [Times(**each) for each in results["times"]]
-    return Inside(
+    times = [LayerTimes(**each) for each in results["times"]]
+    return LayerAnalysis(
         frames=results["frames"],
-        compared=tuple(Compared(**each) for each in results["compared"]),
+        compared=tuple(GraphSimilarity(**each) for each in results["compared"]),
         times=(times[0], times[1]),
         attention=tuple(_attention(parts, stage, findings)),
     )
@@ -149,33 +149,33 @@ def inside_of(parts: Parts, stage: Stage, findings: Findings | None) -> Inside:
 
 def most_changed(findings: Findings, most: int) -> list[int]:
     """The frames in which most objects were lost and gained; those with most objects where few were."""
-    moved = Counter(each.frame for each in findings.objects if each.fate in ("lost", "gained"))
+    moved = Counter(each.frame for each in findings.objects if each.outcome in ("lost", "gained"))
     there = Counter(each.frame for each in findings.objects)
     return sorted(sorted(there, key=lambda frame: (-moved[frame], -there[frame], frame))[:most])
 
 
-def _attention(parts: Parts, stage: Stage, findings: Findings | None) -> list[Attention]:
+def _attention(parts: Parts, stage: Stage, findings: Findings | None) -> list[FrameAttention]:
     """Maps over the frames that they are of, with the objects that were lost; none without the data."""
     if findings is None:
         return []
     samples = scored_samples(parts)
     specs = [spec_of(graph).preprocess for graph in (parts.before, parts.shipped)]
-    layers: dict[int, list[Shown]] = {}
+    layers: dict[int, list[LayerAttention]] = {}
     found = []
     with np.load(stage.path / SHADES) as shades:
         for at, (frame, layer, agreement) in enumerate(stage.results["maps"]):
             image = read_image(samples[frame].image)
-            lost = [each.box for each in findings.objects if each.frame == frame and each.fate == "lost"]
+            lost = [each.box for each in findings.objects if each.frame == frame and each.outcome == "lost"]
             if frame not in layers:
                 layers[frame] = []
-                found.append((samples[frame].image.name, outlined(reduced(image), lost, image), layers[frame]))
+                found.append((samples[frame].image.name, outlined(thumbnail(image), lost, image), layers[frame]))
             pair = [
-                outlined(shown_on(image, shades[name], how), lost, image) if name in shades else None
+                outlined(heatmap(image, shades[name], how), lost, image) if name in shades else None
                 for name, how in zip((f"before{at}", f"after{at}"), specs, strict=True)
             ]
             assert pair[0] is not None, "it is the given detector's own layer"
-            layers[frame].append(Shown(layer, pair[0], pair[1], agreement))
-    return [Attention(name, picture, tuple(rows)) for name, picture, rows in found]
+            layers[frame].append(LayerAttention(layer, pair[0], pair[1], agreement))
+    return [FrameAttention(name, picture, tuple(rows)) for name, picture, rows in found]
 
 
 def _pairs(parts: Parts) -> list[tuple[str, Stage, dict[str, Stage]]]:
@@ -218,8 +218,8 @@ def _times(parts: Parts, host: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [asdict(each) for each in found]
 
 
-def _looked(graph: Stage) -> Looked:
-    return Looked(graph.path / GRAPH, spec_of(graph))
+def _looked(graph: Stage) -> ProbedGraph:
+    return ProbedGraph(graph.path / GRAPH, spec_of(graph))
 
 
 def _in_pixels(truth: Truth, width: int, height: int) -> Truth:

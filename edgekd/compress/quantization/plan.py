@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.toml import parse_table, read_toml, toml_text
 
 Form = Literal["float16", "int8", "fp4x", "nvfp4"]
 """How the weights of a layer (a convolution or a matrix product) are stored. `int8` and `fp4x` also mean that it
@@ -55,45 +54,29 @@ class Plan:
 
 def plan_toml(plan: Plan) -> str:
     """The plan as TOML for people: `plan_from` reads the same plan back."""
-    limit = [] if plan.max_bytes is None else [f"max_bytes = {plan.max_bytes}"]
-    return "\n".join(
-        [
-            *_HEADER,
-            f"graph_sha256 = {_text(plan.graph_sha256)}",
-            *limit,
-            f"predicted_bytes = {plan.predicted_bytes}",
-            f"predicted_error = {plan.predicted_error!r}",
-            "layers = [",
-            *map(_row, plan.layers),
-            "]",
-            "",
-        ]
-    )
+    head = {name: getattr(plan, name) for name in ("graph_sha256", "max_bytes", "predicted_bytes", "predicted_error")}
+    if plan.max_bytes is None:
+        del head["max_bytes"]
+    return "".join([_HEADER, toml_text(head), "layers = [\n", *map(_row, plan.layers), "]\n"])
 
 
-_HEADER = (
-    "# How the weights of each layer are stored, in graph order. edgekd wrote this, and quantizes by it.",
-    "# To change it, change a `form`:",
-    "#   fp4x     4 bits a weight, computes in INT8",
-    "#   int8     8 bits a weight, computes in INT8",
-    "#   float16  16 bits a weight, computes in floating point; the head has no other form",
-    "#   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it",
-    "# bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by",
-    "# signal) of the network's outputs that it adds. They need not be changed along with a form.",
-)
+_HEADER = """\
+# How the weights of each layer are stored, in graph order. edgekd wrote this, and quantizes by it.
+# To change it, change a `form`:
+#   fp4x     4 bits a weight, computes in INT8
+#   int8     8 bits a weight, computes in INT8
+#   float16  16 bits a weight, computes in floating point; the head has no other form
+#   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it
+# bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by
+# signal) of the network's outputs that it adds. They need not be changed along with a form.
+"""
 
 
 def _row(layer: PlannedLayer) -> str:
-    """One line, with what people compare in columns before the name."""
-    form = _text(layer.form) + ","
-    weights, taken = f"{layer.weights},", f"{layer.bytes},"
-    numbers = f"weights = {weights:9} bytes = {taken:9} error = {layer.error!r:10}"
-    return f"  {{ form = {form:10} {numbers}, name = {_text(layer.name)} }},"
-
-
-def _text(value: str) -> str:
-    """A basic string of TOML: that of JSON, but for DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Return one line, with what people compare in columns before the name."""
+    form, weights, stored = f'"{layer.form}",', f"{layer.weights},", f"{layer.bytes},"
+    numbers = f"weights = {weights:9} bytes = {stored:9} error = {layer.error!r:10}"
+    return f"  {{ form = {form:10} {numbers}, {toml_text({'name': layer.name}).strip()} }},\n"
 
 
 def load_plan(path: Path) -> Plan:

@@ -1,8 +1,8 @@
-"""Changes of detections as small pictures: which are shown, and what is around each of them."""
+"""Crops of the frames around changed detections: which are shown, and where."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,18 +14,23 @@ from edgekd.data.types import Sample
 from edgekd.evaluation.analysis.matching import FalseAlarm, Findings, Object
 from edgekd.evaluation.analysis.types import ChangeKind, Crop
 
-MOST, MOST_BYTES = 160, 900_000
-"""Pictures, and bytes of their JPEGs; in a page they take a third more."""
-SIDE, LEAST, QUALITY = 168, 72, 62
-"""Pixels of a picture's side, pixels of the frame that it shows at least, and JPEG's quality."""
+MAX_CROPS = 160
+MAX_BYTES = 900_000
+"""Of all JPEGs together; in a page they take a third more."""
+SIDE = 168
+"""Pixels of a crop's longer side."""
+MIN_WINDOW = 72
+"""Pixels of the frame that a crop shows at least."""
+QUALITY = 62
+"""Of JPEG."""
 AROUND = 2.6
-"""Times the larger side of what is shown."""
+"""Side of a crop by the longer side of the boxes in it."""
 KINDS: tuple[ChangeKind, ...] = ("lost", "gained", "alarm", "settled")
 
 
 @dataclass(frozen=True)
 class Change:
-    """An object or a false alarm that only one network finds."""
+    """An object or a false alarm that only one network detects, with the score of that network."""
 
     kind: ChangeKind
     of: Object | FalseAlarm
@@ -33,11 +38,11 @@ class Change:
 
 
 def changes_in(findings: Findings) -> Iterator[Change]:
-    """What changed. The score is that of the network which finds it."""
+    """Yield all changes."""
     for each in findings.objects:
-        if each.fate == "lost":
+        if each.outcome == "lost":
             yield Change("lost", each, each.before.score or 0.0)
-        elif each.fate == "gained":
+        elif each.outcome == "gained":
             yield Change("gained", each, each.after.score or 0.0)
     for alarm in findings.alarms:
         if alarm.before is None and alarm.after is not None:
@@ -47,40 +52,42 @@ def changes_in(findings: Findings) -> Iterator[Change]:
 
 
 def kinds_of(findings: Findings) -> dict[ChangeKind, int]:
-    """How many changes of each kind there are."""
-    counted = Counter(change.kind for change in changes_in(findings))
-    return {kind: counted[kind] for kind in KINDS}
+    """Count the changes of each kind."""
+    counts = Counter(change.kind for change in changes_in(findings))
+    return {kind: counts[kind] for kind in KINDS}
 
 
-def worth_showing(changes: Sequence[Change], most: int = MOST) -> list[Change]:
-    """At most so many: the surest of every kind, class and size first, then the next of each."""
-    ranks: dict[tuple[str, int, str], int] = defaultdict(int)
+def worth_showing(changes: Sequence[Change], limit: int = MAX_CROPS) -> list[Change]:
+    """Choose changes: the one of highest score of every kind, class and size first, then the next of each."""
+    ranks: Counter[tuple[str, int, str]] = Counter()
     ranked = []
     for change in sorted(changes, key=lambda change: -change.score):
         group = (change.kind, change.of.kind, change.of.size)
         ranked.append(((ranks[group], KINDS.index(change.kind), -change.score), change))
         ranks[group] += 1
-    return [change for _, change in sorted(ranked, key=lambda pair: pair[0])[:most]]
+    return [change for _, change in sorted(ranked, key=lambda pair: pair[0])[:limit]]
 
 
 def crops_of(
     findings: Findings, samples: Sequence[Sample], classes: Sequence[str], thresholds: Sequence[float]
 ) -> tuple[Crop, ...]:
-    """Pictures of what changed, by kind; as many as fit MOST_BYTES. Each image is read once. Raises DataError."""
-    chosen = worth_showing(list(changes_in(findings)))
-    order = {id(change): at for at, change in enumerate(chosen)}
-    made: dict[int, Crop] = {}
-    by_frame = sorted(chosen, key=lambda change: change.of.frame)
-    for frame, changes in groupby(by_frame, key=lambda change: change.of.frame):
+    """Return crops of what changed, by kind; as many as fit MAX_BYTES. Each image is read once. Raises DataError."""
+    chosen = list(enumerate(worth_showing(list(changes_in(findings)))))
+    crops: dict[int, Crop] = {}
+    for frame, changes in groupby(sorted(chosen, key=_frame), key=_frame):
         image = read_image(samples[frame].image)
-        for change in changes:
-            made[order[id(change)]] = _crop(change, image, samples[frame].image.name, classes, thresholds)
-    crops, room = [], MOST_BYTES
-    for at in range(len(made)):
-        room -= len(made[at].jpeg)
+        for rank, change in changes:
+            crops[rank] = _crop(change, image, samples[frame].image.name, classes, thresholds)
+    shown, room = [], MAX_BYTES
+    for rank in range(len(crops)):
+        room -= len(crops[rank].jpeg)
         if room >= 0:
-            crops.append(made[at])
-    return tuple(sorted(crops, key=lambda crop: (KINDS.index(crop.kind), -max(s or 0.0 for s in crop.scores))))
+            shown.append(crops[rank])
+    return tuple(sorted(shown, key=lambda crop: (KINDS.index(crop.kind), -max(s or 0.0 for s in crop.scores))))
+
+
+def _frame(ranked: tuple[int, Change]) -> int:
+    return ranked[1].of.frame
 
 
 def _crop(change: Change, image: Image, frame: str, classes: Sequence[str], thresholds: Sequence[float]) -> Crop:
@@ -113,20 +120,20 @@ def _crop(change: Change, image: Image, frame: str, classes: Sequence[str], thre
 
 
 def _boxes(of: Object | FalseAlarm) -> dict[str, tuple[float, ...]]:
-    """What is drawn: the label, and the boxes of both networks, as far as they are there."""
+    """Return the label, and the boxes of both networks, as far as there are any."""
+    boxes: dict[str, tuple[float, ...] | None]
     if isinstance(of, Object):
         boxes = {"truth": of.box, "before": of.before.box, "after": of.after.box}
     else:
-        boxes = {"truth": None, "before": of.box if of.before is not None else None, "after": None}
-        boxes["after"] = of.box if of.after is not None else None
+        boxes = {name: of.box for name in ("before", "after") if getattr(of, name) is not None}
     return {name: box for name, box in boxes.items() if box is not None}
 
 
 def window(boxes: Mapping[str, tuple[float, ...]], width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side in pixels of the square of a frame around boxes: with room, and inside of the frame."""
+    """Return left, top and side, in pixels, of a square of the frame around boxes."""
     corners = np.array(list(boxes.values()))
     low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
-    side = round(float(np.clip(AROUND * (high - low).max(), LEAST, max(width, height))))
+    side = round(float(np.clip(AROUND * (high - low).max(), MIN_WINDOW, max(width, height))))
     middle = (low + high) / 2
     left, top = (
         int(np.clip(centre - side / 2, 0, max(length - side, 0)))
@@ -147,17 +154,17 @@ def _scores(of: Object | FalseAlarm) -> tuple[float | None, float | None]:
 
 
 def _reason(change: Change, classes: Sequence[str]) -> str:
-    """What the other network makes of it, in a word or two."""
+    """Return in a word or two why the other network does not detect it."""
     of = change.of
     if not isinstance(of, Object):
         return "nothing labelled there" if of.over is None else f"labelled as {classes[of.over]}"
-    sight = of.after if change.kind == "lost" else of.before
+    match = of.after if change.kind == "lost" else of.before
     when = "now" if change.kind == "lost" else "before"
     words = {
         "unsure": f"{when} below the threshold",
         "misplaced": f"{when} the box is off",
         "unseen": f"{when} not seen",
     }
-    if sight.reason == "confused" and sight.taken_for is not None:
-        return f"{when} taken for {classes[sight.taken_for]}"
-    return words.get(sight.reason, sight.reason)
+    if match.reason == "confused" and match.taken_for is not None:
+        return f"{when} taken for {classes[match.taken_for]}"
+    return words.get(match.reason, match.reason)

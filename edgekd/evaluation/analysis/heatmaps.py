@@ -1,4 +1,4 @@
-"""Maps of attention as pictures: the frame in grey, what a network looks at in colour."""
+"""Attention maps as heatmaps over the frame, which is grey."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ WIDTH = 240
 """Pixels of a picture's longer side."""
 
 
-def shown_on(frame: Image, shade: np.ndarray, how: Preprocess) -> np.ndarray:
-    """A map uint8 [h, w] of the network's input over the frame that it is of: uint8 BGR, as small as WIDTH.
+def heatmap(frame: Image, attention: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Return a map uint8 [h, w] of the network's input over its frame: uint8 BGR, as small as WIDTH.
 
     The colours are cividis, which grows lighter evenly and looks alike to those who see red and green as one.
     """
     import cv2
 
-    at = place(frame.shape[1], frame.shape[0], how)
-    whole = cv2.resize(shade, (how.width, how.height), interpolation=cv2.INTER_LINEAR)
+    at = place(frame.shape[1], frame.shape[0], preprocess)
+    whole = cv2.resize(attention, (preprocess.width, preprocess.height), interpolation=cv2.INTER_LINEAR)
     inner = whole[at.top : at.top + at.down, at.left : at.left + at.across]
-    small = reduced(frame)
+    small = thumbnail(frame)
     heat = cv2.resize(inner, small.shape[1::-1], interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     return np.asarray(cv2.addWeighted(cv2.applyColorMap(heat, cv2.COLORMAP_CIVIDIS), 0.68, grey, 0.32, 0))
 
 
 def outlined(picture: Image, boxes: Sequence[tuple[float, ...]], frame: Image) -> Image:
-    """A small picture of a frame with boxes, in pixels of the frame, in white on black."""
+    """Draw boxes, in pixels of the frame, on a small picture of it: white on black."""
     import cv2
 
     drawn, scale = np.ascontiguousarray(picture), picture.shape[1] / frame.shape[1]
@@ -42,8 +42,8 @@ def outlined(picture: Image, boxes: Sequence[tuple[float, ...]], frame: Image) -
     return drawn
 
 
-def reduced(frame: Image) -> Image:
-    """A frame whose longer side is WIDTH."""
+def thumbnail(frame: Image) -> Image:
+    """Return a frame whose longer side is WIDTH."""
     import cv2
 
     scale = WIDTH / max(frame.shape[:2])

@@ -1,7 +1,7 @@
-"""Labelled objects paired with detections, as they would count in service: what two networks make of each object. Pure.
+"""Match the detections of two networks with labelled objects, as they would count in service. Pure.
 
-A detection finds an object of its class that it overlaps by at least IOU; the surest detection chooses first, and
-takes the object that it overlaps most. Where nothing finds an object, what came nearest says why.
+A detection matches the object of its class that it overlaps most, by at least IOU, in order of score. Where nothing
+matches an object, the nearest detection gives the reason.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from edgekd.data.labels import Truth
 from edgekd.evaluation.coco import SIZES
 
 IOU = 0.5
-NEAR = 0.1
-"""Overlap from which a detection of the right class is thought to mean an object, although its box is off."""
+MISPLACED_IOU = 0.1
+"""Overlap from which a detection of the right class counts as a misplaced one of an object."""
 AREAS = (32.0**2, 96.0**2)
-"""Square pixels of a frame that part small from medium and medium from large objects, as COCO does."""
-NOBODY, CROWD = -1, -2
+"""Limits of small and medium objects in square pixels of a frame, as in COCO."""
+UNMATCHED = -1
+IN_CROWD = -2
 
-Fate = Literal["kept", "lost", "gained", "missed"]
-FATES: tuple[Fate, ...] = ("kept", "lost", "gained", "missed")
+Outcome = Literal["kept", "lost", "gained", "missed"]
 Reason = Literal["found", "unsure", "confused", "misplaced", "unseen"]
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame: its labels with boxes in pixels, and what each network finds at any score that was kept."""
+    """The labels of one frame, with boxes in pixels, and the detections of both networks at any score."""
 
     truth: Truth
     before: Detections
@@ -39,11 +39,11 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a network makes of one object.
+class ObjectMatch:
+    """The detection of one object by a network, or the reason that there is none.
 
-    reason: `found`; `unsure`, a box that fits scores too little; `confused`, one that fits is of class `taken_for`;
-    `misplaced`, the box does not fit; `unseen`. score, box: of that detection, None where it is unseen.
+    reason: `found`; `unsure`, a matching box is below the threshold; `confused`, one is of class `taken_for`;
+    `misplaced`, the box does not match; `unseen`. score, box: Of that detection, None where the object is unseen.
     """
 
     reason: Reason
@@ -53,24 +53,24 @@ class Sight:
 
     @property
     def found(self) -> bool:
-        """Whether it counts in service."""
+        """Return whether the object counts as detected."""
         return self.reason == "found"
 
 
 @dataclass(frozen=True)
 class Object:
-    """A labelled object (box in pixels of frame `frame`), and what both networks make of it."""
+    """A labelled object (box in pixels of frame `frame`, class `kind`), and its detection by both networks."""
 
     frame: int
     box: tuple[float, ...]
     kind: int
     size: str
-    before: Sight
-    after: Sight
+    before: ObjectMatch
+    after: ObjectMatch
 
     @property
-    def fate(self) -> Fate:
-        """What became of it."""
+    def outcome(self) -> Outcome:
+        """Return whether both networks, one or none detect it."""
         if self.before.found:
             return "kept" if self.after.found else "lost"
         return "gained" if self.after.found else "missed"
@@ -78,10 +78,10 @@ class Object:
 
 @dataclass(frozen=True)
 class FalseAlarm:
-    """A detection of nothing that is labelled as its class.
+    """A detection that matches no object of its class.
 
-    before, after: its score by each network, None where it does not count; nearly: the score, too small, that it has
-    there; over: the class of an object that it fits.
+    before, after: Its score by each network, None where that network has none there; nearly: the score below the
+    threshold that the other network has there; over: the class of an object that it overlaps.
     """
 
     frame: int
@@ -96,10 +96,10 @@ class FalseAlarm:
 
 @dataclass(frozen=True)
 class Findings:
-    """What two networks make of all labelled objects and of nothing, over all frames.
+    """The objects and false alarms of all frames.
 
-    confusion: for each network, int64 [classes + 1, classes + 1]: objects of a class (rows) that were taken for one
-    (columns); the last column counts what was missed, the last row detections of nothing.
+    confusion: For each network, int64 [classes + 1, classes + 1]: labelled class by detected class; the last column
+    counts missed objects, the last row detections without an object.
     """
 
     objects: tuple[Object, ...]
@@ -107,67 +107,67 @@ class Findings:
     confusion: tuple[np.ndarray, np.ndarray]
 
 
-def compare(frames: Sequence[Frame], confidence: Sequence[float]) -> Findings:
-    """What both networks make of every frame, at the least score of each class, for both the same."""
+def compare(frames: Sequence[Frame], thresholds: Sequence[float]) -> Findings:
+    """Match the detections of both networks in every frame. thresholds: The least score of each class, for both."""
     objects: list[Object] = []
     alarms: list[FalseAlarm] = []
-    tables = tuple(np.zeros((len(confidence) + 1,) * 2, np.int64) for _ in range(2))
-    for at, frame in enumerate(frames):
-        looks = tuple(_Look(frame.truth, found, confidence) for found in (frame.before, frame.after))
-        for table, look in zip(tables, looks, strict=True):
-            look.count(table)
-        objects.extend(_objects(at, frame.truth, *looks))
-        alarms.extend(_alarms(at, *looks))
+    tables = tuple(np.zeros((len(thresholds) + 1,) * 2, np.int64) for _ in range(2))
+    for index, frame in enumerate(frames):
+        matches = tuple(_FrameMatches(frame.truth, found, thresholds) for found in (frame.before, frame.after))
+        for table, network in zip(tables, matches, strict=True):
+            network.count(table)
+        objects.extend(_objects(index, frame.truth, *matches))
+        alarms.extend(_alarms(index, *matches))
     return Findings(tuple(objects), tuple(alarms), (tables[0], tables[1]))
 
 
-def _objects(at: int, truth: Truth, before: _Look, after: _Look) -> Iterator[Object]:
+def _objects(frame: int, truth: Truth, before: _FrameMatches, after: _FrameMatches) -> Iterator[Object]:
     for index in np.flatnonzero(~truth.crowd).tolist():
-        box = truth.boxes[index]
-        yield Object(at, _box(box), int(truth.classes[index]), size_of(box), before.sight(index), after.sight(index))
+        box, kind = truth.boxes[index], int(truth.classes[index])
+        yield Object(frame, _box(box), kind, size_of(box), before.match(index), after.match(index))
 
 
-def _alarms(at: int, before: _Look, after: _Look) -> Iterator[FalseAlarm]:
-    """False alarms of both, those at one place together."""
+def _alarms(frame: int, before: _FrameMatches, after: _FrameMatches) -> Iterator[FalseAlarm]:
+    """Yield the false alarms of both networks, those at one place together."""
     pairs = pair(before.alarms, after.alarms)
     for index, partner in enumerate(pairs.tolist()):
-        alarm = before.alarm(at, index)
+        alarm = before.alarm(frame, index)
         if partner < 0:
             yield replace(alarm, nearly=after.score_of(alarm))
         else:
             yield replace(alarm, after=float(after.alarms.scores[partner]))
     for index in np.setdiff1d(np.arange(len(after.alarms)), pairs).tolist():
-        alarm = after.alarm(at, index)
+        alarm = after.alarm(frame, index)
         yield replace(alarm, before=None, after=alarm.before, nearly=before.score_of(alarm))
 
 
-class _Look:
-    """One network's detections in one frame, held against the labels."""
+class _FrameMatches:
+    """The detections of one network in one frame, matched with its labels."""
 
-    def __init__(self, truth: Truth, found: Detections, confidence: Sequence[float]) -> None:
+    def __init__(self, truth: Truth, found: Detections, thresholds: Sequence[float]) -> None:
         self._truth = truth
         self._all = single_label(found)
-        self._sure = above(self._all, confidence)
-        self._overlaps = overlaps(self._sure.boxes, truth.boxes)
-        self._finds = _found(self._sure, truth, self._overlaps)
-        self._finder = {int(object_): at for at, object_ in enumerate(self._finds) if object_ >= 0}
-        self._taken = _taken_for(self._sure, truth, self._overlaps, self._finds)
-        self._stray = np.flatnonzero(self._finds == NOBODY)
+        self._sure = above(self._all, thresholds)
+        overlap = overlaps(self._sure.boxes, truth.boxes)
+        objects = _matched_objects(self._sure, truth, overlap)
+        self._matched = {each: detection for detection, each in enumerate(objects.tolist()) if each >= 0}
+        self._confused = _confused(self._sure, truth, overlap, objects)
+        self._false = np.flatnonzero(objects == UNMATCHED)
 
     @property
     def alarms(self) -> Detections:
-        """The detections that find nothing labelled."""
-        return self._sure.only(self._stray)
+        """The detections that match no object."""
+        return self._sure.only(self._false)
 
     def alarm(self, frame: int, index: int) -> FalseAlarm:
-        """One of them, as if this network were the one before."""
-        at = int(self._stray[index])
-        box, score = self._sure.boxes[at], float(self._sure.scores[at])
-        over = next((int(self._truth.classes[each]) for each, by in self._taken.items() if by == at), None)
-        return FalseAlarm(frame, _box(box), int(self._sure.classes[at]), size_of(box), score, None, over)
+        """Return one of them, as if this network were the one before."""
+        detection = int(self._false[index])
+        box, score = self._sure.boxes[detection], float(self._sure.scores[detection])
+        over = next((int(self._truth.classes[each]) for each, by in self._confused.items() if by == detection), None)
+        return FalseAlarm(frame, _box(box), int(self._sure.classes[detection]), size_of(box), score, None, over)
 
     def score_of(self, alarm: FalseAlarm) -> float | None:
-        """The best score of a detection like a false alarm of the other network; None without one."""
+        """Return the best score of a detection that matches a false alarm of the other network; None without one."""
         overlap = overlaps(self._all.boxes, np.array([alarm.box]))[:, 0]
         near = self._all.scores[(self._all.classes == alarm.kind) & (overlap >= IOU)]
         return float(near.max()) if near.size else None
@@ -176,79 +176,77 @@ class _Look:
         """Add this frame to a confusion table."""
         last = len(table) - 1
         for index in np.flatnonzero(~self._truth.crowd).tolist():
-            at = self._finder.get(index, self._taken.get(index))
-            table[self._truth.classes[index], last if at is None else self._sure.classes[at]] += 1
-        used = {*self._taken.values()}
-        for stray in self._stray.tolist():
-            if stray not in used:
-                table[last, self._sure.classes[stray]] += 1
+            detection = self._matched.get(index, self._confused.get(index))
+            table[self._truth.classes[index], last if detection is None else self._sure.classes[detection]] += 1
+        for detection in set(self._false.tolist()).difference(self._confused.values()):
+            table[last, self._sure.classes[detection]] += 1
 
-    def sight(self, index: int) -> Sight:
-        """What the network makes of an object."""
-        if (at := self._finder.get(index)) is not None:
-            return Sight("found", float(self._sure.scores[at]), _box(self._sure.boxes[at]))
-        box, kind = self._truth.boxes[index], int(self._truth.classes[index])
-        overlap = overlaps(self._all.boxes, box[None])[:, 0] if len(self._all) else np.zeros(0)
-        ours = self._all.classes == kind
-        if (at := self._taken.get(index)) is not None:
-            sure = self._sure
-            return Sight("confused", float(sure.scores[at]), _box(sure.boxes[at]), int(sure.classes[at]))
-        for reason, fits in (("unsure", overlap >= IOU), ("misplaced", overlap >= NEAR)):
-            if (near := np.flatnonzero(ours & fits)).size:
+    def match(self, index: int) -> ObjectMatch:
+        """Return the detection of an object, or the reason that there is none."""
+        sure, everything = self._sure, self._all
+        if (at := self._matched.get(index)) is not None:
+            return ObjectMatch("found", float(sure.scores[at]), _box(sure.boxes[at]))
+        if (at := self._confused.get(index)) is not None:
+            return ObjectMatch("confused", float(sure.scores[at]), _box(sure.boxes[at]), int(sure.classes[at]))
+        overlap = overlaps(everything.boxes, self._truth.boxes[index][None])[:, 0]
+        same_class = everything.classes == self._truth.classes[index]
+        limits: tuple[tuple[Reason, float], ...] = (("unsure", IOU), ("misplaced", MISPLACED_IOU))
+        for reason, limit in limits:
+            if (near := np.flatnonzero(same_class & (overlap >= limit))).size:
                 best = int(near[0])  # they are sorted by score
-                return Sight(reason, float(self._all.scores[best]), _box(self._all.boxes[best]))  # type: ignore[arg-type]
-        return Sight("unseen")
+                return ObjectMatch(reason, float(everything.scores[best]), _box(everything.boxes[best]))
+        return ObjectMatch("unseen")
 
 
-def _found(found: Detections, truth: Truth, overlap: np.ndarray) -> np.ndarray:
-    """int64 [n]: the object that each detection finds; NOBODY, or CROWD for one inside a crowd of its class."""
-    finds = np.full(len(found), NOBODY, np.int64)
-    left = ~truth.crowd
-    for at in range(len(found)):  # the surest first
+def _matched_objects(found: Detections, truth: Truth, overlap: np.ndarray) -> np.ndarray:
+    """Return the object of each detection, int64 [n]; UNMATCHED, or IN_CROWD for one in a crowd of its class."""
+    objects = np.full(len(found), UNMATCHED, np.int64)
+    free = ~truth.crowd
+    for at in range(len(found)):  # in order of score
         same = truth.classes == found.classes[at]
-        possible = np.where(left & same, overlap[at], 0.0)
+        possible = np.where(free & same, overlap[at], 0.0)
         if possible.size and possible.max() >= IOU:
-            finds[at] = int(possible.argmax())
-            left[finds[at]] = False
+            objects[at] = int(possible.argmax())
+            free[objects[at]] = False
         elif (truth.crowd & same & (inside(found.boxes[at], truth.boxes) >= IOU)).any():
-            finds[at] = CROWD
-    return finds
+            objects[at] = IN_CROWD
+    return objects
 
 
-def _taken_for(found: Detections, truth: Truth, overlap: np.ndarray, finds: np.ndarray) -> dict[int, int]:
-    """Objects that nothing finds and a detection of another class fits: the object, and the detection."""
-    taken: dict[int, int] = {}
+def _confused(found: Detections, truth: Truth, overlap: np.ndarray, objects: np.ndarray) -> dict[int, int]:
+    """Return the detection of another class by each object that it overlaps and that none of its class matches."""
+    confused: dict[int, int] = {}
     missed = ~truth.crowd
-    missed[finds[finds >= 0]] = False
-    for at in np.flatnonzero(finds == NOBODY):
+    missed[objects[objects >= 0]] = False
+    for at in np.flatnonzero(objects == UNMATCHED):
         possible = np.where(missed & (truth.classes != found.classes[at]), overlap[at], 0.0)
         if possible.size and possible.max() >= IOU:
-            taken[int(possible.argmax())] = int(at)
+            confused[int(possible.argmax())] = int(at)
             missed[possible.argmax()] = False
-    return taken
+    return confused
 
 
 def single_label(found: Detections) -> Detections:
-    """The detections as in service, where a box has only its best class: scoring lets it have several."""
+    """Return the detections as in service, where a box has only its best class; in scoring it may have several."""
     _, first = np.unique(found.boxes, axis=0, return_index=True)
     return found.only(np.sort(first))
 
 
 def pair(first: Detections, second: Detections) -> np.ndarray:
-    """int64 [n]: for each of the first the one of the second, of its class, that it overlaps by IOU; or NOBODY."""
-    pairs = np.full(len(first), NOBODY, np.int64)
+    """Return for each of the first the one of the second that matches it, int64 [n]; or UNMATCHED."""
+    pairs = np.full(len(first), UNMATCHED, np.int64)
     overlap = overlaps(first.boxes, second.boxes)
-    left = np.ones(len(second), bool)
+    free = np.ones(len(second), bool)
     for at in range(len(first)):
-        possible = np.where(left & (second.classes == first.classes[at]), overlap[at], 0.0)
+        possible = np.where(free & (second.classes == first.classes[at]), overlap[at], 0.0)
         if possible.size and possible.max() >= IOU:
             pairs[at] = int(possible.argmax())
-            left[pairs[at]] = False
+            free[pairs[at]] = False
     return pairs
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union, float64 [n, m], of boxes [n, 4] and [m, 4] x1, y1, x2, y2."""
+    """Return the intersection over union, float64 [n, m], of boxes [n, 4] and [m, 4] x1, y1, x2, y2."""
     a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
     shared = _shared(a, b)
     union = _area(a) + _area(b) - shared
@@ -256,7 +254,7 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def inside(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """What share of a box [4] lies in each of others [m, 4], float64 [m]: how COCO judges crowds."""
+    """Return the share of a box [4] that lies in each of others [m, 4], float64 [m]: how COCO matches crowds."""
     box = box.astype(np.float64)
     return np.asarray(_shared(box, others.astype(np.float64)) / np.maximum(_area(box), 1e-9))
 
@@ -271,7 +269,7 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 
 def size_of(box: np.ndarray) -> str:
-    """The size of a box x1, y1, x2, y2 in pixels of its frame, by its area, as COCO names it."""
+    """Return the size of a box x1, y1, x2, y2 in pixels of its frame, by its area, as COCO names it."""
     return SIZES[int(np.searchsorted(AREAS, float(_area(box.astype(np.float64))), side="right"))]
 
 

@@ -1,7 +1,7 @@
-"""How alike two networks see: linear centered kernel alignment (CKA) of what their layers write. Pure.
+"""Linear centered kernel alignment (CKA) of the activations of two layers. Pure.
 
 Kornblith, Norouzi, Lee and Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019. 1 means the
-same up to rotation and scale, which a network behind could undo; 0 means nothing in common. Of features as channels by
+same up to rotation and scale, which a later layer could undo; 0 means nothing in common. For activations as channels by
 samples, where a sample is one position of one frame, CKA is
 
     |Sxy|² / (|Sxx| |Syy|)        with covariances S over samples and Frobenius norms.
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class LinearCka:
-    """CKA of two layers, of p and q channels, frame by frame. Takes (p + q)² numbers of 8 bytes, at most."""
+    """CKA of two layers of p and q channels, summed frame by frame in at most (p + q)² float64."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -23,18 +23,18 @@ class LinearCka:
         self._products: list[np.ndarray] = []
 
     def add(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Features float [p, n] and [q, n] at the same n positions of one frame."""
+        """Add activations float [p, n] and [q, n] at the same n positions of one frame."""
         x, y = first.astype(np.float64), second.astype(np.float64)
-        found = [x @ x.T, y @ y.T, x @ y.T], [x.sum(axis=1), y.sum(axis=1)]
+        products, sums = [x @ x.T, y @ y.T, x @ y.T], [x.sum(axis=1), y.sum(axis=1)]
         if not self._count:
-            self._products, self._sums = found
+            self._products, self._sums = products, sums
         else:
-            for kept, new in zip((*self._products, *self._sums), (*found[0], *found[1]), strict=True):
-                kept += new
+            for total, new in zip((*self._products, *self._sums), (*products, *sums), strict=True):
+                total += new
         self._count += x.shape[1]
 
     def value(self) -> float | None:
-        """0 to 1; None where a layer writes the same everywhere, and so says nothing."""
+        """Return the similarity, 0 to 1; None where a layer is constant."""
         if not self._count:
             return None
         mean_x, mean_y = (total / self._count for total in self._sums)
@@ -49,7 +49,7 @@ class LinearCka:
 
 
 def pooled(features: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:
-    """Maps float [1, c, h, w] averaged over areas to a smaller size (height, width); None where they do not divide."""
+    """Average maps float [1, c, h, w] over areas to a smaller size (height, width); None where they do not divide."""
     channels, height, width = features.shape[1:]
     down, across = height // size[0], width // size[1]
     if (down * size[0], across * size[1]) != (height, width):
@@ -57,26 +57,26 @@ def pooled(features: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:
     return np.asarray(features.reshape(1, channels, size[0], down, size[1], across).mean(axis=(3, 5)))
 
 
-def alike(first: np.ndarray, second: np.ndarray, rows: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
-    """Features of two layers at the same positions: as they are, or larger maps averaged to the size of the others.
+def at_same_positions(
+    first: np.ndarray, second: np.ndarray, *, channels_last: bool = False
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return activations of two layers at the same positions: larger maps are averaged to the size of the others.
 
-    rows: channels are the last axis. None where no position of one is one of the other: other numbers of rows, maps
-    that do not divide.
+    None where positions do not correspond: other numbers of rows, or maps that do not divide.
     """
-    if rows:
+    if channels_last:
         return (first, second) if first.shape[:-1] == second.shape[:-1] else None
-    height = min(first.shape[2], second.shape[2])
-    size = first.shape[2:] if first.shape[2] == height else second.shape[2:]
-    small = [pooled(each, size) for each in (first, second)]
+    size = min(first.shape[2:], second.shape[2:], key=lambda shape: shape[0])
+    small = pooled(first, size), pooled(second, size)
     return None if small[0] is None or small[1] is None else (small[0], small[1])
 
 
-def samples(features: np.ndarray, channels_last: bool, most: int) -> np.ndarray:
-    """Features of a layer as [channels, n] at no more than `most` positions, the same for every frame of one shape.
+def samples(features: np.ndarray, max_positions: int, *, channels_last: bool) -> np.ndarray:
+    """Return activations as [channels, n] at no more than `max_positions`, the same for every frame of one shape.
 
     features: float [1, c, h, w], or [1, ..., c] with `channels_last`, as matrix products write them.
     """
     rows = features.reshape(-1, features.shape[-1]).T if channels_last else features.reshape(features.shape[1], -1)
-    if rows.shape[1] <= most:
+    if rows.shape[1] <= max_positions:
         return np.asarray(rows)
-    return np.asarray(rows[:, np.random.default_rng(0).choice(rows.shape[1], most, replace=False)])
+    return np.asarray(rows[:, np.random.default_rng(0).choice(rows.shape[1], max_positions, replace=False)])

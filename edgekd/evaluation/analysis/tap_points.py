@@ -1,7 +1,7 @@
-"""Where to look into a network: the tensor that shows a layer at work, and the layers that its heads read.
+"""Tap points: the tensors at which a network's activations are read, and the layers that its heads read.
 
-Both are found in the float graph, by its edges, and hold for what was made of it: quantizing and halving a graph keep
-the names of its tensors.
+They are found by the edges of the float graph, and hold for graphs derived from it: quantization and half precision
+keep the names of tensors.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ GATES = frozenset(("Sigmoid", "HardSigmoid"))
 
 
 @dataclass(frozen=True)
-class Place:
-    """A layer, by the name of the tensor that it writes; `shown`, the tensor behind its activation.
+class TapPoint:
+    """A layer by the tensor that it writes. activated: the tensor behind its bias and activation function.
 
-    rows: whether its outputs are the last axis, as a matrix product's are.
+    channels_last: As a matrix product writes them.
     """
 
     output: str
-    shown: str
-    rows: bool
+    activated: str
+    channels_last: bool
 
 
-def places(graph: Graph) -> tuple[Place, ...]:
-    """The layers with weights, in graph order."""
-    found = []
-    for node in graph.nodes:
-        if is_layer(graph, node) and not is_dfl(graph, node):
-            rows = node.op_type != "Conv"
-            found.append(Place(node.output[0], _activated(graph, node), rows))
-    return tuple(found)
+def tap_points(graph: Graph) -> tuple[TapPoint, ...]:
+    """Return the layers with weights, in graph order."""
+    return tuple(
+        TapPoint(node.output[0], _activated(graph, node), channels_last=node.op_type != "Conv")
+        for node in graph.nodes
+        if is_layer(graph, node) and not is_dfl(graph, node)
+    )
 
 
 def _activated(graph: Graph, node: Any) -> str:
-    """The tensor behind bias and activation, where those and nothing else read the layer: x * sigmoid(x) counts."""
+    """Return the tensor behind bias and activation, where nothing else reads the layer; x * sigmoid(x) is one."""
     name: str = node.output[0]
     if node.op_type == "MatMul" and bias_of_product(graph, node) is not None:
         name = graph.consumers(name)[0][0].output[0]
@@ -55,11 +54,11 @@ def _activated(graph: Graph, node: Any) -> str:
     return name
 
 
-def read_by_heads(graph: Graph, most: int = 3) -> tuple[Place, ...]:
-    """The last layers that the heads of each level have in common, in graph order: what a detector decides by.
+def head_inputs(graph: Graph, max_levels: int = 3) -> tuple[TapPoint, ...]:
+    """Return the last layer that the heads of each level have in common, in graph order, for the finest levels.
 
-    A head is a last convolution; those that write maps of one size are of one level. At most so many levels, the finest
-    ones; none for a network that ends in products.
+    A head is a last convolution; heads that write maps of one size are of one level. Empty for a network that ends in
+    matrix products.
     """
     from edgekd.compress.quantization.layerwise import shapes_of
 
@@ -68,21 +67,21 @@ def read_by_heads(graph: Graph, most: int = 3) -> tuple[Place, ...]:
     for name in last_products(graph):
         if len(shape := shapes.get(name, ())) == 4:
             levels.setdefault(shape[2:], []).append(name)
-    known = {place.output: place for place in places(graph)}  # in graph order
+    points = {point.output: point for point in tap_points(graph)}  # in graph order
     found = set()
-    for _, ends in sorted(levels.items(), reverse=True)[:most]:
-        common = set.intersection(*(_before(graph, end, known) for end in ends))
-        found |= set([name for name in known if name in common and len(shapes.get(name, ())) == 4][-1:])
-    return tuple(place for name, place in known.items() if name in found)
+    for _, heads in sorted(levels.items(), reverse=True)[:max_levels]:
+        common = set.intersection(*(_ancestors(graph, head, points) for head in heads))
+        found |= set([name for name in points if name in common and len(shapes.get(name, ())) == 4][-1:])
+    return tuple(point for name, point in points.items() if name in found)
 
 
-def _before(graph: Graph, tensor: str, known: Iterable[str]) -> set[str]:
-    """The layers whose outputs a tensor depends on, but for the one that writes it; itself where it is the first."""
-    layers, passed, waiting = set(known), set(), [tensor]
+def _ancestors(graph: Graph, tensor: str, layers: Iterable[str]) -> set[str]:
+    """Return the layers that a tensor depends on, without the one that writes it; itself where there are none."""
+    visited, waiting = set(), [tensor]
     while waiting:
         node = graph.producer(waiting.pop())
         for name in graph.activations(node) if node is not None else ():
-            if name not in passed:
-                passed.add(name)
+            if name not in visited:
+                visited.add(name)
                 waiting.append(name)
-    return (passed & layers) or {tensor}
+    return visited.intersection(layers) or {tensor}

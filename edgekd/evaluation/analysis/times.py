@@ -1,4 +1,4 @@
-"""What each layer takes: as predicted for a target, or as ONNX Runtime's profiler counts it on this machine."""
+"""Times of layers: predicted for a target, or measured by ONNX Runtime's profiler on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from edgekd.core.errors import DeviceError, SpecError
 from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import Target
 
-RUNS, WARM_UP = 20, 5
+RUNS = 20
+"""Timed frames; the median is taken."""
+WARM_UP = 5
+"""Frames before them: the first runs of a session are slower."""
 
 
 @dataclass(frozen=True)
-class Times:
-    """Microseconds of each layer by the name of its node, and of all that belongs to none.
+class LayerTimes:
+    """Microseconds of each layer by the name of its node, and of kernels that belong to none.
 
-    basis: `predicted` for the target, `measured` on it, or measured on another machine, a `stand-in`. where: on what.
+    basis: `predicted` for the target, `measured` on it, or measured on another machine, a `stand-in`. where: The device
+    and runtime.
     """
 
     basis: str
@@ -31,22 +35,21 @@ class Times:
     other_us: float
 
 
-def predicted(graph: Path, target: Target) -> Times | None:
-    """The times that `edgekd predict` gives a graph on the target; None where nobody can say."""
+def predicted(graph: Path, target: Target) -> LayerTimes | None:
+    """Return the times that `edgekd predict` gives a graph; None where the target cannot be predicted."""
     try:
-        found = predict_graph(graph, target)
+        prediction = predict_graph(graph, target)
     except SpecError:
         return None
-    layers = {point.name: round(point.us, 3) for point in found.roof.points}
-    where = f"{target.title}, {found.document['precision']}"
-    return Times("predicted", where, layers, round(found.roof.other_us, 3))
+    layers = {point.name: round(point.us, 3) for point in prediction.roof.points}
+    where = f"{target.title}, {prediction.precision}"
+    return LayerTimes("predicted", where, layers, round(prediction.roof.other_us, 3))
 
 
-def profiled(graph: Path, shape: tuple[int, ...], basis: str, cpu: str) -> Times:
-    """The times that ONNX Runtime's profiler counts on this machine's CPU: the median of RUNS, on noise.
+def profiled(graph: Path, shape: tuple[int, ...], basis: str, cpu: str) -> LayerTimes:
+    """Return the times of ONNX Runtime's profiler on this machine's CPU: the median of RUNS, on noise.
 
-    What the runtime makes of a layer bears its name and more: the longest name that fits is meant. shape: of the input.
-    Raises DeviceError where the graph cannot run.
+    shape: Of the input. Raises DeviceError where the graph cannot run.
     """
     import onnx
     import onnxruntime
@@ -68,14 +71,17 @@ def profiled(graph: Path, shape: tuple[int, ...], basis: str, cpu: str) -> Times
             for _ in range(WARM_UP + RUNS):
                 session.run(None, {session.get_inputs()[0].name: noise})
             events = json.loads(Path(session.end_profiling()).read_bytes())
-        except Exception as error:  # ONNX Runtime's own share no base class
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise DeviceError(f"{graph}: ONNX Runtime cannot profile the graph: {error}") from error
     us, other = attributed(events, layers)
-    return Times(basis, f"{cpu}, ONNX Runtime {onnxruntime.__version__}", us, other)
+    return LayerTimes(basis, f"{cpu}, ONNX Runtime {onnxruntime.__version__}", us, other)
 
 
 def attributed(events: Iterable[Mapping[str, object]], layers: Iterable[str]) -> tuple[dict[str, float], float]:
-    """The median microseconds of each layer in a profile, and the sum of those that belong to none. Pure."""
+    """Return the median microseconds of each layer in a profile, and the sum of those that belong to none. Pure.
+
+    The runtime derives the names of kernels from those of layers: a kernel belongs to the longest that it begins with.
+    """
     kernels: dict[str, list[float]] = defaultdict(list)
     for event in events:
         name = str(event.get("name", ""))

@@ -1,4 +1,4 @@
-"""What the analysis of a build hands to the report and to `edgekd report --json`."""
+"""Results of the analysis of a build, for the report and `edgekd report --json`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Literal
 
 import numpy as np
 
-from edgekd.evaluation.analysis.counts import Confusion, Shift, Tally
-from edgekd.evaluation.analysis.times import Times
+from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts, ScoreShift
+from edgekd.evaluation.analysis.times import LayerTimes
 
 ChangeKind = Literal["lost", "gained", "alarm", "settled"]
-"""An object found before and not after, and the other way round; a false alarm that is new, and one that is gone."""
+"""An object detected before only, or after only; a false alarm after only, or before only."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One change, with what is around it as a JPEG of `width` x `height` pixels.
+    """A change with its surroundings as a JPEG of `width` x `height` pixels.
 
-    kind: as ChangeKind; class_name, size: of the object or false alarm; frame: name of the image's file. truth, before,
-    after: boxes x1, y1, x2, y2 in pixels of the JPEG, None where there is none. scores: of both networks, None where
-    one sees nothing; threshold: the least that counts; reason: why it does not count any more, or did not before.
+    class_name, size: Of the object or false alarm; frame: name of the image file. truth, before, after: boxes x1, y1,
+    x2, y2 in pixels of the JPEG, None where there is none. scores: of both networks, None without a detection; reason:
+    why one network does not detect it.
     """
 
     kind: ChangeKind
@@ -41,30 +41,29 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """Detections of the scored images before and after, as a camera would count them.
+    """Detections of the scored images before and after, at the thresholds that ship.
 
-    thresholds: the least score of each class, the same before and after; images: how many were looked at; reasons: why
-    objects were lost. tables: confusion as `matching.Findings` has it. changes: how many changes of each kind there
-    are, of which `crops` shows some.
+    thresholds: Of each class, before and after; images: how many were scored; reasons: of lost objects. tables:
+    confusion, as in `matching.Findings`. changes: how many of each kind there are; `crops` shows some.
     """
 
     class_names: tuple[str, ...]
     thresholds: tuple[float, ...]
     images: int
-    total: Tally
-    classes: tuple[Tally, ...]
-    sizes: tuple[Tally, ...]
+    total: DetectionCounts
+    classes: tuple[DetectionCounts, ...]
+    sizes: tuple[DetectionCounts, ...]
     reasons: Mapping[str, int]
     confusions: tuple[Confusion, ...]
     tables: tuple[np.ndarray, np.ndarray]
-    shift: Shift | None
+    shift: ScoreShift | None
     changes: Mapping[ChangeKind, int]
     crops: tuple[Crop, ...]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Two graphs, by what people call them, and the CKA of each layer by the tensor that it writes."""
+class GraphSimilarity:
+    """The CKA of the layers of two graphs, by the tensor that each writes. reference, other: Names of the graphs."""
 
     reference: str
     other: str
@@ -72,13 +71,13 @@ class Compared:
 
     @property
     def name(self) -> str:
-        """Both, as a heading."""
+        """Both names, as a heading."""
         return f"{self.reference} → {self.other}"
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """Where two networks look in a frame at one layer: pictures uint8 [h, w, 3] BGR; after Noneif not there."""
+class LayerAttention:
+    """Attention maps of one layer over a frame, uint8 [h, w, 3] BGR. after: None without such a layer."""
 
     layer: str
     before: np.ndarray
@@ -87,19 +86,19 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
-    """A frame as the networks see it, uint8 [h, w, 3] BGR, and where they look in it."""
+class FrameAttention:
+    """A frame, uint8 [h, w, 3] BGR, and attention maps of some layers. frame: Name of the image file."""
 
     frame: str
     image: np.ndarray
-    layers: tuple[Shown, ...]
+    layers: tuple[LayerAttention, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Inside:
-    """What was seen inside the networks, on `frames` scored images: similarity, times before and after, attention."""
+class LayerAnalysis:
+    """Similarity of layers on `frames` scored images, their times before and after, and attention maps."""
 
     frames: int
-    compared: tuple[Compared, ...]
-    times: tuple[Times, Times]
-    attention: tuple[Attention, ...]
+    compared: tuple[GraphSimilarity, ...]
+    times: tuple[LayerTimes, LayerTimes]
+    attention: tuple[FrameAttention, ...]

@@ -1,4 +1,4 @@
-"""The files that `edgekd bench` and `edgekd predict` write: every sample as CSV, and pages with charts."""
+"""Files of `edgekd bench` and `edgekd predict`: every sample as CSV, and pages with charts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COLUMNS = ("side", "state", "frame", "start_s", *(f"{part}_ms" for part in PARTS
 
 
 def write_csv(file: Path, timings: Timings) -> None:
-    """Write every sample as a line, in seconds from the first and milliseconds. Raises SpecError."""
+    """Write every sample as a line: seconds since the first, and milliseconds. Raises SpecError."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for (side, state), timing in timings.items():
-        writer.writerows((side, state, at, *row) for at, row in enumerate(_rows(timing, state)))
+        writer.writerows((side, state, frame, *row) for frame, row in enumerate(_rows(timing, state)))
     write_file(file, text.getvalue().encode("utf-8"))
 
 
@@ -41,15 +41,15 @@ def write_page(file: Path, title: str, document: Mapping[str, Any], timings: Tim
     write_file(file, render(title, document, samples).encode("utf-8"))
 
 
-def write_prediction(file: Path, found: Predicted) -> None:
+def write_prediction(file: Path, prediction: Predicted) -> None:
     """Write a page with a prediction and its roofline. Raises SpecError."""
     from edgekd.evaluation.report.prediction import render
 
-    write_file(file, render(found.document, found.roof).encode("utf-8"))
+    write_file(file, render(prediction.document, prediction.roof).encode("utf-8"))
 
 
 def require_place(*files: Path | None) -> None:
-    """Raises SpecError, before anything is measured, where a file could not be written."""
+    """Raise SpecError, before anything is measured, where a file could not be written."""
     for file in files:
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
             found = "a folder" if file.is_dir() else "no such folder"
@@ -60,7 +60,7 @@ def _rows(timing: Timing, state: str) -> Iterator[list[str]]:
     parts = [timing.decode_ms, timing.preprocess_ms, timing.inference_ms, timing.postprocess_ms]
     if state == "engine":  # has no other parts
         parts = [None, None, timing.inference_ms, None]
-    for at in range(len(timing.total_ms)):
-        cells = [None if part is None else part[at] for part in parts]
-        start = f"{timing.starts_s[at]:.6f}"
-        yield [start, *("" if cell is None else f"{cell:.4f}" for cell in cells), f"{timing.total_ms[at]:.4f}"]
+    for frame in range(len(timing.total_ms)):
+        values = [None if part is None else part[frame] for part in parts]
+        start = f"{timing.starts_s[frame]:.6f}"
+        yield [start, *("" if ms is None else f"{ms:.4f}" for ms in values), f"{timing.total_ms[frame]:.4f}"]

@@ -11,33 +11,36 @@ import numpy as np
 from edgekd.core.detection.types import Detections
 
 LONGEST_SIDE = 640
+"""Pixels of a picture's longer side."""
 SHOWN_SCORE = 0.25
+"""Least score of a detection that is drawn."""
 QUALITIES = (80, 65, 50, 35)
+"""Of JPEG, tried until a picture has at most MAX_JPEG_BYTES."""
 MAX_JPEG_BYTES = 130_000
-# BGR; light enough for black letters.
+# BGR, light enough for black letters.
 COLORS = ((180, 229, 255), (120, 220, 130), (255, 190, 110), (80, 190, 255), (230, 170, 240), (240, 235, 120))
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def shown(detections: Detections) -> Detections:
-    """The detections sure enough to draw: score >= SHOWN_SCORE."""
+    """Return the detections of at least SHOWN_SCORE."""
     return detections.only(detections.scores >= SHOWN_SCORE)
 
 
 def label(classes: Sequence[str], index: int) -> str:
-    """A class's name as OpenCV's letters (ASCII only) can draw it, else its number."""
+    """Return a class's name where OpenCV can draw it (ASCII only), else its number."""
     name = classes[index] if index < len(classes) else ""
     return name if name.isascii() and name.isprintable() and name else f"class {index}"
 
 
 def summary(detections: Detections, classes: Sequence[str]) -> str:
-    """What `draw` shows, in words: "2 person, 1 helmet"."""
+    """Return what `draw` shows in words: "2 person, 1 helmet"."""
     names = (classes[index] if index < len(classes) else f"class {index}" for index in shown(detections).classes)
     return ", ".join(f"{times} {name}" for name, times in Counter(names).most_common()) or "nothing found"
 
 
 def draw(image: np.ndarray, truth: np.ndarray, detections: Detections, classes: Sequence[str]) -> np.ndarray:
-    """The frame, resized so that its longest side is LONGEST_SIDE and letters have one size; uint8 [h, w, 3] BGR.
+    """Draw detections on a frame, resized to LONGEST_SIDE so that letters have one size; uint8 [h, w, 3] BGR.
 
     Labelled objects (`truth` [n, 4]) get corner marks in white; detections a box with class and score, best on top.
     """
@@ -61,13 +64,18 @@ def draw(image: np.ndarray, truth: np.ndarray, detections: Detections, classes: 
 
 
 def data_uri(image: np.ndarray) -> str:
-    """The picture as `data:image/jpeg;base64,...`, in the best of QUALITIES that stays under MAX_JPEG_BYTES."""
+    """Return the picture as `data:image/jpeg;base64,...`, in the best of QUALITIES that stays under MAX_JPEG_BYTES."""
     import cv2
 
     for quality in QUALITIES:
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         if len(jpeg) <= MAX_JPEG_BYTES:
             break
+    return jpeg_uri(jpeg)
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """Return a JPEG as `data:image/jpeg;base64,...`."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
@@ -82,7 +90,7 @@ def _draw_corners(canvas: np.ndarray, x1: int, y1: int, x2: int, y2: int) -> Non
 
 
 def _draw_label(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
-    """A filled tag above the box's top left corner, moved inside the frame where it would leave it."""
+    """Draw a filled tag above the box's top left corner, moved inside the frame where it would leave it."""
     import cv2
 
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.55

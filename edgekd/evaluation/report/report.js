@@ -45,10 +45,10 @@ function galleryFilter(form) {
   const gallery = document.getElementById(form.dataset.for);
   const items = Array.from(gallery.children);
   const apply = () => {
-    const wanted = ["kind", "class", "size"].map((name) => [name, form.elements[name].value]);
+    const selected = ["kind", "class", "size"].map((name) => [name, form.elements[name].value]);
     let shown = 0;
     for (const item of items) {
-      item.hidden = !wanted.every(([name, value]) => !value || item.dataset[name] === value);
+      item.hidden = !selected.every(([name, value]) => !value || item.dataset[name] === value);
       shown += item.hidden ? 0 : 1;
     }
     gallery.classList.toggle("bare", !form.elements.boxes.checked);
@@ -64,10 +64,10 @@ function galleryFilter(form) {
 function layerFilter(form) {
   const rows = Array.from(document.querySelectorAll("table.layers tbody tr"));
   const apply = () => {
-    const wanted = form.elements.text.value.trim().toLowerCase();
+    const query = form.elements.text.value.trim().toLowerCase();
     let shown = 0;
     for (const row of rows) {
-      row.hidden = !row.textContent.toLowerCase().includes(wanted);
+      row.hidden = !row.textContent.toLowerCase().includes(query);
       shown += row.hidden ? 0 : 1;
     }
     form.querySelector("output").textContent = `${shown} of ${rows.length} shown`;
@@ -84,7 +84,7 @@ function reader(bands) {
   if (!table) return;
   const heads = Array.from(table.tHead.rows[0].cells, (cell) => cell.textContent);
   const layers = Array.from(table.tBodies[0].rows, (row) => Array.from(row.cells, (cell) => cell.textContent));
-  const told = document.createElement("p");
+  const readout = document.createElement("p");
   const charts = Array.from(bands.querySelectorAll("svg"));
   const lines = charts.map((chart) => {
     const line = document.createElement("span");
@@ -92,26 +92,26 @@ function reader(bands) {
     chart.parentNode.append(line);
     return line;
   });
-  let at = 0;
-  told.className = "told";
-  told.setAttribute("role", "status");
-  bands.after(told);
+  let current = 0;
+  readout.className = "told";
+  readout.setAttribute("role", "status");
+  bands.after(readout);
   bands.tabIndex = 0;
   bands.setAttribute("role", "group");
   bands.setAttribute("aria-label", "Layers from first to last: arrow keys go from one to the next");
   const show = (index) => {
-    at = Math.min(Math.max(index, 0), layers.length - 1);
-    for (const line of lines) line.style.left = `${(100 * (at + 0.5)) / layers.length}%`;
-    told.textContent = `${at + 1} of ${layers.length}: ${layers[at].map((text, i) => (i ? `${heads[i]} ${text}` : text)).join(" · ")}`;
+    current = Math.min(Math.max(index, 0), layers.length - 1);
+    for (const line of lines) line.style.left = `${(100 * (current + 0.5)) / layers.length}%`;
+    readout.textContent = `${current + 1} of ${layers.length}: ${layers[current].map((text, i) => (i ? `${heads[i]} ${text}` : text)).join(" · ")}`;
     bands.classList.add("read");
   };
   bands.addEventListener("keydown", (event) => {
     const step = {ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -layers.length, End: layers.length}[event.key];
     if (!step) return;
     event.preventDefault();
-    show(at + step);
+    show(current + step);
   });
-  bands.addEventListener("focus", () => show(at));
+  bands.addEventListener("focus", () => show(current));
   bands.addEventListener("pointermove", (event) => {
     const box = charts[0].getBoundingClientRect();
     show(Math.floor(((event.clientX - box.left) / box.width) * layers.length));

@@ -11,11 +11,11 @@ UNITS = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9))
 
 
 def known(value: float | None) -> TypeGuard[float]:
-    """Whether there is a number to show."""
+    """Return whether there is a number to show."""
     return value is not None and math.isfinite(value)
 
 
-def count(value: int | None) -> str:
+def integer(value: int | None) -> str:
     """12345 -> 12,345."""
     return MISSING if value is None else f"{value:,}"
 
@@ -27,17 +27,22 @@ def size(value: float | None) -> str:
     if abs(value) < 999.5:
         return f"{value:.0f}{NBSP}B"
     unit, factor = next(step for step in UNITS if abs(value) < 999.5 * step[1] or step == UNITS[-1])
-    return f"{three_digits(value / factor)}{NBSP}{unit}"
+    return digits(value / factor, unit)
 
 
 def milliseconds(value: float | None) -> str:
     """8.4217 -> 8.42 ms."""
-    return f"{three_digits(value)}{NBSP}ms" if known(value) else MISSING
+    return digits(value, "ms")
+
+
+def microseconds(value: float | None) -> str:
+    """41.52 -> 41.5 µs."""
+    return digits(value, "µs")
 
 
 def rate(value: float | None) -> str:
     """118.74 -> 119 FPS."""
-    return f"{three_digits(value)}{NBSP}FPS" if known(value) else MISSING
+    return digits(value, "FPS")
 
 
 def duration(seconds: float | None) -> str:
@@ -52,7 +57,7 @@ def duration(seconds: float | None) -> str:
 
 def accuracy(value: float | None) -> str:
     """0.45123 -> 0.451."""
-    return f"{value:.3f}" if known(value) else MISSING
+    return fixed(value, 3)
 
 
 def difference(value: float | None) -> str:
@@ -62,6 +67,16 @@ def difference(value: float | None) -> str:
     if round(value, 3) == 0:
         return "0.000"
     return f"{'▲' if value > 0 else '▼'}{NBSP}{'+' if value > 0 else '−'}{abs(value):.3f}"
+
+
+def change(value: int) -> str:
+    """-1234 -> ▼ −1234: of a count."""
+    return f"{'▲' if value > 0 else '▼'}{NBSP}{'+' if value > 0 else '−'}{abs(value)}" if value else "0"
+
+
+def signed(value: float) -> str:
+    """-0.0123 -> −0.012."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def percent(share: float | None) -> str:
@@ -79,9 +94,26 @@ def times(ratio: float | None, less: str, more: str) -> str:
     return f"{factor:.{2 if factor < 1.1 else 1}f}× {less if ratio < 1 else more}"
 
 
-def three_digits(value: float) -> str:
-    """The number to three significant digits, never in exponent form."""
+def fixed(value: float | None, decimals: int, unit: str = "") -> str:
+    """Return a number with so many decimals."""
+    return f"{value:.{decimals}f}{unit and NBSP}{unit}" if known(value) else MISSING
+
+
+def general(value: float | None, digits: int = 6) -> str:
+    """Return a number to so many significant digits, without trailing zeros."""
+    return f"{value:.{digits}g}" if known(value) else MISSING
+
+
+def scientific(value: float | None) -> str:
+    """0.00123 -> 1.23e-03."""
+    return f"{value:.2e}" if known(value) else MISSING
+
+
+def digits(value: float | None, unit: str = "") -> str:
+    """Return a number to three significant digits, never in exponent form."""
+    if not known(value):
+        return MISSING
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     rounded = round(value, 2 - magnitude)
     decimals = 2 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
-    return f"{rounded:,.{min(max(decimals, 0), 4)}f}"
+    return f"{rounded:,.{min(max(decimals, 0), 4)}f}{unit and NBSP}{unit}"

@@ -1,7 +1,7 @@
-"""What one `edgekd build` run hands to the HTML report.
+"""The data of the report of a build.
 
-"Before" is the detector as it was given, "after" is the graph that ships. `None` stands for a number that nobody has,
-shown as "–". Accuracies are shares from 0 to 1, sizes are bytes, times are in the unit that their name ends with.
+"Before" is the detector as given, "after" the graph that ships. `None` stands for a missing number, shown as "–".
+Accuracies are shares from 0 to 1, sizes are bytes, times are in the unit that their name ends with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd.core.detection.types import Detections
-from edgekd.evaluation.analysis.types import Analysis, Inside
+from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 
 Basis = Literal["measured", "stand-in", "predicted"]
 Moment = Literal["before", "after"]
@@ -29,22 +29,18 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        """after - before, or None when either is missing."""
-        if self.before is None or self.after is None:
-            return None
-        return self.after - self.before
+        """Return after - before, or None when either is missing."""
+        return None if self.before is None or self.after is None else self.after - self.before
 
     @property
     def share(self) -> float | None:
-        """after / before, or None when either is missing or `before` is 0."""
-        if self.after is None or not self.before:
-            return None
-        return self.after / self.before
+        """Return after / before, or None when either is missing or `before` is 0."""
+        return None if self.after is None or not self.before else self.after / self.before
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of the build: what it took and what came out of it. `cached`: reused from an earlier build."""
+    """One stage of the build: its time, and size and accuracy of its result. cached: Reused from an earlier build."""
 
     name: str
     seconds: float | None
@@ -57,7 +53,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """mAP50-95 of one class; `instances` is how many labelled objects of it were scored, `rare` how it was trained."""
+    """mAP50-95 of one class. instances: Labelled objects that were scored; rare: few objects of it were trained on."""
 
     name: str
     instances: int | None
@@ -67,7 +63,7 @@ class ClassRow:
 
     @property
     def change(self) -> Change:
-        """Both numbers together."""
+        """Return both numbers together."""
         return Change(self.before, self.after)
 
 
@@ -81,7 +77,7 @@ class SizeRow:
 
     @property
     def change(self) -> Change:
-        """Both numbers together."""
+        """Return both numbers together."""
         return Change(self.before, self.after)
 
 
@@ -89,10 +85,9 @@ class SizeRow:
 class LayerRow:
     """One layer that holds weights, in graph order.
 
-    precision: what the weights are stored as, such as "int8"; error_share: its part of what quantizing is thought to
-    cost, 0 to 1, None where that was not estimated; snr_db: signal by noise at its own output, where its weights or
-    inputs are quantized. output: the tensor that it writes. options: what each format that a plan may give it was
-    measured to cost: its error (relative to the outputs' signal), by the name of the format.
+    precision: The format of the weights, such as "int8"; error_share: its part of the estimated error of quantization,
+    0 to 1; snr_db: signal by noise at its output, where its weights or inputs are quantized. output: the tensor that it
+    writes. options: the error, relative to the outputs' signal, of each format that a plan has measured.
     """
 
     name: str
@@ -108,17 +103,22 @@ class LayerRow:
 
     @property
     def bits(self) -> float | None:
-        """Stored bits per weight, scales included."""
+        """Return the stored bits per weight, scales included."""
         weights = math.prod(self.shape)
         return None if self.bytes_after is None or not weights else 8 * self.bytes_after / weights
+
+    @property
+    def largest_bytes(self) -> int:
+        """Return the stored bytes, before or after, whichever are more."""
+        return max(self.bytes_before or 0, self.bytes_after or 0)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Time from frame to detections of one graph on one engine.
+    """Time from frame to detections of one graph on one runtime.
 
-    samples_ms: the total of every timed frame; may be empty, as it is for a prediction.
-    preprocess_ms, inference_ms, postprocess_ms: medians of the parts.
+    samples_ms: The total of every timed frame, empty for a prediction. preprocess_ms, inference_ms, postprocess_ms:
+    medians of the parts.
     """
 
     label: Moment
@@ -136,7 +136,7 @@ class Latency:
 
 
 def latency_of(label: Moment, engine: str, summary: Mapping[str, Any], samples_ms: Sequence[float]) -> Latency:
-    """The row of a graph whose timing was summarized, as `Timing.summary` does it."""
+    """Return the row of a graph whose timing `Timing.summary` summarized."""
     total = summary["total_ms"]
     return Latency(
         label=label,
@@ -166,19 +166,43 @@ class SamplePicture:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A number that a training logged, by epoch; None where it did not. kind: `loss` or `weight`."""
+
+    key: str
+    kind: str
+    values: tuple[float | None, ...]
+
+    @property
+    def heading(self) -> str:
+        """Return its name in a table."""
+        return f"{self.key}, {self.kind}"
+
+
+@dataclass(frozen=True)
 class Training:
-    """What a step that trained has logged: the means of losses, and of weights, in each epoch, by name."""
+    """Means of the losses, and of their weights, that a step logged in each epoch, by name."""
 
     name: str
     losses: tuple[Mapping[str, float], ...]
     weights: tuple[Mapping[str, float], ...] = ()
 
+    @property
+    def columns(self) -> list[Column]:
+        """Return each loss and each weight over the epochs."""
+        logged = (("loss", self.losses), ("weight", self.weights))
+        return [
+            Column(key, kind, tuple(row.get(key) for row in rows))
+            for kind, rows in logged
+            for key in dict.fromkeys(key for row in rows for key in row)
+        ]
+
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One limit and what the build reached, both as text with units. `met` is None when it was not checked.
+    """One limit and the value that the build reached, both as text with units. met: None when it was not checked.
 
-    timed: the value is a time or a rate, and so belongs to the machine it was taken on.
+    timed: The value is a time or a rate, and so of one machine.
     """
 
     name: str
@@ -191,11 +215,11 @@ class BudgetRow:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page says.
+    """The content of the page.
 
-    Of `latencies`, the first "before" and the first "after" are the headline. `class_names` names the class indices of
-    the detections in `pictures`. `provenance` is shown in its own order. `search` is how the recipe was found, as
-    search.json has it. `analysis` is of detections, `inside` of layers; where they are None, `missing` says why.
+    Of `latencies`, the first "before" and the first "after" are the headline. class_names: By the class indices of the
+    detections in `pictures`. search: as in search.json. analysis: of detections; inside: of layers; where they are
+    None, `missing` says why.
     """
 
     title: str
@@ -221,16 +245,15 @@ class Report:
     search: Mapping[str, Any] | None = None
     training: tuple[Training, ...] = ()
     analysis: Analysis | None = None
-    inside: Inside | None = None
+    inside: LayerAnalysis | None = None
     missing: tuple[str, ...] = ()
 
 
 def for_bundle(report: Report) -> Report:
-    """The report as it travels inside the bundle: what the same inputs give on every machine and on every run.
+    """Return the report that a bundle contains: the same inputs give the same on every machine and in every run.
 
-    Left out are all times (they belong to the building host, not to the camera), which stages were reused, how the
-    recipe was found, the analysis, for which a camera has no room, and the size of the bundle itself. Provenance and
-    notes are kept as they are.
+    Left out are all times (they belong to the building host, not to the camera), which stages were reused, the search
+    for the recipe, the analysis, for which a camera has no room, and the size of the bundle itself.
     """
     return replace(
         report,

@@ -1,1 +1,1 @@
-"""How long a network takes on a device that is not at hand, and what energy: predicted, with an interval."""
+"""Prediction of latency and energy on a device that is not at hand, with an interval."""

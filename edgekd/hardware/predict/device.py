@@ -1,4 +1,4 @@
-"""What of a target the predictor computes with: plain numbers, for one precision."""
+"""The figures of a target that the predictor uses, for one precision."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from edgekd.hardware.target import Figure, Target
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Of a number."""
 MULTIPLE = {"fp32": 4, "fp16": 8, "int8": 16}
-"""What tensor cores pad channels to: the TensorRT best practices on tensor cores (TF32, FP16, INT8)."""
+"""Multiple to which tensor cores pad channels: the TensorRT best practices on tensor cores (TF32, FP16, INT8)."""
 TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
-"""The CUDA compute capability from which tensor cores compute in a precision; TF32 for float32."""
+"""CUDA compute capability from which tensor cores compute in a precision; TF32 for float32."""
 
 
 @dataclass(frozen=True)
 class Device:
     """A GPU in one precision.
 
-    sm: CUDA compute capability. peak: dense, operations a second. bandwidth: bytes a second. clock_ghz: of the GPU, and
-    multiprocessors: how many it has. server: it is a card in a server or workstation, not a module of its own.
+    sm: CUDA compute capability. peak: Dense, operations per second. bandwidth: Bytes per second. clock_ghz: Of the GPU.
+    server: A card in a server or workstation, not a module.
     """
 
     sm: float
@@ -35,13 +36,13 @@ class Device:
 
     @property
     def unit(self) -> str:
-        """What does the arithmetic, and in which precision: `tensor_int8`, `cuda_fp16`."""
+        """Return the arithmetic unit and precision: `tensor_int8`, `cuda_fp16`."""
         core = "tensor" if self.sm >= TENSOR_CORES_FROM[self.precision] else "cuda"
         return f"{core}_{self.precision}"
 
 
 def device_of(target: Target, precision: str) -> Device:
-    """The numbers of a target. Raises SpecError: no such precision there, or figures that it does not have."""
+    """Return the figures of a target. Raises SpecError where it lacks the precision or one of the figures."""
     require_precision(target, precision)
     needed = figures(target, precision)
     missing = [name for name, figure in needed.items() if figure is None]
@@ -65,7 +66,7 @@ def device_of(target: Target, precision: str) -> Device:
 
 
 def figures(target: Target, precision: str) -> dict[str, Figure[Any] | None]:
-    """What the predictor needs to know of a target, by its key in the target's file."""
+    """Return the figures that the predictor needs, by their keys in the target's file."""
     peak = {"fp32": "fp32_tflops", "fp16": "fp16_tflops", "int8": "int8_tops"}[precision]
     return {
         "sm": target.sm,
@@ -77,7 +78,7 @@ def figures(target: Target, precision: str) -> dict[str, Figure[Any] | None]:
 
 
 def require_precision(target: Target, precision: str) -> None:
-    """Raise SpecError where the predictor does not know a precision, or the target does not convolve in it."""
+    """Raise SpecError where the predictor, or convolution on the target, lacks a precision."""
     if precision not in PRECISIONS:
         fix = did_you_mean(precision, PRECISIONS)
         raise SpecError(f"no predictions in {precision!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)

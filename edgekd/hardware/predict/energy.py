@@ -1,7 +1,7 @@
-"""What a frame takes in energy: the power of the whole kit, and for how long.
+"""Energy of a frame: the power of the whole kit by the latency.
 
-The kit draws a share of its power mode's watts at all times, and another in proportion to how busy its arithmetic is.
-Both shares are fitted to published wall power of developer kits, which ran in modes tuned for efficiency.
+The kit draws a share of its power mode's watts at all times, and another in proportion to the utilization of its
+arithmetic. Both are fitted to published wall power of developer kits, which ran in modes tuned for efficiency.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from edgekd.hardware.target import Target
 
 @dataclass(frozen=True)
 class EnergyModel:
-    """idle, busy: shares of the watts of the mode to measure in, by time as predicted for full clocks.
+    """Fitted shares of the watts of the mode to measure in: idle, and in proportion to utilization (busy).
 
-    margin: the prediction divided and multiplied by it holds nine of ten measurements, latency aside. seen: compute
+    margin: The prediction divided and multiplied by it holds nine of ten measurements, latency aside. seen: Compute
     capabilities whose power was measured.
     """
 
@@ -26,20 +26,20 @@ class EnergyModel:
     seen: tuple[float, ...]
 
     def millijoules(self, target: Target, device: Device, operations: float, latency_ms: float) -> float | None:
-        """A frame's; None where nothing like the device was measured, or its power is not known."""
+        """Return the energy of a frame; None where no device like it was measured, or its power is unknown."""
         watts = mode_watts(target)
         if watts is None or target.kind != "jetson" or device.sm not in self.seen:
             return None
         return self.frame(watts, device, operations, latency_ms)
 
     def frame(self, watts: float, device: Device, operations: float, latency_ms: float) -> float:
-        """Millijoules for operations that take so long, where the power mode has so many watts."""
+        """Return the millijoules of a frame in a power mode of so many watts."""
         busy = min(operations / (device.peak * latency_ms / 1e3), 1.0)
         return watts * (self.idle + self.busy * busy) * latency_ms
 
 
 def mode_watts(target: Target) -> float | None:
-    """The watts of the mode to measure in, or where it is unlimited, of the largest; None where no mode states any."""
+    """Return the watts of the mode to measure in or, where it is unlimited, the largest; None where none is stated."""
     if target.power is None:
         return None
     stated = {mode.name: mode.watts.value for mode in target.power.modes if mode.watts}

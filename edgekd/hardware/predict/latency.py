@@ -1,10 +1,9 @@
-"""How long a layer and a network take on a GPU: a roofline with what small and awkward layers lose.
+"""Latency of layers and networks on a GPU: a roofline with the losses of small and unaligned layers.
 
-A kernel takes as long as its arithmetic, its memory traffic and its launch together. Arithmetic: channels are padded to
-what tensor cores take at once, and beside the work that fills the GPU there is one more wave of tiles, in which the
-last multiprocessor finishes; so small layers do not fill a large GPU. The few coefficients are fitted to published
-measurements by `bench/predictor.py`, which also says how far predictions are off on devices it has not seen. More
-channels are never predicted to be faster.
+The time of a kernel is the sum of its arithmetic, memory traffic and launch. Channels are padded to the multiple of
+tensor cores, and there is one more wave of tiles than fills the GPU, in which the last multiprocessor finishes; so
+small layers do not fill a large GPU. `bench/predictor.py` fits the few coefficients to published measurements, and
+reports the error on devices that it left out. More channels are never predicted to be faster.
 
 Source of the roofline: Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009.
 """
@@ -30,12 +29,12 @@ COEFFICIENTS = "coefficients.json"
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the measurements say that data sheets do not.
+    """Fitted coefficients.
 
-    launch_us: between two kernels on a Jetson whose GPU runs at 1 GHz, and server_launch_us on a card in a server; it
-    goes with the clock. wave: outputs that a multiprocessor works on at once. bandwidth, and the units by their name:
-    the share of the peak that large layers reach. depthwise: bytes that a depthwise convolution costs for each that it
-    moves; copy: the same, in time, for copies.
+    launch_us: Between two kernels at a GPU clock of 1 GHz, on a Jetson; server_launch_us: on a card in a server. Both
+    scale with the clock. wave: Outputs that a multiprocessor computes at once. bandwidth, and the units by name: The
+    share of the peak that large layers reach. depthwise: Factor on the traffic of depthwise convolutions; copy: on the
+    time of copies.
     """
 
     launch_us: float
@@ -53,12 +52,11 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far to trust the coefficients.
+    """The 90 % interval: the prediction divided and multiplied by a margin.
 
-    The 90 % interval is the prediction divided and multiplied by a margin. measured_margin: for targets that were
-    measured in that precision; margin: for others, of a compute capability that was; wide_margin: for any other;
-    scaled_margin: where there are measurements of the device itself. seen: compute capability and precision of what was
-    measured. multiply_adds: of the smallest and the largest network that was.
+    measured_margin: For targets that were measured in that precision; margin: for others, of a compute capability that
+    was; wide_margin: for any other; scaled_margin: with measurements of the device itself. seen: Compute capabilities
+    and precisions that were measured. multiply_adds: Of the smallest and the largest network that was measured.
     """
 
     measured_margin: float
@@ -71,9 +69,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that `bench/predictor.py` has fitted.
+    """The results of `bench/predictor.py`.
 
-    corrections: how much longer than the coefficients say targets take that were measured, by name and precision.
+    corrections: Measured by predicted time of the targets that were measured, by name and precision.
     """
 
     coefficients: Coefficients
@@ -93,10 +91,11 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A network on a device that was not there: never a measurement.
+    """The predicted latency and energy of a network.
 
-    low_ms, high_ms: where nine of ten measurements should lie. energy_mj: of a frame, of the whole kit, with low_mj and
-    high_mj; None where nothing like it was measured. doubts: why it should not be trusted, if so. layers: in order.
+    low_ms, high_ms: The interval that should hold nine of ten measurements. energy_mj: Of a frame, of the whole kit,
+    with low_mj and high_mj; None where no device like it was measured. doubts: Reasons not to trust the interval.
+    layers: In order.
     """
 
     latency_ms: float
@@ -111,14 +110,14 @@ class Prediction:
 
 
 def seconds(layers: Any, device: Device, by: Coefficients, batch: int = 1) -> Any:
-    """The time of a layer, a `Work`, for so many frames at once; or of many, as arrays under the same names."""
+    """Return the seconds of a layer, a `Work`, for a batch of frames; or of many, as arrays under the same names."""
     size, unit = BYTES[device.precision], getattr(by, device.unit)
     depthwise, copy = layers.kind == "depthwise", layers.kind == "copy"
     inner = layers.kernel * _padded(layers.inputs / layers.groups, device)
     outputs = layers.groups * _padded(layers.outputs / layers.groups, device) * layers.positions * batch
     operations = 2 * inner * (outputs + by.wave * device.multiprocessors)
     arithmetic = (1 - depthwise) * operations / (device.peak * unit)
-    # What is not float32 goes into and comes out of a plugin through kernels that convert it.
+    # Other formats than float32 need kernels that convert the inputs and outputs of a plugin.
     converted = layers.plugin * (size < 4)
     moved = size + layers.plugin * (4 - size) + converted * (4 + size)
     factor = 1 + depthwise * (by.depthwise - 1)
@@ -129,19 +128,19 @@ def seconds(layers: Any, device: Device, by: Coefficients, batch: int = 1) -> An
 
 
 def _padded(channels: Any, device: Device) -> Any:
-    """Channels as the device computes them; up to 4, as of images, have kernels of their own."""
+    """Return the channels with padding; up to 4, as of images, have kernels of their own."""
     multiple = 4 + (MULTIPLE[device.precision] - 4) * (channels > 4)
     return -(-channels // multiple) * multiple
 
 
 @cache
 def shipped() -> Model:
-    """What was fitted when this version was made."""
+    """Return the model that this version contains."""
     return model_from_json(json.loads((resources.files("edgekd.hardware.predict") / COEFFICIENTS).read_text("utf-8")))
 
 
 def model_from_json(found: Mapping[str, Any]) -> Model:
-    """The model in `coefficients.json`."""
+    """Return the model in `coefficients.json`."""
     limits = dict(found["calibration"])
     limits["seen"] = tuple((float(sm), str(precision)) for sm, precision in limits["seen"])
     limits["multiply_adds"] = tuple(limits["multiply_adds"])
@@ -152,10 +151,10 @@ def model_from_json(found: Mapping[str, Any]) -> Model:
 
 
 class Predictor:
-    """Predicts for one target in one precision.
+    """Predict for one target in one precision.
 
-    scale: what predictions must be multiplied by, so that they agree with measurements of the user's own device; None
-    without any. Raises SpecError where the target has not that precision, or not the figures that are needed.
+    scale: A factor by which predictions agree with measurements of the user's own device; None without any. Raises
+    SpecError where the target lacks the precision or one of the figures.
     """
 
     def __init__(
@@ -169,11 +168,11 @@ class Predictor:
         self._factor = (scale or 1.0) * (self.correction or 1.0)
 
     def layer_us(self, work: Work, batch: int = 1) -> float:
-        """Microseconds of one layer."""
+        """Return the microseconds of one layer."""
         return float(seconds(work, self.device, self.model.coefficients, batch)) * 1e6 * self._factor
 
     def predict(self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None) -> Prediction:
-        """A network, frame by frame. measured_us: of layers that were timed there, by their work without a name."""
+        """Predict a network for single frames. measured_us: Of layers timed there, by their work without a name."""
         known = measured_us or {}
         layers = tuple(
             LayerTime(work.name, work.kind, known.get(replace(work, name="")) or self.layer_us(work)) for work in works
@@ -196,7 +195,7 @@ class Predictor:
         )
 
     def doubts(self, works: Sequence[Work]) -> list[str]:
-        """Why a prediction should not be trusted as far as usual."""
+        """Return reasons for a wider interval."""
         least, most = self.model.calibration.multiply_adds
         found = list(self._device_doubts()) if self.scale is None and self.correction is None else []
         if not least <= (count := multiply_adds(works)) <= most:
@@ -205,13 +204,17 @@ class Predictor:
         return found
 
     def _device_doubts(self) -> Iterator[str]:
-        """Of a device that was not measured itself."""
+        """Yield reasons for a device that was not measured itself."""
         seen, precision = self.model.calibration.seen, self.device.precision
         if not any(sm == self.device.sm for sm, _ in seen):
             yield f"no device of compute capability {self.device.sm:g} was among the measurements"
         elif (self.device.sm, precision) not in seen:
             yield f"{precision} was not measured on compute capability {self.device.sm:g}"
-        unread = [name for name, each in figures(self.target, precision).items() if each and _recalled(each.source)]
+        unread = [
+            name
+            for name, each in figures(self.target, precision).items()
+            if each and each.source.startswith("unverified")
+        ]
         if unread:
             yield "figures of the target that nobody has verified: " + ", ".join(unread)
 
@@ -225,7 +228,7 @@ class Predictor:
 
 
 def narrowest(target: Target, but: str | None = None) -> Predictor | None:
-    """A target's predictor in the narrowest precision, but for that one, that it has figures for; None without any."""
+    """Return a predictor in the narrowest precision, except `but`, that a target has figures for; None without any."""
     for precision in reversed(PRECISIONS):
         try:
             if precision != but:
@@ -235,13 +238,8 @@ def narrowest(target: Target, but: str | None = None) -> Predictor | None:
     return None
 
 
-def _recalled(source: str) -> bool:
-    """Whether a figure is neither read anywhere nor computed from what was."""
-    return source.startswith("unverified")
-
-
 def scale_from(ratios: Sequence[float]) -> float:
-    """The median of measured by predicted times, in the middle of two on a logarithmic scale."""
+    """Return the median ratio of measured to predicted times, the geometric mean of the middle two."""
     ordered = sorted(ratios)
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     return exp((log(low) + log(high)) / 2)

@@ -1,8 +1,7 @@
-"""The prediction for an ONNX graph on a target, as `edgekd predict` documents it."""
+"""The prediction for an ONNX graph on a target: the result of `edgekd predict`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,71 @@ from edgekd.core.errors import SpecError
 from edgekd.graph.view import load_view
 from edgekd.hardware.predict.device import Precision
 from edgekd.hardware.predict.graph import works_in
-from edgekd.hardware.predict.latency import LayerTime, Prediction, Predictor, scale_from
+from edgekd.hardware.predict.latency import Prediction, Predictor, scale_from
 from edgekd.hardware.predict.roofline import Roofline, roofline
 from edgekd.hardware.predict.table import MeasuredTable, TableFile
 from edgekd.hardware.predict.work import multiply_adds
 from edgekd.hardware.target import Target
 
 DEAREST = 20
-"""How many layers the result lists."""
+"""Layers that the result lists."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """document: as `edgekd predict --json` prints it; roof: every layer under the roof of the target."""
+    """The prediction for a graph, and its layers under the roof of the target.
 
-    document: Mapping[str, Any]
+    measurements: How many of the target itself correct the prediction; measured: how they were taken.
+    """
+
+    model: str
+    target: str
+    precision: Precision
+    multiply_adds: int
+    prediction: Prediction
     roof: Roofline
+    measurements: int = 0
+    measured: str | None = None
 
     @property
     def latency_ms(self) -> float:
-        """What a frame should take the network, in milliseconds."""
-        return float(self.document["latency_ms"])
+        """Latency of a frame in milliseconds."""
+        return _rounded(self.prediction.latency_ms)
 
     @property
     def interval_ms(self) -> tuple[float, float]:
-        """In which nine of ten measurements should lie, in milliseconds."""
-        return float(self.document["low_ms"]), float(self.document["high_ms"])
+        """Interval in milliseconds that should hold nine of ten measurements."""
+        return _rounded(self.prediction.low_ms), _rounded(self.prediction.high_ms)
 
     @property
     def energy_mj(self) -> float | None:
-        """What a frame should take the whole device, in millijoules; None where nothing like it was ever measured."""
-        energy: float | None = self.document["energy_mj"]
-        return energy
+        """Energy of a frame in millijoules, of the whole device; None where no device like it was measured."""
+        energy = self.prediction.energy_mj
+        return None if energy is None else _rounded(energy)
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why not to trust it far."""
-        return tuple(self.document["doubts"])
+        """Reasons not to trust the interval."""
+        return self.prediction.doubts
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The documented result of `edgekd predict --json`."""
+        names = ("latency_ms", "low_ms", "high_ms", "fps", "energy_mj", "low_mj", "high_mj")
+        numbers = {name: getattr(self.prediction, name) for name in names}
+        dearest = sorted(self.prediction.layers, key=lambda layer: -layer.us)[:DEAREST]
+        return {
+            "model": self.model,
+            "target": self.target,
+            "precision": self.precision,
+            "basis": "predicted",
+            "multiply_adds": self.multiply_adds,
+            **{name: None if number is None else _rounded(number) for name, number in numbers.items()},
+            "measurements": self.measurements,
+            "measured": self.measured,
+            "doubts": list(self.doubts),
+            "layers": [{**asdict(layer), "us": _rounded(layer.us)} for layer in dearest],
+        }
 
 
 def predict_graph(
@@ -55,8 +82,15 @@ def predict_graph(
 ) -> Predicted:
     """Predict latency and energy of a graph.
 
-    precision: by default that of the table, else that of the graph. file: measurements of the target itself. model: the
-    name in the result, by default the graph's. Raises SpecError, also where the target has no figures.
+    Args:
+        graph: An ONNX file.
+        target: The device.
+        precision: By default that of the table, else that of the graph.
+        file: Measurements of the target itself.
+        model: The name in the result, by default the graph's.
+
+    Raises:
+        SpecError: The target lacks figures or the precision, or the graph cannot be read.
     """
     table = file.table if file else None
     used, works = _precision(graph, target, precision, file), works_in(graph)
@@ -64,38 +98,25 @@ def predict_graph(
     if file:
         predictor = Predictor(target, used, scale=_scale(predictor, file.table, file.path.parent))
     found = predictor.predict(works, {layer.work: layer.us for layer in table.layers} if table else None)
-    document = {
-        "model": model or graph.name,
-        "target": target.name,
-        "precision": used,
-        "basis": "predicted",
-        "multiply_adds": multiply_adds(works),
-        **_numbers(found),
-        "measurements": len(table.networks) + len(table.layers) if table else 0,
-        "measured": table.measured if table else None,
-        "doubts": list(found.doubts),
-        "layers": [{**asdict(layer), "us": _short(layer.us)} for layer in _dearest(found)],
-    }
-    return Predicted(document, roofline(works, [layer.us for layer in found.layers], predictor.device))
+    return Predicted(
+        model=model or graph.name,
+        target=target.name,
+        precision=used,
+        multiply_adds=multiply_adds(works),
+        prediction=found,
+        roof=roofline(works, [layer.us for layer in found.layers], predictor.device),
+        measurements=len(table.networks) + len(table.layers) if table else 0,
+        measured=table.measured if table else None,
+    )
 
 
-def _numbers(found: Prediction) -> dict[str, float | None]:
-    names = ("latency_ms", "low_ms", "high_ms", "fps", "energy_mj", "low_mj", "high_mj")
-    values = {name: getattr(found, name) for name in names}
-    return {name: None if value is None else _short(value) for name, value in values.items()}
-
-
-def _short(value: float) -> float:
-    """As many digits as a prediction can have."""
+def _rounded(value: float) -> float:
+    """Round to as many digits as a prediction can have."""
     return float(f"{value:.4g}")
 
 
-def _dearest(found: Prediction) -> list[LayerTime]:
-    return sorted(found.layers, key=lambda layer: -layer.us)[:DEAREST]
-
-
 def _precision(graph: Path, target: Target, asked: str | None, file: TableFile | None) -> Precision:
-    """What was asked for, measured, or that of the graph: INT8 where it is quantized, else half precision."""
+    """Return the precision asked for, of the table, or of the graph: INT8 where it is quantized, else FP16."""
     if file:
         if asked not in (None, file.table.precision):
             raise SpecError(f"{file.path}: measured in another precision", expected=asked, found=file.table.precision)
@@ -107,7 +128,7 @@ def _precision(graph: Path, target: Target, asked: str | None, file: TableFile |
 
 
 def _scale(predictor: Predictor, table: MeasuredTable, folder: Path) -> float:
-    """What predictions for the target must be multiplied by; the layers together count as one network."""
+    """Return the factor that corrects predictions for the target; the layers together count as one network."""
     ratios = [
         network.latency_ms / predictor.predict(works_in(folder / network.graph)).latency_ms
         for network in table.networks

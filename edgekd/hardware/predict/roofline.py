@@ -1,6 +1,6 @@
-"""Layers under the roof of a device: what they compute for each byte they move, and how fast that goes. Pure.
+"""Roofline: operations per byte and per second of the layers on a device. Pure.
 
-The roof is the least of the dense peak and of what memory can feed at that many operations a byte.
+The roof is the lower of the dense peak and of memory bandwidth times operations per byte.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgekd.hardware.predict.work import Work
 
 @dataclass(frozen=True)
 class Point:
-    """A layer with arithmetic. intensity: operations a byte; rate: operations a second; us: its microseconds."""
+    """A layer with arithmetic. intensity: Operations per byte; rate: operations per second; us: its microseconds."""
 
     name: str
     kind: str
@@ -25,9 +25,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A device's roof, in operations and bytes a second, and the layers under it, in order.
+    """The peak operations and bytes per second of a device, and its layers in order.
 
-    other_us: microseconds of layers without arithmetic, which have no place under it.
+    other_us: Microseconds of layers without arithmetic, which are no points.
     """
 
     peak: float
@@ -37,21 +37,31 @@ class Roofline:
 
     @property
     def ridge(self) -> float:
-        """Operations a byte from which arithmetic is the limit, and no longer memory."""
+        """Operations per byte from which arithmetic is the limit, no longer memory."""
         return self.peak / self.bandwidth
 
+    @property
+    def total_us(self) -> float:
+        """Microseconds of all layers."""
+        return sum(point.us for point in self.points) + self.other_us
+
+    @property
+    def memory_bound_us(self) -> float:
+        """Microseconds of layers that memory limits."""
+        return sum(point.us for point in self.points if point.intensity < self.ridge)
+
     def roof(self, intensity: float) -> float:
-        """Operations a second that a layer of that intensity could reach."""
+        """Return the operations per second that a layer of that intensity can reach."""
         return min(self.peak, self.bandwidth * intensity)
 
 
 def roofline(works: Sequence[Work], us: Sequence[float], device: Device) -> Roofline:
-    """The layers of a network with their times, on a device; a multiply-add is two operations."""
+    """Return the roofline of layers with their times on a device; a multiply-add is two operations."""
     points, other = [], 0.0
-    for work, took in zip(works, us, strict=True):
+    for work, layer_us in zip(works, us, strict=True):
         operations, moved = 2 * work.multiply_adds, (work.read + work.written + work.weights) * BYTES[device.precision]
-        if operations and moved and took > 0:
-            points.append(Point(work.name, work.kind, operations / moved, operations / took * 1e6, took))
+        if operations and moved and layer_us > 0:
+            points.append(Point(work.name, work.kind, operations / moved, operations / layer_us * 1e6, layer_us))
         else:
-            other += took
+            other += layer_us
     return Roofline(device.peak, device.bandwidth, tuple(points), other)

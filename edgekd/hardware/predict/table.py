@@ -1,4 +1,4 @@
-"""What was measured on a device itself: times of whole networks, and of layers, in a TOML file.
+"""Measurements of a device itself, of whole networks and of layers, in a TOML file.
 
 ```toml
 target = "xavier"
@@ -9,7 +9,7 @@ measured = "trtexec 8.5.2, MAXN, clocks locked, median of the GPU compute time"
 graph = "yolo11n.int8.onnx"   # beside this file
 latency_ms = 4.1
 
-[[layers]]                    # what a layer does, for one frame, and how long it took
+[[layers]]                    # the work of a layer, for one frame, and its time
 kind = "conv"
 positions = 6400
 inputs = 64
@@ -24,13 +24,11 @@ us = 31.5
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from edgekd.core.errors import SpecError
-from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.toml import non_default, parse_table, read_toml, toml_text
 from edgekd.hardware.predict.device import Precision
 from edgekd.hardware.predict.work import Kind, Work
 from edgekd.hardware.target import Target
@@ -38,7 +36,7 @@ from edgekd.hardware.target import Target
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """An ONNX graph and the milliseconds that it took for one frame."""
+    """An ONNX graph and its milliseconds for one frame."""
 
     graph: str
     latency_ms: float
@@ -46,7 +44,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True)
 class MeasuredLayer:
-    """What a layer does, as in `Work`, and the microseconds that it took for one frame."""
+    """The work of a layer, as in `Work`, and its microseconds for one frame."""
 
     us: float
     kind: Kind
@@ -62,14 +60,14 @@ class MeasuredLayer:
 
     @property
     def work(self) -> Work:
-        """The work, without a name."""
+        """Return the work, without a name."""
         values = {field.name: getattr(self, field.name) for field in fields(Work) if field.name != "name"}
         return Work("", **values)
 
 
 @dataclass(frozen=True)
 class MeasuredTable:
-    """Measurements of one device in one precision; `measured` says how they were taken."""
+    """Measurements of one device in one precision. measured: How they were taken."""
 
     target: str
     precision: Precision
@@ -80,36 +78,19 @@ class MeasuredTable:
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table with the path of its file, beside which the graphs of its networks lie."""
+    """A table and the path of its file; the graphs of its networks are in the same folder."""
 
     path: Path
     table: MeasuredTable
 
 
 def table_toml(table: MeasuredTable) -> str:
-    """The table as `load_table` reads it."""
-    lines = [f"{key} = {_value(getattr(table, key))}" for key in ("target", "precision", "measured")]
-    for key in ("networks", "layers"):
-        for entry in getattr(table, key):
-            lines += ["", f"[[{key}]]", *_entries(entry)]
-    return "\n".join(lines) + "\n"
-
-
-def _entries(entry: MeasuredNetwork | MeasuredLayer) -> Iterator[str]:
-    """A line for each value that is not the usual one."""
-    for field in fields(entry):
-        value = getattr(entry, field.name)
-        if field.default is MISSING or value != field.default:
-            yield f"{field.name} = {_value(value)}"
-
-
-def _value(value: str | float | bool) -> str:
-    """A value in TOML, which writes strings, numbers and booleans as JSON does but for one character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Return the table as `load_table` reads it."""
+    return toml_text(non_default(table))
 
 
 def load_table(path: Path, target: Target) -> MeasuredTable:
-    """The table in a file. Raises SpecError: no such table, nothing in it, or one of another target."""
+    """Return the table in a file. Raises SpecError: no table, no measurements, or of another target."""
     table: MeasuredTable = parse_table(MeasuredTable, read_toml(path), str(path))
     if table.target != target.name:
         raise SpecError(f"{path}: measured on another target", expected=target.name, found=table.target)

@@ -1,6 +1,6 @@
-"""What a layer makes a device do: arithmetic, and numbers that pass between memory and the device.
+"""The work of a kernel: arithmetic, and numbers that pass between memory and the device, for one frame.
 
-Everything is counted for one frame, in numbers rather than bytes: what they cost depends on device and precision.
+Counts are of numbers rather than bytes: their cost depends on device and precision.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Work:
-    """One kernel's work, for one frame.
+    """The work of one kernel for one frame.
 
-    positions: places of the output, height * width, or rows of a product. inputs, outputs: channels, or columns.
-    kernel: weights for each pair of channels. groups: parts into which the channels fall, each on its own; the heads of
-    attention. weights: numbers that stay the same from frame to frame. read, written: numbers of the frame. plugin: a
-    kernel that takes and gives float32, whatever is around it.
+    positions: Height * width of the output, or rows of a product. inputs, outputs: Channels, or columns. kernel:
+    Weights for each pair of channels. groups: Of channels; the heads of attention. weights: Constant numbers. read,
+    written: Activations. plugin: A kernel that reads and writes float32 in any precision.
     """
 
     name: str
@@ -38,14 +37,14 @@ class Work:
 
     @property
     def multiply_adds(self) -> int:
-        """Of one frame."""
+        """Multiply-adds of one frame."""
         return self.positions * self.kernel * self.inputs * self.outputs // self.groups
 
 
 def convolution(
     name: str, inputs: int, outputs: int, positions: int, kernel: int, *, stride: int = 1, depthwise: bool = False
 ) -> Work:
-    """The work of a convolution with its activation. stride: along each side, and nothing beside it is read."""
+    """Return the work of a convolution with its activation. stride: Along each side."""
     groups = inputs if depthwise else 1
     return Work(
         name=name,
@@ -62,5 +61,5 @@ def convolution(
 
 
 def multiply_adds(works: Iterable[Work]) -> int:
-    """Of one frame, over all layers."""
+    """Return the multiply-adds of one frame, over all layers."""
     return sum(work.multiply_adds for work in works)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from typing import Any
 
 import pytest
 from test_json_contract import assert_documented
@@ -12,8 +12,10 @@ from test_loop import BUDGET, search
 
 from edgekd.builds.recipe import Budget
 from edgekd.builds.search.explain import document
-from edgekd.evaluation.report.charts import Spot, scatter
-from edgekd.evaluation.report.search import search_section
+from edgekd.evaluation.report.html import render
+from edgekd.evaluation.report.page import environment
+from edgekd.evaluation.report.search import Spot
+from edgekd.evaluation.report.types import Change, Report
 
 TOLD = {
     "identity": "0" * 64,
@@ -26,11 +28,16 @@ TOLD = {
 }
 
 
+def report_on(search: dict[str, Any] | None) -> str:
+    nothing = Change(None, None)
+    return render(Report("t", "m.onnx", "CPU", "ptq", nothing, nothing, nothing, search=search))
+
+
 def test_the_document_and_its_section_of_the_report() -> None:
     found, _ = search()
     summary = json.loads(json.dumps(document(found, TOLD, 125.0)))
     assert_documented(summary, "search")
-    page = search_section(summary)
+    page = report_on(summary)
     assert "2 min 5 s" in page.replace("\u00a0", " ")
     assert page.count('class="spot tried"') + page.count('class="spot front"') == summary["tried"] - 1
     assert page.count('class="spot winner"') == 1
@@ -46,16 +53,16 @@ def test_a_failed_candidate_is_listed_with_its_error_and_not_drawn() -> None:
     found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=18)
     summary = document(found, {**TOLD, "budget": {**TOLD["budget"], "min_retention": None}}, 1.0)
     summary["points"][-1]["error"] = "prune: <not> faster"
-    page = search_section(summary)
+    page = report_on(summary)
     assert "prune: &lt;not&gt; faster" in page
     assert len(re.findall('class="spot', page)) == len(summary["points"]) - 1
     assert page.count('class="limit"') == 1
 
 
 def test_without_a_search_or_a_winner_there_is_no_section() -> None:
-    assert search_section(None) == ""
+    assert "<h2>" not in report_on(None)
     found, _ = search(Budget(max_bytes=1000))
-    assert search_section(document(found, TOLD, 0.0)) == ""
+    assert "<h2>" not in report_on(document(found, TOLD, 0.0))
 
 
 def test_a_winner_that_was_tried_in_part_is_said_to_be() -> None:
@@ -64,9 +71,9 @@ def test_a_winner_that_was_tried_in_part_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
-def test_a_scatter_holds_any_number_of_spots(count: int, tmp_path: Path) -> None:
+def test_a_scatter_holds_any_number_of_spots(count: int) -> None:
     spots = [Spot(1.0 + at % 7, 90 + at, f"no {at} & more", "tried") for at in range(count)]
-    drawn = scatter(spots, "MB", "%", (None, 95.0))
+    drawn = environment().get_template("charts.html").module.scatter(spots, "MB", "%", None, 95.0)  # type: ignore[attr-defined]
     assert drawn.count("<circle") == count
     assert "no 0 &amp; more" in drawn
     assert "nan" not in drawn

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import DeviceError
-from edgekd.evaluation.analysis.activations import Looked, maps, similarities
-from edgekd.evaluation.analysis.tap_points import Place, places, read_by_heads
+from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
+from edgekd.evaluation.analysis.tap_points import TapPoint, head_inputs, tap_points
 from edgekd.evaluation.analysis.times import attributed, predicted, profiled
 from edgekd.graph.view import Graph
 from edgekd.hardware.target import load_target
@@ -56,25 +56,25 @@ def write(path: Path, widths: tuple[int, int] = (8, 4), seed: int = 0, noise: fl
 
 def test_a_layer_is_shown_behind_its_activation(tmp_path: Path) -> None:
     graph = Graph(onnx.load(write(tmp_path / "a.onnx")))
-    assert places(graph) == (
-        Place("first", "first.silu", rows=False),
-        Place("second", "second.relu", rows=False),
-        Place("boxes", "boxes", rows=False),
-        Place("classes", "classes", rows=False),
+    assert tap_points(graph) == (
+        TapPoint("first", "first.silu", channels_last=False),
+        TapPoint("second", "second.relu", channels_last=False),
+        TapPoint("boxes", "boxes", channels_last=False),
+        TapPoint("classes", "classes", channels_last=False),
     )
 
 
 def test_heads_read_the_last_layer_that_those_of_a_level_have_in_common(tmp_path: Path, tiny_model: Path) -> None:
-    assert [each.output for each in read_by_heads(Graph(onnx.load(write(tmp_path / "a.onnx"))))] == ["second"]
-    tiny = [each.output for each in read_by_heads(Graph(onnx.load(tiny_model)))]
+    assert [each.output for each in head_inputs(Graph(onnx.load(write(tmp_path / "a.onnx"))))] == ["second"]
+    tiny = [each.output for each in head_inputs(Graph(onnx.load(tiny_model)))]
     assert tiny == ["cells8", "cells16", "cells32"]
 
 
 def test_a_graph_is_as_itself_and_less_so_with_noise(tmp_path: Path, frames: list[np.ndarray]) -> None:
     names = ("same", "near", "far")
     others = [write(tmp_path / f"{name}.onnx", noise=noise) for name, noise in zip(names, (0, 0.05, 2), strict=True)]
-    reference = Looked(write(tmp_path / "a.onnx"), SPEC)
-    same, near, far = similarities(reference, [Looked(each, SPEC) for each in others], frames)
+    reference = ProbedGraph(write(tmp_path / "a.onnx"), SPEC)
+    same, near, far = similarities(reference, [ProbedGraph(each, SPEC) for each in others], frames)
     assert list(same) == ["first", "second", "boxes", "classes"]
     for layer, value in same.items():
         assert value == pytest.approx(1.0)
@@ -82,8 +82,8 @@ def test_a_graph_is_as_itself_and_less_so_with_noise(tmp_path: Path, frames: lis
 
 
 def test_a_narrower_graph_is_compared_by_the_names_of_its_tensors(tmp_path: Path, frames: list[np.ndarray]) -> None:
-    reference = Looked(write(tmp_path / "a.onnx"), SPEC)
-    (narrow,) = similarities(reference, [Looked(write(tmp_path / "b.onnx", widths=(5, 3)), SPEC)], frames)
+    reference = ProbedGraph(write(tmp_path / "a.onnx"), SPEC)
+    (narrow,) = similarities(reference, [ProbedGraph(write(tmp_path / "b.onnx", widths=(5, 3)), SPEC)], frames)
     assert all(value is not None and 0 < value < 1 for value in narrow.values())
 
 
@@ -94,27 +94,27 @@ def test_maps_of_half_the_size_are_compared_and_those_that_do_not_divide_are_not
     others = []
     for side in (32, 96):
         spec = DetectorSpec(("a", "b"), Preprocess(side, side), Head("yolo"))
-        others.append(Looked(write(tmp_path / f"{side}.onnx", side=side), spec))
-    half, odd = similarities(Looked(write(tmp_path / "a.onnx"), SPEC), others, frames)
+        others.append(ProbedGraph(write(tmp_path / f"{side}.onnx", side=side), spec))
+    half, odd = similarities(ProbedGraph(write(tmp_path / "a.onnx"), SPEC), others, frames)
     assert list(half) == ["first", "second", "boxes", "classes"]
     assert all(value is not None and 0 < value < 1 for value in half.values())
     assert odd == {}
-    (one,) = maps(Looked(write(tmp_path / "a.onnx"), SPEC), others[0], frames[:1])
+    (one,) = attention_maps(ProbedGraph(write(tmp_path / "a.onnx"), SPEC), others[0], frames[:1])
     assert one.agreement is not None
 
 
 def test_many_layers_are_gathered_part_by_part(
     tmp_path: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides = Looked(write(tmp_path / "a.onnx"), SPEC), Looked(write(tmp_path / "b.onnx", noise=0.5), SPEC)
+    sides = ProbedGraph(write(tmp_path / "a.onnx"), SPEC), ProbedGraph(write(tmp_path / "b.onnx", noise=0.5), SPEC)
     at_once = similarities(sides[0], sides[1:], frames)
-    monkeypatch.setattr("edgekd.evaluation.analysis.activations.MOST_BYTES", 24 * 64)
+    monkeypatch.setattr("edgekd.evaluation.analysis.activations.MAX_SUM_BYTES", 24 * 64)
     assert similarities(sides[0], sides[1:], frames) == at_once
 
 
 def test_maps_of_both_networks_at_what_heads_read(tmp_path: Path, frames: list[np.ndarray]) -> None:
-    sides = Looked(write(tmp_path / "a.onnx"), SPEC), Looked(write(tmp_path / "b.onnx", noise=0.05), SPEC)
-    found = list(maps(*sides, frames[:2]))
+    sides = ProbedGraph(write(tmp_path / "a.onnx"), SPEC), ProbedGraph(write(tmp_path / "b.onnx", noise=0.05), SPEC)
+    found = list(attention_maps(*sides, frames[:2]))
     assert [(each.frame, each.layer) for each in found] == [(0, "second"), (1, "second")]
     for each in found:
         assert each.before.shape == (16, 16)
@@ -128,9 +128,9 @@ def test_a_graph_that_cannot_run_is_an_error_of_its_own(tmp_path: Path, frames: 
     model = onnx.load(write(tmp_path / "a.onnx"))
     model.graph.node[0].op_type = "Unheard"
     onnx.save(model, tmp_path / "b.onnx")
-    reference = Looked(write(tmp_path / "a.onnx"), SPEC)
+    reference = ProbedGraph(write(tmp_path / "a.onnx"), SPEC)
     with pytest.raises(DeviceError, match=r"b\.onnx: ONNX Runtime cannot look into the graph"):
-        similarities(reference, [Looked(tmp_path / "b.onnx", SPEC)], frames)
+        similarities(reference, [ProbedGraph(tmp_path / "b.onnx", SPEC)], frames)
 
 
 def test_times_are_predicted_for_a_target_and_profiled_here(tiny_model: Path) -> None:

@@ -13,7 +13,7 @@ from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis import crops
 from edgekd.evaluation.analysis.crops import changes_in, crops_of, kinds_of, window, worth_showing
-from edgekd.evaluation.analysis.heatmaps import WIDTH, shown_on
+from edgekd.evaluation.analysis.heatmaps import WIDTH, heatmap
 from edgekd.evaluation.analysis.matching import Findings, Frame, compare
 
 CLASSES = ("person", "dog")
@@ -73,7 +73,7 @@ def test_no_more_than_fit_and_some_of_every_kind_class_and_size(
     first = worth_showing(list(changes_in(findings)), 3)
     assert [change.kind for change in first] == ["lost", "gained", "alarm"]
     sizes = [len(crop.jpeg) for crop in crops_of(findings, samples, CLASSES, (0.5, 0.5))]
-    monkeypatch.setattr(crops, "MOST_BYTES", sum(sizes) // 2)
+    monkeypatch.setattr(crops, "MAX_BYTES", sum(sizes) // 2)
     fewer = crops_of(findings, samples, CLASSES, (0.5, 0.5))
     assert 0 < len(fewer) < len(sizes)
     assert sum(len(crop.jpeg) for crop in fewer) <= sum(sizes) // 2
@@ -95,7 +95,7 @@ def test_the_window_lies_in_the_frame(box: tuple[int, ...], expected: tuple[int,
 def test_a_map_lies_on_the_frame_where_the_network_has_looked() -> None:
     shade = np.zeros((20, 20), np.uint8)
     shade[9:11, 15:] = 255  # right of the middle of a frame that is letterboxed above and below
-    drawn = shown_on(np.full((240, 480, 3), 128, np.uint8), shade, Preprocess(640, 640))
+    drawn = heatmap(np.full((240, 480, 3), 128, np.uint8), shade, Preprocess(640, 640))
     assert drawn.shape == (WIDTH // 2, WIDTH, 3)
     ys, xs = np.nonzero(drawn[:, :, 2] > drawn[:, :, 0].astype(int) + 40)  # yellow
     assert xs.min() == pytest.approx(0.75 * WIDTH, abs=6)

@@ -52,11 +52,11 @@ SURE = found((BOX, PERSON, 0.9))
 )
 def test_why_an_object_does_not_count_any_more(after: Detections, fate: str, reason: str, score: float | None) -> None:
     (one,) = looked(labels((BOX, PERSON)), SURE, after).objects
-    assert (one.fate, one.after.reason) == (fate, reason)
+    assert (one.outcome, one.after.reason) == (fate, reason)
     assert one.after.score == (None if score is None else pytest.approx(score))
     assert one.before.found
     (other,) = looked(labels((BOX, PERSON)), after, SURE).objects
-    assert other.fate == {"lost": "gained", "kept": "kept"}[fate]
+    assert other.outcome == {"lost": "gained", "kept": "kept"}[fate]
 
 
 def test_an_object_is_found_once_and_by_the_surest() -> None:
@@ -134,15 +134,15 @@ def test_every_object_has_one_fate_and_counts_add_up(rows: list[tuple[int, ...]]
     objects = int((~truth.crowd).sum())
     total = counts.total(findings)
     assert total.objects == len(findings.objects) == objects
-    for table, recall in zip(findings.confusion, total.recall, strict=True):
+    for table, found in zip(findings.confusion, (total.kept + total.lost, total.kept + total.gained), strict=True):
         assert table[:-1].sum() == objects
-        assert (np.trace(table[:-1, :-1]) / objects if objects else None) == recall
+        assert np.trace(table[:-1, :-1]) == found
     per_class, per_size = counts.by_class(findings, ("person", "dog")), counts.by_size(findings)
     for name in ("kept", "lost", "gained", "missed", "false_before", "false_after"):
         assert sum(getattr(each, name) for each in per_class) == getattr(total, name)
         assert sum(getattr(each, name) for each in per_size) == getattr(total, name)
     same = compare([Frame(truth, sides[0], sides[0])], HALF)
-    assert not {each.fate for each in same.objects} & {"lost", "gained"}
+    assert not {each.outcome for each in same.objects} & {"lost", "gained"}
     assert all(alarm.before == alarm.after for alarm in same.alarms)
 
 
@@ -160,7 +160,7 @@ def test_shifts_are_of_what_both_find() -> None:
     assert (shift.count, shift.mean) == (1, pytest.approx(-0.2))
     assert sum(shift.bins) == 1
     assert counts.total(findings).shift == pytest.approx(-0.2)
-    assert counts.shift_of([each for each in findings.objects if each.fate == "lost"]) is None
+    assert counts.shift_of([each for each in findings.objects if each.outcome == "lost"]) is None
     one = findings.objects[0]
     far = [replace(one, before=replace(one.before, score=0.99), after=replace(one.after, score=0.01))]
     extreme = counts.shift_of(far)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekd.evaluation.analysis.attention import agreement, as_shade, attention
-from edgekd.evaluation.analysis.similarity import LinearCka, alike, pooled, samples
+from edgekd.evaluation.analysis.attention import agreement, as_image, attention
+from edgekd.evaluation.analysis.similarity import LinearCka, at_same_positions, pooled, samples
 
 
 def cka(first: np.ndarray, second: np.ndarray, parts: int = 1) -> float | None:
@@ -58,14 +58,14 @@ def test_a_layer_that_says_nothing_has_no_similarity(features: np.ndarray) -> No
 
 def test_samples_are_channels_by_positions_the_same_each_time() -> None:
     maps = np.arange(2 * 30 * 30, dtype=np.float32).reshape(1, 2, 30, 30)
-    assert samples(maps, False, 10_000).shape == (2, 900)
-    few = samples(maps, False, 50)
+    assert samples(maps, 10_000, channels_last=False).shape == (2, 900)
+    few = samples(maps, 50, channels_last=False)
     assert few.shape == (2, 50)
     assert (few[1] - few[0] == 900).all(), "of every channel the same positions"
-    assert (few == samples(maps, False, 50)).all()
+    assert (few == samples(maps, 50, channels_last=False)).all()
     rows = np.arange(12.0).reshape(1, 4, 3)
-    assert samples(rows, True, 100).shape == (3, 4)
-    assert samples(rows, True, 100)[:, 0].tolist() == [0, 1, 2]
+    assert samples(rows, 100, channels_last=True).shape == (3, 4)
+    assert samples(rows, 100, channels_last=True)[:, 0].tolist() == [0, 1, 2]
 
 
 def test_larger_maps_are_averaged_over_areas() -> None:
@@ -74,11 +74,11 @@ def test_larger_maps_are_averaged_over_areas() -> None:
     assert small is not None
     assert small[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert pooled(maps, (3, 3)) is None
-    pair = alike(maps[:, :, :2, :2], maps)
+    pair = at_same_positions(maps[:, :, :2, :2], maps)
     assert pair is not None
     assert pair[1].tolist() == small.tolist()
-    assert alike(np.zeros((1, 2, 5, 8)), np.zeros((1, 2, 5, 3)), rows=True) is not None
-    assert alike(np.zeros((1, 5, 8)), np.zeros((1, 4, 8)), rows=True) is None
+    assert at_same_positions(np.zeros((1, 2, 5, 8)), np.zeros((1, 2, 5, 3)), channels_last=True) is not None
+    assert at_same_positions(np.zeros((1, 5, 8)), np.zeros((1, 4, 8)), channels_last=True) is None
 
 
 def test_a_map_is_the_mean_of_what_is_strong_either_way() -> None:
@@ -86,9 +86,9 @@ def test_a_map_is_the_mean_of_what_is_strong_either_way() -> None:
     features[0, 0, 0, 1], features[0, 1, 1, 0] = -4, 2
     found = attention(features)
     assert found.tolist() == [[0, 2], [1, 0]]
-    assert as_shade(found).tolist() == [[0, 255], [128, 0]]
-    assert as_shade(np.full((2, 2), 7.0)).tolist() == [[0, 0], [0, 0]]
-    assert as_shade(np.array([[np.nan, 1.0]])).tolist() == [[0, 0]]
+    assert as_image(found).tolist() == [[0, 255], [128, 0]]
+    assert as_image(np.full((2, 2), 7.0)).tolist() == [[0, 0], [0, 0]]
+    assert as_image(np.array([[np.nan, 1.0]])).tolist() == [[0, 0]]
     assert agreement(found, 3 * found + 1) == pytest.approx(1.0)
     assert agreement(found, -found) == pytest.approx(-1.0)
     assert agreement(found, np.ones((2, 2))) is None

@@ -16,8 +16,8 @@ from edgekd.core.detection.types import Detections
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis.matching import Frame, compare
-from edgekd.evaluation.analysis.times import Times
-from edgekd.evaluation.analysis.types import Analysis, Attention, Compared, Inside, Shown
+from edgekd.evaluation.analysis.times import LayerTimes
+from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import (
     BudgetRow,
@@ -149,18 +149,21 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analysis_from(compare(frames, thresholds), samples, NAMES, thresholds)
 
 
-def inside_of(layers: Sequence[LayerRow]) -> Inside:
+def inside_of(layers: Sequence[LayerRow]) -> LayerAnalysis:
     """What might have been seen in these layers."""
     rng = np.random.default_rng(5)
     us = {row.name: 10 + 90 * float(rng.random()) for row in layers}
     alike = {row.output: 1 - float(rng.random()) ** 4 for row in layers[1:]}
     shade = np.tile(np.linspace(0, 255, 240, dtype=np.uint8)[None, :, None], (135, 1, 3))
-    shown = (Shown("/model.16/cv2/conv/Conv_output_0", shade, shade[:, ::-1], -1.0), Shown("neck", shade, None, None))
-    return Inside(
+    shown = (
+        LayerAttention("/model.16/cv2/conv/Conv_output_0", shade, shade[:, ::-1], -1.0),
+        LayerAttention("neck", shade, None, None),
+    )
+    return LayerAnalysis(
         frames=16,
-        compared=(Compared("given", "float", alike), Compared("float", "shipped", alike)),
-        times=tuple(Times("predicted", f"Jetson AGX Xavier, {word}", us, 41.5) for word in ("fp16", "int8")),  # type: ignore[arg-type]
-        attention=(Attention("frame-03.jpg", shade, shown),),
+        compared=(GraphSimilarity("given", "float", alike), GraphSimilarity("float", "shipped", alike)),
+        times=tuple(LayerTimes("predicted", f"Jetson AGX Xavier, {word}", us, 41.5) for word in ("fp16", "int8")),  # type: ignore[arg-type]
+        attention=(FrameAttention("frame-03.jpg", shade, shown),),
     )
 
 
