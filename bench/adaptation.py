@@ -39,7 +39,7 @@ from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
 from edgekd.detectors import load
 from edgekd.detectors.export import export
-from edgekd.detectors.ultralytics import resized
+from edgekd.detectors.ultralytics.detector import resize_detector
 from edgekd.evaluation.evaluate import evaluate
 
 MODELS = ("yolo11n-ppe.pt=ppe=val", "yolo11n.pt=coco256=val")
@@ -71,7 +71,7 @@ def case_of(given: argparse.Namespace, told: str) -> Case:
     folder = given.work / told.replace("=", "-")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, floating, graph = folder / model, folder / "float.onnx", folder / "int8.onnx"
-    resized(given.shared / "models" / model, given.size, checkpoint)
+    resize_detector(given.shared / "models" / model, given.size, checkpoint)
     spec = export(load(checkpoint), floating, OPSET).spec
     images = ReadableImages(known[:CALIBRATED])
     if not graph.is_file():

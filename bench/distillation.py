@@ -200,14 +200,14 @@ def teacher_job(
     """Export the teacher at this size, or score one that cannot be; what a forward pass of a batch takes."""
     import torch
 
-    from edgekd.detectors.teacher import as_transformer, load_teacher, parameters_in
-    from edgekd.detectors.trained import fast_in_bfloat16
+    from edgekd.detectors.family import direct_detector, load_teacher
+    from edgekd.detectors.torch_support import fast_in_bfloat16, parameters_in
 
     torch.set_num_threads(threads)
     scores = {}
     resized = Path(out).with_name("teacher-sized.pt")
     sized(model, resized, size)
-    if (found := as_transformer(resized, SCORING, trust=True)) is not None:
+    if (found := direct_detector(resized, SCORING, trust=True)) is not None:
         for name in SPLITS:
             split = load_dataset(Path(data)).split(name)
             some = replace(split, samples=split.samples[:images])
@@ -230,7 +230,7 @@ def start_job(step: Mapping[str, Any], out: str, data: str, device: str, threads
     """Write the checkpoint that every way of a seed starts from."""
     import torch
 
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     asked = parse_table(Distill, dict(step), "start")
     network = student_network(asked, load_dataset(Path(data)).classes, trust=True)
@@ -244,8 +244,8 @@ def edgekd_job(
     """Train with edgekd and export; what it took."""
     import torch
 
-    from edgekd.detectors import ultralytics_distill
-    from edgekd.detectors.ultralytics_loop import Loop
+    from edgekd.detectors.ultralytics.distill import distill_student
+    from edgekd.detectors.ultralytics.loop import Loop
 
     torch.set_num_threads(threads)
     stamps: list[float] = []
@@ -263,7 +263,7 @@ def edgekd_job(
     began = time.perf_counter()
     frames = teachers_frames(Path(teacher), Path(data), asked, progress) if asked.unlabelled else ()
     labelling = time.perf_counter() - began
-    done = ultralytics_distill.distill_student(*paths, asked, Path(state), True, device, progress, frames)
+    done = distill_student(*paths, asked, Path(state), True, device, progress, frames)
     exported(out, Path(out).with_suffix(".onnx"), asked.image_size)
     found = {"parameters": done.parameters, "epochs": done.epochs, "seconds": labelling + done.seconds}
     return {**found, "step_seconds": gap(stamps)}
@@ -297,7 +297,7 @@ def ultralytics_job(
     import torch
     from ultralytics import YOLO
 
-    from edgekd.detectors.teacher import parameters_in
+    from edgekd.detectors.torch_support import parameters_in
 
     torch.set_num_threads(threads)
     stamps: list[float] = []

@@ -49,8 +49,8 @@ from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
 
 if TYPE_CHECKING:
-    from edgekd.compress.low_rank import Read
-    from edgekd.detectors.ultralytics_factorize import Factorized
+    from edgekd.compress.low_rank import InputMoments
+    from edgekd.detectors.results import Factorized
 
 OPSET = 17
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
@@ -134,7 +134,7 @@ def subject(checkpoint: Path, data: Path, given: argparse.Namespace, folder: Pat
 
 def rows_of(one: Subject, energy: float, given: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """One model at one energy, in every way in which something of it is replaced."""
-    from edgekd.detectors.ultralytics_factorize import factorize_detector
+    from edgekd.detectors.ultralytics.factorize import factorize_detector
 
     step = LowRank(energy, images=given.watched, image_size=given.image_size)
     progress, out = PlainProgress(interval_s=30), folder / "out.pt"
@@ -183,34 +183,36 @@ def row(
     return found
 
 
-def remade(one: Subject, out: Path, done: Factorized, step: LowRank, known: Callable[[Read], Read]) -> None:
+def remade(
+    one: Subject, out: Path, done: Factorized, step: LowRank, known: Callable[[InputMoments], InputMoments]
+) -> None:
     """Write the detector with the same ranks, found as if only this were known of what layers read."""
     import torch
 
-    from edgekd.compress.low_rank import Weighed
-    from edgekd.detectors.checkpoint import load_checkpoint, write_checkpoint
-    from edgekd.detectors.ultralytics_factorize import in_sequence, watch
+    from edgekd.compress.low_rank import WeightedLayer
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
+    from edgekd.detectors.ultralytics.factorize import in_sequence, observe_inputs
 
     network = load_checkpoint(one.checkpoint, trust=True).model
     how = one.spec.preprocess
     with torch.no_grad():
-        reads = watch(network, list(done.layers), one.data, step, (how.height, how.width), SILENT)
+        reads = observe_inputs(network, list(done.layers), one.data, step, (how.height, how.width), SILENT)
         for name, product in done.layers.items():
             layer = network.get_submodule(name)
-            products = Weighed(layer.conv.weight, known(reads[name])).products(product.ranks)
+            products = WeightedLayer(layer.conv.weight, known(reads[name])).products(product.ranks)
             network.set_submodule(name, in_sequence(layer, list(products)))
     write_checkpoint(network, load_checkpoint(out).train_args, out)
 
 
-def nothing_known(read: Read) -> Read:
+def nothing_known(read: InputMoments) -> InputMoments:
     """As if all channels and places were alike and apart."""
-    from edgekd.compress.low_rank import Read
+    from edgekd.compress.low_rank import InputMoments
 
     eyes = (read.moment.new_ones(len(each)).diag() for each in (read.moment, read.taps))
-    return Read(read.mean * 0, *eyes)
+    return InputMoments(read.mean * 0, *eyes)
 
 
-def channels_known(read: Read) -> Read:
+def channels_known(read: InputMoments) -> InputMoments:
     """As if the places of a patch had nothing in common."""
     return replace(read, taps=read.taps.new_ones(len(read.taps)).diag())
 
@@ -223,7 +225,7 @@ def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
     import torch
 
     from edgekd.compress.low_rank import merged
-    from edgekd.detectors.checkpoint import load_checkpoint
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     network, after = load_checkpoint(one.checkpoint, trust=True).model, load_checkpoint(out).model
     products = {}
@@ -258,10 +260,10 @@ def on_targets(one: Subject, given: argparse.Namespace) -> Iterator[OnTarget]:
     """What each target would have replaced, and what that would save there, by prediction."""
     import torch
 
-    from edgekd.compress.low_rank import Weighed, choose, parts
-    from edgekd.detectors.checkpoint import load_checkpoint
-    from edgekd.detectors.ultralytics_channels import convolutions_of
-    from edgekd.detectors.ultralytics_factorize import candidates, watch
+    from edgekd.compress.low_rank import WeightedLayer, choose, parts
+    from edgekd.detectors.ultralytics.channels import convolutions_of
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
+    from edgekd.detectors.ultralytics.factorize import candidates, observe_inputs
 
     network, how = load_checkpoint(one.checkpoint, trust=True).model, one.spec.preprocess
     step = LowRank(images=given.watched, image_size=given.image_size)
@@ -269,11 +271,11 @@ def on_targets(one: Subject, given: argparse.Namespace) -> Iterator[OnTarget]:
     with torch.no_grad():
         layers = convolutions_of(network, size)
         names = candidates(network, layers, step.channels)
-        reads, kept = watch(network, names, one.data, step, size, SILENT), {}
+        reads, kept = observe_inputs(network, names, one.data, step, size, SILENT), {}
         for name in names:
             layer = network.get_submodule(name)
             counts = layer.bn.weight.abs() / (layer.bn.running_var + layer.bn.eps).sqrt()
-            kept[f"{name}.conv"] = Weighed(layer.conv.weight, reads.pop(name), counts).kept
+            kept[f"{name}.conv"] = WeightedLayer(layer.conv.weight, reads.pop(name), counts).kept
     for target, precision in TARGETS:
         cost = Predicted(Predictor(load_target(target), precision)).cost
         before = sum(map(cost, layers.values()))

@@ -179,7 +179,7 @@ def on_labels(step: Distill) -> Distill:
 
 def whole_job(model: str, out: str, size: int) -> dict[str, Any]:
     """Export the detector that is pruned."""
-    from edgekd.detectors.checkpoint import load_checkpoint
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     exported(model, Path(out), size)
     return sizes_of(load_checkpoint(Path(model), trust=True).model, size)
@@ -190,7 +190,7 @@ def edgekd_start(step: Mapping[str, Any], model: str, out: str, data: str, size:
     import torch
 
     from edgekd.core.toml import parse_table
-    from edgekd.detectors.ultralytics_prune import prune_detector
+    from edgekd.detectors.ultralytics.prune import prune_detector
 
     torch.set_num_threads(threads)
     sized(model, Path(out), size)
@@ -200,7 +200,7 @@ def edgekd_start(step: Mapping[str, Any], model: str, out: str, data: str, size:
 
 def unpruned_start(step: Mapping[str, Any], model: str, out: str, data: str, size: int, threads: int) -> dict[str, Any]:
     """The detector as it is, for frames of this size."""
-    from edgekd.detectors.checkpoint import load_checkpoint
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     sized(model, Path(out), size)
     return sizes_of(load_checkpoint(Path(out)).model, size)
@@ -214,8 +214,8 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, data: str, size
     import torch
     import torch_pruning
 
-    from edgekd.detectors.checkpoint import load_checkpoint, write_checkpoint
-    from edgekd.detectors.ultralytics_channels import TRACED, _untouched, branches_alone, in_halves
+    from edgekd.detectors.ultralytics.channels import TRACED, _untouched, branches_alone, in_halves
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -245,9 +245,9 @@ def narrower_start(
 ) -> dict[str, Any]:
     """The narrower model of a family that takes at least as long as the graph `like`, with random weights."""
     from edgekd.detectors import load
-    from edgekd.detectors.checkpoint import load_checkpoint
     from edgekd.detectors.export import export
     from edgekd.detectors.onnx import describe, load_graph
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     began = time.perf_counter()
     graphs, specs = {"like": Path(like)}, {"like": describe(load_graph(Path(like)), Path(like))}
@@ -277,8 +277,8 @@ def train_job(out: str, **job: Any) -> dict[str, Any]:
 def sizes_of(network: Any, size: int) -> dict[str, Any]:
     """Parameters, and multiply-adds of a frame."""
     from edgekd.compress.pruning import multiply_adds
-    from edgekd.detectors.teacher import parameters_in
-    from edgekd.detectors.ultralytics_channels import convolutions_of
+    from edgekd.detectors.torch_support import parameters_in
+    from edgekd.detectors.ultralytics.channels import convolutions_of
 
     found = convolutions_of(network, (size, size)).values()
     return {"parameters": parameters_in(network), "multiply_adds": multiply_adds(tuple(found))}

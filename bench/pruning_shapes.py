@@ -59,7 +59,7 @@ class Row:
 
 def prune(model: str, checkpoint: Path, step: Prune, data: Path, folder: Path, threads: int) -> Row:
     """Prune, look at it, and time it."""
-    from edgekd.detectors.ultralytics_prune import prune_detector
+    from edgekd.detectors.ultralytics.prune import prune_detector
 
     out = folder / "pruned.pt"
     done = prune_detector(checkpoint, out, data, step, trust=True, progress=PlainProgress(interval_s=30))
@@ -78,7 +78,7 @@ def prune(model: str, checkpoint: Path, step: Prune, data: Path, folder: Path, t
 
 def network_in(checkpoint: Path) -> Any:
     """The network of a checkpoint."""
-    from edgekd.detectors.checkpoint import load_checkpoint
+    from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     return load_checkpoint(checkpoint, trust=True).model
 
@@ -95,7 +95,7 @@ def split_difference(checkpoint: Path) -> float:
     """How far the network in halves is from the whole one, on a frame of noise."""
     import torch
 
-    from edgekd.detectors.ultralytics_channels import in_halves
+    from edgekd.detectors.ultralytics.channels import in_halves
 
     network, frame = network_in(checkpoint), torch.rand(1, 3, 640, 640, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def rows(given: argparse.Namespace) -> Iterator[Row]:
     """One after the other."""
     import torch
 
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
         folder = Path(scratch)

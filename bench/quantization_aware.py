@@ -233,7 +233,7 @@ def train_job(model: str, graph: str, out: str, data: str, step: Mapping[str, An
     import torch
 
     from edgekd.builds.recipe import QuantAwareDistill
-    from edgekd.detectors.ultralytics_trainer import distill_quantized
+    from edgekd.detectors.ultralytics.quant_aware import distill_quantized
 
     sys.path.insert(0, str(PEERS))
     from adapter import peak_bytes

@@ -42,9 +42,9 @@ from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
-from edgekd.detectors.checkpoint import write_checkpoint
-from edgekd.detectors.ultralytics import resized
-from edgekd.detectors.ultralytics_distill import distill_student, student_network
+from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
+from edgekd.detectors.ultralytics.detector import resize_detector
+from edgekd.detectors.ultralytics.distill import distill_student, student_network
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target, load_target
@@ -156,7 +156,7 @@ def record(given: argparse.Namespace) -> None:
     data, checkpoint = (given.data, given.model) if given.model else own_pair(work)
     model = work / "detector.pt"
     space = Space((None,), tuple(given.sides), tuple(given.ratios), tuple(given.bits), (0,), ("all",), (0,))
-    resized(checkpoint, space.image_size[0], model)
+    resize_detector(checkpoint, space.image_size[0], model)
     scored = tuple(range(min(given.images, len(load_dataset(data).split("val")))))
     write_subset(work / "scored.yaml", data, {"train": Part("train"), "val": Part("val", only=scored)})
     job = Job(model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration))

@@ -242,14 +242,18 @@ def test_commands_import_their_own_package_at_the_top() -> None:
 
 def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    adapters = ("", "_channels", "_distill", "_factorize", "_loop", "_open", "_prune", "_seen", "_trainer")
-    assert users == [f"detectors/ultralytics{name}.py" for name in adapters]
+    assert users == ["detectors/ultralytics/detector.py", "detectors/ultralytics/library.py"]
 
 
 def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "torchvision" in imported_packages(path)]
-    adapters = [f"detectors/torchvision_{name}.py" for name in ("distill", "network")]
+    adapters = [f"detectors/torchvision/{name}.py" for name in ("distill", "network")]
     assert users == ["compress/distillation/region_text.py", *adapters]
+
+
+def test_families_are_described_without_heavy_libraries() -> None:
+    described = ("family", "onnx", "torchvision.family", "ultralytics.family")
+    require_import(sys.executable, HOST_ONLY, tuple(f"detectors.{name}" for name in described))
 
 
 def test_only_engines_import_tensorrt() -> None:

@@ -45,7 +45,7 @@ def exported(model: str, size: int) -> tuple[Work, ...]:
 
     from edgekd.builds.recipe import Distill
     from edgekd.detectors import load
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, graph = Path(scratch) / "random.pt", Path(scratch) / "graph.onnx"

@@ -34,15 +34,14 @@ from edgekd.builds.stages.base import (
 )
 from edgekd.builds.stages.plan import Limits, detector_trial, offered, refuse_recipe, room, searches, size_of
 from edgekd.builds.stages.plan import quantized as quantize_stage
-from edgekd.builds.stages.prune import Narrowing
+from edgekd.builds.stages.prune import ChannelPruner
 from edgekd.commands import prune
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.types import Dataset
 from edgekd.deploy.signing import Signer
 from edgekd.detectors import load
-from edgekd.evaluation.evaluate import require_classes
 from edgekd.hardware.target import Target, cache_version, opset_for
 
 S = TypeVar("S", Distill, Prune)
@@ -134,7 +133,7 @@ def compress(step: Step, run: Run, dataset: Dataset, stages: Stages) -> Run:
 def resized(step: Resize, run: Run, dataset: Dataset, stages: Stages) -> Run:
     """The run with the detector at another size of its input; `before` keeps its own."""
     done = resize.resize(stages, step, run.job.model, run.job.trust_checkpoint)
-    return _with_detector(done.path / resize.RESIZED, run, dataset, stages)
+    return _with_detector(done.path / resize.resized_file(run.job.model), run, dataset, stages)
 
 
 def quantized(step: Quantize, run: Run, dataset: Dataset, stages: Stages) -> Run:
@@ -171,7 +170,7 @@ def pruned(step: Prune, run: Run, dataset: Dataset, stages: Stages) -> Run:
     latency = latency_on(job.target, measured)
     before = run.after if run.after.key != run.floating.key else None
     trust, checkpoint = job.trust_checkpoint, run.detector.path
-    narrowing = Narrowing(stages, dataset, checkpoint, run.floating, export, latency, trust, before, job.train_on)
+    narrowing = ChannelPruner(stages, dataset, checkpoint, run.floating, export, latency, trust, before, job.train_on)
     found = narrowing.run(prune.for_target(_at_size(step, job), job.target))
     run = replace(_with_detector(found.checkpoint, run, dataset, stages), weakened=True)
     again = job.recipe.quantize

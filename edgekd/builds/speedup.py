@@ -10,10 +10,9 @@ from edgekd.builds.latency import Latency, Measured, latency_on
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import Stages, local_device, spec_of
 from edgekd.core.errors import CompressError
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
-from edgekd.evaluation.evaluate import require_classes
 from edgekd.hardware.target import EXPORT_OPSET, Target
 
 SCORED = "val"

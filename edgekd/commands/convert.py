@@ -24,7 +24,7 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import BundleError, DeviceError, ParityError, SpecError, did_you_mean
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
 from edgekd.deploy.artifact import BUNDLE_SUFFIX, opened
@@ -34,7 +34,7 @@ from edgekd.deploy.converters.parity import distance, limits
 from edgekd.deploy.converters.source import prepared, without_int8
 from edgekd.deploy.converters.types import PRECISIONS, Asked, Format, Made, Precision, Source
 from edgekd.detectors.export import probe
-from edgekd.evaluation.evaluate import evaluate, require_classes
+from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import Engine, library_version
 from edgekd.hardware.target import load_target

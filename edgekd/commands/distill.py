@@ -24,7 +24,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
-from edgekd.detectors.teacher import as_transformer
+from edgekd.detectors.family import direct_detector
 from edgekd.evaluation.evaluate import judge
 from edgekd.hardware.target import EXPORT_OPSET
 
@@ -90,7 +90,7 @@ def _teachers_scores(
     if scored is None:
         return NOT_SCORED
     same, trust = job.recipe.only(Distill).same_classes, job.trust_checkpoint
-    if (found := as_transformer(job.teacher, SCORING, trust)) is not None:
+    if (found := direct_detector(job.teacher, SCORING, trust)) is not None:
         if not train.same_classes(dataset.classes, found.classes, same):
             return NOT_SCORED
 

@@ -11,11 +11,11 @@ from edgekd.commands.options import Data, Head, Split, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import Result
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.long_tail import rare_classes
 from edgekd.deploy.artifact import runnable
 from edgekd.evaluation.coco import Score, tail_score
-from edgekd.evaluation.evaluate import evaluate, require_classes
+from edgekd.evaluation.evaluate import evaluate
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from edgekd.builds.recipe import Budget, Prune, Recipe
 from edgekd.builds.speedup import start, told
 from edgekd.builds.stages.base import Stages, stage_json
 from edgekd.builds.stages.plan import refuse_recipe
-from edgekd.builds.stages.prune import Narrowing, checkpoint_name, sensitivity
+from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, sensitivity
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
@@ -58,7 +58,7 @@ def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
         found_out = sensitivity(stages, begun.dataset, job.model, step, job.trust_checkpoint)
         write_file(job.out / SENSITIVITY, (json.dumps(found_out, indent=2) + "\n").encode("ascii"))
     known = (begun.dataset, job.model, begun.before, begun.export, begun.latency)
-    found = Narrowing(stages, *known, job.trust_checkpoint).run(step)
+    found = ChannelPruner(stages, *known, job.trust_checkpoint).run(step)
     result = {
         "model": job.model.name,
         "recipe": job.recipe.name,

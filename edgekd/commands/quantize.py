@@ -51,11 +51,10 @@ from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.detectors import load
 from edgekd.detectors.generic_onnx import Input, OutputError, frame_files, output_errors, prepare, read_frame
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.evaluation.evaluate import require_classes
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128

@@ -1,19 +1,19 @@
-"""Convolutions as products of thinner ones: linear algebra on their weights, weighed by what they read.
+"""Convolutions as products of thinner ones: low-rank approximation of weights, weighted by a layer's inputs.
 
-A layer W writes y = W x, of patches x with the second moment S. Of all layers of lower rank, the one that is wanted
-writes nearly the same on real maps: it has the least |D (W - W~) S^(1/2)|_F^2, the power of the error, where D says how
-much each output counts. What is kept is 1 less that power relative to what varies in y, which leaves out the mean.
+A layer W has outputs y = W x, of patches x with the second moment S. Of all layers of lower rank W~ has the least
+|D (W - W~) S^(1/2)|_F^2, the power of the error on real maps, where D says how much each output counts. The share kept
+is 1 less that power relative to the variance of y.
 
 A patch of k x k has I k^2 numbers, and S the square of that. Here S is C (x) T: the second moment C [I, I] of channels,
-and the correlation T [k^2, k^2] of places around the mean, which says how smooth maps are. For a matrix and for 1 x 1
-this is exact, T being 1. For k x k it takes a k^4-th of the memory and has what matters most: which channels go
-together, and that of a kernel the mean counts for more than the details. S itself is the one of patches, zeros around
-a map included, for which a bias that makes up for the mean error would be wrong; so none does.
+and the correlation T [k^2, k^2] of positions around the mean, which says how smooth maps are. For a matrix and for
+1 x 1 this is exact, T being 1. For k x k it takes a k^4-th of the memory and has what matters most: which channels are
+correlated, and that a kernel's mean counts more than its details. S is that of patches, zeros around a map included,
+for which a bias that corrects the mean error would be wrong; so none does.
 
-W~ is a Tucker-2 decomposition (Kim and others, ICLR 2016, arXiv 1511.06530), here of D W (C (x) T)^(1/2): channels are
-read into fewer by 1 x 1, those are mixed by k x k, and channels are written from fewer by 1 x 1. Either end may keep
-all it has, and then there is no layer for it. Without the writing end, a matrix or 1 x 1 is the product of two by its
-singular value decomposition, which nothing of their rank is better than (Eckart and Young, 1936).
+W~ is a Tucker-2 decomposition (Kim and others, ICLR 2016, arXiv 1511.06530) of D W (C (x) T)^(1/2): 1 x 1 reads
+channels into fewer, k x k mixes those, 1 x 1 writes the outputs. Either end may keep its full rank, and then has no
+layer. Without the writing end, a matrix or 1 x 1 becomes two by its singular value decomposition, which is the best of
+their rank (Eckart and Young, 1936).
 """
 
 from __future__ import annotations
@@ -26,67 +26,69 @@ import torch
 from edgekd.compress.pruning import Convolution, Cost, multiply_adds
 
 RIDGE = 1e-4
-"""Of the mean power, added in every direction: what was never active here may be elsewhere."""
-MULTIPLE = 8
-"""Ranks are multiples of it, or all there are: kernels for FP16 and INT8 fill up what is less."""
-WORTH = 0.8
-"""Of what a layer costs, what its product may: for less of a gain a network is not to lose anything."""
-NUMBER, KERNEL = 64, 4_000_000
-"""What a number costs that is read or written, and a layer that is begun, in multiply-adds."""
-LEAST = 1e-3
-"""Of what the output that counts most does, what each counts at least."""
-TINY = 1e-30
-"""What is divided by at least."""
+"""Share of the mean power that is added in every direction: inactive directions here may be active elsewhere."""
+RANK_MULTIPLE = 8
+"""Ranks are multiples of it, or full: kernels for FP16 and INT8 pad smaller ones."""
+MAX_RELATIVE_COST = 0.8
+"""Largest cost of a product relative to its layer's: for less of a gain a network is not to lose accuracy."""
+MULTIPLY_ADDS_PER_NUMBER = 64
+"""Cost of a number that a layer reads or writes, in multiply-adds."""
+MULTIPLY_ADDS_PER_KERNEL = 4_000_000
+"""Cost of starting a layer, in multiply-adds."""
+MIN_OUTPUT_WEIGHT = 1e-3
+"""Smallest weight of an output, relative to the largest one."""
+EPS = 1e-30
+"""Smallest divisor."""
 
 
-def charged(layer: Convolution) -> float:
-    """What a convolution costs where nothing better is known, in multiply-adds."""
-    read = layer.inputs * layer.positions * layer.stride**2
-    return layer.multiply_adds + NUMBER * (read + layer.outputs * layer.positions) + KERNEL
+def default_cost(layer: Convolution) -> float:
+    """Return the cost of a convolution in multiply-adds, where its time on a device is unknown."""
+    inputs, outputs = layer.inputs * layer.positions * layer.stride**2, layer.outputs * layer.positions
+    return layer.multiply_adds + MULTIPLY_ADDS_PER_NUMBER * (inputs + outputs) + MULTIPLY_ADDS_PER_KERNEL
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many channels are left between the products: those that are read into, and those that are written from."""
+    """Channels between the parts of a product: after the first one, and before the last one."""
 
     reading: int
     writing: int
 
 
 def parts(layer: Convolution, ranks: Ranks) -> tuple[Convolution, ...]:
-    """What stands for a layer: two or three, or the layer itself where the ranks leave nothing out."""
-    found = [replace(layer, inputs=ranks.reading, outputs=ranks.writing)]
+    """Return the layers of a product, two or three; the layer itself for full ranks."""
+    layers = [replace(layer, inputs=ranks.reading, outputs=ranks.writing)]
     if ranks.reading < layer.inputs:
-        found.insert(0, Convolution(layer.inputs, ranks.reading, layer.positions * layer.stride**2, 1))
+        layers.insert(0, Convolution(layer.inputs, ranks.reading, layer.positions * layer.stride**2, 1))
     if ranks.writing < layer.outputs:
-        found.append(Convolution(ranks.writing, layer.outputs, layer.positions, 1))
-    return tuple(found)
+        layers.append(Convolution(ranks.writing, layer.outputs, layer.positions, 1))
+    return tuple(layers)
 
 
 def choose(layer: Convolution, kept: torch.Tensor, energy: float, cost: Cost) -> Ranks | None:
-    """Of the ranks that keep at least the share `energy` of what varies in the output those that cost least.
+    """Return the cheapest ranks that keep at least the share `energy` of the output's variance.
 
-    kept: the share by ranks, as in `Weighed`. None where nothing costs much less than the layer, or multiplies less.
+    kept: the share by ranks, as in `WeightedLayer`. None where no product costs, and multiplies, enough less.
     """
-    best, least = None, WORTH * cost(layer)
+    best, least = None, MAX_RELATIVE_COST * cost(layer)
     for reading in _steps(layer.inputs):
         enough = [rank for rank in _steps(layer.outputs) if kept[rank - 1, reading - 1] >= energy]
         # The least rank, or all there are: then a layer is saved. Of 1 x 1 only that.
         for writing in {*enough[:1], *enough[-1:]} if layer.kernel > 1 else enough[-1:]:
-            found = parts(layer, Ranks(reading, writing))
-            if multiply_adds(found) < layer.multiply_adds and (spent := sum(map(cost, found))) < least:
+            layers = parts(layer, Ranks(reading, writing))
+            if multiply_adds(layers) < layer.multiply_adds and (spent := sum(map(cost, layers))) < least:
                 best, least = Ranks(reading, writing), spent
     return best
 
 
-def _steps(most: int) -> list[int]:
-    return [*range(MULTIPLE, most, MULTIPLE), most]
+def _steps(full_rank: int) -> list[int]:
+    return [*range(RANK_MULTIPLE, full_rank, RANK_MULTIPLE), full_rank]
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """What a layer reads. mean: of channels [I]; moment: their second moment [I, I]; taps: how much alike two places of
-    a patch are, apart from the mean, [k^2, k^2], 1 on the diagonal. All float64.
+class InputMoments:
+    """Moments of a layer's input, float64. mean: of channels [I]; moment: their second moment [I, I]; taps: correlation
+    of the positions of a patch around the mean, [k^2, k^2], 1 on the diagonal.
     """
 
     mean: torch.Tensor
@@ -94,131 +96,131 @@ class Read:
     taps: torch.Tensor
 
 
-class Watch:
-    """Gathers a `Read` from maps, batch by batch, and keeps none of them."""
+class InputStatistics:
+    """Accumulates `InputMoments` of maps, batch by batch, and keeps none of them."""
 
     def __init__(self, channels: int, kernel: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1)) -> None:
-        places = torch.cartesian_prod(torch.arange(kernel[0]), torch.arange(kernel[1]))
-        self._lags = (places[:, None] - places) * torch.tensor(dilation)
+        positions = torch.cartesian_prod(torch.arange(kernel[0]), torch.arange(kernel[1]))
+        self._lags = (positions[:, None] - positions) * torch.tensor(dilation)
         self._count = 0
         self._sum = torch.zeros(channels, dtype=torch.float64)
         self._products = torch.zeros(channels, channels, dtype=torch.float64)
-        self._alike, self._pairs = torch.zeros(2, len(places), len(places), dtype=torch.float64)
+        self._correlation, self._pairs = torch.zeros(2, len(positions), len(positions), dtype=torch.float64)
 
     def add(self, maps: torch.Tensor) -> None:
-        """Maps float32 [b, I, h, w] that the layer has read."""
+        """Add maps float32 [b, I, h, w] that the layer has read."""
         for channels in maps:
             flat = channels.flatten(1)
             self._count += flat.shape[1]
             self._sum += flat.sum(1).double()
             self._products += (flat @ flat.T).double()
             if len(self._lags) > 1:
-                self._add_places(channels)
+                self._add_correlation(channels)
 
-    def _add_places(self, channels: torch.Tensor) -> None:
-        """Products of values at all distances at once: the transform of a spectrum of power, by Wiener and Khinchin."""
+    def _add_correlation(self, channels: torch.Tensor) -> None:
+        """Add the products of values at all distances: the transform of the power spectrum (Wiener-Khinchin)."""
         size = torch.tensor(channels.shape[1:])
         padded = tuple((size + self._lags.amax((0, 1))).tolist())
         power = torch.fft.rfft2(channels, s=padded).abs().square().sum(0)
-        found = torch.fft.irfft2(power, s=padded)
-        self._alike += found[self._lags[..., 0], self._lags[..., 1]].double()
+        products = torch.fft.irfft2(power, s=padded)
+        self._correlation += products[self._lags[..., 0], self._lags[..., 1]].double()
         self._pairs += (size - self._lags.abs()).clamp(min=0).prod(-1)
 
-    def read(self) -> Read:
-        """What has been read so far."""
+    def moments(self) -> InputMoments:
+        """Return the moments of all maps so far."""
         mean = self._sum / max(self._count, 1)
-        alike = self._alike / self._pairs.clamp(min=1) - mean.square().sum()
-        varied = len(alike) > 1 and alike[0, 0] > 0
-        taps = alike / alike[0, 0] if varied else torch.eye(len(alike), dtype=torch.float64)
-        return Read(mean, self._products / max(self._count, 1), taps)
+        correlation = self._correlation / self._pairs.clamp(min=1) - mean.square().sum()
+        varied = len(correlation) > 1 and correlation[0, 0] > 0
+        taps = correlation / correlation[0, 0] if varied else torch.eye(len(correlation), dtype=torch.float64)
+        return InputMoments(mean, self._products / max(self._count, 1), taps)
 
 
-class Weighed:
-    """A layer as its output sees it.
+class WeightedLayer:
+    """The weights of a layer, scaled by the power of its inputs and the weights of its outputs: D W (C (x) T)^(1/2).
 
-    kept: by ranks [writing, reading], counted from 1, the share of what varies in the output that is kept, float64
-    [O, I]; below 0 where the error is larger. `products` keep a little more: one end is fitted to the other.
+    kept: by ranks [writing, reading], counted from 1, the share of the output's variance that is kept, float64 [O, I];
+    below 0 where the error is larger. `products` keep a little more: one end is fitted to the other.
     """
 
-    def __init__(self, weight: torch.Tensor, read: Read, counts: torch.Tensor | None = None) -> None:
-        """weight: [O, I, kh, kw], or [O, I] of a linear layer; counts: how much each output does, [O]; None: alike."""
+    def __init__(self, weight: torch.Tensor, inputs: InputMoments, counts: torch.Tensor | None = None) -> None:
+        """weight: [O, I, kh, kw], or [O, I] of a linear layer; counts: weights of the outputs [O], None for equal."""
         counts = torch.ones(len(weight)) if counts is None else counts
         self._shape = weight.shape
-        self._counts = counts.double().clamp(min=float(counts.max()) * LEAST)
-        self._weight = self._by_place(weight)
-        self._root, self._inverse = _roots(read.moment)
-        self._spread, _ = _roots(read.taps)
-        self._seen = self._as_seen(self._weight)
-        self._power = float(self._seen.square().sum())
-        constant = self._spread @ (self._weight @ read.mean) * self._counts
-        self._varied = max(self._power - float(constant.square().sum()), TINY)
-        self._writing, self._reading = _written(self._seen), _directions(self._seen.permute(2, 0, 1))
-        core = (self._writing.T @ self._seen @ self._reading).square().sum(0)
-        self.kept = 1 - (self._power - core.cumsum(0).cumsum(1)) / self._varied
+        self._counts = counts.double().clamp(min=float(counts.max()) * MIN_OUTPUT_WEIGHT)
+        self._weight = self._by_tap(weight)
+        self._root, self._inverse = _roots(inputs.moment)
+        self._tap_root, _ = _roots(inputs.taps)
+        self._scaled = self._scale(self._weight)
+        power = float(self._scaled.square().sum())
+        constant = self._tap_root @ (self._weight @ inputs.mean) * self._counts
+        self._variance = max(power - float(constant.square().sum()), EPS)
+        self._writing, self._reading = _output_directions(self._scaled), _directions(self._scaled.permute(2, 0, 1))
+        core = (self._writing.T @ self._scaled @ self._reading).square().sum(0)
+        self.kept = 1 - (power - core.cumsum(0).cumsum(1)) / self._variance
 
     def products(self, ranks: Ranks) -> tuple[torch.Tensor, ...]:
-        """The weights, float32, of the layers that do nearly the same one after the other.
+        """Return the weights, float32, of the layers that approximate this one in sequence.
 
-        What they hand on has the same power in each channel, so that one scale suits all of them: after the first one
-        the mean power of what is read, before the last one that of what is written.
+        The maps between them have the same power in each channel, so that one scale suits all: after the first one the
+        mean power of the inputs, before the last one that of the outputs.
         """
         outputs, inputs = self._shape[:2]
         reading = self._reading[:, : ranks.reading]
-        made, core = [], self._weight
+        weights, core = [], self._weight
         if ranks.reading < inputs:
             level = self._root.norm() / inputs**0.5
-            made.append((level * reading.T @ self._inverse)[None])
+            weights.append((level * reading.T @ self._inverse)[None])
             core = core @ (self._root @ reading) / level
-        made.append(core)
+        weights.append(core)
         if ranks.writing < outputs:
-            seen = self._seen @ reading
-            writing = _written(seen)[:, : ranks.writing]
-            power = (writing.T @ seen).square().sum((0, 2)).sqrt().clamp(min=TINY)
-            level = (self._seen / self._counts[:, None]).norm() / outputs**0.5
-            made[-1] = (writing * (level / power)).T @ (core * self._counts[:, None])
-            made.append((writing * (power / level) / self._counts[:, None])[None])
-        return tuple(self._by_channel(part) for part in made)
+            scaled = self._scaled @ reading
+            writing = _output_directions(scaled)[:, : ranks.writing]
+            power = (writing.T @ scaled).square().sum((0, 2)).sqrt().clamp(min=EPS)
+            level = (self._scaled / self._counts[:, None]).norm() / outputs**0.5
+            weights[-1] = (writing * (level / power)).T @ (core * self._counts[:, None])
+            weights.append((writing * (power / level) / self._counts[:, None])[None])
+        return tuple(self._by_channel(part) for part in weights)
 
     def keeps(self, products: Sequence[torch.Tensor]) -> float:
-        """The share of what varies in the output that layers with these weights keep, one after the other."""
-        lost = self._as_seen(self._weight - self._by_place(merged(products)))
-        return 1 - float(lost.square().sum()) / self._varied
+        """Return the share of the output's variance that layers with these weights keep in sequence."""
+        lost = self._scale(self._weight - self._by_tap(merged(products)))
+        return 1 - float(lost.square().sum()) / self._variance
 
-    def _as_seen(self, weight: torch.Tensor) -> torch.Tensor:
-        """D W (C (x) T)^(1/2)."""
-        return torch.tensordot(self._spread, (weight * self._counts[:, None]) @ self._root, 1)
+    def _scale(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return D W (C (x) T)^(1/2)."""
+        return torch.tensordot(self._tap_root, (weight * self._counts[:, None]) @ self._root, 1)
 
-    def _by_place(self, weight: torch.Tensor) -> torch.Tensor:
-        """[O, I, kh, kw] as [k^2, O, I]: a matrix for each place of a patch."""
+    def _by_tap(self, weight: torch.Tensor) -> torch.Tensor:
+        """Reshape [O, I, kh, kw] to [k^2, O, I]: a matrix for each position of a patch."""
         return weight.double().flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight.double()[None]
 
     def _by_channel(self, weight: torch.Tensor) -> torch.Tensor:
-        places = self._shape[2:] if len(weight) > 1 else [1] * len(self._shape[2:])
-        return weight.permute(1, 2, 0).reshape(*weight.shape[1:], *places).float()
+        kernel = self._shape[2:] if len(weight) > 1 else [1] * len(self._shape[2:])
+        return weight.permute(1, 2, 0).reshape(*weight.shape[1:], *kernel).float()
 
 
 def merged(products: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The weights of the one layer that does what these do one after the other; one of them at most is not 1 x 1."""
+    """Return the weights of the single layer that equals these in sequence; one of them at most is not 1 x 1."""
     whole = products[0]
     for part in products[1:]:
         whole = torch.einsum("om...,mi...->oi...", part, whole)
     return whole
 
 
-def _written(weight: torch.Tensor) -> torch.Tensor:
-    """The directions of outputs of matrices [k^2, O, I]."""
+def _output_directions(weight: torch.Tensor) -> torch.Tensor:
+    """Return the directions of the outputs of matrices [k^2, O, I]."""
     return _directions(weight.transpose(0, 1))
 
 
 def _directions(weight: torch.Tensor) -> torch.Tensor:
-    """The directions of the first axis [n, ...], those with the most power first: orthonormal [n, n]."""
+    """Return the principal directions of the first axis [n, ...], the strongest first: orthonormal [n, n]."""
     flat = weight.flatten(1)
     return torch.linalg.eigh(flat @ flat.T)[1].flip(1)
 
 
 def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The square root of a second moment, and its inverse."""
+    """Return the square root of a second moment, and its inverse."""
     power, directions = torch.linalg.eigh(moment)
     power = power.clamp(min=0)
-    power = (power + RIDGE * power.mean().clamp(min=TINY)).sqrt()
+    power = (power + RIDGE * power.mean().clamp(min=EPS)).sqrt()
     return (directions * power) @ directions.T, (directions / power) @ directions.T

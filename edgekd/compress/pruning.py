@@ -1,9 +1,9 @@
-"""Which channels a network can best do without: rules on numbers, whatever framework the network is written in.
+"""Selection of channels to prune: rules on numbers, independent of the network's framework.
 
-Convolutions are tied together: what one writes another reads, and what a residual adds must be as wide. Channels that
-can only go together are a group. Groups from which as many channels must go each, such as the two halves of what a
-block splits, are a unit. Units are cut in steps, so that widths stay multiples of what a device likes, always the step
-that loses the least importance for what it saves: multiply-adds, or time on a device. What saves nothing is not taken.
+Convolutions are coupled: one reads another's outputs, and the summands of a residual are equally wide. Channels that
+can only be removed together are a group. Groups that must lose equally many channels, such as the two halves that a
+block splits, are a unit. Units are cut in steps that keep widths multiples of what a device prefers, always by the step
+with the least importance for its saving: multiply-adds, or time on a device. Steps that save nothing are left out.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from edgekd.core.errors import CompressError
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Prune
+    from edgekd.compress.steps import Prune
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One layer. positions: places in its output, height * width; kernel: weights for a pair of channels.
+    """One layer. positions: height * width of its output; kernel: weights for a pair of channels.
 
-    stride: places in its input for each in its output, along each side.
+    stride: positions in its input for each in its output, along each side.
     """
 
     inputs: int
@@ -40,22 +40,22 @@ class Convolution:
 
     @property
     def weights(self) -> int:
-        """How many numbers it has, its biases aside."""
+        """Number of weights, without biases."""
         return self.kernel * (self.outputs if self.depthwise else self.inputs * self.outputs)
 
     @property
     def multiply_adds(self) -> int:
-        """Of one frame."""
+        """Multiply-adds of one frame."""
         return self.positions * self.weights
 
 
 Cost = Callable[[Convolution], float]
-"""What it takes to run a layer once, in any unit: multiply-adds, or microseconds on a device."""
+"""Cost of running a layer once, in any unit: multiply-adds, or microseconds on a device."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What may be left at most, of all convolutions: multiply-adds of a frame, and weights."""
+    """Limits over all convolutions: multiply-adds of a frame, and weights."""
 
     multiply_adds: float = inf
     weights: float = inf
@@ -65,8 +65,8 @@ class Goal:
 class Unit:
     """Channels that are removed in the same number from one or more groups.
 
-    name: of a layer that writes them; importance: float64 [groups, channels]; writes, reads: how many channels of a
-    convolution, by its index, each step of one channel takes away on either side.
+    name: of a layer that writes them; importance: float64 [groups, channels]; writes, reads: by the index of a
+    convolution, the channels it loses on that side with each channel of the unit.
     """
 
     name: str
@@ -76,26 +76,26 @@ class Unit:
 
     @property
     def channels(self) -> int:
-        """How many each of its groups has."""
+        """Number of channels of each group."""
         return int(self.importance.shape[1])
 
     def losses(self) -> NDArray[np.float64]:
-        """The importance that goes with the least important 0, 1, ... channels of each group: [channels + 1]."""
+        """Return the importance of the least important 0, 1, ... channels of each group: [channels + 1]."""
         return np.concatenate([[0.0], np.sort(self.importance, axis=1).sum(axis=0).cumsum()])
 
     @property
     def kind(self) -> str:
-        """The same for units that are built alike: the name without numbers."""
+        """The name without numbers: the same for units that are built alike."""
         return re.sub(r"\d+", "#", self.name)
 
 
 def multiply_adds(convolutions: Sequence[Convolution]) -> int:
-    """Of one frame, over all convolutions."""
+    """Return the multiply-adds of one frame, over all convolutions."""
     return sum(each.multiply_adds for each in convolutions)
 
 
 def isomorphic(units: Sequence[Unit]) -> list[Unit]:
-    """The units with importance replaced by rank among the channels of units built alike: (0, 1], 1 the most important.
+    """Replace importance by the rank among the channels of units built alike: (0, 1], 1 for the most important.
 
     Layers of one kind are then cut alike however large their gradients are. Isomorphic pruning: Fang and others,
     arXiv 2407.04616.
@@ -105,32 +105,32 @@ def isomorphic(units: Sequence[Unit]) -> list[Unit]:
         kinds.setdefault(unit.kind, []).append(unit)
     ranked: dict[str, Unit] = {}
     for alike in kinds.values():
-        everything = np.sort(np.concatenate([unit.importance.ravel() for unit in alike]))
+        ordered = np.sort(np.concatenate([unit.importance.ravel() for unit in alike]))
         for unit in alike:
-            share = np.searchsorted(everything, unit.importance, side="right") / len(everything)
+            share = np.searchsorted(ordered, unit.importance, side="right") / len(ordered)
             ranked[unit.name] = Unit(unit.name, share, unit.writes, unit.reads)
     return [ranked[unit.name] for unit in units]
 
 
-MULTIPLE = 16
-"""What widths stay multiples of where neither step nor target says: vectors of 16 numbers are common."""
-NOTHING = 1e-9
-"""The share of a network's cost that counts as no saving."""
+DEFAULT_MULTIPLE = 16
+"""Divisor of widths where neither step nor target names one: vectors of 16 numbers are common."""
+MIN_SAVING = 1e-9
+"""Smallest saving that counts, as a share of a network's cost."""
 ROUNDING = 1e-9
-"""The part of a channel by which shares of whole channels may be off: 30 % of 160 are 48, and no fraction more."""
+"""Channels by which a share of whole channels may be off by floating point: 30 % of 160 are 48, and no more."""
 
 
 def choose(
     units: Sequence[Unit], convolutions: Sequence[Convolution], goal: Goal, step: Prune, cost: Cost | None = None
 ) -> dict[str, int]:
-    """How many channels each unit loses, by its name: at least importance for what it saves, step by step.
+    """Return how many channels each unit loses, by name: greedily, by the least importance for its saving.
 
-    step: of which `multiple`, `most` and `caps` count; each cut brings a unit to its next multiple, or where that saves
-    nothing to a further one. cost: of what the goal limits if None, first multiply-adds. Which channels go in a group:
-    `least_important`.
-    Raises CompressError where all that may go is not enough.
+    step: `multiple`, `most` and `caps` count; each cut brings a unit to its next multiple, or where that saves nothing
+    to a further one. cost: what cuts save; by default what the goal limits, first multiply-adds. `least_important`
+    selects the channels of each group.
+    Raises CompressError where all that may be removed is not enough.
     """
-    multiple = step.multiple or MULTIPLE
+    multiple = step.multiple or DEFAULT_MULTIPLE
     usual = _weights if goal.multiply_adds == inf else _multiply_adds
     network = _Network(convolutions, cost or usual)
     left = {unit.name: unit.channels for unit in units}
@@ -138,27 +138,27 @@ def choose(
     least = {unit.name: _least(unit, step) for unit in units}
 
     def price(unit: Unit) -> tuple[float, int] | None:
-        """Importance by cost of the next cut, and its channels; None where there is no further one."""
+        """Return the importance by saving of the next cut, and its channels; None without a further one."""
         now = left[unit.name]
         gone = unit.channels - now
         for fewer in range(now % multiple or multiple, now - least[unit.name] + 1, multiple):
-            if (saved := network.saved(unit, fewer)) > NOTHING * network.cost:
+            if (saved := network.saved(unit, fewer)) > MIN_SAVING * network.cost:
                 return (losses[unit.name][gone + fewer] - losses[unit.name][gone]) / saved, fewer
         return None
 
-    waiting = [(found[0], at) for at, unit in enumerate(units) if (found := price(unit))]
+    waiting = [(cut[0], at) for at, unit in enumerate(units) if (cut := price(unit))]
     heapq.heapify(waiting)
     while not network.within(goal):
         if not waiting:
             raise _unreachable(network, convolutions, goal)
         _, at = heapq.heappop(waiting)
-        found = price(units[at])
-        if found and (not waiting or found[0] <= waiting[0][0]):  # else it saves less since others were cut
-            network.cut(units[at], found[1])
-            left[units[at].name] -= found[1]
-            found = price(units[at])
-        if found:
-            heapq.heappush(waiting, (found[0], at))
+        cut = price(units[at])
+        if cut and (not waiting or cut[0] <= waiting[0][0]):  # else it saves less since others were cut
+            network.cut(units[at], cut[1])
+            left[units[at].name] -= cut[1]
+            cut = price(units[at])
+        if cut:
+            heapq.heappush(waiting, (cut[0], at))
     return {unit.name: unit.channels - left[unit.name] for unit in units}
 
 
@@ -171,8 +171,8 @@ def _weights(layer: Convolution) -> float:
 
 
 def _least(unit: Unit, step: Prune) -> int:
-    """The channels that a unit keeps in any case."""
-    multiple = step.multiple or MULTIPLE
+    """Return the channels that a unit keeps in any case."""
+    multiple = step.multiple or DEFAULT_MULTIPLE
     rest = int(np.ceil(unit.channels * (1 - step.cap(unit.name)) - ROUNDING))
     return max(rest, multiple if unit.channels >= multiple else 1)
 
@@ -196,12 +196,12 @@ def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -
 
 
 def least_important(importance: NDArray[np.float64], count: int) -> list[int]:
-    """The indices of the channels of one group [channels] that go, in ascending order; of equal ones the first."""
+    """Return the indices of a group's least important channels, ascending; of equal ones the first."""
     return sorted(np.argsort(importance, kind="stable")[:count].tolist())
 
 
 class _Network:
-    """The widths of convolutions while units are cut, and what they come to."""
+    """The widths of convolutions while units are cut, and their totals."""
 
     def __init__(self, convolutions: Sequence[Convolution], cost: Cost) -> None:
         self._layers = list(convolutions)
@@ -211,30 +211,28 @@ class _Network:
         self.cost = sum(map(cost, convolutions))
 
     def within(self, goal: Goal) -> bool:
-        """Whether no more is left than may be."""
+        """Return whether the totals keep the goal's limits."""
         return self.multiply_adds <= goal.multiply_adds and self.weights <= goal.weights
 
     def saved(self, unit: Unit, channels: int) -> float:
-        """The cost that goes with so many channels of a unit."""
-        return sum(self._cost(self._layers[at]) - self._cost(new) for at, new in self._narrower(unit, channels))
+        """Return the saved cost without so many channels of a unit."""
+        return sum(self._cost(self._layers[at]) - self._cost(new) for at, new in self._after_cut(unit, channels))
 
     def cut(self, unit: Unit, channels: int) -> None:
-        """Take so many channels away."""
+        """Remove so many channels of a unit."""
         self.cost -= self.saved(unit, channels)
-        for at, new in self._narrower(unit, channels):
+        for at, new in self._after_cut(unit, channels):
             old, self._layers[at] = self._layers[at], new
             self.multiply_adds -= old.multiply_adds - new.multiply_adds
             self.weights -= old.weights - new.weights
 
-    def _narrower(self, unit: Unit, channels: int) -> list[tuple[int, Convolution]]:
-        """What becomes of the convolutions that a unit's channels are written and read by."""
-        found = []
+    def _after_cut(self, unit: Unit, channels: int) -> list[tuple[int, Convolution]]:
+        """Return the convolutions that write or read a unit's channels, by index, without so many of them."""
+        layers = []
         for at in sorted({*unit.writes, *unit.reads}):
             old = self._layers[at]
-            inputs, outputs = (
-                width - channels * side.get(at, 0)
-                for width, side in ((old.inputs, unit.reads), (old.outputs, unit.writes))
-            )
-            # A depthwise one reads what it writes, and is told of once.
-            found.append((at, replace(old, inputs=outputs if old.depthwise else inputs, outputs=outputs)))
-        return found
+            outputs = old.outputs - channels * unit.writes.get(at, 0)
+            # A depthwise one reads as many as it writes, and is listed once.
+            inputs = outputs if old.depthwise else old.inputs - channels * unit.reads.get(at, 0)
+            layers.append((at, replace(old, inputs=inputs, outputs=outputs)))
+        return layers

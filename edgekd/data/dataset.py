@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from edgekd.core.errors import DataError
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
 from edgekd.data.subset import WHOLE, read_subset
 from edgekd.data.types import Dataset, LazySplits, Sample, Split
+
+if TYPE_CHECKING:
+    from edgekd.core.detection.types import DetectorSpec
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
@@ -369,3 +372,23 @@ def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
     if missing is not None:
         raise DataError(f"{file}: an image is missing", expected=f"a file at {missing}", fix="restore it or its entry")
     return images
+
+
+def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
+    """Raise DataError for data whose class numbers cannot mean the detector's classes."""
+    ours, theirs = spec.classes, dataset.classes
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"{dataset.source}: its classes are not the detector's",
+            expected=f"{len(ours)} classes ({', '.join(ours[:4])}, ...)",
+            found=f"{len(theirs)} ({', '.join(theirs[:4])}, ...)",
+            fix="pass the data set that the detector was trained on",
+        )
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        first = next(index for index, name in enumerate(ours) if name != theirs[index])
+        raise DataError(
+            f"{dataset.source}: its classes are in another order than the detector's",
+            expected=f"class {first} to be {ours[first]}",
+            found=theirs[first],
+            fix="reorder `names` and the labels",
+        )

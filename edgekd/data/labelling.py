@@ -1,7 +1,7 @@
 """Pseudo labels of frames by a teacher: reads the frames; the rules are in `data/pseudo_labels.py`.
 
-`find` is any detector: `evaluate.finder` returns that of a graph, `detectors.teacher.as_transformer` that of an
-RT-DETR, `detectors.ultralytics_open.open_vocabulary` one for class names.
+`find` is any detector: `evaluate.finder` makes one of a graph, `detectors.family.direct_detector` one of an RT-DETR,
+`detectors.ultralytics.open_vocabulary.open_vocabulary` one of words.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.detectors import load
+from edgekd.detectors.family import require_family
 from edgekd.graph.runtimes.types import Engine
 from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 
@@ -38,7 +39,7 @@ def opened(
         if artifact.suffix == PACKED_SUFFIX:
             artifact = expanded(artifact, Path(scratch) / GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
-        if detector.family == "onnx":
+        if require_family(artifact).is_graph:
             yield artifact, describe(load_graph(artifact), artifact, head, classes)
         else:
             graph = Path(scratch) / GRAPH
@@ -89,7 +90,7 @@ def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Targ
         try:
             detector.export(graph, opset_for(target))
         except SpecError:
-            if detector.family != "onnx":
+            if not require_family(model).is_graph:
                 raise
             graph = model
         yield graph

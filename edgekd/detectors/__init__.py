@@ -1,4 +1,4 @@
-"""Detectors: one file per family, and the pure rules for feeding and decoding them."""
+"""Detectors: one folder per family, and the pure rules for feeding and decoding them."""
 
 from __future__ import annotations
 
@@ -18,38 +18,30 @@ class Detector(Protocol):
 
     family: str
     libraries: tuple[str, ...]
-    """Packages whose version what `export` writes may depend on, besides onnx."""
+    """Packages, besides onnx, on whose version the exported graph may depend."""
     path: Path
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the detector as a float32 ONNX graph with batch 1, and say what it takes and gives."""
+        """Write the detector as a float32 ONNX graph with batch 1; return its input and output contract."""
         ...
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """What the detector itself computes, float32, for batch float32 [1, 3, h, w]."""
+        """Return the detector's own output, float32, for a batch float32 [1, 3, h, w]."""
         ...
 
 
 def load(
     path: Path, head: str | None = None, classes: tuple[str, ...] = (), trust_checkpoint: bool = False
 ) -> Detector:
-    """The detector in a file: `.pt` by Ultralytics, `.tv.pt`, or `.onnx`. Raises SpecError for anything else.
+    """Open a detector's file: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, or of a family of another package.
 
-    head, classes: for ONNX, how to read an output that is not recognised, and the names of unnamed classes.
+    head, classes: for ONNX, the kind of an output that is not recognised, and the names of unnamed classes.
+    Raises SpecError for anything else.
     """
+    from edgekd.detectors.family import known_suffixes, require_family
+
     if not path.is_file():
-        raise SpecError(f"{path}: no such file", expected="a trained detector, .pt or .onnx", fix="check the path")
-    if path.suffix == ".onnx":
-        from edgekd.detectors.onnx import OnnxDetector
-
-        return OnnxDetector(path, head, classes)
-    if path.suffix == ".pt":
-        from edgekd.detectors.torchvision import TorchvisionDetector
-        from edgekd.detectors.torchvision_names import SUFFIX
-
-        if path.name.endswith(SUFFIX):
-            return TorchvisionDetector(path)
-        from edgekd.detectors.ultralytics import UltralyticsDetector
-
-        return UltralyticsDetector(path, trust_checkpoint)
-    raise SpecError(f"{path}: unknown kind of model", expected=".pt or .onnx", found=path.suffix or "no suffix")
+        expected = f"a trained detector, {known_suffixes()}"
+        raise SpecError(f"{path}: no such file", expected=expected, fix="check the path")
+    detector: Detector = require_family(path).load(path, head=head, classes=classes, trust=trust_checkpoint)
+    return detector

@@ -1,6 +1,6 @@
-"""Which channels of a PyTorch network hang together, and taking some away: what torch-pruning is used for.
+"""Groups of channels of a PyTorch network, and their removal, by torch-pruning.
 
-Families of detectors say how their networks are run, and which layers keep what they write.
+Families of detectors say how their networks are run, and which layers keep their outputs.
 """
 
 from __future__ import annotations
@@ -8,73 +8,48 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.compress.pruning import Convolution, Cost, Goal, Unit, choose, isomorphic, least_important, multiply_adds
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.errors import CompressError, SpecError, did_you_mean
+from edgekd.data.dataset import load_dataset
+from edgekd.data.images import Image, drawn
+from edgekd.data.types import Sample
+from edgekd.detectors.results import SCANNED_SHARES, Pruned, Sensitivity
+from edgekd.detectors.torch_support import requiring
 
-try:
+with requiring("pruning needs PyTorch and torch-pruning"):
     import torch
     import torch_pruning
     from torch import nn
-except ImportError as error:
-    raise SpecError(
-        "pruning needs PyTorch and torch-pruning",
-        found=str(error),
-        fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-    ) from error
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Prune
+    from edgekd.compress.steps import Prune
     from edgekd.core.progress import Progress
 
 S = TypeVar("S")
 Pair = tuple[str, str]
 """Names of two layers that must lose as many channels each."""
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What pruning did. parameters, multiply_adds: before and after, of one frame in the detector's size.
-
-    widths: of each unit of channels that hang together, before and after, by the name of a layer that writes them;
-    importance: the share of each unit's importance that stays.
-    """
-
-    parameters: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    widths: Mapping[str, tuple[int, int]]
-    importance: Mapping[str, float]
-    seconds: float
-
-    @classmethod
-    def of(
-        cls,
-        channels: Channels,
-        gone: Mapping[str, int],
-        after: Iterable[Convolution],
-        parameters: tuple[int, int],
-        seconds: float,
-    ) -> Pruned:
-        """What has become of channels of which these are gone; after: the convolutions that are left."""
-        return cls(
-            parameters=parameters,
-            multiply_adds=(multiply_adds(channels.convolutions), multiply_adds(tuple(after))),
-            widths={unit.name: (unit.channels, unit.channels - gone[unit.name]) for unit in channels.units},
-            importance={unit.name: _kept(unit, gone[unit.name]) for unit in channels.units},
-            seconds=seconds,
-        )
+LabelledImage = tuple[Sample, Image]
+"""A sample, and its image uint8 [h, w, 3] BGR."""
+OUTPUT_TOLERANCE = 0.01
+"""Largest change of an output, of the largest value: sums in another order."""
+PREDICTIONS_ONLY = Distill(
+    stages=(DistillStage("predictions", 1.0, Weights(classes=1.0, boxes=1.0)),), alpha="off", balance_every=0
+)
+"""Distillation by which a teacher's classes and boxes count in the gradients of pruning."""
 
 
 class Channels:
-    """What can be taken from a network. convolutions: all that run; units: as of these."""
+    """The channels that can be removed from a network. convolutions: all that run; units: with indices of these."""
 
     def __init__(
         self,
@@ -86,7 +61,7 @@ class Channels:
         pairs: Iterable[Pair] = (),
     ) -> None:
         """frame: by which layers are followed through the network's `forward`; convolutions: by name, in the order of
-        the units' indices; untouched: layers that keep what they write; importance: as of `Prune`.
+        the units' indices; untouched: layers that keep their outputs; importance: as of `Prune`.
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
@@ -100,10 +75,10 @@ class Channels:
         self.units = [_unit(united, index) for united in self._groups.values()]
 
     def thin(self, step: Prune, cost: Cost | None, weights: float = inf) -> dict[str, int]:
-        """Take away what the step says, by `compress.channels.choose`: channels that are gone, by unit.
+        """Remove channels as the step says, by `compress.channels.choose`; return how many are gone, by unit.
 
-        weights: what convolutions may have left. Raises CompressError, also where the network then says something else
-        than if only nothing read them; SpecError for a cap of nothing.
+        weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
+        something else than with the channels unread; SpecError for a cap that matches no unit.
         """
         _require_capped(self.units, step)
         units = isomorphic(self.units) if step.ranking == "isomorphic" else self.units
@@ -113,20 +88,20 @@ class Channels:
             for name, count in gone.items():
                 for group in self._groups[name]:
                     group.silence(count)
-            wanted = self._network(self._frame)
+            expected = self._network(self._frame)
             self.remove(gone)
-            _require_same(self._network, self._frame, wanted)
+            _require_same_outputs(self._network, self._frame, expected)
         return gone
 
     def remove(self, gone: Mapping[str, int]) -> None:
-        """Take so many channels away from each group of the units named."""
+        """Remove so many channels from each group of the units named."""
         for name, count in gone.items():
             for group in self._groups[name] if count else ():
                 group.remove(count)
 
     @contextmanager
     def unread(self, name: str, count: int) -> Iterator[None]:
-        """The network as if so many channels of each group of a unit had gone: nothing reads them."""
+        """Leave so many channels of each group of a unit unread, as if they were gone."""
         kept = [
             (layer.weight, layer.weight.detach().clone()) for group in self._groups[name] for layer in group.readers
         ]
@@ -137,41 +112,55 @@ class Channels:
             for weight, before in kept:
                 weight.copy_(before)
 
+    def pruned(
+        self, gone: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
+    ) -> Pruned:
+        """Return the result once channels are gone, by unit. after: the convolutions that are left."""
+        return Pruned(
+            parameters=parameters,
+            multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
+            widths={unit.name: (unit.channels, unit.channels - gone[unit.name]) for unit in self.units},
+            importance={unit.name: _share_kept(unit, gone[unit.name]) for unit in self.units},
+            seconds=seconds,
+        )
 
-SAME = 0.01
-"""How far outputs may be off, of the largest, that are sums in another order."""
-SHARES = (0.25, 0.5, 0.75)
-"""What a scan takes away of one unit at a time."""
+
+def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[str, ...], list[LabelledImage]]:
+    """Return the classes of a data set, and the training images that a step draws for gradients."""
+    dataset = load_dataset(data)
+    return dataset.classes, drawn(dataset.split("train").samples, step.images, step.seed, progress)
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """How much a loss grows when only one unit loses channels.
+def accumulate_gradients(batches: Sequence[S], loss: Callable[[S], torch.Tensor], progress: Progress) -> None:
+    """Add up in each weight the gradient of a loss over batches, in the same order each time."""
+    with deterministic():
+        for batch in progress.items(batches, "gradients", len(batches)):
+            loss(batch).backward()
 
-    loss: the mean of a batch with all channels; units: by name, the loss without each of SHARES of its channels.
-    """
 
-    loss: float
-    units: Mapping[str, tuple[float, ...]]
+def weights_to_keep(network: Any, excess_bytes: float, bytes_per_weight: int, rounds: int) -> float:
+    """Return how many weights convolutions may keep after this round, to lose `excess_bytes` in so many rounds."""
+    weights = sum(each.weight.numel() for each in network.modules() if isinstance(each, nn.Conv2d))
+    return after_first_round(weights, weights - excess_bytes / bytes_per_weight, rounds)
 
 
 def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -> Sensitivity:
-    """Ask for the loss with each unit narrowed in turn, the least important channels first; nothing stays changed."""
+    """Measure the loss with each unit alone pruned, the least important channels first; nothing stays changed."""
     units: dict[str, tuple[float, ...]] = {}
     with torch.no_grad():
         whole = measure()
         for unit in progress.items(channels.units, "scan", len(channels.units)):
-            found = []
-            for share in SHARES:
+            losses = []
+            for share in SCANNED_SHARES:
                 with channels.unread(unit.name, round(unit.channels * share)):
-                    found.append(measure())
-            units[unit.name] = tuple(found)
+                    losses.append(measure())
+            units[unit.name] = tuple(losses)
     return Sensitivity(whole, units)
 
 
-def on_the_way(weights: int, least: float, rounds: int) -> float:
-    """What to have left after the first of several rounds that take the same share each. Nothing below 0."""
-    return float(weights * (max(least, 0.0) / weights) ** (1 / rounds))
+def after_first_round(weights: int, goal: float, rounds: int) -> float:
+    """Return how many of `weights` are left after the first of `rounds` to `goal` that remove the same share each."""
+    return float(weights * (max(goal, 0.0) / weights) ** (1 / rounds))
 
 
 def _require_capped(units: Sequence[Unit], step: Prune) -> None:
@@ -186,19 +175,19 @@ def _require_capped(units: Sequence[Unit], step: Prune) -> None:
             )
 
 
-def _require_same(network: Any, frame: torch.Tensor, wanted: Sequence[torch.Tensor]) -> None:
-    """Raise CompressError where a network says something else of a frame."""
+def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[torch.Tensor]) -> None:
+    """Raise CompressError where a network has other outputs for a frame."""
     try:
-        found = network(frame)
+        outputs = network(frame)
     except RuntimeError as error:
-        raise _not_followed(" ".join(str(error).split())[:200]) from error
-    for one, other in zip(found, wanted, strict=True):
+        raise _untraceable(" ".join(str(error).split())[:200]) from error
+    for one, other in zip(outputs, expected, strict=True):
         off = float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
-        if not off <= SAME:
-            raise _not_followed(f"outputs that are off by {off:.1%} once channels are gone that nothing reads")
+        if not off <= OUTPUT_TOLERANCE:
+            raise _untraceable(f"outputs that are off by {off:.1%} once channels are gone that nothing reads")
 
 
-def _not_followed(found: str) -> CompressError:
+def _untraceable(found: str) -> CompressError:
     return CompressError(
         "pruning: which channels hang together in this network cannot be followed",
         expected="blocks such as YOLOv8, YOLO11, YOLO26 and torchvision's detectors have",
@@ -207,15 +196,15 @@ def _not_followed(found: str) -> CompressError:
     )
 
 
-def _kept(unit: Unit, gone: int) -> float:
-    """The share of a unit's importance that stays when its least important channels have gone."""
+def _share_kept(unit: Unit, gone: int) -> float:
+    """Return the share of a unit's importance that stays without its least important channels."""
     whole = float(unit.importance.sum())
     return 1 - float(unit.losses()[gone]) / whole if whole else 1.0
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Sums in the same order each time, where PyTorch knows how."""
+    """Have PyTorch add in the same order each time, where it can."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -225,15 +214,15 @@ def deterministic() -> Iterator[None]:
 
 
 def in_batches(samples: Sequence[S], size: int) -> list[Sequence[S]]:
-    """Samples, so many at a time, and in the end what is left."""
+    """Split samples into batches of `size`, the last one with the rest."""
     return [samples[at : at + size] for at in range(0, len(samples), size)]
 
 
 def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Callable[[Sequence[S]], Any]) -> None:
-    """Let batch norms have the statistics of what they read now: means over batches of `size`, at least 2, samples.
+    """Replace the statistics of batch norms by means over batches of `size`, at least 2, samples.
 
-    Of a network that has lost channels the old ones are far off: Li and others, EagleEye, arXiv 2007.02491.
-    frames: what the network reads of some samples. Without two samples it stays as it is.
+    In a pruned network the old ones are far off: Li and others, EagleEye, arXiv 2007.02491. frames: makes the network's
+    input of some samples. Without two samples the network stays as it is.
     """
     batches = [some for some in in_batches(samples, max(size, 2)) if len(some) > 1]  # one alone has no variance
     if not batches:
@@ -255,24 +244,23 @@ def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Call
 def convolutions_run(
     network: Any, run: Callable[[], Any], scale: tuple[int, int] = (1, 1), spared: Collection[int] = ()
 ) -> dict[str, Convolution]:
-    """The convolutions of a network by name, as `run` has them run.
+    """Return the convolutions of a network by name, as they run in `run`.
 
-    scale: by which the number of places is multiplied and divided; spared: ids of those that a camera leaves out, which
-    have no places.
+    scale: factor and divisor of the number of positions; spared: ids of those that a camera skips, without positions.
     """
     found: dict[str, Convolution] = {}
 
-    def note(name: str, layer: Any, inputs: Any, output: torch.Tensor) -> None:
-        places = 0 if id(layer) in spared else output.shape[2] * output.shape[3] * scale[0] // scale[1]
+    def record(name: str, layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        positions = 0 if id(layer) in spared else output.shape[2] * output.shape[3] * scale[0] // scale[1]
         kernel = layer.kernel_size[0] * layer.kernel_size[1]
         depthwise = layer.groups > 1
         before = found[name].positions if name in found else 0  # one that reads several maps runs several times
         found[name] = Convolution(
-            layer.in_channels, layer.out_channels, before + places, kernel, depthwise, layer.stride[0]
+            layer.in_channels, layer.out_channels, before + positions, kernel, depthwise, layer.stride[0]
         )
 
     layers = {name: each for name, each in network.named_modules() if isinstance(each, nn.Conv2d)}
-    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers.items()]
     with torch.no_grad():
         run()
     for hook in hooks:
@@ -281,8 +269,8 @@ def convolutions_run(
 
 
 class _Group:
-    """Channels that can only go together. name: of a layer that writes them; parts: of each layer that has them, its
-    name, whether it writes them, which of its channels, and which of the group's these are; readers: those layers that
+    """Channels that can only go together. name: of a layer that writes them; parts: for each layer that has them, its
+    name, whether it writes them, the indices among its channels, and those among the group's; readers: the layers that
     read them.
     """
 
@@ -298,7 +286,7 @@ class _Group:
             writes = graph.is_out_channel_pruning_fn(handler)
             own, roots = list(group[at].idxs), list(group[at].root_idxs)
             if max(own) >= (layer.out_channels if writes else layer.in_channels):
-                raise _not_followed(f"layer {names[layer]} has no channel {max(own)}")
+                raise _untraceable(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))
             scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self.importance: NDArray[np.float64] = np.mean(scores, axis=0)
@@ -307,11 +295,11 @@ class _Group:
         self.readers = [layers[name] for name, *_ in self._read]
 
     def remove(self, count: int) -> None:
-        """Take the least important ones away."""
+        """Remove the least important ones."""
         self._group.prune(least_important(self.importance, count))
 
     def silence(self, count: int) -> None:
-        """Give the least important ones weights of zero where they are read."""
+        """Set the weights by which the least important ones are read to zero."""
         away = set(least_important(self.importance, count))
         for layer, (_, _, own, roots) in zip(self.readers, self._read, strict=True):
             places = [place for place, root in zip(own, roots, strict=True) if root in away]
@@ -321,7 +309,7 @@ class _Group:
 def _scores(
     layer: Any, importance: str, writes: bool, own: list[int], roots: list[int], channels: int
 ) -> NDArray[np.float64]:
-    """What the channels of a group matter to one layer that writes or reads them, float64 [channels]."""
+    """Return the importance of a group's channels to one layer that writes or reads them, float64 [channels]."""
     weight = layer.weight.detach()
     if importance == "magnitude":
         each = weight.square()
@@ -329,13 +317,13 @@ def _scores(
         each = layer.weight.grad.abs() if importance == "gradient" else (weight * layer.weight.grad).abs()
     each = (each if writes else each.transpose(0, 1)).flatten(1).double()
     by_channel = each.mean(1) if importance == "gradient" else each.sum(1)
-    found = np.zeros(channels)
-    np.add.at(found, roots, by_channel.numpy()[own])
-    return found
+    scores = np.zeros(channels)
+    np.add.at(scores, roots, by_channel.numpy()[own])
+    return scores
 
 
 def _united(groups: Sequence[_Group], pairs: Iterable[Pair]) -> list[list[_Group]]:
-    """The groups, those that write the layers of a pair together; without those of which only one layer is free."""
+    """Join the groups that write the two layers of a pair; leave out those of which only one layer is free."""
     writer = {name: group for group in groups for name, writes, *_ in group.parts if writes}
     united = {group.name: [group] for group in groups}
     stuck: set[str] = set()
@@ -353,7 +341,7 @@ def _united(groups: Sequence[_Group], pairs: Iterable[Pair]) -> list[list[_Group
 
 
 def _unit(groups: Sequence[_Group], index: Mapping[str, int]) -> Unit:
-    """Groups that lose as many channels each, as numbers."""
+    """Return groups that lose as many channels each, as a unit."""
     writes: Counter[int] = Counter()
     reads: Counter[int] = Counter()
     for group in groups:

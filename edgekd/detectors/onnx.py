@@ -14,11 +14,14 @@ import numpy as np
 
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
 from edgekd.core.errors import SpecError
+from edgekd.detectors.family import Family
 from edgekd.graph.view import opset_of
 
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
 
+MIN_OPSET = 13
+"""Least opset of an exported graph: Q/DQ per channel needs it."""
 _FLOAT32 = 1  # TensorProto.FLOAT
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _DESCRIBE = (
@@ -29,7 +32,7 @@ _DESCRIBE = (
 
 @dataclass(frozen=True)
 class _HeadFile:
-    """What a TOML file may say of a detector; None is what is usual for the kind, or what the graph says."""
+    """A TOML file that describes a detector; None for the default of the kind, or what the graph says."""
 
     kind: Literal["yolo", "yolox", "end2end"]
     nms: bool | None = None
@@ -47,8 +50,8 @@ class _HeadFile:
 class OnnxDetector:
     """An ONNX file.
 
-    `head` is a kind of head, or a TOML file that describes it; None to recognise it. `classes` name what the graph does
-    not name itself.
+    head: a kind of head, or a TOML file that describes it; None to recognise it. classes: names where the graph has
+    none.
     """
 
     family = "onnx"
@@ -60,7 +63,7 @@ class OnnxDetector:
         self._classes = classes
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the graph with batch 1 and at most (at least 13, which Q/DQ per channel needs) this opset."""
+        """Write the graph with batch 1, and an opset from MIN_OPSET to `opset`."""
         import onnx
 
         model = load_graph(self.path)
@@ -71,19 +74,27 @@ class OnnxDetector:
         shape = model.graph.input[0].type.tensor_type.shape
         for axis, size in zip(shape.dim, (1, 3, spec.preprocess.height, spec.preprocess.width), strict=True):
             axis.dim_value = size
-        onnx.save(_at_opset(model, opset, self.path), graph)
+        onnx.save(to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), self.path), graph)
         return spec
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """What the file itself computes in float32 for batch [1, 3, h, w]."""
+        """Return the file's own output in float32 for a batch [1, 3, h, w]."""
         from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
         with ONNXRUNTIME_CPU.load(self.path) as session:
             return session.run(batch)
 
 
+def load(path: Path, *, head: str | None = None, classes: tuple[str, ...] = (), **_: Any) -> OnnxDetector:
+    """Open an ONNX file, in which nothing can be executed."""
+    return OnnxDetector(path, head, classes)
+
+
+FAMILY = Family(name="onnx", title="ONNX", suffix=".onnx", load=load, is_graph=True)
+
+
 def load_graph(path: Path) -> Any:
-    """The ModelProto in a file; SpecError where it is none."""
+    """Load a ModelProto. Raises SpecError for any other file."""
     import onnx
 
     try:
@@ -99,9 +110,9 @@ def load_graph(path: Path) -> Any:
 
 
 def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
-    """The detector in a graph: from what edgekd wrote into it, from `head`, or recognised by its shapes and names.
+    """Describe the detector in a graph: by edgekd's metadata, by `head`, or recognised by its shapes and names.
 
-    `names` are the classes where the graph has no names of its own.
+    names: of the classes, where the graph has none.
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if head is None and SPEC_KEY in metadata:
@@ -146,7 +157,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
 
 
 def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path) -> str:
-    """The kind of head an output shape can only mean."""
+    """Return the only kind of head that an output's shape fits. Raises SpecError."""
     if len(shape) == 3:
         _, rows, columns = shape
         cells = [_cells(size, strides) for strides in _STRIDES]
@@ -166,7 +177,7 @@ def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int
 
 
 def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
-    """Refuse a description that the output's shape contradicts."""
+    """Raise SpecError for a description that the output's shape contradicts."""
     count, kind = len(spec.classes), spec.head.kind
     size = (spec.preprocess.height, spec.preprocess.width)
     expected = {
@@ -174,7 +185,7 @@ def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
         "yolox": [1, _cells(size, spec.head.strides), 5 + count],
         "end2end": [1, shape[1] if len(shape) == 3 else 300, 6],
     }[kind]
-    if len(shape) != 3 or any(found not in (0, wanted) for found, wanted in zip(shape, expected, strict=True)):
+    if len(shape) != 3 or any(side not in (0, fitting) for side, fitting in zip(shape, expected, strict=True)):
         raise SpecError(
             f"{path}: wrong outputs for a {kind} head with {count} classes and strides {list(spec.head.strides)}",
             expected=str(expected),
@@ -184,7 +195,7 @@ def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
 
 
 def _read_head(head: str | None) -> dict[str, Any]:
-    """What `--head` says: at least `kind`, where it says anything."""
+    """Read `--head`: a dictionary with at least `kind`; empty without it."""
     if head is None:
         return {}
     if head in HEADS:
@@ -194,24 +205,24 @@ def _read_head(head: str | None) -> dict[str, Any]:
     if not head.endswith(".toml"):
         raise SpecError("--head", expected=", ".join(HEADS) + " or a .toml file", found=head)
     described = parse_table(_HeadFile, read_toml(Path(head)), head)
-    for key, values, least, most in (
+    for key, values, low, high in (
         ("strides", described.strides or (), 1, math.inf),
         ("std", described.std or (), sys.float_info.min, math.inf),
         ("pad_value", (described.pad_value or 0,), 0, 255),
     ):
-        if not all(least <= value <= most for value in values):
-            raise SpecError(f"{head}: {key}", expected=f"{least:g} to {most:g}", found=str(values))
+        if not all(low <= value <= high for value in values):
+            raise SpecError(f"{head}: {key}", expected=f"{low:g} to {high:g}", found=str(values))
     return {key: value for key, value in asdict(described).items() if value is not None}
 
 
 def _inputs(model: Any) -> list[Any]:
-    """The inputs that are not weights; graphs of IR version 3 list both."""
+    """Return the inputs that are not weights; graphs of IR version 3 list both."""
     weights = {initializer.name for initializer in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
 
 
 def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, int]:
-    """Height and width of the input; for a dynamic input, the size it was trained at where the metadata says it."""
+    """Return height and width of the input; for a dynamic input, the size of its training from the metadata."""
     inputs = _inputs(model)
     shape = _shape(inputs[0]) if len(inputs) == 1 else []
     if len(shape) != 4 or shape[1] != 3 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
@@ -230,7 +241,7 @@ def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, 
 
 
 def _size_in(metadata: dict[str, str]) -> tuple[int, int]:
-    """Height and width as Ultralytics notes them, `[640, 640]`; zeros where there are none."""
+    """Return height and width from Ultralytics' metadata, `[640, 640]`; zeros without it."""
     size = _literal(metadata.get("imgsz", ""))
     if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size):
         return size[0], size[1]
@@ -238,7 +249,7 @@ def _size_in(metadata: dict[str, str]) -> tuple[int, int]:
 
 
 def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
-    """Class names as Ultralytics (a dictionary by number) or a list gives them; empty where there are none."""
+    """Return class names from metadata: Ultralytics' dictionary by number, or a list; empty without any."""
     names = _literal(metadata.get("names", ""))
     if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
         return tuple(str(names[key]) for key in sorted(names, key=int))
@@ -246,7 +257,7 @@ def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _literal(text: str) -> Any:
-    """The value that a Python literal or JSON text stands for; None where it is neither."""
+    """Return the value of a Python literal; None for other text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError):
@@ -254,7 +265,7 @@ def _literal(text: str) -> Any:
 
 
 def _numbered(kind: str, shape: list[int], path: Path) -> tuple[str, ...]:
-    """Stand-in names for a graph that carries none, as many as its output has classes."""
+    """Return numbered names, as many as the output has classes. Raises SpecError."""
     count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, 0) if len(shape) == 3 else 0
     if count < 1:
         raise SpecError(
@@ -275,57 +286,50 @@ def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:
 
 
 def _shape(value: Any) -> list[int]:
-    """The shape of a graph input or output; 0 for a dimension that is not fixed."""
+    """Return the shape of a graph's input or output; 0 for a dynamic dimension."""
     return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
 
 def _type(value: Any) -> str:
-    """The element type of a graph input, such as `float16`."""
+    """Return the element type of a graph's input, such as `float16`."""
     import onnx
 
     return str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
 
 
-def _at_opset(model: Any, most: int, path: Path) -> Any:
-    """The model at an opset between 13 and `most`."""
-    return to_opset(model, min(max(opset_of(model), 13), most), path)
-
-
-def to_opset(model: Any, wanted: int, path: Path) -> Any:
-    """The model at an opset; that it computes the same is for a parity check to show. Raises SpecError."""
+def to_opset(model: Any, opset: int, path: Path) -> Any:
+    """Return the model at an opset; a parity check has to verify it. Raises SpecError."""
     import onnx
 
-    found = opset_of(model)
-    if found == wanted:
+    own = opset_of(model)
+    if own == opset:
         return model
     try:
-        return (
-            _lowered(model, found, wanted) if found > wanted else onnx.version_converter.convert_version(model, wanted)
-        )
+        return _lowered(model, own, opset) if own > opset else onnx.version_converter.convert_version(model, opset)
     except Exception as error:
         raise SpecError(
-            f"{path}: opset {found} cannot be converted",
-            expected=f"opset {wanted}",
+            f"{path}: opset {own} cannot be converted",
+            expected=f"opset {opset}",
             found=str(error).strip().split("\n")[0][:200],
-            fix=f"export the model again with opset {wanted}",
+            fix=f"export the model again with opset {opset}",
         ) from error
 
 
-def _lowered(model: Any, found: int, wanted: int) -> Any:
-    """The same nodes as an older opset reads them; raises where it knows an operator, an input or an attribute not.
+def _lowered(model: Any, own: int, opset: int) -> Any:
+    """Return the same nodes at an older opset; raises for an operator, input or attribute that it lacks.
 
-    onnx's converter refuses to step over Reshape 14, as over most changes that only added types. That nothing changed
-    its meaning is for the parity check of the export to show.
+    onnx's converter refuses to pass Reshape 14, and most changes that only added types. The parity check of the export
+    verifies that no operator changed its meaning.
     """
     import onnx
 
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
     for entry in lowered.opset_import:
-        entry.version = wanted if entry.domain in ("", "ai.onnx") else entry.version
+        entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
     for node in lowered.graph.node:
         if node.domain in ("", "ai.onnx"):
-            older, newer = (onnx.defs.get_schema(node.op_type, version) for version in (wanted, found))
+            older, newer = (onnx.defs.get_schema(node.op_type, version) for version in (opset, own))
             kept = [a for a in node.attribute if a.name in older.attributes or not _is_default(a, newer)]
             del node.attribute[:]
             node.attribute.extend(kept)
@@ -334,7 +338,7 @@ def _lowered(model: Any, found: int, wanted: int) -> Any:
 
 
 def _is_default(attribute: Any, schema: Any) -> bool:
-    """Whether an attribute says what the operator does without it."""
+    """Return whether an attribute has its default value."""
     import onnx
 
     default = schema.attributes[attribute.name].default_value

@@ -1,28 +1,25 @@
-"""Teachers of either family: all a student needs of one is its classes, its maps, and what it sees in a batch."""
+"""Teachers of any family: all that a student needs of one is its classes, its maps, and its features of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekd.detectors.torchvision import TorchvisionDetector
-from edgekd.detectors.torchvision_names import is_torchvision
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-    from edgekd.builds.recipe import Distill
-    from edgekd.compress.distillation.loss_terms import Aids, Seen
-    from edgekd.core.detection.decode import Thresholds
-    from edgekd.detectors.ultralytics_seen import Transformer
+    from edgekd.compress.distillation.loss_terms import Aids, DetectorFeatures
+    from edgekd.compress.steps import Distill
+    from edgekd.core.detection.types import Detections
 
 
 class Teacher(Protocol):
     """A network that never changes.
 
-    image_size: height and width of its own frames; widths, strides: of the maps that its head reads, in channels and
-    pixels.
+    image_size: height and width of its own frames; widths, strides: channels, and pixels between neighbours, of the
+    maps that its head reads.
     """
 
     classes: tuple[str, ...]
@@ -30,36 +27,25 @@ class Teacher(Protocol):
     widths: tuple[int, ...]
     strides: tuple[float, ...]
 
-    def __call__(self, frames: torch.Tensor) -> Seen:
-        """What it sees in frames, float32 [b, 3, h, w], RGB, 0 to 1."""
+    def __call__(self, frames: torch.Tensor) -> DetectorFeatures:
+        """Return the features and predictions for frames float32 [b, 3, h, w], RGB, 0 to 1."""
         ...
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """Its weights."""
+        """Return its weights."""
         ...
 
     def to(self, *where: Any, **how: Any) -> Any:
-        """The same on another device, or in another layout of memory."""
+        """Return it on another device, or in another memory layout."""
         ...
 
 
-def load_teacher(path: Path, trust: bool = False) -> Teacher:
-    """The teacher in a file: `.tv.pt`, or a checkpoint by Ultralytics. Raises SpecError."""
-    if is_torchvision(path.name):
-        network: Teacher = TorchvisionDetector(path).network().requires_grad_(False)
-        return network
-    from edgekd.detectors.ultralytics_seen import UltralyticsTeacher
+@dataclass(frozen=True)
+class DirectDetector:
+    """A detector that cannot be exported. find: detects in a frame uint8 [h, w, 3] BGR; boxes are in its pixels."""
 
-    return UltralyticsTeacher(path, trust)
-
-
-def as_transformer(path: Path, thresholds: Thresholds, trust: bool = False) -> Transformer | None:
-    """The RT-DETR in a file, which finds objects without a graph; None where it holds another detector."""
-    if is_torchvision(path.name):
-        return None
-    from edgekd.detectors.ultralytics_seen import transformer
-
-    return transformer(path, thresholds, trust)
+    classes: tuple[str, ...]
+    find: Callable[[np.ndarray], Detections]
 
 
 def paired_aids(
@@ -69,7 +55,7 @@ def paired_aids(
     step: Distill,
     texts: torch.Tensor | None = None,
 ) -> Aids:
-    """What is trained beside a student with maps of these widths and strides, the same for the same seed."""
+    """Return the modules trained beside a student with maps of these widths and strides; equal for equal seeds."""
     import torch
 
     from edgekd.compress.distillation.anchors import nearest_levels
@@ -79,8 +65,3 @@ def paired_aids(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
         return Aids(widths, [teacher.widths[at] for at in levels], step.learn_temperature, texts)
-
-
-def parameters_in(network: Any) -> int:
-    """How many numbers a network has learned."""
-    return sum(each.numel() for each in network.parameters())

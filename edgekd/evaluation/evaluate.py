@@ -12,11 +12,10 @@ import numpy as np
 from edgekd.core.detection.decode import SCORING, Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec
-from edgekd.core.errors import DataError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
-from edgekd.data.types import Dataset, Split
+from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score, score
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import Engine
@@ -92,26 +91,6 @@ def judge(
         truths=tuple(truths),
         skipped=tuple(readable.skipped),
     )
-
-
-def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
-    """Raise DataError where the class numbers of the data cannot be the detector's."""
-    classes, labels = spec.classes, dataset.classes
-    if len(classes) != len(labels):
-        raise DataError(
-            f"{dataset.source}: its classes are not the detector's",
-            expected=f"{len(classes)} classes ({', '.join(classes[:4])}, ...)",
-            found=f"{len(labels)} ({', '.join(labels[:4])}, ...)",
-            fix="pass the data set that the detector was trained on",
-        )
-    if classes != labels and sorted(classes) == sorted(labels):
-        first = next(index for index, name in enumerate(classes) if name != labels[index])
-        raise DataError(
-            f"{dataset.source}: its classes are in another order than the detector's",
-            expected=f"class {first} to be {classes[first]}",
-            found=labels[first],
-            fix="reorder `names` and the labels",
-        )
 
 
 def sure(detections: Detections, confidence: float) -> Detections:

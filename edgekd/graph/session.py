@@ -1,4 +1,4 @@
-"""Graphs in memory, run on the CPU: what calibration, sensitivity and reconstruction look into networks with."""
+"""ONNX graphs in memory, copied and run on the CPU, for calibration, sensitivity and reconstruction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 
 
+def copied(model: Any) -> Any:
+    """Return a copy of a ModelProto."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
 def cpu_session(model: Any, *, spinning: bool = True) -> Any:
-    """An ONNX Runtime session on a ModelProto. spinning: whether its threads wait busily, which costs other work."""
+    """Return an ONNX Runtime session on a ModelProto. spinning: its threads wait busily, which slows others."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -27,9 +34,9 @@ def part_session(
     *,
     spinning: bool = True,
 ) -> Any:
-    """A session on some nodes of a ModelProto.
+    """Return a session on some nodes of a ModelProto.
 
-    constants: the initializers (TensorProto) that they read; inputs: a sample of each tensor that is fed, by name.
+    constants: the initializers (TensorProto) that they read; inputs: a sample of each input tensor, by name.
     """
     from onnx import ValueInfoProto, helper
 

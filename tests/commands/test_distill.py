@@ -23,8 +23,8 @@ from edgekd.core.bundle.manifest import to_json
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.errors import SpecError
 from edgekd.data.dataset import load_dataset
-from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.detectors.teacher import as_transformer
+from edgekd.detectors.family import direct_detector
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.evaluation.evaluate import judge
 
 torch = pytest.importorskip("torch")
@@ -54,7 +54,7 @@ adaptive = true
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgekd.builds.recipe import Distill
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     torch.manual_seed(0)
     network = student_network(Distill("yolo11n.yaml", width=0.1), ("red", "green"), trust=False)
@@ -172,7 +172,7 @@ def test_a_transformer_labels_teaches_and_is_scored(edgekd: EdgeKD, tiny_data: P
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "distill")
     assert [stage["name"] for stage in ran.json["stages"]][:3] == ["label", "distill", "score-teacher"]
-    found = as_transformer(rtdetr, SCORING)
+    found = direct_detector(rtdetr, SCORING)
     assert found is not None
     data = load_dataset(tiny_data)
     assert ran.json["before"]["map50"] == judge(found.find, data.classes, data.split("val")).score.to_json()["map50"]

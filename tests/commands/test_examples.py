@@ -116,7 +116,7 @@ def test_convert_everywhere(
 def test_smaller_detector(example: Callable[..., tuple[int, str]], tiny_data: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from edgekd.builds.recipe import Distill
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     torch.manual_seed(0)
     network = student_network(Distill("yolov8n.yaml", width=0.125), ("red", "green"), trust=False)

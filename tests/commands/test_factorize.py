@@ -29,7 +29,7 @@ STEP = 'name = "thin"\n[[steps]]\nkind = "factorize"\nenergy = 0.3\nchannels = 3
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So large that a part of it takes less time, however busy the machine is."""
     from edgekd.builds.recipe import Distill
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     network = student_network(Distill("yolov8n.yaml"), ("red", "green"), trust=False)
     path = tmp_path_factory.mktemp("detector") / "detector.pt"

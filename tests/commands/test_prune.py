@@ -16,7 +16,7 @@ from edgekd.builds.recipe import Distill, Prune
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages import train
 from edgekd.builds.stages.base import Stages
-from edgekd.builds.stages.prune import Narrowing
+from edgekd.builds.stages.prune import ChannelPruner
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset
@@ -34,7 +34,7 @@ STEP = 'name = "narrow"\n[[steps]]\nkind = "prune"\nratio = 0.6\nmultiple = 8\ni
 
 def write_detector(folder: Path, model: str, width: float | None, side: int) -> Path:
     from edgekd.builds.recipe import Distill
-    from edgekd.detectors.ultralytics_distill import student_network
+    from edgekd.detectors.ultralytics.distill import student_network
 
     network = student_network(Distill(model, width=width), ("red", "green"), trust=False)
     path = folder / "detector.pt"
@@ -146,23 +146,25 @@ class Clock:
 
 
 @pytest.fixture
-def narrowing(small: Path, tiny_data: Path, tmp_path: Path) -> Callable[[Clock], Narrowing]:
+def narrowing(small: Path, tiny_data: Path, tmp_path: Path) -> Callable[[Clock], ChannelPruner]:
     dataset = load_dataset(tiny_data)
     stages = Stages.within(tmp_path / "out", False, SILENT)
 
     def export(checkpoint: Path) -> Stage:
         return stages.export(load(checkpoint), None, dataset.classes, EXPORT_OPSET)
 
-    return lambda clock: Narrowing(stages, dataset, small, export(small), export, clock)
+    return lambda clock: ChannelPruner(stages, dataset, small, export(small), export, clock)
 
 
-def test_what_is_narrower_and_not_faster_is_refused_with_its_widths(narrowing: Callable[[Clock], Narrowing]) -> None:
+def test_what_is_narrower_and_not_faster_is_refused_with_its_widths(
+    narrowing: Callable[[Clock], ChannelPruner],
+) -> None:
     said = r"not faster.*10\.00 ms.*a clock \(predicted\).*10\.50 ms with model\..* \d+ -> \d+;"
     with pytest.raises(CompressError, match=said):
         narrowing(Clock(10.0, lambda graph: 10.5)).run(Prune(importance="magnitude", multiple=8))
 
 
-def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Narrowing]) -> None:
+def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], ChannelPruner]) -> None:
     """Half of the bytes takes half of the time and a millisecond: the first guess is too slow."""
     size = narrowing(Clock(0, lambda graph: 0)).before.results["bytes"]
     clock = Clock(10.0, lambda graph: 1.0 + 9.0 * graph.results["bytes"] / size)
@@ -176,7 +178,7 @@ def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Narro
         narrowing(Clock(10.0, lambda graph: 9.0)).run(replace(step, most=0.95))
 
 
-def test_a_size_and_a_speed_are_both_kept(narrowing: Callable[[Clock], Narrowing]) -> None:
+def test_a_size_and_a_speed_are_both_kept(narrowing: Callable[[Clock], ChannelPruner]) -> None:
     """What is fast enough may still be too large; what is small enough has nothing to lose."""
     clock = Clock(10.0, lambda graph: 9.0)
     step = Prune(min_fps=50, max_size="700kB", importance="magnitude", multiple=8)
@@ -187,7 +189,7 @@ def test_a_size_and_a_speed_are_both_kept(narrowing: Callable[[Clock], Narrowing
 
 
 def test_rounds_take_as_much_together_and_train_in_between(
-    narrowing: Callable[[Clock], Narrowing], monkeypatch: pytest.MonkeyPatch
+    narrowing: Callable[[Clock], ChannelPruner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At another size than the detector's, which stays what it was."""
     trained: list[object] = []

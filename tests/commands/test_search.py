@@ -469,7 +469,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from test_pruning import write_detector
 
     from edgekd.builds.recipe import Distill, DistillStage, Weights
-    from edgekd.detectors.ultralytics_distill import distill_student
+    from edgekd.detectors.ultralytics.distill import distill_student
 
     folder = tmp_path_factory.mktemp("taught")
     start = write_detector(folder, "yolov8n.yaml", 0.125, 64)

@@ -61,7 +61,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # PyTorch's own
 def test_a_trained_teacher_labels_real_frames(shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("ultralytics")
-    from edgekd.detectors.ultralytics import UltralyticsDetector
+    from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 
     graph = tmp_path / "teacher.onnx"
     spec = UltralyticsDetector(shared / "models" / "yolo11n-ppe.pt").export(graph, 17)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgekd.core.errors import SpecError
-from edgekd.detectors.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

@@ -16,14 +16,14 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
-from edgekd.detectors.torchvision import TorchvisionDetector
-from edgekd.detectors.torchvision_names import BUILDERS
+from edgekd.detectors.torchvision.detector import TorchvisionDetector
+from edgekd.detectors.torchvision.family import BUILDERS
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from edgekd.detectors.torchvision_network import (  # noqa: E402
+from edgekd.detectors.torchvision.network import (  # noqa: E402
     TorchvisionNetwork,
     load_network,
     save_network,
@@ -47,7 +47,7 @@ def make(builder: str = SMALL, classes: tuple[str, ...] = ("red", "green")) -> T
             module.momentum = None  # statistics of these frames, without which a random network says one thing only
     network.train()
     with torch.no_grad():
-        network.seen(frames)
+        network.features(frames)
         for name, value in network.model.head.named_parameters():
             if value.ndim == 4 and ("cls_logits" in name or "bbox" in name or ".1.weight" in name):
                 value.normal_(0, 0.3)
@@ -176,7 +176,7 @@ def test_what_is_known_of_classes_stays_with_other_ones(saved: Path) -> None:
 def test_best_anchor_of_each_place_speaks_for_it(saved: Path) -> None:
     network = load_network(saved)
     with torch.no_grad():
-        seen = network.seen(torch.rand(2, 3, SIDE, SIDE))
+        seen = network.features(torch.rand(2, 3, SIDE, SIDE))
     said = seen.branches["one2many"]
     places = sum(height * width for height, width in seen.grid.sizes)
     assert seen.grid.strides[:2] == (16, 32)

@@ -21,19 +21,20 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
-from edgekd.detectors import torchvision_distill as module  # noqa: E402
-from edgekd.detectors.checkpoint import read_state  # noqa: E402
-from edgekd.detectors.teacher import load_teacher, paired_aids  # noqa: E402
-from edgekd.detectors.torchvision_distill import (  # noqa: E402
-    NOT_HERE,
+from edgekd.detectors.family import load_teacher  # noqa: E402
+from edgekd.detectors.results import Distilled  # noqa: E402
+from edgekd.detectors.teacher import paired_aids  # noqa: E402
+from edgekd.detectors.torch_support import read_state  # noqa: E402
+from edgekd.detectors.torchvision import distill as module  # noqa: E402
+from edgekd.detectors.torchvision.distill import (  # noqa: E402
+    UNSUPPORTED,
+    AugmentedFrames,
     Batch,
     StudentLoss,
-    VariedFrames,
     distill_student,
     student_network,
 )
-from edgekd.detectors.torchvision_network import load_network, save_network  # noqa: E402
-from edgekd.detectors.trained import Distilled  # noqa: E402
+from edgekd.detectors.torchvision.network import load_network, save_network  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -62,9 +63,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of the other family, with random weights, that is sure of something here and there."""
-    pytest.importorskip("ultralytics")
-    from edgekd.detectors import ultralytics_distill
-
+    ultralytics_distill = pytest.importorskip("edgekd.detectors.ultralytics.distill")
     network = ultralytics_distill.student_network(Distill("yolo11n.yaml", width=0.1), ("red", "green"), trust=False)
     for level in network.model[-1].cv3:
         level[-1].weight.data.normal_(0, 1)
@@ -217,7 +216,7 @@ def test_each_builder_learns_from_either_family(builder: str, yolo: Path, teache
 
 
 def test_it_teaches_a_student_by_ultralytics(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
-    ultralytics_distill = pytest.importorskip("edgekd.detectors.ultralytics_distill")
+    ultralytics_distill = pytest.importorskip("edgekd.detectors.ultralytics.distill")
     step = replace(STEP, student="yolo11n.yaml", width=0.06, epochs=1)
     done = ultralytics_distill.distill_student(teacher, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
     assert all(done.losses[0][entry.name] > 0 for entry in fields(Weights))
@@ -257,7 +256,7 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_every_setting_that_is_not_here_is_one_of_the_steps() -> None:
-    assert set(NOT_HERE) <= {entry.name for entry in fields(Distill)}
+    assert set(UNSUPPORTED) <= {entry.name for entry in fields(Distill)}
 
 
 def test_several_gpus_are_refused(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -277,7 +276,7 @@ def test_frames_are_varied_with_their_boxes_and_as_seed_epoch_and_image_say(tiny
     data = load_dataset(tiny_data)
 
     def shown(seed: int, epoch: int) -> list[Any]:
-        frames = VariedFrames(data.split("train").samples, (SIDE, SIDE), seed)
+        frames = AugmentedFrames(data.split("train").samples, (SIDE, SIDE), seed)
         frames.epoch = epoch
         return [frames[at] for at in range(len(frames))]
 
@@ -305,7 +304,7 @@ def test_no_image_is_alone_in_a_batch(yolo: Path, tiny_data: Path, tmp_path: Pat
         distill_student(*arguments, replace(step, batch=1), tmp_path / "other")
     for images in range(1, 30):
         for batch in range(1, 30):
-            parts = module._parted(range(images), batch)
+            parts = module._batched(range(images), batch)
             assert [at for part in parts for at in part] == list(range(images))
             assert {len(part) for part in parts[:-1]} <= {batch}
             assert 1 < len(parts[-1]) <= batch + 1 or len(parts) == 1 or batch == 1
@@ -314,7 +313,7 @@ def test_no_image_is_alone_in_a_batch(yolo: Path, tiny_data: Path, tmp_path: Pat
 def test_a_crowd_is_no_object(tiny_data: Path) -> None:
     sample = load_dataset(tiny_data).split("train").samples[0]
     crowd = replace(sample, truth=replace(sample.truth, crowd=np.ones(len(sample.truth), bool)))
-    _, target = VariedFrames([crowd], (SIDE, SIDE), 0)[0]
+    _, target = AugmentedFrames([crowd], (SIDE, SIDE), 0)[0]
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].shape == (0,)
 

@@ -16,11 +16,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("torch_pruning")
 
-from edgekd.detectors.channel_groups import Channels, Pruned, convolutions_run  # noqa: E402
-from edgekd.detectors.torchvision import TorchvisionDetector  # noqa: E402
-from edgekd.detectors.torchvision_distill import distill_student  # noqa: E402
-from edgekd.detectors.torchvision_network import TorchvisionNetwork, load_network, save_network  # noqa: E402
-from edgekd.detectors.torchvision_prune import _Dense, _untouched, prune_detector, scan_detector  # noqa: E402
+from edgekd.detectors.channel_groups import Channels, convolutions_run  # noqa: E402
+from edgekd.detectors.results import Pruned  # noqa: E402
+from edgekd.detectors.torchvision.detector import TorchvisionDetector  # noqa: E402
+from edgekd.detectors.torchvision.distill import distill_student  # noqa: E402
+from edgekd.detectors.torchvision.network import TorchvisionNetwork, load_network, save_network  # noqa: E402
+from edgekd.detectors.torchvision.prune import _Dense, _untouched, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -140,7 +141,7 @@ def test_what_is_left_is_trained_and_gets_other_classes(
     done = distill_student(detector, tmp_path / "out.tv.pt", tiny_data, step, tmp_path / "state")
     assert done.parameters == pruned[1].parameters[1]
     assert load_network(tmp_path / "out.tv.pt").widths == load_network(pruned[0]).widths
-    from edgekd.detectors.torchvision_network import with_classes
+    from edgekd.detectors.torchvision.network import with_classes
 
     other = with_classes(load_network(pruned[0]), ("green", "blue", "red"), (SIDE, SIDE))
     assert other.widths == load_network(pruned[0]).widths

@@ -22,7 +22,7 @@ from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.onnx import OnnxDetector
 from edgekd.detectors.parity import largest_error
-from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")

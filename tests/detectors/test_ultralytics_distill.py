@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hashed_words import hashed_words
 
 from edgekd.builds.recipe import Distill, DistillStage, Weights
 from edgekd.core.detection.decode import SCORING
@@ -22,9 +23,10 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.labels import Truth
 from edgekd.data.long_tail import epoch_order, repeat_factors
 from edgekd.data.types import Sample
-from edgekd.detectors.checkpoint import load_checkpoint, read_state
 from edgekd.detectors.export import export
-from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.detectors.torch_support import read_state
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -36,15 +38,16 @@ from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 
 from edgekd.compress.distillation import text  # noqa: E402
 from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
-from edgekd.compress.distillation.text import class_texts, hashed_words  # noqa: E402
-from edgekd.detectors import ultralytics_distill as module  # noqa: E402
-from edgekd.detectors import ultralytics_loop  # noqa: E402
-from edgekd.detectors.teacher import Teacher, as_transformer, load_teacher, paired_aids  # noqa: E402
-from edgekd.detectors.trained import Distilled, fast_in_bfloat16, require_device  # noqa: E402
-from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
-from edgekd.detectors.ultralytics_loop import Batches, Lesson, Loop, quiet  # noqa: E402
-from edgekd.detectors.ultralytics_loss import StudentLesson, StudentLoss  # noqa: E402
-from edgekd.detectors.ultralytics_seen import look  # noqa: E402
+from edgekd.compress.distillation.text import class_texts  # noqa: E402
+from edgekd.detectors.family import direct_detector, load_teacher  # noqa: E402
+from edgekd.detectors.results import Distilled  # noqa: E402
+from edgekd.detectors.teacher import Teacher, paired_aids  # noqa: E402
+from edgekd.detectors.torch_support import fast_in_bfloat16, require_device  # noqa: E402
+from edgekd.detectors.ultralytics import distill as module  # noqa: E402
+from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
+from edgekd.detectors.ultralytics.features import tap_points  # noqa: E402
+from edgekd.detectors.ultralytics.loop import Batches, Lesson, Loop, quiet  # noqa: E402
+from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -191,7 +194,7 @@ def _other(level: str) -> str:
 
 
 def aids(student: Any, teacher: Teacher, step: Distill, texts: Any = None) -> Any:
-    seen = look(student)
+    seen = tap_points(student)
     return paired_aids(seen.widths, seen.strides, teacher, step, texts)
 
 
@@ -251,7 +254,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
 
     def pull(one2many: float) -> float:
         student, batch = lesson_on(step, checkpoint)
-        labels = student.criterion._labels
+        labels = student.criterion._labels_loss
         labels.o2m, labels.o2o = one2many, 1 - one2many
         loss, _ = student.criterion(student(batch["img"]), batch)
         ships = student.model[-1].one2one_cv3[0][-1].weight
@@ -294,7 +297,7 @@ def test_a_students_checkpoint_keeps_what_it_knows_of_the_classes(teacher: Path)
 def test_hidden_maps_are_those_of_the_backbone(teacher: Path) -> None:
     network = load_teacher(teacher)
     seen = network(torch.zeros(1, 3, SIDE, SIDE))
-    assert look(network.network).hidden == (4, 6, 10)  # type: ignore[attr-defined]
+    assert tap_points(network.network).hidden == (4, 6, 10)  # type: ignore[attr-defined]
     assert [maps.shape[2] for maps in seen.hidden] == [maps.shape[2] for maps in seen.neck] == [8, 4, 2]
 
 
@@ -482,7 +485,7 @@ def test_batches_that_are_halved_for_lack_of_memory_are_told_and_counted(
 
     def short(loss: Any, found: Any, batch: Any) -> Any:
         if not shares:
-            kept.extend(weakref.ref(each) for each in loss._student_seen.neck)
+            kept.extend(weakref.ref(each) for each in loss._recorder.neck)
         else:
             assert not any(each() is not None for each in kept), "what was too large is gone"
         shares.append(loss._progress())
@@ -542,7 +545,7 @@ def test_what_travels_to_other_processes_arrives(
         listeners = {**get_default_callbacks(), "edgekd": trainer.callbacks["edgekd"]}
         sent = {"args": vars(trainer.args), "model": student, "callbacks": listeners, "trainer": type(trainer)}
         arrived = pickle.loads(pickle.dumps(sent))
-    monkeypatch.setattr(ultralytics_loop, "RANK", 1)
+    monkeypatch.setattr("edgekd.detectors.ultralytics.loop.RANK", 1)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     level = LOGGER.level
     try:
@@ -561,7 +564,7 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_transformer_finds_is_in_pixels_of_the_frame(transformer: Path, teacher: Path) -> None:
-    found = as_transformer(transformer, SCORING)
+    found = direct_detector(transformer, SCORING)
     assert found is not None
     assert found.classes == ("green", "red")
     frame = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 4 * SIDE, 3), np.uint8)
@@ -575,7 +578,7 @@ def test_what_a_transformer_finds_is_in_pixels_of_the_frame(transformer: Path, t
     assert np.allclose(seen.boxes, corners.clip(0, [4 * SIDE, 2 * SIDE] * 2), atol=1e-3)
     assert np.allclose(seen.scores, rows[:, 4])
     assert seen.classes.tolist() == rows[:, 5].tolist()
-    assert as_transformer(teacher, SCORING) is None
+    assert direct_detector(teacher, SCORING) is None
 
 
 def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) -> None:
@@ -686,7 +689,7 @@ def test_where_labels_and_teacher_disagree_the_neck_hears_both_and_the_heads_the
         step = replace(STEP, conflict=conflict, balance_every=0, stages=OPPOSED)
         student, batch = lesson_on(step, teacher)
         loss, items = student.criterion(student(batch["img"]), batch)
-        neck = student.criterion._student_seen.neck
+        neck = student.criterion._recorder.neck
         parts = [torch.autograd.grad(part, neck, retain_graph=True) for part in (loss[:-1].sum(), loss[-1])]
         for each in neck:
             each.retain_grad()

@@ -12,16 +12,17 @@ import pytest
 from edgekd.builds.recipe import Distill, LowRank
 from edgekd.compress.pruning import Convolution
 from edgekd.core.errors import CompressError, SpecError
-from edgekd.detectors.checkpoint import load_checkpoint
 from edgekd.detectors.export import export
-from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
-from edgekd.detectors.ultralytics_channels import convolutions_of  # noqa: E402
-from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
-from edgekd.detectors.ultralytics_factorize import Factorized, factorize_detector  # noqa: E402
+from edgekd.detectors.results import Factorized  # noqa: E402
+from edgekd.detectors.ultralytics.channels import convolutions_of  # noqa: E402
+from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
+from edgekd.detectors.ultralytics.factorize import factorize_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hashed_words import hashed_words
 
-from edgekd.compress.distillation.text import class_texts, hashed_words
+from edgekd.compress.distillation.text import class_texts
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
@@ -16,7 +17,7 @@ from edgekd.core.errors import SpecError
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
-open_vocabulary = pytest.importorskip("edgekd.detectors.ultralytics_open").open_vocabulary
+open_vocabulary = pytest.importorskip("edgekd.detectors.ultralytics.open_vocabulary").open_vocabulary
 
 SIDE = 64
 CLASSES = ("red car", "blue car", "dog")

@@ -13,18 +13,19 @@ from edgekd.builds.recipe import Distill, Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
-from edgekd.detectors.checkpoint import checkpoint_bytes, load_checkpoint
 from edgekd.detectors.export import export
-from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, load_checkpoint
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
 from edgekd.compress.pruning import least_important  # noqa: E402
-from edgekd.detectors.channel_groups import Pruned, _Group, in_batches  # noqa: E402
-from edgekd.detectors.ultralytics_channels import channels_of, convolutions_of, in_halves  # noqa: E402
-from edgekd.detectors.ultralytics_distill import distill_student, student_network  # noqa: E402
-from edgekd.detectors.ultralytics_prune import _batch, prune_detector, scan_detector  # noqa: E402
+from edgekd.detectors.channel_groups import _Group, in_batches  # noqa: E402
+from edgekd.detectors.results import Pruned  # noqa: E402
+from edgekd.detectors.ultralytics.channels import channels_of, convolutions_of, in_halves  # noqa: E402
+from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
+from edgekd.detectors.ultralytics.prune import _batch, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -197,7 +198,7 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import read_image
-    from edgekd.detectors.ultralytics_prune import _accumulate_gradients, _loss
+    from edgekd.detectors.ultralytics.prune import _accumulate, _loss
 
     sample = load_dataset(tiny_data).split("train").samples[0]
     empty = replace(sample, truth=replace(sample.truth, crowd=np.ones(len(sample.truth), bool)))
@@ -205,7 +206,7 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     for each in (sample, empty):
         network = load_checkpoint(detector).model
         loss = _loss(network, ("red", "green"), None, False)
-        _accumulate_gradients(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), STEP, SILENT)
+        _accumulate(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), STEP, SILENT)
         found.append(float(network.model[-1].cv2[0][-1].weight.grad.abs().sum()))
         assert not network.training
         assert torch.equal(network.model[0].bn.running_mean, load_checkpoint(detector).model.model[0].bn.running_mean)
@@ -215,8 +216,8 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
 
 @pytest.mark.parametrize("one_to_one", [False, True])
 def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(one_to_one: bool, tmp_path: Path) -> None:
-    from edgekd.detectors.ultralytics_prune import _hand_over
-    from edgekd.detectors.ultralytics_trainer import float_network
+    from edgekd.detectors.ultralytics.prune import _copy_gradients
+    from edgekd.detectors.ultralytics.quant_aware import float_network
 
     path = write_detector(tmp_path / "one.pt", "yolo26n")
     network = load_checkpoint(path).model
@@ -227,7 +228,7 @@ def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(on
     for weight in quantized.requires_grad_(True).parameters():
         weight.grad = torch.ones_like(weight)
     with in_halves(network):
-        _hand_over(quantized, network)
+        _copy_gradients(quantized, network)
     head = network.model[-1]
     spoken = [float(branch[0][0].conv.weight.grad.abs().sum()) > 0 for branch in (head.cv2, head.one2one_cv2)]
     assert spoken == [not one_to_one, one_to_one]
@@ -239,7 +240,7 @@ def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import drawn
-    from edgekd.detectors.ultralytics_prune import _accumulate_gradients, _loss
+    from edgekd.detectors.ultralytics.prune import _accumulate, _loss
 
     images = drawn(load_dataset(tiny_data).split("train").samples, 2, 0)
     other = load_checkpoint(detector).model
@@ -250,7 +251,7 @@ def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     def gradient(teacher: Path | None) -> torch.Tensor:
         network = load_checkpoint(detector).model
         loss = _loss(network, ("red", "green"), teacher, False)
-        _accumulate_gradients(network, loss, images, (SIDE, SIDE), STEP, SILENT)
+        _accumulate(network, loss, images, (SIDE, SIDE), STEP, SILENT)
         assert not any(layer._forward_hooks for layer in network.modules())
         assert "aids" not in dict(network.named_children())
         return network.model[-1].cv3[0][-1].weight.grad
@@ -277,13 +278,13 @@ def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, ti
 def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
     detector: Path, pruned: tuple[Path, Pruned], tiny_data: Path
 ) -> None:
-    from edgekd.detectors.channel_groups import SHARES
+    from edgekd.detectors.results import SCANNED_SHARES
 
     step = Prune(images=2, batch=2)
     found = scan_detector(detector, tiny_data, step)
     assert found == scan_detector(detector, tiny_data, step)
     assert set(found.units) == set(pruned[1].widths)
-    assert all(len(losses) == len(SHARES) for losses in found.units.values())
+    assert all(len(losses) == len(SCANNED_SHARES) for losses in found.units.values())
     assert any(losses[0] != found.loss for losses in found.units.values())
     network = load_checkpoint(detector).model
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -23,15 +23,15 @@ from edgekd.data.images import read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.detectors.export import export, probe
-from edgekd.detectors.ultralytics import UltralyticsDetector
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 from edgekd.graph.view import Graph
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
-from edgekd.detectors.trained import Trained  # noqa: E402
-from edgekd.detectors.ultralytics_loop import ultralytics_label  # noqa: E402
-from edgekd.detectors.ultralytics_trainer import (  # noqa: E402
+from edgekd.detectors.results import Trained  # noqa: E402
+from edgekd.detectors.ultralytics.loop import ultralytics_label  # noqa: E402
+from edgekd.detectors.ultralytics.quant_aware import (  # noqa: E402
     distill_quantized,
     float_network,
     quantized_network,

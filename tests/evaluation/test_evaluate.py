@@ -11,9 +11,9 @@ import tiny
 
 from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.core.errors import DataError, DeviceError
-from edgekd.data.dataset import load_dataset
+from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.evaluation.evaluate import Evaluation, evaluate, load_detections, require_classes, save_detections, sure
+from edgekd.evaluation.evaluate import Evaluation, evaluate, load_detections, save_detections, sure
 
 
 def spec_of(*classes: str) -> DetectorSpec:

@@ -35,7 +35,7 @@ from edgekd.data.types import Dataset
 from edgekd.deploy.engine import REHEARSED
 from edgekd.deploy.fleet import Board
 from edgekd.detectors import load
-from edgekd.detectors.torchvision_names import is_torchvision
+from edgekd.detectors.family import family_of, student_family
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.target import opset_for, to_dict
 
@@ -157,21 +157,21 @@ class SearchContext:
         """The float graph of a student before it is trained: what it will cost is known then."""
 
         def work(folder: Path) -> Mapping[str, Any]:
-            from edgekd.detectors.checkpoint import write_checkpoint
-            from edgekd.detectors.ultralytics_distill import student_network
-
             step = Distill(name, image_size=self.facts.image_size)
-            network = student_network(step, dataset.classes, self.request.job.trust_checkpoint)
-            write_checkpoint(network, {"task": "detect", "imgsz": self.facts.image_size}, folder / "student.pt")
+            initialize = family.capability("initialize_student")
+            initialize(step, dataset.classes, folder / file, self.request.job.trust_checkpoint)
             return {}
+
+        family = student_family(name)
+        file = f"student{family.suffix}"
 
         inputs = {
             "student": self.stages.named(name),
             "classes": list(dataset.classes),
             "image_size": self.facts.image_size,
         }
-        made = self.stages.run("student", inputs, work)
-        detector = load(made.path / "student.pt")
+        made = self.stages.run("student", inputs, work, family.libraries)
+        detector = load(made.path / file)
         return self.stages.export(detector, None, dataset.classes, opset_for(self.request.job.target)).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
@@ -196,25 +196,25 @@ def detector_facts(model: Path, graph: Stage, students: tuple[str, ...]) -> Dete
     """Return the properties of a detector that decide which choices it has."""
     spec = spec_of(graph)
     size = (spec.preprocess.height, spec.preprocess.width)
-    checkpoint, torchvision = model.suffix == ".pt", is_torchvision(model.name)
-    ours = checkpoint and not torchvision
+    family = family_of(model)
     return DetectorFacts(
         image_size=max(size),
         stride=max((32, *spec.head.strides)),
-        trains=checkpoint,
-        resizes=ours and size[0] == size[1],
-        quant_aware=ours,
-        students=students if ours else (),
+        trains=bool(family and family.trains),
+        resizes=bool(family and family.resize) and size[0] == size[1],
+        quant_aware=bool(family and family.quant_aware_distill),
+        students=students if family and family.initialize_student else (),
     )
 
 
 def siblings(model: Path) -> tuple[str, ...]:
     """Smaller members of a checkpoint's family that lie beside it, the largest first: yolo11s.pt beside yolo11x.pt."""
     found = _FAMILY.fullmatch(model.stem)
-    if model.suffix != ".pt" or found is None:
+    family = family_of(model)
+    if family is None or family.initialize_student is None or found is None:
         return ()
     smaller = reversed(_SIZES[: _SIZES.index(found["size"])])
-    paths = [model.with_name(f"{found['name']}{size}{found['rest'] or ''}.pt") for size in smaller]
+    paths = [model.with_name(f"{found['name']}{size}{found['rest'] or ''}{family.suffix}") for size in smaller]
     return tuple(str(path) for path in paths if path.is_file())
 
 

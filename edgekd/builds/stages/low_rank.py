@@ -17,9 +17,10 @@ from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.types import Dataset
+from edgekd.detectors.family import require_family
 from edgekd.hardware.target import Target
 
-FACTORIZED, RESULT = "factorized.pt", "factorize.json"
+RESULT = "factorize.json"
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,8 @@ def factorize(
     """
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from edgekd.detectors.ultralytics_factorize import factorize_detector
-
-        out = folder / FACTORIZED
+        factorize_detector = require_family(checkpoint).capability("factorize")
+        out = folder / factorized_file(checkpoint)
         done = factorize_detector(checkpoint, out, dataset.source, step, trust, stages.progress, latency.cost)
         return {
             "bytes": out.stat().st_size,
@@ -91,14 +91,20 @@ def factorize(
         "step": asdict(step),
         "latency": latency.identity,
     }
-    done = stages.run("factorize", inputs, work)
-    graph = export(done.path / FACTORIZED)
+    done = stages.run("factorize", inputs, work, require_family(checkpoint).libraries)
+    factorized = done.path / factorized_file(checkpoint)
+    graph = export(factorized)
     parameters, counts, layers = (done.results[name] for name in ("parameters", "multiply_adds", "layers"))
     times = latency.of_both(before, graph)
-    found = Factored(done.path / FACTORIZED, graph, tuple(parameters), tuple(counts), times, layers)
+    found = Factored(factorized, graph, tuple(parameters), tuple(counts), times, layers)
     fix = "raise channels, so that fewer layers are replaced, lower energy, or leave the network as it is"
     require_faster("factorize: thinner layers", found, latency, f"{len(layers)} layers replaced", fix)
     return found
+
+
+def factorized_file(checkpoint: Path) -> str:
+    """Return the name of the file of a factorized detector."""
+    return f"factorized{require_family(checkpoint).suffix}"
 
 
 def run(job: FactorizeJob, progress: Progress = SILENT) -> Mapping[str, Any]:
@@ -113,14 +119,15 @@ def run(job: FactorizeJob, progress: Progress = SILENT) -> Mapping[str, Any]:
     begun = start(job, stages, sees=True)
     known = (begun.dataset, begun.before, begun.export, begun.latency)
     found = factorize(stages, step, job.model, *known, job.trust_checkpoint)
+    checkpoint = job.out / found.checkpoint.name
     result = {
         "model": job.model.name,
         "recipe": job.recipe.name,
-        "checkpoint": str(job.out / FACTORIZED),
+        "checkpoint": str(checkpoint),
         **told(begun, found, job.target),
         "layers": found.layers,
         "stages": [stage_json(stage) for stage in stages.done],
     }
-    copy_file(found.checkpoint, job.out / FACTORIZED)
+    copy_file(found.checkpoint, checkpoint)
     write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return result

@@ -21,7 +21,7 @@ from edgekd.builds.stages.base import COSTS, GRAPH, PLAN, Calibrated, Frames, St
 from edgekd.compress.quantization.plan import FORMS, Form
 from edgekd.core.errors import DataError, SpecError
 from edgekd.data.types import Dataset, Split
-from edgekd.detectors.torchvision_names import is_torchvision
+from edgekd.detectors.family import family_of, offering, student_family
 from edgekd.hardware.target import Target
 
 if TYPE_CHECKING:
@@ -110,25 +110,34 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             f"recipe {recipe.name} trains a student and names none",
             fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, or prune or factorize before it',
         )
-    if recipe.trains and model.suffix != ".pt":
+    _refuse_family(recipe, model)
+
+
+def _refuse_family(recipe: Recipe, model: Path) -> None:
+    """Refuse steps that the families of the detector and its student lack. Raises SpecError."""
+    family = family_of(model)
+    if recipe.trains and not (family and family.trains):
         raise SpecError(
             f"recipe {recipe.name} trains the detector",
             expected="the .pt checkpoint that it was exported from, and labelled training data",
             found=model.name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
-    if recipe.resize is not None and (model.suffix != ".pt" or is_torchvision(model.name)):
-        fix = "pass the checkpoint, or export the model at that size"
-        raise SpecError(
-            f"recipe {recipe.name} resizes the input", expected="a .pt by Ultralytics", found=model.name, fix=fix
-        )
-    if recipe.factorize is not None and is_torchvision(model.name):
-        raise SpecError(f"recipe {recipe.name} factorizes", expected="a detector by Ultralytics", found=model.name)
+    resize_fix = "pass the checkpoint, or export the model at that size"
+    for step, capability, what, expected, fix in (
+        (recipe.resize, "resize", "resizes the input", "a .pt", resize_fix),
+        (recipe.prune, "prune", "prunes", "a detector", None),
+        (recipe.factorize, "factorize", "factorizes", "a detector", None),
+        (recipe.distill, "teacher", "trains a student", "a teacher", None),
+    ):
+        if step is not None and (family is None or getattr(family, capability) is None):
+            by = f"{expected} by {offering(capability)}"
+            raise SpecError(f"recipe {recipe.name} {what}", expected=by, found=model.name, fix=fix)
     shipped = (recipe.distill.student if recipe.distill else None) or model.name
-    if recipe.quant_aware and is_torchvision(shipped):
+    if recipe.quant_aware and student_family(shipped).quant_aware_distill is None:
         raise SpecError(
             f"recipe {recipe.name} trains a quantized detector",
-            expected="one by Ultralytics",
+            expected=f"one by {offering('quant_aware_distill')}",
             found=shipped,
             fix="pass a recipe that quantizes after training, such as mixed",
         )

@@ -1,4 +1,4 @@
-"""The stages that make a detector narrower, round by round, until little enough of it is left."""
+"""The stages that prune channels iteratively until the MAC, size or latency goal is met."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from edgekd.builds.stages import train as train_module
 from edgekd.builds.stages.base import GRAPH, Stages
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.types import Dataset
-from edgekd.detectors.torchvision_names import SUFFIX, is_torchvision
+from edgekd.detectors.family import offering, require_family
+from edgekd.detectors.results import SCANNED_SHARES
 
 Widths = Mapping[str, tuple[int, int]]
-"""Of units of channels, by name, at two times."""
-TRIES = 6
-"""How often more is taken away because the first guess was not fast enough."""
+"""Channels of units, by name, before and after."""
+MAX_TRIES = 6
+"""Most prunings to reach a frame rate, each with fewer channels than the one before."""
 MARGIN = 0.97
-"""The share of what is left that a further try leaves, beside what its time says."""
+"""Factor of the share that a further try keeps, beside the one that follows from its time."""
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """A detector that has lost channels.
+class PruneResult:
+    """A pruned detector.
 
-    checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; widths: of
-    each unit of channels, before and after; importance: the share of each unit's importance that stays.
+    checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; widths:
+    channels of each unit before and after; importance: the share of each unit's importance that stays.
     """
 
     checkpoint: Path
@@ -49,11 +50,11 @@ class Narrowed:
 
 
 @dataclass(frozen=True)
-class Narrowing:
-    """What is pruned, on what images, for what. before: its float graph; export: a checkpoint's.
+class ChannelPruner:
+    """Prunes a detector. before: its float graph; export: exports a checkpoint to its float graph.
 
-    quantized: its quantized graph, where what that one can do without is to go. train_on: the GPUs for the training
-    between rounds, such as `0,1`; None for one if there is any.
+    quantized: its quantized graph, to prune what that one needs least. train_on: the GPUs for training between rounds,
+    such as `0,1`; None for one if there is any.
     """
 
     stages: Stages
@@ -66,9 +67,9 @@ class Narrowing:
     quantized: Stage | None = None
     train_on: str | None = None
 
-    def run(self, step: Prune) -> Narrowed:
-        """Prune as the step says. Raises CompressError: not so much can go, too slow, or not faster than before."""
-        found = self._narrow(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
+    def run(self, step: Prune) -> PruneResult:
+        """Prune as the step says. Raises CompressError where the goal cannot be met or nothing gets faster."""
+        found = self._prune(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
         widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
         if not widths:
             raise CompressError(
@@ -80,8 +81,8 @@ class Narrowing:
         require_faster("prune: narrower layers", found, self.latency, widths, fix)
         return found
 
-    def _until_fast(self, step: Prune, most_ms: float) -> Narrowed:
-        """Take more and more away until a frame takes no longer."""
+    def _until_fast(self, step: Prune, most_ms: float) -> PruneResult:
+        """Prune more and more until a frame takes `most_ms` at most."""
         now = self.latency.of_both(self.before, self.before)[1]
         left = min(1 - step.share, most_ms / now)
         if left >= 1 and step.max_size is None:
@@ -90,8 +91,8 @@ class Narrowing:
                 expected=f"a detector slower than {1000 / most_ms:g} FPS",
                 fix="ask for more, or leave pruning out",
             )
-        for _ in range(TRIES):
-            found = self._narrow(replace(step, ratio=1 - left if left < 1 else None))
+        for _ in range(MAX_TRIES):
+            found = self._prune(replace(step, ratio=1 - left if left < 1 else None))
             if found.latency_ms[1] <= most_ms:
                 return found
             left = (left if left < 1 else found.left) * MARGIN * most_ms / found.latency_ms[1]
@@ -102,10 +103,11 @@ class Narrowing:
             fix="raise most, take a smaller model or a smaller image, or ask for less",
         )
 
-    def _narrow(self, step: Prune) -> Narrowed:
-        if self.quantized and (step.rounds > 1 or is_torchvision(self.checkpoint.name)):
+    def _prune(self, step: Prune) -> PruneResult:
+        unsupported = require_family(self.checkpoint).prune_quantized is None
+        if self.quantized and (step.rounds > 1 or unsupported):
             raise SpecError(
-                "prune: what is quantized is pruned in one round, and is a detector by Ultralytics",
+                f"prune: what is quantized is pruned in one round, and is a detector by {offering('prune_quantized')}",
                 found=f"{step.rounds} rounds of {self.checkpoint.name}",
                 fix="leave out rounds, or prune before it is quantized",
             )
@@ -113,7 +115,7 @@ class Narrowing:
         first, last = rounds[0], rounds[-1]
         graph = self.export(last.path / checkpoint_name(self.checkpoint))
         shares = [stage.results["importance"] for stage in rounds]
-        return Narrowed(
+        return PruneResult(
             checkpoint=last.path / checkpoint_name(self.checkpoint),
             graph=graph,
             parameters=(first.results["parameters"][0], last.results["parameters"][1]),
@@ -126,7 +128,7 @@ class Narrowing:
         )
 
     def _rounds(self, step: Prune) -> Iterator[Stage]:
-        """Each round takes the same share of what is there; between two of them what is left is trained."""
+        """Prune the same share in each round; train between two rounds."""
         checkpoint = self.checkpoint
         widths: Widths = {}
         for left in range(step.rounds, 0, -1):
@@ -141,14 +143,18 @@ class Narrowing:
                 checkpoint = trained.path / train_module.student_file(recovery)
 
     def _round(self, step: Prune, checkpoint: Path, left: int) -> Stage:
-        """One round; left: how many there are, this one included. Results: as of `Pruned`, and `bytes`."""
+        """Prune one round. left: rounds left, this one included. Results: as of `Pruned`, and `bytes`."""
         teacher = None if checkpoint == self.checkpoint else self.checkpoint
 
         def work(folder: Path) -> Mapping[str, Any]:
             out = folder / checkpoint_name(self.checkpoint)
             settings = (out, self.dataset.source, step, self.trust, self.stages.progress, self.latency.cost)
-            more = {"quantized": self.quantized.path / GRAPH} if self.quantized else {}
-            done = _family(checkpoint).prune_detector(checkpoint, *settings, teacher, left, **more)
+            family = require_family(checkpoint)
+            if self.quantized:
+                prune = family.capability("prune_quantized")
+                done = prune(checkpoint, *settings, teacher, left, self.quantized.path / GRAPH)
+            else:
+                done = family.capability("prune")(checkpoint, *settings, teacher, left)
             return {
                 "bytes": out.stat().st_size,
                 "parameters": list(done.parameters),
@@ -168,35 +174,34 @@ class Narrowing:
             "latency": self.latency.identity,
             "quantized": self.quantized.sha256 if self.quantized else None,
         }
-        return self.stages.run("prune", inputs, work)
+        return self.stages.run("prune", inputs, work, require_family(checkpoint).libraries)
 
 
 def sensitivity(
     stages: Stages, dataset: Dataset, checkpoint: Path, step: Prune, trust: bool = False
 ) -> Mapping[str, Any]:
-    """How much the loss on the labels grows when one unit alone loses channels: `shares`, `loss`, `units` by name."""
+    """Measure the growth of the loss on labels when a single unit loses channels: `shares`, `loss`, `units` by name."""
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from edgekd.detectors.channel_groups import SHARES
-
-        found = _family(checkpoint).scan_detector(checkpoint, dataset.source, step, trust, stages.progress)
+        scan = require_family(checkpoint).capability("scan")
+        found = scan(checkpoint, dataset.source, step, trust, stages.progress)
         units = {name: [float(f"{loss:.6g}") for loss in losses] for name, losses in found.units.items()}
-        return {"shares": list(SHARES), "loss": float(f"{found.loss:.6g}"), "units": units}
+        return {"shares": list(SCANNED_SHARES), "loss": float(f"{found.loss:.6g}"), "units": units}
 
     chosen = {name: getattr(step, name) for name in ("importance", "images", "batch", "image_size", "seed")}
     train = stages.fingerprint(dataset.split("train"))
     inputs = {"model": stages.sha256(checkpoint), "train": train, "step": chosen}
-    results = stages.run("sensitivity", inputs, work).results
+    results = stages.run("sensitivity", inputs, work, require_family(checkpoint).libraries).results
     return {name: results[name] for name in ("shares", "loss", "units")}
 
 
 def checkpoint_name(detector: Path) -> str:
-    """The name of the file that pruning a detector leaves."""
-    return f"pruned{SUFFIX if is_torchvision(detector.name) else '.pt'}"
+    """Return the name of the file of a pruned detector."""
+    return f"pruned{require_family(detector).suffix}"
 
 
 def part_of(step: Prune, left: int, widths: Widths) -> Prune:
-    """What of a step is for one round. left: how many there are, this one included; widths: at first, and now.
+    """Return the step of one round. left: rounds left, this one included; widths: at first, and now.
 
     The same share of the multiply-adds goes in each. Caps are of what a unit had at first: in multiples of channels
     that is rounded once, and not in every round, where a small share would be none.
@@ -212,16 +217,5 @@ def part_of(step: Prune, left: int, widths: Widths) -> Prune:
 
 
 def _gone(share: float, part: float) -> float:
-    """What is gone after a part of several rounds, in each of which the same share of what is there goes."""
+    """Return the share that is gone after a part of several rounds that each remove the same share."""
     return float(1 - (1 - share) ** part)
-
-
-def _family(checkpoint: Path) -> Any:
-    """The module that prunes a checkpoint of this family."""
-    if is_torchvision(checkpoint.name):
-        from edgekd.detectors import torchvision_prune
-
-        return torchvision_prune
-    from edgekd.detectors import ultralytics_prune
-
-    return ultralytics_prune

@@ -1,4 +1,4 @@
-"""The stage that gives a detector another size of its input: the same weights, which a checkpoint says are for it."""
+"""The stage that changes the size of a detector's input; the weights stay the same."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import Any
 from edgekd.builds.recipe import Resize
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import Stages
+from edgekd.detectors.family import require_family
 
-RESIZED = "resized.pt"
+
+def resized_file(checkpoint: Path) -> str:
+    """Return the name of the file of a resized detector."""
+    return f"resized{require_family(checkpoint).suffix}"
 
 
 def resize(stages: Stages, step: Resize, checkpoint: Path, trust: bool = False) -> Stage:
-    """The checkpoint, in the file RESIZED. Results: `bytes`, `size`: height and width before and after."""
+    """Resize; write `resized_file(checkpoint)`. Results: `bytes`, `size`: height and width before and after."""
+
+    family = require_family(checkpoint)
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from edgekd.detectors.ultralytics import resized
+        resize_detector = family.capability("resize")
+        out = folder / resized_file(checkpoint)
+        before, after = resize_detector(checkpoint, step.image_size, out, trust)
+        return {"bytes": out.stat().st_size, "size": [list(before), list(after)]}
 
-        before, after = resized(checkpoint, step.image_size, folder / RESIZED, trust)
-        return {"bytes": (folder / RESIZED).stat().st_size, "size": [list(before), list(after)]}
-
-    return stages.run("resize", {"model": stages.sha256(checkpoint), "image_size": step.image_size}, work)
+    inputs = {"model": stages.sha256(checkpoint), "image_size": step.image_size}
+    return stages.run("resize", inputs, work, family.libraries)

@@ -24,8 +24,7 @@ from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.data.types import Dataset, Sample, Split
 from edgekd.detectors import Detector, load
-from edgekd.detectors.teacher import as_transformer
-from edgekd.detectors.torchvision_names import SUFFIX, is_torchvision
+from edgekd.detectors.family import direct_detector, require_family, student_family
 from edgekd.evaluation.evaluate import finder
 from edgekd.hardware.target import EXPORT_OPSET
 
@@ -40,7 +39,7 @@ class CacheRequest:
 
 def student_file(step: Distill) -> str:
     """The name of the file that a distillation leaves."""
-    return f"student{SUFFIX if is_torchvision(step.student or '') else '.pt'}"
+    return f"student{student_family(step.student).suffix}"
 
 
 def distill(
@@ -54,15 +53,8 @@ def distill(
 
     def work(folder: Path) -> Mapping[str, Any]:
         out = folder / student_file(step)
-        arguments = (teacher, out, dataset.source, step, state, trust, device, stages.progress)
-        if is_torchvision(step.student or ""):
-            from edgekd.detectors import torchvision_distill
-
-            done = torchvision_distill.distill_student(*arguments)
-        else:
-            from edgekd.detectors import ultralytics_distill
-
-            done = ultralytics_distill.distill_student(*arguments, frames)
+        distill_student = student_family(step.student).capability("distill")
+        done = distill_student(teacher, out, dataset.source, step, state, trust, device, stages.progress, frames)
         return {
             "bytes": out.stat().st_size,
             "epochs": done.epochs,
@@ -81,12 +73,13 @@ def distill(
         "unlabelled": stages.fingerprint(Split("unlabelled", frames)) if frames else None,
         "step": {name: value for name, value in asdict(step).items() if name not in ("student", "unlabelled")},
     }
-    known = [inputs, VERSION["distill"], tool_versions(*TOOLS["distill"])]
+    libraries = student_family(step.student).libraries
+    known = [inputs, VERSION["distill"], tool_versions(*TOOLS["distill"], *libraries)]
     # Beside the stages, not in one: what a killed stage leaves is removed.
     state = stages.store.root / f"distill-{json_sha256(known)[:16]}.training"
     if stages.store.fresh:
         state.unlink(missing_ok=True)
-    stage = stages.run("distill", inputs, work)
+    stage = stages.run("distill", inputs, work, libraries)
     state.unlink(missing_ok=True)
     return stage
 
@@ -126,7 +119,7 @@ def _labeller(
     stages: Stages, teacher: Path, dataset: Dataset, trust: bool
 ) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
     """What a teacher is, by its hash, its classes, and what finds them in a frame: its float graph if it has one."""
-    if (found := as_transformer(teacher, LABELLING, trust)) is not None:
+    if (found := direct_detector(teacher, LABELLING, trust)) is not None:
         return {"checkpoint": stages.sha256(teacher)}, found.classes, nullcontext(found.find)
     graph = stages.export(load(teacher, trust_checkpoint=trust), None, dataset.classes, EXPORT_OPSET)
     spec = spec_of(graph)
@@ -176,8 +169,8 @@ def quant_aware_distill(
 
     def work(folder: Path) -> Mapping[str, Any]:
         from edgekd.compress.quantization.activation_scales import write_cache
-        from edgekd.detectors.ultralytics_trainer import distill_quantized
 
+        distill_quantized = require_family(detector.path).capability("quant_aware_distill")
         source, out = graph.path / GRAPH, folder / GRAPH
         done = distill_quantized(detector.path, source, out, dataset.source, step, trust, stages.progress, teacher)
         if PLAN in graph.files:
@@ -197,7 +190,7 @@ def quant_aware_distill(
         "step": asdict(step),
         "cache": (cache_request.tensorrt, cache_request.frames.sha256) if cache_request else None,
     }
-    return stages.run("quant_aware_distill", inputs, work)
+    return stages.run("quant_aware_distill", inputs, work, require_family(detector.path).libraries)
 
 
 def _rounded(epochs: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -1,15 +1,15 @@
-"""How far a student's detections and features are from its teacher's: pure functions on tensors, level by level.
+"""Distances between a student's detections and features and its teacher's: pure functions on tensors, by level.
 
-Every loss is 0 where the student does what the teacher does. Where anchors are compared they count as much as the
-teacher is sure that something is there: the many that see background would otherwise drown the few that matter.
+Every loss is 0 for a student equal to its teacher. Anchors count by the teacher's certainty of an object there: the
+many with background would otherwise outweigh the few that matter.
 Feature maps are float32 [b, c, h, w], one per resolution; those of the teacher are resized to those of the student.
 
-level     what is matched                        function
-neuron    which positions a channel answers to   pattern_loss
-layer     where a whole layer looks              attention_loss
-feature   the maps themselves                    feature_loss, correlation_loss, channel_loss
-task      classes and boxes                      class_loss, box_loss, overlap_loss, distribution_loss
-relation  distances between objects              relation_loss
+level     compared                        function
+neuron    activation pattern of a channel pattern_loss
+layer     spatial attention of a layer    attention_loss
+feature   the maps themselves             feature_loss, correlation_loss, channel_loss
+task      classes and boxes               class_loss, box_loss, overlap_loss, distribution_loss
+relation  distances between objects       relation_loss
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import torch
 from torch.nn import functional
 
 Maps = Sequence[torch.Tensor]
-FOREGROUND = 0.05
-"""The probability from which on a class counts as there, where the teacher's share is found."""
+MIN_FOREGROUND_PROBABILITY = 0.05
+"""Least probability of a class for an anchor to count in the disagreement."""
 
 
 def certainty(teacher: torch.Tensor) -> torch.Tensor:
-    """How sure the teacher is of each anchor's best class: [b, anchors], from class logits [b, classes, anchors]."""
+    """Return the probability of each anchor's best class [b, anchors], from class logits [b, classes, anchors]."""
     return teacher.amax(dim=1).sigmoid()
 
 
 def foreground(teacher: torch.Tensor) -> torch.Tensor:
-    """Where the teacher holds a class to be there: bool, of the shape of its class logits."""
-    return teacher.sigmoid() > FOREGROUND
+    """Return where the teacher detects a class: bool, of the shape of its class logits."""
+    return teacher.sigmoid() > MIN_FOREGROUND_PROBABILITY
 
 
 def disagreement(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: torch.Tensor | float = 1.0
 ) -> torch.Tensor:
-    """Mean |p_t - p_s| of softened class probabilities, p = sigmoid(z / T): a scalar, 0 to 1, without a gradient.
+    """Return the mean |p_t - p_s| of softened class probabilities, p = sigmoid(z / T): a scalar without a gradient.
 
-    student, teacher: class logits [b, classes, anchors]; mask: bool of the same shape, which of them count. Without one
-    nearly all are background on which both agree, and the mean hardly ever moves from 0. Nothing in the mask: 0.
+    student, teacher: class logits [b, classes, anchors]; mask: bool of the same shape, to count a part of them. Without
+    one nearly all are background on which both agree, and the mean stays near 0. With an empty mask it is 0.
     """
     with torch.no_grad():
         apart = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
@@ -49,7 +49,7 @@ def disagreement(
 
 
 def resized(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Maps [b, c, h, w] in the height and width of others: averaged where they shrink, interpolated where they grow."""
+    """Resize maps [b, c, h, w] to the height and width of others: averaged to smaller, interpolated to larger."""
     if maps.shape[2:] == like.shape[2:]:
         return maps
     if maps.shape[2] >= like.shape[2] and maps.shape[3] >= like.shape[3]:
@@ -61,7 +61,7 @@ def resized(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def pattern_loss(student: Maps, teacher: Maps) -> torch.Tensor:
-    """Squared maximum mean discrepancy between the activation patterns of channels, averaged over images and maps.
+    """Return the squared maximum mean discrepancy between channels' activation patterns, mean over images and maps.
 
     A channel's pattern is its map as a unit vector; the kernel is k(x, y) = (x . y)^2, so the loss is
     mean k(t, t') + mean k(s, s') - 2 mean k(t, s). Numbers of channels may differ; neither their order nor their scale
@@ -83,7 +83,7 @@ def _pattern_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
 
 
 def attention_loss(student: Maps, teacher: Maps) -> torch.Tensor:
-    """Squared distance of attention maps, averaged over images and maps; 0 to 2, as attention is not negative.
+    """Return the squared distance of attention maps, mean over images and maps: 0 to 2.
 
     The attention of a layer is q = sum_c F_c^2 as a unit vector over positions. No projector: numbers of channels may
     differ, and scale does not count. Zagoruyko and Komodakis, arXiv 1612.03928.
@@ -102,11 +102,11 @@ def _attention(maps: torch.Tensor) -> torch.Tensor:
 
 
 def feature_loss(student: Maps, teacher: Maps, weights: Maps | None = None) -> torch.Tensor:
-    """Noise power over signal power of feature maps with as many channels, averaged over the maps.
+    """Return the noise power over signal power of feature maps with as many channels, mean over the maps.
 
-    weights: [b, 1, h, w] for each map of the student, how much each position counts. With the teacher's certainty it
-    is the score-weighted L2 of Ultralytics' own distillation, sum w (s - t)^2 / sum w t^2, made free of the scale that
-    a teacher's features happen to have.
+    weights: [b, 1, h, w] of positions, for each map of the student. With the teacher's certainty it is the
+    score-weighted L2 of Ultralytics' own distillation, sum w (s - t)^2 / sum w t^2, without the scale of a teacher's
+    features.
     """
     if weights is None:
         pairs = zip(student, teacher, strict=True)
@@ -120,37 +120,38 @@ def feature_loss(student: Maps, teacher: Maps, weights: Maps | None = None) -> t
 
 
 def correlation_loss(student: Maps, teacher: Maps) -> torch.Tensor:
-    """1 - Pearson's correlation of each channel with the teacher's over batch and positions, averaged: 0 to 2.
+    """Return 1 - Pearson's correlation of each channel with the teacher's over batch and positions, mean: 0 to 2.
 
     Maps with as many channels; neither offset nor positive scale of a channel counts, so it suits detectors of
     different kinds. PKD: Cao and others, arXiv 2207.02039.
     """
-    losses = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        losses.append((_standard(ours) - _standard(resized(theirs, ours))).square().mean() / 2)
-    return mean(losses)
+    pairs = zip(student, teacher, strict=True)
+    return mean([(_standard(ours) - _standard(resized(theirs, ours))).square().mean() / 2 for ours, theirs in pairs])
 
 
 def _standard(maps: torch.Tensor) -> torch.Tensor:
-    """Each channel with mean 0 and standard deviation 1; one that never changes is 0."""
+    """Scale each channel to mean 0 and standard deviation 1; a constant one to 0."""
     centred = maps - maps.mean(dim=(0, 2, 3), keepdim=True)
     return centred / centred.square().mean(dim=(0, 2, 3), keepdim=True).clamp(min=1e-12).sqrt()
 
 
 def channel_loss(student: Maps, teacher: Maps, temperature: float = 1.0) -> torch.Tensor:
-    """KL divergence of each channel's distribution over positions, averaged over images, channels and maps.
+    """Return the KL divergence of each channel's distribution over positions, mean over images, channels and maps.
 
     p = softmax(F_c / T) over h * w; the loss is T^2 KL(p_teacher || p_student). Maps with as many channels; an offset
     of a channel does not count. CWD: Shu and others, arXiv 2011.13256.
     """
-    losses = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        found = functional.log_softmax(ours.flatten(2) / temperature, dim=2)
-        wanted = functional.log_softmax(resized(theirs, ours).flatten(2) / temperature, dim=2)
-        losses.append(
-            functional.kl_div(found, wanted, reduction="none", log_target=True).sum(2).mean() * temperature**2
-        )
-    return mean(losses)
+    pairs = zip(student, teacher, strict=True)
+    losses = [
+        _divergence(ours.flatten(2), resized(theirs, ours).flatten(2), temperature).mean() for ours, theirs in pairs
+    ]
+    return mean(losses) * temperature**2
+
+
+def _divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return KL(softmax(teacher / T) || softmax(student / T)) over axis 2."""
+    ours, theirs = (functional.log_softmax(each / temperature, dim=2) for each in (student, teacher))
+    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(2)
 
 
 # ------------------------------------------------------------------------------------------------------------- task
@@ -163,25 +164,26 @@ def class_loss(
     temperature: torch.Tensor | float = 1.0,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Divergence (KL) of the classes' probabilities, per sure anchor; class logits float32 [b, classes, anchors].
+    """Return the KL divergence of class probabilities, from class logits float32 [b, classes, anchors].
 
-    T^2 sum |p_t - p_s|^focus KL(p_t || p_s), p = sigmoid(z / T), each class on its own, over the teacher's certainty
-    summed. All anchors take part: one that the teacher is sure is empty must stay so. focus: 0 for the plain KL, 1
-    for that of BCKD, which looks at what they disagree on (Yang and others, arXiv 2308.14286). weights [classes]: how
-    much each class counts, as `long_tail.class_weights` gives.
+    T^2 sum |p_t - p_s|^focus KL(p_t || p_s) over the sum of the teacher's certainty, p = sigmoid(z / T), each class on
+    its own. All anchors count: those that are certainly empty must stay so. focus: 0 for the plain KL, 1 for that of
+    BCKD, which weights by disagreement (Yang and others, arXiv 2308.14286). weights [classes]: as of
+    `long_tail.class_weights`.
     """
-    softened, wanted = student / temperature, (teacher / temperature).sigmoid()
-    cross = functional.binary_cross_entropy_with_logits(softened, wanted, reduction="none")
-    divergence = cross - functional.binary_cross_entropy_with_logits(teacher / temperature, wanted, reduction="none")
+    ours, theirs = student / temperature, teacher / temperature
+    target = theirs.sigmoid()
+    cross = functional.binary_cross_entropy_with_logits(ours, target, reduction="none")
+    divergence = cross - functional.binary_cross_entropy_with_logits(theirs, target, reduction="none")
     if focus:
-        divergence = divergence * (wanted - softened.sigmoid()).abs() ** focus
+        divergence = divergence * (target - ours.sigmoid()).abs() ** focus
     if weights is not None:
         divergence = divergence * weights[:, None]
     return divergence.sum() * temperature**2 / _mass(certainty(teacher))
 
 
 def box_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean distance of box sides, as a share of the teacher's box (half its width and height together).
+    """Return the weighted mean distance of box sides, relative to the mean of width and height of the teacher's box.
 
     student, teacher float32 [b, 4, anchors]: how far left, top, right and bottom are from the anchor, in any unit;
     weight float32 [b, anchors]. For small distances it is about 1 - IoU: for a student that starts as its teacher.
@@ -191,7 +193,7 @@ def box_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor)
 
 
 def overlap_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of 1 - GIoU of the boxes at each anchor, 0 to 2: no distance is so large that it drowns the others.
+    """Return the weighted mean of 1 - GIoU of the boxes at each anchor: 0 to 2, so no distance dominates.
 
     Arguments as for `box_loss`. Weighted by the teacher's certainty it is the box loss of BCKD, with GIoU in place of
     IoU, whose gradient does not vanish for boxes that are off their anchor.
@@ -203,7 +205,7 @@ def overlap_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Ten
 
 
 def overlaps(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Areas of intersection and union, each [b, ...], of boxes about the same points, distances [b, 4, ...]."""
+    """Return areas of intersection and union, [b, ...], of boxes at the same points, given by sides [b, 4, ...]."""
     common = _area(torch.minimum(ours, theirs))
     return common, _area(ours) + _area(theirs) - common
 
@@ -215,22 +217,20 @@ def _area(sides: torch.Tensor) -> torch.Tensor:
 def distribution_loss(
     student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float = 10.0
 ) -> torch.Tensor:
-    """KL divergence of the distributions of box sides, mean of the four sides and weighted mean of the anchors.
+    """Return the KL divergence of distributions of box sides: mean of four sides, weighted mean of the anchors.
 
     student, teacher: logits float32 [b, 4 * bins, anchors] of a head that predicts distances as distributions (DFL);
     T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over the bins. LD: Zheng and others, arXiv 2102.12252, T = 10.
     """
-    found, wanted = (
-        functional.log_softmax(logits.unflatten(1, (4, -1)) / temperature, dim=2) for logits in (student, teacher)
-    )
-    divergence = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(2).mean(1)
+    ours, theirs = (logits.unflatten(1, (4, -1)) for logits in (student, teacher))
+    divergence = _divergence(ours, theirs, temperature).mean(1)
     return (divergence * weight).sum() * temperature**2 / _mass(weight)
 
 
 def expected_distances(boxes: torch.Tensor) -> torch.Tensor:
-    """Distances [b, 4, anchors] from a head's [b, 4 * bins, anchors]: the mean of each distribution over 0, 1, ...
+    """Return distances [b, 4, anchors] from a head's [b, 4 * bins, anchors]: the mean of each distribution over bins.
 
-    With one bin they are there already.
+    With one bin they are distances already.
     """
     if boxes.shape[1] == 4:
         return boxes
@@ -243,10 +243,10 @@ def expected_distances(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def relation_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Huber distance of the distances between objects, each relative to the mean distance; weighted mean of the pairs.
+    """Return the Huber distance of the relative distances between objects, weighted mean of the pairs.
 
-    student [n, c], teacher [n, d]: a vector per object; weight [n]: how sure the teacher is of it; a pair counts as
-    much as the product says. Turning, moving and scaling all vectors together changes nothing. RKD: Park and others,
+    student [n, c], teacher [n, d]: a vector per object; weight [n]: the teacher's certainty of it, multiplied for a
+    pair. Distances are relative to their mean, so rotation, translation and scale do not count. RKD: Park and others,
     arXiv 1904.05068.
     """
     pair = weight[:, None] * weight * (1 - torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
@@ -260,34 +260,34 @@ def _relative_distances(vectors: torch.Tensor, share: torch.Tensor) -> torch.Ten
     return distances / (distances * share).sum().clamp(min=1e-6)
 
 
-def object_vectors(maps: Maps, places: torch.Tensor) -> torch.Tensor:
-    """What maps hold at places, a vector per place: [b * k, all channels], each map's part scaled to length 1.
+def object_vectors(maps: Maps, positions: torch.Tensor) -> torch.Tensor:
+    """Return a vector of all channels for each position: [b * k, channels], each map's part scaled to length 1.
 
-    places: [b, k, 2], x and y as shares of width and height, 0 to 1; between positions the maps are interpolated.
+    positions: [b, k, 2], x and y as shares of width and height, 0 to 1; maps are interpolated.
     """
-    grid = (places * 2 - 1)[:, :, None]
-    found = [functional.grid_sample(each, grid, align_corners=False, padding_mode="border")[..., 0] for each in maps]
-    return torch.cat([functional.normalize(part, dim=1) for part in found], dim=1).transpose(1, 2).flatten(0, 1)
+    grid = (positions * 2 - 1)[:, :, None]
+    parts = [functional.grid_sample(each, grid, align_corners=False, padding_mode="border")[..., 0] for each in maps]
+    return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1).transpose(1, 2).flatten(0, 1)
 
 
-def peaks(sure: torch.Tensor, sizes: Sequence[tuple[int, int]], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The anchors most likely to be one object each: indices and certainties, both [b, count], surest first.
+def peaks(certainty: torch.Tensor, sizes: Sequence[tuple[int, int]], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the most certain anchors of different objects: indices and certainties, both [b, count], best first.
 
-    sure: certainty [b, anchors]; sizes: height and width of each level's grid. Only an anchor that is the surest of its
-    3 x 3 neighbours counts; where there are fewer than `count`, the certainty of the rest is 0.
+    certainty: [b, anchors]; sizes: height and width of each level's grid. Only maxima of 3 x 3 neighbours count; where
+    there are fewer than `count`, the certainty of the rest is 0.
     """
-    levels = sure.split([height * width for height, width in sizes], dim=1)
+    levels = certainty.split([height * width for height, width in sizes], dim=1)
     kept = []
     for level, size in zip(levels, sizes, strict=True):
         grid = level.unflatten(1, size)
         highest = functional.max_pool2d(grid, 3, stride=1, padding=1)
         kept.append((grid * (grid == highest)).flatten(1))
-    found = torch.cat(kept, dim=1).topk(min(count, sure.shape[1]), dim=1)
-    return found.indices, found.values
+    best = torch.cat(kept, dim=1).topk(min(count, certainty.shape[1]), dim=1)
+    return best.indices, best.values
 
 
 def mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of scalars."""
+    """Return the mean of scalars."""
     return torch.stack(list(losses)).mean()
 
 

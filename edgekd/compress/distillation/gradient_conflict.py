@@ -1,24 +1,14 @@
-"""Losses that pull the same features in different directions, reconciled where they meet: at the neck's outputs.
+"""Gradients of conflicting losses, reconciled where they meet: at the neck's outputs. Needs `edgekd[conflict]`.
 
 Detection and distillation, or classes and boxes, are several objectives for one network. Their gradients are compared
 at the few tensors that every loss reads, and what reaches the layers before those is a combination in which, to first
 order, a small step of these tensors makes no loss worse. (A step of the weights before them moves them in a direction
 near that one, so for it there is no guarantee.) The layers behind them, the heads, get the gradient of the plain sum.
-It needs torchjd (`edgekd[conflict]`).
 
 With J the Jacobian of the losses at the shared tensors, one row g_k per loss, UPGrad (Quinton and Rey, arXiv
-2406.16232) projects each row onto the dual cone {d: J d >= 0} and adds up the results. They are again a combination
-w J with w >= 1, from the Gramian J J' alone: [losses, losses] numbers. Without conflict (J J' >= 0) all w are 1, which
-is the plain backward pass. Cost: one backward pass through the heads for each loss, and one through everything.
-
-From a training loop, in place of `loss.backward()`::
-
-    features = neck(images)  # P3, P4, P5
-    losses = {"detection": ..., "distillation": ...}  # scalars, with their weights and the scaler's scale in them
-    conflict = backward(losses, features)
-    log(conflict.cosines)
-
-A loop that calls `loss.backward()` itself, as Ultralytics' does, is left to do so after `reconcile(losses, features)`.
+2406.16232) projects each row onto the dual cone {d: J d >= 0} and adds up the results: a combination w J with w >= 1,
+from the Gramian J J' alone: [losses, losses] numbers. Without conflict (J J' >= 0) all w are 1, which is the plain
+backward pass. Cost: one backward pass through the heads for each loss, and one through everything.
 """
 
 from __future__ import annotations
@@ -32,16 +22,16 @@ from torch.utils.hooks import RemovableHandle
 
 from edgekd.core.errors import SpecError
 
-_REGULAR = 1e-7
-"""Added to the diagonal of the cosines, as a share of their trace, so that they can be inverted."""
+_RIDGE = 1e-7
+"""Share of the trace of the cosines that is added to their diagonal, so that they can be inverted."""
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """What the losses of one batch did to each other.
+    """The conflict between the losses of one batch.
 
-    cosines: of the gradients of each two losses at the shared tensors, -1 opposed to 1 agreed, 0 where one has none;
-    weights: what each loss was multiplied with before the shared tensors, 1 where nothing opposes it.
+    cosines: of the gradients of each two losses at the shared tensors, -1 to 1, 0 where one has none; weights: the
+    factor of each loss before the shared tensors, 1 without conflict.
     """
 
     cosines: Mapping[tuple[str, str], float]
@@ -49,13 +39,7 @@ class Conflict:
 
 
 def backward(losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]) -> Conflict:
-    """Add to every parameter's `grad`: behind the shared tensors the plain sum's, before them the reconciled one.
-
-    losses: scalars, each computed from `shared`. A path around the shared tensors gets the plain sum's gradient, too.
-    One shared tensor may be computed from another. Gradients that are not finite, as mixed precision has when its scale
-    is too large, are passed on as their plain sum, for the scaler to see.
-    Raises SpecError without torchjd.
-    """
+    """Run the backward pass of the losses' plain sum, reconciled; arguments and errors of `reconcile`."""
     conflict, hooks = reconcile(losses, shared)
     try:
         sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -68,10 +52,14 @@ def backward(losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor])
 def reconcile(
     losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
 ) -> tuple[Conflict, tuple[RemovableHandle, ...]]:
-    """Let a later backward pass of the losses' plain sum do what `backward` does; also the hooks that see to it.
+    """Prepare the backward pass of the losses' plain sum: before the shared tensors it has the reconciled gradient.
 
-    They replace the gradient that reaches the shared tensors, so that sum must not be scaled any more. Tensors that are
-    computed anew for each batch take their hooks with them when they go; others need theirs removed.
+    losses: scalars, each computed from `shared`, of which one may be computed from another. A path around the shared
+    tensors has the plain sum's gradient. Gradients that are not finite, as mixed precision has when its scale is too
+    large, are passed on as their plain sum, for the scaler to see.
+    The hooks replace the gradient of the shared tensors, so the sum must not be scaled any more. Tensors that are
+    computed anew for each batch take their hooks with them; others need theirs removed. Raises SpecError without
+    torchjd.
     """
     jacobian = torch.stack([_gradient(loss, shared) for loss in losses.values()])
     gramian = jacobian @ jacobian.T
@@ -82,15 +70,15 @@ def reconcile(
 
 
 def _gradient(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The gradient of one loss at all shared tensors, float64 [n]; zeros at those that it does not read."""
-    found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    parts = [torch.zeros_like(x) if part is None else part for part, x in zip(found, shared, strict=True)]
-    # In double precision: inner products have millions of terms, and the solver wants a matrix without negative ones.
+    """Return the gradient of one loss at all shared tensors, float64 [n]; zeros at those that it does not read."""
+    gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(x) if part is None else part for part, x in zip(gradients, shared, strict=True)]
+    # In double precision: inner products have millions of terms, and the solver needs no negative eigenvalue.
     return torch.cat([part.flatten().double() for part in parts])
 
 
 class _Replace:
-    """A hook that passes on another gradient than the one that came."""
+    """A hook that replaces a gradient."""
 
     def __init__(self, gradient: torch.Tensor) -> None:
         self._gradient = gradient
@@ -100,14 +88,14 @@ class _Replace:
 
 
 def projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """torchjd's solver: from u [n, losses] and a Gramian, for each row the v >= u with the least v G v.
+    """Return torchjd's solver: from u [n, losses] and a Gramian, for each row the v >= u with the least v G v.
 
     Raises SpecError where it is not installed.
     """
     try:
         from torchjd.linalg import QuadprogProjector
 
-        return QuadprogProjector(reg_eps=_REGULAR)  # type: ignore[no-any-return]
+        return QuadprogProjector(reg_eps=_RIDGE)  # type: ignore[no-any-return]
     except ImportError as error:
         raise SpecError(
             "reconciling losses needs torchjd and its solver",
@@ -117,7 +105,7 @@ def projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def _weights(gramian: torch.Tensor) -> torch.Tensor:
-    """UPGrad's weights, float64 [losses]; 1 each where a gradient is not finite.
+    """Return UPGrad's weights, float64 [losses]; 1 each where a gradient is not finite.
 
     Solved for gradients of length 1, v = y / |g|: the solver's regularization is then as small beside a small loss.
     """
@@ -129,7 +117,7 @@ def _weights(gramian: torch.Tensor) -> torch.Tensor:
 
 
 def _normed(gramian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines [losses, losses], 0 with a gradient that is zero, and norms [losses], 1 where that is zero."""
+    """Return cosines [losses, losses], 0 for zero gradients, and norms [losses], 1 for zero gradients."""
     norms = gramian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, torch.ones_like(norms))
     return gramian / (norms[:, None] * norms), norms

@@ -1,7 +1,7 @@
-"""What a student is told by its teacher on one batch: each level's loss by name, from what both see.
+"""Distillation loss terms for one batch: each level's loss by name, from the features of student and teacher.
 
-Made of the pure losses in `distill.py`; any training loop can use it. A loop that has further losses adds them to what
-`Comparison` gives before they are weighed.
+Made of the pure losses in `distill.py`, for any training loop. A loop that has further losses adds them to those of
+`Comparison` before they are weighted.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from edgekd.compress.distillation.temperature import Temperature
 from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Distill, Weights
+    from edgekd.compress.steps import Distill, Weights
 
-OBJECTS = 16
-"""Objects of each image whose distances are compared, at most."""
-SPOKEN = 100
-"""Objects of a head without anchors that are heard of in each image: its surest."""
-TAKEN = 10
-"""Anchors that speak for each of them, at most: as many as labels are given."""
-NOTHING = 1e-6
-"""The probability where a head without anchors says nothing: so small that all anchors together hardly count."""
+MAX_RELATED_OBJECTS = 16
+"""Most objects of an image whose distances are compared."""
+MAX_QUERIES = 100
+"""Most predictions of a head without anchors that are used of an image: the most certain ones."""
+ASSIGN_TOPK = 10
+"""Most anchors that each of them is assigned to: as many as labels are."""
+MIN_PROBABILITY = 1e-6
+"""Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head says at each anchor: class logits [b, classes, anchors], box sides [b, 4 * bins, anchors].
+    """A head's output at each anchor: class logits [b, classes, anchors], box sides [b, 4 * bins, anchors].
 
     Sides are distances from the anchor in strides, or with several bins the logits of their distributions.
     """
@@ -46,12 +46,12 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a detector sees in a batch.
+class DetectorFeatures:
+    """A detector's maps and predictions for a batch.
 
     neck: the maps that its head reads, float32 [b, c, h, w], of the grid's sizes; hidden: a map of its backbone for
-    each of them, of about the same size; branches: what its heads say, `one2many` and, where there is one, `one2one`;
-    objects: what a head without anchors says in their place, as of `assigned`.
+    each of them, of about the same size; branches: predictions of its heads, `one2many` and, where there is one,
+    `one2one`; objects: predictions of a head without anchors instead, as of `assign_objects`.
     """
 
     grid: Grid
@@ -62,9 +62,9 @@ class Seen:
 
 
 class Aids(nn.Module):  # type: ignore[misc]
-    """What is trained beside a student and does not ship.
+    """Modules that are trained beside a student and do not ship.
 
-    1 x 1 projectors to its teacher's widths; a temperature; and where there are texts, the projection of regions.
+    1 x 1 projectors to its teacher's widths; a temperature; and with texts, the projection of regions.
     """
 
     def __init__(
@@ -82,76 +82,81 @@ class Aids(nn.Module):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Said:
-    """losses: scalars by name; apart: the mean disagreement where the teacher sees something; temperature: used.
+class DistillationLosses:
+    """The losses of a batch.
 
-    sure: the teacher's certainty at the student's anchors, [b, anchors].
+    losses: scalars by name; disagreement: its mean over the teacher's foreground; temperature: of class probabilities;
+    certainty: the teacher's, at the student's anchors, [b, anchors].
     """
 
     losses: Mapping[str, torch.Tensor]
-    apart: torch.Tensor
+    disagreement: torch.Tensor
     temperature: torch.Tensor
-    sure: torch.Tensor
+    certainty: torch.Tensor
 
 
 class Comparison:
-    """The losses of one kind of distillation.
+    """Computes the losses of one distillation.
 
     classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; of several of the
-    teacher's the surest speaks. weights: of the student's classes, float32 [classes], None where all count alike.
+    teacher's the most certain one counts. weights: of the student's classes, float32 [classes], None for equal ones.
     """
 
     def __init__(
         self, step: Distill, classes: Sequence[tuple[int, int]], aids: Aids, weights: torch.Tensor | None = None
     ) -> None:
         self._step = step
-        found = sorted({ours for ours, _ in classes})
-        self._ours = [[ours] for ours in found]
-        self._theirs = [[theirs for each, theirs in classes if each == ours] for ours in found]
-        self._class_weights = None if weights is None else weights[found]
+        shared = sorted({ours for ours, _ in classes})
+        self._ours = [[ours] for ours in shared]
+        self._theirs = [[theirs for each, theirs in classes if each == ours] for ours in shared]
+        self._class_weights = None if weights is None else weights[shared]
         self._aids = aids
 
     def __call__(
         self,
-        student: Seen,
-        teacher: Seen,
+        student: DetectorFeatures,
+        teacher: DetectorFeatures,
         weights: Weights,
         progress: float,
         shares: Mapping[str, float] = MappingProxyType({}),
-    ) -> Said:
-        """The losses whose weight is not 0; progress: share of the training that is done.
+    ) -> DistillationLosses:
+        """Return the losses whose weight is not 0. progress: share of the training that is done.
 
-        shares: how much the labels count in each branch, where that differs; what is said there counts as much.
+        shares: how much the labels count in each branch, where that differs; so much count the losses there.
         """
-        teacher = _paired(student.grid, teacher)
+        teacher = _nearest_maps(student.grid, teacher)
         grid = teacher.grid if teacher.objects is None else student.grid
         index = nearest_anchors(student.grid, grid, student.neck[0].device)
         pairs = self._pairs(student, teacher, index)
         ours, theirs = pairs["one2many"]
-        sure = distill.certainty(theirs.scores)
-        temperature = self._temperature(progress, sure)
+        certainty = distill.certainty(theirs.scores)
+        temperature = self._temperature(progress, certainty)
         parts = [shares.get(name, 1.0) / sum(shares.get(each, 1.0) for each in pairs) for name in pairs]
         losses = {}
         for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
             if name == "classes":
-                losses[name] = _shared([self._class_loss(*pair, temperature) for pair in pairs.values()], parts)
+                losses[name] = _weighted_sum([self._class_loss(*pair, temperature) for pair in pairs.values()], parts)
             elif name == "boxes":
-                losses[name] = _shared([_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()], parts)
+                of_branches = [_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()]
+                losses[name] = _weighted_sum(of_branches, parts)
             else:
-                losses[name] = getattr(self, f"_{name}")(student, teacher, sure)
+                losses[name] = getattr(self, f"_{name}")(student, teacher, certainty)
         mask = distill.foreground(theirs.scores)
-        apart = distill.disagreement(ours.scores, theirs.scores, mask, temperature)
-        return Said(losses, apart, temperature.detach(), sure)
+        disagreement = distill.disagreement(ours.scores, theirs.scores, mask, temperature)
+        return DistillationLosses(losses, disagreement, temperature.detach(), certainty)
 
-    def _pairs(self, student: Seen, teacher: Seen, index: torch.Tensor) -> dict[str, tuple[Predictions, Predictions]]:
-        """What both say at the student's anchors of the classes that both know, branch by branch."""
-        said = {name: _chosen(found, self._ours) for name, found in student.branches.items()}
+    def _pairs(
+        self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor
+    ) -> dict[str, tuple[Predictions, Predictions]]:
+        """Return the predictions of both for the shared classes at the student's anchors, by branch."""
+        predictions = {name: _select_classes(each, self._ours) for name, each in student.branches.items()}
         if teacher.objects is not None:
-            ours = said["one2many"]
-            return {"one2many": (ours, assigned(_chosen(teacher.objects, self._theirs), ours, student.grid))}
+            ours = predictions["one2many"]
+            objects = _select_classes(teacher.objects, self._theirs)
+            return {"one2many": (ours, assign_objects(objects, ours, student.grid))}
         return {
-            name: (ours, _at(_chosen(teacher.branches[name], self._theirs), index))
-            for name, ours in said.items()
+            name: (ours, _at_anchors(_select_classes(teacher.branches[name], self._theirs), index))
+            for name, ours in predictions.items()
             if name in teacher.branches
         }
 
@@ -163,99 +168,101 @@ class Comparison:
         return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
 
     @staticmethod
-    def _neurons(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+    def _neurons(student: DetectorFeatures, teacher: DetectorFeatures, _: torch.Tensor) -> torch.Tensor:
         return distill.pattern_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
 
     @staticmethod
-    def _attention(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+    def _attention(student: DetectorFeatures, teacher: DetectorFeatures, _: torch.Tensor) -> torch.Tensor:
         return distill.attention_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
 
-    def _features(self, student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
+    def _features(self, student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor) -> torch.Tensor:
         projected = [project(maps).float() for project, maps in zip(self._aids.projectors, student.neck, strict=True)]
         if self._step.features == "correlation":
             return distill.correlation_loss(projected, teacher.neck)
         if self._step.features == "channels":
             return distill.channel_loss(projected, teacher.neck)
-        levels = sure.split([height * width for height, width in student.grid.sizes], dim=1)
+        levels = certainty.split([height * width for height, width in student.grid.sizes], dim=1)
         weights = [level.unflatten(1, (1, *size)) for level, size in zip(levels, student.grid.sizes, strict=True)]
         return distill.feature_loss(projected, teacher.neck, weights)
 
     @staticmethod
-    def _relations(student: Seen, teacher: Seen, sure: torch.Tensor) -> torch.Tensor:
-        index, weight = distill.peaks(sure, student.grid.sizes, OBJECTS)
-        points, _ = student.grid.points(sure.device)
+    def _relations(student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor) -> torch.Tensor:
+        index, weight = distill.peaks(certainty, student.grid.sizes, MAX_RELATED_OBJECTS)
+        points, _ = student.grid.points(certainty.device)
         height, width = student.grid.frame
-        places = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
-        ours, theirs = (distill.object_vectors(seen.neck, places) for seen in (student, teacher))
+        positions = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
+        ours, theirs = (distill.object_vectors(each.neck, positions) for each in (student, teacher))
         return distill.relation_loss(ours, theirs, weight.flatten())
 
 
-def _paired(own: Grid, teacher: Seen) -> Seen:
-    """The teacher with the maps of the level that is nearest to each of the student's."""
+def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
+    """Return the teacher with the maps of the level nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
     neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
 
 
-def _shared(losses: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:
-    return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
+def _weighted_sum(losses: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    return torch.stack([loss * weight for loss, weight in zip(losses, weights, strict=True)]).sum()
 
 
-def _chosen(found: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:
-    """What is said of classes, each of them the surest of some in the list of whoever says it."""
-    if list(classes) == [[at] for at in range(found.scores.shape[1])]:
-        return found  # indices would have to travel to the GPU
+def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:
+    """Select classes; of several indices for one class the most certain one counts."""
+    scores, boxes = predictions.scores, predictions.boxes
+    if list(classes) == [[at] for at in range(scores.shape[1])]:
+        return predictions  # indices would have to travel to the GPU
     if all(len(some) == 1 for some in classes):
-        return Predictions(found.scores[:, [at for (at,) in classes]], found.boxes)
-    return Predictions(torch.stack([found.scores[:, some].amax(1) for some in classes], dim=1), found.boxes)
+        return Predictions(scores[:, [at for (at,) in classes]], boxes)
+    return Predictions(torch.stack([scores[:, some].amax(1) for some in classes], dim=1), boxes)
 
 
-def _at(found: Predictions, index: torch.Tensor) -> Predictions:
-    return Predictions(found.scores[..., index], found.boxes[..., index])
+def _at_anchors(predictions: Predictions, index: torch.Tensor) -> Predictions:
+    return Predictions(predictions.scores[..., index], predictions.boxes[..., index])
 
 
 def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:
-    """By distributions where both heads have the same ones at the same anchors, else by overlap."""
-    sure = distill.certainty(theirs.scores)
+    """Compare distributions where both heads have the same ones at the same anchors, else overlaps."""
+    certainty = distill.certainty(theirs.scores)
     if own == other and ours.boxes.shape == theirs.boxes.shape and ours.boxes.shape[1] > 4:
-        return distill.distribution_loss(ours.boxes, theirs.boxes, sure)
+        return distill.distribution_loss(ours.boxes, theirs.boxes, certainty)
     points, strides = own.points(index.device)
-    others, steps = (found[..., index] for found in other.points(index.device))
-    moved = (others - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)  # from the student's anchor
-    sides = distill.expected_distances(theirs.boxes) * steps + moved.flatten(0, 1)
-    return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, sure)
+    other_points, other_strides = (each[..., index] for each in other.points(index.device))
+    offset = (other_points - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)
+    sides = distill.expected_distances(theirs.boxes) * other_strides + offset.flatten(0, 1)
+    return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, certainty)
 
 
-def assigned(objects: Predictions, student: Predictions, grid: Grid) -> Predictions:
-    """What a head without anchors finds (RT-DETR), as one with anchors would say it: at the student's anchors.
+def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Predictions:
+    """Assign the predictions of a head without anchors (RT-DETR) to the student's anchors, as labels are assigned.
 
     objects: class logits [b, classes, n], and boxes [b, 4, n], middle x and y, width and height as shares of the frame.
-    As labels are given to anchors (TOOD, arXiv 2108.07755), by how well the student does there: of the anchors in a box
-    the TAKEN with the largest s^0.5 u^6 speak for it, s the probability of the box's surest class and u the overlap of
-    the student's box. There a class has the object's probability times that measure, as a share of the box's largest,
-    times the box's largest u. Of several boxes the one with most to say has the anchor. Elsewhere there is nothing.
+    After TOOD (arXiv 2108.07755): a box is assigned to the ASSIGN_TOPK anchors inside it with the largest s^0.5 u^6,
+    where s is the student's probability of the box's most probable class, and u the overlap of the student's box. There
+    a class has the object's probability times that measure, as a share of the box's largest, times the box's largest u.
+    Of several boxes an anchor has the one with the largest such value. Other anchors have MIN_PROBABILITY.
     """
     with torch.no_grad():
-        said = objects.scores.sigmoid()
-        sure, order = said.amax(dim=1).topk(min(SPOKEN, said.shape[2]), dim=1)
-        said, boxes = _taken(said, order), _taken(objects.boxes, order)
-        sides, overlap = _placed(boxes, student, grid)
-        probability = student.scores.sigmoid().gather(1, said.argmax(dim=1)[..., None].expand_as(overlap))
-        claim = _claims(probability.sqrt() * overlap**6, overlap)
-        _, speaker = (claim * sure[..., None]).max(dim=1)  # [b, a]
-        found = _taken(said, speaker) * claim.gather(1, speaker[:, None])
-        spoken = sides.gather(2, speaker[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
-        return Predictions(found.clamp(NOTHING, 1 - NOTHING).logit(), spoken)
+        probabilities = objects.scores.sigmoid()
+        certainty, order = probabilities.amax(dim=1).topk(min(MAX_QUERIES, probabilities.shape[2]), dim=1)
+        probabilities, boxes = _gather(probabilities, order), _gather(objects.boxes, order)
+        sides, overlap = _sides_and_overlaps(boxes, student, grid)
+        best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
+        probability = student.scores.sigmoid().gather(1, best_class)
+        share = _assignment(probability.sqrt() * overlap**6, overlap)
+        _, assigned = (share * certainty[..., None]).max(dim=1)  # [b, anchors]
+        values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
+        assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
+        return Predictions(values.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit(), assigned_sides)
 
 
-def _taken(each: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Of [b, c, n] all c at some of the n, whose indices are [b, k]."""
-    return each.gather(2, index[:, None].expand(-1, each.shape[1], -1))
+def _gather(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Select of [b, c, n] all c at some of the n, whose indices are [b, k]."""
+    return values.gather(2, index[:, None].expand(-1, values.shape[1], -1))
 
 
-def _placed(boxes: torch.Tensor, student: Predictions, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes [b, 4, n] seen from the student's anchors: their sides in strides [b, 4, n, a], and how much the student's
-    own boxes there overlap them [b, n, a], which is 0 where the anchor lies outside."""
+def _sides_and_overlaps(boxes: torch.Tensor, student: Predictions, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sides of boxes [b, 4, n] from each anchor, in strides [b, 4, n, a], and their overlap with the
+    student's box there [b, n, a], which is 0 where the anchor lies outside."""
     points, strides = grid.points(boxes.device)
     low, high = corners(boxes.mT, *grid.frame).mT[..., None].split(2, dim=1)
     sides = torch.cat([points[:, None] - low, high - points[:, None]], dim=1)
@@ -264,33 +271,33 @@ def _placed(boxes: torch.Tensor, student: Predictions, grid: Grid) -> tuple[torc
     return sides / strides, common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)
 
 
-def _claims(fit: torch.Tensor, overlap: torch.Tensor) -> torch.Tensor:
-    """How much each anchor speaks for each box, both [b, n, a]: of the TAKEN fittest, as a share of the fittest."""
-    best, taken = fit.topk(min(TAKEN, fit.shape[2]), dim=2)
-    share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, taken).amax(dim=2, keepdim=True)
-    return torch.zeros_like(fit).scatter_(2, taken, share)
+def _assignment(fit: torch.Tensor, overlap: torch.Tensor) -> torch.Tensor:
+    """Return each box's share at each anchor [b, n, a]: 0 but for the ASSIGN_TOPK best fits, relative to the best."""
+    best, index = fit.topk(min(ASSIGN_TOPK, fit.shape[2]), dim=2)
+    share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, index).amax(dim=2, keepdim=True)
+    return torch.zeros_like(fit).scatter_(2, index, share)
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:
-    """Pairs of indices of the classes that both lists have: by name, without regard to case and spaces around it.
+    """Pair the indices of the classes that both lists have: by name, without regard to case and outer spaces.
 
     same: further pairs, each as "their name = our name"; one of theirs means one of ours, but several may mean the same
-    one. Raises SpecError where there are no pairs, or a name is unknown or told to be two.
+    one. Raises SpecError where there are no pairs, or a name is unknown or given two meanings.
     """
     lists = [[name.strip().lower() for name in names] for names in (theirs, ours)]
-    known, told = dict(zip(lists[0], lists[0], strict=True)), set()
+    meaning, given = dict(zip(lists[0], lists[0], strict=True)), set()
     for pair in same:
         names = [name.strip().lower() for name in pair.split("=")]
-        if len(names) != 2 or names[0] not in lists[0] or names[1] not in lists[1] or names[0] in told:
+        if len(names) != 2 or names[0] not in lists[0] or names[1] not in lists[1] or names[0] in given:
             expected = f'"their name = our name", each of theirs once, of {", ".join(theirs)} and {", ".join(ours)}'
             raise SpecError("distill: same_classes", expected=expected, found=pair)
-        told.add(names[0])
-        known[names[0]] = names[1]
+        given.add(names[0])
+        meaning[names[0]] = names[1]
     pairs = tuple(
         (at, lists[0].index(name))
-        for at, wanted in enumerate(lists[1])
-        for name, ours_too in known.items()
-        if ours_too == wanted
+        for at, our_name in enumerate(lists[1])
+        for name, means in meaning.items()
+        if means == our_name
     )
     if not pairs:
         raise SpecError(

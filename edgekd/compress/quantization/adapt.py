@@ -1,10 +1,10 @@
-"""A Q/DQ graph fitted to other conditions: the same nodes, with other weights, biases and ranges.
+"""Adaptation of a Q/DQ graph to other imaging conditions: the same nodes, with other weights, biases and ranges.
 
-Its float self is run over pictures as it knows them, and beside it a copy over the same pictures as the new conditions
-would show them. Layer by layer, from the input on, each convolution of the copy gets the weights and the bias that
-bring its output closest to what the other one's is, given all that was changed before it (`compress.reconstruct`, which
-makes up for rounding in the same way). They are stored as the layer stored them before. At last the ranges of
-activations are measured anew, on real frames of the new conditions.
+The float graph runs on images of the original conditions, and a copy on the same scenes as the new conditions show
+them. Layer by layer, from the input on, each convolution of the copy gets the weights and the bias whose output is
+closest to the original's, given all changes before it (`compress.reconstruct`, which compensates rounding in the same
+way). They are stored in the layer's own format. At last the ranges of activations are measured on real frames of the
+new conditions.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.quantization.placement import Placement, shared_scales
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
-from edgekd.compress.quantization.quantize import copied, frames_to_fit, prepared, reconstruct
+from edgekd.compress.quantization.quantize import PROBES, frames_to_fit, prepared, reconstruct
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.nvfp4 import Nvfp4
 from edgekd.core.formats.plain_graph import plain_graph
+from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
-
-PROBES = 8
-"""Frames on which ranges are chosen."""
 
 
 def adapt(
@@ -42,8 +40,8 @@ def adapt(
 ) -> dict[str, float]:
     """Write `out`: the graph `source` fitted to other conditions. Returns the scale of each quantized activation.
 
-    known: frames float32 [1, 3, h, w] as the network knows them; shown: the same scenes as the new conditions would
-    show them; new: frames of the new conditions, for ranges. Memory decides how many of the first two are used.
+    known: frames float32 [1, 3, h, w] of the original conditions; shown: the same scenes in the new ones, simulated;
+    new: real frames of the new conditions, for ranges. Memory limits how many of the first two are used.
     Raises CompressError where no convolution can be changed, or the graph has quantized matrix products.
     """
     import onnx
@@ -68,7 +66,7 @@ def adapt(
 def _changed(
     graph: Graph, layers: Sequence[Layer], known: Sequence[np.ndarray], shown: Sequence[np.ndarray]
 ) -> list[Layer]:
-    """The layers, fitted, as they are stored; `graph` then computes what they do."""
+    """Return the fitted layers as they are stored; `graph` then computes the same."""
     nodes = {node.name: node for node in graph.nodes}
     views = {each.node: layer_of(graph, nodes[each.node]) for each in layers if not is_dfl(graph, nodes[each.node])}
     forms = {layer.node: layer.form for layer in layers if views.get(layer.node) is not None}
@@ -81,7 +79,7 @@ def _changed(
 
 
 def _fitted(layer: Layer, view: LayerView | None, graph: Graph, stored: Stored | None) -> Layer:
-    """A layer with the weights and the bias that a float graph has for it now, in the types that it had."""
+    """Return a layer with the weights and the bias that a float graph now has for it, in the layer's types."""
     assert view is not None, "only such layers were fitted"
     assert not isinstance(stored, Nvfp4), "which no convolution is stored in"
     codes, scales = (graph.constant(view.weights_name), None) if stored is None else stored
@@ -96,7 +94,7 @@ def _fitted(layer: Layer, view: LayerView | None, graph: Graph, stored: Stored |
 
 
 def _widened(model: Any) -> Any:
-    """A model with float32 in place of float16, its decoding as it is."""
+    """Return a model with float32 in place of float16."""
     from onnx import TensorProto, numpy_helper
 
     for initializer in model.graph.initializer:
@@ -114,7 +112,7 @@ def _widened(model: Any) -> Any:
 def _ranges(
     graph: Graph, path: Path, layers: Sequence[Layer], scaled: Sequence[str], frames: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """The scale of each quantized activation, and of those that share it, measured on frames.
+    """Return the scale of each quantized activation, and of those that share it, measured on frames.
 
     path: the float graph as a file; scaled: names of the quantized activations in it.
     """
@@ -126,5 +124,5 @@ def _ranges(
 
 
 def _with_range(layer: Layer, scale: float | None) -> Layer:
-    """A layer whose input has another scale, if its input has one."""
+    """Return a layer with another scale of its input, if its input has one."""
     return layer if layer.input_scale is None or scale is None else replace(layer, input_scale=scale)

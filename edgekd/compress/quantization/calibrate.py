@@ -1,4 +1,4 @@
-"""One pass of calibration frames through the float graph, keeping a histogram per tensor and nothing else."""
+"""Calibration: one pass of frames through the float graph, for a histogram of each tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekd.graph.session import cpu_session
 
 
 def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> dict[str, MagnitudeHistogram]:
-    """Histograms of the magnitudes of `tensors` over `frames`, each float32 [1, 3, h, w].
+    """Return histograms of the magnitudes of `tensors` over `frames`, each float32 [1, 3, h, w].
 
     Memory: the activations of two frames and 16 KiB a tensor, however many frames there are.
     """
@@ -32,14 +32,14 @@ def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
 
 
 def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """The tensors for each frame; the next frame runs while this one is looked at."""
+    """Return the tensors for each frame; the next frame runs while the caller handles this one."""
     session, input_name = _session_with_outputs(graph, tensors)
     watched = [name for name in tensors if name != input_name]
 
     def run(frame: np.ndarray) -> dict[str, np.ndarray]:
         # Asked for no output at all, ONNX Runtime gives every one.
-        found = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True)) if watched else {}
-        return {**found, input_name: frame} if input_name in tensors else found
+        values = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True)) if watched else {}
+        return {**values, input_name: frame} if input_name in tensors else values
 
     with ThreadPoolExecutor(1) as ahead:
         waiting: Future[dict[str, np.ndarray]] | None = None
@@ -53,7 +53,7 @@ def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
 
 
 def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str]:
-    """An ONNX Runtime session that also returns the given inner tensors, and the name of the graph's input."""
+    """Return an ONNX Runtime session that also gives these inner tensors, and the name of the graph's input."""
     import onnx
 
     model = onnx.load(graph)

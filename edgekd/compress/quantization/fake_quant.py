@@ -1,8 +1,8 @@
-"""Fake quantization for training: layers that compute with rounded numbers, and pass gradients as if they had not.
+"""Fake quantization for training: layers that compute with rounded numbers and straight-through gradients.
 
-Weights are trained in units of INT8 codes: a weight is `scale * round(latent)`, and `latent` is what the optimizer
-moves. So one learning rate suits all channels, however unequal folding the batch norms in has left them, and the
-gradient of a learned scale needs no rule of its own. Straight-through gradients: Y. Bengio et al., "Estimating or
+Weights are trained in units of INT8 codes: a weight is `scale * round(latent)`, and the optimizer moves `latent`. So
+one learning rate suits all channels, however unequal folded batch norms have left them, and the gradient of a learned
+scale needs no rule of its own. Straight-through gradients: Y. Bengio et al., "Estimating or
 Propagating Gradients Through Stochastic Neurons", 2013; learned steps of activations: S. Esser et al., "Learned Step
 Size Quantization", ICLR 2020.
 """
@@ -17,18 +17,18 @@ from torch.nn import functional
 
 from edgekd.core.formats import fp4x, int8
 
-_EXPONENT = 0x7F800000  # of a float32
+_EXPONENT = 0x7F800000  # bits of a float32
 _ROUNDS_TO_INTEGERS = 1.5 * 2**23  # adding and subtracting it leaves no fraction in a float32
-_CHUNK = 2000  # blocks at a time: they stay in a core's cache, and are too few for PyTorch to start threads for
+_CHUNK = 2000  # blocks at a time: they fit a core's cache, and are too few for PyTorch to start threads
 
 
 def int8_codes(latent: torch.Tensor) -> torch.Tensor:
-    """The INT8 codes nearest to latent weights, both float32 of any shape: what `formats.int8` gives for them."""
+    """Return the nearest INT8 codes to latent weights, both float32 of any shape, as `formats.int8` does."""
     return latent.round().clamp(-int8.LEVELS, int8.LEVELS)
 
 
 def fp4x_codes(latent: torch.Tensor) -> torch.Tensor:
-    """The fp4x codes nearest to latent weights, both float32 [O, ...]: what `formats.fp4x` gives for them.
+    """Return the nearest fp4x codes to latent weights, both float32 [O, ...], as `formats.fp4x` does.
 
     Every multiplier is tried for every block.
     """
@@ -47,7 +47,7 @@ _TOP = 2 * max(fp4x.MAGNITUDES)
 
 
 def _best_multipliers(magnitudes: torch.Tensor) -> torch.Tensor:
-    """The multiplier with the least squared error for each block of magnitudes, in codes: [16, blocks] -> [blocks]."""
+    """Return the multiplier with the least squared error of each block of magnitudes, in codes: [16, n] -> [n]."""
     best = torch.ones_like(magnitudes[0])
     chunk = _CHUNK if magnitudes.device.type == "cpu" else max(1, len(best))
     for block, found in zip(magnitudes.split(chunk, dim=1), best.split(chunk), strict=True):
@@ -70,7 +70,7 @@ _CODES = {"int8": int8_codes, "fp4x": fp4x_codes}
 
 
 class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
-    """Codes forward, the gradient unchanged backward."""
+    """Rounds forward, and passes the gradient unchanged backward."""
 
     @staticmethod
     def forward(context: Any, latent: torch.Tensor, form: str) -> torch.Tensor:
@@ -84,7 +84,7 @@ class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
 class ActivationRange(nn.Module):  # type: ignore[misc]
     """The INT8 quantizer of an activation, as QuantizeLinear and DequantizeLinear compute it; codes -128..127.
 
-    Layers whose inputs share a scale hold the same range, so that the scale stays shared when it is learned.
+    Layers whose inputs share a scale hold the same instance, so that a learned scale stays shared.
     """
 
     def __init__(self, scale: float, learned: bool) -> None:
@@ -108,7 +108,7 @@ class ActivationRange(nn.Module):  # type: ignore[misc]
 
 
 class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
-    """A convolution whose weights, and whose input where `entry` is a range, are rounded as in the engine.
+    """A convolution with weights, and with a range `entry` also an input, rounded as in the engine.
 
     like: the float convolution, whose geometry and bias it takes over; latent float32 [O, I, kh, kw]: its weights in
     codes; scales float32 [O]; form: `int8` or `fp4x`; learned: whether the scales are trained, too.
@@ -139,8 +139,8 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
 
     def codes(self) -> torch.Tensor:
         """The INT8 codes that ship, as float32 [O, I, kh, kw]."""
-        found: torch.Tensor = _StraightThrough.apply(self.weight, self.form)
-        return found
+        codes: torch.Tensor = _StraightThrough.apply(self.weight, self.form)
+        return codes
 
     def forward(self, activation: torch.Tensor) -> torch.Tensor:
         if self.entry is not None:
@@ -150,14 +150,14 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
 
 
 def latent_weights(weights: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, form: str) -> torch.Tensor:
-    """Where training starts, in codes: the float weights as far as they round to the given codes, else those codes.
+    """Return the initial latent weights: the float weights, in codes, where they round to the given codes, else those.
 
     weights, codes float32 [O, ...], scales float32 [O]. The codes of a graph need not be the nearest ones: they may
-    have been chosen to make up for each other's errors. Training starts from what they are; but where it can, from
-    inside a rounding cell and not from its middle, half a step away from every neighbour.
+    compensate each other's errors. Training starts from them; where possible from inside a rounding cell and not from
+    its middle, half a step away from every neighbour.
     """
-    wanted = weights / scales.reshape(-1, *[1] * (weights.ndim - 1))
-    latent = torch.where(_CODES[form](wanted) == codes, wanted, codes)
+    exact = weights / scales.reshape(-1, *[1] * (weights.ndim - 1))
+    latent = torch.where(_CODES[form](exact) == codes, exact, codes)
     if form == "fp4x":
         # Mixed blocks may prefer another multiplier; blocks of codes alone never do.
         whole = _blocks_where(fp4x_codes(latent) == codes)
@@ -166,7 +166,7 @@ def latent_weights(weights: torch.Tensor, codes: torch.Tensor, scales: torch.Ten
 
 
 def _blocks_where(same: torch.Tensor) -> torch.Tensor:
-    """bool [O, ...]: whether all of the block that each element lies in is true."""
+    """Return for each element whether its whole block is true: bool [O, ...]."""
     rows = same.reshape(len(same), -1)
     padded = functional.pad(rows, (0, -rows.shape[1] % fp4x.BLOCK), value=True)
     whole = padded.reshape(len(rows), -1, fp4x.BLOCK).all(dim=2).repeat_interleave(fp4x.BLOCK, dim=1)
@@ -174,5 +174,5 @@ def _blocks_where(same: torch.Tensor) -> torch.Tensor:
 
 
 def _grown(start: torch.Tensor, growth: torch.Tensor | None) -> torch.Tensor:
-    """A scale that is fixed, or learned as the logarithm of its growth: it stays positive, its steps are relative."""
+    """Return a fixed scale, or one that is learned as the logarithm of its growth: positive, with relative steps."""
     return start if growth is None else start * growth.exp()

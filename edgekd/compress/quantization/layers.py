@@ -1,7 +1,7 @@
-"""Layers: convolutions and matrix products with constant weights, each as a matrix on patches of what it reads.
+"""Layers: convolutions and matrix products with constant weights, each as a matrix on patches of its input.
 
-Pure NumPy on what a node says. A convolution's patches are what its output positions read; those of a MatMul or Gemm
-are the rows of its input.
+Pure NumPy. A convolution has a patch for each output position; the patches of a MatMul or Gemm are the rows of its
+input.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import numpy as np
 
 from edgekd.graph.view import Graph
 
-SMALLEST_PRODUCT = 16
-"""A matrix without a side of so many is arithmetic, such as a conversion of boxes, and no layer."""
+MIN_PRODUCT_SIDE = 16
+"""A matrix whose sides are smaller is arithmetic, such as a conversion of boxes, and no layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerView(ABC):
     """weights float32 [O, ...] of the node `name`, outputs first; bias float32 [O].
 
-    weights_name, bias_name: the initializers that hold them, None for a layer that nothing gives a bias; groups: how
-    many parts of inputs and outputs have nothing to do with each other.
+    weights_name, bias_name: of their initializers, None for a layer without a bias; groups: as of a convolution.
     """
 
     name: str
@@ -36,39 +35,39 @@ class LayerView(ABC):
 
     @property
     def matrices(self) -> np.ndarray:
-        """The weights as float32 [groups, O / groups, K], K inputs for each output."""
+        """The weights as float32 [groups, O / groups, K], for K inputs of each output."""
         return self.weights.reshape(self.groups, len(self.weights) // self.groups, -1)
 
     @abstractmethod
     def count(self, shape: tuple[int, ...]) -> int:
-        """How many patches there are in an input of this shape."""
+        """Return the number of patches in an input of this shape."""
 
     @abstractmethod
     def patches(self, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """The patches `at` (numbers [n]) of an input float32: [groups, n, K]."""
+        """Return the patches with the indices `at` [n] of an input float32: [groups, n, K]."""
 
-    def places(self, inputs: Sequence[np.ndarray], needed: int) -> list[np.ndarray]:
-        """A seeded choice of patches of each input, the same number of each: `needed` in all, or what there is."""
+    def draw_patches(self, inputs: Sequence[np.ndarray], needed: int) -> list[np.ndarray]:
+        """Draw indices of patches by a fixed seed, equally many of each input: `needed` in all, or all there are."""
         size = self.count(inputs[0].shape)
         each = min(-(-needed // len(inputs)), size)
         rng = np.random.default_rng(0)
         return [rng.choice(size, each, replace=False, shuffle=False) for _ in inputs]
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
-        """Weights [O, ...] as the node of the float graph takes them."""
+        """Return weights [O, ...] in the layout of the float graph's node."""
         return weights
 
     def initializers(self, weights: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
-        """What to put into the float graph for other weights [O, ...] and another bias [O]."""
+        """Return the float graph's initializers for other weights [O, ...] and another bias [O]."""
         biases = {} if self.bias_name is None else {self.bias_name: bias}
         return {self.weights_name: self.stored(weights), **biases}
 
 
 @dataclass(frozen=True, eq=False)
 class Product(LayerView):
-    """A Gemm that takes its weights [O, K] as they are, or a MatMul that takes them as [K, O] (`turned`)."""
+    """A Gemm with weights [O, K], or a MatMul with weights [K, O] (`transposed`)."""
 
-    turned: bool
+    transposed: bool
 
     def count(self, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape[:-1]))
@@ -77,14 +76,14 @@ class Product(LayerView):
         return np.ascontiguousarray(values.reshape(-1, values.shape[-1])[at][None])
 
     def stored(self, weights: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(weights.T) if self.turned else weights
+        return np.ascontiguousarray(weights.T) if self.transposed else weights
 
 
 @dataclass(frozen=True, eq=False)
 class Convolution(LayerView):
-    """weights float32 [O, I / groups, kh, kw]; the rest as in ONNX's Conv.
+    """A convolution with weights float32 [O, I / groups, kh, kw]; the rest as in ONNX's Conv.
 
-    pads: top, left, bottom, right; or ONNX's `auto_pad`, by which the size of the input says how much.
+    pads: top, left, bottom, right; or ONNX's `auto_pad`, with which they follow from the input's size.
     """
 
     strides: tuple[int, int]
@@ -95,7 +94,7 @@ class Convolution(LayerView):
         return int(np.prod(self.positions(*shape[2:])))
 
     def positions(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output for an input of this size."""
+        """Return height and width of the output for an input of this size."""
         reach, (top, left, bottom, right) = self._reach, self._margins(height, width)
         return (
             (height + top + bottom - reach[0]) // self.strides[0] + 1,
@@ -103,7 +102,7 @@ class Convolution(LayerView):
         )
 
     def patches(self, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """What the output positions `at` (flat indices [n]) read of values float32 [1, I, h, w]."""
+        """Return the patches of the output positions `at` (flat indices [n]) of values float32 [1, I, h, w]."""
         height, width = values.shape[2:]
         across, margins = self.positions(height, width)[1], self._margins(height, width)
         kernel = np.indices(self.weights.shape[2:])  # [2, kh, kw]
@@ -111,8 +110,8 @@ class Convolution(LayerView):
         left = (at % across * self.strides[1] - margins[1])[:, None, None] + kernel[1] * self.dilations[1]
         inside = (top >= 0) & (top < height) & (left >= 0) & (left < width)
         places = np.clip(top, 0, height - 1) * width + np.clip(left, 0, width - 1)
-        found = values[0].reshape(values.shape[1], -1)[:, places] * inside  # [I, n, kh, kw]
-        grouped = found.reshape(self.groups, -1, *found.shape[1:]).transpose(0, 2, 1, 3, 4)
+        columns = values[0].reshape(values.shape[1], -1)[:, places] * inside  # [I, n, kh, kw]
+        grouped = columns.reshape(self.groups, -1, *columns.shape[1:]).transpose(0, 2, 1, 3, 4)
         return np.ascontiguousarray(grouped).reshape(self.groups, len(at), -1)
 
     @property
@@ -120,7 +119,7 @@ class Convolution(LayerView):
         return [(side - 1) * step + 1 for side, step in zip(self.weights.shape[2:], self.dilations, strict=True)]
 
     def _margins(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, bottom and right of an input of this size."""
+        """Return the padding of an input of this size: top, left, bottom, right."""
         if not isinstance(self.pads, str):
             return self.pads
         sides = zip((height, width), self.strides, self._reach, strict=True)
@@ -131,15 +130,15 @@ class Convolution(LayerView):
 
 
 def is_layer(graph: Graph, node: Any) -> bool:
-    """Whether a node is a convolution, or a product with a constant matrix that is more than arithmetic."""
+    """Return whether a node is a convolution, or a product with a constant matrix of MIN_PRODUCT_SIDE or more."""
     if node.op_type not in ("Gemm", "MatMul"):
         return bool(node.op_type == "Conv")
     shape = graph.shape(node.input[1])
-    return shape is not None and len(shape) == 2 and max(shape) >= SMALLEST_PRODUCT
+    return shape is not None and len(shape) == 2 and max(shape) >= MIN_PRODUCT_SIDE
 
 
 def is_dfl(graph: Graph, node: Any) -> bool:
-    """Whether a layer is the fixed sum of distances in Distribution Focal Loss (weights 0, 1, 2, ...)."""
+    """Return whether a layer is the fixed sum of Distribution Focal Loss (weights 0, 1, 2, ...)."""
     weights = graph.constant(node.input[1])
     if weights is None or 1 not in (weights.shape[:1] if node.op_type == "Conv" else weights.shape):
         return False
@@ -148,52 +147,52 @@ def is_dfl(graph: Graph, node: Any) -> bool:
 
 
 def layer_of(graph: Graph, node: Any) -> LayerView | None:
-    """What a layer does; None where its parameters are computed, or it is of a kind that has no patches here."""
+    """Return the view of a layer; None for computed parameters, and for kinds that have no patches here."""
     return _convolution(graph, node) if node.op_type == "Conv" else _product(graph, node)
 
 
 def _convolution(graph: Graph, node: Any) -> Convolution | None:
-    """None for one with computed weights or bias, or that is not two-dimensional."""
-    weights, said = graph.constant(node.input[1]), attributes(node)
+    """Return the view; None for computed weights or bias, and for other than two dimensions."""
+    weights, options = graph.constant(node.input[1]), attributes(node)
     name = node.input[2] if len(node.input) > 2 else None
     bias = np.zeros(0 if weights is None else len(weights)) if name is None else graph.constant(name)
     if weights is None or bias is None or weights.ndim != 4:
         return None
-    padding = said.get("auto_pad", b"NOTSET").decode("ascii")
+    padding = options.get("auto_pad", b"NOTSET").decode("ascii")
     return Convolution(
         name=node.name,
         weights=weights,
         bias=bias.astype(np.float32),
         weights_name=node.input[1],
         bias_name=name,
-        groups=said.get("group", 1),
-        strides=tuple(said.get("strides", (1, 1))),
-        pads=padding if padding.startswith("SAME") else tuple(said.get("pads", (0, 0, 0, 0))),
-        dilations=tuple(said.get("dilations", (1, 1))),
+        groups=options.get("group", 1),
+        strides=tuple(options.get("strides", (1, 1))),
+        pads=padding if padding.startswith("SAME") else tuple(options.get("pads", (0, 0, 0, 0))),
+        dilations=tuple(options.get("dilations", (1, 1))),
     )
 
 
 def _product(graph: Graph, node: Any) -> Product | None:
-    """None for a Gemm that is not yet as `rewrite.own_parameters` leaves it."""
-    weights, said = graph.constant(node.input[1]), attributes(node)
+    """Return the view; None for a Gemm that `rewrite.own_parameters` has not normalized."""
+    weights, options = graph.constant(node.input[1]), attributes(node)
     if weights is None or weights.ndim != 2 or weights.dtype != np.float32:
         return None
-    turned = node.op_type == "MatMul"
-    outputs_first = np.ascontiguousarray(weights.T) if turned else weights
+    transposed = node.op_type == "MatMul"
+    outputs_first = np.ascontiguousarray(weights.T) if transposed else weights
     name = bias_of_product(graph, node)
     bias = np.zeros(len(outputs_first), np.float32) if name is None else graph.constant(name)
-    plain = turned or (said.get("transA", 0), said.get("transB", 0)) == (0, 1)
-    scaled = any(said.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta"))
+    plain = transposed or (options.get("transA", 0), options.get("transB", 0)) == (0, 1)
+    scaled = any(options.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta"))
     if not plain or scaled or bias is None or bias.shape != outputs_first.shape[:1]:
         return None
-    return Product(node.name, outputs_first, bias, node.input[1], name, groups=1, turned=turned)
+    return Product(node.name, outputs_first, bias, node.input[1], name, groups=1, transposed=transposed)
 
 
 def bias_of_product(graph: Graph, node: Any) -> str | None:
-    """What a product's bias is called: the third input of a Gemm, or what is added to a MatMul and to nothing else.
+    """Return the name of a product's bias: a Gemm's third input, or the summand of an Add after a MatMul.
 
     Exporters write a linear layer as MatMul and Add. An Add that is not the only reader, or whose other input is
-    computed or has another shape than the outputs', gives no bias.
+    computed or has another shape than the outputs', is no bias.
     """
     if node.op_type == "Gemm":
         return node.input[2] if len(node.input) > 2 and node.input[2] else None
@@ -207,7 +206,7 @@ def bias_of_product(graph: Graph, node: Any) -> str | None:
 
 
 def attributes(node: Any) -> dict[str, Any]:
-    """The attributes of a node, by name."""
+    """Return the attributes of a node, by name."""
     from onnx import helper
 
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

@@ -1,7 +1,6 @@
-"""A graph run level by level over several frames: what a layer reads can be seen before its weights are decided.
+"""Layer-by-layer execution of a graph over several frames, so that weights can be decided by a layer's input.
 
-A level is everything between one layer and the next: a node's level is the number of layers on the longest way to it.
-What a level reads was computed before and is kept; what nobody will read again is dropped.
+A node's level is the number of layers on the longest path to it. Tensors are kept until their last level has read them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ SOURCE = 0
 
 
 class Walk:
-    """The tensors of `graph` over frames float32 [1, 3, h, w], as far as the walk has come.
+    """The tensors of `graph` over frames float32 [1, 3, h, w], up to the current level.
 
     Memory: the tensors that cross from one level to the next, for each frame.
     """
@@ -31,15 +30,15 @@ class Walk:
         self._initializers = {each.name: each for each in graph.model.graph.initializer}
         self._last_read = _last_read(graph, self._levels)
         frame = graph.model.graph.input[0].name
-        self._seen: list[dict[str, np.ndarray]] = [{frame: each} for each in frames]
+        self._tensors: list[dict[str, np.ndarray]] = [{frame: each} for each in frames]
         self.advance(SOURCE)
 
     def values(self, tensor: str) -> list[np.ndarray]:
-        """A tensor of a level passed before that a later one reads, for each frame."""
-        return [seen[tensor] for seen in self._seen]
+        """Return a tensor of an earlier level that a later one reads, for each frame."""
+        return [tensors[tensor] for tensors in self._tensors]
 
     def replace(self, name: str, value: np.ndarray) -> None:
-        """Change an initializer that no level passed before has read."""
+        """Change an initializer that no earlier level has read."""
         from onnx import numpy_helper
 
         self._initializers[name].CopyFrom(numpy_helper.from_array(value, name))
@@ -52,22 +51,22 @@ class Walk:
         inputs = [name for name in read if name not in self._initializers]
         outputs = [name for name in made if self._last_read.get(name, 0) > level]
         session = self._session(nodes, inputs, outputs) if outputs else None
-        for seen in self._seen:
+        for tensors in self._tensors:
             if session is not None:
-                found = session.run(outputs, {name: seen[name] for name in inputs})
-                seen.update(zip(outputs, found, strict=True))
-            for name in [name for name in seen if self._last_read.get(name, 0) <= level]:
-                del seen[name]
+                values = session.run(outputs, {name: tensors[name] for name in inputs})
+                tensors.update(zip(outputs, values, strict=True))
+            for name in [name for name in tensors if self._last_read.get(name, 0) <= level]:
+                del tensors[name]
 
     def _session(self, nodes: list[Any], inputs: list[str], outputs: list[str]) -> Any:
         names = dict.fromkeys(name for node in nodes for name in node.input if name in self._initializers)
         constants = [self._initializers[name] for name in names]
-        samples = {name: self._seen[0][name] for name in inputs}
+        samples = {name: self._tensors[0][name] for name in inputs}
         return part_session(self._graph.model, nodes, constants, samples, outputs, spinning=False)
 
 
 def bytes_per_frame(graph: Graph) -> int:
-    """The most memory that the tensors of one frame take between two levels; 4 bytes an element."""
+    """Return the peak memory of the tensors of one frame between two levels; 4 bytes an element."""
     levels = levels_of(graph)
     made = {name: levels[node.name] for node in graph.nodes for name in node.output}
     read = _last_read(graph, levels)
@@ -78,7 +77,7 @@ def bytes_per_frame(graph: Graph) -> int:
 
 
 def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """The shapes of inputs and computed tensors, by name; 0 for a side that does not follow from the graph."""
+    """Return the shapes of inputs and computed tensors, by name; 0 for a side that cannot be inferred."""
     import onnx
 
     described = onnx.shape_inference.infer_shapes(graph.model).graph
@@ -87,7 +86,7 @@ def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
 
 
 def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:
-    """The last level that reads each tensor; one after all for the graph's outputs."""
+    """Return the last level that reads each tensor; one after all for the graph's outputs."""
     last = dict.fromkeys(graph.outputs, max(levels.values(), default=SOURCE) + 1)
     for node in graph.nodes:
         for name in node.input:
@@ -96,7 +95,7 @@ def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:
 
 
 def levels_of(graph: Graph) -> dict[str, int]:
-    """The level of every node, by name. Nodes are in an order in which they can run."""
+    """Return the level of every node, by name. Nodes are in topological order."""
     tensors: dict[str, int] = {}
     levels: dict[str, int] = {}
     for node in graph.nodes:

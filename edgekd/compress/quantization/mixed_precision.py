@@ -1,15 +1,15 @@
-"""The planner: which layer gets which number format, so that a packed graph keeps a byte limit at least error.
+"""Mixed-precision planning: a number format for each layer, so that a packed graph keeps a byte limit at least error.
 
-    costs = measure_costs(source, frames, step)     once for a graph; JSON, so that it can be a stored stage
+    costs = measure_costs(source, frames, step)     once for a graph; JSON, to be stored as a stage
     plan = plan_for(costs, max_bytes)               as often as needed: milliseconds
 
-An error here is the relative error of the network's last products, noise by signal, that one layer causes alone
-(`compress.output_error`). Small errors of different layers do not know of each other, so they add up. That later layers
-are refitted to what earlier ones got wrong makes the sum smaller; all layers are taken to gain by it alike.
+An error is the relative error of the network's last products, noise by signal, that one layer causes alone
+(`compress.output_error`). Small errors of different layers are independent, so they add up. Refitting later layers
+makes the sum smaller; all layers are assumed to gain by it alike.
 
-`float16` is on offer for the head, which has nothing else, and where INT8 would be noisier than the step allows:
-elsewhere it would buy accuracy that INT8 does not lack with the speed that it is chosen for. `nvfp4` is on offer for
-matrix products, where the step names it: few GPUs have it.
+`float16` is on offer for the head, which has no other, and where INT8 would be noisier than the step allows: elsewhere
+it would cost speed without a gain in accuracy. `nvfp4` is on offer for matrix products, where the step names it: few
+GPUs support it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, Product, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.placement import Placement, place
@@ -32,18 +31,20 @@ from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, store_weights, stored_names
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.compress.quantization.sensitivity_4bit import Rounded, measure_rounded
+from edgekd.compress.steps import Quantize
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import packed_graph
 from edgekd.core.formats.int8 import quantize_channels
 from edgekd.core.formats.nvfp4 import fits as nvfp4_fits
 from edgekd.core.toml import parse_table
+from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
 
 @dataclass(frozen=True)
 class Option:
-    """A form that a layer can have: stored bytes of its weights and scales, and the output error it adds."""
+    """A form of a layer: stored bytes of its weights and scales, and the output error it adds."""
 
     form: Form
     bytes: int
@@ -61,39 +62,40 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class Costs:
-    """What every choice costs, layers in graph order. rest_bytes: of the packed graph without their weights."""
+    """The cost of every choice, layers in graph order. rest_bytes: of the packed graph without their weights."""
 
     graph_sha256: str
     rest_bytes: int
     layers: tuple[LayerCosts, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """For JSON; `costs_from` reads it back."""
+        """Return a JSON object, which `costs_from` reads back."""
         return asdict(self)
 
 
 def costs_from(value: Any) -> Costs:
-    """The costs in parsed JSON. Raises SpecError where it holds something else."""
+    """Read costs from parsed JSON. Raises SpecError for anything else."""
     return parse_table(Costs, value, "costs")
 
 
 def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
-    """What each form of each layer of the float ONNX graph `source` costs, on calibration frames of its input's shape.
+    """Measure the cost of each form of each layer of the float ONNX graph `source`.
 
-    Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
+    frames: calibration frames of the input's shape. Raises CompressError where nothing can be quantized, or a weight or
+    an activation is not finite.
     """
     graph, placement = _read(source)
-    seen = list(islice(frames, frames_to_fit(graph, placement.layers, step.frames, walks=1)))
-    if not seen:
+    fitting = list(islice(frames, frames_to_fit(graph, placement.layers, step.frames, walks=1)))
+    if not fitting:
         raise CompressError("plan: nothing to measure with", expected="at least one frame", found="none")
-    histograms = observe(source, placement.quantized, seen)
-    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, seen[:PROBES])
-    read = _layers(graph)
-    forms = {name: _forms(layer, placement, "nvfp4" in step.formats) for name, layer in read.items()}
+    histograms = observe(source, placement.quantized, fitting)
+    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, fitting[:PROBES])
+    views = _layers(graph)
+    forms = {name: _forms(layer, placement, "nvfp4" in step.formats) for name, layer in views.items()}
     four_bits = {name: [form for form in forms[name] if form in ("fp4x", "nvfp4")] for name in placement.layers}
-    rounded = {(each.form, each.name): each for each in measure_rounded(graph, four_bits, seen)}
+    rounded = {(each.form, each.name): each for each in measure_rounded(graph, four_bits, fitting)}
     codes: dict[Form, dict[str, Stored]] = {"float16": {}, "int8": {}}
-    codes["int8"].update({name: quantize_channels(read[name].weights) for name in four_bits})
+    codes["int8"].update({name: quantize_channels(views[name].weights) for name in four_bits})
     for (form, name), each in rounded.items():
         codes.setdefault(form, {})[name] = each.stored
     sizes = {form: _stored_bytes(graph, placement, scales, stored) for form, stored in codes.items()}
@@ -103,7 +105,7 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
         return Option(form, sizes[form][0][name], _short(error))
 
     layers = []
-    for name, layer in read.items():
+    for name, layer in views.items():
         quiet = name in snr_db and snr_db[name] >= step.min_snr_db
         offered = [form for form in forms[name] if not (quiet and form == "float16")]
         layers.append(LayerCosts(name, layer.weights.size, tuple(option(form, name) for form in offered)))
@@ -111,13 +113,13 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
 
 
 def choices(source: Path) -> dict[str, tuple[Form, ...]]:
-    """The forms that each layer of the float ONNX graph `source` can have: for `plan.require_fits`."""
+    """Return the forms that each layer of the float ONNX graph `source` can have, for `plan.require_fits`."""
     graph, placement = _read(source)
     return {name: _forms(layer, placement, nvfp4=True) for name, layer in _layers(graph).items()}
 
 
 def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
-    """The plan with the least error whose packed graph is predicted to have at most `max_bytes`.
+    """Return the plan with the least error whose packed graph is predicted to have at most `max_bytes`.
 
     Raises CompressError where even the smallest is larger.
     """
@@ -143,16 +145,16 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
 
 
 def ladder(costs: Costs, count: int) -> list[Plan]:
-    """`count` plans at even steps of size, from the one with the least error down to the smallest."""
+    """Return `count` plans at even steps of size, from the one with the least error down to the smallest."""
     best = plan_for(costs)
     sizes = np.linspace(best.predicted_bytes, _smallest(costs), count).astype(int)
     return [best, *(plan_for(costs, int(size)) for size in sizes[1:])]
 
 
 def solve(options: Sequence[Sequence[tuple[int, float]]], max_bytes: int) -> list[int]:
-    """Which option (bytes, error) of each layer gives the least total error in at most `max_bytes`: exact.
+    """Select an option (bytes, error) of each layer, with the least total error in at most `max_bytes`: exact.
 
-    Each layer's smallest options together must keep the limit.
+    The smallest options together must keep the limit.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp  # type: ignore[import-untyped]
     from scipy.sparse import csr_array  # type: ignore[import-untyped]
@@ -161,15 +163,15 @@ def solve(options: Sequence[Sequence[tuple[int, float]]], max_bytes: int) -> lis
     owner = np.repeat(np.arange(len(options)), [len(each) for each in options])
     one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
     # The solver stops at an absolute gap of 1e-6, which must be small beside the errors.
-    found = milp(
+    solution = milp(
         errors * (1e6 / max(errors.max(initial=0), 1e-30)),
         integrality=np.ones(len(owner)),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None], 0, max_bytes)],
         options={"mip_rel_gap": 0},
     )
-    assert found.x is not None, found.message
-    return [int(np.argmax(found.x[owner == layer])) for layer in range(len(options))]
+    assert solution.x is not None, solution.message
+    return [int(np.argmax(solution.x[owner == layer])) for layer in range(len(options))]
 
 
 def _smallest(costs: Costs) -> int:
@@ -177,7 +179,7 @@ def _smallest(costs: Costs) -> int:
 
 
 def _read(source: Path) -> tuple[Graph, Placement]:
-    """The graph as it will be quantized, and its placement where all layers that can be INT8 are."""
+    """Return the graph as it will be quantized, and its placement with all possible layers in INT8."""
     graph = prepared(source)
     placement = place(graph, unreadable(graph))
     require_weights(graph, placement.layers, source)
@@ -185,13 +187,13 @@ def _read(source: Path) -> tuple[Graph, Placement]:
 
 
 def _layers(graph: Graph) -> dict[str, LayerView]:
-    """Every layer that has a form, in graph order; DFL's constants are no weights."""
+    """Return every layer that has a form, in graph order; DFL's constants are no weights."""
     layers = [layer_of(graph, node) for node in graph.nodes if is_layer(graph, node) and not is_dfl(graph, node)]
     return {layer.name: layer for layer in layers if layer is not None}
 
 
 def _forms(layer: LayerView, placement: Placement, nvfp4: bool) -> tuple[Form, ...]:
-    """What a layer may be stored as; nvfp4: whether it is on offer for those that can have it."""
+    """Return the forms of a layer; nvfp4: whether it is on offer for those that can have it."""
     if layer.name not in placement.layers:
         return ("float16",)
     fits = nvfp4 and isinstance(layer, Product) and nvfp4_fits(layer.weights.shape)
@@ -199,7 +201,7 @@ def _forms(layer: LayerView, placement: Placement, nvfp4: bool) -> tuple[Form, .
 
 
 def _error(form: Form, name: str, rounded: Mapping[tuple[Form, str], Rounded], snr_db: float) -> float:
-    """The error at the network's end. That of INT8 is not measured there, but passes through the same layers."""
+    """Return the output error of a form. That of INT8 is not measured, but scaled as fp4x's in the same layers."""
     if form == "float16":
         return 0.0
     if form == "nvfp4":
@@ -213,16 +215,15 @@ def _error(form: Form, name: str, rounded: Mapping[tuple[Form, str], Rounded], s
 def _stored_bytes(
     graph: Graph, placement: Placement, scales: Mapping[str, float], codes: Mapping[str, Stored]
 ) -> tuple[dict[str, int], int]:
-    """What each layer's weights and scales take in a packed graph, and what the rest of it takes.
+    """Return the bytes of each layer's weights and scales in a packed graph, and of the rest of it.
 
-    codes: how some layers are stored; the others are stored as float16.
+    codes: of some layers as they are stored; the others are stored as float16.
     """
     from onnx import numpy_helper
 
-    model = type(graph.model)()
-    model.CopyFrom(graph.model)
+    model = copied(graph.model)
     layers = _layers(graph)
-    # What gets codes is replaced once more.
+    # Weights that get codes are replaced once more.
     halved = {name for layer in layers.values() for name in layer.initializers(layer.weights, layer.bias)}
     for initializer in model.graph.initializer:
         if initializer.name in halved:
@@ -235,13 +236,14 @@ def _stored_bytes(
     packed = packed_graph.pack(model.SerializeToString())
     bytes_of = {section.name: section.stored_bytes for section in packed_graph.sections(packed)}
     written = Graph(model)
-    taken = {}
-    for node in written.nodes:
-        if node.name in layers:
-            taken[node.name] = sum(bytes_of.get(name, 0) for name in stored_names(written, node))
-    return taken, len(packed) - sum(taken.values())
+    of_layers = {
+        node.name: sum(bytes_of.get(name, 0) for name in stored_names(written, node))
+        for node in written.nodes
+        if node.name in layers
+    }
+    return of_layers, len(packed) - sum(of_layers.values())
 
 
 def _short(error: float) -> float:
-    """Four digits: more are not known, and a plan is read by people."""
+    """Round to four digits: more are not significant, and a plan is read by people."""
     return float(f"{error:.4g}")

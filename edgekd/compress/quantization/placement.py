@@ -1,12 +1,12 @@
-"""Where quantization goes: rules on the graph alone, after TensorRT's documented behaviour.
+"""Placement of quantizers: rules on the graph alone, after TensorRT's documented behaviour.
 
 - Layers (convolutions, and products with constant matrices) run in INT8: their data input and their weights are
   quantized, their output is not, so that bias and activation fuse into the layer and the next quantizer becomes its
   output type.
-- The layers that give the final boxes and scores, and all that follows them (DFL, sigmoid, box decoding), stay float:
-  one INT8 step there is many pixels.
-- A residual addition to what a convolution reads takes it quantized, so that convolution and addition become one INT8
-  kernel. Around products the sum stays float: what transformers add up is what they must not lose.
+- The last layers before boxes and scores, and all nodes behind them (DFL, sigmoid, box decoding), stay float: one INT8
+  step there is many pixels.
+- A residual addition reads a convolution's quantized input, so that convolution and addition become one INT8 kernel.
+  Around products the sum stays float: transformers lose accuracy in their residual stream.
 - Tensors joined by layers that only move values (Concat, Resize, MaxPool, ...) share one scale: TensorRT moves
   quantizers across such a layer only when the scales on both sides agree.
 Sources: TensorRT developer guide, "Working with Quantized Types"; NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat guide.
@@ -22,19 +22,19 @@ from edgekd.compress.quantization.layers import is_dfl, is_layer
 from edgekd.graph.view import Graph
 
 CUTS_VALUES = frozenset(("Slice", "Split"))
-"""Operators whose outputs are parts of what they read."""
+"""Operators whose outputs are slices of their input."""
 MOVES_VALUES = CUTS_VALUES | frozenset(
     ("Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze")
 )
-"""Operators that compute nothing: what they give, they have read."""
+"""Operators that only move values."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What is quantized.
+    """The quantized layers and activations.
 
     layers: names of the nodes with INT8 weights; edges: (node name, input index) that read a quantized activation;
-    groups: tensors that share a scale, each with at least one quantized tensor in it.
+    groups: tensors that share a scale, with at least one quantized tensor each.
     """
 
     layers: tuple[str, ...]
@@ -44,7 +44,7 @@ class Placement:
 
 
 def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
-    """Where the quantizers of a float network go; the layers named in `keep_float` get none."""
+    """Place the quantizers of a float network; the layers named in `keep_float` get none."""
     head = float_head(graph).union(keep_float)
     layers = [node for node in graph.nodes if is_layer(graph, node) and node.name not in head]
     edges = [(node.name, 0) for node in layers]
@@ -63,9 +63,9 @@ def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
 
 
 def float_head(graph: Graph) -> set[str]:
-    """Names of the last layers before the outputs and of all nodes behind them.
+    """Return the names of the last layers before the outputs and of all nodes behind them.
 
-    DFL is itself a layer (of 16 probabilities with 0..15); the search goes through it.
+    DFL is itself a layer (of 16 probabilities with 0..15); the search passes through it.
     """
     head: set[str] = set()
     waiting = [node for name in graph.outputs if (node := graph.producer(name)) is not None]
@@ -80,7 +80,7 @@ def float_head(graph: Graph) -> set[str]:
 
 
 def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
-    """Which input of an addition is the skip branch: quantized for a convolution anyway, and read by others too."""
+    """Return the index of an addition's skip input: quantized for a convolution anyway, and with most readers."""
     if len(graph.activations(node)) != 2:
         return None
     candidates = [index for index, name in enumerate(node.input) if name in convolved]

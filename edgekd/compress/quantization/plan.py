@@ -1,4 +1,4 @@
-"""A plan: the number format of every layer's weights, and what was predicted of it. Pure but for reading TOML."""
+"""A plan: the number format of every layer's weights, and its predictions. Pure but for reading TOML."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml, toml_text
 
 Form = Literal["float16", "int8", "fp4x", "nvfp4"]
-"""How the weights of a layer (a convolution or a matrix product) are stored. `int8` and `fp4x` also mean that it
-computes in INT8; the two others compute in floating point, and `nvfp4` is for products alone."""
+"""Storage format of the weights of a layer, a convolution or a matrix product. With `int8` and `fp4x` it computes in
+INT8, with the others in floating point; `nvfp4` is for products alone."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer: how many weights it has, what they are stored as, in about how many bytes, and what that costs.
+    """A layer, with the number and format of its weights. bytes: predicted, in the packed graph.
 
-    error: the relative error of the network's outputs, noise by signal, that this layer is predicted to add.
+    error: relative error of the network's outputs, noise by signal, that this layer is predicted to add.
     """
 
     name: str
@@ -34,10 +34,10 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers in graph order, and what the plan was made for.
+    """The layers in graph order, with the plan's limit and predictions, which editing forms by hand leaves unchanged.
 
-    graph_sha256: of the float graph; max_bytes: the limit it keeps, None without one; predicted_bytes: of the packed
-    graph; predicted_error: the sum over the layers. Forms edited by hand leave the predictions as they were.
+    graph_sha256: of the float graph; max_bytes: the limit, None without one; predicted_bytes: of the packed graph;
+    predicted_error: the sum over the layers.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -53,7 +53,7 @@ class Plan:
 
 
 def plan_toml(plan: Plan) -> str:
-    """The plan as TOML for people: `plan_from` reads the same plan back."""
+    """Return the plan as readable TOML, which `plan_from` reads back."""
     head = {name: getattr(plan, name) for name in ("graph_sha256", "max_bytes", "predicted_bytes", "predicted_error")}
     if plan.max_bytes is None:
         del head["max_bytes"]
@@ -73,22 +73,22 @@ _HEADER = """\
 
 
 def _row(layer: PlannedLayer) -> str:
-    """Return one line, with what people compare in columns before the name."""
-    form, weights, stored = f'"{layer.form}",', f"{layer.weights},", f"{layer.bytes},"
-    numbers = f"weights = {weights:9} bytes = {stored:9} error = {layer.error!r:10}"
+    """Return one line, with comparable numbers in columns before the name."""
+    form, weights, size = f'"{layer.form}",', f"{layer.weights},", f"{layer.bytes},"
+    numbers = f"weights = {weights:9} bytes = {size:9} error = {layer.error!r:10}"
     return f"  {{ form = {form:10} {numbers}, {toml_text({'name': layer.name}).strip()} }},\n"
 
 
 def load_plan(path: Path) -> Plan:
-    """The plan in a TOML file. Raises SpecError naming file and key, or the layer."""
+    """Read a plan from a TOML file. Raises SpecError naming file and key, or the layer."""
     return plan_from(read_toml(path), str(path))
 
 
 def plan_from(table: dict[str, Any], source: str) -> Plan:
-    """The plan in a TOML table. Raises SpecError for unknown keys and forms, and for a layer that is there twice."""
+    """Read a plan from a TOML table. Raises SpecError for unknown keys and forms, and for a repeated layer."""
     rows = table.get("layers")
     for row in rows if isinstance(rows, list) else []:
-        # First each for itself: so a message has the layer's name, not its place in the list.
+        # First each by itself: so a message has the layer's name, not its index.
         name = row.get("name") if isinstance(row, dict) else None
         parse_table(PlannedLayer, row, f"{source}: layer {name}")
     plan = parse_table(Plan, table, source)
@@ -99,26 +99,18 @@ def plan_from(table: dict[str, Any], source: str) -> Plan:
 
 
 def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
-    """Refuse a plan that is not for the graph whose layers can have the forms `choices`, by node name.
+    """Raise SpecError for a plan with missing or unknown layers, or forms that a layer cannot have.
 
-    Raises SpecError naming the layers that are missing, unknown, or cannot have their form.
+    choices: the forms that each layer of the graph can have, by node name.
     """
-    unknown = [name for name in plan.forms if name not in choices]
-    if unknown:
-        raise SpecError(
-            f"plan: layers {_some(unknown)}",
-            expected="layers of the graph",
-            found="none of that name",
-            fix=did_you_mean(unknown[0], choices) or "make a plan for this graph",
-        )
-    missing = [name for name in choices if name not in plan.forms]
-    if missing:
-        raise SpecError(
-            f"plan: layers {_some(missing)}",
-            expected="every layer of the graph",
-            found="none of that name in the plan",
-            fix="make a plan for this graph",
-        )
+    fix = "make a plan for this graph"
+    if unknown := [name for name in plan.forms if name not in choices]:
+        what, found = f"plan: layers {_some(unknown)}", "none of that name"
+        fix = did_you_mean(unknown[0], choices) or fix
+        raise SpecError(what, expected="layers of the graph", found=found, fix=fix)
+    if missing := [name for name in choices if name not in plan.forms]:
+        what, found = f"plan: layers {_some(missing)}", "none of that name in the plan"
+        raise SpecError(what, expected="every layer of the graph", found=found, fix=fix)
     for name, form in plan.forms.items():
         if form not in choices[name]:
             raise SpecError(f"plan: layer {name}", expected=" or ".join(choices[name]), found=form)

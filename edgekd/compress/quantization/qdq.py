@@ -1,4 +1,4 @@
-"""The convolutions of a Q/DQ graph, read out and put back: training changes them without exporting anything again.
+"""The convolutions of a Q/DQ graph, read and written back, so that training needs no further export.
 
 Matrix products are not trained. Only initializers change: nodes, edges and names of the graph that `compress.quantize`
 wrote stay as they are.
@@ -26,9 +26,9 @@ from edgekd.graph.view import Graph
 class Layer:
     """One convolution with constant weights.
 
-    node: its name; parameter: what its weights are called in the float graph; weights [O, I, kh, kw]: INT8 codes int8
-    with `scales` float32 [O], or float32 and no scales; bias float32 [O], or None; input_scale: the INT8 scale of the
-    activation it reads, None where that is float.
+    node: its name; parameter: name of its weights in the float graph; weights [O, I, kh, kw]: INT8 codes int8 with
+    `scales` float32 [O], or float32 without scales; bias float32 [O], or None; input_scale: the INT8 scale of its
+    input, None where that is float.
     """
 
     node: str
@@ -40,19 +40,19 @@ class Layer:
 
     @property
     def form(self) -> Form:
-        """How the weights can be stored: `fp4x` where the codes are such, else `int8`; `float16` without codes."""
+        """Format of the weights: `fp4x` where the codes are such, else `int8`; `float16` without codes."""
         if self.scales is None:
             return "float16"
         return "fp4x" if fp4x.representable(self.weights) else "int8"
 
     @property
     def values(self) -> np.ndarray:
-        """The weights that the engine computes with, float32 [O, I, kh, kw]."""
+        """Weights that the engine computes with, float32 [O, I, kh, kw]."""
         return self.weights if self.scales is None else dequantize_channels(self.weights, self.scales)
 
 
 def read_layers(path: Path) -> tuple[Layer, ...]:
-    """The convolutions of a Q/DQ graph, in graph order; those with computed weights are left out.
+    """Read the convolutions of a Q/DQ graph, in graph order, without those with computed weights.
 
     Raises CompressError for a graph with quantized matrix products, which training would take for float ones.
     """
@@ -89,16 +89,16 @@ def write_layers(source: Path, out: Path, layers: Iterable[Layer]) -> None:
 
 
 def _changes(graph: Graph, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
-    """The new values of the initializers, by name."""
-    places = {node.name: names for node, names in _convolutions(graph)}
+    """Return the new values of the initializers, by name."""
+    names_of = {node.name: names for node, names in _convolutions(graph)}
     changed: dict[str, np.ndarray] = {}
     for layer in layers:
-        names = places.get(layer.node)
+        names = names_of.get(layer.node)
         if names is None:
             raise CompressError(f"layer {layer.node}", expected="a convolution of the graph", found="none of that name")
-        there = graph.constant(names.get("input_scale", ""))
-        kind = np.float32 if there is None else there.dtype  # float16 in a graph for a strongly typed builder
-        scale = None if layer.input_scale is None else np.array(layer.input_scale, kind)
+        old_scale = graph.constant(names.get("input_scale", ""))
+        dtype = np.float32 if old_scale is None else old_scale.dtype  # float16 for a strongly typed builder
+        scale = None if layer.input_scale is None else np.array(layer.input_scale, dtype)
         parts = {"weights": layer.weights, "scales": layer.scales, "bias": layer.bias, "input_scale": scale}
         given = {part: value for part, value in parts.items() if value is not None}
         for part in sorted({*given, *names}):
@@ -116,7 +116,7 @@ def _kind(value: np.ndarray | None) -> str:
 
 
 def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
-    """Each convolution with constant weights, and the names of the initializers that hold its parts."""
+    """Return each convolution with constant weights, and the names of its initializers, by part."""
     for node in graph.nodes:
         if node.op_type != "Conv":
             continue
@@ -124,22 +124,17 @@ def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
         names = {"weights": node.input[1]} if pair is None else {"weights": pair.input[0], "scales": pair.input[1]}
         if len(node.input) > 2 and node.input[2]:
             names["bias"] = node.input[2]
-        if (entry := _dequantizer(graph, node.input[0])) is not None:
-            names["input_scale"] = entry.input[1]
+        if (before := graph.producer(node.input[0])) is not None and before.op_type == "DequantizeLinear":
+            names["input_scale"] = before.input[1]
         if graph.constant(names["weights"]) is not None:
             yield node, names
-
-
-def _dequantizer(graph: Graph, tensor: str) -> Any | None:
-    node = graph.producer(tensor)
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _layer(graph: Graph, node: Any, names: Mapping[str, str]) -> Layer:
     values = {part: graph.constant(name) for part, name in names.items()}
     scale = values.get("input_scale")
     weights = values["weights"]
-    assert weights is not None, "so were the convolutions chosen"
+    assert weights is not None, "the convolutions have constant weights"
     return Layer(
         node=node.name,
         parameter=names["weights"].removesuffix(f"/{node.name}/int8"),

@@ -8,12 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
@@ -28,25 +26,28 @@ from edgekd.compress.quantization.rewrite import (
     store_weights,
 )
 from edgekd.compress.quantization.scales import choose_scales
+from edgekd.compress.steps import Quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.nvfp4 import OPSET, at_opset
+from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
 PROBES = 8
 """Frames on which each layer's noise is measured."""
-PATCHES = 3072
+MIN_PATCHES = 3072
+"""Least number of patches of a layer's input, over all frames, by which its weights are decided."""
 PATCHES_PER_WEIGHT = 2
-"""Patches of its input, over all frames, by which a layer's weights are decided: this many at least, and this many for
-each weight of an output."""
-
-FEWEST_PATCHES = 512
-"""Patches that rounding with feedback needs of each layer, or twice as many as the weights of an output: what it makes
-up for on a handful of them, it ruins for all others. Only layers that read next to nothing of a frame have fewer."""
+"""Patches for each weight of an output, where that is more."""
+FEEDBACK_PATCHES = 512
+"""Patches that rounding with feedback needs, or twice the weights of an output: with fewer it overfits. Layers with
+fewer patches in a frame need more frames."""
 WORKERS = min(os.cpu_count() or 1, 4)
-"""Layers of one level that are decided at the same time; each holds its patches in memory."""
+"""Layers of one level that are decided in parallel; each holds its patches in memory."""
 WALK_BYTES = 2 << 30
-"""Memory for the tensors of the frames on which weights are fitted: with large layers fewer frames are taken."""
+"""Bytes for the tensors of the frames on which weights are fitted; it limits the frames for large layers."""
+HALF_MAX = 65504
+"""Largest float16."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Quantized:
     """A Q/DQ graph on disk.
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
-    graph; snr_db: signal-to-noise ratio of each layer in INT8, by node name; forms: how the weights of each are stored,
-    in graph order; layers: how many there are in all.
+    graph; snr_db: signal-to-noise ratio of each layer in INT8, by node name; forms: storage format of each layer's
+    weights, in graph order; layers: number of all layers.
     """
 
     scales: Mapping[str, float]
@@ -75,7 +76,7 @@ def quantize(
     """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
     frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
-    node name; without one all are INT8, but for the head and those that would be too noisy.
+    node name; without one all are INT8 except the head and layers below the step's signal-to-noise ratio.
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     import onnx
@@ -110,23 +111,23 @@ def quantize(
 
 
 def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
-    """How many frames weights are fitted on: `frames`, or what rounding with feedback needs, as far as memory allows.
+    """Return how many frames to fit weights on: `frames`, or as rounding with feedback needs, within memory.
 
-    with_feedback: the layers that are rounded so; walks: how many graphs are run side by side.
+    with_feedback: the layers that are rounded so; walks: how many graphs run side by side.
     """
     nodes, shapes = {node.name: node for node in graph.nodes}, shapes_of(graph)
     for name in with_feedback:
         layer, shape = layer_of(graph, nodes[name]), shapes.get(nodes[name].input[0], ())
         if layer is not None and shape and all(shape):
-            needed = min(FEWEST_PATCHES, 2 * layer.matrices.shape[2])
+            needed = min(FEEDBACK_PATCHES, 2 * layer.matrices.shape[2])
             frames = max(frames, -(-needed // layer.count(shape)))
     return min(frames, max(WALK_BYTES // (walks * bytes_per_frame(graph) + 1), 1))
 
 
 def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
-    """The float graph, with a name for every node, and parameters of its own for every layer.
+    """Load the float graph, with a name for every node, and separate parameters for every layer.
 
-    for_nvfp4: at the opset that has NVFP4. Raises CompressError where that cannot be.
+    for_nvfp4: raise it to the opset of NVFP4. Raises CompressError where that is impossible.
     """
     import onnx
 
@@ -146,15 +147,8 @@ def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
     return Graph(model)
 
 
-def copied(model: Any) -> Any:
-    """A ModelProto that can be changed by itself."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
-
-
 def unreadable(graph: Graph) -> list[str]:
-    """The layers with constant weights that cannot be reconstructed: convolutions that are not two-dimensional, say."""
+    """Return the layers with constant weights that cannot be reconstructed, such as 3-D convolutions."""
     return [
         node.name
         for node in graph.nodes
@@ -163,7 +157,7 @@ def unreadable(graph: Graph) -> list[str]:
 
 
 def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> None:
-    """Refuse a graph where no layer is `quantized`, or one has weights that INT8 cannot hold."""
+    """Raise CompressError where no layer is `quantized`, or one has weights that INT8 cannot represent."""
     layers = [node for node in graph.nodes if is_layer(graph, node)]
     if not quantized:
         raise CompressError(
@@ -190,7 +184,7 @@ def _require_quiet(placement: Placement, snr_db: Mapping[str, float], step: Quan
 
 
 def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """The frames, of which the first `count` are also put into `first`."""
+    """Pass on frames; append the first `count` of them to `first`."""
     for frame in frames:
         if len(first) < count:
             first.append(frame)
@@ -198,7 +192,7 @@ def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: i
 
 
 def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict[str, Form]:
-    """How the weights of every layer are stored; DFL's constants are no weights."""
+    """Return the storage format of every layer's weights; DFL's constants are no weights."""
     quantized = {*placement.layers, *(name for name, form in plan.items() if form == "nvfp4")}
     return {
         node.name: plan.get(node.name, "int8") if node.name in quantized else "float16"
@@ -215,13 +209,13 @@ def reconstruct(
     read_frames: Sequence[np.ndarray],
     int8_rounding: str,
 ) -> dict[str, Stored]:
-    """Decide the weights of all layers, in the order they run; returns what is stored of those that are quantized.
+    """Decide the weights of all layers, in graph order; return those that are quantized as they are stored.
 
-    frames: what `graph` reads; read_frames: what `quantized` reads of the same scenes. Biases and the weights that stay
-    floating point are changed in `quantized` itself.
+    frames: inputs of `graph`; read_frames: inputs of `quantized` for the same scenes. Biases and floating-point weights
+    are changed in `quantized` itself.
     """
     stored: dict[str, Stored] = {}
-    wanted, read = Walk(graph, frames), Walk(quantized, read_frames)
+    reference, approximate = Walk(graph, frames), Walk(quantized, read_frames)
     nodes = {node.name: node for node in graph.nodes}
     inputs = {node.name: node.input for node in quantized.nodes}
     levels = levels_of(graph)
@@ -229,20 +223,20 @@ def reconstruct(
     def decide(name: str) -> _Decided:
         layer = layer_of(graph, nodes[name])
         assert layer is not None, "only such layers have a format"
-        pair = wanted.values(nodes[name].input[0]), read.values(inputs[name][0])
+        pair = reference.values(nodes[name].input[0]), approximate.values(inputs[name][0])
         return _decide(layer, forms[name], *pair, int8_rounding == "feedback")
 
-    # With threads of its own in each worker, linear algebra takes twice as long, and sums in another order elsewhere.
+    # With its own threads in each worker, linear algebra takes twice as long, and its sums depend on the machine.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
         for level in range(1, max(levels.values()) + 1):
             names = [name for name in forms if levels[name] == level]
             for name, (values, codes) in zip(names, pool.map(decide, names), strict=True):
                 for parameter, value in values.items():
-                    read.replace(parameter, value)
+                    approximate.replace(parameter, value)
                 if codes is not None:
                     stored[name] = codes
-            wanted.advance(level)
-            read.advance(level)
+            reference.advance(level)
+            approximate.advance(level)
     return stored
 
 
@@ -250,10 +244,10 @@ _Decided = tuple[dict[str, np.ndarray], Stored | None]
 
 
 def _decide(
-    layer: LayerView, form: Form, wanted: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
+    layer: LayerView, form: Form, reference: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
 ) -> _Decided:
-    """A layer's initializers as they will be used, and what is stored where that is not floating point."""
-    halves = _halves(layer, wanted, read)
+    """Return a layer's initializers as the engine uses them, and quantized weights as they are stored."""
+    halves = _halves(layer, reference, read)
     fit = refit(layer.matrices, halves)
     moments = pooled(*halves)
     stored: Stored | None = None
@@ -269,20 +263,19 @@ def _decide(
 
 
 def as_half(values: np.ndarray) -> np.ndarray:
-    """Values float32 as float16 can hold them: half the bytes, and no noise beside that of INT8."""
-    found: np.ndarray = np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
-    return found
+    """Round float32 to float16: half the bytes, and no noise compared with that of INT8."""
+    return np.asarray(np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32))
 
 
-def _halves(layer: LayerView, wanted: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
-    """The moments of patches from the same places in both graphs, for each half of the frames."""
-    places = layer.places(wanted, max(PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
-    middle = max(sum(map(len, places)) // 2, 1)
-    seen = [
-        np.concatenate([layer.patches(value, at) for value, at in zip(values, places, strict=True)], axis=1)
-        for values in (wanted, read)
-    ]
+def _halves(layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
+    """Return the moments of the same patches in both graphs, for each half of the frames."""
+    indices = layer.draw_patches(reference, max(MIN_PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
+    middle = max(sum(map(len, indices)) // 2, 1)
+    ours, theirs = (
+        np.concatenate([layer.patches(value, at) for value, at in zip(values, indices, strict=True)], axis=1)
+        for values in (reference, read)
+    )
     parts = slice(None, middle), slice(-middle, None)
     biased = layer.bias_name is not None
-    first, second = (moments_of(layer.matrices, seen[0][:, part], seen[1][:, part], biased) for part in parts)
+    first, second = (moments_of(layer.matrices, ours[:, part], theirs[:, part], biased) for part in parts)
     return first, second

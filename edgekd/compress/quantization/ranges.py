@@ -1,4 +1,4 @@
-"""How far an activation reaches: histograms of magnitudes, and the range that loses least. Pure NumPy.
+"""Ranges of activations: histograms of magnitudes, and rules for the clipping range. Pure NumPy.
 
 INT8 is symmetric here: codes -127..127, scale = range / 127.
 """
@@ -10,16 +10,17 @@ from collections.abc import Callable
 import numpy as np
 
 BINS = 2048
+"""Bins of a histogram; even, because pairs are merged."""
 LEVELS = 127
+"""Largest INT8 code."""
 ENTROPY_BINS = 256
+"""Bins of the entropy rule: see `range_by_entropy`."""
 PERCENTILE = 99.99
+"""Percent of the values inside the range of the percentile rule."""
 
 
 class MagnitudeHistogram:
-    """Counts of |x| in `BINS` equal bins from 0; the bins widen by two when a larger value comes.
-
-    One pass over the data and constant memory: nothing is read twice to learn the range first.
-    """
+    """Counts of |x| in `BINS` equal bins from 0, which double in width for larger values: one pass, constant memory."""
 
     def __init__(self, sample: int = 1 << 14) -> None:
         self.counts = np.zeros(BINS, np.int64)
@@ -33,7 +34,7 @@ class MagnitudeHistogram:
         The largest magnitude is always exact.
         """
         flat = values.ravel()
-        self._reach(float(max(flat.max(initial=0), -flat.min(initial=0))))
+        self._widen(float(max(flat.max(initial=0), -flat.min(initial=0))))
         if self.width == 0:
             return
         # An odd stride does not fall into step with rows and channels of even length.
@@ -41,7 +42,7 @@ class MagnitudeHistogram:
         bins = (np.abs(flat[::step]) * np.float32(1 / self.width)).astype(np.int32)
         self.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
 
-    def _reach(self, largest: float) -> None:
+    def _widen(self, largest: float) -> None:
         if not np.isfinite(largest):
             raise ValueError("a value is not finite")
         self.largest = max(self.largest, largest)
@@ -54,12 +55,12 @@ class MagnitudeHistogram:
 
     @property
     def centres(self) -> np.ndarray:
-        """The middle of each bin, float64 [BINS]."""
+        """Middle of each bin, float64 [BINS]."""
         return (np.arange(BINS) + 0.5) * self.width
 
 
 def merged(histograms: list[MagnitudeHistogram]) -> MagnitudeHistogram:
-    """One histogram of all values in several."""
+    """Merge histograms."""
     total = MagnitudeHistogram()
     total.width = max(histogram.width for histogram in histograms)
     total.largest = max(histogram.largest for histogram in histograms)
@@ -71,12 +72,12 @@ def merged(histograms: list[MagnitudeHistogram]) -> MagnitudeHistogram:
 
 
 def range_by_max(histogram: MagnitudeHistogram) -> float:
-    """The largest magnitude seen: nothing is clipped."""
+    """Return the largest magnitude: nothing is clipped."""
     return histogram.largest
 
 
 def range_by_mse(histogram: MagnitudeHistogram) -> float:
-    """The range whose rounding and clipping together give the least mean squared error."""
+    """Return the range with the least mean squared error of rounding and clipping."""
     candidates = _candidates(histogram)
     centres, counts = histogram.centres, histogram.counts.astype(np.float64)
     steps = (candidates / LEVELS)[:, None]
@@ -86,18 +87,18 @@ def range_by_mse(histogram: MagnitudeHistogram) -> float:
 
 
 def range_by_percentile(histogram: MagnitudeHistogram) -> float:
-    """The range that `PERCENTILE` percent of the values lie in."""
+    """Return the range of `PERCENTILE` percent of the values."""
     below = np.cumsum(histogram.counts) / max(histogram.counts.sum(), 1)
     inside = float((np.searchsorted(below, PERCENTILE / 100) + 1) * histogram.width)
     return min(inside, histogram.largest)
 
 
 def range_by_entropy(histogram: MagnitudeHistogram) -> float:
-    """The range whose quantized distribution diverges least (Kullback-Leibler) from the clipped one.
+    """Return the range with the least Kullback-Leibler divergence of the quantized distribution from the clipped one.
 
-    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, on `ENTROPY_BINS` bins up to the largest value and not
-    on 2048: the finer the bins, the more the shape of the peak at zero counts against the reach, and SiLU networks
-    were clipped to a quarter of it. ONNX Runtime's calibrator starts with 128 bins for both signs.
+    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, but on `ENTROPY_BINS` bins instead of 2048: with finer
+    bins the shape of the peak at zero outweighs the range, and SiLU networks were clipped to a quarter of it. ONNX
+    Runtime's calibrator starts with 128 bins for both signs.
     """
     below = np.interp(
         histogram.largest * np.linspace(0, 1, ENTROPY_BINS + 1),
@@ -113,7 +114,7 @@ def range_by_entropy(histogram: MagnitudeHistogram) -> float:
 
 
 def _divergence(counts: np.ndarray, end: int) -> float:
-    """KL divergence between the first `end` bins, with all beyond clipped into the last, and their INT8 version."""
+    """Return the KL divergence between the first `end` bins, with the rest clipped into the last, and their INT8."""
     kept, level = counts[:end], np.arange(end) * (LEVELS + 1) // end
     occupied = kept > 0
     totals = np.bincount(level, weights=kept, minlength=LEVELS + 1)
@@ -121,15 +122,15 @@ def _divergence(counts: np.ndarray, end: int) -> float:
     quantized = np.where(occupied, (totals / np.maximum(spread, 1))[level], 0)
     reference = kept.copy()
     reference[-1] += counts[end:].sum()
-    seen = reference > 0
-    if not quantized[seen].all():
-        return np.inf  # something that was seen could not be written
-    p, q = reference[seen] / reference.sum(), quantized[seen] / quantized.sum()
+    occurring = reference > 0
+    if not quantized[occurring].all():
+        return np.inf  # a value that occurs has no code
+    p, q = reference[occurring] / reference.sum(), quantized[occurring] / quantized.sum()
     return float((p * np.log(p / q)).sum())
 
 
 def _candidates(histogram: MagnitudeHistogram) -> np.ndarray:
-    """Ranges worth trying, float64: from a twentieth of the largest magnitude up to it."""
+    """Return the candidate ranges, float64 [96]: from a twentieth of the largest magnitude up to it."""
     return histogram.largest * np.linspace(0.05, 1, 96)
 
 
@@ -142,6 +143,6 @@ METHODS: dict[str, Callable[[MagnitudeHistogram], float]] = {
 
 
 def scale_of(histogram: MagnitudeHistogram, method: str) -> float:
-    """The INT8 scale of an activation, as float32 will hold it; 1 for one that is always zero."""
-    reach = METHODS[method](histogram) if histogram.largest else float(LEVELS)
-    return float(np.float32(max(reach, 1e-12) / LEVELS))
+    """Return the INT8 scale of an activation, as float32 holds it; 1 for one that is always zero."""
+    clipped_at = METHODS[method](histogram) if histogram.largest else float(LEVELS)
+    return float(np.float32(max(clipped_at, 1e-12) / LEVELS))

@@ -1,4 +1,4 @@
-"""Changes to an ONNX graph: names, parameters of its own for each layer, and quantizers."""
+"""Changes to an ONNX graph: node names, separate parameters for each layer, and quantizers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgekd.graph.view import Graph
 
 
 def name_nodes(model: Any) -> None:
-    """Names for nodes that have none: placement speaks of nodes by name."""
+    """Name nodes that have no name: placement refers to nodes by name."""
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         if not node.name:
@@ -24,9 +24,9 @@ def name_nodes(model: Any) -> None:
 
 
 def own_parameters(model: Any) -> None:
-    """Give every layer weights that no other reads, and a bias where its node takes one: each is decided for itself.
+    """Give every layer weights that no other one reads, and a bias where its node takes one.
 
-    A Gemm then takes its weights as [O, K], and has no factors.
+    A Gemm then has weights [O, K], and no factors.
     """
     graph = Graph(model)
     for node in graph.nodes:
@@ -44,30 +44,29 @@ def own_parameters(model: Any) -> None:
 
 
 def _plain_gemm(graph: Graph, node: Any) -> None:
-    """Weights as [O, K] without factors, and a bias [O]; a Gemm that cannot be written so stays as it is."""
+    """Rewrite a Gemm to weights [O, K] without factors, and a bias [O]; one where that is impossible stays as it is."""
     from onnx import helper
 
-    said = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
+    options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
     weights = graph.constant(node.input[1])
     bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.float32)
-    assert weights is not None, "so are layers told from other products"
-    weights = weights if said["transB"] else weights.T
-    if said["transA"] or weights.dtype != np.float32 or bias is None:
+    assert weights is not None, "layers have constant weights"
+    weights = weights if options["transB"] else weights.T
+    if options["transA"] or weights.dtype != np.float32 or bias is None:
         return
     if bias.size not in (1, len(weights)) or bias.size != max((1, *bias.shape[-1:])):
         return
     del node.attribute[:], node.input[1:]
     node.attribute.append(helper.make_attribute("transB", 1))
     node.input.extend([f"{node.name}/weights", f"{node.name}/bias"])
-    _add_initializer(graph, node.input[1], np.ascontiguousarray(weights * np.float32(said["alpha"])))
-    _add_initializer(
-        graph, node.input[2], np.broadcast_to(bias.ravel() * np.float32(said["beta"]), len(weights)).copy()
-    )
+    _add_initializer(graph, node.input[1], np.ascontiguousarray(weights * np.float32(options["alpha"])))
+    scaled_bias = np.broadcast_to(bias.ravel() * np.float32(options["beta"]), len(weights))
+    _add_initializer(graph, node.input[2], scaled_bias.copy())
 
 
-def _own(graph: Graph, node: Any, places: Iterable[int]) -> None:
-    """Copies of a node's constants at some of its inputs, where other nodes read them, too."""
-    for index in places:
+def _own(graph: Graph, node: Any, inputs: Iterable[int]) -> None:
+    """Copy the constants at some inputs of a node that other nodes read, too."""
+    for index in inputs:
         name = node.input[index]
         value = graph.constant(name)
         if value is not None and len(graph.consumers(name)) > 1:
@@ -82,18 +81,14 @@ def _add_initializer(graph: Graph, name: str, value: np.ndarray) -> None:
 
 
 def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> None:
-    """One QuantizeLinear/DequantizeLinear pair per quantized tensor; the placement's edges read its output."""
-    from onnx import helper, numpy_helper
+    """Insert a QuantizeLinear/DequantizeLinear pair per quantized tensor; the placement's edges read its output."""
+    from onnx import helper
 
     pairs: dict[str, list[Any]] = {}
     for name in placement.quantized:
         scale, zero = f"{name}/scale", f"{name}/zero_point"
-        graph.model.graph.initializer.extend(
-            [
-                numpy_helper.from_array(np.array(scales[name], np.float32), scale),
-                numpy_helper.from_array(np.array(0, np.int8), zero),
-            ]
-        )
+        _add_initializer(graph, scale, np.array(scales[name], np.float32))
+        _add_initializer(graph, zero, np.array(0, np.int8))
         pairs[name] = [
             helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/int8"], f"{name}/quantize"),
             helper.make_node("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/dq"], f"{name}/dequantize"),
@@ -110,9 +105,9 @@ def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[
 
 
 def store_weights(graph: Graph, stored: Mapping[str, Stored]) -> None:
-    """Replace weights by what stores them and by DequantizeLinear nodes, by name of the layer.
+    """Replace the weights of layers, by name, by stored codes and DequantizeLinear nodes.
 
-    Outputs come first for every layer, so that all are packed alike; what a MatMul takes is turned behind it.
+    Outputs come first in every layer's codes, so that all are packed alike; for a MatMul they are transposed.
     """
     from onnx import helper
 
@@ -133,7 +128,7 @@ def store_weights(graph: Graph, stored: Mapping[str, Stored]) -> None:
 
 
 def _dequantizers(stored: Stored, stem: str) -> tuple[list[Any], list[Any]]:
-    """Nodes that give the weights as `stem`/dq, and the initializers they read."""
+    """Return the nodes that compute the weights as `stem`/dq, and the initializers they read."""
     from onnx import helper, numpy_helper
 
     if isinstance(stored, Nvfp4):
@@ -145,15 +140,15 @@ def _dequantizers(stored: Stored, stem: str) -> tuple[list[Any], list[Any]]:
 
 
 def weights_pair(graph: Graph, node: Any) -> Any | None:
-    """The DequantizeLinear that `store_weights` gave a layer; None for one with float weights."""
-    found = graph.producer(node.input[1])
-    if found is not None and found.op_type == "Transpose":
-        found = graph.producer(found.input[0])
-    return found if found is not None and found.op_type == "DequantizeLinear" else None
+    """Return the DequantizeLinear of a layer's weights; None for float weights."""
+    before = graph.producer(node.input[1])
+    if before is not None and before.op_type == "Transpose":
+        before = graph.producer(before.input[0])
+    return before if before is not None and before.op_type == "DequantizeLinear" else None
 
 
 def stored_names(graph: Graph, node: Any) -> list[str]:
-    """The initializers that hold a layer's weights, however they are stored."""
+    """Return the names of the initializers of a layer's weights, in any format."""
     pair = weights_pair(graph, node)
     if pair is None:
         return [node.input[1]]
@@ -162,7 +157,7 @@ def stored_names(graph: Graph, node: Any) -> list[str]:
 
 
 def apply(graph: Graph) -> None:
-    """Put the nodes as they are now into the model, and drop the initializers and shapes that nothing refers to."""
+    """Write the nodes back into the model; drop unused initializers, and inferred shapes."""
     model, nodes = graph.model, list(graph.nodes)
     used = {name for node in nodes for name in node.input}
     initializers = [initializer for initializer in model.graph.initializer if initializer.name in used]

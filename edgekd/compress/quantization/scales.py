@@ -1,4 +1,4 @@
-"""The INT8 scale of every activation: from histograms, and from what each choice costs the layers that read it."""
+"""INT8 scales of activations: from histograms, chosen by the noise of the layers that read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def choose_scales(
     ranges: str,
     probes: Sequence[np.ndarray],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """A scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each layer.
+    """Return a scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each layer.
 
     ranges: a method of `edgekd.compress.quantization.ranges`, or `best`: for each group the one with the least
     relative noise over
@@ -45,9 +45,9 @@ def choose_scales(
 def group_scales(
     placement: Placement, histograms: Mapping[str, MagnitudeHistogram], method: str, frame: str
 ) -> dict[str, float]:
-    """One scale per group, for each of its tensors. The frame itself is never clipped: white is a value like others."""
+    """Return the scale of each group, for each of its tensors. The frame is never clipped: white is a valid value."""
     scales = {}
     for group in placement.groups:
-        seen = merged([histograms[name] for name in group if name in histograms])
-        scales.update(dict.fromkeys(group, scale_of(seen, "max" if frame in group else method)))
+        histogram = merged([histograms[name] for name in group if name in histograms])
+        scales.update(dict.fromkeys(group, scale_of(histogram, "max" if frame in group else method)))
     return scales

@@ -1,7 +1,7 @@
-"""How much each layer loses in INT8, measured where it happens: at its own output.
+"""Sensitivity of each layer to INT8, measured at its own output.
 
-Beside every layer of the float graph run its INT8 twins, on the same float input: one for each scale that its
-input might get. None needs labels, and no error is carried from layer to layer, so the numbers can be compared.
+Beside every layer of the float graph run its INT8 twins on the same float input, one for each candidate scale of the
+input. It needs no labels, and no error passes from layer to layer, so the numbers are comparable.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ import numpy as np
 from edgekd.compress.quantization.layers import layer_of
 from edgekd.compress.quantization.placement import Placement
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
-from edgekd.graph.session import cpu_session
+from edgekd.graph.session import copied, cpu_session
 from edgekd.graph.view import Graph
 
 NOISELESS_DB = 120.0
+"""Signal-to-noise ratio without noise, in dB: a number for reports."""
+MIN_POWER = 1e-30
+"""Smallest divisor of a power."""
 
 
 @dataclass(frozen=True)
 class OutputNoise:
-    """Sums of squares over the outputs of each layer: `noise` [choices, n] of its twins, `signal` [n]."""
+    """Sums of squares over the outputs of n layers: `noise` [choices, n] of their twins, `signal` [n]."""
 
     layers: tuple[str, ...]
     noise: np.ndarray
     signal: np.ndarray
 
     def relative(self, layer: str) -> np.ndarray:
-        """Noise by signal, float64 [choices]; 0 where there is no noise."""
+        """Return noise by signal, float64 [choices]."""
         at = self.layers.index(layer)
-        found: np.ndarray = self.noise[:, at] / max(self.signal[at], 1e-30)
-        return found
+        return np.asarray(self.noise[:, at] / max(self.signal[at], MIN_POWER))
 
 
 def decibels(relative: float) -> float:
-    """Signal-to-noise ratio in dB of noise relative to the signal."""
-    return float(min(-10 * np.log10(max(relative, 1e-30)), NOISELESS_DB))
+    """Return the signal-to-noise ratio in dB of noise relative to the signal."""
+    return float(min(-10 * np.log10(max(relative, MIN_POWER)), NOISELESS_DB))
 
 
 def output_noise(
     graph: Graph, placement: Placement, choices: Sequence[Mapping[str, float]], frames: Iterable[np.ndarray]
 ) -> OutputNoise:
-    """The noise of each INT8 layer for several choices of scales, over frames float32 [1, 3, h, w]."""
+    """Measure the noise of each INT8 layer for several choices of scales, over frames float32 [1, 3, h, w]."""
     by_name = {node.name: node for node in graph.nodes}
     inputs = [by_name[name].input[0] for name in placement.layers]
     scales = [[choice[tensor] for choice in choices] for tensor in inputs]
@@ -68,12 +70,11 @@ def _signal(layer: str) -> str:
 
 
 def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[float]]) -> tuple[Any, str]:
-    """A session on the float graph that returns noise and signal of each layer, and its input's name."""
+    """Return a session on the float graph that gives noise and signal of each layer, and its input's name."""
     import onnx
     from onnx import helper
 
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model = copied(graph.model)
     del model.graph.output[:]
     outputs: list[str] = []
     for node, choices in zip(nodes, scales, strict=True):
@@ -95,13 +96,12 @@ def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[
 
 
 def _twin(node: Any, scale: float) -> tuple[list[Any], list[Any]]:
-    """The nodes and constants of a layer's INT8 twin, up to the power of its noise."""
+    """Return the nodes and constants of a layer's INT8 twin, up to the power of its noise."""
     from onnx import helper
 
     stem = f"{node.name}/twin/{scale.hex()}"
     constants = [_constant(f"{stem}/scale", np.float32(scale)), _constant(f"{stem}/zero", np.int8(0))]
-    twin = type(node)()
-    twin.CopyFrom(node)
+    twin = copied(node)
     twin.name = stem
     twin.input[0], twin.input[1], twin.output[0] = f"{stem}/x", f"{node.name}/twin", f"{stem}/y"
     nodes = [

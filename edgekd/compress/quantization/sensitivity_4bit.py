@@ -1,12 +1,11 @@
-"""What each layer, alone, costs the network when its weights have 4 bits: measured without labels.
+"""Sensitivity of the network to 4-bit weights of each single layer, measured without labels.
 
-A walk through the float graph brings what each layer reads. Its weights are rounded as they will be when the
-graph is quantized, so that they make up for each other's errors, and the rest of the graph is run with them. Errors are
-measured on other frames than the rounding has seen: a layer with many inputs, which can make up for everything on a few
-frames, would look better than it is.
+The float graph runs layer by layer (`compress.walk`). Each layer's weights are rounded with feedback, as in the
+quantized graph, and the rest of the graph runs with them. Errors are measured on other frames than the rounding has
+used: a layer with many inputs can fit a few frames exactly, and would look better than it is.
 
-They are measured where the last convolutions and matrix products end. What follows (sigmoid, box decoding, selection)
-says the same in other units, in which a few sure objects are nearly all there is to scores.
+They are measured at the outputs of the last convolutions and matrix products. Later nodes (sigmoid, box decoding,
+selection) only change units, in which a few certain objects dominate the scores.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from edgekd.compress.quantization.reconstruct import Stored, moments_of, stored_
 from edgekd.graph.session import part_session
 from edgekd.graph.view import Graph
 
-MEASURED = 4
-"""Frames on which errors are measured, the last ones: so many, but a quarter of few. The others are for rounding."""
+MAX_MEASURED_FRAMES = 4
+"""Most frames on which errors are measured, the last ones, but a quarter at most; the others are for rounding."""
 PATCHES = 8192
 """Patches of its input, over all frames, by which a layer's weights are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """The layer `name` in `form`, as it is stored, with the bias float32 [O] that goes with it.
+    """The layer `name` in `form`, as it is stored, with its bias float32 [O].
 
-    local_noise: noise by signal at its own output; output_error: where the network ends (`relative_error`).
+    local_noise: noise by signal at its own output; output_error: at the network's last layers (`relative_error`).
     """
 
     name: str
@@ -48,15 +47,15 @@ class Rounded:
 def measure_rounded(
     graph: Graph, forms: Mapping[str, Sequence[Form]], frames: Sequence[np.ndarray]
 ) -> Iterator[Rounded]:
-    """Each layer in each of its 4-bit `forms`, as the only one in a float graph, on frames float32.
+    """Measure each layer in each of its 4-bit `forms`, as the only one in a float graph, on frames float32.
 
     They must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
     Memory: the tensors that are live between two layers, for each frame.
     """
     walk, levels = Walk(graph, frames), levels_of(graph)
     ends = last_products(graph)
-    measured = min(max(len(frames) // 4, 1), MEASURED)
-    wanted = _Rest(graph, walk, levels, 1, ends).run({}, measured)
+    measured = min(max(len(frames) // 4, 1), MAX_MEASURED_FRAMES)
+    reference = _Rest(graph, walk, levels, 1, ends).run({}, measured)
     for level in range(1, max(levels.values(), default=0) + 1):
         rest = _Rest(graph, walk, levels, level, ends)
         for node in graph.nodes:
@@ -64,16 +63,16 @@ def measure_rounded(
                 layer = layer_of(graph, node)
                 assert layer is not None, "only layers with constant weights are asked for"
                 stored, used, bias, noise = _round(layer, walk.values(node.input[0]), measured, form)
-                found = rest.run(layer.initializers(used, bias), measured)
-                # What was made before this level is as it was.
-                errors = [relative_error(wanted[end], value) for end, value in found.items()]
+                outputs = rest.run(layer.initializers(used, bias), measured)
+                # Ends before this level are unchanged.
+                errors = [relative_error(reference[end], value) for end, value in outputs.items()]
                 yield Rounded(node.name, form, stored, bias, noise, sum(errors) / len(ends))
         walk.advance(level)
 
 
 def last_products(graph: Graph) -> tuple[str, ...]:
-    """The outputs of the last convolutions and matrix products; the graph's own where it has none. In graph order."""
-    found: set[str] = set()
+    """Return the outputs of the last convolutions and matrix products, in graph order; without any the graph's."""
+    last: set[str] = set()
     passed: set[str] = set()
     waiting = list(graph.outputs)
     while waiting:
@@ -83,19 +82,19 @@ def last_products(graph: Graph) -> tuple[str, ...]:
             continue
         passed.add(name)
         if node.op_type in ("Conv", "Gemm", "MatMul") and not is_dfl(graph, node):
-            found.add(name)
+            last.add(name)
         else:
             waiting.extend(graph.activations(node))
-    return tuple(name for node in graph.nodes for name in node.output if name in found) or tuple(graph.outputs)
+    return tuple(name for node in graph.nodes for name in node.output if name in last) or tuple(graph.outputs)
 
 
-def relative_error(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Noise by signal of a tensor on several frames: so normalised, boxes and scores count alike.
+def relative_error(expected: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> float:
+    """Return the noise by signal of a tensor on several frames, in which boxes and scores count alike.
 
-    The signal is what varies: a constant for each channel (axis 1, where there are two more) says nothing.
+    The signal is the variance, around the mean of each channel (axis 1, where there are two more).
     """
-    stacked = np.concatenate(wanted).astype(np.float64)
-    noise = np.square(np.concatenate(found) - stacked).sum()
+    stacked = np.concatenate(expected).astype(np.float64)
+    noise = np.square(np.concatenate(values) - stacked).sum()
     over = (0, *range(2, stacked.ndim)) if stacked.ndim > 2 else None
     return float(noise / max(np.square(stacked - stacked.mean(axis=over, keepdims=True)).sum(), 1e-30))
 
@@ -103,9 +102,9 @@ def relative_error(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) ->
 def _round(
     layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: Form
 ) -> tuple[Stored, np.ndarray, np.ndarray, float]:
-    """A layer as stored, its weights and bias, from what it reads on each frame; local noise on the last ones."""
-    places = layer.places(inputs, PATCHES)
-    patches = [layer.patches(value, at) for value, at in zip(inputs, places, strict=True)]
+    """Round a layer by its input on each frame: as stored, weights, bias, and local noise on the last frames."""
+    indices = layer.draw_patches(inputs, PATCHES)
+    patches = [layer.patches(value, at) for value, at in zip(inputs, indices, strict=True)]
     seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
     moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
     stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape)
@@ -122,7 +121,7 @@ def _round(
 
 
 class _Rest:
-    """What a walk that has come to a level still has before it, up to the tensors `ends`."""
+    """The rest of the graph from a level on, up to the tensors `ends`."""
 
     def __init__(self, graph: Graph, walk: Walk, levels: Mapping[str, int], level: int, ends: Sequence[str]) -> None:
         self._walk = walk
@@ -135,11 +134,11 @@ class _Rest:
         self._ends = [name for name in ends if name in made]
 
     def run(self, changed: Mapping[str, np.ndarray], frames: int) -> dict[str, list[np.ndarray]]:
-        """Those of `ends` that are still to be made, on each of the last frames, with some initializers changed."""
+        """Compute the remaining ones of `ends` on each of the last frames, with some initializers changed."""
         session = self._session(changed)
         values = zip(*(self._walk.values(name)[-frames:] for name in self._inputs), strict=True)
-        found = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
-        return {name: [each[at] for each in found] for at, name in enumerate(self._ends)}
+        outputs = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
+        return {name: [each[at] for each in outputs] for at, name in enumerate(self._ends)}
 
     def _session(self, changed: Mapping[str, np.ndarray]) -> Any:
         from onnx import numpy_helper

@@ -9,13 +9,13 @@ torch = pytest.importorskip("torch")
 from edgekd.builds.recipe import Distill, Weights  # noqa: E402
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import (  # noqa: E402
-    TAKEN,
+    ASSIGN_TOPK,
     Aids,
     Comparison,
+    DetectorFeatures,
+    DistillationLosses,
     Predictions,
-    Said,
-    Seen,
-    assigned,
+    assign_objects,
     shared_classes,
 )
 from edgekd.core.errors import SpecError  # noqa: E402
@@ -44,7 +44,7 @@ def seen_by(boxes: dict[int, list[float]], classes: int = 2) -> Predictions:
 def test_an_object_speaks_where_the_student_sees_its_box_best() -> None:
     middle, beside, outside = 8 * 20 + 10, 320 + 4 * 10 + 5, 0
     exact, near = [52.0, 44, 116, 92], [52.0, 44, 116, 80]
-    told = assigned(
+    told = assign_objects(
         found([[84, 68, 64, 48]], [[0.9, 0.1]]), seen_by({middle: near, beside: exact, outside: exact}), GRID
     )
     sure, best = told.scores.sigmoid()[0].max(0)
@@ -59,14 +59,14 @@ def test_an_object_speaks_where_the_student_sees_its_box_best() -> None:
 
 
 def test_where_the_student_sees_nothing_an_object_says_little_and_at_few_anchors() -> None:
-    told = assigned(found([[84, 68, 64, 48]], [[0.9, 0.1]]), seen_by({}), GRID)
+    told = assign_objects(found([[84, 68, 64, 48]], [[0.9, 0.1]]), seen_by({}), GRID)
     sure = told.scores.sigmoid()[0].amax(0)
-    assert int((sure > 1e-4).sum()) <= TAKEN
+    assert int((sure > 1e-4).sum()) <= ASSIGN_TOPK
     assert float(sure.max()) < 0.1, "of a box that overlaps with nothing little is certain"
 
 
 def test_the_boxes_come_back_from_the_sides() -> None:
-    told = assigned(found([[80, 60, 66, 50]], [[0.9, 0.1]]), seen_by({7 * 20 + 9: [47, 35, 113, 85]}), GRID)
+    told = assign_objects(found([[80, 60, 66, 50]], [[0.9, 0.1]]), seen_by({7 * 20 + 9: [47, 35, 113, 85]}), GRID)
     points, strides = GRID.points()
     sides = told.boxes[0] * strides
     low, high = points - sides[:2], points + sides[2:]
@@ -80,7 +80,7 @@ def test_the_boxes_come_back_from_the_sides() -> None:
 def test_the_object_with_more_to_say_has_the_anchor_whatever_their_order(order: list[int]) -> None:
     objects = found([[80, 60, 66, 50], [81, 61, 50, 66]], [[0.9, 0.1], [0.3, 0.5]])
     student = seen_by({7 * 20 + 9: [47, 35, 113, 85]})
-    told = assigned(Predictions(objects.scores[..., order], objects.boxes[..., order]), student, GRID)
+    told = assign_objects(Predictions(objects.scores[..., order], objects.boxes[..., order]), student, GRID)
     _points, strides = GRID.points()
     at = int(told.scores[0].amax(0).argmax())
     assert at == 7 * 20 + 9
@@ -110,12 +110,14 @@ def test_of_several_classes_that_mean_one_the_surest_speaks() -> None:
     sides = torch.ones(1, 4, 400)
     grid = Grid(((20, 20),), (8,))
 
-    def said(scores: torch.Tensor, classes: tuple[tuple[int, int], ...]) -> Said:
+    def said(scores: torch.Tensor, classes: tuple[tuple[int, int], ...]) -> DistillationLosses:
         compare = Comparison(Distill(), classes, Aids([1], [1], learn_temperature=False))
         maps = (torch.zeros(1, 1, 20, 20),)
-        seen = [Seen(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)]
+        seen = [
+            DetectorFeatures(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)
+        ]
         return compare(*seen, Weights(classes=1.0), 0.0)
 
     many, one = said(teacher, ((0, 1), (1, 0), (1, 2))), said(told, ((0, 0), (1, 1)))
     assert float(many.losses["classes"]) == pytest.approx(float(one.losses["classes"]))
-    assert torch.equal(many.sure, one.sure)
+    assert torch.equal(many.certainty, one.certainty)

@@ -8,11 +8,11 @@ torch = pytest.importorskip("torch")
 
 from edgekd.compress.distillation.distill import disagreement, foreground  # noqa: E402
 from edgekd.compress.distillation.loss_weighting import (  # noqa: E402
-    KEPT,
-    Average,
+    EMA_DECAY,
     Balance,
+    MovingAverage,
     gradient_norm,
-    teachers_share,
+    teacher_share,
 )
 
 
@@ -31,7 +31,7 @@ def test_alpha_moves_where_the_teacher_sees_something_and_not_over_all_anchors()
         for wrong in (0.0, 2.0, 6.0):
             student, teacher = batch(wrong)
             apart = disagreement(student, teacher, foreground(teacher) if masked else None)
-            alphas[masked].append(float(teachers_share(apart, "agreement")))
+            alphas[masked].append(float(teacher_share(apart, "agreement")))
     assert alphas[True][0] == 1
     assert alphas[True][1] < 0.8
     assert alphas[True][2] < 0.6
@@ -40,11 +40,11 @@ def test_alpha_moves_where_the_teacher_sees_something_and_not_over_all_anchors()
 
 def test_the_readings_of_alpha_are_opposite() -> None:
     near, far = torch.tensor(0.1), torch.tensor(0.8)
-    assert teachers_share(near, "agreement") > teachers_share(far, "agreement")
-    assert teachers_share(near, "disagreement") < teachers_share(far, "disagreement")
-    assert float(teachers_share(far, "agreement")) == pytest.approx(1 / 1.8)
-    assert float(teachers_share(far, "agreement") + teachers_share(far, "disagreement")) == pytest.approx(1)
-    assert float(teachers_share(far, "off")) == 1
+    assert teacher_share(near, "agreement") > teacher_share(far, "agreement")
+    assert teacher_share(near, "disagreement") < teacher_share(far, "disagreement")
+    assert float(teacher_share(far, "agreement")) == pytest.approx(1 / 1.8)
+    assert float(teacher_share(far, "agreement") + teacher_share(far, "disagreement")) == pytest.approx(1)
+    assert float(teacher_share(far, "off")) == 1
 
 
 def test_disagreement_is_softened_and_has_no_gradient() -> None:
@@ -57,7 +57,7 @@ def test_disagreement_is_softened_and_has_no_gradient() -> None:
 
 
 def test_an_average_starts_with_its_first_value_and_forgets() -> None:
-    average = Average(0.9)
+    average = MovingAverage(0.9)
     assert float(average(torch.tensor(2.0))) == 2
     assert float(average(torch.tensor(1.0))) == pytest.approx(1.9)
 
@@ -81,7 +81,7 @@ def test_balance_measures_every_so_many_steps_and_for_what_is_new() -> None:
 
     assert factor(0.5) == pytest.approx(2)
     assert factor(0.1) == pytest.approx(2), "not measured in the second step"
-    assert factor(0.1) == pytest.approx(KEPT * 2 + (1 - KEPT) * 10)
+    assert factor(0.1) == pytest.approx(EMA_DECAY * 2 + (1 - EMA_DECAY) * 10)
     assert factor(0.25, "new") == pytest.approx(4)
 
 

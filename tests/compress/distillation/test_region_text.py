@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hashed_words import hashed_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.compress.distillation.text import class_texts, hashed_words
+from edgekd.compress.distillation.text import class_texts
 
 torch = pytest.importorskip("torch")
 region_text = pytest.importorskip("edgekd.compress.distillation.region_text")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hashed_words import hashed_words
 
-from edgekd.compress.distillation.text import TEMPLATES, class_texts, hashed_words, minilm, words
+from edgekd.compress.distillation.text import TEMPLATES, class_texts, minilm, words
 from edgekd.core.errors import SpecError
 
 CLASSES = ("helmet", "no-helmet", "no-vest", "person", "vest")

@@ -75,12 +75,12 @@ def expected_values(model: Any, frame: np.ndarray) -> dict[str, np.ndarray]:
 
 def held(walk: Walk) -> set[str]:
     """The tensors in memory, the same for all frames."""
-    (names,) = {frozenset(seen) for seen in walk._seen}
+    (names,) = {frozenset(seen) for seen in walk._tensors}
     return set(names)
 
 
 def held_bytes(walk: Walk) -> int:
-    return sum(value.nbytes for seen in walk._seen for value in seen.values())
+    return sum(value.nbytes for seen in walk._tensors for value in seen.values())
 
 
 def still_to_read(model: Any, level: int) -> set[str]:

@@ -1,12 +1,10 @@
-"""Ultralytics checkpoints (YOLOv8, 11, 26). The only module that imports Ultralytics, which is AGPL-3.0."""
+"""Ultralytics checkpoints (YOLOv8, 11, 26) as detectors: opened, exported, given another input size."""
 
 from __future__ import annotations
 
 import ast
 import math
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,13 @@ import numpy as np
 
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError
-from edgekd.detectors.checkpoint import load_checkpoint, write_checkpoint
-from edgekd.detectors.torch_onnx import write_onnx
+from edgekd.detectors.torch_support import requiring, write_onnx
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
 HEADS = ("Detect", "v10Detect")
+"""Ultralytics' classes of heads that predict boxes at anchors."""
+DEFAULT_SIDE = 640
+"""Side of the input in pixels where a checkpoint does not say it: Ultralytics' own default."""
 
 
 class UltralyticsDetector:
@@ -39,17 +40,19 @@ class UltralyticsDetector:
         model, train_args = self.network()
         head = model.model[-1]
         nms = keep_one_branch(head)
-        size = input_size(train_args, int(max(head.stride)))
+        height, width = input_size(train_args, int(max(head.stride)))
         spec = DetectorSpec(
-            classes=tuple(model.names[index] for index in sorted(model.names)),
-            preprocess=Preprocess(height=size[0], width=size[1]),
+            classes=class_names(model),
+            preprocess=Preprocess(height=height, width=width),
             head=Head("yolo", nms=nms, strides=tuple(int(stride) for stride in head.stride)),
         )
-        _write_onnx(model, head, spec, graph, opset)
+        model.fuse(verbose=False)
+        head.export, head.format, head.dynamic = True, "onnx", False
+        write_onnx(model, height, width, graph, opset)
         return spec
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """What the checkpoint itself computes in float32 for batch [1, 3, h, w], to compare the export with."""
+        """Return the checkpoint's own output in float32 for a batch [1, 3, h, w], to compare the export with."""
         import torch
 
         model, _ = self.network()
@@ -59,24 +62,27 @@ class UltralyticsDetector:
         return np.asarray(prediction.numpy())
 
     def network(self) -> tuple[Any, Mapping[str, Any]]:
-        """The network, which is a box detector, and its training's arguments. Raises SpecError."""
-        try:
-            # Ultralytics logs to stdout, at its first start and later, where only results belong.
-            with redirect_stdout(sys.stderr):
-                import ultralytics.nn.tasks  # noqa: F401
-        except ImportError as error:
-            raise SpecError(
-                f"{self.path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",
-                found=str(error),
-                fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-            ) from error
+        """Return the network, which predicts boxes, and the arguments of its training. Raises SpecError."""
+        model_classes(self.path)
         checkpoint = load_checkpoint(self.path, self._trust)
         require_box_detector(checkpoint.model, self.path)
         return checkpoint.model, checkpoint.train_args
 
 
+def load(path: Path, *, trust: bool = False, **_: Any) -> UltralyticsDetector:
+    """Open a checkpoint, which describes its head and classes itself."""
+    return UltralyticsDetector(path, trust)
+
+
+def model_classes(path: Path) -> Any:
+    """Return Ultralytics' module of model classes. path: of the checkpoint to read. Raises SpecError without it."""
+    with requiring(f"{path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch"):
+        import ultralytics.nn.tasks
+    return ultralytics.nn.tasks
+
+
 def require_box_detector(model: Any, path: Path) -> None:
-    """Raise SpecError for a model in a checkpoint that is no detector of boxes with a head known here."""
+    """Raise SpecError for a model in a checkpoint that predicts no boxes, or has a head that is not known here."""
     last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
     # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
     if type(model).__name__ != "DetectionModel" or not last or type(last[0]).__name__ not in HEADS:
@@ -86,6 +92,19 @@ def require_box_detector(model: Any, path: Path) -> None:
             found=" with ".join(type(part).__name__ for part in (model, *last)),
             fix="train with task=detect, or export to ONNX and describe its head with --head",
         )
+
+
+def unfused_network(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any]]:
+    """Return a network that can be trained, and the arguments of its training. Raises SpecError."""
+    network, train_args = UltralyticsDetector(checkpoint, trust).network()
+    if network.is_fused():
+        raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
+    return network, dict(train_args)
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """Return the names of a model's classes, by index."""
+    return tuple(model.names[index] for index in sorted(model.names))
 
 
 def keep_one_branch(head: Any) -> bool:
@@ -99,8 +118,8 @@ def keep_one_branch(head: Any) -> bool:
 
 
 def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
-    """Height and width the network was trained at: whole strides, as Ultralytics rounds them; 640 where not said."""
-    size = train_args.get("imgsz") or 640
+    """Return the height and width that a network was trained at: whole strides, as Ultralytics rounds them."""
+    size = train_args.get("imgsz") or DEFAULT_SIDE
     if isinstance(size, str):
         size = ast.literal_eval(size)
     sides = (size, size) if isinstance(size, (int, float)) else (size[0], size[-1])
@@ -108,19 +127,13 @@ def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
     return height, width
 
 
-def resized(checkpoint: Path, image_size: int, out: Path, trust: bool = False) -> tuple[tuple[int, int], ...]:
-    """Write `out`, the detector in `checkpoint` as it is but for the side of its input in pixels.
+def resize_detector(checkpoint: Path, image_size: int, out: Path, trust: bool = False) -> tuple[tuple[int, int], ...]:
+    """Write `out`, the detector in `checkpoint` with another side of its input in pixels, otherwise unchanged.
 
     Returns height and width before and after. Raises SpecError for a checkpoint that is no detector.
     """
     network, train_args = UltralyticsDetector(checkpoint, trust).network()
     stride = int(max(network.stride))
-    told = {"task": "detect", **train_args, "imgsz": image_size}
-    write_checkpoint(network, told, out)
-    return input_size(train_args, stride), input_size(told, stride)
-
-
-def _write_onnx(model: Any, head: Any, spec: DetectorSpec, graph: Path, opset: int) -> None:
-    model.fuse(verbose=False)
-    head.export, head.format, head.dynamic = True, "onnx", False
-    write_onnx(model, spec.preprocess.height, spec.preprocess.width, graph, opset)
+    new_args = {"task": "detect", **train_args, "imgsz": image_size}
+    write_checkpoint(network, new_args, out)
+    return input_size(train_args, stride), input_size(new_args, stride)

@@ -1,4 +1,4 @@
-"""Loading a checkpoint without running what is in it.
+"""Ultralytics checkpoints, written, and read without running their content.
 
 A `.pt` file is a pickle, and a pickle is a program: it calls what it names, with arguments of its own. A list of
 harmless names is not protection enough, because constructors of network layers do things, too: Ultralytics'
@@ -13,8 +13,6 @@ nothing that the file names is called:
 from __future__ import annotations
 
 import importlib
-import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import SpecError
+from edgekd.detectors.torch_support import saved_bytes
 
 _LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
 # Results, paths and losses of the training: real checkpoints have them, a detector does not need them.
@@ -31,14 +30,14 @@ _IGNORED_NAMES = ("ultralytics.utils.IterableSimpleNamespace",)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a camera needs of a checkpoint: the network, float32 and in evaluation mode, and how it was trained."""
+    """The parts of a checkpoint in use: the network, float32 in evaluation mode, and the arguments of its training."""
 
     model: Any
     train_args: Mapping[str, Any]
 
 
 def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
-    """The network in an Ultralytics checkpoint. With `trust`, whatever the pickle says is executed.
+    """Load the network in an Ultralytics checkpoint. With `trust`, the pickle may execute anything.
 
     Raises SpecError for a file that is no checkpoint, or that names anything an Ultralytics detector does not need.
     """
@@ -61,40 +60,15 @@ def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         raise _no_checkpoint(path, error) from error
 
 
-def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
-    """The state of a training, None where there is none or it is not whole; nothing in it is executed."""
-    import torch
-
-    if not path.is_file():
-        return None
-    try:
-        return dict(torch.load(path, map_location=device, weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        return None
-
-
-def write_content(content: Any, path: Path) -> None:
-    """Write with `torch.save`; the file is there complete or not at all."""
-    write_file(path, _saved(content))
-
-
 def write_checkpoint(network: Any, train_args: Mapping[str, Any], path: Path) -> None:
-    """Write a network as Ultralytics does, in half precision, which the network then has."""
+    """Write a network as Ultralytics does; the network is then in half precision, too."""
     write_file(path, checkpoint_bytes(network, train_args))
 
 
 def checkpoint_bytes(network: Any, train_args: Mapping[str, Any]) -> bytes:
-    """What `write_checkpoint` writes."""
-    told = {"epoch": -1, "ema": None, "optimizer": None, "train_args": dict(train_args)}
-    return _saved({**told, "model": network.half()})
-
-
-def _saved(content: Any) -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+    """Return the bytes that `write_checkpoint` writes; the network is then in half precision."""
+    head = {"epoch": -1, "ema": None, "optimizer": None, "train_args": dict(train_args)}
+    return saved_bytes({**head, "model": network.half()})
 
 
 def _read_without_running(path: Path) -> Any:
@@ -123,7 +97,7 @@ def _is_ignored(name: str) -> bool:
 
 
 class _Ignored:
-    """What is left of an object that is not needed."""
+    """A stand-in for an object that is not needed."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -133,7 +107,7 @@ class _Ignored:
 
 
 def _stand_in(layer: type, made: list[tuple[Any, type]]) -> type:
-    """A class whose instances take the attributes of a layer and do nothing; `made` learns of each."""
+    """Return a class whose instances only hold the attributes of a layer; each is added to `made`."""
 
     class StandIn:
         def __new__(cls) -> StandIn:
@@ -148,24 +122,24 @@ def _stand_in(layer: type, made: list[tuple[Any, type]]) -> type:
 
 
 def _layer(name: str, path: Path) -> type:
-    """The network layer of that name; only where it is defined, not where another module imports it."""
+    """Return the network layer of that name; only from the module that defines it."""
     from torch import nn
 
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        layer = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SpecError(
             f"{path}: needs {name}, which the installed libraries do not have",
             fix="pip install --upgrade ultralytics, or the version that wrote the checkpoint",
         ) from error
-    if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module:
-        return found
+    if isinstance(layer, type) and issubclass(layer, nn.Module) and layer.__module__ == module:
+        return layer
     raise _refusal(path, name)
 
 
 def _names_in(path: Path) -> list[str]:
-    """Every name in the pickle that PyTorch does not itself hold safe, read without unpickling."""
+    """List the names in the pickle that PyTorch itself does not hold safe, without unpickling."""
     import torch
 
     try:
@@ -184,15 +158,12 @@ def _read(path: Path, weights_only: bool) -> Any:
 
 
 def _kind(content: Any) -> str:
-    """What a checkpoint without a network has instead."""
-    held = content.get("model", content) if isinstance(content, dict) else content
-    if (
-        isinstance(held, dict)
-        and held
-        and all(type(value).__name__ in ("Tensor", "Parameter") for value in held.values())
-    ):
+    """Describe the content of a checkpoint without a network."""
+    model = content.get("model", content) if isinstance(content, dict) else content
+    kinds = {type(value).__name__ for value in model.values()} if isinstance(model, dict) else set()
+    if kinds and kinds <= {"Tensor", "Parameter"}:
         return "weights without the layers (a state_dict)"
-    return type(held).__name__
+    return type(model).__name__
 
 
 def _refusal(path: Path, names: str) -> SpecError:

@@ -3,7 +3,7 @@
 Such a file is what `torch.save` writes of a dictionary:
 
     family      "torchvision"
-    builder     one of `torchvision_names.BUILDERS`: the function of torchvision.models.detection that makes the network
+    builder     one of `family.BUILDERS`: the function of torchvision.models.detection that makes the network
     classes     names of the classes, without the background, in the order of the labels 1, 2, ...
     image_size  [height, width] in pixels, whole multiples of 32: the letterboxed input
     state_dict  what the network's `state_dict()` gives
@@ -15,16 +15,15 @@ nothing is downloaded.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
-from edgekd.core.errors import SpecError
-from edgekd.detectors.torch_onnx import write_onnx
+from edgekd.detectors.torch_support import requiring, write_onnx
 
 if TYPE_CHECKING:
-    from edgekd.detectors.torchvision_network import TorchvisionNetwork
+    from edgekd.detectors.torchvision.network import TorchvisionNetwork
 
 
 class TorchvisionDetector:
@@ -42,7 +41,7 @@ class TorchvisionDetector:
         Normalisation is left to the preprocessing, which the specification describes.
         """
         network = self.network()
-        from edgekd.detectors.torchvision_network import Dense
+        from edgekd.detectors.torchvision.network import Dense
 
         height, width = network.image_size
         spec = DetectorSpec(
@@ -54,22 +53,27 @@ class TorchvisionDetector:
         return spec
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """What the network itself computes in float32 for batch [1, 3, h, w], normalised."""
+        """Return the network's own output in float32 for a normalised batch [1, 3, h, w]."""
         import torch
 
-        from edgekd.detectors.torchvision_network import Dense
+        from edgekd.detectors.torchvision.network import Dense
 
         with torch.no_grad():
             return np.asarray(Dense(self.network())(torch.from_numpy(batch)).numpy())
 
     def network(self) -> TorchvisionNetwork:
-        """The network, in evaluation mode. Raises SpecError."""
-        try:
-            from edgekd.detectors.torchvision_network import load_network
-        except ImportError as error:
-            raise SpecError(
-                f"{self.path}: reading it needs PyTorch and torchvision",
-                found=str(error),
-                fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-            ) from error
+        """Return the network, in evaluation mode. Raises SpecError."""
+        with requiring(f"{self.path}: reading it needs PyTorch and torchvision"):
+            from edgekd.detectors.torchvision.network import load_network
         return load_network(self.path)
+
+
+def load(path: Path, **_: Any) -> TorchvisionDetector:
+    """Open a `.tv.pt` file, which describes its head and classes itself."""
+    return TorchvisionDetector(path)
+
+
+def load_teacher(checkpoint: Path, trust: bool) -> TorchvisionNetwork:
+    """Return the network in a file as a teacher: in evaluation mode, without gradients."""
+    network: TorchvisionNetwork = TorchvisionDetector(checkpoint).network().requires_grad_(False)
+    return network

@@ -1,65 +1,40 @@
 """Low-rank factorization of Ultralytics detectors: two or three thinner convolutions in place of one, where it pays.
 
-What stands for a convolution with batch norm is a sequence of convolutions, the last of which is inside Ultralytics'
-layer, with the batch norm and the activation that this had. So what comes out is a checkpoint like any other:
-Ultralytics folds the batch norm into that last one, and finds what a layer reads by the number that it had.
+A convolution with batch norm becomes a sequence of convolutions, the last of which is inside Ultralytics' layer, with
+its batch norm and activation. So the result is an ordinary checkpoint: Ultralytics folds the batch norm into that last
+one, and finds a layer's input by the index that the sequence has taken over.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.recipe import LowRank
+import torch
+from torch import nn
+
+from edgekd.compress.low_rank import InputMoments, InputStatistics, WeightedLayer, choose, default_cost
 from edgekd.compress.pruning import Convolution, Cost, multiply_adds
+from edgekd.compress.steps import LowRank
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
-from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
-from edgekd.detectors.checkpoint import write_checkpoint
-from edgekd.detectors.teacher import parameters_in
-from edgekd.detectors.ultralytics import UltralyticsDetector, input_size
+from edgekd.detectors.results import Factorized, Product
+from edgekd.detectors.torch_support import parameters_in
+from edgekd.detectors.ultralytics.channels import TRACED, convolutions_of
+from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
+from edgekd.detectors.ultralytics.detector import input_size, unfused_network
+from edgekd.detectors.ultralytics.library import AAttn, Attention, Conv, RepConv
+from edgekd.detectors.ultralytics.loop import quiet
 
-# First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import quiet  # isort: skip
-
-import torch
-from torch import nn
-from ultralytics.nn.modules.block import AAttn, Attention
-from ultralytics.nn.modules.conv import Conv, RepConv
-
-from edgekd.compress.low_rank import Ranks, Read, Watch, Weighed, charged, choose
-from edgekd.detectors.ultralytics_channels import TRACED, convolutions_of
-
-CLOSE = 1e-3
-"""How much less than it should a layer may keep once its weights are in half precision, as checkpoints have them."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """What stands for a layer. ranks: channels between its parts; kept: the share of what varies in its output."""
-
-    ranks: Ranks
-    kept: float
-
-
-@dataclass(frozen=True)
-class Factorized:
-    """What factorization did. parameters, multiply_adds: before and after, of one frame in the detector's size.
-
-    layers: what stands for each convolution that is one no more, by its name.
-    """
-
-    parameters: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    layers: Mapping[str, Product]
-    seconds: float
+HALF_PRECISION_LOSS = 1e-3
+"""Share of a layer's output variance that rounding its weights to half precision, as checkpoints do, may cost."""
 
 
 def factorize_detector(
@@ -73,26 +48,25 @@ def factorize_detector(
 ) -> Factorized:
     """Write `out`, the detector in `checkpoint` with products for convolutions: again an Ultralytics checkpoint.
 
-    data: a data set, of whose split `train` `step.images` are read, for what layers read; labels are not. cost: of a
-    convolution, which decides where a product pays; None: `charged`. Nothing is trained. The same arguments give the
-    same detector.
+    Arguments: `Family.factorize`. `step.images` training images are read, to observe layers' inputs; labels are not.
+    cost: of a convolution, which decides where a product pays; None for `default_cost`. Nothing is trained. The same
+    arguments give the same detector.
     Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where nothing
     pays, or a layer does not keep what it should.
     """
     began = time.monotonic()
-    network, train_args = UltralyticsDetector(checkpoint, trust).network()
-    if network.is_fused():
-        raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
+    network, train_args = unfused_network(checkpoint, trust)
     size = input_size(train_args, int(max(network.stride)))
     parameters = parameters_in(network)
     with quiet(), torch.no_grad():
         before = convolutions_of(network, size)
         layers = {name: before[f"{name}.conv"] for name in candidates(network, before, step.channels)}
-        reads = watch(network, list(layers), data, step, size, progress)
+        inputs = observe_inputs(network, list(layers), data, step, size, progress)
         products = {}
         for name, layer in progress.items(layers.items(), "factorize", len(layers)):
-            if (found := _factorize(network, name, layer, reads.pop(name), step, cost or charged)) is not None:
-                products[name] = found
+            product = _factorize(network, name, layer, inputs.pop(name), step, cost or default_cost)
+            if product is not None:
+                products[name] = product
         after = convolutions_of(network, size)
     _require_some(products, len(layers), step)
     write_checkpoint(network, {"task": "detect", **train_args, "imgsz": list(size)}, out)
@@ -105,11 +79,11 @@ def factorize_detector(
 
 
 def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int) -> list[str]:
-    """Ultralytics' layers of one convolution that a product may stand for.
+    """List Ultralytics' layers of one convolution that may become a product.
 
-    Those that a camera runs, with at least so many channels on both sides, all of which read all. Attention is left
-    alone, as are layers that Ultralytics merges with others, and those that write what the head reads: by directions
-    with little power it tells classes apart. The last convolutions of a head are no such layers.
+    Those that a camera runs, ungrouped, with at least `least` channels on both sides. Not attention, nor layers that
+    Ultralytics merges with others, nor those that write the head's inputs: it tells classes apart by directions with
+    little power. The last convolutions of a head are no such layers.
     """
     spared = _read_by_head(network) | {
         part
@@ -129,7 +103,7 @@ def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int
 
 
 def _read_by_head(network: Any) -> set[Any]:
-    """The layers that write the maps which the head reads."""
+    """Return the layers that write the head's inputs."""
     written: dict[Any, torch.Tensor] = {}
     read: list[torch.Tensor] = []
     layers = [module for module in network.modules() if type(module) is Conv]
@@ -141,42 +115,46 @@ def _read_by_head(network: Any) -> set[Any]:
     return {layer for layer, output in written.items() if any(output is each for each in read)}
 
 
-def watch(
+def observe_inputs(
     network: Any, names: list[str], data: Path, step: LowRank, size: tuple[int, int], progress: Progress
-) -> dict[str, Read]:
-    """What the layers of these names read on training images, drawn by the step's seed."""
+) -> dict[str, InputMoments]:
+    """Return the moments of the inputs of the layers named, on training images drawn by the step's seed."""
     images = drawn(load_dataset(data).split("train").samples, step.images, step.seed, progress)
     shown = Preprocess(*input_size({"imgsz": step.image_size or size}, int(max(network.stride))))
     layers = {name: network.get_submodule(name).conv for name in names}
-    watches = {name: Watch(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()}
+    statistics = {
+        name: InputStatistics(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()
+    }
 
-    def see(name: str, layer: Any, inputs: Any) -> None:
-        watches[name].add(inputs[0])
+    def record(name: str, layer: Any, inputs: Any) -> None:
+        statistics[name].add(inputs[0])
 
-    hooks = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
     for _, image in progress.items(images, "watch layers", len(images)):
         network(torch.from_numpy(letterbox(image, shown)[0]))
     for hook in hooks:
         hook.remove()
-    return {name: each.read() for name, each in watches.items()}
+    return {name: each.moments() for name, each in statistics.items()}
 
 
-def _factorize(network: Any, name: str, layer: Convolution, read: Read, step: LowRank, cost: Cost) -> Product | None:
+def _factorize(
+    network: Any, name: str, layer: Convolution, inputs: InputMoments, step: LowRank, cost: Cost
+) -> Product | None:
     """Put a product in the layer's place where one pays. Raises CompressError."""
     module = network.get_submodule(name)
     norm = module.bn
     try:
-        weighed = Weighed(module.conv.weight, read, norm.weight.abs() / (norm.running_var + norm.eps).sqrt())
+        weighted = WeightedLayer(module.conv.weight, inputs, norm.weight.abs() / (norm.running_var + norm.eps).sqrt())
     except torch.linalg.LinAlgError as error:
         raise CompressError(
             f"factorize: layer {name} cannot be factorized", expected="finite weights and maps"
         ) from error
-    ranks = choose(layer, weighed.kept, step.energy, cost)
+    ranks = choose(layer, weighted.kept, step.energy, cost)
     if ranks is None:
         return None
-    weights = [weight.half().float() for weight in weighed.products(ranks)]
-    kept = weighed.keeps(weights)
-    if not kept >= step.energy - CLOSE:
+    weights = [weight.half().float() for weight in weighted.products(ranks)]
+    kept = weighted.keeps(weights)
+    if not kept >= step.energy - HALF_PRECISION_LOSS:
         raise CompressError(
             f"factorize: layer {name} does not keep what it should, in half precision",
             expected=f"{step.energy:.2%} of what varies in its output",
@@ -188,20 +166,20 @@ def _factorize(network: Any, name: str, layer: Convolution, read: Read, step: Lo
 
 
 def in_sequence(layer: Any, weights: list[torch.Tensor]) -> Any:
-    """Convolutions with these weights, one after the other; the last one in the layer, with its norm and activation."""
+    """Return convolutions with these weights in sequence; the last one in the layer, with its norm and activation."""
     whole = layer.conv
-    # Of 1 x 1 the last: that is how `parts` counts what they do.
+    # Of several 1 x 1 the last one, as `low_rank.parts` counts their cost.
     core = max(at for at, weight in enumerate(weights) if weight.shape[2:] == whole.weight.shape[2:])
-    how = {"stride": whole.stride, "padding": whole.padding, "dilation": whole.dilation}
+    geometry = {"stride": whole.stride, "padding": whole.padding, "dilation": whole.dilation}
     made = []
     for at, weight in enumerate(weights):
         outputs, inputs, *kernel = weight.shape
-        made.append(nn.Conv2d(inputs, outputs, tuple(kernel), bias=False, **(how if at == core else {})))
+        made.append(nn.Conv2d(inputs, outputs, tuple(kernel), bias=False, **(geometry if at == core else {})))
         made[-1].weight = nn.Parameter(weight)
     layer.conv = made.pop()
     sequence = nn.Sequential(*made, layer)
-    told = {name: vars(layer)[name] for name in ("i", "f", "type", "np") if name in vars(layer)}
-    vars(sequence).update(told)  # by which Ultralytics finds what to feed it
+    links = {name: vars(layer)[name] for name in ("i", "f", "type", "np") if name in vars(layer)}
+    vars(sequence).update(links)  # by which Ultralytics finds a layer's input
     return sequence.train(layer.training)
 
 

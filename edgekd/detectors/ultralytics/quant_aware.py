@@ -12,31 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from edgekd.builds.recipe import QuantAwareDistill
-from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
-from edgekd.core.errors import CompressError, SpecError
-from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset
-from edgekd.data.images import readable
-from edgekd.detectors.onnx import describe, load_graph
-from edgekd.detectors.trained import Trained, fitting_batches
-from edgekd.detectors.ultralytics import UltralyticsDetector, keep_one_branch
-from edgekd.evaluation.evaluate import require_classes
-
-# First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import Lesson, Loop, quiet  # isort: skip
-
 import torch
-from ultralytics.utils.loss import v8DetectionLoss
 
 from edgekd.compress.distillation import distill
 from edgekd.compress.quantization.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
+from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.steps import QuantAwareDistill
+from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats import int8
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.dataset import load_dataset, require_classes
+from edgekd.data.images import readable
+from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.results import Trained
+from edgekd.detectors.torch_support import fitting_batches
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector, keep_one_branch
+from edgekd.detectors.ultralytics.library import v8DetectionLoss
+from edgekd.detectors.ultralytics.loop import Lesson, Loop, base_settings, quiet
 
 BOX_WEIGHT = 5.0
-"""How much more the boxes' distance counts than the classes' and the features'."""
-WARM_UP = 0.05
+"""Weight of the distance of boxes; those of classes and features have 1."""
+WARM_UP_SHARE = 0.05
 """Share of the steps in which the learning rate rises; in the rest it falls to zero along a cosine."""
 
 
@@ -50,11 +46,10 @@ def distill_quantized(
     progress: Progress = SILENT,
     teacher: Path | None = None,
 ) -> Trained:
-    """Write `out`: the Q/DQ graph `graph` with weights trained to do what the float `checkpoint` does, or `teacher`.
+    """Write `out`: the Q/DQ graph `graph` with weights trained to match the float `checkpoint`, or `teacher`.
 
-    graph: exported from `checkpoint` and quantized by `compress.quantize`; data: a data set, of which only the split
-    `train` is read; nothing is written beside it. Without a GPU it runs on the CPU, and then the same arguments give
-    the same graph.
+    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
+    Without a GPU it runs on the CPU, and then the same arguments give the same graph.
     Raises SpecError for a checkpoint that is no detector and a step that cannot train, DataError for unusable data,
     CompressError where graph and checkpoint do not belong together or training diverges.
     """
@@ -67,12 +62,12 @@ def distill_quantized(
     layers = read_layers(graph)
     floating, one_to_one = float_network(checkpoint, trust)
     student = quantized_network(floating, layers, step.ranges == "learned")
-    taught_by = float_network(teacher, trust)[0] if teacher else floating
+    teacher_network = float_network(teacher, trust)[0] if teacher else floating
     side = step.image_size or max(spec.preprocess.height, spec.preprocess.width)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet(), fitting_batches():
         trainer = _Trainer.of(Lesson(tuple(samples), spec.classes), _settings(step, side, scratch), progress)
         trainer.model, trainer.rate = student, step.learning_rate
-        trainer.make_loss = lambda model: DistillationLoss(model, taught_by, step.labels, one_to_one)
+        trainer.make_loss = lambda model: DistillationLoss(model, teacher_network, step.labels, one_to_one)
         trainer.train()
     write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
     return Trained(step.epochs, tuple(trainer.losses), time.monotonic() - began)
@@ -86,7 +81,7 @@ def _require_sensible(step: QuantAwareDistill) -> None:
 
 
 def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
-    """The branch of the network that ships, batch norms folded in, and whether it gives one box per object."""
+    """Return the branch of the network that ships, with folded batch norms, and whether it gives one box per object."""
     network, _ = UltralyticsDetector(checkpoint, trust).network()
     needs_nms = keep_one_branch(network.model[-1])
     network.fuse(verbose=False)
@@ -94,12 +89,12 @@ def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
 
 
 def quantized_network(network: Any, layers: Sequence[Layer], learned: bool) -> Any:
-    """A copy of a float network that computes what the Q/DQ graph with these layers computes, ready for training.
+    """Copy a float network so that it computes as the Q/DQ graph with these layers does, ready for training.
 
     Raises CompressError where the layers are not this network's.
     """
     student = deepcopy(network).requires_grad_(True)
-    # Ranges that were found for a group of tensors are the same number, and stay the same one.
+    # Tensors of a group have the same scale, and keep sharing one range.
     ranges = {
         layer.input_scale: ActivationRange(layer.input_scale, learned)
         for layer in layers
@@ -107,23 +102,23 @@ def quantized_network(network: Any, layers: Sequence[Layer], learned: bool) -> A
     }
     for layer in layers:
         name = layer.parameter.removesuffix(".weight")
-        found = _convolution(student, name, layer)
+        module = _convolution(student, name, layer)
         if layer.bias is not None:
-            found.bias = torch.nn.Parameter(torch.tensor(layer.bias))  # the graph may have one where there was none
+            module.bias = torch.nn.Parameter(torch.tensor(layer.bias))  # the graph may have one where there was none
         if layer.scales is None:
-            found.weight.data = torch.tensor(layer.weights)
+            module.weight.data = torch.tensor(layer.weights)
             continue
         codes, scales = torch.tensor(layer.weights).float(), torch.tensor(layer.scales)
-        latent = latent_weights(found.weight.data, codes, scales, layer.form)
+        latent = latent_weights(module.weight.data, codes, scales, layer.form)
         entry = None if layer.input_scale is None else ranges[layer.input_scale]
-        student.set_submodule(name, FakeQuantConv2d(found, latent, scales, layer.form, entry, learned))
+        student.set_submodule(name, FakeQuantConv2d(module, latent, scales, layer.form, entry, learned))
     _quantize_skips(student)
     return student
 
 
 def _convolution(student: Any, name: str, layer: Layer) -> Any:
-    found = dict(student.named_modules()).get(name)
-    shape = list(found.weight.shape) if isinstance(found, torch.nn.Conv2d) else None
+    module = dict(student.named_modules()).get(name)
+    shape = list(module.weight.shape) if isinstance(module, torch.nn.Conv2d) else None
     if shape != list(layer.weights.shape):
         raise CompressError(
             f"layer {layer.node}: the checkpoint is not what the graph was made from",
@@ -131,11 +126,11 @@ def _convolution(student: Any, name: str, layer: Layer) -> Any:
             found="none" if shape is None else str(shape),
             fix="pass the checkpoint that was exported",
         )
-    return found
+    return module
 
 
 def _quantize_skips(student: Any) -> None:
-    """Quantize what residual blocks add to their result, as the graph does: it is what their first layer reads."""
+    """Quantize the inputs that residual blocks add to their outputs, as the graph does: their first layers' inputs."""
     for block in student.modules():
         if not getattr(block, "add", False):
             continue
@@ -147,7 +142,7 @@ def _quantize_skips(student: Any) -> None:
 
 
 def _first_range(block: Any) -> Any:
-    """The range of what a block's first convolution reads; None where it reads floats."""
+    """Return the range of the input of a block's first convolution; None where it reads floats."""
     kinds = (torch.nn.Conv2d, FakeQuantConv2d)
     return getattr(next(part for part in block.modules() if isinstance(part, kinds)), "entry", None)
 
@@ -157,12 +152,12 @@ def _quantize_input(block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _correct_sum(part: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-    """What makes the sum of unquantized input and output that of quantized input and output."""
+    """Correct an output so that its sum with the unquantized input is that with the quantized input."""
     return output + (_first_range(part)(inputs[0]) - inputs[0])
 
 
 def trained_layers(student: Any, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers with the numbers of a student made from them."""
+    """Return the layers with the weights, scales and biases of a student made from them."""
     return tuple(_trained(student.get_submodule(layer.parameter.removesuffix(".weight")), layer) for layer in layers)
 
 
@@ -181,7 +176,7 @@ def _trained(module: Any, layer: Layer) -> Layer:
 
 
 class DistillationLoss:
-    """The distance of a student from its teacher on a batch, and with `labels` from what is in the images.
+    """The loss of a student beside its teacher on a batch, and on labels, which count as much as `labels` says.
 
     Called by Ultralytics with the student's raw predictions. one_to_one: whether the head gives one box per object, and
     so learns from one anchor per object.
@@ -195,45 +190,38 @@ class DistillationLoss:
         anchors = {"tal_topk": 7, "tal_topk2": 1} if one_to_one else {}
         self._detection = v8DetectionLoss(student, **anchors) if labels else None
 
-    def __call__(self, found: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The loss, and its parts by name."""
+    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the loss, and its parts by name."""
         with torch.no_grad():
-            wanted = self._teacher(batch["img"])[1]
-        boxes, wanted_boxes = (self._distances(predictions["boxes"]) for predictions in (found, wanted))
-        certainty = distill.certainty(wanted["scores"])
+            teacher = self._teacher(batch["img"])[1]
+        boxes, teacher_boxes = (self._distances(predictions["boxes"]) for predictions in (output, teacher))
+        certainty = distill.certainty(teacher["scores"])
         parts = {
-            "class": distill.class_loss(found["scores"], wanted["scores"]),
-            "box": BOX_WEIGHT * distill.box_loss(boxes, wanted_boxes, certainty),
+            "class": distill.class_loss(output["scores"], teacher["scores"]),
+            "box": BOX_WEIGHT * distill.box_loss(boxes, teacher_boxes, certainty),
         }
-        if all(map(_alike, found["feats"], wanted["feats"])):  # a teacher may have wider ones
-            parts["feature"] = distill.feature_loss(found["feats"], wanted["feats"])
+        if all(ours.shape == theirs.shape for ours, theirs in zip(output["feats"], teacher["feats"], strict=False)):
+            parts["feature"] = distill.feature_loss(output["feats"], teacher["feats"])  # a teacher may have wider ones
         if self._detection is not None:
-            loss, _ = self._detection(found, batch)
+            loss, _ = self._detection(output, batch)
             parts["labels"] = self._labels * loss.sum() / len(batch["img"])
         return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
 
 
-def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return bool(ours.shape == theirs.shape)
-
-
 def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]:
-    """What Ultralytics' trainer is told: its loop is wanted, its schedule, checks, files and pictures are not."""
+    """Return the settings of Ultralytics' trainer: its loop without its schedule, checks and files."""
     return {
-        **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
-        **{"epochs": step.epochs, "batch": step.batch, "nbs": step.batch, "imgsz": side, "seed": step.seed},
-        **{"lrf": 1.0, "cos_lr": False, "warmup_epochs": 0.0},
-        **{"amp": False, "val": False, "plots": False, "save": False, "verbose": False, "patience": 0},
+        **base_settings(step, side, folder),
+        **{"nbs": step.batch, "lrf": 1.0, "cos_lr": False, "warmup_epochs": 0.0, "amp": False, "save": False},
         # Mild: the student has to follow its teacher where the teacher is good.
         **{"mosaic": 0.0, "close_mosaic": 0, "scale": 0.25, "translate": 0.1, "fliplr": 0.5},
     }
 
 
 class _Trainer(Loop):
-    """Training of a network and a loss of ours. It leaves nothing behind but its `ema`.
+    """Training of a network with another loss. Its only result is its moving average, `ema`.
 
-    Set before training: `model`, `rate`, its learning rate, and `make_loss`, from the model in training to its
-    criterion.
+    Set before training: `model`; `rate`, the learning rate; `make_loss`, from the model in training to its loss.
     """
 
     rate: float
@@ -242,10 +230,10 @@ class _Trainer(Loop):
     stage = "quant_aware_distill"
 
     def build_optimizer(self, model: Any, *_: Any, **__: Any) -> Any:
-        """Adam, whose steps are as large as the learning rate says, in each parameter's own unit."""
+        """Return Adam, whose steps are as large as the learning rate, in each parameter's own unit."""
         latent = [module.weight for module in model.modules() if isinstance(module, FakeQuantConv2d)]
-        known = set(map(id, latent))
-        others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        latent_ids = set(map(id, latent))
+        others = [parameter for parameter in model.parameters() if id(parameter) not in latent_ids]
         groups = [{"params": latent, "lr": self.rate * int8.LEVELS}, {"params": others, "lr": self.rate}]
         return torch.optim.Adam(groups)
 
@@ -256,7 +244,7 @@ class _Trainer(Loop):
 
     def optimizer_step(self) -> None:
         done, steps = self.steps_done - 1, self.steps
-        rising = (done + 1) / max(WARM_UP * steps, 1)
+        rising = (done + 1) / max(WARM_UP_SHARE * steps, 1)
         falling = 0.5 + 0.5 * math.cos(math.pi * done / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * min(rising, falling)

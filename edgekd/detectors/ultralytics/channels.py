@@ -1,8 +1,8 @@
-"""Which channels of an Ultralytics network hang together, and taking some away.
+"""Groups of channels of an Ultralytics network.
 
-torch-pruning follows them through the network, but not through blocks that compute one convolution and split what it
-writes in halves (C2f and its kin). For the time of pruning these have a convolution for each half; both lose as many
-channels, and are one again afterwards. So what is left is a network of Ultralytics' own layers.
+torch-pruning follows channels through the network, but not through blocks that compute one convolution and split its
+output in halves (C2f and those derived from it). While such a network is pruned, these blocks have a convolution for
+each half; both lose as many channels, and are joined again afterwards. The result consists of Ultralytics' own layers.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
-from edgekd.compress.pruning import Convolution
-
-# First: they say what is missing where PyTorch, torch-pruning or Ultralytics are.
-from edgekd.detectors.channel_groups import Channels, convolutions_run  # isort: skip
-import edgekd.detectors.ultralytics_loop  # noqa: F401  # isort: skip
-
 import torch
 from torch import nn
-from ultralytics.nn.modules.block import C2PSA, AAttn, Attention, C2f, PSABlock
+
+from edgekd.compress.pruning import Convolution
+from edgekd.detectors.channel_groups import Channels, convolutions_run
+from edgekd.detectors.ultralytics.library import C2PSA, AAttn, Attention, C2f, PSABlock
 
 TRACED = 256
-"""Pixels of the frame by which layers are followed; what hangs together does not depend on it."""
+"""Side in pixels of the frame by which layers are followed; the groups do not depend on it."""
 
 
 class _Halves(nn.Module):  # type: ignore[misc]
-    """A C2f block, or one derived from it, with a convolution for each half of what its first one writes."""
+    """A C2f block, or one derived from it, with a convolution for each half of its first one's output."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -36,35 +33,35 @@ class _Halves(nn.Module):  # type: ignore[misc]
         middle = block.cv1.conv.out_channels // 2
         self.halves = nn.ModuleList(_rows(block.cv1, part) for part in (slice(middle), slice(middle, None)))
         self.m, self.cv2 = block.m, block.cv2
-        for name in ("i", "f", "type"):  # by which Ultralytics finds what to feed it
+        for name in ("i", "f", "type"):  # by which Ultralytics finds a layer's input
             if hasattr(block, name):
                 setattr(self, name, getattr(block, name))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        seen = [half(maps) for half in self.halves]
-        seen.extend(part(seen[-1]) for part in self.m)
-        return self.cv2(torch.cat(seen, 1))
+        outputs = [half(maps) for half in self.halves]
+        outputs.extend(part(outputs[-1]) for part in self.m)
+        return self.cv2(torch.cat(outputs, 1))
 
-    def whole(self) -> Any:
-        """The block, with what has become of its layers."""
+    def joined(self) -> Any:
+        """Return the block, with the halves as they are now as its first convolution."""
         (block,) = self.block
         block.cv1, block.c = _stacked(self.halves), self.halves[0].conv.out_channels
         return block
 
 
 def _rows(layer: Any, part: slice) -> Any:
-    """Some output channels of Ultralytics' convolution with batch norm."""
-    return _with_channels(layer, {name: value[part] for name, value in _of_channels(layer).items()})
+    """Return some output channels of an Ultralytics convolution with batch norm."""
+    return _with_channels(layer, {name: value[part] for name, value in _per_channel(layer).items()})
 
 
 def _stacked(layers: Sequence[Any]) -> Any:
-    """One convolution with batch norm that writes what several write."""
-    values = [_of_channels(layer) for layer in layers]
+    """Return one convolution with batch norm with the outputs of several."""
+    values = [_per_channel(layer) for layer in layers]
     return _with_channels(layers[0], {name: torch.cat([each[name] for each in values]) for name in values[0]})
 
 
-def _of_channels(layer: Any) -> dict[str, torch.Tensor]:
-    """What a convolution with batch norm holds for each of its output channels."""
+def _per_channel(layer: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a convolution with batch norm that have an entry for each output channel."""
     return {name: value for name, value in layer.state_dict().items() if value.ndim}
 
 
@@ -81,16 +78,16 @@ def _with_channels(layer: Any, values: Mapping[str, torch.Tensor]) -> Any:
 
 @contextmanager
 def in_halves(network: Any) -> Iterator[None]:
-    """The network with `_Halves` in place of blocks that split; whole again afterwards."""
-    for name, block in [found for found in network.named_modules() if isinstance(found[1], C2f)]:
+    """Put `_Halves` in place of a network's blocks that split; join them again afterwards."""
+    for name, block in [item for item in network.named_modules() if isinstance(item[1], C2f)]:
         network.set_submodule(name, _Halves(block))
     yield
-    for name, halves in [found for found in network.named_modules() if isinstance(found[1], _Halves)]:
-        network.set_submodule(name, halves.whole())
+    for name, halves in [item for item in network.named_modules() if isinstance(item[1], _Halves)]:
+        network.set_submodule(name, halves.joined())
 
 
 def channels_of(network: Any, size: tuple[int, int], importance: str) -> Channels:
-    """What can be taken from a network in halves, for frames of `size`."""
+    """Return the channels that can be removed from a network in halves, for frames of height and width `size`."""
     firsts = [name for name, _ in network.named_modules() if name.endswith(".halves.0.conv")]
     pairs = [(name, name.replace(".halves.0.conv", ".halves.1.conv")) for name in firsts]
     convolutions = convolutions_of(network, size)
@@ -100,26 +97,26 @@ def channels_of(network: Any, size: tuple[int, int], importance: str) -> Channel
 
 
 def _untouched(network: Any) -> list[Any]:
-    """Convolutions that keep their outputs: the last of each branch, and what attention splits into heads."""
-    found = [branch[level][-1] for branch in _branches(network) for level in range(len(branch))]
+    """List the convolutions that keep their outputs: the last of each branch, and those that attention splits."""
+    layers = [branch[level][-1] for branch in _branches(network) for level in range(len(branch))]
     for module in network.modules():
         if isinstance(module, (Attention, AAttn, PSABlock)):
-            found += [each for each in module.modules() if isinstance(each, nn.Conv2d)]
+            layers += [each for each in module.modules() if isinstance(each, nn.Conv2d)]
         elif isinstance(module, C2PSA):
-            found.append(module.cv1.conv)
-    return found
+            layers.append(module.cv1.conv)
+    return layers
 
 
 def _branches(network: Any) -> list[Any]:
-    """The head's branches: of boxes and of classes, once or twice."""
+    """List the head's branches: of boxes and of classes, once or twice."""
     names = ("cv2", "cv3", "one2one_cv2", "one2one_cv3")
     return [branch for name in names if (branch := getattr(network.model[-1], name, None)) is not None]
 
 
 @contextmanager
 def branches_alone(network: Any) -> Iterator[None]:
-    """The network with a head that runs its branches and decodes nothing; a second one reads what the first one does,
-    which in training it does not hand gradients to.
+    """Have the head run its branches and decode nothing. A second branch then reads the same maps as the first one,
+    to which in training it would not hand gradients.
     """
     network.model[-1].forward = lambda maps: [
         branch[level](each) for branch in _branches(network) for level, each in enumerate(maps)
@@ -129,9 +126,9 @@ def branches_alone(network: Any) -> Iterator[None]:
 
 
 def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolution]:
-    """The convolutions of a network by name, for frames of `size`; those that a camera leaves out have no positions."""
-    ships = ("one2one_cv2", "one2one_cv3") if network.model[-1].end2end else ("cv2", "cv3")
-    shipped = {id(getattr(network.model[-1], name)) for name in ships}
+    """Return a network's convolutions by name, for frames of `size`; those that a camera skips have no positions."""
+    shipped_names = ("one2one_cv2", "one2one_cv3") if network.model[-1].end2end else ("cv2", "cv3")
+    shipped = {id(getattr(network.model[-1], name)) for name in shipped_names}
     spared = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
     with branches_alone(network):
         run = partial(network.eval(), torch.zeros(1, 3, TRACED, TRACED))

@@ -1,7 +1,7 @@
-"""Distillation of Ultralytics detectors: a student trained as Ultralytics trains it, and told more by its teacher.
+"""Distillation of Ultralytics detectors: trained as Ultralytics trains them, with further losses beside a teacher.
 
-Networks, loop and files are here. Everything that is added to the labels' loss goes through `StudentLoss`
-(`ultralytics_loss.py`); everything that is trained on is in the lesson.
+Networks, loop and files are here. Every loss that is added to the labels' is in `StudentLoss`
+(`detectors/ultralytics/loss.py`); the samples are in the lesson.
 """
 
 from __future__ import annotations
@@ -15,38 +15,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.recipe import Distill
-from edgekd.core.errors import CompressError, SpecError
-from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset
-from edgekd.data.images import readable
-from edgekd.data.types import Sample
-from edgekd.detectors.checkpoint import read_state, write_checkpoint, write_content
-from edgekd.detectors.teacher import load_teacher, paired_aids, parameters_in
-from edgekd.detectors.trained import Distilled, fast_in_bfloat16, fitting_batches, require_device
-from edgekd.detectors.ultralytics import HEADS, UltralyticsDetector
-from edgekd.graph.runtimes.types import import_problem
-
-# First: it says what is missing where PyTorch or Ultralytics are.
-from edgekd.detectors.ultralytics_loop import Batches, Loop, quiet, ultralytics_label  # isort: skip
-
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import RANK
-from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from edgekd.compress.distillation import text
 from edgekd.compress.distillation.gradient_conflict import projector
 from edgekd.compress.distillation.loss_terms import shared_classes
 from edgekd.compress.distillation.text import class_texts
-from edgekd.detectors.ultralytics_loss import WEIGHT, StudentLesson, StudentLoss
-from edgekd.detectors.ultralytics_seen import look
+from edgekd.compress.steps import Distill
+from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.progress import SILENT, Progress
+from edgekd.data.dataset import load_dataset
+from edgekd.data.images import readable
+from edgekd.data.types import Sample
+from edgekd.detectors.family import load_teacher
+from edgekd.detectors.results import Distilled
+from edgekd.detectors.teacher import paired_aids
+from edgekd.detectors.torch_support import (
+    fast_in_bfloat16,
+    fitting_batches,
+    parameters_in,
+    read_state,
+    require_device,
+    write_content,
+)
+from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
+from edgekd.detectors.ultralytics.detector import HEADS, class_names, unfused_network
+from edgekd.detectors.ultralytics.features import tap_points
+from edgekd.detectors.ultralytics.library import RANK, DetectionModel, init_seeds, unwrap_model, yaml_model_load
+from edgekd.detectors.ultralytics.loop import Batches, Loop, base_settings, quiet, ultralytics_label
+from edgekd.detectors.ultralytics.loss import WEIGHT_PREFIX, StudentLesson, StudentLoss
+from edgekd.graph.runtimes.types import import_problem
 
 EPOCHS_SEED = 1009
-"""Between the seeds of what follows two epochs: more than there are processes."""
-UNKNOWN = -4.6
-"""The logit of a class that a student's checkpoint does not know: a probability of 1 %."""
+"""Distance between the seeds of two epochs: more than there are processes."""
+UNKNOWN_CLASS_LOGIT = -4.6
+"""Initial logit of a class that a student's checkpoint does not have: a probability of 1 %."""
 
 
 def distill_student(
@@ -62,30 +66,30 @@ def distill_student(
 ) -> Distilled:
     """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
 
-    data: a data set, of which only the split `train` is read; nothing is written beside it. The student is the moving
-    average of its weights at the end: no epoch is chosen, so no split is needed to choose it by. state: written after
-    every epoch; where it is there, training goes on from it, so it must be of the same arguments. device: `cpu`, `0`,
-    or `0,1` for one process on each of two GPUs; None for a GPU if there is one. On the CPU the same arguments give the
-    same student.
-    frames: what a teacher has labelled, of which each batch has the step's `unlabelled_share`.
+    Arguments: `Family.distill`. The student is the moving average of its weights at the end: no epoch is chosen, so no
+    split is needed to choose it by. state: written after every epoch; training resumes from it, so it must be of the
+    same arguments. device: `cpu`, `0`, or `0,1` for one process on each of two GPUs; None for a GPU if there is one.
+    On the CPU the same arguments give the same student. Of `frames` each batch has the step's `unlabelled_share`.
     Raises SpecError for checkpoints that are no detectors and a student that does not exist, DataError for unusable
     data, CompressError where training diverges.
     """
     _require_one_process(step, device)
     require_device(device)
     if step.conflict:
-        projector()  # which says what is missing
+        projector()  # raises where its library is missing
     dataset = load_dataset(data)
     samples = readable(dataset.split("train").samples, progress)
-    found = load_teacher(teacher, trust)
-    pairs = shared_classes(dataset.classes, found.classes, step.same_classes)
-    step = replace(step, image_size=step.image_size or max(found.image_size))
+    network_of_teacher = load_teacher(teacher, trust)
+    pairs = shared_classes(dataset.classes, network_of_teacher.classes, step.same_classes)
+    step = replace(step, image_size=step.image_size or max(network_of_teacher.image_size))
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
-    seen = look(trained)
-    trained.aids = paired_aids(seen.widths, seen.strides, found, step, texts)
-    lesson = StudentLesson((*samples, *frames), dataset.classes, step, found, pairs, state, len(frames))
+    taps = tap_points(trained)
+    trained.aids = paired_aids(taps.widths, taps.strides, network_of_teacher, step, texts)
+    lesson = StudentLesson(
+        (*samples, *frames), dataset.classes, step, network_of_teacher, pairs, state, frames=len(frames)
+    )
     if not (read_state(state) or {}).get("finished"):
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet(), fitting_batches():
             trainer = _StudentTrainer.of(lesson, _settings(step, scratch, device), progress)
@@ -94,10 +98,15 @@ def distill_student(
     done = read_state(state)
     assert done is not None, "it is written after every epoch"
     network.load_state_dict({name: value for name, value in done["ema"].items() if not name.startswith("aids.")})
-    told = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
-    write_checkpoint(network, told, out)
-    sizes = (parameters_in(network), parameters_in(found))
+    args = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
+    write_checkpoint(network, args, out)
+    sizes = (parameters_in(network), parameters_in(network_of_teacher))
     return Distilled(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+
+
+def initialize_student(step: Distill, classes: tuple[str, ...], out: Path, trust: bool = False) -> None:
+    """Write the checkpoint of a student before training, whose input has the step's `image_size`. Raises SpecError."""
+    write_checkpoint(student_network(step, classes, trust), {"task": "detect", "imgsz": step.image_size}, out)
 
 
 def _train(trainer: Any) -> None:
@@ -120,7 +129,7 @@ def _require_one_process(step: Distill, device: str | None) -> None:
 
 
 def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any:
-    """The student before training, with these classes: from a checkpoint, or with random weights. Raises SpecError."""
+    """Return the student before training: from a checkpoint, or with random weights. Raises SpecError."""
     if step.student is None:
         raise SpecError(
             "distillation: no student", expected="a .pt checkpoint or a model such as yolo11n.yaml", fix="name one"
@@ -129,15 +138,13 @@ def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any
     if step.student.endswith(".pt"):
         if step.width is not None:
             raise SpecError(f"{step.student}: has its width", fix="leave out width, or name a .yaml model")
-        network, _ = UltralyticsDetector(Path(step.student), trust).network()
-        if network.is_fused():
-            raise SpecError(f"{step.student}: batch norms are folded in", fix="pass the checkpoint that was trained")
+        network, _ = unfused_network(Path(step.student), trust)
         return _with_classes(network, classes)
     name = step.student if step.student.endswith((".yaml", ".yml")) else f"{step.student}.yaml"
     try:
         with quiet():
             network = DetectionModel(_description(name, step.width), nc=len(classes), verbose=False)
-    except Exception as error:  # a description says what is called, so it can fail in any way
+    except Exception as error:  # a description names what is called, so it can fail in any way
         expected = "a .pt checkpoint, a model by Ultralytics such as yolo11n.yaml, or a description in a .yaml file"
         raise SpecError(f"{step.student}: no student", expected=expected, found=str(error)[:200]) from error
     head = type(network.model[-1]).__name__
@@ -148,27 +155,27 @@ def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any
 
 
 def _description(name: str, width: float | None) -> dict[str, Any]:
-    """Ultralytics' description of a model; with `width` in place of its scale's, whose depth stays."""
-    told: dict[str, Any] = yaml_model_load(name)
+    """Return Ultralytics' description of a model; with `width` in place of its scale's, whose depth stays."""
+    model: dict[str, Any] = yaml_model_load(name)
     if width is None:
-        return told
-    if "scales" not in told:
-        return {**told, "width_multiple": width}
-    depth, _, most = told["scales"].get(told.get("scale")) or next(iter(told["scales"].values()))
-    return {**told, "scales": {"own": [depth, width, most]}, "scale": "own"}
+        return model
+    if "scales" not in model:
+        return {**model, "width_multiple": width}
+    depth, _, max_channels = model["scales"].get(model.get("scale")) or next(iter(model["scales"].values()))
+    return {**model, "scales": {"own": [depth, width, max_channels]}, "scale": "own"}
 
 
 def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
-    """A network that tells these classes apart: what it knows of them by name stays, the others it has to learn."""
-    known = [network.names[at] for at in sorted(network.names)]
-    if known == list(classes):
+    """Give a network other classes: weights of classes of the same name stay, the others are to be learned."""
+    known = class_names(network)
+    if known == classes:
         return network
     head = network.model[-1]
     for branch in filter(None, (head.cv3, getattr(head, "one2one_cv3", None))):
         for level in branch:
             old = level[-1]
             new = nn.Conv2d(old.in_channels, len(classes), 1)
-            new.bias.data.fill_(UNKNOWN)
+            new.bias.data.fill_(UNKNOWN_CLASS_LOGIT)
             for at, name in enumerate(classes):
                 if name in known:
                     new.weight.data[at], new.bias.data[at] = old.weight[known.index(name)], old.bias[known.index(name)]
@@ -179,11 +186,8 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
     return network
 
 
-# ------------------------------------------------------------------------------------------------------- the training
-
-
 class _StudentTrainer(Loop):
-    """Ultralytics' training of a detector, which keeps its state in a file of the lesson's after every epoch."""
+    """Ultralytics' training of a detector, with its state written to the lesson's file after every epoch."""
 
     remedy = "lower learning_rate, or the weights of the stages"
 
@@ -211,7 +215,7 @@ class _StudentTrainer(Loop):
             self._batches.next = self.epoch  # what was read ahead is thrown away
 
     def share_done(self) -> float:
-        """How much of the training is done, 0 to 1: of its time where that is set, else of its steps."""
+        """Return the share of the training that is done: of its time where that is set, else of its steps."""
         if self.args.time:
             spent: float = time.time() - self.train_time_start
             return min(spent / float(self.args.time * 3600), 1.0)
@@ -222,19 +226,19 @@ class _StudentTrainer(Loop):
         # Only now: the moving average has copied the model, and needs no copy of the teacher.
         student = unwrap_model(self.model)
         if self.device.type == "cpu":
-            self._quicken(student)
+            self._speed_up_on_cpu(student)
         student.criterion = StudentLoss(student, self.lesson, self.share_done)
         if self._state:
             student.criterion.restore(self._state["criterion"], self.start_epoch)
 
-    def _quicken(self, student: Any) -> None:
-        """What Ultralytics does on GPUs alone: channels beside each other in memory, and mixed precision."""
+    def _speed_up_on_cpu(self, student: Any) -> None:
+        """Use the channels-last layout and mixed precision, which Ultralytics does on GPUs alone."""
         student.to(memory_format=torch.channels_last)
         if self.lesson.step.amp and fast_in_bfloat16(self.device):
             student.forward = torch.autocast("cpu", torch.bfloat16)(student.forward)
 
     def resume_training(self, ckpt: Any) -> None:
-        """Go on from the lesson's state, if there is one."""
+        """Resume from the lesson's state, if there is one."""
         self._state = state = read_state(self.lesson.state, self.device)
         if state is None:
             return
@@ -262,12 +266,13 @@ class _StudentTrainer(Loop):
         elif event == "on_train_epoch_start":
             self.start_epoch = 0  # an epoch's mean time is that of all of them, also of those before a resumption
 
-    def _note_losses(self, losses: dict[str, float]) -> None:
-        super()._note_losses({name: value for name, value in losses.items() if not name.startswith(WEIGHT)})
-        self.weights.append({n.removeprefix(WEIGHT): value for n, value in losses.items() if n.startswith(WEIGHT)})
+    def _record_losses(self, losses: dict[str, float]) -> None:
+        weights = {name: value for name, value in losses.items() if name.startswith(WEIGHT_PREFIX)}
+        super()._record_losses({name: value for name, value in losses.items() if name not in weights})
+        self.weights.append({name.removeprefix(WEIGHT_PREFIX): value for name, value in weights.items()})
 
     def save_model(self) -> bool:
-        """Keep everything that a resumption needs; the file is there complete or not at all."""
+        """Write everything that a resumption needs, atomically."""
         if self.args.time:
             # Ultralytics would also stop after the last epoch that it thought there was time for.
             self.stop = self.share_done() >= 1
@@ -291,20 +296,18 @@ class _StudentTrainer(Loop):
 
 
 def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
-    """What Ultralytics' trainer is told; what is not said here is as Ultralytics has it."""
+    """Return the settings of Ultralytics' trainer; the others stay at Ultralytics' defaults."""
     half = step.amp and device != "cpu" and torch.cuda.is_available() and fast_in_bfloat16(torch.device("cuda"))
     rate: dict[str, Any] = {"optimizer": "auto"}
     if step.learning_rate is not None:
         # Biases warm up as all else: Ultralytics' own 0.1 is for SGD, and `auto` sets 0 as well.
         rate = {"optimizer": "AdamW", "lr0": step.learning_rate, "warmup_bias_lr": 0.0}
     return {
-        **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
-        **{"epochs": step.epochs, "time": None if step.minutes is None else step.minutes / 60},
-        **{"batch": step.batch, "imgsz": step.image_size, "seed": step.seed},
+        **base_settings(step, step.image_size, folder),
+        **{"time": None if step.minutes is None else step.minutes / 60},
         **{**rate, "lrf": step.final_rate, "warmup_epochs": step.warmup_epochs},
         **{"mosaic": step.mosaic, "close_mosaic": step.close_mosaic},
         # bfloat16 needs no scaling of losses, and no network to try it on, which Ultralytics would download.
         **{"amp": "bf16" if half else False},
-        **{"device": device, "cache": "ram"},
-        **{"val": False, "plots": False, "save": True, "verbose": False, "patience": 0},
+        **{"device": device, "cache": "ram", "save": True},
     }

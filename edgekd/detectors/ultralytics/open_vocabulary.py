@@ -1,4 +1,4 @@
-"""Ultralytics' open-vocabulary detectors (YOLO-World, YOLOE), which find what they are given words for.
+"""Ultralytics' open-vocabulary detectors (YOLO-World, YOLOE), whose classes are given as text embeddings.
 
 They need no training on the classes, and so can label frames for a detector that will be small and quick
 (`edgekd/data/labelling.py`). edgekd runs such a checkpoint where the user has one; it brings and downloads none.
@@ -13,9 +13,7 @@ where the encoder is, with `numpy.save("words.npy", network.get_text_pe(classes)
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preproce
 from edgekd.core.errors import SpecError
 from edgekd.data.images import Image
 from edgekd.data.pseudo_labels import LABELLING
-from edgekd.detectors.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics import input_size
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics.detector import class_names, input_size, model_classes
 
 
 def open_vocabulary(
@@ -38,9 +36,9 @@ def open_vocabulary(
     thresholds: Thresholds = LABELLING,
     trust: bool = False,
 ) -> Callable[[Image], Detections]:
-    """What the checkpoint finds of these classes in a frame uint8 [h, w, 3] BGR: `find` for `labelling.label`.
+    """Return a function that detects these classes in a frame uint8 [h, w, 3] BGR: `find` for `labelling.label`.
 
-    embeddings: the classes' words by the checkpoint's own text encoder, float32 [classes, d]; None for those that it
+    embeddings: of the classes' words by the checkpoint's own text encoder, float32 [classes, d]; None for those that it
     was saved with. It runs on the CPU. Masks that it also finds are left out.
     Raises SpecError for a checkpoint of another kind, and for words that are not there or do not fit.
     """
@@ -60,26 +58,18 @@ def open_vocabulary(
 
         batch, placement = letterbox(frame, spec.preprocess)
         with torch.no_grad():
-            found = network(torch.from_numpy(batch))
-        while isinstance(found, (tuple, list)):
-            found = found[0]
-        return decode(found[:, : 4 + len(classes)].numpy(), spec, placement, thresholds)
+            output = network(torch.from_numpy(batch))
+        while isinstance(output, (tuple, list)):
+            output = output[0]
+        return decode(output[:, : 4 + len(classes)].numpy(), spec, placement, thresholds)
 
     return find
 
 
 def _network(checkpoint: Path, trust: bool) -> tuple[Any, Any]:
-    try:
-        with redirect_stdout(sys.stderr):
-            from ultralytics.nn.tasks import WorldModel, YOLOEModel
-    except ImportError as error:
-        raise SpecError(
-            f"{checkpoint}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch",
-            found=str(error),
-            fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-        ) from error
+    models = model_classes(checkpoint)
     loaded = load_checkpoint(checkpoint, trust)
-    if not isinstance(loaded.model, (WorldModel, YOLOEModel)):
+    if not isinstance(loaded.model, (models.WorldModel, models.YOLOEModel)):
         raise SpecError(
             f"{checkpoint}: not an open-vocabulary detector",
             expected="an Ultralytics WorldModel or YOLOEModel",
@@ -89,14 +79,13 @@ def _network(checkpoint: Path, trust: bool) -> tuple[Any, Any]:
 
 
 def _require_words(checkpoint: Path, network: Any, classes: Sequence[str]) -> None:
-    names = network.names
-    held = [names[at] for at in sorted(names)] if isinstance(names, dict) else list(names)
+    own = list(class_names(network) if isinstance(network.names, dict) else network.names)
     vectors = getattr(network, "txt_feats", getattr(network, "pe", None))
-    if held != list(classes) or vectors is None or vectors.shape[1] != len(classes):
+    if own != list(classes) or vectors is None or vectors.shape[1] != len(classes):
         raise SpecError(
             f"{checkpoint}: has no words for these classes",
             expected=", ".join(classes),
-            found=f"{len(held)} classes ({', '.join(held[:4])}, ...)",
+            found=f"{len(own)} classes ({', '.join(own[:4])}, ...)",
             fix="save it after Ultralytics' set_classes, or pass the embeddings",
         )
 
@@ -105,11 +94,11 @@ def _set_words(checkpoint: Path, network: Any, classes: Sequence[str], embedding
     import torch
 
     head = network.model[-1]
-    wanted = [len(classes), head.cv3[0][-1].out_channels]
-    if list(embeddings.shape) != wanted or not np.isfinite(embeddings).all():
+    shape = [len(classes), head.cv3[0][-1].out_channels]
+    if list(embeddings.shape) != shape or not np.isfinite(embeddings).all():
         raise SpecError(
             f"{checkpoint}: the embeddings do not fit",
-            expected=f"finite numbers of shape {wanted}: a vector of its text encoder for each class",
+            expected=f"finite numbers of shape {shape}: a vector of its text encoder for each class",
             found=f"shape {list(embeddings.shape)}",
             fix="encode the classes with the text encoder that the checkpoint was trained with",
         )

@@ -1,7 +1,6 @@
-"""What every training of an Ultralytics detector shares: Ultralytics' own loop, fed with edgekd's samples.
+"""The training loop of every Ultralytics detector: Ultralytics' own, fed with edgekd's samples.
 
-The `ultralytics` modules in this folder are the only ones that import Ultralytics, which is AGPL-3.0. Nothing of its
-trainer is copied: it brings the loop, the augmentation, the moving average and the detection loss.
+Nothing of its trainer is copied: it brings the loop, the augmentation, the moving average and the detection loss.
 """
 
 from __future__ import annotations
@@ -15,34 +14,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Listener, PlainProgress, Progress
 from edgekd.data.types import Sample
-from edgekd.detectors.trained import require_finite
-
-try:
-    import torch
-
-    with redirect_stdout(sys.stderr):
-        from ultralytics.data.dataset import YOLODataset
-        from ultralytics.models.yolo.detect import DetectionTrainer
-        from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
-        from ultralytics.utils.callbacks import get_default_callbacks
-except ImportError as error:
-    raise SpecError(
-        "training needs Ultralytics and PyTorch",
-        found=str(error),
-        fix='pip install "edgekd[train]"; `edgekd doctor` says what is missing',
-    ) from error
+from edgekd.detectors.torch_support import require_finite
+from edgekd.detectors.ultralytics.library import (
+    DEFAULT_CFG,
+    LOGGER,
+    RANK,
+    DetectionTrainer,
+    YOLODataset,
+    get_default_callbacks,
+)
 
 _LESSON = "edgekd"
+"""The event under which a lesson travels with a trainer's callbacks."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is trained on: the one place where samples are chosen. Subclasses add what else a training needs."""
+    """The samples of a training, chosen in one place. Subclasses add what else it needs."""
 
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
@@ -59,9 +52,9 @@ class LabelledImages(YOLODataset):  # type: ignore[misc]
 
 
 def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, Any]:
-    """A sample in Ultralytics' words. A box around a crowd is no box around an object.
+    """Return the labels of a sample as Ultralytics holds them. A box around a crowd is no box around an object.
 
-    classes: their number, where boxes around crowds are to come along, as objects of the class number `classes + c`.
+    classes: their number, to include boxes around crowds as objects of the class number `classes + c`.
     """
     truth = sample.truth
     single = ~truth.crowd if classes is None else np.ones(len(truth), bool)
@@ -79,9 +72,9 @@ def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, A
 
 
 class Batches:
-    """What each epoch shows, batch by batch, where it is more than every image once; Ultralytics asks for it in turns.
+    """The batches of each epoch, where it is more than every image once.
 
-    order: of an epoch, the samples' indices, int64 [images]; each has as many. next: the epoch that is asked for next.
+    order: of an epoch, the samples' indices, int64 [images], equally many in each. next: the epoch of the next pass.
     """
 
     def __init__(self, order: Callable[[int], NDArray[np.int64]], size: int) -> None:
@@ -93,17 +86,17 @@ class Batches:
         return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        found = self._order(self.next)
+        order = self._order(self.next)
         self.next += 1  # before the first batch: workers read ahead
-        for at in range(0, len(found), self._size):
-            yield found[at : at + self._size].tolist()
+        for at in range(0, len(order), self._size):
+            yield order[at : at + self._size].tolist()
 
 
 class Loop(DetectionTrainer):  # type: ignore[misc]
-    """Ultralytics' loop around a network, a loss and samples of ours; nothing is validated.
+    """Ultralytics' loop around edgekd's network, loss and samples; nothing is validated.
 
-    losses: the means of each epoch. steps, steps_done: batches that all epochs together have, and that were begun.
-    remedy: what helps against losses that are no numbers. stage: whose training it is.
+    losses: the means of each epoch. steps, steps_done: batches of all epochs together, and those that were begun.
+    remedy: the fix in the error where losses are not finite. stage: of the build, for progress.
     """
 
     remedy: str
@@ -127,18 +120,18 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
 
     @classmethod
     def of(cls, lesson: Lesson, settings: Mapping[str, Any], progress: Progress) -> Any:
-        """A trainer with these settings of Ultralytics'.
+        """Return a trainer with these settings of Ultralytics'.
 
-        The lesson travels with its listeners, which hear nothing: those it hands on to the processes that it starts.
+        The lesson travels with its callbacks, which are never called: Ultralytics hands them to its processes.
         """
-        listeners = get_default_callbacks()
-        listeners[_LESSON] = [lesson]
-        trainer = cls(overrides=settings, _callbacks=listeners)
+        callbacks = get_default_callbacks()
+        callbacks[_LESSON] = [lesson]
+        trainer = cls(overrides=settings, _callbacks=callbacks)
         trainer.progress = progress
         return trainer
 
     def run_callbacks(self, event: str) -> None:
-        """Follow what happens. Ultralytics' own listeners, which upload and log, hear nothing."""
+        """Follow an event. Ultralytics' own callbacks, which upload and log, are not called."""
         if event == "on_train_start":
             self.steps = len(self.train_loader) * self.epochs
             self.steps_done = len(self.train_loader) * self.start_epoch
@@ -153,17 +146,17 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         elif event == "on_train_end":
             next(self._ticks, None)
         elif event == "on_train_epoch_end":
-            self._note_losses({name: float(value) for name, value in self.tloss.items()})
+            self._record_losses({name: float(value) for name, value in self.tloss.items()})
 
     def _follow_batches(self) -> None:
-        """Where a GPU has too little memory, Ultralytics halves its batches and begins the first epoch anew."""
+        """Count steps anew: where a GPU has too little memory, Ultralytics halves batches and restarts the epoch."""
         self.steps = len(self.train_loader) * self.epochs
         self.steps_done = len(self.train_loader) * self.epoch
         if self.batch_size != self._batch:
             self.progress.note(f"{self.stage}: too little memory for batches of {self._batch}, now {self.batch_size}")
             self._batch = self.batch_size
 
-    def _note_losses(self, losses: dict[str, float]) -> None:
+    def _record_losses(self, losses: dict[str, float]) -> None:
         require_finite(self.epoch, losses, float(self.loss.detach()), self.remedy)
         self.losses.append(losses)
         if isinstance(self.progress, Listener):
@@ -174,8 +167,8 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         return {"train": samples, "val": samples, "names": names, "nc": len(names), "channels": 3}
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
-        told = {"cache": self.args.cache, "hyp": self.args, "data": self.data, "batch_size": batch}
-        return LabelledImages(img_path, self.args.imgsz, **told)
+        settings = {"cache": self.args.cache, "hyp": self.args, "data": self.data, "batch_size": batch}
+        return LabelledImages(img_path, self.args.imgsz, **settings)
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         if mode == "val":
@@ -186,9 +179,21 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         return {}, 0.0
 
 
+def base_settings(step: Any, side: int | None, folder: str) -> dict[str, Any]:
+    """Return the settings of Ultralytics' trainer that every training has: its loop only, no checks and no pictures.
+
+    step: with `epochs`, `batch` and `seed`; side: of the images in pixels; folder: for what the trainer writes.
+    """
+    return {
+        **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
+        **{"epochs": step.epochs, "batch": step.batch, "imgsz": side, "seed": step.seed},
+        **{"val": False, "plots": False, "verbose": False, "patience": 0},
+    }
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ultralytics' messages and bars off: what there is to say goes through `Progress`, and stdout is for results."""
+    """Silence Ultralytics' messages and bars: edgekd reports through `Progress`, and stdout is for results."""
     level = LOGGER.level
     LOGGER.setLevel(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""A torchvision detector as edgekd sees one: letterboxed frames in; boxes per anchor, losses and maps out."""
+"""A torchvision detector for edgekd: letterboxed frames in; boxes per anchor, losses and maps out."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
 from edgekd.compress.distillation.anchors import Grid
-from edgekd.compress.distillation.loss_terms import NOTHING, Predictions, Seen
+from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.detectors.checkpoint import write_content
-from edgekd.detectors.torchvision_names import BUILDERS
+from edgekd.detectors.torch_support import write_content
+from edgekd.detectors.torchvision.family import BUILDERS, FAMILY
 
-FAMILY = "torchvision"
 _CLASS_LAYER = re.compile(r"head\.classification_head\.(cls_logits|module_list\.\d+\.1)\.")
 STEP = 32
 """Sides of the input are whole multiples of this, so that torchvision pads nothing."""
 
 
 class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
-    """A detector of one stage by torchvision. Frames are float32 [b, 3, h, w], RGB, 0 to 1, of `image_size`.
+    """A one-stage detector by torchvision. Frames are float32 [b, 3, h, w], RGB, 0 to 1, of `image_size`.
 
-    widths, strides: of the maps that the head reads, channels and pixels. mean, std: of the normalisation that
-    torchvision does. Raises SpecError for an unknown builder and a size that does not fit.
+    widths, strides: channels, and pixels between neighbours, of the maps that the head reads. mean, std: of
+    torchvision's normalisation. Raises SpecError for an unknown builder and a size that does not fit.
     """
 
     def __init__(self, builder: str, classes: Sequence[str], image_size: tuple[int, int]) -> None:
@@ -45,16 +44,16 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         self.model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
         self.model.transform.fixed_size = (image_size[1], image_size[0])  # width first; no frame is resized then
         self.mean, self.std = map(_of_channels, self._normalisation)
-        self._look()
+        self._find_maps()
 
-    def _look(self) -> None:
-        """Find out what the head reads."""
+    def _find_maps(self) -> None:
+        """Find widths and strides of the head's inputs."""
         with torch.no_grad():
-            seen = self.eval().seen(torch.zeros(1, 3, *self.image_size))
-        self.widths, self.strides = tuple(maps.shape[1] for maps in seen.neck), seen.grid.strides
+            features = self.eval().features(torch.zeros(1, 3, *self.image_size))
+        self.widths, self.strides = tuple(maps.shape[1] for maps in features.neck), features.grid.strides
 
-    def narrow(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Make layers as wide as the weights in a `state_dict` of `model`; they are to be loaded next."""
+    def fit_widths(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Make layers as wide as the weights in a `state_dict` of `model`; these are to be loaded next."""
         for name, layer in self.model.named_modules():
             weight = state.get(f"{name}.weight")
             if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and isinstance(weight, torch.Tensor):
@@ -64,78 +63,77 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         return self.model.transform.image_mean, self.model.transform.image_std
 
-    def forward(self, frames: torch.Tensor) -> Seen:
-        """What it sees in frames; in training use `losses`."""
-        return self.seen(frames)
+    def forward(self, frames: torch.Tensor) -> DetectorFeatures:
+        """Return the features of frames; in training use `losses`."""
+        return self.features(frames)
 
-    def seen(self, frames: torch.Tensor) -> Seen:
-        """What it sees in frames, without labels."""
+    def features(self, frames: torch.Tensor) -> DetectorFeatures:
+        """Return the features of frames without labels."""
         mean, std = (frames.new_tensor(values)[:, None, None] for values in self._normalisation)
-        with self._watching() as kept:
+        with self._recording() as outputs:
             self.model.head(list(self.model.backbone((frames - mean) / std).values()))
-        return self._seen(kept, frames)
+        return self._features(outputs, frames)
 
     def losses(
         self, frames: torch.Tensor, targets: Sequence[Mapping[str, torch.Tensor]]
-    ) -> tuple[dict[str, torch.Tensor], Seen]:
-        """torchvision's own losses by name, and what it saw. In training mode only.
+    ) -> tuple[dict[str, torch.Tensor], DetectorFeatures]:
+        """Return torchvision's own losses by name, and the features. In training mode only.
 
         targets: for each frame `boxes` float32 [n, 4] x1, y1, x2, y2 in pixels, and `labels` int64 [n], from 1 on.
         """
-        with self._watching() as kept:
+        with self._recording() as outputs:
             losses = self.model(list(frames), list(targets))
-        return losses, self._seen(kept, frames)
+        return losses, self._features(outputs, frames)
 
     @contextmanager
-    def _watching(self) -> Iterator[dict[str, Any]]:
-        """Collects what leaves backbone and head; float32, as anchors have the maps' type, and half is too coarse."""
-        kept: dict[str, Any] = {}
+    def _recording(self) -> Iterator[dict[str, Any]]:
+        """Record the outputs of backbone and head in float32: anchors have the maps' type, and half is too coarse."""
+        outputs: dict[str, Any] = {}
 
         def keep(name: str, module: Any, inputs: Any, output: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            kept[name] = {key: value.float() for key, value in output.items()}
-            return kept[name]  # type: ignore[no-any-return]
+            outputs[name] = {key: value.float() for key, value in output.items()}
+            return outputs[name]  # type: ignore[no-any-return]
 
         backbone = self.model.backbone
         watched = {"neck": backbone, "head": self.model.head, "hidden": getattr(backbone, "body", None)}
         hooks = [part.register_forward_hook(partial(keep, name)) for name, part in watched.items() if part is not None]
         try:
-            yield kept
+            yield outputs
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _seen(self, kept: Mapping[str, Any], frames: torch.Tensor) -> Seen:
-        neck = tuple(kept["neck"].values())
-        body = tuple(kept.get("hidden", kept["neck"]).values())  # of a backbone without a pyramid the maps themselves
-        hidden = tuple(min(body, key=partial(_apart, like=maps)) for maps in neck)
+    def _features(self, outputs: Mapping[str, Any], frames: torch.Tensor) -> DetectorFeatures:
+        neck = tuple(outputs["neck"].values())
+        body = tuple(outputs.get("hidden", outputs["neck"]).values())  # a backbone without a pyramid has only these
+        hidden = tuple(min(body, key=partial(_width_difference, like=maps)) for maps in neck)
         sizes = tuple((maps.shape[2], maps.shape[3]) for maps in neck)
         grid = Grid(sizes, tuple(frames.shape[2] / height for height, _ in sizes))
-        places, strides = grid.points(frames.device)
-        boxes, shares = self.anchored(kept["head"], self.anchors(frames, neck))
-        boxes, shares = _best(boxes, shares, places.shape[1])
-        sides = torch.cat([places.T - boxes[..., :2], boxes[..., 2:] - places.T], dim=-1) / strides[:, None]
-        logits = shares.clamp(NOTHING, 1 - NOTHING).logit()
-        said = Predictions(logits.transpose(1, 2), sides.transpose(1, 2))
-        return Seen(grid, neck, hidden, {"one2many": said})
+        points, strides = grid.points(frames.device)
+        boxes, probabilities = self.decoded(outputs["head"], self.anchors(frames, neck))
+        boxes, probabilities = _best_anchors(boxes, probabilities, points.shape[1])
+        sides = torch.cat([points.T - boxes[..., :2], boxes[..., 2:] - points.T], dim=-1) / strides[:, None]
+        logits = probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit()
+        predictions = Predictions(logits.transpose(1, 2), sides.transpose(1, 2))
+        return DetectorFeatures(grid, neck, hidden, {"one2many": predictions})
 
     def anchors(self, frames: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The anchors, float32 [n, 4] x1, y1, x2, y2 in pixels, the same for each frame."""
-        found: torch.Tensor = self.model.anchor_generator(
-            ImageList(frames[:1], [(frames.shape[2], frames.shape[3])]), list(maps)
-        )[0]
-        return found
+        """Return the anchors, float32 [n, 4] x1, y1, x2, y2 in pixels, the same for each frame."""
+        sizes = [(frames.shape[2], frames.shape[3])]
+        anchors: torch.Tensor = self.model.anchor_generator(ImageList(frames[:1], sizes), list(maps))[0]
+        return anchors
 
-    def anchored(self, said: Mapping[str, torch.Tensor], anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head says at each anchor: boxes [b, n, 4] x1, y1, x2, y2 in pixels, probabilities [b, n, classes].
+    def decoded(self, output: Mapping[str, torch.Tensor], anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode a head's output per anchor: boxes [b, n, 4] x1, y1, x2, y2 in pixels, probabilities [b, n, classes].
 
         FCOS: the root of class times centredness; RetinaNet: each class on its own; SSD: softmax. As torchvision scores
         them, without the background.
         """
-        scores, codes = said["cls_logits"], said["bbox_regression"]
+        scores, codes = output["cls_logits"], output["bbox_regression"]
         if isinstance(self.model, detection.FCOS):
-            both = scores[..., 1:].sigmoid() * said["bbox_ctrness"].sigmoid()
+            both = scores[..., 1:].sigmoid() * output["bbox_ctrness"].sigmoid()
             # A root has no slope at 0, to which both may round.
-            return self.model.box_coder.decode(codes, anchors), both.clamp(min=NOTHING**2).sqrt()
+            return self.model.box_coder.decode(codes, anchors), both.clamp(min=MIN_PROBABILITY**2).sqrt()
         boxes = torch.stack([self.model.box_coder.decode_single(each, anchors) for each in codes])
         if isinstance(self.model, detection.RetinaNet):
             return boxes, scores[..., 1:].sigmoid()
@@ -143,7 +141,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
 
 
 class Dense(nn.Module):  # type: ignore[misc]
-    """A network as it is exported: normalised frames in, [b, 4 + classes, n] out: cx, cy, w, h, then probabilities."""
+    """A network for export: normalised frames in, [b, 4 + classes, n] out: cx, cy, w, h, then probabilities."""
 
     def __init__(self, network: TorchvisionNetwork) -> None:
         super().__init__()
@@ -154,11 +152,10 @@ class Dense(nn.Module):  # type: ignore[misc]
         self.register_buffer("anchors", anchors)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """What the head says of frames [b, 3, h, w]."""
         model = self.network.model
-        boxes, shares = self.network.anchored(model.head(list(model.backbone(frames).values())), self.anchors)
+        boxes, probabilities = self.network.decoded(model.head(list(model.backbone(frames).values())), self.anchors)
         low, high = boxes[..., :2], boxes[..., 2:]
-        return torch.cat([(low + high) / 2, high - low, shares], dim=-1).transpose(1, 2)
+        return torch.cat([(low + high) / 2, high - low, probabilities], dim=-1).transpose(1, 2)
 
 
 def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
@@ -166,21 +163,22 @@ def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _apart(maps: torch.Tensor, like: torch.Tensor) -> int:
+def _width_difference(maps: torch.Tensor, like: torch.Tensor) -> int:
     return int(abs(maps.shape[3] - like.shape[3]))
 
 
-def _best(boxes: torch.Tensor, shares: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of several anchors at each place the one that is surest: [b, places, 4] and [b, places, classes]."""
-    if boxes.shape[1] == places:
-        return boxes, shares
-    boxes, shares = (each.unflatten(1, (places, -1)) for each in (boxes, shares))
-    surest = shares.amax(-1).argmax(2)[..., None, None]
-    return tuple(each.gather(2, surest.expand(-1, -1, -1, each.shape[3]))[:, :, 0] for each in (boxes, shares))  # type: ignore[return-value]
+def _best_anchors(boxes: torch.Tensor, probabilities: torch.Tensor, points: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Select the most certain of several anchors at each point: [b, points, 4] and [b, points, classes]."""
+    if boxes.shape[1] == points:
+        return boxes, probabilities
+    boxes, probabilities = (each.unflatten(1, (points, -1)) for each in (boxes, probabilities))
+    best = probabilities.amax(-1).argmax(2)[..., None, None]
+    selected = (each.gather(2, best.expand(-1, -1, -1, each.shape[3]))[:, :, 0] for each in (boxes, probabilities))
+    return tuple(selected)  # type: ignore[return-value]
 
 
 def _resize(layer: nn.Conv2d | nn.BatchNorm2d, shape: Sequence[int]) -> None:
-    """Give a layer room for weights of this shape, where it has another."""
+    """Give a layer zeros for weights of another shape, if its own differs."""
     if tuple(layer.weight.shape) == tuple(shape):
         return
     for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
@@ -195,32 +193,32 @@ def _resize(layer: nn.Conv2d | nn.BatchNorm2d, shape: Sequence[int]) -> None:
 
 
 def with_classes(network: TorchvisionNetwork, classes: Sequence[str], size: tuple[int, int]) -> TorchvisionNetwork:
-    """A network that tells these classes apart: what it knows of them by name stays, the others it has to learn."""
+    """Return a network with other classes: weights of classes of the same name stay, the others are to be learned."""
     new = TorchvisionNetwork(network.builder, classes, size)
-    known, wanted = ("", *network.classes), ("", *classes)  # the background comes first
-    pairs = [(at, known.index(name)) for at, name in enumerate(wanted) if name in known]
+    old_names, new_names = ("", *network.classes), ("", *classes)  # the background comes first
+    pairs = [(at, old_names.index(name)) for at, name in enumerate(new_names) if name in old_names]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     state, old = new.model.state_dict(), network.model.state_dict()
-    new.narrow(
+    new.fit_widths(
         {
             name: value.new_zeros(len(state[name]), *value.shape[1:]) if _CLASS_LAYER.match(name) else value
             for name, value in old.items()
         }
     )
-    state = new.model.state_dict()
-    for name, value in state.items():
+    for name, value in new.model.state_dict().items():
         if _CLASS_LAYER.match(name):
-            value.unflatten(0, (-1, len(wanted)))[:, ours] = old[name].unflatten(0, (-1, len(known)))[:, theirs]
+            own = old[name].unflatten(0, (-1, len(old_names)))
+            value.unflatten(0, (-1, len(new_names)))[:, ours] = own[:, theirs]
         else:
             value.copy_(old[name])
-    new._look()
+    new._find_maps()
     return new
 
 
 def save_network(network: TorchvisionNetwork, path: Path) -> None:
-    """Write a `.tv.pt` file; it is there complete or not at all."""
+    """Write a `.tv.pt` file, atomically."""
     content = {
-        "family": FAMILY,
+        "family": FAMILY.name,
         "builder": network.builder,
         "classes": list(network.classes),
         "image_size": list(network.image_size),
@@ -230,7 +228,7 @@ def save_network(network: TorchvisionNetwork, path: Path) -> None:
 
 
 def load_network(path: Path) -> TorchvisionNetwork:
-    """The network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed. Raises SpecError."""
+    """Load the network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed. Raises SpecError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -238,7 +236,7 @@ def load_network(path: Path) -> TorchvisionNetwork:
         raise _unreadable(path, first or type(error).__name__) from error
     parts = content if isinstance(content, dict) else {}
     builder, classes, size, state = (parts.get(key) for key in ("builder", "classes", "image_size", "state_dict"))
-    if parts.get("family") != FAMILY or not isinstance(state, dict) or not isinstance(builder, str):
+    if parts.get("family") != FAMILY.name or not isinstance(state, dict) or not isinstance(builder, str):
         raise _unreadable(path, ", ".join(map(str, parts)) or type(content).__name__)
     if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
         raise _unreadable(path, f"classes {classes!r:.100}")
@@ -246,10 +244,10 @@ def load_network(path: Path) -> TorchvisionNetwork:
         raise _unreadable(path, f"image_size {size!r:.100}")
     network = TorchvisionNetwork(builder, classes, (size[0], size[1]))
     try:
-        network.narrow(state)
+        network.fit_widths(state)
         # A plain dictionary has no version, so batch norms may lack the counter that frozen ones never had.
         network.model.load_state_dict(dict(state))
-        network._look()
+        network._find_maps()
     except RuntimeError as error:
         raise SpecError(
             f"{path}: its weights are not those of {builder} with {len(classes)} classes and the background",

@@ -1,0 +1,171 @@
+"""Families of detectors: what each can do, behind one description, and the table of all of them.
+
+A family is one module-level `FAMILY` and the functions that it names; a function is imported where it is first called,
+so that a family costs nothing where another one is used. A package outside edgekd adds a family by an entry point of
+the group `edgekd.families`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.core.errors import SpecError
+from edgekd.detectors.torch_support import requiring
+
+if TYPE_CHECKING:
+    from edgekd.core.detection.decode import Thresholds
+    from edgekd.detectors.results import Distilled, Factorized, Pruned, Sensitivity, Trained
+    from edgekd.detectors.teacher import DirectDetector, Teacher
+
+GROUP = "edgekd.families"
+"""The group of entry points that name families of other packages."""
+BUILT_IN = (
+    "edgekd.detectors.ultralytics.family:FAMILY",
+    "edgekd.detectors.onnx:FAMILY",
+    "edgekd.detectors.torchvision.family:FAMILY",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of detectors. A capability that it lacks is None.
+
+    name: in records of builds; title: in messages; suffix: of its files' names; models: glob patterns of the names of
+    models that a student can be made of, beside its files; is_graph: its files are ONNX graphs, which need no export;
+    libraries: packages on whose versions results depend, beside those of edgekd's own families.
+
+    Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
+    read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` is told of each item.
+
+    load(path, head, classes, trust)
+        Open a file as a `Detector`; read nothing yet.
+    teacher(checkpoint, trust)
+        Load a network that a student can learn from.
+    direct(checkpoint, thresholds, trust)
+        Load a detector that cannot be exported; None for a file whose detector can.
+    distill(teacher, out, data, step, state, trust, device, progress, frames)
+        Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
+        `frames`: samples that the teacher has labelled.
+    initialize_student(step, classes, out, trust)
+        Write the student of a step `distill` as it is before training.
+    prune(checkpoint, out, data, step, trust, progress, cost, teacher, rounds)
+        Remove channels. `cost`: of a convolution, None for multiply-adds; `teacher`: whose outputs count in the
+        gradients, too; `rounds`: how many are left, this one included.
+    prune_quantized(..., quantized)
+        The same, with gradients taken on the Q/DQ graph `quantized`.
+    scan(checkpoint, data, step, trust, progress)
+        Measure the loss without part of each unit of channels.
+    factorize(checkpoint, out, data, step, trust, progress, cost)
+        Replace convolutions by products of thinner ones.
+    resize(checkpoint, image_size, out, trust)
+        Change the side of the input; return height and width before and after.
+    quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)
+        Train the Q/DQ graph `graph`, which was exported from `checkpoint`, beside that or `teacher`.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    load: Callable[..., Any]
+    models: tuple[str, ...] = ()
+    is_graph: bool = False
+    libraries: tuple[str, ...] = ()
+    teacher: Callable[..., Teacher] | None = None
+    direct: Callable[..., DirectDetector | None] | None = None
+    distill: Callable[..., Distilled] | None = None
+    initialize_student: Callable[..., None] | None = None
+    prune: Callable[..., Pruned] | None = None
+    prune_quantized: Callable[..., Pruned] | None = None
+    scan: Callable[..., Sensitivity] | None = None
+    factorize: Callable[..., Factorized] | None = None
+    resize: Callable[..., tuple[tuple[int, int], ...]] | None = None
+    quant_aware_distill: Callable[..., Trained] | None = None
+
+    @property
+    def trains(self) -> bool:
+        """True for files with networks to train, False for graphs."""
+        return any((self.teacher, self.distill, self.prune, self.factorize, self.quant_aware_distill))
+
+    def capability(self, name: str) -> Callable[..., Any]:
+        """Return a capability. Raises SpecError where the family lacks it."""
+        found: Callable[..., Any] | None = getattr(self, name)
+        if found is None:
+            expected = f"a detector by {offering(name)}"
+            raise SpecError(f"{name}: not for detectors by {self.title}", expected=expected, found=self.name)
+        return found
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A function that is imported when it is called. reference: `package.module:function`.
+
+    needs: the message of the SpecError where a library that the module imports is missing.
+    """
+
+    reference: str
+    needs: str | None = None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with requiring(self.needs or self.reference):
+            function = _loaded(self.reference)
+        return function(*arguments, **named)
+
+
+def _loaded(reference: str) -> Any:
+    return EntryPoint(reference, reference, GROUP).load()
+
+
+def families() -> tuple[Family, ...]:
+    """Return the families of edgekd, then those of other packages."""
+    return (*map(_loaded, BUILT_IN), *(each.load() for each in entry_points(group=GROUP)))
+
+
+def family_of(path: Path | str) -> Family | None:
+    """Return the family of a detector's file, by the longest suffix that its name ends in; None for any other file."""
+    fitting = [each for each in families() if str(path).endswith(each.suffix)]
+    return max(fitting, key=lambda each: len(each.suffix), default=None)
+
+
+def require_family(path: Path | str) -> Family:
+    """As `family_of`. Raises SpecError for a file of no family."""
+    found = family_of(path)
+    if found is None:
+        suffix = Path(path).suffix or "no suffix"
+        raise SpecError(f"{path}: unknown kind of model", expected=known_suffixes(), found=suffix)
+    return found
+
+
+def student_family(student: str | None) -> Family:
+    """Return the family of a student: of its file, or of the model that it names; Ultralytics for an unknown model."""
+    name = student or ""
+    by_model = (each for each in families() if any(fnmatchcase(name, pattern) for pattern in each.models))
+    return family_of(name) or next(by_model, families()[0])
+
+
+def offering(capability: str) -> str:
+    """Return the titles of the families with a capability, for messages."""
+    return " or ".join(each.title for each in families() if getattr(each, capability) is not None)
+
+
+def known_suffixes() -> str:
+    """Return the suffixes of detectors' files for messages, without those that end in another one."""
+    suffixes = [each.suffix for each in families()]
+    last = [one for one in suffixes if not any(one != other and one.endswith(other) for other in suffixes)]
+    return " or ".join(last)
+
+
+def load_teacher(path: Path, trust: bool = False) -> Teacher:
+    """Load a detector that a student can learn from. Raises SpecError."""
+    teacher: Teacher = require_family(path).capability("teacher")(path, trust)
+    return teacher
+
+
+def direct_detector(path: Path, thresholds: Thresholds, trust: bool = False) -> DirectDetector | None:
+    """Load a detector that cannot be exported, such as an RT-DETR; None for a file whose detector can."""
+    direct = require_family(path).direct
+    return direct(path, thresholds, trust) if direct else None

@@ -1,0 +1,131 @@
+"""PyTorch for every family: missing libraries, devices, failures of training, its state, and the export to ONNX."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import CompressError, SpecError
+
+
+@contextmanager
+def requiring(message: str) -> Iterator[None]:
+    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except ImportError as error:
+        fix = 'pip install "edgekd[train]"; `edgekd doctor` says what is missing'
+        raise SpecError(message, found=str(error), fix=fix) from error
+
+
+def parameters_in(network: Any) -> int:
+    """Return how many numbers a network has learned."""
+    return sum(each.numel() for each in network.parameters())
+
+
+def fast_in_bfloat16(device: Any) -> bool:
+    """Return whether a torch.device computes in bfloat16 natively: newer GPUs, CPUs with AMX or AVX512_BF16."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # absent in the oldest supported PyTorch
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def require_device(device: str | None) -> None:
+    """Raise SpecError where training cannot be on `device`: `cpu`, or numbers of GPUs such as `0` or `0,1`."""
+    import torch
+
+    if device is None or device == "cpu":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbers = device.split(",")
+    if not all(each.isdecimal() and int(each) < count for each in numbers) or len(set(numbers)) < len(numbers):
+        present = ", ".join(map(str, range(count)))
+        expected = f"cpu, or of the GPUs {present} one or several" if count else "cpu: PyTorch finds no GPU here"
+        raise SpecError("device to train on", expected=expected, found=device, fix="`edgekd doctor` says what is there")
+
+
+@contextmanager
+def fitting_batches() -> Iterator[None]:
+    """Turn errors of batches that are too large for a GPU's memory, or too small to train on, into CompressError."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        found = str(error).split(". ")[0]
+        raise CompressError("training: too little memory", found=found, fix="a smaller batch or image_size") from error
+    except ValueError as error:
+        if "value per channel" not in str(error):
+            raise
+        fix = "a batch of 2 or more, or a larger image_size"
+        raise CompressError("training: batch norm cannot see one image alone", found=str(error), fix=fix) from error
+
+
+def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy: str) -> None:
+    """Raise CompressError where an epoch's mean losses, or its last loss, are not finite. epoch: counted from 0."""
+    if all(map(math.isfinite, (*losses.values(), last))):
+        return
+    raise CompressError(
+        f"training diverged in epoch {epoch + 1}",
+        expected="finite losses",
+        found=", ".join(f"{name} {value:g}" for name, value in losses.items()),
+        fix=remedy,
+    )
+
+
+def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
+    """Return the state of a training, None where there is none or it is incomplete; nothing in it is executed."""
+    import torch
+
+    if not path.is_file():
+        return None
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return None
+
+
+def write_content(content: Any, path: Path) -> None:
+    """Write with `torch.save`, atomically."""
+    write_file(path, saved_bytes(content))
+
+
+def saved_bytes(content: Any) -> bytes:
+    """Return what `torch.save` writes."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def write_onnx(module: Any, height: int, width: int, graph: Path, opset: int) -> None:
+    """Write a module from `images` [1, 3, h, w] to `output0` as float32 ONNX. Raises CompressError."""
+    import torch
+
+    frame = torch.zeros(1, 3, height, width)
+    try:
+        with torch.no_grad():
+            module(frame)  # heads build their anchors for this input size, which become constants
+            torch.onnx.export(
+                module,
+                (frame,),
+                str(graph),
+                opset_version=opset,
+                input_names=["images"],
+                output_names=["output0"],
+                dynamo=False,
+            )
+    except Exception as error:
+        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=str(error)) from error

@@ -1,0 +1,1 @@
+"""torchvision's one-stage detectors, in files of edgekd's own: `*.tv.pt`."""

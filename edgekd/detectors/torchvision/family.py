@@ -1,0 +1,29 @@
+"""The family of torchvision's detectors."""
+
+from __future__ import annotations
+
+from edgekd.detectors.family import Family, Imported
+
+BUILDERS = (
+    "fcos_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "ssdlite320_mobilenet_v3_large",
+)
+"""One-stage detectors of torchvision, by the function that builds each; all their boxes leave the network at once."""
+
+_HERE = "edgekd.detectors.torchvision"
+_TRAINS = "training needs PyTorch and torchvision"
+_PRUNES = "pruning needs PyTorch and torch-pruning"
+
+FAMILY = Family(
+    name="torchvision",
+    title="torchvision",
+    suffix=".tv.pt",
+    models=("torchvision/*", *BUILDERS),
+    load=Imported(f"{_HERE}.detector:load"),
+    teacher=Imported(f"{_HERE}.detector:load_teacher"),
+    distill=Imported(f"{_HERE}.distill:distill_student", _TRAINS),
+    prune=Imported(f"{_HERE}.prune:prune_detector", _PRUNES),
+    scan=Imported(f"{_HERE}.prune:scan_detector", _PRUNES),
+)

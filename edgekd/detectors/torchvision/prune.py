@@ -1,0 +1,184 @@
+"""Structured pruning of torchvision's detectors: the same builder's network, with fewer channels.
+
+The result is an ordinary `.tv.pt` file: the widths of layers follow from the weights in it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgekd.compress.distillation.loss_terms import shared_classes
+from edgekd.compress.pruning import Cost
+from edgekd.compress.steps import Prune
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
+from edgekd.detectors.channel_groups import (
+    PREDICTIONS_ONLY,
+    Channels,
+    LabelledImage,
+    accumulate_gradients,
+    convolutions_run,
+    in_batches,
+    pruning_images,
+    renew_statistics,
+    scan,
+    weights_to_keep,
+)
+from edgekd.detectors.family import load_teacher
+from edgekd.detectors.results import Pruned, Sensitivity
+from edgekd.detectors.teacher import Teacher, paired_aids
+from edgekd.detectors.torch_support import parameters_in
+from edgekd.detectors.torchvision.detector import TorchvisionDetector
+from edgekd.detectors.torchvision.distill import Batch, StudentLoss, collate, labelled_frame
+from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network, with_classes
+
+Loss = Callable[[Batch], torch.Tensor]
+
+
+def prune_detector(
+    checkpoint: Path,
+    out: Path,
+    data: Path,
+    step: Prune,
+    trust: bool = False,
+    progress: Progress = SILENT,
+    cost: Cost | None = None,
+    teacher: Path | None = None,
+    rounds: int = 1,
+) -> Pruned:
+    """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
+
+    Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose
+    groups are of neighbours. Raises the same errors as pruning of Ultralytics' detectors.
+    """
+    began = time.monotonic()
+    network = TorchvisionDetector(checkpoint).network()
+    if teacher and (size := TorchvisionDetector(teacher).network().image_size) != network.image_size:
+        network = with_classes(network, network.classes, size)  # which training has changed
+    _require_own_size(step, network)
+    before, max_weights = parameters_in(network), inf
+    if step.max_bytes is not None:
+        max_weights = weights_to_keep(network, checkpoint.stat().st_size - step.max_bytes, 4, rounds)
+    samples: Sequence[LabelledImage] = ()
+    if step.importance != "magnitude":
+        classes, samples = pruning_images(data, step, progress)
+        loss = _loss(network, classes, load_teacher(teacher, trust) if teacher else None)
+        _accumulate(network, loss, samples, step, progress)
+    channels, convolutions = _channels(network, step)
+    gone = channels.thin(step, cost, max_weights)
+    network.zero_grad(set_to_none=True)
+    renew_statistics(network, samples, step.batch, lambda some: _batch(some, network.image_size).frames)
+    save_network(network, out)
+    sizes = (before, parameters_in(network))
+    return channels.pruned(gone, convolutions().values(), sizes, time.monotonic() - began)
+
+
+def scan_detector(
+    checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
+) -> Sensitivity:
+    """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
+    network = TorchvisionDetector(checkpoint).network()
+    _require_own_size(step, network)
+    classes, samples = pruning_images(data, step, progress)
+    loss = _loss(network, classes, None)
+    if step.importance != "magnitude":
+        _accumulate(network, loss, samples, step, progress)
+    channels, _ = _channels(network, step)
+    batches = [_batch(some, network.image_size) for some in in_batches(samples, step.batch)]
+    _to_train(network)
+    return scan(channels, lambda: sum(float(loss(each)) for each in batches) / len(batches), progress)
+
+
+def _channels(network: TorchvisionNetwork, step: Prune) -> tuple[Channels, Callable[[], Any]]:
+    """Return the channels that can be removed, and a function that returns the convolutions as they are then."""
+    network.requires_grad_(True)
+    dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
+    convolutions = partial(convolutions_run, dense, partial(dense.forward, frame))
+    return Channels(dense, frame, convolutions(), _untouched(network), step.importance), convolutions
+
+
+class _Dense(nn.Module):  # type: ignore[misc]
+    """Backbone and head alone, whose layers have the names they have in the file."""
+
+    def __init__(self, network: TorchvisionNetwork) -> None:
+        super().__init__()
+        self.backbone, self.head = network.model.backbone, network.model.head
+
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """Return the head's outputs, part by part."""
+        return list(self.head(list(self.backbone(frames).values())).values())
+
+
+def _require_own_size(step: Prune, network: TorchvisionNetwork) -> None:
+    """Raise SpecError for images of another size than the network's, for which its anchors are."""
+    height, width = network.image_size
+    if step.image_size and (step.image_size, step.image_size) != network.image_size:
+        raise SpecError(
+            "prune: image_size of a detector by torchvision",
+            expected=f"its own, {width}x{height} pixels",
+            found=str(step.image_size),
+            fix="leave it out",
+        )
+
+
+def _untouched(network: TorchvisionNetwork) -> list[Any]:
+    """List the convolutions that keep their outputs: the last ones of the head, and those that group norms read."""
+    ends = [layer for name, layer in network.model.head.named_modules() if _LAST_LAYER.search(name)]
+    grouped = [
+        before
+        for part in network.modules()
+        if isinstance(part, nn.Sequential)
+        for before, after in pairwise(part)
+        if isinstance(after, nn.GroupNorm)
+    ]
+    return ends + grouped
+
+
+_LAST_LAYER = re.compile(r"(cls_logits|bbox_reg|bbox_ctrness|module_list\.\d+\.1)$")
+"""Names of the last layers of a head of RetinaNet, FCOS or SSDLite."""
+
+
+def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teacher | None) -> Loss:
+    """Return the loss of a batch, a scalar: on the labels, and of a teacher's classes and boxes."""
+    if teacher is None:
+        return lambda batch: sum(network.losses(batch.frames, batch.targets)[0].values(), torch.zeros(()))
+    aids = paired_aids(network.widths, network.strides, teacher, PREDICTIONS_ONLY)
+    loss = StudentLoss(teacher, PREDICTIONS_ONLY, shared_classes(classes, teacher.classes), aids)
+    return lambda batch: loss(network, batch, 0.0)[0]
+
+
+def _accumulate(
+    network: TorchvisionNetwork, loss: Loss, samples: Sequence[LabelledImage], step: Prune, progress: Progress
+) -> None:
+    """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
+    _to_train(network.requires_grad_(True))
+
+    def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
+        return loss(_batch(some, network.image_size))
+
+    accumulate_gradients(in_batches(samples, step.batch), batch_loss, progress)
+    network.eval()
+
+
+def _to_train(network: TorchvisionNetwork) -> None:
+    """Put a network into training mode, in which it returns losses, with the statistics of batch norms fixed."""
+    network.train()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
+def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> Batch:
+    """Return letterboxed images with their labels."""
+    return Batch(*collate([labelled_frame(sample, image, Preprocess(*size)) for sample, image in samples]))

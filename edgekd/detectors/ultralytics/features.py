@@ -1,0 +1,162 @@
+"""Features and predictions of a network that Ultralytics has built: in its backbone, its neck and its head."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.boxes import corners
+from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
+from edgekd.detectors.teacher import DirectDetector
+from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
+from edgekd.detectors.ultralytics.detector import class_names, input_size, require_box_detector
+from edgekd.detectors.ultralytics.library import RTDETRDetectionModel
+
+PROBE_SIDE = 256
+"""Side in pixels of the blank frame by which a network's maps are found."""
+
+
+@dataclass(frozen=True)
+class TapPoints:
+    """The maps that are compared, level by level of a head.
+
+    hidden: index of a layer of the backbone, the first one of nearly the level's stride whose output the neck reads;
+    widths, strides: channels, and pixels between neighbours, of the map that the head reads.
+    """
+
+    hidden: tuple[int, ...]
+    widths: tuple[int, ...]
+    strides: tuple[float, ...]
+
+
+def tap_points(network: Any) -> TapPoints:
+    """Find the tap points of a network by a blank frame; the network stays as it is."""
+    head = network.model[-1]
+    shapes: dict[int, Any] = {}
+
+    def record(at: int, layer: Any, inputs: Any, output: Any) -> None:
+        shapes[at] = [each.shape for each in inputs[0]] if at == head.i else output.shape
+
+    watched = [*sorted(set(network.save) - set(head.f)), head.i]
+    hooks = [network.model[at].register_forward_hook(partial(record, at)) for at in watched]
+    modes = {module: module.training for module in network.modules()}
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE, device=next(network.parameters()).device))
+    for module, mode in modes.items():
+        module.training = mode
+    for hook in hooks:
+        hook.remove()
+    neck = shapes.pop(head.i)
+    hidden = tuple(
+        min(shapes, key=lambda at, shape=shape: (abs(math.log(shapes[at][-1] / shape[-1])), at))  # type: ignore[misc]
+        for shape in neck
+    )
+    return TapPoints(hidden, tuple(shape[1] for shape in neck), tuple(PROBE_SIDE / shape[-1] for shape in neck))
+
+
+class FeatureRecorder:
+    """Keeps the maps of a network's last batch. taps: where; neck: the maps that its head has read."""
+
+    def __init__(self, network: Any) -> None:
+        self.neck: tuple[torch.Tensor, ...] = ()
+        self._maps: dict[int, torch.Tensor] = {}
+        self.taps = tap_points(network)
+        for at in set(self.taps.hidden):
+            network.model[at].register_forward_hook(partial(self._keep, at))
+        network.model[-1].register_forward_pre_hook(self._keep_neck)
+        network.register_forward_pre_hook(self._forget)
+
+    def _forget(self, network: Any, inputs: Any) -> None:
+        """Drop the last batch: one that was too large must not stay in memory beside a smaller one."""
+        self.neck = ()
+        self._maps.clear()
+
+    def _keep(self, at: int, layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        self._maps[at] = output
+
+    def _keep_neck(self, head: Any, inputs: Any) -> None:
+        self.neck = tuple(inputs[0])
+
+    @property
+    def grid(self) -> Grid:
+        """The anchors of the last batch."""
+        return Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self.taps.strides)
+
+    def features(self, output: Any) -> DetectorFeatures:
+        """Return the last batch's features in float32. output: of the network; a YOLO's raw, an RT-DETR's decoded."""
+        grid = self.grid
+        branches: dict[str, Predictions] = {}
+        objects = None
+        if isinstance(output, tuple):
+            boxes, scores = (each[-1].float().mT for each in output[1][:2])  # of the decoder's last layer
+            objects = Predictions(scores, boxes)
+        else:
+            raw = {name: output[name] for name in ("one2many", "one2one") if output.get(name)} or {"one2many": output}
+            if "one2many" not in raw:  # a fused head has kept one of them
+                raw = {"one2many": raw["one2one"]}
+            branches = {name: Predictions(each["scores"].float(), each["boxes"].float()) for name, each in raw.items()}
+        hidden = tuple(self._maps[at].float() for at in self.taps.hidden)
+        return DetectorFeatures(grid, tuple(each.float() for each in self.neck), hidden, branches, objects)
+
+
+class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
+    """A YOLO or an RT-DETR as a teacher; see `Teacher`."""
+
+    def __init__(self, checkpoint: Path, trust: bool) -> None:
+        """Load it. Raises SpecError for a checkpoint that holds no detector of boxes."""
+        super().__init__()
+        loaded = load_checkpoint(checkpoint, trust)
+        network = loaded.model
+        network.eval().requires_grad_(False)
+        self._anchors = type(network) is not RTDETRDetectionModel
+        if self._anchors:
+            require_box_detector(network, checkpoint)
+            head = network.model[-1]
+            if getattr(head, "one2one_cv2", None) is None:
+                network.fuse(verbose=False)  # which would drop one branch of a head with two
+            head.training = True  # the head alone, for that is when it does not decode
+        self.network = network
+        self.image_size = input_size(loaded.train_args, int(max(network.stride)))
+        self.classes = class_names(network)
+        self._recorder = FeatureRecorder(network)
+        self.widths, self.strides = self._recorder.taps.widths, self._recorder.taps.strides
+
+    def forward(self, frames: torch.Tensor) -> DetectorFeatures:
+        """Return the features of frames float32 [b, 3, h, w], RGB, 0 to 1."""
+        # Boxes without anchors are places in the whole frame: half precision has steps of 1/256 there.
+        with nullcontext() if self._anchors else torch.autocast(frames.device.type, enabled=False):
+            return self._recorder.features(self.network(frames))
+
+
+def rtdetr(checkpoint: Path, thresholds: Thresholds, trust: bool = False) -> DirectDetector | None:
+    """Load the RT-DETR in a checkpoint, which has no graph here; None for another network.
+
+    Frames are letterboxed as for any detector of edgekd, where Ultralytics would stretch them.
+    """
+    loaded = load_checkpoint(checkpoint, trust)
+    network = loaded.model
+    if type(network) is not RTDETRDetectionModel:
+        return None
+    height, width = input_size(loaded.train_args, int(max(network.stride)))
+    spec = DetectorSpec(class_names(network), Preprocess(height, width), Head("end2end", nms=False))
+
+    def find(frame: np.ndarray) -> Detections:
+        batch, placement = letterbox(frame, spec.preprocess)
+        with torch.no_grad():
+            rows = network(torch.from_numpy(batch))[0][0]  # middle, width and height as shares, score, class
+        decoded = torch.cat([corners(rows[:, :4], height, width), rows[:, 4:]], dim=1)
+        return decode(decoded[None].numpy(), spec, placement, thresholds)
+
+    return DirectDetector(spec.classes, find)

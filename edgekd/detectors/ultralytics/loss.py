@@ -1,0 +1,212 @@
+"""The loss of an Ultralytics student on a batch: on its labels, and beside its teacher.
+
+The losses are in `compress/`; this module takes their inputs from networks that Ultralytics has built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.compress.distillation.boxes import best_inside, corners, ignored
+from edgekd.compress.distillation.gradient_conflict import reconcile
+from edgekd.compress.distillation.loss_terms import Comparison, DistillationLosses
+from edgekd.compress.distillation.loss_weighting import LossWeighting
+from edgekd.compress.distillation.region_text import confidence, contrastive_loss, modality_weights, relation_loss
+from edgekd.compress.steps import Distill, Weights
+from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
+from edgekd.data.pseudo_labels import mixed_order
+from edgekd.data.types import Sample
+from edgekd.detectors.teacher import Teacher
+from edgekd.detectors.ultralytics.features import FeatureRecorder
+from edgekd.detectors.ultralytics.loop import Lesson
+
+LEVELS = tuple(entry.name for entry in fields(Weights))
+WEIGHT_PREFIX = "weight_"
+"""Prefix of the numbers in a training's record that are weights of losses, or what these follow from."""
+
+
+@dataclass(frozen=True)
+class StudentLesson(Lesson):
+    """The samples, teacher and settings of a distillation.
+
+    state: the file that keeps the training after every epoch; frames: how many samples, the last ones, have labels by
+    the teacher.
+    """
+
+    step: Distill
+    teacher: Teacher
+    pairs: tuple[tuple[int, int], ...]
+    state: Path
+    frames: int = 0
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        """The samples with labels by people."""
+        return self.samples[: len(self.samples) - self.frames]
+
+    def class_weights(self) -> torch.Tensor | None:
+        """Return how much each class counts, float32 [classes]; None where all count alike."""
+        if not self.step.class_power:
+            return None
+        counts = instances((sample.truth for sample in self.labelled), len(self.classes))
+        return torch.tensor(class_weights(counts, self.step.class_power), dtype=torch.float32)
+
+    def order(self, batch: int) -> Callable[[int], NDArray[np.int64]] | None:
+        """Return a function from an epoch to its samples' indices; None for each sample once, in any order.
+
+        batch: images a step. Epochs are equally long, for learning rates and times are planned by their length.
+        """
+        step, count = self.step, len(self.labelled)
+        if not step.repeat and not self.frames:
+            return None
+        factors = repeat_factors([sample.truth for sample in self.labelled], len(self.classes), step.repeat)
+        length = round(factors.sum())
+
+        def labelled(epoch: int) -> NDArray[np.int64]:
+            return np.resize(epoch_order(factors, step.seed, epoch), length)
+
+        def mixed(epoch: int) -> NDArray[np.int64]:
+            frames, share = np.arange(count, len(self.samples)), step.unlabelled_share
+            return mixed_order(labelled(epoch), frames, batch, share, step.seed, epoch).flatten()
+
+        return mixed if self.frames else labelled
+
+
+@dataclass(frozen=True)
+class RegionTextLoss:
+    """The loss between regions and their classes' texts on a batch.
+
+    loss: a scalar; confidence: of the texts in each region, [n]; boxes [n, 4] in pixels of the input, and images [n],
+    the index in the batch, of the regions.
+    """
+
+    loss: torch.Tensor
+    confidence: torch.Tensor
+    boxes: torch.Tensor
+    images: torch.Tensor
+
+
+class StudentLoss:
+    """The loss of a student on a batch: Ultralytics' own, and those of its teacher, stage by stage.
+
+    Called by Ultralytics with the student's raw predictions. progress: returns the share of the training that is done.
+    """
+
+    def __init__(self, student: Any, lesson: StudentLesson, progress: Callable[[], float]) -> None:
+        step, device = lesson.step, next(student.parameters()).device
+        self._step, self._progress = step, progress
+        self._labels_loss = student.init_criterion()
+        self._weighting = LossWeighting(step)
+        self._distills = any(stage.weights.any for stage in step.stages)
+        self._classes, self._has_ignored = len(lesson.classes), lesson.frames > 0
+        self._region_text: Any = student.aids.words if step.text else None
+        weights = lesson.class_weights()
+        self._class_weights = None if weights is None else weights.to(device)
+        if self._distills or self._region_text or self._has_ignored:
+            self._recorder = FeatureRecorder(student)
+        if self._distills:
+            self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
+            self._compare = Comparison(step, lesson.pairs, student.aids, self._class_weights)
+        weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement", "temperature"))
+        texts, cosine = ("text", f"{WEIGHT_PREFIX}text"), (f"{WEIGHT_PREFIX}cosine",)
+        self._names = (*(*LEVELS, *weight_names) * self._distills, *texts * bool(step.text), *cosine * step.conflict)
+
+    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the losses times the batch's size, and each loss, its weight, and what that follows from, by name."""
+        if self._has_ignored:
+            batch = self._without_ignored(batch)
+        labels, items = self._labels_loss(output, batch)
+        if not (self._distills or self._region_text):
+            return labels, items
+        zero, progress = labels.new_zeros(()), self._progress()
+        items |= {name: zero + (name == f"{WEIGHT_PREFIX}teacher") for name in self._names}
+        stage = self._step.stage_at(progress)
+        teacher = self._distillation(output, batch["img"], stage.weights, progress) if stage.weights.any else None
+        text = self._text_loss(batch) if self._region_text else None
+        losses = {**(teacher.losses if teacher else {}), **({"text": text.loss} if text else {})}
+        if not losses:
+            return torch.cat([labels, zero[None]]), items
+        size, weights = len(batch["img"]), {}
+        factors = self._weighting.factors(labels.sum() / size, losses, self._recorder.neck)
+        by_text, by_teacher = self._modality_weights(teacher, text)
+        if teacher:
+            weights = self._weighting.of_teacher(stage, teacher, factors)
+            weights |= {name: weights[name] * by_teacher for name in teacher.losses}
+            weights |= {"disagreement": teacher.disagreement, "temperature": teacher.temperature}
+        if text:
+            weights["text"] = self._step.text * factors["text"] * by_text
+        total = sum((weights[name] * loss for name, loss in losses.items()), zero)
+        items |= {name: loss.detach() for name, loss in losses.items()}
+        items |= {f"{WEIGHT_PREFIX}{name}": zero + weight for name, weight in weights.items()}
+        if self._step.conflict:
+            both = {"labels": labels.sum(), "teacher": total * size}
+            # Ultralytics calls backward on their sum, unscaled: without mixed precision, or with bfloat16.
+            (cosine,) = reconcile(both, self._recorder.neck)[0].cosines.values()
+            items[f"{WEIGHT_PREFIX}cosine"] = zero + cosine
+        return torch.cat([labels, total[None] * size]), items
+
+    def _distillation(self, output: Any, images: torch.Tensor, weights: Weights, progress: float) -> DistillationLosses:
+        with torch.no_grad():
+            teacher = self._teacher(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._compare(self._recorder.features(output), teacher, weights, progress, self._branch_shares())
+
+    def _branch_shares(self) -> Mapping[str, float]:
+        """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""
+        labels = self._labels_loss
+        return {"one2many": labels.o2m, "one2one": labels.o2o} if hasattr(labels, "o2m") else {}
+
+    def _text_loss(self, batch: Mapping[str, Any]) -> RegionTextLoss:
+        """Return the loss between the student's features in the labels' boxes and the texts of their classes."""
+        boxes, images = corners(batch["bboxes"], *batch["img"].shape[2:]), batch["batch_idx"].long()
+        classes, neck = batch["cls"].flatten().long(), [each.float() for each in self._recorder.neck]
+        with torch.autocast(boxes.device.type, enabled=False):
+            regions = self._region_text(neck, self._recorder.grid.strides, boxes, images)
+            logits = self._region_text.logits(regions)
+            loss = contrastive_loss(logits, classes, self._class_weights)
+            loss = loss + relation_loss(regions, classes, self._region_text.texts)
+        return RegionTextLoss(loss, confidence(logits), boxes, images)
+
+    def _modality_weights(
+        self, teacher: DistillationLosses | None, text: RegionTextLoss | None
+    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """Return the factors of the texts' loss and of the teacher's: 1 where one of them is missing."""
+        if teacher is None or text is None:
+            return 1.0, 1.0
+        points, _ = self._recorder.grid.points(text.boxes.device)
+        return modality_weights(text.confidence, best_inside(teacher.certainty, points, text.boxes, text.images))
+
+    def _without_ignored(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the batch with its objects alone; the class loss on labels leaves out the other boxes' anchors."""
+        away = batch["cls"].flatten() >= self._classes
+        images, classes = batch["batch_idx"][away].long(), batch["cls"].flatten()[away].long() - self._classes
+        grid, size = self._recorder.grid, len(batch["img"])
+        boxes = corners(batch["bboxes"][away], *batch["img"].shape[2:])
+        hidden = ignored(grid.points(boxes.device)[0], boxes, images, classes, size, self._classes)
+        branches = [getattr(self._labels_loss, name, self._labels_loss) for name in ("one2many", "one2one")]
+        for loss in branches:
+            loss.class_weights = ~hidden.transpose(1, 2)  # by which Ultralytics multiplies its class loss
+        return {**batch, **{name: batch[name][~away] for name in ("cls", "bboxes", "batch_idx")}}
+
+    def update(self) -> None:
+        """End an epoch: in a head with two branches the one that ships now counts more."""
+        if hasattr(self._labels_loss, "update"):
+            self._labels_loss.update()
+
+    def state(self) -> dict[str, Any]:
+        """Return what resuming a training needs."""
+        return self._weighting.state()
+
+    def restore(self, state: Mapping[str, Any], epochs: int) -> None:
+        """Resume from a state after so many epochs."""
+        self._weighting.restore(state)
+        if hasattr(self._labels_loss, "update"):
+            self._labels_loss.updates = epochs - 1
+            self._labels_loss.update()

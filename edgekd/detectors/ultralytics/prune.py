@@ -1,0 +1,223 @@
+"""Structured pruning of Ultralytics detectors: layers with fewer channels, otherwise unchanged.
+
+The result is a checkpoint of Ultralytics' own layers, which its tools and edgekd read. But Ultralytics' trainer builds
+a network anew from a description, which lacks the new widths; `Loop` does not.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd.compress.distillation.loss_terms import shared_classes
+from edgekd.compress.pruning import Cost
+from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
+from edgekd.compress.quantization.qdq import read_layers
+from edgekd.compress.steps import Prune
+from edgekd.core.detection.preprocess import letterbox, to_input
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
+from edgekd.detectors.channel_groups import (
+    PREDICTIONS_ONLY,
+    LabelledImage,
+    accumulate_gradients,
+    in_batches,
+    pruning_images,
+    renew_statistics,
+    scan,
+    weights_to_keep,
+)
+from edgekd.detectors.family import load_teacher
+from edgekd.detectors.results import Pruned, Sensitivity
+from edgekd.detectors.teacher import paired_aids
+from edgekd.detectors.torch_support import parameters_in
+from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
+from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, write_checkpoint
+from edgekd.detectors.ultralytics.detector import input_size, unfused_network
+from edgekd.detectors.ultralytics.features import tap_points
+from edgekd.detectors.ultralytics.library import DEFAULT_CFG, C2f
+from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
+from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics.quant_aware import DistillationLoss, float_network, quantized_network
+
+
+def prune_detector(
+    checkpoint: Path,
+    out: Path,
+    data: Path,
+    step: Prune,
+    trust: bool = False,
+    progress: Progress = SILENT,
+    cost: Cost | None = None,
+    teacher: Path | None = None,
+    rounds: int = 1,
+    quantized: Path | None = None,
+) -> Pruned:
+    """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
+
+    Arguments: `Family.prune`. `step.images` training images are read, for gradients. Of the step `share` and `max_size`
+    say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input keeps its size,
+    which training may have changed. quantized: the detector's Q/DQ graph, to take gradients on; of the loss on labels
+    and of the distance from the detector.
+    Nothing is trained: a detector that has lost more than a little needs distillation. The same arguments give the same
+    detector.
+    Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where so much
+    cannot be removed.
+    """
+    began = time.monotonic()
+    network, train_args, size = _opened(checkpoint, trust)
+    size = _opened(teacher, trust)[2] if teacher else size
+    train_args = {"task": "detect", **train_args, "imgsz": list(size)}
+    before, max_weights = parameters_in(network), inf
+    if step.max_bytes is not None:
+        excess = len(checkpoint_bytes(deepcopy(network), train_args)) - step.max_bytes
+        max_weights = weights_to_keep(network, excess, 2, rounds)
+    shown = _shown(step, network, size)
+    samples: Sequence[LabelledImage] = ()
+    with quiet(), in_halves(network):
+        if step.importance != "magnitude":
+            classes, samples = pruning_images(data, step, progress)
+            if quantized:
+                model, loss = _quantized(checkpoint, quantized, trust)
+            else:
+                model, loss = network, _loss(network, classes, teacher, trust)
+            _accumulate(model, loss, samples, shown, step, progress)
+            if quantized:
+                _copy_gradients(model, network)
+        channels = channels_of(network, size, step.importance)
+        with branches_alone(network):
+            gone = channels.thin(step, cost, max_weights)
+            renew_statistics(network, samples, step.batch, lambda some: _batch(some, shown)["img"])
+    network.zero_grad(set_to_none=True)
+    after = convolutions_of(network, size).values()
+    write_checkpoint(network, train_args, out)
+    return channels.pruned(gone, after, (before, parameters_in(network)), time.monotonic() - began)
+
+
+def scan_detector(
+    checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
+) -> Sensitivity:
+    """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
+    network, _, size = _opened(checkpoint, trust)
+    classes, samples = pruning_images(data, step, progress)
+    with quiet(), in_halves(network):
+        loss, shown = _loss(network, classes, None, trust), _shown(step, network, size)
+        if step.importance != "magnitude":
+            _accumulate(network, loss, samples, shown, step, progress)
+        channels = channels_of(network, size, step.importance)
+        network.model[-1].training = True  # the head alone: raw predictions
+        batches = [_batch(some, shown) for some in in_batches(samples, step.batch)]
+
+        def measure() -> float:
+            return sum(float(loss(network(each["img"]), each)[0].sum()) for each in batches) / len(batches)
+
+        return scan(channels, measure, progress)
+
+
+def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
+    """Return a network that can be pruned, its training's arguments, and its input's size. Raises SpecError."""
+    network, train_args = unfused_network(checkpoint, trust)
+    if not all(hasattr(block.cv1, "conv") for block in network.modules() if isinstance(block, C2f)):
+        raise SpecError(f"{checkpoint}: has factorized layers", fix="prune first, and factorize what is left")
+    return network, train_args, input_size(train_args, int(max(network.stride)))
+
+
+def _shown(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the images for gradients: whole strides."""
+    return input_size({"imgsz": step.image_size or size}, int(max(network.stride)))
+
+
+def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: bool) -> Any:
+    """Return the loss whose gradients count: on the labels, and of a teacher's classes and boxes."""
+    own = vars(network).get("args")
+    network.args = DEFAULT_CFG  # weights of the parts of the loss
+    try:
+        if teacher is None:
+            return network.init_criterion()
+        loaded = load_teacher(teacher, trust)
+        pairs = shared_classes(classes, loaded.classes)
+        lesson = StudentLesson((), classes, PREDICTIONS_ONLY, loaded, pairs, state=Path())
+        taps = tap_points(network)
+        network.aids = paired_aids(taps.widths, taps.strides, loaded, PREDICTIONS_ONLY)
+        loss = StudentLoss(network, lesson, lambda: 0.0)
+        del network.aids
+        return loss
+    finally:
+        network.args = own
+
+
+def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any]:
+    """Return a detector that computes as its Q/DQ graph does, and the loss whose gradients count."""
+    floating, one_to_one = float_network(checkpoint, trust)
+    network = quantized_network(floating, read_layers(graph), learned=False)
+    network.args = DEFAULT_CFG
+    return network, DistillationLoss(network, floating, 1.0, one_to_one)
+
+
+def _copy_gradients(quantized: Any, network: Any) -> None:
+    """Give the weights of a network in halves the gradients of the quantized one with its batch norms folded in.
+
+    Importance is weight times gradient, which neither scales nor folded norms change: dL/dW of W = k V is dL/dV / k.
+    """
+    products = {
+        name: layer.weight.detach() * layer.weight.grad
+        for name, layer in quantized.named_modules()
+        if isinstance(layer, (nn.Conv2d, FakeQuantConv2d)) and layer.weight.grad is not None
+    }
+    if network.model[-1].end2end:  # the branch that ships has taken the names of the other one
+        branch = rf"^(model\.{len(network.model) - 1}\.)(cv[23]\.)"
+        products = {re.sub(branch, r"\1one2one_\2", name): product for name, product in products.items()}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            whole = re.sub(r"\.halves\.[01]\.", ".cv1.", name)
+            product = products.get(whole, torch.zeros_like(layer.weight))  # a branch that does not ship has none
+            if whole != name:
+                product = product.chunk(2)[".halves.1." in name]
+            layer.weight.grad = torch.where(layer.weight == 0, 0.0, product / layer.weight).detach()
+
+
+def _accumulate(
+    network: Any, loss: Any, samples: Sequence[LabelledImage], size: tuple[int, int], step: Prune, progress: Progress
+) -> None:
+    """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
+    network.requires_grad_(True).eval()
+    head = network.model[-1]
+    head.training = True  # the head alone: raw predictions, and no statistics change
+
+    def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
+        batch = _batch(some, size)
+        total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
+        return total
+
+    accumulate_gradients(in_batches(samples, step.batch), batch_loss, progress)
+    head.training = False
+    for layer in network.modules():  # the hooks of a teacher's loss
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+
+
+def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Return letterboxed images with their labels, as Ultralytics' losses take them."""
+    frames, classes, boxes, owners = [], [], [], []
+    for at, (sample, image) in enumerate(samples):
+        frame, place = letterbox(image, Preprocess(*size))
+        shares = (to_input(sample.truth.boxes, place) / (size[::-1] * 2)).astype(np.float32)
+        label = ultralytics_label(replace(sample, truth=replace(sample.truth, boxes=shares)))
+        frames.append(frame[0])
+        classes.append(label["cls"])
+        boxes.append(label["bboxes"])
+        owners.append(np.full(len(label["cls"]), at, np.float32))
+    values = {"img": np.stack(frames), "cls": np.concatenate(classes), "bboxes": np.concatenate(boxes)}
+    values["batch_idx"] = np.concatenate(owners)
+    return {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}

@@ -1,0 +1,127 @@
+"""Families of detectors: recognised by name, refused where they lack a capability, added from outside the package."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from tiny import write_model
+
+from edgekd.builds.recipe import Budget, Recipe
+from edgekd.builds.stages.base import Stages
+from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.builds.stages.resize import resize, resized_file
+from edgekd.compress.steps import Prune, QuantAwareDistill, Resize
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT
+from edgekd.detectors import load
+from edgekd.detectors.family import Family, families, family_of, require_family, student_family
+
+TOY = """
+from edgekd.detectors.family import Family, Imported
+from edgekd.detectors.onnx import OnnxDetector
+
+class Toy(OnnxDetector):
+    family = "toy"
+
+def load(path, *, head, classes, trust):
+    return Toy(path, head, classes)
+
+def resize_toy(checkpoint, image_size, out, trust):
+    out.write_bytes(checkpoint.read_bytes())
+    return (64, 64), (image_size, image_size)
+
+FAMILY = Family(
+    name="toy", title="Toys", suffix=".toy", models=("toy-*",), load=load, resize=Imported("toy_family:resize_toy")
+)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A detector's file of a family in another installed package."""
+    package = tmp_path / "installed"
+    info = package / "toy_detectors-1.0.dist-info"
+    info.mkdir(parents=True)
+    (package / "toy_family.py").write_text(TOY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-detectors\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[edgekd.families]\ntoy = toy_family:FAMILY\n")
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.delitem(sys.modules, "toy_family", raising=False)
+    return write_model(tmp_path / "one.toy")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("a.pt", "ultralytics"), ("a.tv.pt", "torchvision"), ("b/a.onnx", "onnx"), ("a.toy", None), ("pt", None)],
+)
+def test_a_file_is_of_the_family_with_the_longest_suffix(name: str, family: str | None) -> None:
+    found = family_of(Path(name))
+    assert (found and found.name) == family
+
+
+@pytest.mark.parametrize(
+    ("student", "family"),
+    [
+        ("yolo11n.yaml", "ultralytics"),
+        ("yolo11n", "ultralytics"),
+        (None, "ultralytics"),
+        ("own/student.pt", "ultralytics"),
+        ("own/student.tv.pt", "torchvision"),
+        ("torchvision/fcos_resnet50_fpn", "torchvision"),
+        ("fcos_resnet50_fpn", "torchvision"),
+    ],
+)
+def test_a_student_is_of_the_family_of_its_file_or_model(student: str | None, family: str) -> None:
+    assert student_family(student).name == family
+
+
+def test_a_missing_capability_names_the_families_that_have_it() -> None:
+    with pytest.raises(SpecError, match="factorize: not for detectors by torchvision") as caught:
+        require_family("a.tv.pt").capability("factorize")
+    assert "a detector by Ultralytics" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(Family) if "Callable" in str(entry.type)])
+def test_a_capability_takes_the_same_arguments_in_each_family(name: str) -> None:
+    """Call sites pass them by position; those that a family does not list it must take as further keywords."""
+    pytest.importorskip("ultralytics")
+    pytest.importorskip("torch_pruning")
+    orders = []
+    for family in families():
+        stand_in = getattr(family, name)
+        if stand_in is None or not hasattr(stand_in, "reference"):
+            continue
+        module, _, function = stand_in.reference.partition(":")
+        signature = inspect.signature(getattr(import_module(module), function))
+        orders.append([each.name for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD])
+    longest = max(orders, key=len)
+    assert all(order == longest[: len(order)] or name == "load" for order in orders)
+
+
+def test_a_family_of_another_package_is_used_like_any(toy: Path, tmp_path: Path) -> None:
+    detector = load(toy)
+    assert detector.family == "toy"
+    assert detector.export(tmp_path / "graph.onnx", 17).classes
+    assert student_family("toy-small").name == "toy"
+    stages = Stages.within(tmp_path / "out", False, SILENT)
+    done = resize(stages, Resize(96), toy)
+    assert resized_file(toy) == "resized.toy"
+    assert (done.path / "resized.toy").read_bytes() == toy.read_bytes()
+    assert done.results["size"] == [[64, 64], [96, 96]]
+
+
+def test_a_family_of_another_package_is_offered_what_it_has_alone(toy: Path) -> None:
+    refuse_recipe(Recipe("own", (Resize(96),)), Budget(), toy)
+    with pytest.raises(SpecError, match="trains the detector"):
+        refuse_recipe(Recipe("own", (Prune(),)), Budget(), toy)
+    with pytest.raises(SpecError, match=r"a \.pt by Ultralytics or Toys"):
+        refuse_recipe(Recipe("own", (Resize(96),)), Budget(), Path("a.tv.pt"))
+    with pytest.raises(SpecError, match=r"expected \.pt or \.onnx or \.toy"):
+        require_family("a.other")
+    with pytest.raises(SpecError, match="one by Ultralytics;"):
+        refuse_recipe(Recipe("own", (QuantAwareDistill(),)), Budget(), Path("a.tv.pt"))
