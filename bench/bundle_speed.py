@@ -25,9 +25,9 @@ from bundles import manifest_of, noise
 from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 from mutations import NOW, signature, trust_of
 
-from edgekd.agent.trust_state import judge
+from edgekd.agent.trust_state import head_judge as judge
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import pack, read_head, seal, verify
+from edgekd.core.bundle.archive import pack, read_head, replace_signatures, verify
 from edgekd.core.bundle.signatures import statement
 from edgekd.core.bundle.trust import SignedTrust, to_json
 from edgekd.deploy.agent_zipapp import agent_archive
@@ -57,7 +57,7 @@ def write_sources(folder: Path) -> dict[str, Path]:
 def pack_all(sources: Mapping[str, Path], out: Path) -> None:
     """Hash the files, write the bundle, sign it."""
     pack(manifest_of("speed", sources, ROLES), sources, out)
-    seal(out, [signature(1, read_head(out).identity)], out)
+    replace_signatures(out, [signature(1, read_head(out).identity)], out)
 
 
 def seconds(work: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -104,7 +104,7 @@ def measure(scratch: Path, rounds: int) -> dict[str, Any]:
     allowed = judge(SignedTrust(trust), NOW)
     (scratch / "trust.json").write_bytes(to_json(SignedTrust(trust, (signature(1, trust.sha256, "trust"),))))
     head = read_head(bundle)
-    (made,), key = head.seal.signatures, bytes.fromhex(trust.keys[0].public)
+    (made,), key = head.envelope.signatures, bytes.fromhex(trust.keys[0].public)
     message, value = statement("bundle", head.identity), bytes.fromhex(made.value)
     agent = (sys.executable, sources["agent.pyz"], "verify", bundle, "--trust", scratch / "trust.json")
     return {

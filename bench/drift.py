@@ -74,7 +74,7 @@ def first_alarm(record: Record, stream: np.ndarray) -> int | None:
     """After how many frames of a stream it is called drifted."""
     monitor = Monitor(record)
     for number, row in enumerate(stream, 1):
-        drift = monitor.see(row)
+        drift = monitor.add(row)
         if drift and drift.drifted:
             return number
     return None
@@ -123,7 +123,7 @@ def cost_ms(rounds: int = 500) -> dict[str, float]:
         began = time.perf_counter()
         row = statistics_of(batch, at, how, found)
         between = time.perf_counter()
-        monitor.see(row)
+        monitor.add(row)
         parts["statistics"].append(between - began)
         parts["comparison"].append(time.perf_counter() - between)
     return {name: 1000 * float(np.median(each)) for name, each in parts.items()}

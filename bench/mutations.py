@@ -19,12 +19,12 @@ from typing import Any
 from bundles import manifest_of, noise
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgekd.agent.trust_state import judge
+from edgekd.agent.trust_state import head_judge as judge
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, pack, seal, verify
+from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, pack, replace_signatures, verify
 from edgekd.core.bundle.manifest import MAX_FILES, MAX_TOTAL, to_json
-from edgekd.core.bundle.signatures import Seal, Signature, key_id, statement
-from edgekd.core.bundle.signatures import to_json as seal_json
+from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, key_id, statement
+from edgekd.core.bundle.signatures import to_json as envelope_json
 from edgekd.core.bundle.trust import Key, Role, SignedTrust, Trust
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, RollbackError
@@ -98,7 +98,7 @@ def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Vic
         manifest = manifest_of(name, sources, {"part0.bin": "graph"}, counter)
         pack(manifest, sources, place / "bundle")
         sha256 = hashlib.sha256(to_json(manifest)).hexdigest()
-        seal(place / "bundle", [signature(1, sha256)], place / "bundle")
+        replace_signatures(place / "bundle", [signature(1, sha256)], place / "bundle")
         made.append((place / "bundle").read_bytes())
     return Victim(*made, trust_of(1), json.loads(content_of(members(made[0])[0])))
 
@@ -179,7 +179,7 @@ def resealed(victim: Victim, document: Any, number: int | None, raw: bytes | Non
         told = Signature(had["key"], had["signature"])
     else:
         told = signature(number, sha256)
-    head = [member(MANIFEST, content), member(SIGNATURES, seal_json(Seal(sha256, (told,))))]
+    head = [member(MANIFEST, content), member(SIGNATURES, envelope_json(SignatureEnvelope(sha256, (told,))))]
     return whole([*head, *victim.members[2:]])
 
 
@@ -399,7 +399,7 @@ def wrong_signature(chance: random.Random, victim: Victim) -> Attempt:
         (replace(good, value=(b"\1" + bytes(63)).hex()),),
         (replace(good, value=bytes(64).hex()),),
     ]
-    return Attempt(_with_signatures(victim, seal_json(Seal(sha256, chance.choice(told)))))
+    return Attempt(_with_signatures(victim, envelope_json(SignatureEnvelope(sha256, chance.choice(told)))))
 
 
 def other_spelling(chance: random.Random, victim: Victim) -> Attempt:

@@ -36,10 +36,10 @@ from cameras import identity_of, repacked
 from power import cut_at, fresh, listing
 
 from edgekd.agent.cli import main as agent
-from edgekd.agent.engines import read_engine
+from edgekd.agent.engines.engine import read_engine
+from edgekd.agent.engines.selftest import run_self_test
 from edgekd.agent.runtimes import required
-from edgekd.agent.selftest import run_self_test
-from edgekd.agent.slots import Slot, State
+from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
 

@@ -24,8 +24,8 @@ import onnx
 from common import RESULTS, conditions, conditions_lines, table, write_results
 from onnx import numpy_helper
 
-from edgekd.agent.parity import drift
-from edgekd.agent.selftest import batches
+from edgekd.agent.engines.parity import output_error
+from edgekd.agent.state.golden import batches
 from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.formats.golden_set import GoldenSet, from_bytes
@@ -41,7 +41,7 @@ def drifts(graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: Engine = 
     """The errors of boxes and scores that the self-test would see."""
     head = spec.head
     with engine.load(graph, threads=1) as session:
-        found = [drift(session.run(batch), golden, at, head) for at, batch in enumerate(batches(golden, spec))]
+        found = [output_error(session.run(batch), golden, at, head) for at, batch in enumerate(batches(golden, spec))]
     return {part: round(max(getattr(each, part) for each in found), 4) for part in ("boxes", "scores")}
 
 

@@ -59,7 +59,7 @@ def peak_memory(victim: Victim, path: Path) -> int:
 
 
 def _taken_from_disk(circumstances: Attempt, victim: Victim, path: Path) -> None:
-    from edgekd.agent.trust_state import judge
+    from edgekd.agent.trust_state import head_judge as judge
     from edgekd.core.bundle.archive import verify
     from edgekd.core.bundle.trust import SignedTrust
     from edgekd.core.errors import BundleError

@@ -51,7 +51,7 @@ import json, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from edgekd.agent.runtimes import networks
-from edgekd.agent.runtimes.types import Wish
+from edgekd.agent.runtimes.types import BuildOptions
 
 def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -60,7 +60,7 @@ def kilobytes(name):
 source, folder = map(Path, sys.argv[1:])
 import numpy
 before, began = kilobytes("VmRSS:"), time.perf_counter()
-found = networks.network(SimpleNamespace(graph=source, name="a"), Wish(), folder, int8_constants=False)
+found = networks.network(SimpleNamespace(graph=source, name="a"), BuildOptions(), folder, int8_constants=False)
 took = time.perf_counter() - began
 print(json.dumps({"seconds": took, "peak_bytes": 1024 * (kilobytes("VmHWM:") - before)}))
 """

@@ -23,12 +23,12 @@ import numpy as np
 from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
 
 from edgekd.agent import commands, tuning
-from edgekd.agent.choice import ALL_FLOAT, AS_SHIPPED, Form
-from edgekd.agent.commands import Camera
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, Form
 from edgekd.agent.rebuild_engine import tested_engine
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
-from edgekd.agent.slots import Slot, State
+from edgekd.agent.state.slots import Slot, State
 from edgekd.agent.tuning import Effort
 from edgekd.core.progress import PlainProgress, Progress
 from edgekd.core.statistics import SIGNIFICANT, compare
@@ -83,13 +83,13 @@ def row_of(
         slot = camera.chosen_slot()
         progress.note(f"{slot.manifest.name} with {runtime.name}: tuning ...")
         chosen = tuning.tune(camera, effort)
-        tuned = Form(chosen["source"], tuple(chosen["float_layers"]))
+        tuned = chosen.form
         forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
-        wanted = camera.wanted(slot)
-        engines = {name: tested_engine(camera, slot, wanted, form) for name, form in forms.items()}
+        key = camera.engine_key(slot)
+        engines = {name: tested_engine(camera, slot, key, form) for name, form in forms.items()}
         files = [engine.file for engine in engines.values()]
         progress.note(f"{slot.manifest.name} with {runtime.name}: measuring ...")
-        rounds = dict(zip(engines, tuning.measured(slot, runtime, files, effort), strict=True))
+        rounds = dict(zip(engines, tuning.measure(slot, runtime, files, effort), strict=True))
         ratios = {name: compare(rounds[TUNED], rounds[name]) for name in (SHIPPED, FLOAT)}
         return {
             "detector": slot.manifest.name,
@@ -97,7 +97,7 @@ def row_of(
             "runtime": {"name": runtime.name, "version": runtime.version()},
             "layers": {"int8": len(tuning.layers_with_qdq(slot).names), "float_in_tuned": _float_count(slot, tuned)},
             "tuned": {"source": tuned.source, "float_layers": list(tuned.float_layers)},
-            "candidates": chosen["candidates"],
+            "candidates": chosen.candidates,
             "ms": {name: round(float(np.median(each)), 3) for name, each in rounds.items()},
             "ratio": {
                 name: {"ratio": each.ratio, "interval": [each.interval.low, each.interval.high], "p": each.p_value}

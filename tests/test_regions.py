@@ -64,7 +64,7 @@ WITH_NUMPY = (
     "core.detection.types",
     "core.detection.preprocess",
     "core.detection.decode",
-    "detectors.parity",
+    "core.detection.parity",
     "core.formats.int8",
     "core.formats.fp4x",
     "core.formats.golden_set",
@@ -90,7 +90,7 @@ for name in sys.argv[2:]:
 # Does with the imported modules what a camera does with them.
 ON_THE_CAMERA = """
 import numpy as np
-from edgekd.core.benchmark import benchmark
+from edgekd.core.benchmark import Candidate, benchmark_interleaved
 from edgekd.core.statistics import compare
 from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import place, to_tensor
@@ -99,7 +99,8 @@ from edgekd.core.formats import fp4x, nvfp4, packed_graph
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 class Copies:
     run = staticmethod(np.copy)
-timed = benchmark(Copies(), lambda frame: (frame, 0), lambda output, of: None, [np.zeros(1000)], min_seconds=0.2)
+copies = Candidate(Copies(), lambda frame: (frame, 0), lambda output, of: None)
+timed = benchmark_interleaved({"copies": copies}, [np.zeros(1000)], min_seconds=0.2)["copies"]
 assert timed.summary()["refused"][0].startswith("fps:") and timed.summary()["inference_ms"]["p50"] > 0
 assert compare(np.full(8, 1.1), np.ones(8)).differs
 how = dict(height=64, width=64, color="rgb", scale=1 / 255, mean=[0, 0, 0], std=[1, 1, 1], pad_value=114)
@@ -122,7 +123,7 @@ codes, scales = fp4x.quantize(weights)
 assert np.array_equal(fp4x.unpack(fp4x.pack(codes), codes.shape), codes)
 assert np.abs(dequantize_channels(codes, scales) - weights).max() < 0.2
 tensor = nvfp4.quantize(weights)
-packed = nvfp4.pack_nibbles(tensor.nibbles), tensor.scales.tobytes()
+packed = fp4x.pack_nibbles(tensor.nibbles), tensor.scales.tobytes()
 assert np.array_equal(nvfp4.unpack(*packed, float(tensor.scale), weights.shape).values, tensor.values)
 assert np.abs(tensor.values - weights).max() < 0.2
 tensor = b"\\x08\\x04\\x08\\x10\\x10\\x03\\x4a\\x40" + codes.tobytes()
@@ -287,6 +288,30 @@ def test_no_modules_import_each_other_in_a_cycle() -> None:
     graph = import_graph(PACKAGE)
     assert "edgekd.builds.run" in graph["edgekd.builds.pipeline"]
     assert not find_cycle(graph)
+
+
+def test_what_runs_on_the_device_imports_nothing_of_the_host() -> None:
+    shared = {f"edgekd.{name}" for name in (*STANDARD, *WITH_NUMPY)}
+    packages = {name.rpartition(".")[0] for name in shared}
+    for name, imported in import_graph(PACKAGE).items():
+        if name in shared or name.startswith("edgekd.agent."):
+            allowed = {each for each in imported if each.startswith("edgekd.agent.") and name not in shared}
+            assert imported - allowed <= shared | packages, name
+
+
+def test_folders_of_the_agent_do_not_import_each_other_in_a_cycle() -> None:
+    folders: dict[str, set[str]] = {}
+    for name, imported in import_graph(PACKAGE).items():
+        if name.startswith("edgekd.agent."):
+            folder = folders.setdefault(_folder(name), set())
+            folder |= {_folder(each) for each in imported if each.startswith("edgekd.agent.")} - {_folder(name)}
+    assert {"edgekd.agent", "edgekd.agent.runtimes", "edgekd.agent.validation"} < folders.keys()
+    assert not find_cycle(folders)
+
+
+def _folder(module: str) -> str:
+    is_package = PACKAGE.joinpath(*module.split(".")[1:]).is_dir()
+    return module if is_package else module.rpartition(".")[0]
 
 
 @pytest.mark.parametrize(

@@ -1,39 +1,40 @@
-"""A bundle into service by one command, and the trial that decides whether it stays.
+"""Installation of a bundle by one command, and the trial that decides whether it stays.
 
-All of an installation is done under one lock. Each of its steps leaves something that the next run goes on from, so
-that a power cut costs time and nothing else; what is in service changes by one rename, when everything else is on the
-disk.
+An installation runs under one lock. Each step is on the disk before the next, so that another run continues after a
+power cut; what is in service changes by one rename, after everything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.agent import commands
 from edgekd.agent.apply_delta import any_head
-from edgekd.agent.device import read_device
-from edgekd.agent.engines import Engine, fitting_engine, require_engine
-from edgekd.agent.memory import SHARE, need_of, needs_beside, require_memory
-from edgekd.agent.trial import read_uptime
-from edgekd.agent.trust_state import held_trust, judge, raise_counter
+from edgekd.agent.commands import Unpacked
+from edgekd.agent.engines.engine import Engine, fitting_engine, require_engine
+from edgekd.agent.memory import DEFAULT_SHARE, ModelMemory, model_memory, other_models, require_memory
+from edgekd.agent.state.device import read_device
+from edgekd.agent.state.trial import TrialStatus, read_uptime
+from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
+from edgekd.agent.trust_state import head_judge, held_trust, raise_counter
 from edgekd.core.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
-    from edgekd.agent.commands import Camera
-    from edgekd.agent.slots import Slot, State
-    from edgekd.agent.trial import Trial
+    from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.state.documents import Inline
+    from edgekd.agent.state.slots import Slot, State
+    from edgekd.agent.state.trial import Trial
 
 
 @dataclass(frozen=True)
-class Demands:
-    """What an engine has to do besides passing its self-test.
+class Requirements:
+    """Requirements on an engine besides its self-test.
 
-    shares: by precision, the least share that it computes in it; max_latency_ms: what its median run may take, None for
-    what the bundle's frames per second leave; max_memory: bytes that all models of the camera may take together, None
-    for half of the device's.
+    shares: minimum share by precision; max_latency_ms: of the median run, None for the limit by the bundle's frames per
+    second; max_memory: bytes of all models of the camera together, None for half of the device's.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -41,47 +42,80 @@ class Demands:
     max_memory: int | None = None
 
 
-def install(camera: Camera, bundle: Path, trial: Trial | None, demands: Demands) -> dict[str, Any]:
-    """Verify, unpack, build, test and activate a bundle, whatever of that is still to be done.
+@dataclass(frozen=True)
+class Service:
+    """What is in service, and its trial."""
 
-    trial: how it has to prove itself where there is something to go back to; None puts it into service for good. Raises
-    BundleError, HashError, SignatureError, RollbackError, DeviceError, SelfTestError; what is in service then stays.
+    service: Inline[ServiceStatus]
+    trial: TrialStatus | None
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Memory of all models of the camera. limit_bytes: None for no limit."""
+
+    bytes: int
+    limit_bytes: int | None
+    models: Sequence[ModelMemory]
+
+
+@dataclass(frozen=True)
+class InstallResult:
+    """Result of `install`. changed: whether the engine in service is new; memory: None where it is not."""
+
+    unpacked: Inline[Unpacked]
+    service: Inline[Service]
+    changed: bool
+    engine: TestedEngine
+    memory: MemoryReport | None
+
+
+def install(camera: Camera, bundle: Path, trial: Trial | None, requirements: Requirements) -> InstallResult:
+    """Verify, unpack, build, test and activate a bundle; steps that are done already are skipped.
+
+    trial: of the bundle, where a rollback is possible; None for no trial. Raises BundleError, HashError,
+    SignatureError, RollbackError, DeviceError, SelfTestError; then what is in service stays.
     """
     state = camera.state
     with state.locked():
-        head = any_head(bundle, judge(held_trust(state, camera.root), camera.clock()))
+        head = any_head(bundle, head_judge(held_trust(state, camera.root), camera.clock()))
         _end_if_over(camera)
         _require_not_rejected(state, head.identity, bundle)
-        unpacked = commands.unpack(camera, bundle)
-        chosen = replace(camera, slot=unpacked["slot"])
+        unpacked = commands.unpack(camera, bundle).unpacked
+        chosen = replace(camera, slot=unpacked.slot)
         engine, memory = _engine_in_service(chosen), None
         changed = engine is None
         if engine is None:
-            commands.build(chosen, demands.shares)
-            commands.selftest(chosen, max_latency_ms=demands.max_latency_ms)
+            commands.build(chosen, requirements.shares)
+            commands.selftest(chosen, max_latency_ms=requirements.max_latency_ms)
             slot = chosen.chosen_slot()
-            engine = require_engine(slot, chosen.wanted(slot))
-            memory = _memory(chosen, slot, engine, demands)
+            engine = require_engine(slot, chosen.engine_key(slot))
+            memory = _memory(chosen, slot, engine, requirements)
             commands.activate(chosen, trial and trial.begun(read_uptime(camera.root)))
-        about = {name: value for name, value in unpacked.items() if name not in ("graph", "graph_bytes")}
-        told = {**commands.engine_json(engine), "self_test": engine.self_test}
-        return {**about, **_in_service(camera), "changed": changed, "engine": told, "memory": memory}
+        return InstallResult(unpacked, _service(camera), changed, tested_engine_status(engine), memory)
 
 
-def _memory(chosen: Camera, slot: Slot, engine: Engine, demands: Demands) -> dict[str, Any]:
-    """What the models of this camera need with the one that is to come. Raises DeviceError where that is too much."""
-    state, there = chosen.state, read_device(chosen.root).memory_bytes
-    needs = [need_of(state.model, slot, engine), *needs_beside(state)]
-    limit = demands.max_memory or (int(there * SHARE) if there else None)
-    require_memory(state, needs, limit)
-    total = sum(need.bytes for need in needs)
-    return {"bytes": total, "limit_bytes": limit, "models": [need.as_json() for need in needs]}
+def _memory(chosen: Camera, slot: Slot, engine: Engine, requirements: Requirements) -> MemoryReport:
+    """Return the memory of the models of this camera with a new engine. Raises DeviceError where it is too much."""
+    state, available = chosen.state, read_device(chosen.root).memory_bytes
+    models = [model_memory(state.model, slot, engine), *other_models(state)]
+    limit = requirements.max_memory or (int(available * DEFAULT_SHARE) if available else None)
+    require_memory(state, models, limit)
+    return MemoryReport(sum(each.bytes for each in models), limit, models)
 
 
-def commit(camera: Camera) -> dict[str, Any]:
-    """End the trial of what is in service, which stays, and lets nothing older in from now on.
+@dataclass(frozen=True)
+class CommitResult:
+    """Result of `commit`."""
 
-    Raises DeviceError where there is nothing in service, or the time for it is over.
+    service: Inline[Service]
+    changed: bool
+
+
+def commit(camera: Camera) -> CommitResult:
+    """End the trial of the bundle in service, which stays, and raise the minimum counter to its own.
+
+    Raises DeviceError where nothing is in service, or the window is over.
     """
     state, now = camera.state, read_uptime(camera.root)
     with state.locked():
@@ -98,28 +132,38 @@ def commit(camera: Camera) -> dict[str, Any]:
         if record.trial:
             raise_counter(state, active.manifest.counter)
             state.note(replace(record, trial=None))
-        return {**_in_service(camera), "changed": record.trial is not None}
+        return CommitResult(_service(camera), record.trial is not None)
 
 
-def boot(camera: Camera) -> dict[str, Any]:
-    """Count a start of what runs the model, or, where the trial is over, go back to what was in service before.
+@dataclass(frozen=True)
+class BootResult:
+    """Result of `boot`. rejected: identity of the bundle that was rolled back; stays: why there was no rollback."""
 
-    A camera without a model is worse than one with a doubtful one: where there is no way back, `stays` says why, and
-    the bundle stays in service. Raises SpecError where nothing can be written.
+    service: Inline[Service]
+    changed: bool
+    rejected: str | None
+    stays: str | None
+
+
+def boot(camera: Camera) -> BootResult:
+    """Count a start of the application, or, where the trial is over, roll back.
+
+    A camera with a doubtful model is better than one without: where a rollback is impossible, the bundle stays in
+    service. Raises SpecError where the state cannot be written.
     """
     state = camera.state
     with state.locked():
-        left, why = _end_if_over(camera)
+        rejected, stays = _end_if_over(camera)
         record = state.activation
-        if record.trial and left is None and why is None:
+        if record.trial and rejected is None and stays is None:
             state.note(replace(record, trial=record.trial.started(read_uptime(camera.root))))
-        return {**_in_service(camera), "changed": left is not None, "rejected": left, "stays": why}
+        return BootResult(_service(camera), rejected is not None, rejected, stays)
 
 
 def _end_if_over(camera: Camera) -> tuple[str | None, str | None]:
-    """Go back where a trial is over: identity of the bundle that was led away from; else why there is no way back.
+    """Roll back where a trial is over; return the identity of the rejected bundle, or why a rollback is impossible.
 
-    Then the trial ends, too: nothing could come of it, and it must not keep the next bundle out.
+    The trial ends in both cases, so that it does not block the next bundle.
     """
     state = camera.state
     active, trial = state.active, state.activation.trial
@@ -134,7 +178,7 @@ def _end_if_over(camera: Camera) -> tuple[str | None, str | None]:
 
 
 def _require_not_rejected(state: State, identity: str, bundle: Path) -> None:
-    """Else whatever brings updates would install it again and again."""
+    """Raise DeviceError for a bundle that was rolled back: an updater would install it again and again."""
     if identity == state.activation.rejected:
         raise DeviceError(
             f"{bundle}: was in service here, and was led away from",
@@ -144,14 +188,14 @@ def _require_not_rejected(state: State, identity: str, bundle: Path) -> None:
 
 
 def _engine_in_service(chosen: Camera) -> Engine | None:
-    """The engine of the chosen slot, where it is in service, for the device as it is, undamaged and tested."""
+    """Return the engine of the chosen slot where it is in service, up to date, undamaged and tested; else None."""
     slot = chosen.chosen_slot()
-    engine = fitting_engine(slot, chosen.wanted(slot))
+    engine = fitting_engine(slot, chosen.engine_key(slot))
     if engine is None or slot.name != chosen.state.active_name or slot.engine != engine.folder.resolve():
         return None
     return engine if engine.whole and engine.passed else None
 
 
-def _in_service(camera: Camera) -> dict[str, Any]:
+def _service(camera: Camera) -> Service:
     trial = camera.state.activation.trial
-    return {**commands.in_service(camera.state), "trial": trial and trial.as_json(read_uptime(camera.root))}
+    return Service(service_status(camera.state), trial.status(read_uptime(camera.root)) if trial else None)

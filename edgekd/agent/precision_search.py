@@ -1,41 +1,36 @@
-"""Which layers of a network are better left in float, by the profiles of its engines. Pure.
+"""Search for the layers of a network that are faster in float, by the profiles of its engines. Pure.
 
 Each layer with Q/DQ takes a time in INT8 and another in float, the copies around it included, and a tensor between
 layers of different types costs a conversion. The cheapest assignment is a minimum cut of the network between the two.
-What conversions cost is not known before an engine with them is built, so that candidates are built and profiled, and
-each next one keeps of them the regions that gained.
+The cost of conversions is unknown before an engine with them is built: candidates are built and profiled, and the next
+one keeps the regions that gained.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgekd.agent.runtimes.fused_names import fused_nodes, operand_names
 from edgekd.agent.runtimes.precision import REFORMAT
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Layer
-    from edgekd.core.formats.onnx_bytes import Node
     from edgekd.core.formats.qdq_graph import QdqGraph
 
 WEIGHTS = (1.0, 3.0, 10.0)
-"""How many times conversions are weighed as heavily as they were measured: the heavier, the fewer islands."""
+"""Factors on the measured cost of conversions: the larger, the fewer islands."""
 _NS_PER_MS = 1e6
-_SEPARATORS = re.compile(r"[\s,(){}\[\]|+]+")
-_RANGE = "..."
-_ENDINGS = "/_:."
-"""Characters with which a runtime appends something of its own to a node's name."""
 
 
 @dataclass(frozen=True)
 class LayerGraph:
-    """The layers of a network that have a precision, and what lies between them.
+    """The layers of a network that have a precision, and their links.
 
-    names: of the layers with Q/DQ, in graph order; links: pairs of layers, of which the second reads what the first
-    gives, other nodes between them aside; owners: by the name of a node or of weights, the layers that its time is
-    added to; copies: names of Q/DQ nodes.
+    names: of the layers with Q/DQ, in graph order; links: pairs of layers, of which the second reads the output of the
+    first, directly or through nodes without a precision; owners: by the name of a node or of weights, the layers that
+    its time is added to; copies: names of Q/DQ nodes.
     """
 
     names: tuple[str, ...]
@@ -44,16 +39,16 @@ class LayerGraph:
     copies: frozenset[str] = frozenset()
 
     def neighbours(self, names: Iterable[str]) -> set[str]:
-        """Return the layers that a link leads to from these, or from which one leads to these."""
+        """Return the layers that share a link with these."""
         inside = set(names)
         return {end for link in self.links if not inside.isdisjoint(link) for end in link} - inside
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Times and written bytes of an engine's layers.
+    """Times and output bytes of an engine's layers.
 
-    ms: by layer, its share of copies and of other nodes included; written: bytes that a layer gives; copied_ms,
+    ms: by layer, with its share of copies and of other nodes; written: bytes of a layer's output; copied_ms,
     copied_bytes: of all copies.
     """
 
@@ -68,7 +63,7 @@ class Profile:
 
 
 def layer_graph(graph: QdqGraph) -> LayerGraph:
-    """Return the layers of a Q/DQ graph. Those that compute without Q/DQ are in links, too, and not in names."""
+    """Return the layers of a Q/DQ graph. Those that compute without Q/DQ are in links, but not in names."""
     from edgekd.core.formats.qdq_graph import COMPUTING, is_pair  # NumPy, which most commands do without
 
     sources: dict[str, tuple[str, ...]] = {}  # the layers that a tensor comes from
@@ -84,7 +79,8 @@ def layer_graph(graph: QdqGraph) -> LayerGraph:
             after = (node.name,)
         if quantized:
             names.append(node.name)
-            _own_copies(graph, node, owners)
+            for name in operand_names(graph, node):
+                owners[name] = _distinct((*owners.get(name, ()), node.name))
         if not copies:
             owners[node.name] = after
         sources.update(dict.fromkeys(node.outputs, after))
@@ -92,66 +88,35 @@ def layer_graph(graph: QdqGraph) -> LayerGraph:
     return LayerGraph(tuple(names), tuple(links), owners, all_copies)
 
 
-def _own_copies(graph: QdqGraph, node: Node, owners: dict[str, tuple[str, ...]]) -> None:
-    """Give a layer the Q/DQ in front of it, and the constants that it dequantizes."""
-    for name in node.inputs:
-        pair = graph.dequantizers.get(name)
-        if pair is None:
-            continue
-        front = graph.quantizers[pair.inputs[0]].name if pair.inputs[0] in graph.quantizers else pair.inputs[0]
-        for copy in (pair.name, front):
-            owners[copy] = _distinct((*owners.get(copy, ()), node.name))
-
-
 def profile_of(layers: Sequence[Layer], graph: LayerGraph) -> Profile:
-    """Return the times of an engine's layers, in the order in which they run, by layer of the network.
+    """Return the times of an engine's layers, which are in execution order, by layer of the network.
 
-    An engine's layer that bears no name of the graph belongs to the one before it, a copy to the one after it.
+    An engine's layer without a name of the graph belongs to the one before it, a copy to the one after it.
     """
     positions = {name: index for index, name in enumerate(graph.owners)}
-    nodes = [_nodes(layer.name, positions) for layer in layers]
-    copies = [layer.precision == REFORMAT or _only(each, graph.copies) for layer, each in zip(layers, nodes)]  # noqa: B905
-    found = [_distinct(owner for name in each for owner in graph.owners[name]) for each in nodes]
+    nodes = [fused_nodes(layer.name, positions) for layer in layers]
+    copies = [
+        layer.precision == REFORMAT or (bool(names) and graph.copies.issuperset(names))
+        for layer, names in zip(layers, nodes)  # noqa: B905
+    ]
+    owners = [_distinct(owner for name in each for owner in graph.owners[name]) for each in nodes]
     last: tuple[str, ...] = ()
     for index in range(len(layers)):
-        if not found[index] and copies[index]:
-            found[index] = next(filter(None, found[index + 1 :]), ())
-        last = found[index] = found[index] or last
+        if not owners[index] and copies[index]:
+            owners[index] = next(filter(None, owners[index + 1 :]), ())
+        last = owners[index] = owners[index] or last
     ms: dict[str, float] = {}
     written: dict[str, int] = {}
     copied_ms, copied_bytes = 0.0, 0
-    for layer, names, is_copy in zip(layers, found, copies):  # noqa: B905
-        took = layer.ms or 0.0
+    for layer, names, is_copy in zip(layers, owners, copies):  # noqa: B905
+        duration = layer.ms or 0.0
         for name in names:
-            ms[name] = ms.get(name, 0.0) + took / len(names)
+            ms[name] = ms.get(name, 0.0) + duration / len(names)
             if not is_copy:
                 written[name] = max(written.get(name, 0), layer.activation_bytes)
-        if is_copy and took:
-            copied_ms, copied_bytes = copied_ms + took, copied_bytes + layer.activation_bytes
+        if is_copy and duration:
+            copied_ms, copied_bytes = copied_ms + duration, copied_bytes + layer.activation_bytes
     return Profile(ms, written, copied_ms, copied_bytes)
-
-
-def _only(names: Sequence[str], among: frozenset[str]) -> bool:
-    return bool(names) and among.issuperset(names)
-
-
-def _nodes(text: str, positions: Mapping[str, int]) -> list[str]:
-    """The nodes that a builder's name of perhaps several fused ones stands for."""
-    names: list[str] = []
-    for token in _SEPARATORS.split(text):
-        first, is_range, last = token.partition(_RANGE)
-        if is_range and first in positions and last in positions:
-            begin, end = sorted((positions[first], positions[last]))
-            names += list(positions)[begin : end + 1]
-            continue
-        while token and token not in positions:
-            token = token[: max(token.rfind(ending) for ending in _ENDINGS)] if _has_ending(token) else ""
-        names += [token] if token else []
-    return names
-
-
-def _has_ending(token: str) -> bool:
-    return any(ending in token for ending in _ENDINGS)
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
@@ -159,9 +124,9 @@ def _distinct(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class Search:
-    """Proposes layers to leave in float, one set after the other, by the profiles of the engines that were built.
+    """Proposes sets of layers to leave in float, one after the other, by the profiles of earlier engines.
 
-    shipped, floating: profiles of the engines with all of these layers in INT8, and with none.
+    shipped, floating: profiles of the engines with all layers in INT8, and with none.
     """
 
     def __init__(self, graph: LayerGraph, shipped: Profile, floating: Profile) -> None:
@@ -171,7 +136,7 @@ class Search:
         self._proposed: set[frozenset[str]] = {frozenset(), frozenset(graph.names)}
 
     def propose(self) -> tuple[str, ...] | None:
-        """Return the layers to leave in float next, in graph order; None where nothing new is to be tried."""
+        """Return the layers to leave in float next, in graph order; None where no proposal is new."""
         for names in self._proposals():
             if names not in self._proposed:
                 self._proposed.add(names)
@@ -179,7 +144,7 @@ class Search:
         return None
 
     def add(self, names: Iterable[str], before: Profile, after: Profile) -> None:
-        """Note the profile of an engine with these layers in float, and of the shipped one beside it."""
+        """Add the profile of an engine with these layers in float, and of the shipped one beside it."""
         self._copied.append((after.copied_ms, after.copied_bytes))
         regions = connected(self._graph, names)
         self._gained.append(frozenset().union(*(each for each in regions if self._gains(each, before, after))))
@@ -197,10 +162,10 @@ class Search:
 
 
 def cheapest(graph: LayerGraph, int8_ms: Mapping[str, float], floating: Profile, ms_per_byte: float) -> frozenset[str]:
-    """Return the layers to leave in float so that layers and conversions take least; of equals, the fewest layers.
+    """Return the layers to leave in float for the least total of layers and conversions; of equals, the fewest.
 
-    int8_ms: by layer; ms_per_byte: of a conversion of what the first layer of a link writes in float. Conversions
-    before layers without Q/DQ are there already, and in the times in INT8.
+    int8_ms: by layer; ms_per_byte: of a conversion of the output of a link's first layer in float. The times in INT8
+    include conversions before layers without Q/DQ.
     """
     movable = set(graph.names)
     cut = _Cut()
@@ -216,32 +181,32 @@ def cheapest(graph: LayerGraph, int8_ms: Mapping[str, float], floating: Profile,
 
 
 def connected(graph: LayerGraph, names: Iterable[str]) -> list[frozenset[str]]:
-    """Return the regions that layers form: those that links connect, in graph order."""
-    wanted = set(names)
+    """Return the connected regions of layers, in graph order."""
+    remaining = set(names)
     regions = []
     for name in graph.names:
-        if name not in wanted:
+        if name not in remaining:
             continue
         region, new = {name}, {name}
         while new:
-            new = (graph.neighbours(new) & wanted) - region
+            new = (graph.neighbours(new) & remaining) - region
             region |= new
-        wanted -= region
+        remaining -= region
         regions.append(frozenset(region))
     return regions
 
 
 _INT8, _FLOAT = "\0int8", "\0float"
-"""The two ends of the network that is cut: no layer bears such a name."""
+"""Terminals of the cut network, which no layer has as its name."""
 
 
 def _nanoseconds(ms: float) -> int:
-    """Whole numbers, so that sums are exact and the result is the same everywhere."""
+    """Return an integer, so that sums are exact and the result is the same everywhere."""
     return round(ms * _NS_PER_MS)
 
 
 class _Cut:
-    """A minimum cut by the algorithm of Edmonds and Karp. Networks have some hundred layers."""
+    """Minimum cut by the algorithm of Edmonds and Karp, for some hundred layers."""
 
     def __init__(self) -> None:
         self._left: dict[str, dict[str, int]] = {}
@@ -269,7 +234,7 @@ class _Cut:
         return self._leading_to(goal)
 
     def _search(self, source: str) -> dict[str, str]:
-        """By node that can still be reached from the source, the one before it on a shortest way."""
+        """Return by node that is reachable from the source its predecessor on a shortest path."""
         came_from, front = {source: source}, [source]
         while front:
             reached = []
@@ -282,11 +247,11 @@ class _Cut:
         return came_from
 
     def _leading_to(self, goal: str) -> set[str]:
-        found, front = {goal}, [goal]
+        leading, front = {goal}, [goal]
         while front:
             node = front.pop()
             for other in self._left.get(node, {}):
-                if other not in found and self._left[other][node]:
-                    found.add(other)
+                if other not in leading and self._left[other][node]:
+                    leading.add(other)
                     front.append(other)
-        return found
+        return leading

@@ -1,79 +1,105 @@
-"""A new engine for the bundle in service after an update of the system, with the old one in service until it passed.
+"""A new engine for the bundle in service after an update of the system; the old one serves until the new one passed.
 
-First in the form that `tune` chose, where it did, then from the graph as it is; where that cannot be built, or does not
-pass its self-test, from the same network in float. Every step leaves something that the next run goes on from, so that
-a power cut costs time and nothing else.
+Its form is the choice of `tune`, else the graph as shipped; where that cannot be built, or fails its self-test, the
+network in float. Each step is on the disk before the next, so that another run continues after a power cut.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from edgekd.agent.choice import Form, forms
-from edgekd.agent.commands import engine_json, in_service
-from edgekd.agent.engines import Engine, build_engine, engine_folder, engine_of, read_engine
-from edgekd.agent.slots import Activation
+from edgekd.agent.engines.choice import forms
+from edgekd.agent.engines.engine import Engine, build_engine, engine_folder, engine_of, read_engine
+from edgekd.agent.engines.records import Change, EngineKey, Form
+from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.slots import Activation
+from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
-    from edgekd.agent.commands import Camera
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.state.documents import Inline
+    from edgekd.agent.state.slots import Slot
 
 
-def renew(camera: Camera) -> dict[str, Any]:
-    """Make, test and put into service an engine for the device as it is, unless there is one in service.
+@dataclass(frozen=True)
+class FailedEngine:
+    """An engine that was not built, or failed its self-test. precision: that was requested; found: the reason."""
 
-    Raises DeviceError where none passes; what was in service then stays.
+    precision: str
+    found: str
+
+
+@dataclass(frozen=True)
+class RenewResult:
+    """Result of `renew`. stale: changes since the build of the earlier engine; tried: engines that failed."""
+
+    service: Inline[ServiceStatus]
+    changed: bool
+    stale: Sequence[Change]
+    engine: TestedEngine
+    tried: Sequence[FailedEngine]
+
+
+def renew(camera: Camera) -> RenewResult:
+    """Build, test and activate an engine for the device in its current state, unless one is in service.
+
+    Raises DeviceError where none passes; then the earlier one stays in service.
     """
     state = camera.state
     with state.locked():
         slot = state.active
         if slot is None:
             raise DeviceError(f"{state.root}: nothing in service", fix="unpack and activate a bundle")
-        wanted = camera.wanted(slot)
-        used = engine_of(slot)
-        stale = used.stale(wanted) if used else []
-        tried: list[dict[str, Any]] = []
-        engine = _fit(used, slot, wanted) or _passing(camera, slot, wanted, tried)
+        key, earlier = camera.engine_key(slot), engine_of(slot)
+        stale = key.changes_since(earlier.record.key) if earlier else []
+        tried: list[FailedEngine] = []
+        engine = earlier if earlier and _up_to_date(earlier, slot, key) else _passing(camera, slot, key, tried)
         changed = state.put_into_service(slot, engine.folder, Activation())
-        told = {**engine_json(engine), "self_test": engine.self_test}
-        return {**in_service(state), "changed": changed, "stale": stale, "engine": told, "tried": tried}
+        return RenewResult(service_status(state), changed, stale, tested_engine_status(engine), tried)
 
 
-def _fit(used: Engine | None, slot: Slot, wanted: dict[str, Any]) -> Engine | None:
-    """The engine in service, where it is for the device as it is, undamaged, and passed its self-test."""
-    keys = [engine_folder(slot, wanted, form).name for form in forms(slot, wanted)]
-    return used if used and used.folder.name in keys and used.whole and used.passed else None
+def _up_to_date(engine: Engine, slot: Slot, key: EngineKey) -> bool:
+    """Return whether an engine is for the device in its current state, undamaged, and passed its self-test."""
+    names = [engine_folder(slot, key, form).name for form in forms(slot, key)]
+    return engine.name in names and engine.whole and engine.passed
 
 
-def _passing(camera: Camera, slot: Slot, wanted: dict[str, Any], tried: list[dict[str, Any]]) -> Engine:
-    """An engine that passes its self-test. What does not is added to `tried`. Raises DeviceError where none does."""
-    for form in forms(slot, wanted):
+def _passing(camera: Camera, slot: Slot, key: EngineKey, tried: list[FailedEngine]) -> Engine:
+    """Return an engine that passes its self-test, and add the others to `tried`. Raises DeviceError without one."""
+    for form in forms(slot, key):
         try:
-            engine = tested_engine(camera, slot, wanted, form)
+            engine = tested_engine(camera, slot, key, form)
         except DeviceError as error:
-            tried.append({"precision": form.source, "found": str(error)})
+            tried.append(FailedEngine(form.source, str(error)))
             continue
         if engine.passed:
             return engine
-        seen = engine.self_test and engine.self_test["error"]
-        tried.append({"precision": engine.record.get("precision"), "found": f"self-test failed: errors {seen}"})
+        tried.append(FailedEngine(engine.record.precision, failure(engine)))
     raise DeviceError(
         f"slot {slot.name}: no new engine passes its self-test",
         expected="one from the graph, or one in float",
-        found="; ".join(f"{each['precision']}: {each['found']}" for each in tried),
+        found="; ".join(f"{each.precision}: {each.found}" for each in tried),
         fix="the old engine stays in service; report this with the device's status",
     )
 
 
-def tested_engine(camera: Camera, slot: Slot, wanted: dict[str, Any], form: Form) -> Engine:
-    """The engine of a form, built and tested where it is not yet, or did not pass the last time."""
-    from edgekd.agent.selftest import keep_self_test
+def failure(engine: Engine) -> str:
+    """Describe why a tested engine failed."""
+    test = engine.self_test
+    return f"self-test failed: errors {to_plain(test.error) if test else None}"
+
+
+def tested_engine(camera: Camera, slot: Slot, key: EngineKey, form: Form) -> Engine:
+    """Return the engine of a form, built where it is missing or damaged, and tested unless it has passed."""
+    from edgekd.agent.engines.selftest import keep_self_test
 
     runtime = camera.required_runtime()
-    engine = read_engine(engine_folder(slot, wanted, form))
+    engine = read_engine(engine_folder(slot, key, form))
     if engine is None or not engine.whole:
-        engine = build_engine(slot, runtime, wanted, camera.order(form))
+        engine = build_engine(slot, runtime, key, camera.request(form))
     if not engine.passed:
         keep_self_test(slot, runtime, engine)
     return engine

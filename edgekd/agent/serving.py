@@ -1,4 +1,4 @@
-"""The model in service, for a program of the firmware that feeds it frames: `Served` finds it, and follows each switch.
+"""The model in service, for an application that feeds it frames: `Served` opens it, and follows each switch.
 
     import sys
     sys.path.insert(0, "/usr/lib/edgekd/agent.pyz")
@@ -6,10 +6,10 @@
 
     with Served("/var/lib/edgekd") as served:
         for frame in frames:                     # uint8 [h, w, 3] BGR
-            model, found = served.detect(frame)
+            model, detections = served.detect(frame)
 
-The agent never waits for such a program, nor does the program for the agent: what was opened goes on working when its
-slot is written anew, and a switch is seen before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
+Agent and application never wait for each other: an open model stays valid when its slot is overwritten, and a switch
+takes effect before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-from edgekd.agent.engines import ENGINE, engine_of
+from edgekd.agent.engines.engine import ENGINE, engine_of
 from edgekd.agent.runtimes import required
-from edgekd.agent.slots import State
+from edgekd.agent.state.slots import State
 from edgekd.core.detection.decode import decode_by_class
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec, Preprocess, spec_from_json
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.runtimes.types import Session
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.state.slots import Slot
     from edgekd.core.bundle.manifest import Thresholds
     from edgekd.core.detection.preprocess import Placement
 
-EVERY_S = 3.0
-"""Between two frames that are looked at for drift."""
-SWITCHES = 5
-"""How often a switch may come while a model is opened, before that is an error."""
+DRIFT_INTERVAL_S = 3.0
+"""Seconds between two frames that are checked for drift."""
+MAX_SWITCHES = 5
+"""Switches while a model is opened before that is an error."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that was opened. identity: what names its bundle; key: what names its engine."""
+    """An open model. identity: of its bundle; key: of its engine."""
 
     name: str
     counter: int
@@ -55,51 +55,53 @@ class Model:
     spec: DetectorSpec
     thresholds: Thresholds
     session: Session
-    watch: Watch
+    drift_watch: DriftWatch
 
     @property
     def drift(self) -> Drift | None:
-        """How far what the camera sees is from what the model knows; None where that is not known, or not yet."""
-        return self.watch.drift
+        """Distance of recent frames from the bundle's record; None without a record, or before enough frames."""
+        return self.drift_watch.drift
 
     def detect(self, frame: np.ndarray) -> Detections:
-        """What is in a frame uint8 [h, w, 3] BGR, by the bundle's own thresholds. Raises DeviceError."""
-        batch, at = letterbox(frame, self.spec.preprocess)
-        found = decode_by_class(self.session.run(batch), self.spec, at, self.thresholds)
-        self.watch.look(batch, at, found)
-        return found
+        """Detect objects in a frame uint8 [h, w, 3] BGR, by the bundle's thresholds. Raises DeviceError."""
+        batch, placement = letterbox(frame, self.spec.preprocess)
+        detections = decode_by_class(self.session.run(batch), self.spec, placement, self.thresholds)
+        self.drift_watch.add(batch, placement, detections)
+        return detections
 
 
-class Watch:
-    """Looks at a frame every few seconds, by the bundle's record of what its model knows.
+class DriftWatch:
+    """Checks a frame every few seconds for drift, by the bundle's record of statistics.
 
-    Frames that follow one another are alike, and a record knows nothing of that.
+    Consecutive frames are correlated; the record assumes independent ones.
     """
 
-    def __init__(self, record: Record | None, how: Preprocess, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, record: Record | None, preprocess: Preprocess, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._monitor = None if record is None else Monitor(record)
-        self._how, self._clock, self._next = how, clock, 0.0
+        self._preprocess, self._clock, self._next = preprocess, clock, 0.0
         self.record = record
         self.latest: np.ndarray | None = None
-        """The statistics of the frame that was looked at last."""
+        """Statistics of the last frame that was checked."""
         self.drift: Drift | None = None
 
-    def look(self, batch: np.ndarray, at: Placement, found: Detections) -> None:
-        """A frame as it went into the network, and what was found in it."""
+    def add(self, batch: np.ndarray, placement: Placement, detections: Detections) -> None:
+        """Add a frame: the input of the network, and its detections."""
         now = self._clock()
         if self._monitor is None or now < self._next:
             return
-        self._next = now + EVERY_S
-        self.latest = statistics_of(batch, at, self._how, found)
-        self.drift = self._monitor.see(self.latest)
+        self._next = now + DRIFT_INTERVAL_S
+        self.latest = statistics_of(batch, placement, self._preprocess, detections)
+        self.drift = self._monitor.add(self.latest)
 
 
 class Served:
-    """What is in service in a state folder of the agent. A context manager: leaving it frees the model."""
+    """The model in service in a state folder of the agent. A context manager, which releases the model."""
 
     def __init__(self, state: str | Path) -> None:
         self._state = State(Path(state))
-        self._seen: Any = None
+        self._opened_stamp: Any = None
         self._model: Model | None = None
         self.problem: EdgeKDError | None = None
 
@@ -112,20 +114,20 @@ class Served:
         self.close()
 
     def detect(self, frame: np.ndarray) -> tuple[Model, Detections]:
-        """What is in a frame uint8 [h, w, 3] BGR, and which model says so. Raises DeviceError."""
+        """Detect objects in a frame uint8 [h, w, 3] BGR; return the model, too. Raises DeviceError."""
         model = self.model
         return model, model.detect(frame)
 
     @property
     def model(self) -> Model:
-        """The model in service, opened where the agent has switched since it was asked for last.
+        """The model in service, opened again after each switch of the agent.
 
-        Where the new one cannot be opened the one before stays, and `problem` says why. Raises DeviceError or HashError
-        where there is none at all.
+        Where the new one cannot be opened the earlier one stays, and `problem` has the reason. Raises DeviceError or
+        HashError without any.
         """
         now = _stamp(self._state)
-        if now != self._seen or self._model is None:
-            self._seen = now
+        if now != self._opened_stamp or self._model is None:
+            self._opened_stamp = now
             self._follow()
         if self._model is None:
             raise self.problem or DeviceError(f"{self._state.root}: nothing is in service")
@@ -133,7 +135,7 @@ class Served:
 
     def _follow(self) -> None:
         try:
-            model, self._seen = _opened(self._state)
+            model, self._opened_stamp = _opened(self._state)
         except EdgeKDError as error:
             self.problem = error
             return
@@ -141,14 +143,14 @@ class Served:
         self._model, self.problem = model, None
 
     def close(self) -> None:
-        """Free the model."""
+        """Release the model."""
         if self._model is not None:
             self._model.session.close()
         self._model = None
 
 
 def _stamp(state: State) -> Any:
-    """What differs after every switch: where the links lead to, and which file the engine is."""
+    """Return a value that changes with every switch: the targets of the links, and the engine's inode and time."""
     active = state.root / "active"
     try:
         engine = (active / "engine" / ENGINE).stat()
@@ -158,8 +160,8 @@ def _stamp(state: State) -> Any:
 
 
 def _opened(state: State) -> tuple[Model, Any]:
-    """The model in service, and its stamp: of a moment in which nothing was switched. Raises DeviceError, HashError."""
-    for _ in range(SWITCHES):
+    """Open the model in service without a switch in between; return its stamp, too. Raises DeviceError, HashError."""
+    for _ in range(MAX_SWITCHES):
         before = _stamp(state)
         if before is None:
             raise DeviceError(
@@ -199,14 +201,14 @@ def _open(state: State) -> Model:
         identity=slot.identity,
         key=engine.folder.name,
         spec=spec,
-        watch=Watch(_record(slot), spec.preprocess),
+        drift_watch=DriftWatch(_record(slot), spec.preprocess),
         thresholds=slot.manifest.thresholds,
-        session=required(engine.record["runtime"]["name"]).load(engine.file),
+        session=required(engine.record.key.runtime.name or "").load(engine.file),
     )
 
 
 def _record(slot: Slot) -> Record | None:
-    """The bundle's record of statistics; None where it has none. Raises BundleError where it is damaged."""
+    """Read the bundle's record of statistics; None where it has none. Raises BundleError where it is damaged."""
     file = slot.file("drift")
     if file is None:
         return None

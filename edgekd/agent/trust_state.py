@@ -1,8 +1,8 @@
-"""Whom this camera trusts, and how far it has come: what keeps a bundle out that is not signed right, or too old.
+"""The trust file and the counter of a camera, which reject bundles without valid signatures, or of an older version.
 
-The firmware may bring a trust file, `etc/edgekd/trust.json` below the root; a newer one is kept with the slots. Of the
-two the one with the higher version counts. Where there is none, every whole bundle is taken, and what reads trust files
-is not even imported.
+The firmware may have a trust file, `etc/edgekd/trust.json` below the root; a newer one is kept with the slots. The one
+with the higher version is in effect. Without one, every undamaged bundle is accepted, and no module for trust files is
+imported.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, RollbackError, SignatureError, naming
 
 if TYPE_CHECKING:
-    from edgekd.agent.slots import Slot, State
+    from edgekd.agent.state.slots import Slot, State
     from edgekd.core.bundle.archive import Head, Judge
     from edgekd.core.bundle.trust import SignedTrust
 
@@ -27,20 +28,15 @@ FACTORY = Path("etc/edgekd/trust.json")
 TRUST, COUNTER = "trust.json", "counter.json"
 
 
-def utc_now() -> datetime:
-    """What the camera's clock says."""
-    return datetime.now(timezone.utc)
-
-
 def held_trust(state: State, root: Path) -> SignedTrust | None:
-    """The trust file that this camera holds. Raises SignatureError where one is damaged: better no bundle than any."""
-    # A link that leads nowhere is there, and cannot be read: it must not count as none.
-    found = [read_trust(path) for path in (root / FACTORY, state.base / TRUST) if os.path.lexists(path)]
-    return max(found, key=lambda signed: signed.trust.version, default=None)
+    """Return the trust file in effect. Raises SignatureError where one is damaged: then no bundle is accepted."""
+    # A broken link is a damaged trust file, not a missing one.
+    files = [read_trust(path) for path in (root / FACTORY, state.base / TRUST) if os.path.lexists(path)]
+    return max(files, key=lambda signed: signed.trust.version, default=None)
 
 
 def read_trust(path: Path) -> SignedTrust:
-    """A trust file that its own keys have signed. Raises SignatureError that names it."""
+    """Read a trust file that its own keys have signed. Raises SignatureError with its path."""
     from edgekd.core.bundle.trust import MAX_BYTES, from_json, require_complete
 
     try:
@@ -55,8 +51,8 @@ def read_trust(path: Path) -> SignedTrust:
     return signed
 
 
-def judge(held: SignedTrust | None, now: datetime) -> Judge | None:
-    """What takes a bundle's head or raises SignatureError; None where everything is taken."""
+def head_judge(held: SignedTrust | None, now: datetime) -> Judge | None:
+    """Return a function that raises SignatureError for a head without valid signatures; None without a trust file."""
     if held is None:
         return None
     from edgekd.core.bundle.trust import require_signed
@@ -64,16 +60,16 @@ def judge(held: SignedTrust | None, now: datetime) -> Judge | None:
     trust = held.trust
 
     def require_trusted(head: Head) -> None:
-        require_signed(trust, head.identity, head.seal.signatures, now)
+        require_signed(trust, head.identity, head.envelope.signatures, now)
 
     return require_trusted
 
 
 def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -> tuple[SignedTrust, bool]:
-    """Take trust files, each as the one after the one before; what is held then, and whether that is another.
+    """Accept trust files, each as the successor of the one before; return the last, and whether it is a new one.
 
-    A camera that holds none takes the first as it is: it must come from where the firmware comes from. One that is held
-    already is passed over. Raises SignatureError, and then holds what it held.
+    A camera without one accepts the first as it is: it must come from the source of the firmware. A file in effect
+    already is skipped. Raises SignatureError, and then changes nothing.
     """
     from edgekd.core.bundle.trust import require_next, to_json
 
@@ -94,7 +90,7 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -
 
 
 def counter(state: State) -> int:
-    """The lowest counter that a bundle may have here: the highest that was put into service. Raises DeviceError."""
+    """Return the minimum counter of a bundle: the highest that was in service. Raises DeviceError."""
     path = state.root / COUNTER
     try:
         stored = json.loads(path.read_bytes())["counter"]
@@ -108,26 +104,26 @@ def counter(state: State) -> int:
     return max(stored, active.manifest.counter) if active else stored
 
 
-def raise_counter(state: State, to: int) -> None:
-    """Let no bundle be installed any more whose counter is lower. It is on the disk before the bundle is in service."""
-    if to > counter(state):
-        write_file(state.root / COUNTER, canonical_json({"counter": to}))
+def raise_counter(state: State, value: int) -> None:
+    """Raise the minimum counter, on the disk before the bundle is in service."""
+    if value > counter(state):
+        write_file(state.root / COUNTER, canonical_json({"counter": value}))
 
 
-def require_not_older(state: State, found: int, what: object) -> None:
-    """Raise RollbackError for a bundle that counts less than one that was in service here."""
-    least = counter(state)
-    if found < least:
+def require_not_older(state: State, value: int, what: object) -> None:
+    """Raise RollbackError for a bundle whose counter is below the minimum."""
+    minimum = counter(state)
+    if value < minimum:
         raise RollbackError(
             f"{what}: older than what was in service here",
-            expected=f"counter {least} or higher",
-            found=f"counter {found}",
+            expected=f"counter {minimum} or higher",
+            found=f"counter {value}",
             fix="install a newer bundle; `rollback` leads back to the one before",
         )
 
 
 def require_admissible(state: State, slot: Slot, held: SignedTrust | None, now: datetime) -> None:
-    """Raise SignatureError or RollbackError where the bundle in a slot may not, or no longer, be put into service."""
+    """Raise SignatureError or RollbackError where the bundle in a slot must not be put into service."""
     require_not_older(state, slot.manifest.counter, f"slot {slot.name}")
     if held:
         from edgekd.core.bundle.trust import require_signed
@@ -137,9 +133,9 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, now: 
 
 
 def require_not_revoked(state: State, slot: Slot, root: Path) -> None:
-    """Raise SignatureError where the trust file names the bundle in a slot as one that must not run.
+    """Raise SignatureError where the trust file revokes the bundle in a slot.
 
-    A trust file that is damaged revokes nothing: going back is what helps when something is broken.
+    A damaged trust file revokes nothing, so that a rollback stays possible.
     """
     try:
         held = held_trust(state, root)
@@ -149,27 +145,36 @@ def require_not_revoked(state: State, slot: Slot, root: Path) -> None:
         raise SignatureError(f"slot {slot.name}: bundle {slot.identity}: revoked", fix="install a newer bundle")
 
 
-def trust_json(state: State, root: Path, now: datetime) -> dict[str, Any] | None:
-    """What is told of the trust file that is held; None where there is none. A damaged one has an `error`."""
+@dataclass(frozen=True)
+class TrustStatus:
+    """A trust file, for output. keys: names of those that may sign bundles; error: of a damaged file."""
+
+    version: int | None = None
+    issued: str | None = None
+    expires: str | None = None
+    expired: bool | None = None
+    keys: tuple[str, ...] | None = None
+    threshold: int | None = None
+    error: str | None = None
+
+
+def trust_status(state: State, root: Path, now: datetime) -> TrustStatus | None:
+    """Describe the trust file in effect; None where there is none."""
     try:
         held = held_trust(state, root)
     except BundleError as error:
-        return {**dict.fromkeys(_TOLD), "error": str(error)}
-    return None if held is None else told_json(held, now)
+        return TrustStatus(error=str(error))
+    return None if held is None else trust_status_of(held, now)
 
 
-_TOLD = ("version", "issued", "expires", "expired", "keys", "threshold")
-
-
-def told_json(held: SignedTrust, now: datetime) -> dict[str, Any]:
-    """A trust file as the agent tells of it; `keys` are the names of those that may sign bundles."""
+def trust_status_of(held: SignedTrust, now: datetime) -> TrustStatus:
+    """Describe a trust file."""
     trust = held.trust
-    return {
-        "version": trust.version,
-        "issued": trust.issued,
-        "expires": trust.expires,
-        "expired": trust.expires is not None and trust.now(now) >= trust.expires,
-        "keys": [key.name for key in trust.keys if key.id in trust.bundle.keys],
-        "threshold": trust.bundle.threshold,
-        "error": None,
-    }
+    return TrustStatus(
+        trust.version,
+        trust.issued,
+        trust.expires,
+        trust.expires is not None and trust.now(now) >= trust.expires,
+        tuple(key.name for key in trust.keys if key.id in trust.bundle.keys),
+        trust.bundle.threshold,
+    )

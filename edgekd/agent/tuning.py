@@ -1,53 +1,50 @@
-"""INT8 only where it pays: the form of a slot's network that is fastest on this device and passes the self-test.
+"""INT8 only where it is faster: the form of a slot's network that is fastest on this device and passes the self-test.
 
 The engine as shipped and the one in float are built and profiled layer by layer, then a few with some layers in float.
-All of them are measured in turns, and the shipped one stays unless another is faster beyond doubt. Engines that were
-built are found again by the next run, so that a power cut costs time and nothing else; the choice takes effect by one
-rename, of its file.
+All are measured interleaved, and the shipped one stays unless another is significantly faster. Engines on the disk are
+used by the next run, so that it continues after a power cut; the choice takes effect by one rename, of its file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.choice import ALL_FLOAT, AS_SHIPPED, FILE, Choice, Form, keep_choice, read_choice
-from edgekd.agent.commands import built_json, engine_json
-from edgekd.agent.engines import Engine, engine_folder, stale
+from edgekd.agent.engines.choice import FILE, Choice, keep_choice, read_choice
+from edgekd.agent.engines.engine import Engine, engine_folder
+from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, Change, EngineKey, Form
 from edgekd.agent.precision_search import LayerGraph, Profile, Search, layer_graph, profile_of
-from edgekd.agent.rebuild_engine import tested_engine
+from edgekd.agent.rebuild_engine import failure, tested_engine
 from edgekd.agent.runtimes import networks
+from edgekd.agent.state.documents import to_plain
+from edgekd.agent.status import BuildDetails, EngineStatus, build_details, engine_status
 from edgekd.core.atomic_files import remove_folder, writing
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.commands import Camera
+    from edgekd.agent.engines.camera import Camera
     from edgekd.agent.runtimes.types import Runtime
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.state.documents import Inline
+    from edgekd.agent.state.slots import Slot
 
-BUILDS = 4
-"""Engines with some layers in float that are built at most: each takes minutes on a Jetson."""
+MAX_BUILDS = 4
+"""Default maximum of engines with some layers in float: each takes minutes on a Jetson."""
 PROFILES = 3
-"""How often engines are profiled, in turns; of each layer the least time counts, which is disturbed least."""
-BLOCK = 10
-"""Runs of an engine before it is another's turn."""
-LEAST_ROUNDS = 20
-MOST_ROUNDS = 100
-"""More rounds of one engine each are put together: a comparison of so many says all that there is to say."""
-LEAST_GAIN = 0.02
-"""Least gain for which the shipped engine is replaced: smaller ones may be gone on another day."""
+"""Interleaved profiles of each engine; the minimum of each layer counts, as other programs only add to it."""
+MIN_ROUNDS = 20
+MIN_GAIN = 0.02
+"""Minimum gain over the shipped engine: smaller ones may be gone on another day."""
 
 
 @dataclass(frozen=True)
 class Effort:
     """Effort of a search. builds: engines besides the two controls; iterations, seconds: of each in the comparison."""
 
-    builds: int = BUILDS
+    builds: int = MAX_BUILDS
     iterations: int = 200
     seconds: float = 5.0
 
@@ -60,70 +57,110 @@ class Candidate:
     engine: Engine
 
 
-def tune(camera: Camera, effort: Effort) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RelativeTime:
+    """Median time in milliseconds, and its ratio to the shipped engine with a 95 % interval."""
+
+    p50: float
+    ratio: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A candidate in the file of a choice. found: reason of a failure; key, ms: None where it was not built."""
+
+    form: Inline[Form]
+    key: str | None
+    passed: bool
+    found: str | None
+    ms: RelativeTime | None
+
+
+@dataclass(frozen=True)
+class TunedEngine:
+    """The engine of a choice."""
+
+    engine: Inline[EngineStatus]
+    details: Inline[BuildDetails]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Result of `tune`. file: of the choice; stale: changes of the device since the choice."""
+
+    slot: str
+    changed: bool
+    file: Path
+    form: Inline[Form]
+    candidates: Sequence[Mapping[str, Any]]
+    limits: Mapping[str, Any] | None
+    stale: Sequence[Change]
+    engine: TunedEngine
+
+
+def tune(camera: Camera, effort: Effort) -> TuneResult:
     """Choose the fastest form for this device. Raises DeviceError where none passes its self-test."""
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
-        wanted = camera.wanted(slot)
+        key = camera.engine_key(slot)
         graph = layers_with_qdq(slot)
-        candidates = [_built(camera, slot, wanted, form) for form in (AS_SHIPPED, ALL_FLOAT)]
-        refused = _search(camera, slot, wanted, graph, candidates, effort.builds)
-        rounds_ms = measured(slot, runtime, [each.engine.file for each in candidates], effort)
-        passed = [each.engine.passed for each in candidates]
-        best = fastest(rounds_ms, passed)
+        candidates = [_build(camera, slot, key, form) for form in (AS_SHIPPED, ALL_FLOAT)]
+        refused = _search(camera, slot, key, graph, candidates, effort.builds)
+        rounds_ms = measure(slot, runtime, [each.engine.file for each in candidates], effort)
+        best = fastest(rounds_ms, [each.engine.passed for each in candidates])
         if best is None:
             raise DeviceError(
                 f"slot {slot.name}: no engine passes its self-test",
                 expected="the one from the graph, or one with more layers in float",
                 fix="keep what is in service; report this with the device's status",
             )
-        limits = {"builds": effort.builds, "rounds": len(rounds_ms[0]), "least_gain": LEAST_GAIN}
-        found = [_measurements(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905
+        limits = {"builds": effort.builds, "rounds": len(rounds_ms[0]), "least_gain": MIN_GAIN}
+        measured = [_measurement(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905
         chosen = candidates[best]
-        choice = Choice(chosen.form, wanted["graph"], wanted["runtime"], wanted["built_on"], [*found, *refused], limits)
-        return _kept(slot, wanted, choice, chosen.engine)
+        choice = Choice(chosen.form, key, [to_plain(each) for each in (*measured, *refused)], limits)
+        return _keep(slot, key, choice, chosen.engine)
 
 
-def adopt(camera: Camera, path: Path) -> dict[str, Any]:
-    """Build and test the engine of a choice that was made elsewhere or before, and make it the slot's.
+def adopt(camera: Camera, path: Path) -> TuneResult:
+    """Build and test the engine of a choice in a file, and make it the slot's choice.
 
     Raises DeviceError where the file is damaged or for another graph or runtime, or the engine does not pass.
     """
     with camera.state.locked():
         slot = camera.chosen_slot()
-        wanted = camera.wanted(slot)
-        choice = read_choice(path, wanted)
+        key = camera.engine_key(slot)
+        choice = read_choice(path, key)
         unknown = sorted(set(choice.form.float_layers) - set(layers_with_qdq(slot).names))
         if unknown:
             raise DeviceError(f"{path}: layers that the graph does not have", found=", ".join(unknown[:3]))
-        engine = tested_engine(camera, slot, wanted, choice.form)
+        engine = tested_engine(camera, slot, key, choice.form)
         if not engine.passed:
             raise DeviceError(
                 f"{path}: its engine does not pass the self-test here", fix="tune without --choice; nothing was changed"
             )
-        return _kept(slot, wanted, choice, engine)
+        return _keep(slot, key, choice, engine)
 
 
-def reset(camera: Camera) -> dict[str, Any]:
-    """Forget the choice of a slot: its engine is built as shipped again. Raises DeviceError."""
+def reset(camera: Camera) -> TuneResult:
+    """Remove the choice of a slot, and build its engine as shipped. Raises DeviceError."""
     with camera.state.locked():
         slot = camera.chosen_slot()
-        wanted = camera.wanted(slot)
+        key = camera.engine_key(slot)
         path = slot.path / FILE
         changed = path.exists()
         if changed:
             with writing(path):
                 path.unlink()
-        engine = tested_engine(camera, slot, wanted, AS_SHIPPED)
-        shipped = Choice(AS_SHIPPED, wanted["graph"], wanted["runtime"], wanted["built_on"])
-        return _result(slot, wanted, shipped, engine, changed=changed)
+        engine = tested_engine(camera, slot, key, AS_SHIPPED)
+        return _result(slot, key, Choice(AS_SHIPPED, key), engine, changed=changed)
 
 
 def fastest(rounds_ms: Sequence[np.ndarray], passed: Sequence[bool]) -> int | None:
     """Return the index of the engine to choose; None where none passed its self-test. Pure.
 
-    rounds_ms: of each engine float64 [rounds], milliseconds in the rounds that they shared; the first is the one as
-    shipped, which stays unless another is faster by LEAST_GAIN and by more than chance.
+    rounds_ms: of each engine float64 [rounds], milliseconds in their common rounds; the first is the one as shipped,
+    which stays unless another is faster by MIN_GAIN, significantly.
     """
     import numpy as np
 
@@ -133,66 +170,26 @@ def fastest(rounds_ms: Sequence[np.ndarray], passed: Sequence[bool]) -> int | No
     if not passed[0]:
         return min(eligible, key=lambda index: float(np.median(rounds_ms[index])), default=None)
     others = [index for index in eligible if index]
-    ratios = {index: compare(rounds_ms[index], rounds_ms[0]) for index in others}
+    comparisons = {index: compare(rounds_ms[index], rounds_ms[0]) for index in others}
     faster = [
         index
-        for index, found in ratios.items()
-        # The more engines are tried, the likelier one of them seems faster by chance.
-        if found.differs and found.ratio < 1 - LEAST_GAIN and found.p_value * len(others) < SIGNIFICANT
+        for index, each in comparisons.items()
+        # Bonferroni correction: the more engines, the likelier one of them seems faster by chance.
+        if each.differs and each.ratio < 1 - MIN_GAIN and each.p_value * len(others) < SIGNIFICANT
     ]
-    return min(faster, key=lambda index: ratios[index].ratio, default=0)
+    return min(faster, key=lambda index: comparisons[index].ratio, default=0)
 
 
-def measured(slot: Slot, runtime: Runtime, engines: Sequence[Path], effort: Effort) -> list[np.ndarray]:
-    """Measure engines in turns: of each float64 [rounds], the median milliseconds of BLOCK runs. Raises DeviceError."""
-    import numpy as np
+def measure(slot: Slot, runtime: Runtime, engines: Sequence[Path], effort: Effort) -> list[np.ndarray]:
+    """Measure engines interleaved: medians of each in milliseconds, float64 [rounds]. Raises DeviceError."""
+    from edgekd.agent.engines.latency import BLOCK, measure_interleaved
 
-    from edgekd.core.benchmark import Candidate as Lane
-    from edgekd.core.benchmark import benchmark_interleaved
-    from edgekd.core.detection.preprocess import to_tensor
-    from edgekd.core.detection.types import spec_from_json
-
-    rounds = max(LEAST_ROUNDS, -(-effort.iterations // BLOCK))
-    by_own_watch = runtime.times(engines[0], BLOCK, 0.0)
-    if by_own_watch is not None:
-        return _in_turns(runtime, engines, rounds)
-    how = spec_from_json(slot.manifest.detector).preprocess
-    noise = np.random.RandomState(0).randint(0, 256, (how.height, how.width, 3)).astype(np.uint8)
-    batch = to_tensor(noise, how)
-    with ExitStack() as stack:
-        sessions = [stack.enter_context(closing(runtime.load(each))) for each in engines]
-        lanes = {
-            str(index): Lane(session, lambda frame: (frame, None), lambda output, context: None)
-            for index, session in enumerate(sessions)
-        }
-        timings = benchmark_interleaved(
-            lanes,
-            [batch],
-            block=BLOCK,
-            min_iterations=rounds * BLOCK,
-            min_seconds=effort.seconds,
-            clock=runtime.clock,
-        )
-    blocks = [timings[name].inference_ms.reshape(-1, BLOCK) for name in lanes]
-    parts = (np.array_split(each, min(len(each), MOST_ROUNDS)) for each in blocks)
-    return [np.array([np.median(part) for part in each]) for each in parts]
-
-
-def _in_turns(runtime: Runtime, engines: Sequence[Path], rounds: int) -> list[np.ndarray]:
-    """The same where runs are timed by a program of the runtime's own, which loads the engine each time."""
-    import numpy as np
-
-    found: list[list[float]] = [[] for _ in engines]
-    order = list(range(len(engines)))
-    for _ in range(rounds):
-        for index in order:
-            found[index].append(1000 * float(np.median(runtime.times(engines[index], BLOCK, 0.0) or ())))
-        order.reverse()
-    return [np.array(each) for each in found]
+    rounds = max(MIN_ROUNDS, -(-effort.iterations // BLOCK))
+    return measure_interleaved(slot, runtime, engines, rounds, effort.seconds)
 
 
 def layers_with_qdq(slot: Slot) -> LayerGraph:
-    """The layers of a slot's graph. Raises DeviceError where none has Q/DQ."""
+    """Return the layers of a slot's graph. Raises DeviceError where none has Q/DQ."""
     with networks.opened(slot.graph) as opened:
         graph = layer_graph(opened)
     if not graph.names:
@@ -200,19 +197,19 @@ def layers_with_qdq(slot: Slot) -> LayerGraph:
     return graph
 
 
-def _built(camera: Camera, slot: Slot, wanted: dict[str, Any], form: Form) -> Candidate:
-    return Candidate(form, tested_engine(camera, slot, wanted, form))
+def _build(camera: Camera, slot: Slot, key: EngineKey, form: Form) -> Candidate:
+    return Candidate(form, tested_engine(camera, slot, key, form))
 
 
 def _search(
     camera: Camera,
     slot: Slot,
-    wanted: dict[str, Any],
+    key: EngineKey,
     graph: LayerGraph,
     candidates: list[Candidate],
     builds: int,
-) -> list[dict[str, Any]]:
-    """Build further candidates, guided by profiles, and add them; what became of those that cannot be built."""
+) -> list[Measurement]:
+    """Build further candidates, guided by profiles, and add them; return those that could not be built."""
     runtime, refused = camera.required_runtime(), []
     shipped, floating = _profiles(runtime, [each.engine for each in candidates], graph)
     search = Search(graph, shipped, floating)
@@ -222,9 +219,9 @@ def _search(
             break
         form = Form(float_layers=names)
         try:
-            candidate = _built(camera, slot, wanted, form)
+            candidate = _build(camera, slot, key, form)
         except DeviceError as error:
-            refused.append({**_form_json(form), "key": None, "passed": False, "found": str(error), "ms": None})
+            refused.append(Measurement(form, None, False, str(error), None))
             continue
         before, after = _profiles(runtime, [candidates[0].engine, candidate.engine], graph)
         search.add(names, before, after)
@@ -233,57 +230,46 @@ def _search(
 
 
 def _profiles(runtime: Runtime, engines: Sequence[Engine], graph: LayerGraph) -> list[Profile]:
-    """Profiles of engines, taken in turns: of each layer the least time. Empty where the runtime times no layers."""
+    """Profile engines interleaved, with the minimum of each layer. Empty where the runtime times no layers."""
     runs = [[runtime.layers(each.file) or () for each in engines] for _ in range(PROFILES)]
-    found = []
-    for of_one in zip(*runs):  # noqa: B905
-        times = ([layer.ms or 0.0 for layer in same] for same in zip(*of_one))  # noqa: B905
-        found.append(profile_of([replace(layer, ms=min(ms)) for layer, ms in zip(of_one[0], times)], graph))  # noqa: B905
-    return found
+    profiles = []
+    for of_engine in zip(*runs):  # noqa: B905
+        times = ([layer.ms or 0.0 for layer in same] for same in zip(*of_engine))  # noqa: B905
+        fastest_layers = [replace(layer, ms=min(ms)) for layer, ms in zip(of_engine[0], times)]  # noqa: B905
+        profiles.append(profile_of(fastest_layers, graph))
+    return profiles
 
 
-def _measurements(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> dict[str, Any]:
-    """Return the measurements of a candidate, for the file."""
+def _measurement(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> Measurement:
+    """Return the measurement of a candidate."""
     import numpy as np
 
     from edgekd.core.statistics import compare
 
-    ratio = compare(rounds_ms, shipped_ms)
-    tested = candidate.engine.self_test or {}
-    return {
-        **_form_json(candidate.form),
-        "key": candidate.engine.folder.name,
-        "passed": candidate.engine.passed,
-        "found": None if candidate.engine.passed else f"self-test failed: errors {tested.get('error')}",
-        "ms": {
-            "p50": round(float(np.median(rounds_ms)), 4),
-            "ratio": round(ratio.ratio, 4),
-            "interval": [round(ratio.interval.low, 4), round(ratio.interval.high, 4)],
-        },
-    }
+    engine, comparison = candidate.engine, compare(rounds_ms, shipped_ms)
+    interval = round(comparison.interval.low, 4), round(comparison.interval.high, 4)
+    time = RelativeTime(round(float(np.median(rounds_ms)), 4), round(comparison.ratio, 4), interval)
+    return Measurement(candidate.form, engine.name, engine.passed, None if engine.passed else failure(engine), time)
 
 
-def _form_json(form: Form) -> dict[str, Any]:
-    return {"source": form.source, "float_layers": list(form.float_layers)}
-
-
-def _kept(slot: Slot, wanted: dict[str, Any], choice: Choice, engine: Engine) -> dict[str, Any]:
-    """Make a choice the slot's, and remove the engines that nothing leads to any more."""
+def _keep(slot: Slot, key: EngineKey, choice: Choice, engine: Engine) -> TuneResult:
+    """Make a choice the slot's, and remove engines without a use."""
     changed = keep_choice(slot, choice)
-    keep = {engine.folder, engine_folder(slot, wanted)}
+    keep = {engine.folder, engine_folder(slot, key)}
     for folder in slot.engines.iterdir():
         if folder not in keep and folder.resolve() != slot.engine:
             remove_folder(folder)
-    return _result(slot, wanted, choice, engine, changed=changed)
+    return _result(slot, key, choice, engine, changed=changed)
 
 
-def _result(slot: Slot, wanted: Mapping[str, Any], choice: Choice, engine: Engine, *, changed: bool) -> dict[str, Any]:
-    document = choice.as_json()
-    return {
-        "slot": slot.name,
-        "changed": changed,
-        "file": str(slot.path / FILE),
-        **{name: document[name] for name in ("source", "float_layers", "candidates", "limits")},
-        "stale": stale({"runtime": choice.runtime, "built_on": choice.built_on}, wanted),
-        "engine": {**engine_json(engine), **built_json(engine)},
-    }
+def _result(slot: Slot, key: EngineKey, choice: Choice, engine: Engine, *, changed: bool) -> TuneResult:
+    return TuneResult(
+        slot.name,
+        changed,
+        slot.path / FILE,
+        choice.form,
+        choice.candidates,
+        choice.limits,
+        key.changes_since(choice.key),
+        TunedEngine(engine_status(engine), build_details(engine)),
+    )

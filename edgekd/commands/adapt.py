@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from edgekd.agent.slots import MODEL_NAME
+from edgekd.agent.state.slots import MODEL_NAME
 from edgekd.builds.stages.base import DRIFT, tool_versions
 from edgekd.builds.stages.drift_reference import statistics
 from edgekd.commands.arguments import path_or_none, signers_of
@@ -32,6 +32,8 @@ from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, read_head
 from edgekd.core.bundle.manifest import FileEntry, Manifest, Score, StageKey, to_json
 from edgekd.core.canonical import canonical_json, json_sha256
+from edgekd.core.detection.decode import candidate_confidence, candidate_rows
+from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.errors import CompressError, DataError, SpecError
@@ -47,7 +49,6 @@ from edgekd.data.types import Dataset, Split
 from edgekd.deploy import delta
 from edgekd.deploy.artifact import expanded
 from edgekd.deploy.golden_set import TRIED, golden_set
-from edgekd.detectors.parity import RelativeError, candidates, confidence
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -274,7 +275,7 @@ def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np
     with ONNXRUNTIME_CPU.load(base) as before, ONNXRUNTIME_CPU.load(graph) as after:
         for picture, frame in pairs:
             expected, found = (
-                confidence(candidates(session.run(batch), spec.head), spec.head)
+                candidate_confidence(candidate_rows(session.run(batch), spec.head), spec.head)
                 for session, batch in ((before, picture), (after, frame))
             )
             error.add(found, expected)
@@ -342,10 +343,10 @@ def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, 
     """Replace the drift reference by one of the new conditions; return its number of frames, None without one."""
     path = next((folder / entry.path for entry in manifest.files if entry.role == "drift"), folder / DRIFT)
     path.unlink(missing_ok=True)
-    if len(frames.samples) < drift.LEAST_FRAMES:
+    if len(frames.samples) < drift.MIN_FRAMES:
         return None
     found = statistics(graph, spec_from_json(manifest.detector), manifest.thresholds, frames, progress, "frames")
-    if len(found) < drift.LEAST_FRAMES:
+    if len(found) < drift.MIN_FRAMES:
         return None
     path.write_bytes(drift.to_json(drift.record_of(found)))
     return len(found)

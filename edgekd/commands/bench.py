@@ -16,14 +16,14 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from edgekd.agent.device import read_device
+from edgekd.agent.state.device import read_device
 from edgekd.builds.stages.base import local_device
 from edgekd.commands.arguments import path_or_none, target_or_none
 from edgekd.commands.options import Artifact, Head, TimedOn, Trust
 from edgekd.commands.parameter import Option
 from edgekd.commands.results import Result
 from edgekd.core import statistics
-from edgekd.core.benchmark import MEASURED, STAND_IN, Candidate, Timing, benchmark_interleaved, compare, why_no_rate
+from edgekd.core.benchmark import MEASURED, STAND_IN, Candidate, Timing, benchmark_interleaved, compare, rate_refusal
 from edgekd.core.benchmark import summarize as stats_of
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
@@ -235,7 +235,7 @@ def throughput_json(gaps_ms: np.ndarray, streams: int) -> dict[str, Any]:
     """Return the throughput, by the times between finished frames; `refused` where that is too uncertain."""
     if not len(gaps_ms):
         return {"streams": streams, "frames": 0, "fps": None, "interval": None, "refused": "no frame was done"}
-    refused = why_no_rate(gaps_ms, np.cumsum(gaps_ms) / 1000)
+    refused = rate_refusal(gaps_ms, np.cumsum(gaps_ms) / 1000)
     mean = statistics.mean_interval(gaps_ms)
     return {
         "streams": streams,
@@ -277,7 +277,7 @@ def _sustained_json(
 ) -> dict[str, Any]:
     summary = timing.summary()
     settled = timing.starts_s >= (summary["slow_down"]["at_s"] if summary["slow_down"] else 0.0)
-    refused = why_no_rate(timing.total_ms[settled], timing.starts_s[settled])
+    refused = rate_refusal(timing.total_ms[settled], timing.starts_s[settled])
     kept = ("iterations", "fps", "refused", "total_ms", "slow_down", "outliers")
     rate = 1000 / float(timing.total_ms[settled].mean())
     return {

@@ -24,4 +24,4 @@ def inspect(bundle: Bundle) -> Inspected:
     """Verify a bundle and read its manifest. Raises BundleError, HashError. The command: `edgekd inspect`."""
     bundle = Path(bundle)
     manifest = verify(bundle)
-    return Inspected(to_json(manifest), bundle, manifest, len(read_head(bundle).seal.signatures))
+    return Inspected(to_json(manifest), bundle, manifest, len(read_head(bundle).envelope.signatures))

@@ -115,7 +115,7 @@ def _signatures(source: Path, changed: Manifest) -> Any:
     if source.is_dir():
         return ()
     head = read_head(source)
-    return head.seal.signatures if head.identity == head_of(changed).identity else ()
+    return head.envelope.signatures if head.identity == head_of(changed).identity else ()
 
 
 @contextmanager

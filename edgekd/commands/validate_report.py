@@ -51,7 +51,7 @@ def document(result: Path, page: Path, evidence: Evidence, judged: tuple[Verdict
         "complete": evidence.complete,
         "problem": evidence.problem and asdict(evidence.problem),
         "exit_code": exit_code(evidence, judged),
-        "verdicts": [each.as_json() for each in judged],
+        "verdicts": [asdict(each) for each in judged],
     }
 
 

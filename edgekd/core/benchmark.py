@@ -1,7 +1,7 @@
-"""Latency of a detector on a device: warm-up, then enough frames and enough seconds, every sample kept.
+"""Latency of a detector on a device: warm-up, then a minimum of frames and of seconds, with every sample kept.
 
-Each frame is timed in up to four parts: decode (a compressed frame to pixels, where frames are compressed), preprocess
-(frame to batch), inference (the engine) and postprocess (output to detections). Reading files is not part of any.
+Each frame is timed in up to four parts: decode (compressed frame to pixels), preprocess (frame to batch), inference
+(the engine) and postprocess (output to detections). Reading files is not part of any.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -28,26 +28,28 @@ if TYPE_CHECKING:
     Clock = Callable[[], float]
 
 MEASURED, STAND_IN = "measured", "stand-in"
-MIN_FRAMES, MIN_SECONDS = 50, 2.0
-"""Frames per second are not told of a run with less."""
-MOST_NOISE = 0.05
-"""Nor of one whose mean is known to no more than this share, or that slowed down by more."""
+MIN_FRAMES = 50
+"""Frames of a run for which frames per second are reported."""
+MIN_SECONDS = 2.0
+"""Seconds of such a run."""
+MAX_NOISE = 0.05
+"""Relative uncertainty of its mean, and relative slow-down during it."""
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
 
 
 class Runs(Protocol):
-    """What is measured: anything that turns a batch into an output, such as an engine's session."""
+    """Anything that computes an output from a batch, such as an engine's session."""
 
     def run(self, batch: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to measure.
+    """A candidate to measure.
 
-    preprocess: frame -> (batch float32 [1, 3, h, w], whatever postprocess needs to know about that frame).
-    postprocess: (output, what preprocess said) -> detections.
-    decode: compressed frame -> frame; None where frames are as a camera gives them.
+    preprocess: frame -> (batch float32 [1, 3, h, w], context for postprocess).
+    postprocess: (output, context) -> detections.
+    decode: compressed frame -> frame; None where frames are not compressed.
     """
 
     session: Runs
@@ -56,7 +58,7 @@ class Candidate:
     decode: Callable[[Any], Any] | None = None
 
     def process(self, frame: Any) -> object:
-        """One frame from its beginning to its detections, untimed."""
+        """Process one frame up to its detections, untimed."""
         batch, context = self.preprocess(frame if self.decode is None else self.decode(frame))
         return self.postprocess(self.session.run(batch), context)
 
@@ -65,8 +67,8 @@ class Candidate:
 class Stats:
     """A summary of samples, in their unit. Percentiles interpolate linearly between samples.
 
-    p999: None where the run is too short to know it. intervals: where `p50`, `p90`, `p99`, `p999` and `mean` lie, 95
-    times in 100; None for what the run is too short for.
+    p999: None where the run is too short for it. intervals: 95 % intervals of `p50`, `p90`, `p99`, `p999` and `mean`;
+    None where the run is too short.
     """
 
     p50: float
@@ -78,11 +80,42 @@ class Stats:
     intervals: Mapping[str, list[float] | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class SlowDown:
+    """A lasting slow-down, and the median times before and after it."""
+
+    at_s: float
+    before_ms: float
+    after_ms: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Frames that took longer than `limit_ms`, and the longest of them."""
+
+    count: int
+    share: float
+    limit_ms: float
+    worst_ms: float
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A summary of a run. fps: None where `refused` has the reason."""
+
+    iterations: int
+    fps: float | None
+    refused: list[str]
+    slow_down: SlowDown | None
+    outliers: Outliers
+
+
 @dataclass(frozen=True, eq=False)
 class Timing:
-    """What one benchmark saw: float64 [n] milliseconds for each part, in the order of the frames.
+    """Samples of one benchmark: float64 [n] milliseconds for each part, in the order of the frames.
 
-    starts_s: when each frame began, in seconds from the first; decode_ms: None where nothing was decoded.
+    starts_s: start of each frame, in seconds from the first; decode_ms: None where frames are not compressed.
     basis: `measured` when the device is the target, `stand-in` when another machine stood in for it.
     """
 
@@ -96,16 +129,16 @@ class Timing:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second, one after the other, all parts included; None where `refused` says why."""
+        """Frames per second of sequential frames with all parts; None where `refused` has the reason."""
         return None if self.refused else 1000.0 / float(self.total_ms.mean())
 
     @cached_property
     def refused(self) -> str | None:
-        """Why frames per second cannot be told of this run, and what to do; None where they can."""
-        return why_no_rate(self.total_ms, self.starts_s)
+        """Reason why frames per second are not reported, with the remedy; None where they are."""
+        return rate_refusal(self.total_ms, self.starts_s)
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the samples, ready for JSON."""
+        """Return a summary of all parts as plain JSON types."""
         parts = {
             "preprocess_ms": self.preprocess_ms,
             "inference_ms": self.inference_ms,
@@ -114,118 +147,83 @@ class Timing:
         }
         return {
             "basis": self.basis,
-            **_run_json(self.total_ms, self.starts_s),
+            **asdict(summarize_run(self.total_ms, self.starts_s)),
             "decode_ms": None if self.decode_ms is None else asdict(summarize(self.decode_ms)),
             **{name: asdict(summarize(samples)) for name, samples in parts.items()},
         }
 
 
 def summarize(samples: np.ndarray) -> Stats:
-    """The statistics of `samples` float64 [n], n >= 1, in the order in which they were taken."""
+    """Return the statistics of `samples` float64 [n], n >= 1, in the order of measurement."""
     values = dict(zip(PERCENTILES, np.percentile(samples, tuple(PERCENTILES.values())).tolist()))  # noqa: B905
-    found, mean = statistics.intervals(samples, tuple(PERCENTILES.values()))
-    known = dict(zip((*PERCENTILES, "mean"), (*found, mean)))  # noqa: B905
+    percentiles, mean = statistics.intervals(samples, tuple(PERCENTILES.values()))
+    intervals = dict(zip((*PERCENTILES, "mean"), (*percentiles, mean)))  # noqa: B905
     return Stats(
         p50=values["p50"],
         p90=values["p90"],
         p99=values["p99"],
-        p999=values["p999"] if known["p999"] else None,
+        p999=values["p999"] if intervals["p999"] else None,
         mean=float(samples.mean()),
         min=float(samples.min()),
-        intervals={name: [of.low, of.high] if of else None for name, of in known.items()},
+        intervals={name: [of.low, of.high] if of else None for name, of in intervals.items()},
     )
 
 
-def alone(samples_ms: np.ndarray) -> dict[str, Any]:
-    """What is told of an engine that ran by itself, float64 [n] milliseconds, one run after the other."""
-    starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
-    return {**_run_json(samples_ms, starts_s), "inference_ms": asdict(summarize(samples_ms))}
+def summarize_run(samples_ms: np.ndarray, starts_s: np.ndarray | None = None) -> RunSummary:
+    """Summarize a run of float64 [n] milliseconds; starts_s: None for runs without a gap between them."""
+    if starts_s is None:
+        starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
+    slow, outliers = statistics.slow_down(samples_ms, starts_s), statistics.outliers(samples_ms)
+    refusal = _rate_refusal(samples_ms, slow)
+    return RunSummary(
+        len(samples_ms),
+        None if refusal else 1000.0 / float(samples_ms.mean()),
+        [f"fps: {refusal}"] if refusal else [],
+        SlowDown(slow.at_s, slow.before, slow.after, slow.p_value) if slow else None,
+        Outliers(outliers.count, outliers.share, outliers.limit, outliers.worst),
+    )
 
 
-def _run_json(samples_ms: np.ndarray, starts_s: np.ndarray) -> dict[str, Any]:
-    """What is told of a run as a whole, whatever it was of."""
-    slow, odd = statistics.slow_down(samples_ms, starts_s), statistics.outliers(samples_ms)
-    refused = _why_no_rate(samples_ms, slow)
-    return {
-        "iterations": len(samples_ms),
-        "fps": None if refused else 1000.0 / float(samples_ms.mean()),
-        "refused": [f"fps: {refused}"] if refused else [],
-        "slow_down": slow
-        and {"at_s": slow.at_s, "before_ms": slow.before, "after_ms": slow.after, "p_value": slow.p_value},
-        "outliers": {"count": odd.count, "share": odd.share, "limit_ms": odd.limit, "worst_ms": odd.worst},
-    }
+def rate_refusal(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
+    """Return why no rate is reported of frames that took float64 [n] milliseconds; None where it is."""
+    return _rate_refusal(samples_ms, statistics.slow_down(samples_ms, starts_s))
 
 
-def why_no_rate(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
-    """Why a rate cannot be told of frames that took float64 [n] milliseconds; None where it can."""
-    return _why_no_rate(samples_ms, statistics.slow_down(samples_ms, starts_s))
-
-
-def _why_no_rate(samples_ms: np.ndarray, slow: statistics.SlowDown | None) -> str | None:
+def _rate_refusal(samples_ms: np.ndarray, slow: statistics.SlowDown | None) -> str | None:
     count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
     if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
         return f"{count} frames in {seconds:.3g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
-    if slow and slow.ratio > 1 + MOST_NOISE:
+    if slow and slow.ratio > 1 + MAX_NOISE:
         return (
             f"frames took {slow.ratio:.2f} times as long after {slow.at_s:.0f} s; stop what else runs here, "
             "let it reach its temperature first, or lock the clocks"
         )
     noise = statistics.mean_interval(samples_ms).half / float(samples_ms.mean())
-    if noise > MOST_NOISE:
+    if noise > MAX_NOISE:
         return (
             f"the mean is known to {noise:.0%} only; stop what else runs here, lock the clocks, or measure "
-            f"{min(math.ceil((noise / MOST_NOISE) ** 2), 1000)} times as long"
+            f"{min(math.ceil((noise / MAX_NOISE) ** 2), 1000)} times as long"
         )
     return None
 
 
 def compare(first: Timing, second: Timing, block: int) -> statistics.Comparison:
-    """How many times as long `first` takes as `second`, in turns of `block` frames: medians, round by round."""
+    """Return the ratio of `first` to `second`, by the medians of interleaved blocks of `block` frames."""
     rounds = min(len(first.total_ms), len(second.total_ms)) // block
     both = (each.total_ms[: rounds * block].reshape(rounds, block) for each in (first, second))
     return statistics.compare(*(np.median(each, axis=1) for each in both))
 
 
 def timing_of(stamps_s: np.ndarray, basis: str, decoded: bool = False) -> Timing:
-    """The timing in `stamps_s` float64 [n, 5]: each frame's start, and end of decode, preprocess, inference, all.
+    """Return the timing in `stamps_s` float64 [n, 5]: of each frame its start, and the end of each of its four parts.
 
-    decoded: whether there was something to decode.
+    decoded: whether frames are compressed.
     """
     parts_ms = np.diff(stamps_s, axis=1) * 1000.0
     total_ms = (stamps_s[:, 4] - stamps_s[:, 0]) * 1000.0
     starts_s = stamps_s[:, 0] - stamps_s[0, 0]
     decode_ms = parts_ms[:, 0] if decoded else None
     return Timing(starts_s, decode_ms, parts_ms[:, 1], parts_ms[:, 2], parts_ms[:, 3], total_ms, basis)
-
-
-def benchmark(
-    session: Runs,
-    preprocess: Callable[[Any], tuple[np.ndarray, Any]],
-    postprocess: Callable[[np.ndarray, Any], object],
-    frames: Sequence[Any],
-    *,
-    min_iterations: int = 50,
-    min_seconds: float = 2.0,
-    warmup: int = 10,
-    clock: Clock = time.perf_counter,
-    basis: str = STAND_IN,
-) -> Timing:
-    """Measure one candidate on `frames`, repeated as often as needed.
-
-    Stops after at least `min_iterations` frames that took at least `min_seconds` together; `warmup` frames before them
-    are not counted. Raises SpecError when there is nothing to measure, DeviceError from the session.
-    """
-    only = Candidate(session, preprocess, postprocess)
-    return benchmark_interleaved(
-        {"": only},
-        frames,
-        block=1,
-        min_iterations=min_iterations,
-        min_seconds=min_seconds,
-        warmup=warmup,
-        clock=clock,
-        basis=basis,
-    )[""]
 
 
 def benchmark_interleaved(
@@ -239,10 +237,11 @@ def benchmark_interleaved(
     clock: Clock = time.perf_counter,
     basis: str = STAND_IN,
 ) -> dict[str, Timing]:
-    """Measure several candidates in one run, taking turns, so that a busy spell or a warm CPU meets them all alike.
+    """Measure several candidates interleaved, so that other load and temperature affect all of them alike.
 
-    Each turn is `block` frames; every other round goes in reverse order. All candidates see the frames
-    equally often. Minimums, warm-up and errors as in `benchmark`, for each candidate.
+    Blocks have `block` frames; every other round is in reverse order. All candidates get each frame equally often, and
+    each has at least `min_iterations` frames and `min_seconds`; the `warmup` frames before them do not count. Raises
+    SpecError without frames, DeviceError from a session.
     """
     if not candidates or not len(frames) or min_iterations < 1 or block < 1:
         raise SpecError(
@@ -252,7 +251,7 @@ def benchmark_interleaved(
         )
     lanes = {name: _Lane(candidate, frames, clock) for name, candidate in candidates.items()}
     order = list(lanes.values())
-    # After another candidate's turn caches are cold for the next one: one uncounted frame brings them back.
+    # Another candidate's block leaves the caches cold: one uncounted frame warms them.
     settle = 1 if len(order) > 1 else 0
     for lane in order:
         lane.measure(warmup, keep=False)
@@ -266,7 +265,7 @@ def benchmark_interleaved(
 
 
 class _Lane:
-    """One candidate, where it is in the frames, and its stamps in seconds: five for each frame, one after the other."""
+    """One candidate, its position in the frames, and its stamps in seconds: five for each frame."""
 
     def __init__(self, candidate: Candidate, frames: Sequence[Any], clock: Clock) -> None:
         self._stamps = array("d")

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use.
+"""Number of processor cores for this process.
 
 Shared with the device: Python 3.8, standard library only.
 """

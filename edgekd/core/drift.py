@@ -1,10 +1,9 @@
-"""Whether a camera still sees what its model was calibrated on: cheap statistics of frames, against a record of them.
+"""Detection of data drift on a camera, by cheap statistics of frames and their record on the calibration data.
 
-The record keeps of every statistic how it was spread over frames that the model knows. A frame's statistics become
-normal scores by it, and Hotelling's T squared says how far the mean of a window of frames is from the record's
-(Hotelling, The generalization of Student's ratio, 1931). Where that becomes drift is drawn from the record's own
-frames, so that of streams of STREAM frames like those at most the share ALARM is once called drifted. Frames that
-follow one another are alike: feed it one every few seconds.
+The record has the distribution of every statistic. It maps a frame's statistics to normal scores, and Hotelling's T
+squared is the distance of the mean of a window of frames (Hotelling, The generalization of Student's ratio, 1931). Its
+limit is drawn from the record's own frames, so that a stream of STREAM such frames has a false alarm with probability
+ALARM. Consecutive frames are correlated: use one every few seconds.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -30,31 +29,35 @@ STATISTICS = ("brightness", "contrast", "haze", "colour", "detail", "shape", "gr
 apart channels are; differences of neighbours; of pixels four apart; second differences. The best score in the frame;
 the logarithm of one more than its objects."""
 PICTURE = 7
-"""So many of them, the first, are of the picture alone."""
+"""Number of them, the first ones, that depend on the picture alone."""
 WINDOW = 20
-"""Frames whose mean is compared."""
-STREAM, ALARM = 200, 0.01
-"""Of so many frames like the record's, the chance that they are once called drifted."""
+"""Frames of a mean."""
+STREAM = 200
+"""Frames of a stream, for ALARM."""
+ALARM = 0.01
+"""Probability of a false alarm in a stream."""
 MARGIN = 1.5
-"""By how much the limit is raised: pictures of the same kind from elsewhere are never quite like the record's."""
-LEAST_FRAMES = 60
-"""A record of fewer would know too little."""
+"""Factor on the limit: pictures of another site differ from the record's, even without drift."""
+MIN_FRAMES = 60
+"""Minimum frames of a record."""
 FORMAT = 1
 
-_KNOTS = 33
-_RIDGE = 0.05  # added to a normal score's variance, because statistics hang together
-_BEYOND, _OUTSIDE = 1.0, 0.25  # levels that a value gains outside the knots, over this share of what they span
-_ROWS, _COLUMNS = 24, 80
-_STREAMS = 1000
+_KNOTS = 33  # quantiles of a statistic in a record
+_RIDGE = 0.05  # added to the variance of normal scores, because statistics are correlated
+_EXTRA_LEVELS = 1.0  # of the extrapolation outside the knots
+_EXTRA_RANGE = 0.25  # of it, relative to the range of the knots
+_ROWS = 24  # sampled from a frame
+_COLUMNS = 80
+_STREAMS = 1000  # simulated for the limit
 _SEED = 0
 _NINE_OF_TEN = NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
 class Record:
-    """How statistics are spread over frames on which a model works as it should.
+    """Distribution of the statistics over calibration frames.
 
-    frames: how many; knots: of each statistic, its value at each of `levels`, which are normal scores, ascending;
+    frames: their number; knots: of each statistic, its value at each of `levels`, which are normal scores, ascending;
     mean, precision: of the normal scores, the latter the inverse of their covariance; limit: of T squared.
     """
 
@@ -66,26 +69,26 @@ class Record:
     limit: float
 
     def normal(self, statistics: np.ndarray) -> np.ndarray:
-        """Statistics float64 [..., k] as normal scores."""
-        return np.stack([np.interp(statistics[..., at], *table) for at, table in enumerate(self._tables)], axis=-1)
+        """Return statistics float64 [..., k] as normal scores."""
+        columns = [np.interp(statistics[..., index], *table) for index, table in enumerate(self._tables)]
+        return np.stack(columns, axis=-1)
 
     @cached_property
     def usual(self) -> tuple[tuple[float, float], ...]:
-        """The range of each statistic that nine of ten frames lie in."""
+        """Range of each statistic with 90 % of the frames."""
         low, high = np.searchsorted(self.levels, (-_NINE_OF_TEN, _NINE_OF_TEN))
         return tuple((knots[max(low - 1, 0)], knots[min(high, len(knots) - 1)]) for knots in self.knots)
 
     @cached_property
     def _tables(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [_climbing(knots, self.levels) for knots in self.knots]
+        return [_interpolation(knots, self.levels) for knots in self.knots]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a window of frames is from the record: above 1 it has drifted.
+    """Distance of a window of frames from the record, above 1 for drift.
 
-    moved: the statistics, the farthest first, each with its mean, and with the range that nine of ten frames of the
-    record lie in.
+    moved: the statistics, the farthest first, each with its mean, and with the range of 90 % of the record's frames.
     """
 
     distance: float
@@ -93,15 +96,19 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
-        """Whether the camera sees something else."""
+        """Whether the data has drifted."""
         return self.distance > 1
 
 
-def statistics_of(batch: np.ndarray, at: Placement, how: Preprocess, found: Detections) -> np.ndarray:
-    """The STATISTICS float64 [9] of a frame, from the network's input float32 [1, 3, h, w] and what was found in it."""
-    height, width = max(at.down // _ROWS, 1), max(at.across // _COLUMNS, 1)
-    rows = batch[0, :, at.top : at.top + at.down : height, at.left : at.left + at.across]
-    scale, mean = np.asarray(how.std, np.float32) / how.scale, np.asarray(how.mean, np.float32) / how.scale
+def statistics_of(
+    batch: np.ndarray, placement: Placement, preprocess: Preprocess, detections: Detections
+) -> np.ndarray:
+    """Return the STATISTICS float64 [9] of a frame, by the network's input float32 [1, 3, h, w] and its detections."""
+    top, left, down, across = placement.top, placement.left, placement.down, placement.across
+    height, width = max(down // _ROWS, 1), max(across // _COLUMNS, 1)
+    rows = batch[0, :, top : top + down : height, left : left + across]
+    scale = np.asarray(preprocess.std, np.float32) / preprocess.scale
+    mean = np.asarray(preprocess.mean, np.float32) / preprocess.scale
     points = rows[:, :, ::width] * scale[:, None, None] + mean[:, None, None]
     darkest, brightest = points.min(axis=0), points.max(axis=0)
     line = rows[1] * scale[1]
@@ -115,15 +122,15 @@ def statistics_of(batch: np.ndarray, at: Placement, how: Preprocess, found: Dete
             light.std(),
             darkest.mean(),
             *np.log1p([*spread, grain]),
-            found.scores[0] if len(found) else 0.0,
-            np.log1p(len(found)),
+            detections.scores[0] if len(detections) else 0.0,
+            np.log1p(len(detections)),
         ],
         np.float64,
     )
 
 
 def record_of(statistics: np.ndarray) -> Record:
-    """The record of frames with STATISTICS float64 [n, k], n at least LEAST_FRAMES."""
+    """Return the record of frames with STATISTICS float64 [n, k], n at least MIN_FRAMES."""
     count = len(statistics)
     shares = (np.linspace(0, count - 1, _KNOTS) + 0.5) / count
     levels = tuple(round(NormalDist().inv_cdf(float(share)), 4) for share in shares)
@@ -133,9 +140,7 @@ def record_of(statistics: np.ndarray) -> Record:
     scores = plain.normal(statistics)
     covariance = np.cov(scores.T)
     spread = covariance.diagonal()
-    covariance += np.diag(
-        np.where(spread < _RIDGE, 1 - spread, _RIDGE)
-    )  # what never differed is taken as like the others
+    covariance += np.diag(np.where(spread < _RIDGE, 1 - spread, _RIDGE))  # a constant statistic gets variance 1
     mean, precision = scores.mean(axis=0).round(4), np.linalg.inv(covariance).round(4)
     return Record(
         frames=count,
@@ -148,27 +153,27 @@ def record_of(statistics: np.ndarray) -> Record:
 
 
 def _limit(scores: np.ndarray, precision: np.ndarray) -> float:
-    """What T squared of STREAM frames like the record's does not once exceed but in ALARM of such streams; raised.
+    """Return the limit of T squared, times MARGIN, that a share ALARM of streams exceeds.
 
-    Each stream is drawn from one half of the frames and compared with the mean of the other half: a camera's frames are
-    not those of the record either.
+    Each stream is drawn from one half of the frames and compared with the mean of the other half, as a camera's frames
+    are not those of the record either.
     """
     rng = np.random.default_rng(_SEED)
-    most = np.empty(_STREAMS)
+    maxima = np.empty(_STREAMS)
     for number in range(_STREAMS):
         order = rng.permutation(len(scores))
         half = len(order) // 2
         stream = scores[rng.choice(order[:half], STREAM)] - scores[order[half:]].mean(axis=0)
         sums = np.concatenate([np.zeros((1, scores.shape[1])), stream.cumsum(axis=0)])
         means = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
-        most[number] = np.einsum("ni,ij,nj->n", means, precision, means).max()
-    return MARGIN * float(np.quantile(most, 1 - ALARM))
+        maxima[number] = np.einsum("ni,ij,nj->n", means, precision, means).max()
+    return MARGIN * float(np.quantile(maxima, 1 - ALARM))
 
 
 def distance_of_pictures(record: Record, window: np.ndarray) -> float:
-    """How far the mean of frames with STATISTICS float64 [n, k] is from a record by their pictures alone.
+    """Return the distance of frames with STATISTICS float64 [n, k] from a record by the picture alone.
 
-    What was found in a frame depends on the model that looked, so it says nothing of another model's record.
+    Detections depend on the model, and cannot be compared with another model's record.
     """
     off = (record.normal(window).mean(axis=0) - np.array(record.mean))[:PICTURE]
     covariance = np.linalg.inv(np.array(record.precision))[:PICTURE, :PICTURE]
@@ -176,43 +181,43 @@ def distance_of_pictures(record: Record, window: np.ndarray) -> float:
 
 
 class Monitor:
-    """Watches frames by a record."""
+    """Measures the drift of a window of frames."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._mean, self._precision = np.array(record.mean), np.array(record.precision)
-        self._seen: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=WINDOW)
+        self._window: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=WINDOW)
 
-    def see(self, statistics: np.ndarray) -> Drift | None:
-        """One more frame, with its STATISTICS float64 [k]; None until there are WINDOW."""
-        self._seen.append((statistics, self._record.normal(statistics)))
-        if len(self._seen) < WINDOW:
+    def add(self, statistics: np.ndarray) -> Drift | None:
+        """Add a frame with its STATISTICS float64 [k]; return the drift, None until there are WINDOW frames."""
+        self._window.append((statistics, self._record.normal(statistics)))
+        if len(self._window) < WINDOW:
             return None
-        raw, scores = np.mean(np.array(self._seen), axis=0)
+        raw, scores = np.mean(np.array(self._window), axis=0)
         off = scores - self._mean
         farthest, usual = np.argsort(-np.abs(off), kind="stable"), self._record.usual
-        moved = tuple((STATISTICS[at], round(float(raw[at]), 4), *usual[at]) for at in farthest)
+        moved = tuple((STATISTICS[index], round(float(raw[index]), 4), *usual[index]) for index in farthest)
         return Drift(round(float(off @ self._precision @ off) / self._record.limit, 4), moved)
 
 
 def to_json(record: Record) -> bytes:
-    """The one byte form of a record."""
+    """Return the canonical JSON of a record."""
     return canonical_json({"format": FORMAT, "statistics": list(STATISTICS), **asdict(record)}) + b"\n"
 
 
 def from_json(content: bytes) -> Record:
-    """What `to_json` gave. Raises ValueError for anything else."""
+    """Parse the result of `to_json`. Raises ValueError."""
     try:
-        told = json.loads(content)
-        if told["format"] != FORMAT or tuple(told["statistics"]) != STATISTICS:
+        document = json.loads(content)
+        if document["format"] != FORMAT or tuple(document["statistics"]) != STATISTICS:
             raise ValueError("a record of another format: update edgekd")
         record = Record(
-            frames=int(told["frames"]),
-            levels=_floats(told["levels"], _KNOTS),
-            knots=tuple(_floats(row, _KNOTS) for row in told["knots"]),
-            mean=_floats(told["mean"], len(STATISTICS)),
-            precision=tuple(_floats(row, len(STATISTICS)) for row in told["precision"]),
-            limit=float(told["limit"]),
+            frames=int(document["frames"]),
+            levels=_floats(document["levels"], _KNOTS),
+            knots=tuple(_floats(row, _KNOTS) for row in document["knots"]),
+            mean=_floats(document["mean"], len(STATISTICS)),
+            precision=tuple(_floats(row, len(STATISTICS)) for row in document["precision"]),
+            limit=float(document["limit"]),
         )
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no record of statistics: {error}") from error
@@ -222,24 +227,24 @@ def from_json(content: bytes) -> Record:
 
 
 def as_json(drift: Drift) -> dict[str, Any]:
-    """The same, as plain types for JSON."""
+    """Return the drift as plain JSON types."""
     moved = [{"statistic": name, "mean": mean, "low": low, "high": high} for name, mean, low, high in drift.moved]
     return {"distance": drift.distance, "drifted": drift.drifted, "moved": moved}
 
 
 def _floats(values: Sequence[Any], count: int) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
-    if len(found) != count or not np.isfinite(found).all():
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count or not np.isfinite(numbers).all():
         raise ValueError(f"expected {count} finite numbers")
-    return found
+    return numbers
 
 
-def _climbing(knots: Sequence[float], levels: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Knots that differ, with the mean of the levels of those that do not, and one beyond at either end."""
-    values, at = np.unique(np.asarray(knots), return_inverse=True)
-    means = np.bincount(at, weights=np.asarray(levels)) / np.bincount(at)
-    beyond = max(_OUTSIDE * (values[-1] - values[0]), 0.01)
-    ends = [levels[0] - _BEYOND], [levels[-1] + _BEYOND]
+def _interpolation(knots: Sequence[float], levels: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return distinct knots with their mean levels, extended by one at either end."""
+    values, index = np.unique(np.asarray(knots), return_inverse=True)
+    means = np.bincount(index, weights=np.asarray(levels)) / np.bincount(index)
+    beyond = max(_EXTRA_RANGE * (values[-1] - values[0]), 0.01)
+    ends = [levels[0] - _EXTRA_LEVELS], [levels[-1] + _EXTRA_LEVELS]
     return (
         np.concatenate([[values[0] - beyond], values, [values[-1] + beyond]]),
         np.concatenate([ends[0], means, ends[1]]),
@@ -247,5 +252,5 @@ def _climbing(knots: Sequence[float], levels: Sequence[float]) -> tuple[np.ndarr
 
 
 def _size(differences: np.ndarray) -> float:
-    """The mean of absolute values; 0 of none."""
+    """Return the mean of absolute values; 0 for none."""
     return float(np.abs(differences).sum()) / max(differences.size, 1)

@@ -1,10 +1,13 @@
-"""In what state a machine is measured: clocks, temperatures, governor and power mode, read below a root, never set.
+"""State of a machine during a measurement: clocks, temperatures, governors, power mode. Read below a root, never set.
+
+Sources: NVIDIA's nvpmodel service writes /etc/nvpmodel.conf and /var/lib/nvpmodel/status.
 
 Shared with the device: Python 3.8, standard library only.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 from edgekd.core.procfs import number_in, text_of
 
+_MODE = re.compile(r"< *POWER_MODEL +ID=(?P<id>\d+) +NAME=(?P<name>\S+) *>")
 _CPUS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 _GPUS = ("gv11b", "ga10b", "gp10b", "gm20b", "gpu", "gpu-gpc-0")
 """Names of the device of a Jetson's GPU: Xavier, Orin, TX2, Nano, later ones, Thor (jetson_stats jtop/core/gpu.py)."""
@@ -25,7 +29,7 @@ jetson_stats leaves it out, too: jtop/core/temperature.py.
 
 @dataclass(frozen=True)
 class Moment:
-    """What changes during a run; None where it cannot be read. cpu_mhz: the mean; temperature_c: the hottest zone."""
+    """Clocks and temperature at one time; None where one cannot be read. cpu_mhz: mean; temperature_c: hottest zone."""
 
     cpu_mhz: float | None
     gpu_mhz: float | None
@@ -33,24 +37,32 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a machine is set. governors: of its CPUs; clocks_locked: whether lowest and highest clock are one.
+class PowerMode:
+    """Mode set by nvpmodel: its number, and its name where the configuration has it."""
 
-    That is what `jetson_clocks` does, and how it can be seen without root; None where clocks cannot be read.
-    power_mode: what `nvpmodel` has set.
+    id: int
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings of a machine.
+
+    governors: of its CPUs; clocks_locked: whether minimum and maximum clock are equal, which is what `jetson_clocks`
+    does, and visible without root; None where clocks cannot be read. power_mode: set by `nvpmodel`.
     """
 
     governors: tuple[str, ...]
     clocks_locked: bool | None
-    power_mode: dict[str, Any] | None
+    power_mode: PowerMode | None
 
     def as_json(self) -> dict[str, Any]:
-        """The same, as plain types for JSON."""
+        """Return the settings as plain JSON types."""
         return {**asdict(self), "governors": list(self.governors)}
 
 
 def read_moment(root: Path = Path("/")) -> Moment:
-    """Clocks and temperature now."""
+    """Return the current clocks and temperature."""
     khz = _known(number_in(folder / "scaling_cur_freq") for folder in root.glob(_CPUS))
     hz = _known(number_in(folder / "cur_freq") for folder in _gpu_clocks(root))
     zones = [zone for zone in root.glob("sys/class/thermal/thermal_zone*") if text_of(zone / "type") != _NOT_MEASURED]
@@ -64,17 +76,24 @@ def read_moment(root: Path = Path("/")) -> Moment:
 
 
 def read_setting(root: Path = Path("/")) -> Setting:
-    """Governors, whether clocks are locked, and the power mode."""
-    from edgekd.agent.device import read_device
-
+    """Return governors, whether clocks are locked, and the power mode."""
     folders = sorted(root.glob(_CPUS))
     governors = {text for folder in folders if (text := text_of(folder / "scaling_governor"))}
     limits = [(folder / "scaling_min_freq", folder / "scaling_max_freq") for folder in folders]
     limits += [(folder / "min_freq", folder / "max_freq") for folder in _gpu_clocks(root)]
     both = [(number_in(low), number_in(high)) for low, high in limits]
     locked = all(low == high for low, high in both) if both and None not in {v for pair in both for v in pair} else None
-    mode = read_device(root).power_mode
-    return Setting(tuple(sorted(governors)), locked, asdict(mode) if mode else None)
+    return Setting(tuple(sorted(governors)), locked, read_power_mode(root))
+
+
+def read_power_mode(root: Path = Path("/")) -> PowerMode | None:
+    """Return the mode in /var/lib/nvpmodel/status, such as `pmode:0002 fmode:quiet`; None without nvpmodel."""
+    status = re.match(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status") or "")
+    if not status:
+        return None
+    number = int(status[1])
+    names = {int(mode["id"]): mode["name"] for mode in _MODE.finditer(text_of(root / "etc/nvpmodel.conf") or "")}
+    return PowerMode(number, names.get(number))
 
 
 def _gpu_clocks(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""How sure a measurement is: intervals, a paired comparison, whether a run slowed down, and which frames stand out.
+"""Statistics of measurements: confidence intervals, paired comparison, detection of slow-downs and of outliers.
 
-Frames that follow one another are alike, so what is drawn again, or shuffled, is whole stretches of a run and never
-single frames. Everything random has a fixed seed: the same samples give the same answer.
+Consecutive frames are correlated, so that resampling and shuffling use whole stretches of a run. Every random draw has
+a fixed seed: the same samples give the same result.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -15,27 +15,31 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
-"""How often an interval holds what it is of."""
+"""Confidence level of intervals."""
 ALARM = 0.01
-"""The share of even runs that are said to have slowed down."""
+"""Share of even runs in which a slow-down is reported."""
 SIGNIFICANT = 0.05
-"""The share of equal pairs that are said to differ."""
-LEAST_SLOW_DOWN = 1.03
-"""A change by less is not told: nobody would act on it."""
+"""Share of equal pairs that are reported to differ."""
+MIN_SLOW_DOWN = 1.03
+"""Minimum ratio of a slow-down that is reported."""
 
 _SEED = 0
 _RESAMPLES = 1000
 _FLIPS = 4000
-_FEWEST, _MOST = 20, 256  # stretches that a run is cut into
-_WINDOWS = 12, 60
-_GRID = 2048
-_BEYOND = 5
-_OUTLIER_SIGMAS, _LEAST_OUTLIER, _NEAR = 8.0, 1.1, 50
+_MIN_STRETCHES = 20
+_MAX_STRETCHES = 256
+_MIN_WINDOWS = 12  # of a run, in the detection of slow-downs
+_MAX_WINDOWS = 60
+_GRID = 2048  # ranks that stand for all samples of a long run
+_MIN_BEYOND = 5  # independent samples beyond a percentile that is reported
+_OUTLIER_SIGMAS = 8.0
+_MIN_OUTLIER = 1.1  # ratio to the median around
+_NEAR = 50  # samples around an outlier
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a number lies, LEVEL of the time; in its unit."""
+    """Confidence interval at LEVEL, in the unit of the number."""
 
     low: float
     high: float
@@ -48,9 +52,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many times as much `first` is as `second`, over rounds in which both were measured.
+    """Ratio of `first` to `second`, over rounds in which both were measured.
 
-    p_value: how often chance alone, between equals, would show a difference as large.
+    p_value: probability of a difference as large between equals.
     """
 
     ratio: float
@@ -60,15 +64,15 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether it is more than chance."""
+        """Whether the difference is significant."""
         return self.p_value < SIGNIFICANT and not self.interval.low <= 1 <= self.interval.high
 
 
 @dataclass(frozen=True)
 class SlowDown:
-    """A change for the worse that lasted to the end of the run.
+    """A slow-down that lasted to the end of the run.
 
-    at_s: when, by the clock of the starts; before, after: medians of the samples on either side.
+    at_s: its time, by the clock of the starts; before, after: medians of the samples on either side.
     """
 
     at_s: float
@@ -78,7 +82,7 @@ class SlowDown:
 
     @property
     def ratio(self) -> float:
-        """How many times as long frames took afterwards."""
+        """Ratio of the medians after and before."""
         return self.after / self.before
 
 
@@ -86,7 +90,7 @@ class SlowDown:
 class Outliers:
     """Frames that took much longer than those around.
 
-    limit: what such a frame is beyond, where those around are as slow as the run's median; worst: the longest sample.
+    limit: threshold at the run's median; worst: the longest sample.
     """
 
     count: int
@@ -96,15 +100,15 @@ class Outliers:
 
 
 def reaches(independent: float, percentile: float) -> bool:
-    """Whether enough samples lie beyond a percentile (0 to 100) to know it: 500 are needed for 99, 5000 for 99.9.
+    """Return whether samples are enough for a percentile (0 to 100): 500 for 99, 5000 for 99.9.
 
-    independent: samples that do not remember one another, which is their number over their `memory`.
+    independent: effective number of samples, their number divided by their `memory`.
     """
-    return round(independent * (100 - percentile) / 100, 6) >= _BEYOND
+    return round(independent * (100 - percentile) / 100, 6) >= _MIN_BEYOND
 
 
 def memory(samples: np.ndarray) -> float:
-    """How many samples in a row are worth one independent one: the integrated autocorrelation time, at least 1."""
+    """Return the integrated autocorrelation time in samples, at least 1."""
     count = len(samples)
     centred = samples - samples.mean()
     if count < 4 or not centred.any():
@@ -112,28 +116,27 @@ def memory(samples: np.ndarray) -> float:
     spectrum = np.fft.rfft(centred, 2 * count)
     correlation = np.fft.irfft(spectrum * np.conj(spectrum))[: count // 2]
     times = 2 * np.cumsum(correlation / correlation[0]) - 1
-    # Summed as far as it matters: beyond a few times itself there is only noise.
+    # The sum ends at five times itself: beyond is only noise (Sokal's window).
     enough = np.flatnonzero(np.arange(len(times)) >= 5 * times)
     return max(float(times[enough[0] if len(enough) else -1]), 1.0)
 
 
-def stretches(count: int, remembered: float, fewest: int = _FEWEST, most: int = _MOST) -> np.ndarray:
-    """For each of so many samples the number, int64 from 0, of the stretch it belongs to.
+def stretches(count: int, remembered: float, low: int = _MIN_STRETCHES, high: int = _MAX_STRETCHES) -> np.ndarray:
+    """Return the number int64, from 0, of the stretch of each sample.
 
-    A stretch is long enough to be independent: it has three times as many samples as remember one another, and at least
-    the cube root of all; but there are never fewer than `fewest` stretches where there are as many samples, nor more
-    than `most`.
+    Stretches are nearly independent: their length is three times the autocorrelation time, and at least the cube root
+    of the number of samples; but there are `low` to `high` stretches, where there are as many samples.
     """
     length = math.ceil(max(count ** (1 / 3), 3 * remembered))
-    parts = min(max(count // length, fewest), most, count)
+    parts = min(max(count // length, low), high, count)
     numbers: np.ndarray = np.arange(count) * parts // max(count, 1)
     return numbers
 
 
 def intervals(samples: np.ndarray, percentiles: Sequence[float]) -> tuple[list[Interval | None], Interval]:
-    """Intervals for percentiles (0 to 100), None for those that the samples do not reach, and for the mean.
+    """Return the intervals of percentiles (0 to 100), None where samples are too few, and of the mean.
 
-    samples: float64 [n], n >= 1, in the order in which they were taken. A bootstrap over stretches of the run.
+    samples: float64 [n], n >= 1, in the order of measurement. A bootstrap over stretches of the run.
     """
     remembered = memory(samples)
     part = stretches(len(samples), remembered)
@@ -147,26 +150,26 @@ def intervals(samples: np.ndarray, percentiles: Sequence[float]) -> tuple[list[I
     held = np.bincount(part[order] * len(ranks) + cell, minlength=parts * len(ranks)).reshape(parts, -1)
     below = np.cumsum(draws @ held, axis=1)
     values, widen = samples[order][ranks], _widening(parts)
-    found: list[Interval | None] = []
+    of_percentiles: list[Interval | None] = []
     for percentile in percentiles:
-        # A bootstrap of a few samples knows no value beyond their largest.
+        # A bootstrap of a few samples has no value beyond their maximum.
         if not reaches(len(samples) / remembered, percentile):
-            found.append(None)
+            of_percentiles.append(None)
             continue
-        at = (below > percentile / 100 * (below[:, -1:] - 1)).argmax(axis=1)
-        found.append(_around(float(np.percentile(samples, percentile)), values[at], widen))
-    return found, _around(float(samples.mean()), means, widen)
+        index = (below > percentile / 100 * (below[:, -1:] - 1)).argmax(axis=1)
+        of_percentiles.append(_around(float(np.percentile(samples, percentile)), values[index], widen))
+    return of_percentiles, _around(float(samples.mean()), means, widen)
 
 
 def mean_interval(samples: np.ndarray) -> Interval:
-    """The interval of the mean of float64 [n], n >= 1."""
+    """Return the interval of the mean of float64 [n], n >= 1."""
     return intervals(samples, ())[1]
 
 
 def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
-    """How `first` compares with `second`, float64 [rounds] above 0: what each took in the rounds they shared.
+    """Compare `first` with `second`, float64 [rounds] above 0, measured in the same rounds.
 
-    The ratio is the mean of the rounds' ratios in logarithms; its p-value by flipping their signs.
+    The ratio is the geometric mean of the rounds' ratios; its p-value is of a sign-flip test.
     """
     logs = np.log(first) - np.log(second)
     ratio = mean_interval(logs)
@@ -175,57 +178,57 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
 
 
 def slow_down(samples: np.ndarray, starts_s: np.ndarray) -> SlowDown | None:
-    """When frames began to take longer and stayed so; None where they did not, or there are too few to tell.
+    """Detect a lasting slow-down; None without one, or where samples are too few.
 
-    samples: float64 [n]; starts_s: float64 [n], when each began. Of even runs a share of ALARM is mistaken for one that
-    slowed down.
+    samples: float64 [n]; starts_s: float64 [n], their start times. The share of false alarms in even runs is ALARM.
     """
-    if len(samples) < 5 * _WINDOWS[0]:
+    if len(samples) < 5 * _MIN_WINDOWS:
         return None
-    # Of the parts of a run, so that a change in one of them is not taken for a memory of all.
+    # The median over parts of the run, so that a change in one of them does not count as correlation.
     remembered = float(np.median([memory(part) for part in np.array_split(samples, 5)]))
-    window = stretches(len(samples), remembered, _WINDOWS[0], min(_WINDOWS[1], len(samples) // 5))
+    window = stretches(len(samples), remembered, _MIN_WINDOWS, min(_MAX_WINDOWS, len(samples) // 5))
     count = int(window[-1]) + 1
     firsts = np.searchsorted(window, np.arange(count + 1))
     medians = np.array([np.median(part) for part in np.split(samples, firsts[1:-1])])
-    change, seen = _best_split(medians[None])
+    change, rise = _best_split(medians[None])
     shuffled = np.random.RandomState(_SEED)
     chance = _best_split(np.array([shuffled.permutation(medians) for _ in range(_RESAMPLES)]))[1]
-    p_value = (1 + int((chance >= seen[0]).sum())) / (_RESAMPLES + 1)
+    p_value = (1 + int((chance >= rise[0]).sum())) / (_RESAMPLES + 1)
     before, after = medians[: change[0]], medians[change[0] :]
-    # A busy spell in the middle is no lasting change: the end must be as slow.
+    # The end must be as slow: other load in the middle is no lasting change.
     lasting = np.median(after[-max(len(after) // 3, 1) :]) / np.median(before)
-    if p_value > ALARM or min(lasting, np.median(after) / np.median(before)) < LEAST_SLOW_DOWN:
+    if p_value > ALARM or min(lasting, np.median(after) / np.median(before)) < MIN_SLOW_DOWN:
         return None
-    at = _exactly(
-        samples, firsts[change[0] - 1], firsts[change[0] + 1], float(np.median(before)), float(np.median(after))
+    first, last = firsts[change[0] - 1], firsts[change[0] + 1]
+    index = _change_point(samples, first, last, float(np.median(before)), float(np.median(after)))
+    return SlowDown(
+        float(starts_s[index]), float(np.median(samples[:index])), float(np.median(samples[index:])), p_value
     )
-    return SlowDown(float(starts_s[at]), float(np.median(samples[:at])), float(np.median(samples[at:])), p_value)
 
 
 def outliers(samples: np.ndarray) -> Outliers:
-    """The frames of float64 [n] above 0, n >= 1, that no even run has: fewer than one in 10,000 where there are none.
+    """Count the outliers of float64 [n] above 0, n >= 1; false ones are fewer than one in 10,000.
 
-    Beyond the median of the fifty frames around by 8 times the spread of the ordinary slower frames, and by a tenth.
+    An outlier exceeds the median of the fifty frames around by 8 standard deviations of the slower half, and by 10 %.
     """
     near = np.array_split(np.log(samples), max(len(samples) // _NEAR, 1))
-    beyond = np.concatenate([part - np.median(part) for part in near])  # so that a slow-down hides none
+    beyond = np.concatenate([part - np.median(part) for part in near])  # local medians, because of slow-downs
     spread = float(np.percentile(beyond, 75)) / 0.6745
-    least = max(_OUTLIER_SIGMAS * spread, math.log(_LEAST_OUTLIER))
-    count = int((beyond > least).sum())
-    limit = float(np.median(samples)) * math.exp(least)
+    threshold = max(_OUTLIER_SIGMAS * spread, math.log(_MIN_OUTLIER))
+    count = int((beyond > threshold).sum())
+    limit = float(np.median(samples)) * math.exp(threshold)
     return Outliers(count, count / len(samples), limit, float(samples.max()))
 
 
-def _exactly(samples: np.ndarray, first: int, last: int, before: float, after: float) -> int:
-    """Where from `first` to `last` samples stop being near `before` and begin to be near `after`."""
+def _change_point(samples: np.ndarray, first: int, last: int, before: float, after: float) -> int:
+    """Return the index from `first` to `last` at which samples change from near `before` to near `after`."""
     part = samples[first:last]
     nearer = np.abs(part - before) - np.abs(part - after)
     return int(first) + int(np.argmin(np.concatenate([[0.0], np.cumsum(nearer)])))
 
 
 def _ranks(count: int) -> np.ndarray:
-    """Ranks int64, ascending, that stand for all: every one of few samples; of many, the more the nearer to the end."""
+    """Return ranks int64, ascending, that stand for all: every one of few samples; of many, denser at the end."""
     if count <= _GRID:
         return np.arange(count)
     spread = np.linspace(0, count - 1, _GRID // 2)
@@ -234,7 +237,7 @@ def _ranks(count: int) -> np.ndarray:
 
 
 def _widening(parts: int) -> float:
-    """What a bootstrap over a few stretches lacks: their own spread, and that of its estimate (Student's t)."""
+    """Return the correction of a bootstrap over few stretches: bias of the variance, and Student's t."""
     if parts < 2:
         return 1.0
     freedom = parts - 1
@@ -250,25 +253,25 @@ def _around(value: float, drawn: np.ndarray, widen: float) -> Interval:
 
 
 def _sign_flips(differences: np.ndarray) -> float:
-    """How often random signs give a mean as far from 0; all signs are tried where they are few."""
+    """Return the p-value of a sign-flip test; exact for few rounds."""
     count = len(differences)
     if 2**count <= _FLIPS:
         flips = 1 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
         extra = 0
     else:
         flips = 1 - 2.0 * np.random.RandomState(_SEED).randint(0, 2, (_FLIPS, count))
-        extra = 1  # the signs as they are count as one of the flips
+        extra = 1  # the observed signs count as one of the flips
     reached = np.abs(flips @ differences) >= abs(float(differences.sum())) * (1 - 1e-12)
     return (extra + int(reached.sum())) / (extra + len(flips))
 
 
 def _best_split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For rows float64 [r, w]: where each is best cut into a lower and a higher part, and by how much they differ."""
+    """Return for rows float64 [r, w] the best split of each into a lower and a higher part, and its statistic."""
     width = rows.shape[1]
-    left = np.arange(1, width)
+    lengths = np.arange(1, width)
     lower = np.cumsum(rows, axis=1)[:, :-1]
-    rise = (rows.sum(axis=1, keepdims=True) - lower) / (width - left) - lower / left
-    rise *= np.sqrt(left * (width - left) / width)
-    rise[:, [*range(2), *range(width - 3, width - 1)]] = -np.inf  # three windows on either side, at least
+    rise = (rows.sum(axis=1, keepdims=True) - lower) / (width - lengths) - lower / lengths
+    rise *= np.sqrt(lengths * (width - lengths) / width)
+    rise[:, [*range(2), *range(width - 3, width - 1)]] = -np.inf  # at least three windows on either side
     best = rise.argmax(axis=1)
-    return left[best], rise[np.arange(len(rows)), best]
+    return lengths[best], rise[np.arange(len(rows)), best]

@@ -23,12 +23,12 @@ from edgekd.core.bundle.archive import END, extract, head_members, member, read_
 from edgekd.core.bundle.delta import (
     COPY,
     DATA,
+    DOCUMENT,
     HEADER_ROOM,
     MAX_GROWTH,
     MAX_JSON,
     NEAR,
     NEW,
-    TOLD,
     WHOLE,
     WINDOW,
     XOR,
@@ -71,7 +71,7 @@ def run(old: Path, new: Path, out: Path) -> dict[str, Any]:
             raise SpecError(f"{new}: too little in common with {old}", fix="send the whole bundle")
         head = read_head(new)
         with new_file(out) as stream:
-            for content in (member(TOLD, told), head_members(head), member(DATA, b"".join(writer.data)), END):
+            for content in (member(DOCUMENT, told), head_members(head), member(DATA, b"".join(writer.data)), END):
                 stream.write(content)
         again = Path(scratch) / "again.edgekd"
         rebuild(out, writer.old, again)

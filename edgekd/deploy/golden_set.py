@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.agent.parity import drift
+from edgekd.agent.engines.parity import output_error
+from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.preprocess import letterbox, to_tensor
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.golden_set import GoldenSet, coarse
 from edgekd.data.images import Image
-from edgekd.detectors.parity import candidates, confidence
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FRAMES, TRIED = 3, 12
@@ -44,8 +44,8 @@ def golden_set(graph: Path, floating: Path | None, spec: DetectorSpec, images: I
     precision = "float" if floating is None else "int8"
     tried = GoldenSet(precision, LEAST_TOLERANCE, (), zoom, stored, np.empty(0), np.empty(0))
     outputs = _outputs(graph, tried, spec.preprocess)
-    rows = [candidates(output, spec.head) for output in outputs]
-    found = [float(np.sort(confidence(each, spec.head))[-BEST:].sum()) for each in rows]
+    rows = [candidate_rows(output, spec.head) for output in outputs]
+    found = [float(np.sort(candidate_confidence(each, spec.head))[-BEST:].sum()) for each in rows]
     chosen = sorted(np.argsort(found, kind="stable")[-FRAMES:].tolist())
     places = np.stack([_places(rows[index], spec.head) for index in chosen])
     values = np.stack([rows[index][places[at]] for at, index in enumerate(chosen)])
@@ -67,7 +67,7 @@ def _outputs(graph: Path, golden: GoldenSet, how: Preprocess) -> list[np.ndarray
 def _tolerance(floating: Path, golden: GoldenSet, spec: DetectorSpec) -> tuple[float, float]:
     """How far boxes and scores may be from those of a quantized graph."""
     outputs = _outputs(floating, golden, spec.preprocess)
-    drifts = [drift(output, golden, index, spec.head) for index, output in enumerate(outputs)]
+    drifts = [output_error(output, golden, index, spec.head) for index, output in enumerate(outputs)]
     boxes, scores = max(each.boxes for each in drifts), max(each.scores for each in drifts)
     least = LEAST_TOLERANCE
     return max(least[0], round(ALLOWED * boxes, 4)), max(least[1], round(ALLOWED * scores, 4))
@@ -88,7 +88,7 @@ def _frame(image: Image, small: Preprocess) -> np.ndarray:
 
 def _places(rows: np.ndarray, head: Head) -> np.ndarray:
     """Which candidates of [n, f] are compared, uint32 [m], ascending: always as many for the same n."""
-    order = np.argsort(-confidence(rows, head), kind="stable")
+    order = np.argsort(-candidate_confidence(rows, head), kind="stable")
     rest = np.sort(order[BEST:])
     spread = rest[np.linspace(0, len(rest) - 1, min(SPREAD, len(rest))).astype(np.int64)] if len(rest) else rest
     return np.sort(np.concatenate([order[:BEST], spread])).astype(np.uint32)

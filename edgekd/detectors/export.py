@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.parity import largest_error
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import ParityError
 from edgekd.detectors import Detector
-from edgekd.detectors.parity import largest_error
 from edgekd.graph.view import opset_of
 
 TOLERANCE = 1e-3

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
-from edgekd.detectors.parity import RelativeError
 from edgekd.graph.nvfp4 import runnable
 from edgekd.graph.view import opset_of
 

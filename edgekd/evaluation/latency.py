@@ -35,7 +35,7 @@ def time_graphs(
 
 def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> Candidate:
     """Return a session as a candidate from frame to detections; open_frame: decodes a compressed frame."""
-    return Candidate(session, partial(letterbox, how=spec.preprocess), partial(_decoded, spec), open_frame)
+    return Candidate(session, partial(letterbox, preprocess=spec.preprocess), partial(_decoded, spec), open_frame)
 
 
 def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> Detections:

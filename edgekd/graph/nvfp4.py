@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, pack_nibbles, unpack
+from edgekd.core.formats.fp4x import pack_nibbles
+from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, unpack
 from edgekd.graph.view import opset_of
 
 OPSET = 23  # the first in which DequantizeLinear takes FLOAT4E2M1

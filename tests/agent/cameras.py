@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
+from edgekd.agent import commands, fetching, rebuild_engine, tuning
+from edgekd.agent import status as status_command
 from edgekd.agent.cli import COMMANDS, main
+from edgekd.agent.state.documents import to_plain
 from edgekd.core.bundle.archive import extract, pack, read_head
 
 BUNDLE = "EDGEKD_TEST_BUNDLE"
@@ -38,6 +41,17 @@ class Answer:
 
 
 Agent = Callable[..., Answer]
+
+
+def as_printed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command whose result is the JSON object that the agent prints."""
+    return lambda *arguments, **options: to_plain(command(*arguments, **options))
+
+
+activate, bench, build, selftest, unpack = map(
+    as_printed, (commands.activate, commands.bench, commands.build, commands.selftest, commands.unpack)
+)
+fetch, renew, status, tune = map(as_printed, (fetching.fetch, rebuild_engine.renew, status_command.status, tuning.tune))
 
 
 def repacked(bundle: Path, folder: Path, **changed: Any) -> Path:

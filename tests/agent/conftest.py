@@ -10,7 +10,7 @@ import pytest
 from cameras import BUNDLE, Agent, Answer, install, options, repacked
 
 from edgekd.agent.cli import main
-from edgekd.agent.slots import State
+from edgekd.agent.state.slots import State
 
 
 @pytest.fixture(scope="session")

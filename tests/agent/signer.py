@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import read_head, seal
+from edgekd.core.bundle.archive import read_head, replace_signatures
 from edgekd.core.bundle.signatures import Signature, key_id, statement
 from edgekd.core.bundle.trust import Key, Role, SignedTrust, Trust, to_json
 
@@ -50,7 +50,7 @@ def signatures(kind: str, sha256: str, *numbers: int) -> tuple[Signature, ...]:
 
 def signed(bundle: Path, out: Path, *numbers: int) -> Path:
     """A copy of a bundle, signed by some keys."""
-    seal(bundle, signatures("bundle", read_head(bundle).identity, *numbers), out)
+    replace_signatures(bundle, signatures("bundle", read_head(bundle).identity, *numbers), out)
     return out
 
 

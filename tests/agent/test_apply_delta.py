@@ -10,7 +10,7 @@ from cameras import Agent, identity_of, repacked, run
 from power import cut_at, fresh, listing
 from signer import signed, trust_file
 
-from edgekd.agent.slots import State
+from edgekd.agent.state.slots import State
 from edgekd.deploy.delta import run as make_delta
 
 

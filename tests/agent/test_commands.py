@@ -8,16 +8,15 @@ from pathlib import Path
 
 import boards
 import pytest
-from cameras import Agent, identity_of, repacked
+from cameras import Agent, activate, build, identity_of, repacked, selftest, status
 
 from edgekd import __version__
-from edgekd.agent.commands import Camera
-from edgekd.agent.commands import build as build_command
-from edgekd.agent.commands import selftest as selftest_command
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.selftest import SelfTestError
 from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.selftest import SelfTestError
-from edgekd.agent.slots import State
+from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import verify
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.packed_graph import unpack
@@ -148,11 +147,11 @@ def test_a_drifting_engine_fails_the_self_test_and_cannot_be_activated(
     agent("unpack", bundle)
     agent("build")
     wrong = Camera(state, Path("/none"), NullRuntime(error=0.5))
-    build_command(wrong)
+    build(wrong)
     with pytest.raises(SelfTestError, match="drifted from the golden set") as caught:
-        selftest_command(wrong)
-    assert caught.value.report["error"] == {"boxes": 0.5, "scores": 0.5}
-    assert not caught.value.report["passed"]
+        selftest(wrong)
+    assert to_plain(caught.value.report)["error"] == {"boxes": 0.5, "scores": 0.5}
+    assert not to_plain(caught.value.report)["passed"]
     error = agent("activate").error
     assert error["found"] == "one that failed it"
     assert state.active is None
@@ -162,9 +161,9 @@ def test_a_drifting_engine_fails_the_self_test_and_cannot_be_activated(
 def test_an_engine_that_gives_no_numbers_fails(agent: Agent, bundle: Path, state: State, error: float) -> None:
     agent("unpack", bundle)
     wrong = Camera(state, Path("/none"), NullRuntime(error=error))
-    build_command(wrong)
+    build(wrong)
     with pytest.raises(SelfTestError):
-        selftest_command(wrong)
+        selftest(wrong)
 
 
 def test_a_bundle_without_a_golden_set_is_not_tested(agent: Agent, bundle: Path, tmp_path: Path) -> None:
@@ -293,19 +292,17 @@ def test_what_was_there_before_and_comes_again_is_no_way_back(
 def test_an_engine_of_an_older_runtime_is_stale_and_is_replaced_in_its_slot(
     agent: Agent, bundle: Path, state: State
 ) -> None:
-    from edgekd.agent.commands import activate, status
-
     served(agent, bundle)
     updated = Camera(state, Path("/none"), NullRuntime(version="2"))
     (stale,) = status(updated)["active"]["engine"]["stale"]
     assert stale == {"what": "version", "built": "1", "now": "2"}
     with pytest.raises(DeviceError, match=r"no engine for this device as it is.*one for version 2"):
         activate(updated)
-    build_command(updated)
+    build(updated)
     with pytest.raises(DeviceError, match="not ready for service"):
         activate(updated)
     assert status(Camera(state, Path("/none"), NullRuntime()))["active"]["engine"]["stale"] == [], "the old one serves"
-    selftest_command(updated)
+    selftest(updated)
     assert activate(updated)["changed"]
     assert status(updated)["active"]["engine"]["stale"] == []
     active = state.active
@@ -357,7 +354,7 @@ def test_what_the_system_refuses_is_an_error_in_json(agent: Agent, monkeypatch: 
     def refuse(root: Path) -> None:
         raise PermissionError(13, "Permission denied", "/proc/cpuinfo")
 
-    monkeypatch.setattr("edgekd.agent.commands.read_device", refuse)
+    monkeypatch.setattr("edgekd.agent.status.read_device", refuse)
     error = agent("status").error
     assert error["kind"] == "DeviceError"
     assert (error["what"], error["found"]) == ("/proc/cpuinfo: cannot be used", "Permission denied")
@@ -371,7 +368,7 @@ def test_an_unknown_runtime_suggests_a_known_one(agent: Agent) -> None:
 def test_nothing_that_runs_networks(agent: Agent, bundle: Path, state: State) -> None:
     agent("unpack", bundle)
     with pytest.raises(DeviceError, match="nothing here can run a network"):
-        build_command(Camera(state))
+        build(Camera(state))
     null = chosen("null")
     assert null
     assert null.name == "null"

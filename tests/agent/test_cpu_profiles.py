@@ -88,4 +88,4 @@ def test_openvino_layers_are_in_order_with_the_names_of_what_is_fused() -> None:
         ("second/WithoutBiases + second + act", 0.0),
     ]
     assert [layer.activation_bytes for layer in layers] == [40, 10]
-    assert realized(layers)["layers"] == {"int8": 1, "reformat": 1}
+    assert realized(layers).layers == {"int8": 1, "reformat": 1}

@@ -8,7 +8,7 @@ from typing import Mapping  # noqa: UP035 collections.abc.Mapping[...] is Python
 import pytest
 from cameras import Agent
 
-from edgekd.agent.device import PowerMode, read_device
+from edgekd.agent.state.device import PowerMode, read_device
 
 # In the form that L4T 35.4.1 has on a Jetson AGX Xavier.
 XAVIER = {

@@ -17,7 +17,7 @@ from edgekd.builds.recipe import load_recipe
 from edgekd.builds.run import Job
 from edgekd.core import drift
 from edgekd.core.bundle.archive import extract, read_manifest
-from edgekd.core.drift import LEAST_FRAMES, WINDOW, Drift, from_json
+from edgekd.core.drift import MIN_FRAMES, WINDOW, Drift, from_json
 from edgekd.data.images import read_image
 from edgekd.hardware.target import load_target
 
@@ -29,14 +29,14 @@ def build_into(out: Path, model: Path, data: Path) -> Path:
 @pytest.fixture
 def bundle(tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A build that takes the few training images there are for enough."""
-    monkeypatch.setattr(drift, "LEAST_FRAMES", 4)
+    monkeypatch.setattr(drift, "MIN_FRAMES", 4)
     return build_into(tmp_path / "out", tiny_model, tiny_data)
 
 
 def test_a_build_with_few_training_images_has_no_record(tiny_build: Built) -> None:
     assert not any(entry.role == "drift" for entry in read_manifest(tiny_build.bundle).files)
     assert "12 training images, too few to notice drift by" in (tiny_build.out / "report.html").read_text("utf-8")
-    assert LEAST_FRAMES > 12
+    assert MIN_FRAMES > 12
 
 
 def test_the_record_is_of_the_training_images_and_the_same_each_time(
@@ -56,13 +56,13 @@ def test_a_camera_notices_that_it_has_become_dark(bundle: Path, tiny_data: Path,
     """A frame every few seconds is looked at; the others cost nothing."""
     assert install(tmp_path / "state", bundle) == 0
     now = [0.0]
-    monkeypatch.setattr(serving.Watch.__init__, "__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(serving.DriftWatch.__init__, "__defaults__", (lambda: now[0],))
     files = sorted((tiny_data / "images" / "train").iterdir())
     with Served(tmp_path / "state") as served:
 
         def seen(dim: int) -> Drift | None:
             for number in range(2 * WINDOW):
-                now[0] += serving.EVERY_S / 2 + 0.01
+                now[0] += serving.DRIFT_INTERVAL_S / 2 + 0.01
                 served.detect(read_image(files[number % len(files)]) // dim)
             return served.model.drift
 

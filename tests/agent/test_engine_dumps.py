@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from edgekd.agent.runtimes import trtexec
-from edgekd.agent.runtimes.precision import layers_of, realized, share
+from edgekd.agent.runtimes.precision import layers_of, realized
 from edgekd.agent.runtimes.types import Layer
 
 RESNET18 = {"convolutions": 21, "weights": 11_678_912, "biases": 5_800}
@@ -207,12 +207,12 @@ def test_convolutions_have_the_precision_of_the_engine(dumps: Path, dump: Dump) 
 def test_counts_and_shares_are_those_in_the_files(dumps: Path, dump: Dump) -> None:
     layers = read(dumps, dump)
     report = realized(layers)
-    assert report["layers"] == dump.expected_layers
+    assert report.layers == dump.expected_layers
     assert sum(layer.precision == "none" for layer in layers) == dump.without_work
-    for shares in report["share"].values():
+    for shares in (report.share.layers, report.share.bytes, report.share.time):
         assert "unknown" not in shares
         assert sum(shares.values()) == pytest.approx(1, abs=5e-5 * len(shares))  # each is rounded to 4 digits
-    assert share(report, "reformat") == ("time", pytest.approx(dump.reformat_time, abs=1e-4))
+    assert report.share_of("reformat") == ("time", pytest.approx(dump.reformat_time, abs=1e-4))
 
 
 @DUMP

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 import pytest
-from cameras import Agent, identity_of, repacked
+from cameras import Agent, fetch, identity_of, repacked
 from signer import signed, trust_file
 
-from edgekd.agent.commands import Camera
-from edgekd.agent.fetching import Order, fetch
-from edgekd.agent.slots import State
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.fetching import FetchRequest
+from edgekd.agent.state.slots import State
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import BundleError, DeviceError, HashError
 
@@ -106,7 +106,7 @@ def get(url: str, tmp_path: Path) -> Fetch:
 
     def run(**told: Any) -> Any:
         waits: list[float] = []
-        order = Order(**{"url": url, "out": tmp_path / "got.edgekd", "timeout_s": 5.0, **told})
+        order = FetchRequest(**{"url": url, "out": tmp_path / "got.edgekd", "timeout_s": 5.0, **told})
         return {**fetch(Camera(State(tmp_path / "state"), tmp_path / "root"), order, waits.append), "waits": waits}
 
     return run

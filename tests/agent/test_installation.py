@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cameras import Agent, Answer, identity_of, repacked
+from cameras import Agent, Answer, identity_of, repacked, status
 from signer import signed, trust_file
 
-from edgekd.agent.commands import Camera, status
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.selftest import MIN_RUNS
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.selftest import RUNS
-from edgekd.agent.slots import State
-from edgekd.agent.trial import Trial, Uptime, read_uptime
+from edgekd.agent.state.slots import State
+from edgekd.agent.state.trial import Trial, Uptime, read_uptime
 from edgekd.core.bundle.archive import extract, file_entry, pack, read_head
 from edgekd.core.errors import DeviceError
 
@@ -86,7 +86,7 @@ def test_an_engine_that_takes_too_long_is_not_put_into_service(served: Agent, bu
     assert (answer.error["expected"], answer.error["found"]) == ("at most 5 ms as the median of its runs", "10 ms")
     report = answer.document["result"]
     assert (report["latency"]["limit_ms"], report["latency"]["p50_ms"]) == (5.0, 10.0)
-    assert report["latency"]["runs"] >= RUNS
+    assert report["latency"]["runs"] >= MIN_RUNS
     assert report["error"] == {"boxes": 0.0, "scores": 0.0}, "what it gives is right"
     assert served("status").result["active"]["identity"] == identity_of(bundle)
     assert served("activate").error["what"] == "slot b: not ready for service"

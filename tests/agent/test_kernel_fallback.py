@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cameras import Agent
+from cameras import Agent, build, selftest
 from fake_tensorrt import installed
 from onnx import helper
 from qdq_models import conv_pair
 
-from edgekd.agent.commands import Camera, build, selftest
-from edgekd.agent.kernel_fallback import MAX_BUILDS, layers_in, request_without
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.kernel_fallback import MAX_BUILDS, layers_in, options_without
 from edgekd.agent.runtimes.builder_log import MAX_LENGTH, MAX_LINES, BuilderLog, unimplemented_node
 from edgekd.agent.runtimes.tensorrt import TensorRt
-from edgekd.agent.runtimes.types import FLOAT, UnimplementedLayerError, Wish
-from edgekd.agent.slots import State
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, UnimplementedLayerError
+from edgekd.agent.state.slots import State
 from edgekd.core.formats.qdq_graph import QdqGraph
 
 GRAPH = QdqGraph(conv_pair().SerializeToString())
@@ -79,16 +79,16 @@ def test_layers_in_a_builders_name(node: str, layers: tuple[str, ...]) -> None:
 
 
 def test_requests_end_in_float() -> None:
-    wish, seen = Wish(), []
+    wish, seen = BuildOptions(), []
     for builds in range(1, 20):
-        following = request_without(wish, "first" if builds == 1 else "second", GRAPH, builds)
+        following = options_without(wish, "first" if builds == 1 else "second", GRAPH, builds)
         if following is None:
             break
         seen.append((following.source, following.float_layers))
         wish = following
     assert seen == [("graph", ("first",)), ("graph", ("first", "second")), (FLOAT, ())]
-    assert request_without(Wish(), "first", GRAPH, MAX_BUILDS) == Wish(FLOAT)
-    assert request_without(Wish(), "unknown", GRAPH, 1) == Wish(FLOAT)
+    assert options_without(BuildOptions(), "first", GRAPH, MAX_BUILDS) == BuildOptions(FLOAT)
+    assert options_without(BuildOptions(), "unknown", GRAPH, 1) == BuildOptions(FLOAT)
 
 
 @pytest.mark.parametrize("version", ["8.2.1", "8.5.2.2", "10.3.0"])
@@ -111,7 +111,7 @@ def test_a_layer_without_an_int8_kernel_is_built_in_float(
 def test_too_many_layers_without_a_kernel_end_in_float(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = QdqGraph(camera.chosen_slot().graph.read_bytes()).int8_layers()
     assert len(layers) > 2
-    monkeypatch.setattr("edgekd.agent.kernel_fallback.MAX_BUILDS", 2)
+    monkeypatch.setattr("edgekd.agent.engines.kernel_fallback.MAX_BUILDS", 2)
     behaviour = installed(monkeypatch, "8.5.2.2", without_int8_kernel=layers)
     found = build(camera)
     assert found["precision"] == "fp16"
@@ -158,7 +158,7 @@ def test_depthwise_convolutions_leave_int8_together() -> None:
         if node.op_type == "Conv":
             node.attribute.append(helper.make_attribute("group", 2))
     grouped = QdqGraph(model.SerializeToString())
-    following = request_without(Wish(), "first", grouped, 1)
+    following = options_without(BuildOptions(), "first", grouped, 1)
     assert following
     assert following.float_layers == ("first", "second")
 

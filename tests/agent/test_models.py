@@ -9,7 +9,7 @@ import pytest
 from cameras import Agent, identity_of, repacked
 from signer import signed, trust_file
 
-from edgekd.agent.slots import State, model_names
+from edgekd.agent.state.slots import State, model_names
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.errors import SpecError
 

@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 
-from edgekd.agent.modules import KITS, MODULES, SHIPPED_TARGETS, fits_module, modules_of
+from edgekd.agent.state.modules import KITS, MODULES, SHIPPED_TARGETS, fits_module, modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {

@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cameras import Agent
+from cameras import Agent, build, selftest
 from onnx import numpy_helper
 from qdq_models import conv_pair
 from running import Built
 
-from edgekd.agent.commands import Camera, build, selftest
-from edgekd.agent.memory import INPUTS
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.selftest import SelfTestError
+from edgekd.agent.memory import SCRATCH_INPUTS
 from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
-from edgekd.agent.selftest import SelfTestError
-from edgekd.agent.slots import State
+from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.errors import DeviceError
@@ -85,7 +86,7 @@ def test_an_engine_of_altered_weights_fails_the_self_test(built: Camera) -> None
     build(other)
     with pytest.raises(SelfTestError, match="drifted") as caught:
         selftest(other)
-    assert caught.value.report["error"]["scores"] > caught.value.report["tolerance"]["scores"]
+    assert to_plain(caught.value.report)["error"]["scores"] > to_plain(caught.value.report)["tolerance"]["scores"]
 
 
 class OlderOnnxRuntime(OnnxRuntime):
@@ -109,7 +110,7 @@ def test_the_memory_that_it_does_not_tell_is_estimated(agent: Agent, bundle: Pat
     found = agent("install", bundle, runtime="onnxruntime").result
     (need,) = found["memory"]["models"]
     assert need["estimated"]
-    assert need["bytes"] == found["engine"]["bytes"] + (INPUTS + 2) * 3 * how["height"] * how["width"] * 4
+    assert need["bytes"] == found["engine"]["bytes"] + (SCRATCH_INPUTS + 2) * 3 * how["height"] * how["width"] * 4
 
 
 def test_it_says_in_what_it_computes_and_what_each_layer_takes(built: Camera) -> None:

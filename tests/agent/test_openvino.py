@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cameras import Agent
+from cameras import Agent, build
 from running import Built
 
-from edgekd.agent.commands import Camera, build
-from edgekd.agent.layer_divergence import departures
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.layer_divergence import layer_divergence
 from edgekd.agent.runtimes import AUTOMATIC
 from edgekd.agent.runtimes.openvino import OpenVino
-from edgekd.agent.selftest import batches, read_golden
-from edgekd.agent.slots import State
+from edgekd.agent.state.golden import batches, read_golden
+from edgekd.agent.state.slots import State
 from edgekd.core.errors import DeviceError
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -60,9 +60,9 @@ def test_its_engine_computes_what_the_graph_does_and_says_in_what(built: Camera,
 
 
 def test_it_gives_inner_tensors(built: Camera) -> None:
-    found = departures(built.chosen_slot(), built.required_runtime())
-    assert [each["tensor"] for each in found] == ["cells8.relu", "cells16.relu"]
-    assert all(each["error"] < 0.2 for each in found)
+    found = layer_divergence(built.chosen_slot(), built.required_runtime())
+    assert [each.tensor for each in found] == ["cells8.relu", "cells16.relu"]
+    assert all(each.error < 0.2 for each in found)
 
 
 def test_what_is_no_engine_is_an_error(built: Camera, tmp_path: Path) -> None:

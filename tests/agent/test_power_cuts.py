@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 import pytest
-from cameras import identity_of, repacked, run
+from cameras import activate, build, identity_of, renew, repacked, run, selftest
 from power import cut_at, fresh, listing
 from signer import trust_file
 
-from edgekd.agent.commands import Camera, activate, build, selftest
-from edgekd.agent.engines import read_engine
-from edgekd.agent.rebuild_engine import renew
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.engine import read_engine
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.slots import Slot, State
+from edgekd.agent.state.slots import Slot, State
 from edgekd.agent.trust_state import held_trust
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
@@ -51,7 +50,7 @@ def require_whole(state: State, slot: Slot) -> None:
     engine = read_engine(slot.engine)
     assert engine
     assert engine.whole
-    runtime = NullRuntime(version=engine.record["runtime"]["version"])
+    runtime = NullRuntime(version=engine.record.key.runtime.version)
     tested = selftest(Camera(state, state.root.parent / "root", runtime, slot.name))
     assert tested["passed"]
     assert tested["key"] == slot.engine.name

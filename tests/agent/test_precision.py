@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.agent.runtimes.precision import layers_of, precision_named, realized, share
+from edgekd.agent.runtimes.precision import Realized, Shares, layers_of, precision_named, realized
 
 # Written after what is published: TensorRT's developer guide (8.2 to 10), NVIDIA/TensorRT issue 4020 (10.1), the
 # migration guide to 11, in which a tensor's type and its layout are told apart.
@@ -129,7 +129,7 @@ def test_where_only_names_are_said_nothing_is_known() -> None:
     """As it is at the default verbosity: NVIDIA/TensorRT issue 4020."""
     found = layers_of(json.dumps({"Layers": ["conv0 + relu0", "conv1"], "Bindings": ["data", "out"]}), {"conv1": 2.0})
     assert [each.precision for each in found] == ["unknown", "unknown"]
-    assert realized(found)["share"]["time"] == {"unknown": 1.0}
+    assert realized(found).share.time == {"unknown": 1.0}
 
 
 @pytest.mark.parametrize("told", ["", "[]", "{}", '{"Layers": 3}', "not JSON", '"Layers"', "null"])
@@ -150,20 +150,20 @@ def test_shares_are_of_layers_of_bytes_and_of_time() -> None:
         {"Layers": [CONVOLUTION, REFORMAT, {**CONVOLUTION, "Name": "slow", "Weights": {"Type": "Half", "Count": 4}}]}
     )
     found = realized(layers_of(engine, {CONVOLUTION["Name"]: 1.0, "slow": 2.0, REFORMAT["Name"]: 1.0}))  # type: ignore[dict-item]
-    assert found["layers"] == {"fp16": 1, "int8": 1, "reformat": 1}
-    assert found["share"]["time"] == {"fp16": 0.5, "int8": 0.25, "reformat": 0.25}
-    assert sum(found["share"]["bytes"].values()) == pytest.approx(1, abs=1e-3)
-    assert share(found, "int8") == ("time", 0.25)
-    assert share(found, "dla") == ("time", 0.0)
+    assert found.layers == {"fp16": 1, "int8": 1, "reformat": 1}
+    assert found.share.time == {"fp16": 0.5, "int8": 0.25, "reformat": 0.25}
+    assert sum(found.share.bytes.values()) == pytest.approx(1, abs=1e-3)
+    assert found.share_of("int8") == ("time", 0.25)
+    assert found.share_of("dla") == ("time", 0.0)
 
 
 def test_where_no_time_was_taken_bytes_count() -> None:
     found = realized(layers_of(json.dumps({"Layers": [CONVOLUTION]})))
-    assert found["share"]["time"] is None
-    assert share(found, "int8") == ("bytes", 1.0)
+    assert found.share.time is None
+    assert found.share_of("int8") == ("bytes", 1.0)
 
 
 def test_an_engine_without_layers_has_no_shares() -> None:
     found = realized(layers_of('{"Layers": []}'))
-    assert found == {"layers": {}, "share": {"layers": {}, "bytes": {}, "time": None}}
-    assert share(found, "int8") == ("bytes", 0.0)
+    assert found == Realized({}, Shares({}, {}, None))
+    assert found.share_of("int8") == ("bytes", 0.0)

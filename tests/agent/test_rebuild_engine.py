@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cameras import Agent, Answer
+from cameras import Agent, Answer, activate, build, renew, selftest, status
 from power import fresh
 
-from edgekd.agent.commands import Camera, activate, build, selftest, status
-from edgekd.agent.rebuild_engine import renew
+from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.slots import State
+from edgekd.agent.state.slots import State
 from edgekd.core.errors import DeviceError
 
 

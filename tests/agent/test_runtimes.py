@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from cameras import Agent
 
-from edgekd.agent.commands import Camera
+from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes import AUTOMATIC, NAMED, chosen
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.runtimes.types import AS_THE_GRAPH, Runtime
-from edgekd.agent.selftest import batches, read_golden
-from edgekd.agent.slots import Slot, State
+from edgekd.agent.runtimes.types import BuildOptions, Runtime
+from edgekd.agent.state.golden import batches, read_golden
+from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import DeviceError
 
 
@@ -26,7 +26,7 @@ def slot(agent: Agent, bundle: Path, state: State) -> Slot:
 
 def test_the_null_runtime_takes_its_latencies_in_turn(slot: Slot, tmp_path: Path) -> None:
     runtime = NullRuntime(latencies_s=(0.25, 0.5))
-    runtime.build(slot, tmp_path / "engine", AS_THE_GRAPH)
+    runtime.build(slot, tmp_path / "engine", BuildOptions())
     session = runtime.load(tmp_path / "engine")
     golden = read_golden(slot)
     (batch, *_) = batches(golden.set, golden.spec)
@@ -39,7 +39,7 @@ def test_the_null_runtime_takes_its_latencies_in_turn(slot: Slot, tmp_path: Path
 
 def test_the_null_runtime_answers_the_golden_frames_and_nothing_else(slot: Slot, tmp_path: Path) -> None:
     runtime = NullRuntime()
-    runtime.build(slot, tmp_path / "engine", AS_THE_GRAPH)
+    runtime.build(slot, tmp_path / "engine", BuildOptions())
     session = runtime.load(tmp_path / "engine")
     golden = read_golden(slot)
     for batch in batches(golden.set, golden.spec):

@@ -21,9 +21,9 @@ import pytest
 from cameras import Agent, identity_of, install, repacked, run
 
 from edgekd.agent import serving
-from edgekd.agent.engines import ENGINE
+from edgekd.agent.engines.engine import ENGINE
 from edgekd.agent.serving import Served
-from edgekd.agent.slots import State
+from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_head
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox

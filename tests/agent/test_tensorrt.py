@@ -8,21 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cameras import Agent
+from cameras import Agent, activate, bench, build, selftest
 from fake_tensorrt import VERSIONS, Behaviour, fake, installed, names_of
 from running import Built
 
-from edgekd.agent.commands import Camera, activate, bench, build, selftest
-from edgekd.agent.engines import EngineMismatchError, PrecisionError
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.engine import EngineMismatchError, PrecisionError
+from edgekd.agent.engines.selftest import SelfTestError
 from edgekd.agent.runtimes import AUTOMATIC, chosen
-from edgekd.agent.runtimes.networks import calibrated_network, taken_apart
+from edgekd.agent.runtimes.networks import calibrated_network, float_network
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.tensorrt_generations import generation, numbers
-from edgekd.agent.runtimes.types import FLOAT, UnsuitedError, Wish
-from edgekd.agent.selftest import SelfTestError, batches, read_golden
-from edgekd.agent.slots import State
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, UnsuitedError
+from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.golden import batches, read_golden
+from edgekd.agent.state.slots import State
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -120,7 +122,7 @@ def test_in_float_there_is_no_int8(
     camera: Camera, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behaviour = installed(monkeypatch, version)
-    made = TensorRt().build(camera.chosen_slot(), tmp_path / "engine", Wish(FLOAT))
+    made = TensorRt().build(camera.chosen_slot(), tmp_path / "engine", BuildOptions(FLOAT))
     (record,) = behaviour.built
     assert record["flags"] == ([] if version.startswith("11") else ["FP16"])
     assert not {operator for _, operator in record["layers"]} & {"QuantizeLinear", "DequantizeLinear"}
@@ -147,7 +149,7 @@ def test_an_engine_that_computes_something_else_fails_the_self_test_and_says_whe
     build(camera)
     with pytest.raises(SelfTestError) as caught:
         selftest(camera)
-    worst = caught.value.report["worst"]
+    worst = to_plain(caught.value.report)["worst"]
     assert worst["part"] == "scores"
     assert worst["found"] == pytest.approx(worst["expected"] + 0.5, abs=0.01)
 
@@ -173,7 +175,7 @@ def test_timings_are_kept_for_the_next_build_and_not_for_another_version(
     (cache,) = kept.iterdir()
     assert cache.read_bytes() == b"timings of 8.5.2.2+"
     engine = slot.path / "engine.test"
-    assert TensorRt().build(slot, engine, Wish(cache=cache)).more["timing_cache"] is True
+    assert TensorRt().build(slot, engine, BuildOptions(cache=cache)).details["timing_cache"] is True
     assert cache.read_bytes() == b"timings of 8.5.2.2++"
     monkeypatch.undo()
     installed(monkeypatch, "8.6.1")
@@ -189,8 +191,8 @@ def test_a_timing_cache_that_does_not_fit_is_replaced(
 ) -> None:
     installed(monkeypatch, "10.3.0")
     (tmp_path / "cache").write_bytes(content)
-    made = TensorRt().build(camera.chosen_slot(), tmp_path / "engine", Wish(cache=tmp_path / "cache"))
-    assert made.more["timing_cache"] is False
+    made = TensorRt().build(camera.chosen_slot(), tmp_path / "engine", BuildOptions(cache=tmp_path / "cache"))
+    assert made.details["timing_cache"] is False
     assert (tmp_path / "cache").read_bytes() == b"timings of 10.3.0+"
 
 
@@ -222,7 +224,7 @@ def test_layers_that_are_float_in_the_graph_stay_float_on_the_dla(
     camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behaviour = installed(monkeypatch, "8.5.2.2", dla_cores=2)
-    floating = taken_apart(camera.chosen_slot().graph).float_layers
+    floating = float_network(camera.chosen_slot().graph).float_layers
     assert floating, "the last ones, whose output is decoded"
     build(replace(camera, runtime=TensorRtDla(0)))
     (record,) = behaviour.built
@@ -235,11 +237,11 @@ def test_the_scales_of_the_bundle_have_those_of_the_graph_and_more(camera: Camer
     slot = camera.chosen_slot()
     file = slot.file("calibration-cache")
     assert file
-    network, own = calibrated_network(slot, Wish(), tmp_path), plain_graph(slot.graph.read_bytes())
+    network, own = calibrated_network(slot, BuildOptions(), tmp_path), plain_graph(slot.graph.read_bytes())
     assert network.scales == {**own.scales, **from_text(file.read_text("ascii"))}
     file.unlink()
     with pytest.raises(DeviceError, match="cannot be read as scales"):
-        calibrated_network(slot, Wish(), tmp_path)
+        calibrated_network(slot, BuildOptions(), tmp_path)
 
 
 @pytest.mark.parametrize(("version", "cores"), [("8.6.1", 0), ("10.3.0", 1), ("11.4.1", 0)])
@@ -347,9 +349,9 @@ def test_a_strongly_typed_builder_takes_what_the_newest_generation_says(camera: 
     rtx = pytest.importorskip("tensorrt_rtx")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", rtx)
-        builder = Builder(generation("11.4.1"), Wish())
+        builder = Builder(generation("11.4.1"), BuildOptions())
         slot = camera.chosen_slot()
-        made = TensorRt()._described(builder, slot, Wish(), tmp_path)
+        made = TensorRt()._configure(builder, slot, BuildOptions(), tmp_path)
         builder.config.num_compute_capabilities = 1
         builder.config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
         builder.write(tmp_path / "engine")

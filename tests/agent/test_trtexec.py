@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cameras import Agent
+from cameras import Agent, activate, bench, build, selftest
 from fake_trtexec import install
 
-from edgekd.agent.commands import Camera, activate, bench, build, selftest
+from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes import trtexec
 from edgekd.agent.runtimes.trtexec import Trtexec
 from edgekd.agent.runtimes.trtexec_flags import FLAGS, flags_of
-from edgekd.agent.runtimes.types import AS_THE_GRAPH, FLOAT, Wish
-from edgekd.agent.slots import State
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions
+from edgekd.agent.state.slots import State
 from edgekd.core.errors import DeviceError
 
 NUMBERS = {"8.2.1": 8201, "8.4.1": 8401, "8.5.2": 8502, "8.6.2": 8602, "10.3.0": 100300, "11.4.1": 110401}
@@ -71,7 +71,7 @@ def test_every_generation_takes_the_flags_that_it_is_given(
     program(installed.parent, NUMBERS[version])
     runtime, engine = Trtexec(), tmp_path / "model.engine"
     assert runtime.version() == version
-    made = runtime.build(camera.chosen_slot(), engine, AS_THE_GRAPH)
+    made = runtime.build(camera.chosen_slot(), engine, BuildOptions())
     assert made.allowed == (() if version.startswith("11") else ("fp32", "fp16", "int8"))
     assert runtime.layers(engine)
     assert len(runtime.times(engine, 3, 1) or ()) == 3
@@ -81,7 +81,7 @@ def test_every_generation_takes_the_flags_that_it_is_given(
 
 
 def test_in_float_there_is_no_int8(camera: Camera, installed: Path, tmp_path: Path) -> None:
-    made = Trtexec().build(camera.chosen_slot(), tmp_path / "model.engine", Wish(FLOAT))
+    made = Trtexec().build(camera.chosen_slot(), tmp_path / "model.engine", BuildOptions(FLOAT))
     assert (made.precision, made.allowed) == ("fp16", ("fp32", "fp16"))
     assert b"QuantizeLinear" not in (tmp_path / "model.engine").read_bytes()
     assert "--int8" not in told(installed)[0]
@@ -90,7 +90,7 @@ def test_in_float_there_is_no_int8(camera: Camera, installed: Path, tmp_path: Pa
 def test_timings_are_kept(camera: Camera, tmp_path: Path) -> None:
     slot, cache = camera.chosen_slot(), tmp_path / "timings" / "cache"
     for expected in (b"timed\n", b"timed\ntimed\n"):
-        Trtexec().build(slot, tmp_path / "model.engine", Wish(cache=cache))
+        Trtexec().build(slot, tmp_path / "model.engine", BuildOptions(cache=cache))
         assert cache.read_bytes() == expected
 
 
@@ -133,7 +133,7 @@ def test_jetpacks_program_has_the_version_of_the_installed_library(
 def test_a_program_that_does_not_end_is_ended(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed.write_text("#!/bin/sh\nexec sleep 60\n", "ascii")
     trtexec._version.cache_clear()
-    monkeypatch.setattr(trtexec, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(trtexec, "TIMEOUT_S", 0.1)
     with pytest.raises(DeviceError, match="took more than 0 seconds"):
         Trtexec().version()
 

@@ -11,10 +11,10 @@ from cameras import Agent, identity_of, repacked
 from signer import public, sign, signatures, signed, trust_file
 
 from edgekd.agent import commands
-from edgekd.agent.commands import Camera
+from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.slots import State
-from edgekd.core.bundle.archive import read_head, seal
+from edgekd.agent.state.slots import State
+from edgekd.core.bundle.archive import read_head, replace_signatures
 from edgekd.core.bundle.ed25519 import verify
 from edgekd.core.errors import SignatureError
 
@@ -54,7 +54,7 @@ def test_the_tests_sign_as_the_rfc_says() -> None:
 def test_verify_says_by_which_trust_file(agent: Agent, good: Path, tmp_path: Path) -> None:
     told = agent("verify", good).result
     assert told["trust"] is None, "this camera trusts everybody"
-    assert told["signatures"] == [signature.key for signature in read_head(good).seal.signatures]
+    assert told["signatures"] == [signature.key for signature in read_head(good).envelope.signatures]
     trust = trust_file(tmp_path / "trust.json", 4)
     told = agent("verify", good, "--trust", trust).result["trust"]
     assert (told["version"], told["keys"], told["threshold"], told["expired"]) == (4, ["key 1"], 1, False)
@@ -77,7 +77,7 @@ def test_what_is_not_signed_right_changes_nothing(agent: Agent, bundle: Path, tm
 def test_mix_and_match_signatures_of_another_bundle(agent: Agent, bundle: Path, newer: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.edgekd"
     for kind, of in (("bundle", newer), ("trust", bundle)):
-        seal(bundle, signatures(kind, read_head(of).identity, 1), bad)
+        replace_signatures(bundle, signatures(kind, read_head(of).identity, 1), bad)
         assert "wrong" in agent("unpack", bad).error["what"]
 
 

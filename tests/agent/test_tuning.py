@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,19 @@ from typing import Any
 import fake_tensorrt
 import numpy as np
 import pytest
-from cameras import Agent
+from cameras import Agent, activate, build, renew, tune
 from power import cut_at, fresh, listing
 from test_json_contract import assert_documented
 from test_trtexec import NUMBERS, program, told
 
-from edgekd.agent import selftest
-from edgekd.agent.commands import Camera, activate, build
-from edgekd.agent.engines import engine_of, read_engine
-from edgekd.agent.rebuild_engine import renew
+from edgekd.agent.engines import selftest
+from edgekd.agent.engines.camera import Camera
+from edgekd.agent.engines.engine import engine_of, read_engine
 from edgekd.agent.runtimes import trtexec
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
-from edgekd.agent.slots import Slot, State
-from edgekd.agent.tuning import Effort, tune
+from edgekd.agent.state.slots import Slot, State
+from edgekd.agent.tuning import Effort
 from edgekd.core.errors import DeviceError
 
 QUICK = ("--iterations", 20, "--seconds", 0)
@@ -112,7 +112,7 @@ def test_the_choice_is_what_is_built_served_and_renewed_from_then_on(
     assert renewed["changed"]
     engine = engine_of(state.active)
     assert engine
-    assert engine.record["float_layers"] == ["cells8"], "after an update of the system, too"
+    assert engine.record.form.float_layers == ("cells8",), "after an update of the system, too"
 
 
 def test_tuning_again_changes_nothing_in_service(
@@ -127,7 +127,7 @@ def test_tuning_again_changes_nothing_in_service(
     assert state.active
     served = engine_of(state.active)
     assert served
-    assert served.record["float_layers"] == ["cells8"], "until another is activated"
+    assert served.record.form.float_layers == ("cells8",), "until another is activated"
     assert served.whole
     assert agent("activate", runtime="tensorrt").result["key"] == again["engine"]["key"]
 
@@ -141,7 +141,7 @@ def test_what_was_built_before_a_failure_is_not_built_again(
         raise DeviceError("the power went")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgekd.agent.tuning.measured", fail)
+        patch.setattr("edgekd.agent.tuning.measure", fail)
         assert tuned().error["what"] == "the power went"
     built = len(behaviour.built)
     assert built > 2
@@ -152,9 +152,10 @@ def test_what_was_built_before_a_failure_is_not_built_again(
 def test_a_candidate_that_fails_the_self_test_is_not_chosen(tuned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = selftest.run_self_test
 
-    def strict(slot: Slot, runtime: Any, engine: Path) -> dict[str, Any]:
+    def strict(slot: Slot, runtime: Any, engine: Path) -> selftest.SelfTestReport:
         record = json.loads((engine.parent / "engine.json").read_bytes())
-        return {**run(slot, runtime, engine), "passed": not record["float_layers"]}
+        report = run(slot, runtime, engine)
+        return replace(report, test=replace(report.test, passed=not record["float_layers"]))
 
     times_of(monkeypatch, SLOW, 0.5)
     monkeypatch.setattr(selftest, "run_self_test", strict)
@@ -374,4 +375,4 @@ def test_a_choice_survives_what_removes_engines(installed: Path, tmp_path: Path)
     assert active.engine
     found = read_engine(active.engine)
     assert found
-    assert found.record["source"] == "float"
+    assert found.record.form.source == "float"

@@ -245,7 +245,7 @@ def test_an_int8_engine_that_came_out_in_float_refutes(
     bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(monkeypatch, "8.5.2.2", without_int8_kernel=convolutions(bundle))
-    monkeypatch.setattr("edgekd.agent.kernel_fallback.MAX_BUILDS", 1)
+    monkeypatch.setattr("edgekd.agent.engines.kernel_fallback.MAX_BUILDS", 1)
     assert run(bundle, out, ("tensorrt",)) == SOME_REFUTED
     assert judged(out, "parsed")["tensorrt", "fp32-weights"].detail == "only in float: no INT8 kernels"
 

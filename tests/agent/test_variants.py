@@ -13,11 +13,11 @@ from cameras import Agent, identity_of, install, repacked, run
 
 from edgekd.agent import serving
 from edgekd.agent.serving import Served
-from edgekd.agent.slots import State
+from edgekd.agent.state.slots import State
 from edgekd.agent.variants import Variants
 from edgekd.core.bundle.archive import extract, file_entry, pack
 from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.drift import LEAST_FRAMES, WINDOW, record_of, statistics_of, to_json
+from edgekd.core.drift import MIN_FRAMES, WINDOW, record_of, statistics_of, to_json
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.deploy.delta import run as make_delta
 
@@ -39,7 +39,7 @@ def record(folder: Path, light: int) -> bytes:
     """The record of frames as bright as `light`, by the model in service."""
     rows = []
     with Served(folder) as served:
-        for seed in range(LEAST_FRAMES):
+        for seed in range(MIN_FRAMES):
             shown = frame(light, seed)
             found = served.detect(shown)[1]
             batch, at = letterbox(shown, served.model.spec.preprocess)
@@ -77,10 +77,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def time() -> float:
-        now[0] += serving.EVERY_S + 0.01
+        now[0] += serving.DRIFT_INTERVAL_S + 0.01
         return now[0]
 
-    monkeypatch.setattr(serving.Watch.__init__, "__defaults__", (time,))
+    monkeypatch.setattr(serving.DriftWatch.__init__, "__defaults__", (time,))
 
 
 def names(served: Variants, shown: Iterator[np.ndarray]) -> list[str]:

@@ -21,7 +21,7 @@ from edgekd.commands import adapt as adapt_module
 from edgekd.commands.adapt import FEWEST, VARIANT, adapt, adapt_graph
 from edgekd.commands.cli.printing import print_adapted
 from edgekd.core.bundle.archive import extract, read_head, read_manifest
-from edgekd.core.drift import LEAST_FRAMES, from_json
+from edgekd.core.drift import MIN_FRAMES, from_json
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.calibration_cache import from_text
@@ -35,7 +35,7 @@ from edgekd.deploy.artifact import opened
 from edgekd.detectors.onnx import describe, load_graph
 from edgekd.evaluation.evaluate import evaluate, sure
 
-FRAMES = LEAST_FRAMES
+FRAMES = MIN_FRAMES
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 

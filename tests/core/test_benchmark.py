@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.core.benchmark import Candidate, Timing, benchmark, benchmark_interleaved, compare, summarize, timing_of
+from edgekd.core.benchmark import Candidate, Timing, benchmark_interleaved, compare, summarize, timing_of
 from edgekd.core.errors import SpecError
 from edgekd.deploy.devices.null import NullDevice
 
@@ -39,7 +39,8 @@ class Stages:
 
 def measure(device: NullDevice, stages: Stages, **limits) -> Timing:
     with device.load(GRAPH) as session:
-        return benchmark(session, stages.preprocess, stages.postprocess, FRAMES, clock=device.clock, **limits)
+        only = {"": Candidate(session, stages.preprocess, stages.postprocess)}
+        return benchmark_interleaved(only, FRAMES, block=1, clock=device.clock, **limits)[""]
 
 
 def test_parts_and_frames_per_second_are_exactly_those_of_the_clock() -> None:
@@ -266,8 +267,9 @@ def test_the_garbage_collector_rests_while_frames_are_timed_and_is_back_after_an
         if len(seen) == 2:
             raise RuntimeError("postprocess failed")
 
+    failing = Candidate(device.load(GRAPH), lambda frame: (frame, None), fail)
     with pytest.raises(RuntimeError, match="postprocess failed"):
-        benchmark(device.load(GRAPH), lambda frame: (frame, None), fail, FRAMES, warmup=0, clock=device.clock)
+        benchmark_interleaved({"": failing}, FRAMES, block=1, warmup=0, clock=device.clock)
     assert seen == [False, False]
     assert gc.isenabled()
 
@@ -275,8 +277,9 @@ def test_the_garbage_collector_rests_while_frames_are_timed_and_is_back_after_an
 @pytest.mark.parametrize(("frames", "iterations"), [([], 1), (FRAMES, 0)])
 def test_nothing_to_measure_is_an_error_and_not_a_division_by_zero(frames: list, iterations: int) -> None:
     device = NullDevice([0.25])
+    only = Candidate(device.load(GRAPH), lambda frame: (frame, None), print)
     with pytest.raises(SpecError, match="nothing to measure"):
-        benchmark(device.load(GRAPH), lambda frame: (frame, None), print, frames, min_iterations=iterations)
+        benchmark_interleaved({"": only}, frames, min_iterations=iterations)
 
 
 def test_stamps_become_milliseconds_per_part() -> None:

@@ -15,7 +15,7 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, Preprocess
 from edgekd.core.drift import (
     ALARM,
-    LEAST_FRAMES,
+    MIN_FRAMES,
     STATISTICS,
     STREAM,
     WINDOW,
@@ -51,7 +51,7 @@ def record() -> Record:
 
 def watched(record: Record, statistics: np.ndarray) -> list[Drift | None]:
     monitor = Monitor(record)
-    return [monitor.see(row) for row in statistics]
+    return [monitor.add(row) for row in statistics]
 
 
 def test_frames_like_the_records_are_hardly_ever_called_drifted(record: Record) -> None:
@@ -164,7 +164,7 @@ def test_each_statistic_goes_where_its_name_says() -> None:
 
 
 def test_the_fewest_frames_do() -> None:
-    assert record_of(spread(LEAST_FRAMES, 0)).frames == LEAST_FRAMES
+    assert record_of(spread(MIN_FRAMES, 0)).frames == MIN_FRAMES
 
 
 def test_it_is_told_as_json(record: Record) -> None:

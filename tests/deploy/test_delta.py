@@ -14,8 +14,17 @@ import pytest
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.core.bundle.archive import END, extract, file_entry, head_members, member, pack, read_head, seal
-from edgekd.core.bundle.delta import DATA, TOLD, OldBundle, is_delta, read_delta_head, rebuild
+from edgekd.core.bundle.archive import (
+    END,
+    extract,
+    file_entry,
+    head_members,
+    member,
+    pack,
+    read_head,
+    replace_signatures,
+)
+from edgekd.core.bundle.delta import DATA, DOCUMENT, OldBundle, is_delta, read_delta_head, rebuild
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
@@ -49,7 +58,7 @@ def retrained(share: float) -> Callable[[Path, Manifest], dict[str, Any]]:
         graph = np.frombuffer(packed_graph.unpack(path.read_bytes()), np.uint8).copy()
         rng = np.random.default_rng(0)
         for found in initializers(graph.tobytes()):
-            if found.end - found.begin >= packed_graph.SMALLEST_CUT:
+            if found.end - found.begin >= packed_graph.MIN_CUT:
                 moved = rng.random(found.end - found.begin) < share
                 graph[found.begin : found.end] ^= moved.astype(np.uint8)
         path.write_bytes(packed_graph.pack(graph.tobytes()))
@@ -168,7 +177,7 @@ def made(delta: Path, out: Path, change: Callable[[dict[str, Any]], object], dat
     change(told)
     head = head_members(read_delta_head(delta))
     stored = data_of(delta) if data is None else data
-    out.write_bytes(b"".join((member(TOLD, canonical_json(told) + b"\n"), head, member(DATA, stored), END)))
+    out.write_bytes(b"".join((member(DOCUMENT, canonical_json(told) + b"\n"), head, member(DATA, stored), END)))
     return out
 
 
@@ -299,7 +308,7 @@ def test_the_head_is_judged_before_anything_else(delta: Path, before: OldBundle,
 
 def test_signatures_travel(old: Path, new: Path, before: OldBundle, tmp_path: Path) -> None:
     signed = tmp_path / "signed.edgekd"
-    seal(new, [Signature("ab" * 32, "cd" * 64)], signed)
+    replace_signatures(new, [Signature("ab" * 32, "cd" * 64)], signed)
     run(old, signed, tmp_path / "delta")
     rebuild(tmp_path / "delta", before, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == signed.read_bytes()

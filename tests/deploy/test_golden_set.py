@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 from running import Built
 
-from edgekd.agent.parity import drift
+from edgekd.agent.engines.parity import output_error
+from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.preprocess import letterbox, to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import CompressError
@@ -19,7 +20,6 @@ from edgekd.core.formats.golden_set import GoldenSet, from_bytes, to_bytes
 from edgekd.data.images import read_image
 from edgekd.deploy.golden_set import BEST, FRAMES, LEAST_TOLERANCE, SPREAD, golden_set
 from edgekd.detectors.onnx import describe, load_graph
-from edgekd.detectors.parity import candidates, confidence
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 
@@ -44,7 +44,7 @@ def drifts(graph: Path, golden: GoldenSet, spec: DetectorSpec) -> tuple[float, f
     size = spec.preprocess.height, spec.preprocess.width
     with ONNXRUNTIME_CPU.load(graph, threads=1) as session:
         found = [
-            drift(session.run(to_tensor(golden.canvas(index, *size), spec.preprocess)), golden, index, spec.head)
+            output_error(session.run(to_tensor(golden.canvas(index, *size), spec.preprocess)), golden, index, spec.head)
             for index in range(len(golden.frames))
         ]
     return max(each.boxes for each in found), max(each.scores for each in found)
@@ -84,8 +84,8 @@ def test_the_surest_candidates_are_compared_and_others_too(
     assert golden.places.shape == (FRAMES, BEST + SPREAD)
     assert golden.values.shape == (FRAMES, BEST + SPREAD, 6)
     with ONNXRUNTIME_CPU.load(graph, threads=1) as session:
-        rows = candidates(session.run(to_tensor(golden.canvas(0, 64, 64), spec.preprocess)), spec.head)
-    surest = set(np.argsort(-confidence(rows, spec.head), kind="stable")[:BEST].tolist())
+        rows = candidate_rows(session.run(to_tensor(golden.canvas(0, 64, 64), spec.preprocess)), spec.head)
+    surest = set(np.argsort(-candidate_confidence(rows, spec.head), kind="stable")[:BEST].tolist())
     assert surest < set(golden.places[0].tolist())
     assert np.array_equal(golden.values[0], rows[golden.places[0]].astype(np.float16))
 

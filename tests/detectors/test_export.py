@@ -10,11 +10,11 @@ import onnx
 import pytest
 from real_graphs import real_graph
 
+from edgekd.core.detection.parity import largest_error
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import ParityError
 from edgekd.detectors.export import export, probe
 from edgekd.detectors.onnx import OnnxDetector, describe
-from edgekd.detectors.parity import largest_error
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import pytest
 from real_graphs import real_graph
 
 from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.parity import largest_error
 from edgekd.core.detection.preprocess import letterbox, place
 from edgekd.core.detection.types import Head, Preprocess
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.onnx import OnnxDetector
-from edgekd.detectors.parity import largest_error
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 

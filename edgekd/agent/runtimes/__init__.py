@@ -1,7 +1,7 @@
-"""What can run a network on the device, one module for each runtime and generation of it.
+"""Runtimes of networks on the device, one module for each.
 
-`AUTOMATIC` is the order in which they are tried. A new one is a module with a class like those of the others, and an
-entry there. Importing this package imports none of the libraries.
+`AUTOMATIC` is their order of preference. A new one is a module with a subclass of `Runtime`, and an entry there.
+Importing this package imports none of the libraries.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from edgekd.agent.runtimes.types import Runtime
 from edgekd.core.errors import DeviceError, did_you_mean
 
 AUTOMATIC: tuple[Runtime, ...] = (TensorRt(), Trtexec(), OnnxRuntime())
-"""The best first."""
+"""Best first."""
 NAMED: tuple[Runtime, ...] = (TensorRtDla(0), TensorRtDla(1), OpenVino(), NullRuntime())
-"""Runtimes that have to be named: what a DLA gains has to be measured, and null computes nothing.
+"""Runtimes that have to be named: the gain of a DLA has to be measured, and null computes nothing.
 
-OpenVINO is faster than ONNX Runtime in INT8 and slower in float on some processors, and a package that is there for
-something else must not change what a camera computes with.
+OpenVINO is faster than ONNX Runtime in INT8 and slower in float on some processors, and its installation for another
+purpose must not change the runtime of a camera.
 """
 
 
 def chosen(name: str | None) -> Runtime | None:
-    """The runtime of that name, or the first that can be used here; None where there is none.
+    """Return the runtime of that name, or the first that can be used here; None where there is none.
 
     Raises DeviceError where the named one is unknown or cannot be used.
     """
@@ -36,13 +36,13 @@ def chosen(name: str | None) -> Runtime | None:
 
 
 def continuing(name: str | None) -> Runtime | None:
-    """The runtime of that name where it computes something and can be used here, else the first that can."""
+    """Return the runtime of that name where it is real and can be used here, else the first that can."""
     known = next((runtime for runtime in real() if runtime.name == name), None)
     return known if known is not None and known.problem() is None else chosen(None)
 
 
 def required(name: str) -> Runtime:
-    """The runtime of that name. Raises DeviceError where it is unknown or cannot be used."""
+    """Return the runtime of that name. Raises DeviceError where it is unknown or cannot be used."""
     known = {runtime.name: runtime for runtime in (*AUTOMATIC, *NAMED)}
     if name not in known:
         fix = did_you_mean(name, known)
@@ -54,5 +54,5 @@ def required(name: str) -> Runtime:
 
 
 def real() -> tuple[Runtime, ...]:
-    """All that compute something."""
+    """Return all runtimes but null."""
     return tuple(runtime for runtime in (*AUTOMATIC, *NAMED) if not isinstance(runtime, NullRuntime))

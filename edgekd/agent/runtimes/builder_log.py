@@ -1,4 +1,4 @@
-"""The log of TensorRT's builder from WARNING up: what it did otherwise than asked, and which kernels it lacks. Pure."""
+"""The log of TensorRT's builder from WARNING up, and the error of a failed build in it. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from edgekd.agent.runtimes.types import BuildFailedError, UnimplementedLayerError
 
 MAX_LINES = 200
-"""Most messages kept of each severity: a builder warns of every layer, and the error comes last."""
+"""Messages kept of each severity: a builder warns of every layer, and the error comes last."""
 MAX_LENGTH = 1000  # characters of a message that is recorded; the longest name hundreds of layers fused into one
 WARNING = "W"
 ERROR = "E"
@@ -19,7 +19,7 @@ _NO_WORKSPACE = "insufficient workspace"
 
 @dataclass
 class BuilderLog:
-    """Messages of a builder: each once, in order. messages: severity and text."""
+    """Distinct messages of a builder, in order, as severity and text."""
 
     messages: list[tuple[str, str]] = field(default_factory=list)
 
@@ -36,24 +36,24 @@ class BuilderLog:
 
     @property
     def errors(self) -> list[str]:
-        """The texts of errors."""
+        """Texts of the errors."""
         return [text for severity, text in self.messages if severity == ERROR]
 
     @property
     def cause(self) -> str:
-        """The first error: those that follow come from it. Empty where there is none."""
+        """First error, of which the others are consequences; empty where there is none."""
         return next(iter(self.errors), "")
 
 
 def unimplemented_node(errors: Iterable[str]) -> str | None:
-    """Return the builder's name of the layer that it has no kernel for; None where the errors say nothing of it.
+    """Return the builder's name of the layer that it has no kernel for; None for other errors.
 
     The wording is that of TensorRT 8.2 to 11: "Could not find any implementation for node NAME." The name of fused
-    layers is that of all, as in `/model.0/conv/Conv + PWN(/model.0/act/Sigmoid, /model.0/act/Mul)`. A kernel that only
-    lacks workspace is none that is missing.
+    layers has those of all, as in `/model.0/conv/Conv + PWN(/model.0/act/Sigmoid, /model.0/act/Mul)`. A lack of
+    workspace is another error.
     """
-    found = next(filter(None, (_NO_KERNEL.search(text) for text in errors if _NO_WORKSPACE not in text)), None)
-    return found["node"] if found else None
+    matches = (_NO_KERNEL.search(text) for text in errors if _NO_WORKSPACE not in text)
+    return next((match["node"] for match in matches if match), None)
 
 
 def build_failure(builder: str, log: BuilderLog) -> BuildFailedError:
@@ -64,8 +64,8 @@ def build_failure(builder: str, log: BuilderLog) -> BuildFailedError:
         if not any(_NO_WORKSPACE in text for text in log.errors):
             fix = "see what it says, and how much memory is free"
         return BuildFailedError(f"{builder} cannot build an engine", log=log.lines, found=log.cause, fix=fix)
-    found = next(line for line in log.errors if unimplemented_node([line]))
+    line = next(line for line in log.errors if unimplemented_node([line]))
     fix = "the layer can be built in float"
     return UnimplementedLayerError(
-        f"{builder} has no kernel for a layer", node=node, log=log.lines, found=found, fix=fix
+        f"{builder} has no kernel for a layer", node=node, log=log.lines, found=line, fix=fix
     )

@@ -1,15 +1,17 @@
-"""The seam to the GPU's memory and streams, for engines that want addresses: through PyCUDA, cuda-python or libcudart.
+"""Interface to the memory and streams of the GPU, through PyCUDA, cuda-python or libcudart.
 
-`opened` takes the first that is here. JetPack has CUDA's own library and neither of the packages, so ctypes does it.
+`opened` takes the first that is installed. JetPack has CUDA's own library and neither of the packages: ctypes calls it.
 """
 
 from __future__ import annotations
 
+import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from edgekd.core.errors import DeviceError
 
@@ -27,48 +29,48 @@ _LIBRARIES = (
 _FIX = "install pycuda or cuda-python for this Python, or CUDA's libcudart, as the firmware provides them"
 
 
-class Cuda(Protocol):
-    """Memory of one GPU, and one stream on it in which copies and engines follow each other."""
+class Cuda(ABC):
+    """Memory of one GPU, and one stream on it for copies and engines. All methods but `close` raise DeviceError."""
 
     @property
+    @abstractmethod
     def stream(self) -> int:
-        """The stream's handle."""
-        ...
+        """Handle of the stream."""
 
+    @abstractmethod
     def pinned(self, shape: Sequence[int], kind: Any) -> np.ndarray:
-        """An array in host memory that the GPU reads and writes by itself, until `close`. Raises DeviceError."""
-        ...
+        """Return an array in page-locked host memory, valid until `close`."""
 
+    @abstractmethod
     def allocate(self, count: int) -> int:
-        """The address of `count` bytes of GPU memory, until `close`. Raises DeviceError."""
-        ...
+        """Return the address of `count` bytes of GPU memory, valid until `close`."""
 
+    @abstractmethod
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Put a copy of a pinned array to an address into the stream. Raises DeviceError."""
-        ...
+        """Enqueue a copy of a pinned array to an address."""
 
+    @abstractmethod
     def download(self, array: np.ndarray, address: int) -> None:
-        """Put a copy from an address to a pinned array into the stream. Raises DeviceError."""
-        ...
+        """Enqueue a copy from an address to a pinned array."""
 
+    @abstractmethod
     def wait(self) -> None:
-        """Until all that is in the stream is done. Raises DeviceError."""
-        ...
+        """Wait until the stream is empty."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Free everything."""
-        ...
+        """Release all resources."""
 
 
 def problem() -> str | None:
-    """Why the GPU's memory cannot be reached; None where it can. Imports nothing."""
+    """Return why the GPU's memory cannot be reached; None where it can. Imports nothing."""
     if any(_installed(name) for name in ("pycuda", "cuda")) or _library():
         return None
     return "neither PyCUDA nor cuda-python nor CUDA's libcudart is here"
 
 
 def opened() -> Cuda:
-    """The first GPU, through the first way that is here. Raises DeviceError."""
+    """Open the first GPU through the first interface that is installed. Raises DeviceError."""
     if _installed("pycuda"):
         return PyCuda()
     api = _cuda_python()
@@ -86,12 +88,12 @@ def _installed(name: str) -> bool:
 
 
 def _library() -> Path | None:
-    """CUDA's runtime library on this system."""
+    """Return the path of CUDA's runtime library."""
     return next((path for pattern in _LIBRARIES for path in sorted(Path("/").glob(pattern[1:]))), None)
 
 
 def _cuda_python() -> Any:
-    """cuda-python's module for the runtime library, which moved with 12.8; None where there is none."""
+    """Import cuda-python's module for the runtime library, which moved with 12.8; None where there is none."""
     for name in ("cuda.bindings.runtime", "cuda.cudart"):
         try:
             return import_module(name)
@@ -100,7 +102,7 @@ def _cuda_python() -> Any:
     return None
 
 
-class PyCuda:
+class PyCuda(Cuda):
     """PyCUDA, in the context that libraries share."""
 
     def __init__(self) -> None:
@@ -120,34 +122,27 @@ class PyCuda:
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
         return int(self._stream.handle)
 
     def pinned(self, shape: Sequence[int], kind: Any) -> np.ndarray:
-        """An array in page-locked memory. Raises DeviceError."""
         array: np.ndarray = self._call(self._driver.pagelocked_empty, tuple(shape), kind)
         self._kept.append(array)
         return array
 
     def allocate(self, count: int) -> int:
-        """The address of so many bytes. Raises DeviceError."""
         self._kept.append(self._call(self._driver.mem_alloc, count))
         return int(self._kept[-1])
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy to the GPU, later. Raises DeviceError."""
         self._call(self._driver.memcpy_htod_async, address, array, self._stream)
 
     def download(self, array: np.ndarray, address: int) -> None:
-        """Copy from the GPU, later. Raises DeviceError."""
         self._call(self._driver.memcpy_dtoh_async, array, address, self._stream)
 
     def wait(self) -> None:
-        """Until the stream is empty. Raises DeviceError."""
         self._call(self._stream.synchronize)
 
     def close(self) -> None:
-        """Free everything, and leave the context."""
         if self._context is not None:
             self._kept.clear()
             self._context.pop()
@@ -160,10 +155,10 @@ class PyCuda:
             raise DeviceError(f"the GPU refuses: {error}", fix="free its memory, or start again") from error
 
 
-class RuntimeCuda:
-    """CUDA's runtime library, through functions that give an error code and then what is asked for.
+class RuntimeCuda(Cuda):
+    """CUDA's runtime library, through functions that return an error code and then their results.
 
-    That is how cuda-python has them; `_Library` has them alike.
+    cuda-python has such functions; `_Library` has them alike.
     """
 
     def __init__(self, api: Any) -> None:
@@ -174,13 +169,9 @@ class RuntimeCuda:
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
         return int(self._native)
 
     def pinned(self, shape: Sequence[int], kind: Any) -> np.ndarray:
-        """An array in page-locked memory. Raises DeviceError."""
-        import ctypes
-
         import numpy as np
 
         count = int(np.prod(shape)) * np.dtype(kind).itemsize
@@ -190,24 +181,20 @@ class RuntimeCuda:
         return np.frombuffer(memory, kind).reshape(tuple(shape))
 
     def allocate(self, count: int) -> int:
-        """The address of so many bytes. Raises DeviceError."""
         self._addresses.append(int(self._call("cudaMalloc", count)))
         return self._addresses[-1]
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy to the GPU, later. Raises DeviceError."""
         self._copy(address, array.ctypes.data, array.nbytes, _TO_DEVICE)
 
     def download(self, array: np.ndarray, address: int) -> None:
-        """Copy from the GPU, later. Raises DeviceError."""
         self._copy(array.ctypes.data, address, array.nbytes, _TO_HOST)
 
     def wait(self) -> None:
-        """Until the stream is empty. Raises DeviceError."""
         self._call("cudaStreamSynchronize", self._native)
 
     def close(self) -> None:
-        """Free everything. What cannot be freed goes with the process."""
+        """Release all resources; errors are ignored, as the process releases the rest."""
         while self._addresses:
             self._api.cudaFree(self._addresses.pop())
         while self._hosts:
@@ -216,70 +203,58 @@ class RuntimeCuda:
             self._api.cudaStreamDestroy(self._native)
             self._native = None
 
-    def _copy(self, goal: int, source: int, count: int, kind: int) -> None:
-        kinds = getattr(self._api, "cudaMemcpyKind", None)  # cuda-python wants its own type
-        self._call("cudaMemcpyAsync", goal, source, count, kinds(kind) if kinds else kind, self._native)
+    def _copy(self, target: int, source: int, count: int, kind: int) -> None:
+        kinds = getattr(self._api, "cudaMemcpyKind", None)  # cuda-python has its own type
+        self._call("cudaMemcpyAsync", target, source, count, kinds(kind) if kinds else kind, self._native)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         code, *values = getattr(self._api, name)(*arguments)
         if int(code):
-            _, why = self._api.cudaGetErrorString(code)
-            said = why.decode("ascii", "replace") if isinstance(why, bytes) else str(why)
-            raise DeviceError(f"{name}: error {int(code)}", found=said, fix="check the GPU's driver, memory and rights")
+            _, reason = self._api.cudaGetErrorString(code)
+            text = reason.decode("ascii", "replace") if isinstance(reason, bytes) else str(reason)
+            raise DeviceError(f"{name}: error {int(code)}", found=text, fix="check the GPU's driver, memory and rights")
         return values[0] if values else None
 
 
 class _Library:
-    """libcudart by ctypes, with the functions that are needed as cuda-python has them."""
+    """libcudart by ctypes, whose functions return what those of cuda-python return."""
 
     def __init__(self, path: Path) -> None:
-        import ctypes
-
         try:
             self._native = ctypes.CDLL(str(path))
         except OSError as error:
             raise DeviceError(f"{path}: cannot be loaded", found=str(error), fix=_FIX) from error
         self._native.cudaGetErrorString.restype = ctypes.c_char_p
-        self._pointer, self._size, self._reference = ctypes.c_void_p, ctypes.c_size_t, ctypes.byref
 
-    def cudaGetErrorString(self, code: int) -> tuple[int, bytes]:  # noqa: N802 CUDA's own names
-        """What an error code means."""
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        """Return a function of `_ARGUMENTS`."""
+        if name not in _ARGUMENTS:
+            raise AttributeError(name)
+        function, has_result, types = getattr(self._native, name), name in _WITH_RESULT, _ARGUMENTS[name]
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            result = ctypes.c_void_p()
+            values = [kind(value) for kind, value in zip(types, arguments)]  # noqa: B905 strict= is Python 3.10
+            code = function(*([ctypes.byref(result)] if has_result else []), *values)
+            return (code, result.value or 0) if has_result else (code,)
+
+        return call
+
+    def cudaGetErrorString(self, code: int) -> tuple[int, bytes]:  # noqa: N802 CUDA's own name
+        """Return the meaning of an error code."""
         return 0, self._native.cudaGetErrorString(code) or b"unknown"
 
-    def cudaStreamCreate(self) -> tuple[int, int]:  # noqa: N802
-        """A stream."""
-        return self._given(self._native.cudaStreamCreate)
 
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:  # noqa: N802
-        """Free a stream."""
-        return (self._native.cudaStreamDestroy(self._pointer(stream)),)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
-        """Wait for a stream."""
-        return (self._native.cudaStreamSynchronize(self._pointer(stream)),)
-
-    def cudaMalloc(self, count: int) -> tuple[int, int]:  # noqa: N802
-        """Memory of the GPU."""
-        return self._given(self._native.cudaMalloc, self._size(count))
-
-    def cudaMallocHost(self, count: int) -> tuple[int, int]:  # noqa: N802
-        """Page-locked memory of the host."""
-        return self._given(self._native.cudaMallocHost, self._size(count))
-
-    def cudaFree(self, address: int) -> tuple[int]:  # noqa: N802
-        """Free memory of the GPU."""
-        return (self._native.cudaFree(self._pointer(address)),)
-
-    def cudaFreeHost(self, address: int) -> tuple[int]:  # noqa: N802
-        """Free memory of the host."""
-        return (self._native.cudaFreeHost(self._pointer(address)),)
-
-    def cudaMemcpyAsync(self, goal: int, source: int, count: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
-        """Put a copy into a stream."""
-        told = (self._pointer(goal), self._pointer(source), self._size(count), kind, self._pointer(stream))
-        return (self._native.cudaMemcpyAsync(*told),)
-
-    def _given(self, function: Callable[..., int], *arguments: Any) -> tuple[int, int]:
-        """Call what writes an address into its first argument."""
-        address = self._pointer()
-        return function(self._reference(address), *arguments), address.value or 0
+_ADDRESS, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "cudaStreamCreate": (),
+    "cudaStreamDestroy": (_ADDRESS,),
+    "cudaStreamSynchronize": (_ADDRESS,),
+    "cudaMalloc": (_SIZE,),
+    "cudaMallocHost": (_SIZE,),
+    "cudaFree": (_ADDRESS,),
+    "cudaFreeHost": (_ADDRESS,),
+    "cudaMemcpyAsync": (_ADDRESS, _ADDRESS, _SIZE, ctypes.c_int, _ADDRESS),
+}
+"""Types of the arguments of CUDA's functions, without the pointer to the result of those in `_WITH_RESULT`."""
+_WITH_RESULT = ("cudaStreamCreate", "cudaMalloc", "cudaMallocHost")

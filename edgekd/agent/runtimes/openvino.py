@@ -1,19 +1,19 @@
 """OpenVINO on the CPU: for cameras with an x86 processor, where its INT8 kernels are the fast ones.
 
-Its engine is the compiled model as OpenVINO exports it, so it belongs to a machine and a version, as TensorRT's does.
+Its engine is the compiled model as OpenVINO exports it, so that it depends on the machine and the version.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.agent.runtimes.precision import NOTHING, REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, Inspection, Layer, Made, Wish
+from edgekd.agent.runtimes.precision import NO_WORK, REFORMAT, UNKNOWN, precision_named
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, Runtime
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -21,47 +21,43 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.runtimes.types import Outputs
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.state.slots import Slot
 
 PROFILED_RUNS = 20
-"""Runs that are profiled; the least time of each layer counts, as other programs only add to it."""
+"""Runs of a profile; the minimum of each layer counts, as other programs only add to it."""
 _WARM_UP_RUNS = 3
 _DEVICE = "CPU"
 _COPIES = ("Reorder", "Convert", "FakeQuantize")
-"""Kinds of layers that change a tensor's type or layout and compute nothing."""
+"""Kinds of layers that convert the type or layout of a tensor."""
 _WITHOUT_WORK = ("Const", "Input", "Output")
 _TYPES = {"i8": "int8", "u8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "i32": "int32", "i64": "int64"}
 _BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "int64": 8}
-_BYTES_ELSE = 4
+_DEFAULT_BYTES = 4
 
 
-class OpenVino:
+class OpenVino(Runtime):
     """OpenVINO with its plugin for CPUs."""
 
     name = "openvino"
 
     def version(self) -> str:
-        """The version of the installed package, which need not be imported for it."""
         from importlib import metadata
 
         return metadata.version("openvino")
 
     def problem(self) -> str | None:
-        """Usable where it is installed."""
         return None if find_spec("openvino") else "openvino is not installed"
 
-    def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
-        """Write the model as it is compiled here. Raises DeviceError."""
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
         from edgekd.agent.runtimes import networks
 
         with networks.scratch_folder(engine) as folder:
-            network = networks.network(slot, wish, folder, int8_constants=True)
+            network = networks.network(slot, options, folder, int8_constants=True)
             blob = _compiled(network.path).export_model()
         engine.write_bytes(blob if isinstance(blob, bytes) else blob.getvalue())
-        return Made("graph" if wish.source != FLOAT else network.float_type)
+        return BuildResult("graph" if options.source != FLOAT else network.float_type)
 
     def load(self, engine: Path) -> OpenVinoSession:
-        """Open an exported model. Raises DeviceError."""
         return OpenVinoSession(_imported(engine, {}))
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
@@ -80,16 +76,8 @@ class OpenVino:
         described = [_described(node) for node in native.get_runtime_model().get_ordered_ops()]
         return profiled_layers(described, runs)
 
-    def inspect(self, engine: Path) -> Inspection | None:
-        """OpenVINO has no inspector like TensorRT's."""
-        return None
-
-    def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
-        """Its sessions are timed."""
-        return None
-
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        """Return the outputs of a model that also gives inner tensors, in which less is fused. Raises DeviceError."""
+        """Return all outputs of a model compiled for this alone. Raises DeviceError."""
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
@@ -103,10 +91,6 @@ class OpenVino:
         except Exception as error:
             raise DeviceError(f"OpenVINO cannot run the network: {error}") from error
 
-    def clock(self) -> float:
-        """This machine's monotonic high-resolution clock."""
-        return time.perf_counter()
-
 
 class OpenVinoSession:
     """A model with one input and one output, opened by OpenVINO."""
@@ -115,7 +99,7 @@ class OpenVinoSession:
         self._request = native.create_infer_request()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        """Return the output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
         if self._request is None:
             raise DeviceError("the OpenVINO session is closed", fix="load the engine again")
         try:
@@ -125,22 +109,20 @@ class OpenVinoSession:
         return output
 
     def times_ms(self) -> dict[str, float]:
-        """Milliseconds by layer of the last run, where the model was opened with counters."""
+        """Return milliseconds by layer of the last run of a model that was opened with counters."""
         return {each.node_name: each.real_time.total_seconds() * 1000 for each in self._request.profiling_info}
 
     def scratch_bytes(self) -> int | None:
-        """OpenVINO does not say."""
         return None
 
     def close(self) -> None:
-        """Free the model."""
         self._request = None
 
 
 def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, float]]) -> list[Layer]:
-    """Return the layers of a compiled model in the order in which they run, with the least of their times. Pure.
+    """Return the layers of a compiled model in execution order, with the minimum of their times. Pure.
 
-    described: of each layer what its runtime model says, with its `name` and the number of `elements` that it writes;
+    described: of each layer the attributes of its runtime model, its `name` and the number of output `elements`;
     runs: milliseconds by name.
     """
     layers = []
@@ -153,7 +135,7 @@ def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mappi
                 " + ".join(fused) or name,
                 kind,
                 _precision(kind, layer["primitiveType"]),
-                activation_bytes=int(layer["elements"]) * _BYTES.get(written, _BYTES_ELSE),
+                activation_bytes=int(layer["elements"]) * _BYTES.get(written, _DEFAULT_BYTES),
                 ms=min(run.get(name, 0.0) for run in runs),
             )
         )
@@ -163,7 +145,7 @@ def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mappi
 def _precision(kind: str, primitive: str) -> str:
     """Return a layer's precision, by its kind and its primitive's name, such as `brgconv_avx512_I8`."""
     if kind in _WITHOUT_WORK:
-        return NOTHING
+        return NO_WORK
     if kind in _COPIES:
         return REFORMAT
     ending = primitive.rsplit("_", 1)[-1].lower()
@@ -175,20 +157,18 @@ def _described(node: Any) -> dict[str, Any]:
     info = node.get_rt_info()
     keys = ("execOrder", "layerType", "primitiveType", "originalLayersNames", "outputPrecisions")
     sizes = [port.get_shape() for port in node.outputs() if port.get_partial_shape().is_static]
-    elements = 0
-    for shape in sizes:
-        count = 1
-        for side in shape:
-            count *= int(side)
-        elements += count
-    return {"name": node.get_friendly_name(), "elements": elements, **{key: info[key].astype(str) for key in keys}}
+    return {
+        "name": node.get_friendly_name(),
+        "elements": sum(prod(map(int, each)) for each in sizes),
+        **{key: info[key].astype(str) for key in keys},
+    }
 
 
 def _settings() -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": usable_cores(),
-        # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
+        # OpenVINO would compute float32 layers in bfloat16 on CPUs that have it; the graph decides instead.
         "INFERENCE_PRECISION_HINT": "f32",
     }
 
@@ -196,8 +176,8 @@ def _settings() -> dict[str, Any]:
 def _compiled(graph: Path) -> Any:
     """Return a compiled model. Raises DeviceError.
 
-    By `convert_model`, whose offline transformations turn Q/DQ into what the plugin computes in INT8: compiled straight
-    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without a word.
+    By `convert_model`, whose offline transformations turn Q/DQ into INT8 layers of the plugin: compiled straight
+    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without a warning.
     """
     import openvino
 

@@ -1,7 +1,7 @@
-"""In which precision the layers of an engine compute, read from what TensorRT's engine inspector says of them. Pure.
+"""Precision of the layers of an engine, parsed from the JSON of TensorRT's engine inspector. Pure.
 
-The inspector's JSON names the format of every tensor and, of layers that have them, the type of the weights. What it
-does not tell is `unknown` here, never a guess from what the builder was asked for.
+The JSON names the format of every tensor and, of layers with weights, their type. A precision that it does not name is
+`unknown` here, never a guess from the build options.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from edgekd.agent.runtimes.types import Layer
 
-REFORMAT, NOTHING, UNKNOWN, DLA = "reformat", "none", "unknown", "dla"
-"""In place of a precision: copies that change a format, layers that do nothing, what is not said, and the DLA."""
+REFORMAT, NO_WORK, UNKNOWN, DLA = "reformat", "none", "unknown", "dla"
+"""In place of a precision: format conversions, layers without work, layers without details, and layers on the DLA."""
 _TYPES = (
     ("int8", r"u?int8|kint8"),
     ("fp16", r"fp16|half|float16"),
@@ -28,7 +30,7 @@ _TYPES = (
     ("bool", r"bool"),
 )
 _TACTICS = (
-    ("int8", r"i8(i8|f16|f32)|int8"),  # what is read, then what is written
+    ("int8", r"i8(i8|f16|f32)|int8"),  # input type, then output type
     ("fp16", r"f16f16|fp16|h\d{3,}|_hmma"),
     ("fp32", r"f32f32|sgemm|scudnn|fp32"),
 )
@@ -38,11 +40,35 @@ _COPIES = ("reformat", "copynode")
 _OPAQUE = ("myelin", "foreignnode")
 
 
-def layers_of(inspected: str, times_ms: Mapping[str, float] | None = None) -> list[Layer]:
-    """The layers in the inspector's JSON of a whole engine, with times by layer name.
+@dataclass(frozen=True)
+class Shares:
+    """Shares of each precision, 0 to 1. bytes: of weights and outputs; time: None for an engine without a profile."""
 
-    Raises ValueError where it is no such JSON.
-    """
+    layers: Mapping[str, float]
+    bytes: Mapping[str, float]
+    time: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Realized:
+    """Number of layers, and shares, by the precision that an engine computes in. Layers without work do not count."""
+
+    layers: Mapping[str, int]
+    share: Shares
+
+    def share_of(self, precision: str) -> tuple[str, float]:
+        """Return the unit, `time` where there is a profile and else `bytes`, and the share of a precision in it."""
+        unit = "bytes" if self.share.time is None else "time"
+        return unit, self.shares_in(unit).get(precision, 0.0)
+
+    def shares_in(self, unit: str) -> Mapping[str, float]:
+        """Return the shares in `time` or `bytes`."""
+        shares: Mapping[str, float] = getattr(self.share, unit)
+        return shares
+
+
+def layers_of(inspected: str, times_ms: Mapping[str, float] | None = None) -> list[Layer]:
+    """Parse the layers of an engine in the inspector's JSON; times_ms: by layer name. Raises ValueError."""
     try:
         listed = json.loads(inspected)["Layers"]
     except (KeyError, TypeError, ValueError) as error:
@@ -52,31 +78,19 @@ def layers_of(inspected: str, times_ms: Mapping[str, float] | None = None) -> li
     return [_layer(entry, times_ms or {}) for entry in listed]
 
 
-def realized(layers: Sequence[Layer]) -> dict[str, Any]:
-    """What an engine computes in which precision: how many layers, and their share of layers, bytes and time.
-
-    Bytes are those of weights and of what is written. `time` is None where it was not looked at; layers that do nothing
-    count nowhere.
-    """
-    working = [layer for layer in layers if layer.precision != NOTHING]
+def realized(layers: Sequence[Layer]) -> Realized:
+    """Sum the layers of an engine by precision."""
+    working = [layer for layer in layers if layer.precision != NO_WORK]
     timed = any(layer.ms for layer in working)
     counts = _summed((layer.precision, 1) for layer in working)
     moved = _summed((layer.precision, layer.weight_bytes + layer.activation_bytes) for layer in working)
     times = _summed((layer.precision, layer.ms or 0.0) for layer in working)
-    return {
-        "layers": {name: int(count) for name, count in counts.items()},
-        "share": {"layers": _shares(counts), "bytes": _shares(moved), "time": _shares(times) if timed else None},
-    }
-
-
-def share(report: Mapping[str, Any], precision: str) -> tuple[str, float]:
-    """The share of a precision in a report, and of what it is: `time` where that was looked at, else `bytes`."""
-    of = "time" if report["share"]["time"] is not None else "bytes"
-    return of, float(report["share"][of].get(precision, 0.0))
+    shares = Shares(_shares(counts), _shares(moved), _shares(times) if timed else None)
+    return Realized({name: int(count) for name, count in counts.items()}, shares)
 
 
 def precision_named(text: str) -> str | None:
-    """The precision in a description such as `Channel major FP16 format where channel % 4 == 0`; None where none."""
+    """Return the precision in a text such as `Channel major FP16 format where channel % 4 == 0`; None where none."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     for name, pattern in _TYPES:
         if any(re.fullmatch(pattern, word) for word in words):
@@ -85,7 +99,7 @@ def precision_named(text: str) -> str | None:
 
 
 def _layer(entry: Any, times_ms: Mapping[str, float]) -> Layer:
-    if not isinstance(entry, Mapping):  # all that is said at lower verbosity is the name
+    if not isinstance(entry, Mapping):  # the name alone, at lower verbosity
         return Layer(str(entry), "", UNKNOWN, ms=times_ms.get(str(entry)))
     name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
     written = _tensors(entry, "Outputs")
@@ -101,12 +115,12 @@ def _layer(entry: Any, times_ms: Mapping[str, float]) -> Layer:
 
 
 def _precision(name: str, kind: str, entry: Mapping[str, Any], weights: str | None) -> str:
-    """What a layer computes in. The types of its tensors come last: one that reads INT8 may well compute in float."""
+    """Return the precision of a layer. Types of its tensors come last: one that reads INT8 may compute in float."""
     lower = kind.lower()
     if lower.startswith("dla"):
         return DLA
     if lower.startswith(_WITHOUT_WORK):
-        return NOTHING
+        return NO_WORK
     if any(word in lower for word in _COPIES) or name.startswith("Reformatting CopyNode"):
         return REFORMAT
     if any(word in lower for word in _OPAQUE) or (not weights and name.startswith("{ForeignNode")):
@@ -117,22 +131,22 @@ def _precision(name: str, kind: str, entry: Mapping[str, Any], weights: str | No
 
 
 def _from_tactic(entry: Mapping[str, Any]) -> str | None:
-    """The precision in the name of the chosen kernel, where a layer computes sums of products."""
+    """Return the precision in the name of the chosen kernel; None where it has none."""
     tactic = str(entry.get("TacticName", "")).lower()
     return next((name for name, pattern in _TACTICS if re.search(pattern, tactic)), None)
 
 
 def _from_tensors(entry: Mapping[str, Any]) -> str | None:
-    """The one type of what a layer reads and writes; where there are several, the widest float among them."""
+    """Return the type of the inputs and outputs of a layer; of several, the widest float among them."""
     tensors = (*_tensors(entry, "Inputs"), *_tensors(entry, "Outputs"))
-    found = {precision_named(_format(tensor)) for tensor in tensors} - {None}
-    if len(found) == 1:
-        return found.pop()
-    return next((name for name in ("fp32", "bf16", "fp16", "fp8") if name in found), None)
+    types = {precision_named(_format(tensor)) for tensor in tensors} - {None}
+    if len(types) == 1:
+        return types.pop()
+    return next((name for name in ("fp32", "bf16", "fp16", "fp8") if name in types), None)
 
 
 def _weights(entry: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The type of a layer's weights, and the bytes of weights and bias.
+    """Return the type of a layer's weights, and the bytes of weights and bias.
 
     A convolution that is fused with a pooling (ConvActPool) has them as `ConvWeights` and `ConvBias`.
     """
@@ -151,7 +165,7 @@ def _tensors(entry: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
 
 
 def _format(tensor: Mapping[str, Any]) -> str:
-    """What is said of a tensor's type: TensorRT 11 says it apart from its layout."""
+    """Return the description of a tensor's type; TensorRT 11 has it apart from the layout."""
     return str(
         next((tensor[key] for key in ("DataType", "Datatype", "Format/Datatype", "Format") if key in tensor), "")
     )
@@ -159,9 +173,7 @@ def _format(tensor: Mapping[str, Any]) -> str:
 
 def _tensor_bytes(tensor: Mapping[str, Any]) -> int:
     sides = tensor.get("Dimensions")
-    count = 1
-    for side in sides if isinstance(sides, list) else (0,):
-        count *= max(_count(side), 0)
+    count = prod(max(_count(side), 0) for side in (sides if isinstance(sides, list) else (0,)))
     return count * _BITS.get(precision_named(_format(tensor)) or "fp32", 8) // 8
 
 
@@ -170,10 +182,10 @@ def _count(value: Any) -> int:
 
 
 def _summed(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for name, amount in pairs:
-        found[name] = found.get(name, 0) + amount
-    return dict(sorted(found.items()))
+        sums[name] = sums.get(name, 0) + amount
+    return dict(sorted(sums.items()))
 
 
 def _shares(amounts: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""TensorRT's builder: what it is told, and the engine that it writes."""
+"""TensorRT's builder: its network, its configuration, and the engine that it writes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
 from edgekd.agent.runtimes.tensorrt_generations import Generation
-from edgekd.agent.runtimes.types import Wish
+from edgekd.agent.runtimes.types import BuildOptions
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DeviceError
 
 LEVEL = 3
-"""Of optimization: TensorRT's own. What more of it gains has to be measured on a device."""
-_WORKSPACE = (256 << 20, 1 << 30, 4 << 30)  # bytes: the least, where the memory is not known, and the most
-_SHARE = 4  # of the memory, which a Jetson needs for all else too, one part in so many is workspace
+"""Optimization level: TensorRT's default. The gain of a higher one has to be measured on a device."""
+_MIN_WORKSPACE = 256 << 20  # bytes
+_DEFAULT_WORKSPACE = 1 << 30  # bytes, where the memory is not known
+_MAX_WORKSPACE = 4 << 30  # bytes
+_MEMORY_PER_WORKSPACE = 4  # a Jetson shares its memory between CPU and GPU
 
 
 class Builder:
     """TensorRT's builder, network and configuration, for one engine."""
 
-    def __init__(self, generation: Generation, wish: Wish) -> None:
+    def __init__(self, generation: Generation, options: BuildOptions) -> None:
         trt = library()
         self.trt, self.generation = trt, generation
         self.log = BuilderLog()
@@ -34,59 +36,59 @@ class Builder:
             self.parser = trt.OnnxParser(self.network, self._logger)
             self.config = self.builder.create_builder_config()
             self.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-            self._workspace = workspace_bytes(wish.memory_bytes)
+            self._workspace = workspace_bytes(options.memory_bytes)
             generation.limit_workspace(trt, self.config, self._workspace)
             if generation.levels:
                 self.config.builder_optimization_level = LEVEL
         self.calibrator: Any = None
-        self._cache = wish.cache
-        self._warm = self._start_from_cache()
+        self._cache = options.cache
+        self._cache_used = self._load_cache()
 
     def parse(self, onnx: Path, name: str) -> None:
-        """Read the network from a file. Raises DeviceError that names the node which TensorRT does not take."""
+        """Parse the network in a file. Raises DeviceError that names the node which TensorRT does not support."""
         with self.wrapped(f"parse {name}"):
             parsed = self.parser.parse_from_file(str(onnx))
         if not parsed:
             count = self.parser.num_errors
-            said = " ".join(self.parser.get_error(0).desc().split()) if count else self.log.cause
+            cause = " ".join(self.parser.get_error(0).desc().split()) if count else self.log.cause
             raise DeviceError(
-                f"TensorRT cannot parse {name}", found=said, fix="build the bundle again for this device's TensorRT"
+                f"TensorRT cannot parse {name}", found=cause, fix="build the bundle again for this device's TensorRT"
             )
 
     def allow(self, quantized: bool) -> tuple[str, ...]:
-        """Allow the precisions that a graph needs, where that is for the builder to decide; which they are."""
+        """Allow the precisions that a graph needs, and return them; none where the graph alone decides."""
         flags = self.generation.precision_flags[quantized]
         with self.wrapped("set precisions"):
             for flag in flags:
                 self.config.set_flag(getattr(self.trt.BuilderFlag, flag))
         return ("fp32", *map(str.lower, flags)) if flags else ()
 
-    def told(self) -> dict[str, Any]:
-        """What was set, for the record."""
+    def settings(self) -> dict[str, Any]:
+        """Return the settings, for the record of the engine."""
         level = LEVEL if self.generation.levels else None
-        return {"workspace_bytes": self._workspace, "optimization_level": level, "timing_cache": self._warm}
+        return {"workspace_bytes": self._workspace, "optimization_level": level, "timing_cache": self._cache_used}
 
     def write(self, engine: Path) -> None:
-        """Build the engine into a file, and keep what was timed for the next build. Raises DeviceError."""
+        """Build the engine into a file, and keep the timings for the next build. Raises DeviceError."""
         with self.wrapped("build"):
             plan = self.builder.build_serialized_network(self.network, self.config)
-        self._keep_cache()  # also of a build that failed: the next one begins with the same layers
+        self._keep_cache()  # also after a failed build: the next one times the same layers
         if plan is None:
             raise build_failure("TensorRT", self.log)
         engine.write_bytes(memoryview(plan))
 
     def wrapped(self, what: str) -> AbstractContextManager[None]:
-        """Say what TensorRT raises as a DeviceError."""
+        """Wrap exceptions of TensorRT as DeviceError."""
         return wrapped(what, self.log)
 
-    def _start_from_cache(self) -> bool:
-        """Whether the timings of an earlier build are used. What TensorRT does not take, it does without."""
+    def _load_cache(self) -> bool:
+        """Load the timings of earlier builds; return whether there are any that TensorRT accepts."""
         if self._cache is None:
             return False
         kept = self._cache.read_bytes() if self._cache.is_file() else b""
         for content in (kept, b"") if kept else (b"",):
             try:
-                # Kept here, because TensorRT wants it until the engine is built.
+                # Kept alive here: TensorRT uses it until the engine is built.
                 self._timings = self.config.create_timing_cache(content)
                 if self._timings is not None and self.config.set_timing_cache(self._timings, False):
                     return bool(content)
@@ -95,7 +97,7 @@ class Builder:
         return False
 
     def _keep_cache(self) -> None:
-        """Keep what was timed; an engine does without, so what goes wrong is only logged."""
+        """Write the timings; an error is only logged, as engines do not depend on them."""
         if self._cache is None:
             return
         try:
@@ -110,7 +112,7 @@ class Builder:
 
 @contextmanager
 def wrapped(what: str, log: BuilderLog) -> Iterator[None]:
-    """Turn what TensorRT raises into a DeviceError, with the first error that it has logged."""
+    """Wrap exceptions of TensorRT as DeviceError, with the first error in its log."""
     try:
         yield
     except DeviceError:
@@ -120,7 +122,7 @@ def wrapped(what: str, log: BuilderLog) -> Iterator[None]:
 
 
 def library() -> Any:
-    """The bindings. Raises DeviceError where they cannot be imported."""
+    """Import the bindings. Raises DeviceError."""
     try:
         import tensorrt  # type: ignore[import-not-found,unused-ignore]
     except Exception as error:  # also OSError, where the libraries are not those of the bindings
@@ -131,13 +133,14 @@ def library() -> Any:
 
 
 def workspace_bytes(memory_bytes: int | None) -> int:
-    """How much memory a layer may use for itself while it runs."""
-    least, unknown, most = _WORKSPACE
-    return unknown if memory_bytes is None else min(max(memory_bytes // _SHARE, least), most)
+    """Return the memory that one layer may use while it runs; memory_bytes: of the device, None where unknown."""
+    if memory_bytes is None:
+        return _DEFAULT_WORKSPACE
+    return min(max(memory_bytes // _MEMORY_PER_WORKSPACE, _MIN_WORKSPACE), _MAX_WORKSPACE)
 
 
 def logger(trt: Any, log: BuilderLog) -> Any:
-    """A logger that keeps warnings and errors, and prints nothing. Made here, as its base class is in the library."""
+    """Return a logger that keeps warnings and errors. The class is made here, because its base is in the library."""
 
     class KeepingLogger(trt.ILogger):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:

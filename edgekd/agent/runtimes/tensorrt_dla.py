@@ -1,17 +1,18 @@
-"""TensorRT on a DLA core of a Xavier or an Orin, with the GPU for what the core does not take.
+"""TensorRT on a DLA core of a Xavier or an Orin, with the GPU for layers that the core does not take.
 
-Up to TensorRT 10 the DLA takes no Q/DQ: it gets the network in float, the scales as a calibration cache, and the layers
-that are not to be quantized by name. From 11.4.1 on it takes the graph itself, on AGX Orin alone.
+Up to TensorRT 10 the DLA takes no Q/DQ: it gets the network in float, the scales as a calibration cache, and the names
+of layers that stay float. From 11.4.1 on it takes the graph itself, on AGX Orin alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes.tensorrt import TensorRt
-from edgekd.agent.runtimes.types import FLOAT, Made, UnsuitedError, Wish
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, UnsuitedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from edgekd.agent.runtimes.networks import CalibratedNetwork
     from edgekd.agent.runtimes.tensorrt_builder import Builder
     from edgekd.agent.runtimes.types import Outputs
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.state.slots import Slot
 
 
 class TensorRtDla(TensorRt):
@@ -30,40 +31,38 @@ class TensorRtDla(TensorRt):
         self.name = f"tensorrt-dla{core}"
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        """A core computes whole parts of a network, whose inner tensors it does not give."""
+        """Return None: a core computes whole parts of a network, and does not give their inner tensors."""
         return None
 
-    def _core(self) -> int:
-        return self.core
-
-    def _described(self, builder: Builder, slot: Slot, wish: Wish, folder: Path) -> Made:
-        """Raises UnsuitedError where the device or its TensorRT has no such core."""
+    def _configure(self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path) -> BuildResult:
+        """Configure a build for the core. Raises UnsuitedError where the device or its TensorRT has no such core."""
         from edgekd.agent.runtimes import networks
 
-        cores = int(builder.builder.num_DLA_cores)
-        if self.core >= cores:
+        cores, core = int(builder.builder.num_DLA_cores), int(self.core or 0)
+        if core >= cores:
             raise UnsuitedError(
-                f"no DLA core {self.core} here",
+                f"no DLA core {core} here",
                 expected="a Xavier, an Orin NX or AGX Orin, with a TensorRT that has its DLA",
                 found=f"{cores} cores with TensorRT {self.version()}",
                 fix="use --runtime tensorrt",
             )
-        with builder.wrapped(f"choose DLA core {self.core}"):
+        with builder.wrapped(f"choose DLA core {core}"):
             builder.config.default_device_type = builder.trt.DeviceType.DLA
-            builder.config.DLA_core = self.core
+            builder.config.DLA_core = core
             builder.config.set_flag(builder.trt.BuilderFlag.GPU_FALLBACK)
-        if builder.generation.strongly_typed or wish.source == FLOAT or not networks.quantized(slot.graph):
-            made = super()._described(builder, slot, wish, folder)
-            return Made(made.precision, made.allowed, self._fallbacks(builder), made.more)
-        network = networks.calibrated_network(slot, wish, folder)
-        builder.parse(network.path, slot.graph.name)
-        allowed = builder.allow(True)
-        kept = self._quantize(builder, network)
-        more = {**builder.told(), "held_in_float": kept, "missing_scales": list(network.missing_scales)}
-        return Made("graph", allowed, self._fallbacks(builder), more)
+        if builder.generation.strongly_typed or options.source == FLOAT or not networks.quantized(slot.graph):
+            result = super()._configure(builder, slot, options, folder)
+        else:
+            network = networks.calibrated_network(slot, options, folder)
+            builder.parse(network.path, slot.graph.name)
+            allowed = builder.allow(True)
+            held = self._quantize(builder, network)
+            details = {"held_in_float": held, "missing_scales": list(network.missing_scales)}
+            result = BuildResult("graph", allowed, details={**builder.settings(), **details})
+        return replace(result, fallbacks=self._fallbacks(builder))
 
     def _quantize(self, builder: Builder, network: CalibratedNetwork) -> list[str]:
-        """Serve the scales, and keep the layers in float that are float in the graph; their names."""
+        """Pass the scales, and hold the float layers of the graph in float; return the names of those."""
         from edgekd.core.formats.calibration_cache import to_text
 
         trt, config = builder.trt, builder.config
@@ -72,18 +71,20 @@ class TensorRtDla(TensorRt):
             builder.calibrator = _calibrator(trt, to_text(network.scales, self.version()).encode("utf-8"))
             config.int8_calibrator = builder.calibrator
             config.set_flag(getattr(trt.BuilderFlag, builder.generation.constraint))
-            layers = [builder.network.get_layer(index) for index in range(builder.network.num_layers)]
-            return [layer.name for layer in layers if _held_in_float(trt, layer, set(network.float_outputs))]
+            return [layer.name for layer in _layers(builder) if _hold_in_float(trt, layer, set(network.float_outputs))]
 
     def _fallbacks(self, builder: Builder) -> list[str]:
-        """The layers that the core does not take, and that run on the GPU."""
+        """Return the layers that the core does not take, and that run on the GPU."""
         with builder.wrapped("ask what the DLA takes"):
-            layers = [builder.network.get_layer(index) for index in range(builder.network.num_layers)]
-            return [layer.name for layer in layers if not builder.config.can_run_on_DLA(layer)]
+            return [layer.name for layer in _layers(builder) if not builder.config.can_run_on_DLA(layer)]
 
 
-def _held_in_float(trt: Any, layer: Any, float_outputs: set[str]) -> bool:
-    """Hold a layer in FP16 where it computes one of these tensors; whether it does.
+def _layers(builder: Builder) -> list[Any]:
+    return [builder.network.get_layer(index) for index in range(builder.network.num_layers)]
+
+
+def _hold_in_float(trt: Any, layer: Any, float_outputs: set[str]) -> bool:
+    """Hold a layer in FP16 where it computes one of these tensors; return whether it does.
 
     Tensors have the names of the graph; the layers of one node, such as those of a Split, have others.
     """
@@ -98,9 +99,9 @@ def _held_in_float(trt: Any, layer: Any, float_outputs: set[str]) -> bool:
 
 
 def _calibrator(trt: Any, cache: bytes) -> Any:
-    """A calibrator that has its scales already. Made here, because its base class is in the library."""
+    """Return a calibrator with a finished cache. The class is made here, because its base is in the library."""
 
-    class ServingCalibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc,unused-ignore]
+    class CacheCalibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
             trt.IInt8EntropyCalibrator2.__init__(self)
 
@@ -116,4 +117,4 @@ def _calibrator(trt: Any, cache: bytes) -> Any:
         def write_calibration_cache(self, cache: bytes) -> None:
             return None
 
-    return ServingCalibrator()
+    return CacheCalibrator()

@@ -1,10 +1,11 @@
-"""What differs between the generations of TensorRT's interface, in one table: `generation` chooses a row by version.
+"""Table of the generations of TensorRT's interface; `generation` chooses a row by version.
 
 Names are those of the Python bindings, from their sources at the tags 8.2.1 to v11.1 of NVIDIA/TensorRT.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,9 +27,9 @@ class Port(NamedTuple):
 
 @dataclass(frozen=True)
 class Access:
-    """How an engine's inputs and outputs are reached.
+    """Access to the inputs and outputs of an engine.
 
-    ports(trt, engine) are all of them; enqueue(context, ports, addresses, stream) says whether it went well.
+    ports(trt, engine) lists them; enqueue(context, ports, addresses, stream) starts a run, and returns its success.
     """
 
     ports: Callable[[Any, Any], Sequence[Port]]
@@ -37,13 +38,13 @@ class Access:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one generation wants said differently.
+    """One generation of the interface.
 
-    first: the version that it begins with; network_flags: names of the flags that networks are created with, which are
-    numbered by NetworkDefinitionCreationFlag; limit_workspace(trt, config, bytes); precision_flags: of BuilderFlag, for
-    a float graph and for one with Q/DQ; empty where the graph alone decides; levels: whether there is a level of
-    optimization; constraint: the flag that keeps the precision of layers, empty where that is not to be had;
-    int8_constants: whether weights are given as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused them,
+    first: its first version; network_flags: names of NetworkDefinitionCreationFlag for new networks;
+    limit_workspace(trt, config, bytes); precision_flags: of BuilderFlag, for a float graph and for one with Q/DQ, empty
+    where the graph alone decides; levels: whether there are optimization levels; constraint: flag that keeps the
+    precision of layers, empty where there is none;
+    int8_constants: whether weights are passed as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused them,
     "invalid weights type of Int8" (NVIDIA/TensorRT issue 2163), and in one report taken them (issue 3385, 8.5.2); FP32
     constants behind Q/DQ are what its guide asks for.
     """
@@ -59,7 +60,7 @@ class Generation:
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether types come from the graph alone; a calibration cache is then of no use."""
+        """Return whether types come from the graph alone, so that a calibration cache has no effect."""
         return not self.precision_flags[True]
 
 
@@ -101,8 +102,8 @@ def _enqueue_bindings(context: Any, ports: Sequence[Port], addresses: Sequence[i
 
 
 def _enqueue_tensors(context: Any, ports: Sequence[Port], addresses: Sequence[int], stream: int) -> bool:
-    told = [context.set_tensor_address(port.name, address) for port, address in zip(ports, addresses)]  # noqa: B905
-    return all(told) and bool(context.execute_async_v3(stream))
+    bound = [context.set_tensor_address(port.name, address) for port, address in zip(ports, addresses)]  # noqa: B905
+    return all(bound) and bool(context.execute_async_v3(stream))
 
 
 _FLAGS = {False: ("FP16",), True: ("FP16", "INT8")}
@@ -119,38 +120,30 @@ GENERATIONS = (
     Generation((10, 0), (), _pool_of_workspace, _FLAGS, True, _PREFER, _BY_NAME),
     Generation((11, 0), (), _pool_of_workspace, _NONE, True, "", _BY_NAME),
 )
-"""The oldest first."""
+"""Oldest first."""
 
 
 def generation(version: str) -> Generation:
-    """The generation that a version such as `8.5.2.2` belongs to. Raises DeviceError where it is older than all."""
-    told = numbers(version)
-    found = [each for each in GENERATIONS if each.first <= told]
-    if not found:
+    """Return the generation of a version such as `8.5.2.2`. Raises DeviceError where it is older than all."""
+    rows = [each for each in GENERATIONS if each.first <= numbers(version)]
+    if not rows:
         raise DeviceError(
             f"TensorRT {version} is too old",
             expected="8.2 or newer",
             found=version,
             fix="update JetPack, or use the firmware's own way",
         )
-    return found[-1]
+    return rows[-1]
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version as numbers: `8.5.2-1+cuda11.4` is 8, 5, 2."""
-    parts: list[int] = []
-    for part in version.split("."):
-        digits = part[: next((at for at, letter in enumerate(part) if not letter.isdigit()), len(part))]
-        if not digits:
-            break
-        parts.append(int(digits))
-        if digits != part:
-            break
-    return tuple(parts)
+    """Return a version as numbers: `8.5.2-1+cuda11.4` is 8, 5, 2."""
+    leading = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, leading[0].split("."))) if leading else ()
 
 
 def numpy_kind(trt: Any, kind: Any) -> type[np.generic] | None:
-    """NumPy's type for one of TensorRT's that detectors take and give; None for others.
+    """Return NumPy's type for one of TensorRT's floating-point types; None for others.
 
     TensorRT's own `nptype` breaks with newer versions of NumPy.
     """

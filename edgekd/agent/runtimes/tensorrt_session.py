@@ -1,4 +1,4 @@
-"""An engine of TensorRT's, loaded: run on one frame after another, profiled, and asked what it computes."""
+"""A loaded TensorRT engine: run, profiled and inspected."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from edgekd.core.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
-_PROFILED, _WARM_UP = 10, 3  # runs
+_PROFILED_RUNS = 10
+_WARM_UP_RUNS = 3
 
 
 class TensorRtSession:
-    """An engine with one input and one output, its buffers, and one stream. several: outputs may be more."""
+    """An engine with one input and one output, its buffers, and one stream. several: accept several outputs."""
 
     def __init__(self, file: Path, generation: Generation, core: int | None = None, several: bool = False) -> None:
         trt = library()
@@ -32,8 +33,8 @@ class TensorRtSession:
             self._engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
             self._context = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
-            said = self._log.cause or "no reason given"
-            raise DeviceError(f"{file.name}: TensorRT cannot load it", found=said, fix="build the engine again")
+            cause = self._log.cause or "no reason given"
+            raise DeviceError(f"{file.name}: TensorRT cannot load it", found=cause, fix="build the engine again")
         with wrapped(f"say what {file.name} takes and gives", self._log):
             self._ports = tuple(generation.access.ports(trt, self._engine))
         self._cuda: cuda.Cuda | None = cuda.opened()
@@ -44,80 +45,80 @@ class TensorRtSession:
             raise
 
     def _reserve(self, gpu: cuda.Cuda, file: Path, several: bool) -> None:
-        """One buffer on each side for each port, used again in every run."""
+        """Allocate one buffer on host and device for each port, reused in every run."""
         kinds = [numpy_kind(self._trt, port.kind) for port in self._ports]
-        given = sum(port.is_input for port in self._ports)
-        fits = given == 1 and (len(self._ports) == 2 or (several and len(self._ports) > 2))
+        inputs = sum(port.is_input for port in self._ports)
+        fits = inputs == 1 and (len(self._ports) == 2 or (several and len(self._ports) > 2))
         if not fits or None in kinds or any(side < 1 for port in self._ports for side in port.shape):
-            told = ", ".join(f"{port.name} {port.kind} {list(port.shape)}" for port in self._ports)
+            ports = ", ".join(f"{port.name} {port.kind} {list(port.shape)}" for port in self._ports)
             raise DeviceError(
-                f"{file.name}: not a detector's engine", expected="one float input and one float output", found=told
+                f"{file.name}: not a detector's engine", expected="one float input and one float output", found=ports
             )
         self._arrays = [gpu.pinned(port.shape, kind) for port, kind in zip(self._ports, kinds)]  # noqa: B905
         self._addresses = [gpu.allocate(array.nbytes) for array in self._arrays]
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output float32 for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        """Return the output float32 for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
         (output,) = self.outputs(batch).values()
         return output
 
     def outputs(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """Every output float32, by its name. Raises DeviceError."""
+        """Return every output float32, by its name. Raises DeviceError."""
         import numpy as np
 
         if self._cuda is None:
             raise DeviceError("the TensorRT session is closed", fix="load the engine again")
         sides = list(zip(self._ports, self._arrays, self._addresses))  # noqa: B905
-        (_, given, address) = next(side for side in sides if side[0].is_input)
-        if batch.shape != given.shape:
+        (_, buffer, address) = next(side for side in sides if side[0].is_input)
+        if batch.shape != buffer.shape:
             raise DeviceError(
-                "TensorRT cannot run the engine", expected=f"a batch {given.shape}", found=str(batch.shape)
+                "TensorRT cannot run the engine", expected=f"a batch {buffer.shape}", found=str(batch.shape)
             )
-        np.copyto(given, batch, casting="same_kind")
-        self._cuda.upload(address, given)
+        np.copyto(buffer, batch, casting="same_kind")
+        self._cuda.upload(address, buffer)
         with wrapped("run the engine", self._log):
             ran = self._generation.access.enqueue(self._context, self._ports, self._addresses, self._cuda.stream)
         if not ran:
             raise DeviceError("TensorRT cannot run the engine", found=self._log.cause or None)
-        taken = {port.name: (array, at) for port, array, at in sides if not port.is_input}
-        for array, at in taken.values():
-            self._cuda.download(array, at)
+        results = [(port.name, array, address) for port, array, address in sides if not port.is_input]
+        for _, array, address in results:
+            self._cuda.download(array, address)
         self._cuda.wait()
         # Copies: the next run writes into the buffers.
-        return {name: array.astype(np.float32) for name, (array, _) in taken.items()}
+        return {name: array.astype(np.float32) for name, array, _ in results}
 
     def inspected(self) -> str:
-        """What the engine inspector says of all layers, as JSON. Raises DeviceError."""
+        """Return the engine inspector's JSON. Raises DeviceError."""
         with wrapped("inspect the engine", self._log):
             inspector = self._engine.create_engine_inspector()
             inspector.execution_context = self._context
             return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def profiled(self) -> dict[str, float]:
-        """Milliseconds that each layer takes, by its name: the mean of a few runs. Raises DeviceError."""
+        """Return the mean milliseconds of each layer over a few runs, by name. Raises DeviceError."""
         import numpy as np
 
         self._profiler = profiler = _profiler(self._trt)  # kept as long as the context that reports to it
-        (given,) = (port for port in self._ports if port.is_input)
-        batch = np.random.RandomState(0).uniform(0, 1, given.shape).astype(np.float32)
-        for _ in range(_WARM_UP):
+        (port,) = (port for port in self._ports if port.is_input)
+        batch = np.random.RandomState(0).uniform(0, 1, port.shape).astype(np.float32)
+        for _ in range(_WARM_UP_RUNS):
             self.run(batch)
         context: Any = self._context
         context.profiler = profiler
-        for _ in range(_PROFILED):
+        for _ in range(_PROFILED_RUNS):
             self.run(batch)
-        return {name: total / _PROFILED for name, total in profiler.totals.items()}
+        return {name: total / _PROFILED_RUNS for name, total in profiler.totals.items()}
 
     def scratch_bytes(self) -> int | None:
-        """What TensorRT says that a context takes on the device; its property has another name since 10."""
+        """Return the device memory of a context; the property has another name since TensorRT 10."""
         for name in ("device_memory_size_v2", "device_memory_size"):
-            found = getattr(self._engine, name, None)
-            if isinstance(found, int):
-                return found
+            count = getattr(self._engine, name, None)
+            if isinstance(count, int):
+                return count
         return None
 
     def close(self) -> None:
-        """Free the engine, then its buffers."""
+        """Release the engine, then its buffers."""
         if self._cuda is not None:
             self._context = self._engine = None
             self._arrays, self._addresses = [], []
@@ -126,7 +127,7 @@ class TensorRtSession:
 
 
 def _profiler(trt: Any) -> Any:
-    """A profiler that adds up the milliseconds of each layer."""
+    """Return a profiler that sums the milliseconds of each layer."""
 
     class SummingProfiler(trt.IProfiler):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:

@@ -1,10 +1,12 @@
-"""The seam to whatever runs a network on the device: a `Runtime` builds an engine, and opens a `Session` on it.
+"""Interface to the libraries that run a network on the device: a `Runtime` builds an engine, and opens a `Session`.
 
-A runtime wraps the errors of its library once, as `DeviceError`; nothing above this folder sees them.
+A runtime wraps the errors of its library once, as `DeviceError`.
 """
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +17,19 @@ from edgekd.core.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.state.slots import Slot
 
     Outputs = Mapping[str, np.ndarray]
 
 GRAPH, FLOAT = "graph", "float"
-"""What an engine is built from: the graph as it is, quantized layers and all, or the same network without Q/DQ."""
+"""Source of an engine: the graph as it is, with its quantized layers, or the same network without Q/DQ."""
 
 ON_CPU = ("onnxruntime", "openvino")
 """Names of the runtimes that compute on the processor, whatever else the device has."""
 
 
 class UnsuitedError(DeviceError):
-    """This device, or this version of a library, does not have what a runtime needs."""
+    """The device, or the version of a library, lacks a feature that the runtime needs."""
 
 
 class BuildFailedError(DeviceError):
@@ -39,7 +41,7 @@ class BuildFailedError(DeviceError):
 
 
 class UnimplementedLayerError(BuildFailedError):
-    """A builder has no kernel for a layer. node: its name of it, which may be that of several nodes fused into one."""
+    """A builder has no kernel for a layer. node: the builder's name of it, perhaps of several fused nodes."""
 
     def __init__(self, what: str, *, node: str, **parts: Any) -> None:
         super().__init__(what, **parts)
@@ -50,8 +52,8 @@ class UnimplementedLayerError(BuildFailedError):
 class Layer:
     """One layer of an engine as its runtime reports it.
 
-    precision: what it computes in, such as `int8`, or what it does instead, such as `reformat`; weight_bytes,
-    activation_bytes: of its weights, and of what it writes; ms: what it takes, None where that was not looked at.
+    precision: such as `int8`, or an activity such as `reformat`; weight_bytes, activation_bytes: of its weights and of
+    its outputs; ms: duration, None without a profile.
     """
 
     name: str
@@ -71,12 +73,12 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How an engine is to be built.
+class BuildOptions:
+    """Options of a build.
 
-    source: GRAPH or FLOAT; memory_bytes: of the device, None where it is not known; cache: a file in which a builder
-    keeps what makes it faster the next time, None where nothing may be kept; float_layers: names of layers of the graph
-    whose Q/DQ is to be left out; int8_constants: whether weights are given in INT8, None for what the builder takes.
+    source: GRAPH or FLOAT; memory_bytes: of the device, None where unknown; cache: file with the builder's timings,
+    None to keep none; float_layers: names of layers of the graph whose Q/DQ is left out; int8_constants: whether
+    weights are passed in INT8, None for the builder's default.
     """
 
     source: str = GRAPH
@@ -86,86 +88,80 @@ class Wish:
     int8_constants: bool | None = None
 
 
-AS_THE_GRAPH = Wish()
-
-
 @dataclass(frozen=True)
-class Made:
-    """What a runtime says of an engine that it has built, for the record beside it.
+class BuildResult:
+    """A runtime's description of an engine that it has built, for the record beside it.
 
-    precision: `graph` where each layer was asked for as the graph has it, else `fp16` or `fp32`, asked for all of them;
-    allowed: the precisions that the builder could choose from, empty where it had no choice. Neither says what it used.
-    fallbacks: layers that an accelerator did not take; more: whatever else, as plain JSON types.
+    precision: `graph` where each layer was requested as in the graph, else `fp16` or `fp32` for all of them; allowed:
+    precisions that the builder could choose from, empty where it had no choice. Neither is what it uses. fallbacks:
+    layers that an accelerator did not take; details: further entries of the record, as plain JSON types.
     """
 
     precision: str
     allowed: Sequence[str] = ()
     fallbacks: Sequence[str] = ()
-    more: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Session(Protocol):
     """An engine, loaded and ready to run."""
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        """Return the output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
         ...
 
     def close(self) -> None:
-        """Free what the session holds."""
+        """Release the resources of the session."""
         ...
 
     def scratch_bytes(self) -> int | None:
-        """Memory for inner tensors; None where the runtime does not say."""
+        """Return the memory for inner tensors; None where the runtime does not report it."""
         ...
 
 
-class Runtime(Protocol):
-    """One library that runs networks, in one generation of its interface."""
+class Runtime(ABC):
+    """One library that runs networks, in one generation of its interface. name: for `--runtime`."""
 
-    @property
-    def name(self) -> str:
-        """What `--runtime` calls it."""
-        ...
+    name: str
 
+    @abstractmethod
     def version(self) -> str:
-        """The version of the library: an engine belongs to it."""
-        ...
+        """Return the version of the library, which an engine depends on. Raises DeviceError."""
 
+    @abstractmethod
     def problem(self) -> str | None:
-        """Why it cannot be used here; None where it can. Asking is cheap: it does not import the library."""
-        ...
+        """Return why it cannot be used here, None where it can, without importing the library."""
 
-    def build(self, slot: Slot, engine: Path, wish: Wish) -> Made:
+    @abstractmethod
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
         """Write an engine for the slot's graph to `engine`. Raises DeviceError."""
-        ...
 
+    @abstractmethod
     def load(self, engine: Path) -> Session:
-        """Open an engine that `build` wrote here. Raises DeviceError."""
-        ...
+        """Open an engine that `build` wrote on this device. Raises DeviceError."""
 
+    @abstractmethod
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        """What the engine really computes, layer by layer; None where the runtime does not say. Raises DeviceError."""
-        ...
+        """Return the layers that an engine computes; None where the runtime reports none. Raises DeviceError."""
 
     def inspect(self, engine: Path) -> Inspection | None:
-        """Return the raw data that `layers` reads; None where the runtime has none. Raises DeviceError."""
-        ...
+        """Return the raw data behind `layers`; None where the runtime has no engine inspector. Raises DeviceError."""
+        return None
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
-        """Seconds of each run, at least so many and so long, by the runtime's own watch. Raises DeviceError.
+        """Return seconds of each run, by the runtime's own clock, for at least so many runs and so long.
 
-        None where it has none, and sessions are timed instead.
+        None where it has none: its sessions are timed instead. Raises DeviceError.
         """
-        ...
+        return None
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        """All that a network of several outputs gives for each batch, from an engine made for this alone.
+        """Return all outputs of a network for each batch, from an engine made for this alone, with less fusion.
 
-        quantized: whether it has Q/DQ. None where the runtime has no way to. Raises DeviceError.
+        quantized: whether it has Q/DQ. None where the runtime cannot. Raises DeviceError.
         """
-        ...
+        return None
 
     def clock(self) -> float:
-        """Seconds, from any fixed beginning: what its sessions are timed with."""
-        ...
+        """Return seconds since a fixed time: the clock for timing sessions."""
+        return time.perf_counter()

@@ -1,5 +1,5 @@
-"""Validation on hardware: engines of a bundle by every runtime of the device, and what they prove.
+"""Validation on hardware: claims judged by engines of a bundle, built by every runtime of the device.
 
-`process` runs one attempt, `coordinator` starts one process for each, `machine` reads the system, `evidence` is the
-file that comes of it, checked, and `verdicts` the rules by which it confirms or refutes a claim.
+`process` runs one attempt, `coordinator` starts a process for each, `machine` reads the system, `evidence` parses the
+result file, and `verdicts` has the rules that confirm or refute a claim.
 """

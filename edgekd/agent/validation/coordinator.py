@@ -1,4 +1,4 @@
-"""Run a validation from its first process to its verdicts, with nothing but Python's standard library.
+"""Run a validation from its first process to its verdicts, with Python's standard library alone.
 
 `result.json` is written before the first process starts and after each has ended.
 """
@@ -14,12 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-from edgekd.agent.device import read_device
-from edgekd.agent.validation import machine
+from edgekd.agent.state.device import read_device
+from edgekd.agent.state.documents import read_object, to_plain
 from edgekd.agent.validation.evidence import (
     CALIBRATED,
     FAILED,
@@ -28,10 +28,12 @@ from edgekd.agent.validation.evidence import (
     FP32_WEIGHTS,
     INT8_CONSTANTS,
     Evidence,
+    Problem,
     Process,
     from_json,
 )
-from edgekd.agent.validation.process import UNPACK, Job
+from edgekd.agent.validation.machine import SystemFacts, anonymous, read_system
+from edgekd.agent.validation.process import UNPACK, AttemptNotes, Job
 from edgekd.agent.validation.verdicts import ALL_CONFIRMED, NOT_TESTED, Verdict, exit_code, verdicts
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json, file_sha256
@@ -50,9 +52,9 @@ PLAN: Mapping[str, Sequence[str]] = {
 }
 """By runtime, the forms that are built."""
 PATIENCE_S = 2700.0
-"""For one process: the largest builds of a Xavier take half an hour."""
-IMPORTED_FROM = Path(__file__).parents[3]
-"""The folder or zipapp that holds this package: other processes import it from there."""
+"""Maximum seconds of one process: the largest builds of a Xavier take half an hour."""
+SOURCE = Path(__file__).parents[__name__.count(".")]
+"""Folder or zipapp of this package, from which other processes import it."""
 MAX_STDERR = 4000  # characters of the end of what a process printed
 
 
@@ -67,13 +69,35 @@ class Effort:
 
 QUICK = Effort(50, 2.0)
 Launch = Callable[[Job, Path, float], "tuple[Process, str]"]
-"""Runs a job in a folder within so many seconds; how its process ended, and the end of what it printed."""
+"""Runs a job in a folder within so many seconds; returns the end of its process, and the end of its output."""
+
+
+@dataclass(frozen=True)
+class VerdictLine:
+    """A verdict, for output."""
+
+    claim: str
+    runtime: str | None
+    form: str | None
+    outcome: str
+    text: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ValidationSummary:
+    """Result of `validate`. out: the file with the evidence; outcomes: number of verdicts by outcome."""
+
+    out: Path
+    complete: bool
+    outcomes: Mapping[str, int]
+    verdicts: Sequence[VerdictLine]
 
 
 class ValidationError(DeviceError):
-    """Raised where not every claim was confirmed. report: the verdicts; agent_exit_code: by verdict."""
+    """Not every claim was confirmed. report: the verdicts; agent_exit_code: by verdict."""
 
-    def __init__(self, what: str, *, report: dict[str, Any], code: int, **parts: str) -> None:
+    def __init__(self, what: str, *, report: ValidationSummary, code: int, **parts: str) -> None:
         super().__init__(what, **parts)
         self.report, self.agent_exit_code = report, code
 
@@ -83,7 +107,7 @@ def launch_process(job: Job, folder: Path, patience_s: float) -> tuple[Process, 
     job.write(folder / "job.json")
     with suppress(FileNotFoundError):
         Path(job.out).unlink()
-    path = [str(IMPORTED_FROM), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "edgekd.agent.validation.process", str(folder / "job.json")]
     began, timed_out = time.monotonic(), False
@@ -100,11 +124,11 @@ def launch_process(job: Job, folder: Path, patience_s: float) -> tuple[Process, 
                 os.killpg(started.pid, signal.SIGKILL)  # programs that it has started, too
             started.wait()
         printed.seek(max(printed.tell() - MAX_STDERR, 0))
-        said = printed.read().decode("utf-8", "replace")
+        text = printed.read().decode("utf-8", "replace")
     code = started.returncode
     ended_by = None if code >= 0 else _signal_name(-code)
     seconds = round(time.monotonic() - began, 3)
-    return Process(code if code >= 0 else None, ended_by, timed_out, seconds), said
+    return Process(code if code >= 0 else None, ended_by, timed_out, seconds), text
 
 
 def _signal_name(number: int) -> str:
@@ -123,37 +147,36 @@ def validate(
     runtimes: Sequence[str] = tuple(PLAN),
     effort: Effort = Effort(),
     launch: Launch = launch_process,
-) -> dict[str, Any]:
-    """Build, test and time a bundle by each runtime, and judge what that proves; nothing is put into service.
+) -> ValidationSummary:
+    """Build, test and time a bundle by each runtime, and judge the evidence; nothing is put into service.
 
-    kit: facts of the validation kit, with predictions. Writes the evidence to `out`; returns the verdicts. Raises
-    ValidationError where not all claims that could be tested were confirmed, SpecError.
+    kit: facts of the validation kit, with predictions. Writes the evidence to `out`. Raises ValidationError where not
+    all claims that could be tested were confirmed, SpecError.
     """
-    report = _Report(out, bundle, kit, root)
-    report.write()
+    recorder = _Recorder(out, bundle, kit, root)
+    recorder.write()
     with tempfile.TemporaryDirectory(prefix="edgekd-", dir=str(out.absolute().parent)) as name, _interrupted():
         try:
-            _run(report, Path(name), bundle, root, runtimes, effort, launch)
-            report.document["complete"] = True
+            _run(recorder, Path(name), bundle, root, runtimes, effort, launch)
+            recorder.document.complete = True
         except KeyboardInterrupt:
-            report.document["problem"] = {"kind": "interrupted", "message": "interrupted before its end"}
-    found = report.judge()
-    summary, code = report.summary(found), exit_code(report.evidence(), found)
+            recorder.document.problem = Problem("interrupted", "interrupted before its end")
+    found = recorder.judge()
+    summary, code = recorder.summary(), exit_code(recorder.evidence(), found)
     if code == ALL_CONFIRMED:
         return summary
-    counted = ", ".join(f"{count} {outcome}" for outcome, count in summary["outcomes"].items())
     raise ValidationError(
         f"{bundle.name}: not every claim is confirmed",
         report=summary,
         code=code,
         expected="no claim that is refuted, and no process that is cut short",
-        found=counted,
+        found=", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items()),
         fix=f"send {out.name} back: it has the evidence",
     )
 
 
 def _run(
-    report: _Report,
+    recorder: _Recorder,
     folder: Path,
     bundle: Path,
     root: Path,
@@ -166,91 +189,102 @@ def _run(
         return Job(runtime, form, *places, effort.iterations, effort.seconds)
 
     _say(f"{bundle.name}: verify and unpack")
-    unpacked = report.add("preparation", launch(job(UNPACK, ""), folder, effort.patience_s), folder)
+    unpacked = recorder.read(launch(job(UNPACK, ""), folder, effort.patience_s), folder)
+    recorder.document.preparation = unpacked
+    recorder.write()
     step = unpacked["steps"][0] if unpacked["steps"] else None
     if step is None or step["outcome"] == FAILED:
         message = (step and step["error"]) or unpacked["process"]["signal"] or "the process gave no result"
-        report.document["problem"] = {"kind": "bundle", "message": message}
+        recorder.document.problem = Problem("bundle", message)
         return
     for runtime in runtimes:
         for form in PLAN.get(runtime, ON_GPU):
             _say(f"{runtime}: {form}")
             ended = launch(job(runtime, form), folder, effort.patience_s)
-            attempt = report.add("attempts", ended, folder, runtime=runtime, form=form)
+            attempt = recorder.read(ended, folder, runtime=runtime, form=form)
+            recorder.document.attempts.append(attempt)
+            recorder.write()
             if attempt["problem"] is not None:
-                break  # the other forms would meet the same problem
+                break  # the other forms would have the same problem
 
 
-class _Report:
-    """The document that becomes `result.json`."""
+@dataclass(frozen=True)
+class KitFacts:
+    """The tested agent and bundle, and the kit's predictions as in its file."""
+
+    agent: str
+    bundle_sha256: str
+    predictions: Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class ResultDocument:
+    """Content of `result.json`. preparation, attempts: raw notes of a process, with its end."""
+
+    kit: KitFacts
+    system: SystemFacts
+    format: int = FORMAT
+    complete: bool = False
+    problem: Problem | None = None
+    preparation: Mapping[str, Any] | None = None
+    attempts: list[Mapping[str, Any]] = field(default_factory=list)
+    verdicts: Sequence[Verdict] = ()
+
+
+class _Recorder:
+    """The document of a validation, and its file."""
 
     def __init__(self, out: Path, bundle: Path, kit: Path | None, root: Path) -> None:
         self._out = out
-        self._folders = (out.absolute().parent, bundle.absolute().parent, IMPORTED_FROM)
-        self.document: dict[str, Any] = {
-            "format": FORMAT,
-            "complete": False,
-            "problem": None,
-            "kit": {"agent": __version__, "bundle_sha256": file_sha256(bundle), "predictions": _predictions(kit, root)},
-            "system": machine.read_system(root),
-            "preparation": None,
-            "attempts": [],
-            "verdicts": [],
-        }
+        self._folders = (out.absolute().parent, bundle.absolute().parent, SOURCE)
+        facts = KitFacts(__version__, file_sha256(bundle), _predictions(kit, root))
+        self.document = ResultDocument(facts, read_system(root))
 
-    def add(self, place: str, ended: tuple[Process, str], folder: Path, **names: str) -> dict[str, Any]:
-        """Add what a process left behind, and write it all. Raises SpecError."""
+    def read(self, ended: tuple[Process, str], folder: Path, **names: str) -> dict[str, Any]:
+        """Return the notes of a process with its end, without private names."""
         process, printed = ended
-        noted = _noted(folder / "attempt.json")
-        raw = {**names, **noted, "process": asdict(process), "printed": printed}
-        attempt: dict[str, Any] = machine.anonymous(raw, (folder, *self._folders))
-        if place == "attempts":
-            self.document[place].append(attempt)
-        else:
-            self.document[place] = attempt
-        self.write()
+        raw = {**names, **_notes_of(folder / "attempt.json"), "process": asdict(process), "printed": printed}
+        attempt: dict[str, Any] = anonymous(raw, (folder, *self._folders))
         return attempt
 
     def evidence(self) -> Evidence:
         """Return the document as typed evidence. Raises SpecError."""
-        return from_json(self.document)
+        return from_json(to_plain(self.document))
 
     def judge(self) -> tuple[Verdict, ...]:
-        """Add the verdicts, and write it all. Raises SpecError."""
+        """Add the verdicts, and write the file. Raises SpecError."""
         found = verdicts(self.evidence())
-        self.document["verdicts"] = [each.as_json() for each in found]
+        self.document.verdicts = found
         self.write()
         for each in found:
             _say(each.line)
-        if not found and self.document["problem"]:
-            _say(f"{NOT_TESTED:10}  nothing: {self.document['problem']['message']}")
+        if not found and self.document.problem:
+            _say(f"{NOT_TESTED:10}  nothing: {self.document.problem.message}")
         return found
 
-    def summary(self, found: Sequence[Verdict]) -> dict[str, Any]:
-        """Return the result that the command prints."""
+    def summary(self) -> ValidationSummary:
+        """Return the result of the command."""
         outcomes: dict[str, int] = {}
-        for each in found:
+        for each in self.document.verdicts:
             outcomes[each.outcome] = outcomes.get(each.outcome, 0) + 1
-        names = ("claim", "runtime", "form", "outcome", "text", "detail")
-        lines = [{name: getattr(each, name) for name in names} for each in found]
-        return {"out": str(self._out), "complete": self.document["complete"], "outcomes": outcomes, "verdicts": lines}
+        lines = [
+            VerdictLine(each.claim, each.runtime, each.form, each.outcome, each.text, each.detail)
+            for each in self.document.verdicts
+        ]
+        return ValidationSummary(self._out, self.document.complete, outcomes, lines)
 
     def write(self) -> None:
-        """Write it all. Raises SpecError."""
-        write_file(self._out, canonical_json(self.document) + b"\n")
+        """Write the file. Raises SpecError."""
+        write_file(self._out, canonical_json(to_plain(self.document)) + b"\n")
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _notes_of(path: Path) -> dict[str, Any]:
     """Return the notes of a process; empty ones where it wrote none."""
-    nothing: dict[str, Any] = {"version": None, "problem": None, "running": None, "steps": []}
-    try:
-        return {**nothing, **json.loads(path.read_bytes().decode("utf-8"))}
-    except (OSError, ValueError):
-        return nothing
+    return {**to_plain(AttemptNotes()), **(read_object(path) or {})}
 
 
 def _predictions(kit: Path | None, root: Path) -> list[dict[str, Any]]:
-    """Return the predictions of a kit, each marked by whether it fits this device. Raises SpecError."""
+    """Return the predictions of a kit, each with whether it fits this device. Raises SpecError."""
     if kit is None:
         return []
     device = read_device(root)
@@ -263,7 +297,7 @@ def _predictions(kit: Path | None, root: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end it as Ctrl-C does, so that no process of it goes on."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that no child process stays."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

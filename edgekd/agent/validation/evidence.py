@@ -26,7 +26,7 @@ FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED = "float", "fp32-weights", "int8
 FORMS = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED)
 """Forms of the network: without Q/DQ; Q/DQ with FP32 weights; DQ on INT8 constants; without Q/DQ, scales in a cache."""
 PASSED, FAILED, NOT_HERE = OUTCOMES = "passed", "failed", "not here"
-BUILD, INSPECT, SELF_TEST, DEPARTURES, BENCH = "build", "inspect", "selftest", "departures", "bench"
+BUILD, INSPECT, SELF_TEST, DIVERGENCE, BENCH = "build", "inspect", "selftest", "departures", "bench"
 
 
 @dataclass(frozen=True)

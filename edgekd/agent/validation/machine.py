@@ -1,6 +1,6 @@
-"""Read the state of a device as evidence: versions of libraries, clocks, power mode, temperatures.
+"""State of a device as evidence: versions of libraries, clocks, power mode, temperatures.
 
-Nothing is set. Serial numbers and host names are not read; names of home folders are taken out.
+Nothing is set. Serial numbers and host names are left out, and names of home folders removed.
 """
 
 from __future__ import annotations
@@ -8,36 +8,64 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.agent.device import read_device
-from edgekd.core.machine_state import read_setting
+from edgekd.agent.state.device import read_device
+from edgekd.core.machine_state import PowerMode, read_setting
 from edgekd.core.procfs import number_in, text_of, value_of
 
 _LIBRARIES = {"tensorrt": "libnvinfer.so", "cudnn": "libcudnn.so", "cudart": "libcudart.so"}
-"""Names of libraries without the version that JetPack's file names end with."""
+"""File names of libraries, without the version at their end."""
 _FOLDERS = ("usr/lib/*-linux-gnu", "usr/local/cuda*/lib64", "usr/local/cuda*/targets/*/lib")
 _CUDA = re.compile(r"CUDA Version (?P<version>[\d.]+)|\"cuda\"\s*:\s*\{[^}]*\"version\"\s*:\s*\"(?P<json>[\d.]+)\"")
 _HOME = re.compile(r"(/home/|/Users/)[^/\s\"':;,]+")
 
 
-def read_system(root: Path) -> dict[str, Any]:
-    """Return the device without its serial number, the versions, and the settings of clocks and power."""
-    device = {name: value for name, value in read_device(root).as_json().items() if name != "serial"}
-    setting = read_setting(root).as_json()
-    return {
-        "kernel": device.pop("kernel"),
-        "machine": platform.machine(),
-        "l4t": device.pop("l4t"),
-        "power_mode": device.pop("power_mode"),
-        "device": device,
-        "versions": read_versions(root),
-        "governors": setting["governors"],
-        "clocks_locked": setting["clocks_locked"],
-        "clock_limits_mhz": _clock_limits(root),
-    }
+@dataclass(frozen=True)
+class SystemFacts:
+    """The device without its serial number, and the settings of clocks and power.
+
+    device: further facts by name; versions: by library; clock_limits_mhz: minimum and maximum by processor and device.
+    """
+
+    kernel: str | None
+    machine: str
+    l4t: str | None
+    power_mode: PowerMode | None
+    device: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+    governors: Sequence[str]
+    clocks_locked: bool | None
+    clock_limits_mhz: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class MachineMoment:
+    """Temperatures, clocks and available memory at one time. Raw: some zones are no thermometers."""
+
+    temperatures_c: Mapping[str, float]
+    clocks_mhz: Mapping[str, float]
+    available_bytes: int | None
+
+
+def read_system(root: Path) -> SystemFacts:
+    """Return the facts on the system below a root."""
+    device, setting = read_device(root), read_setting(root)
+    elsewhere = ("serial", "kernel", "l4t", "power_mode")
+    return SystemFacts(
+        device.kernel,
+        platform.machine(),
+        device.l4t,
+        device.power_mode,
+        {name: value for name, value in device.as_json().items() if name not in elsewhere},
+        read_versions(root),
+        setting.governors,
+        setting.clocks_locked,
+        {name: (low, high) for name, (_, low, high) in _clocks(root).items()},
+    )
 
 
 def read_versions(root: Path) -> dict[str, str | None]:
@@ -50,8 +78,8 @@ def read_versions(root: Path) -> dict[str, str | None]:
     }
 
 
-def read_moment(root: Path) -> dict[str, Any]:
-    """Return temperatures, clocks and available memory. Raw: also zones that are no thermometers."""
+def read_moment(root: Path) -> MachineMoment:
+    """Return the current temperatures, clocks and available memory."""
     zones = {}
     for folder in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         value = number_in(folder / "temp")
@@ -59,11 +87,8 @@ def read_moment(root: Path) -> dict[str, Any]:
             name = text_of(folder / "type") or folder.name
             zones[name if name not in zones else f"{name}, {folder.name}"] = value / 1000
     memory = (value_of(root / "proc/meminfo", "MemAvailable", ":") or "").split()
-    return {
-        "temperatures_c": zones,
-        "clocks_mhz": {name: now for name, (now, _, _) in _clocks(root).items() if now is not None},
-        "available_bytes": int(memory[0]) * 1024 if memory and memory[0].isdigit() else None,
-    }
+    clocks = {name: now for name, (now, _, _) in _clocks(root).items() if now is not None}
+    return MachineMoment(zones, clocks, int(memory[0]) * 1024 if memory and memory[0].isdigit() else None)
 
 
 def anonymous(value: Any, folders: Sequence[Path]) -> Any:
@@ -81,31 +106,27 @@ def anonymous(value: Any, folders: Sequence[Path]) -> Any:
 
 def _clocks(root: Path) -> dict[str, tuple[float | None, float | None, float | None]]:
     """Return current, minimum and maximum clock in MHz by processor and device."""
-    found = {}
+    clocks = {}
     for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
         khz = (number_in(folder / f"scaling_{name}_freq") for name in ("cur", "min", "max"))
-        found[folder.parent.name] = tuple(None if each is None else each / 1e3 for each in khz)
+        clocks[folder.parent.name] = tuple(None if each is None else each / 1e3 for each in khz)
     for folder in sorted(root.glob("sys/class/devfreq/*")):
         hertz = (number_in(folder / name) for name in ("cur_freq", "min_freq", "max_freq"))
-        found[folder.name] = tuple(None if each is None else each / 1e6 for each in hertz)
-    return found  # type: ignore[return-value]
-
-
-def _clock_limits(root: Path) -> dict[str, list[float | None]]:
-    return {name: [low, high] for name, (_, low, high) in _clocks(root).items()}
+        clocks[folder.name] = tuple(None if each is None else each / 1e6 for each in hertz)
+    return clocks  # type: ignore[return-value]
 
 
 def _library(root: Path, name: str) -> str | None:
     """Return the longest version among the file names of a library; None where there is no file."""
-    found = {path.name[len(name) + 1 :] for folder in _FOLDERS for path in root.glob(f"{folder}/{name}.*")}
-    return max(found, key=lambda version: (version.count("."), version), default=None)
+    versions = {path.name[len(name) + 1 :] for folder in _FOLDERS for path in root.glob(f"{folder}/{name}.*")}
+    return max(versions, key=lambda version: (version.count("."), version), default=None)
 
 
 def _cuda(root: Path) -> str | None:
     for name in ("version.json", "version.txt"):
-        found = _CUDA.search(text_of(root / "usr/local/cuda" / name) or "")
-        if found:
-            return found["json"] or found["version"]
+        match = _CUDA.search(text_of(root / "usr/local/cuda" / name) or "")
+        if match:
+            return match["json"] or match["version"]
     return None
 
 

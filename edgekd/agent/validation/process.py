@@ -1,7 +1,7 @@
 """Run one attempt of a validation: build, inspect, test and time one engine, and note each step.
 
-Run as `python -m edgekd.agent.validation.process JOB`, where JOB is a file by `Job.write`. The notes are
-written after each step, so that they survive a crash of the process.
+Started as `python -m edgekd.agent.validation.process JOB`, where JOB is a file by `Job.write`. The notes are written
+after each step, so that they survive a crash of the process.
 """
 
 from __future__ import annotations
@@ -9,48 +9,42 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekd.agent.runtimes.types import FLOAT as FROM_FLOAT
-from edgekd.agent.runtimes.types import GRAPH, BuildFailedError, UnsuitedError, Wish
-from edgekd.agent.validation.evidence import (
-    BENCH,
-    BUILD,
-    CALIBRATED,
-    DEPARTURES,
-    FAILED,
-    FLOAT,
-    FP32_WEIGHTS,
-    INSPECT,
-    INT8_CONSTANTS,
-    NOT_HERE,
-    PASSED,
-    SELF_TEST,
-)
-from edgekd.agent.validation.machine import read_moment
+from edgekd.agent.runtimes.types import BuildFailedError, BuildOptions, UnsuitedError
+from edgekd.agent.state.documents import to_plain
+from edgekd.agent.validation import evidence
+from edgekd.agent.validation.evidence import CALIBRATED, FLOAT, FP32_WEIGHTS, INT8_CONSTANTS
+from edgekd.agent.validation.machine import MachineMoment, read_moment
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import DeviceError, EdgeKDError
 
 if TYPE_CHECKING:
-    from edgekd.agent.commands import Camera
-    from edgekd.agent.engines import Engine
-    from edgekd.agent.slots import Slot
+    from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.engines.engine import Engine
+    from edgekd.agent.engines.latency import LatencyReport
+    from edgekd.agent.engines.records import EngineRecord
+    from edgekd.agent.runtimes.types import Runtime
+    from edgekd.agent.state.documents import Inline
+    from edgekd.agent.state.slots import Slot
 
+T = TypeVar("T")
 UNPACK = "unpack"
 """In place of a runtime: the process that verifies and unpacks the bundle, for all that follow."""
-WISHES = {
-    FLOAT: Wish(FROM_FLOAT),
-    FP32_WEIGHTS: Wish(GRAPH, int8_constants=False),
-    INT8_CONSTANTS: Wish(GRAPH, int8_constants=True),
-    CALIBRATED: Wish(GRAPH),
+BUILD_OPTIONS = {
+    FLOAT: BuildOptions(FROM_FLOAT),
+    FP32_WEIGHTS: BuildOptions(int8_constants=False),
+    INT8_CONSTANTS: BuildOptions(int8_constants=True),
+    CALIBRATED: BuildOptions(),
 }
-"""Build request for each form of the network."""
+"""Build options for each form of the network."""
 MAX_RAW_BYTES = 256 << 10
-"""Most bytes kept of an engine's raw layer list, from its beginning."""
+"""Bytes that are kept of an engine's raw layer list, from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -79,70 +73,86 @@ def main(arguments: list[str]) -> int:
 
 def perform(job: Job) -> None:
     """Perform a job, and write its notes."""
-    from edgekd.agent.commands import Camera
-    from edgekd.agent.slots import State
+    from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.runtimes import AUTOMATIC, NAMED
+    from edgekd.agent.state.slots import State
 
     camera, notes = Camera(State(Path(job.state)), Path(job.root)), _Notes(Path(job.out), Path(job.root))
     if job.runtime == UNPACK:
         notes.step(UNPACK, lambda: _unpack(camera, Path(job.bundle)))
         return
-    runtime = _runtime(job.runtime)
+    runtime = next(each for each in (*AUTOMATIC, *NAMED) if each.name == job.runtime)
     notes.note(problem=runtime.problem())
-    if notes.content["problem"] is None:
+    if notes.content.problem is None:
         try:
             notes.note(version=runtime.version())
         except EdgeKDError as error:
             notes.note(problem=str(error))
             return
-        _attempt(Camera(camera.state, camera.root, runtime), job, notes)
+        _attempt(replace(camera, runtime=runtime), runtime, job, notes)
 
 
-def _runtime(name: str) -> Any:
-    """Return the runtime of that name, usable or not."""
-    from edgekd.agent.runtimes import AUTOMATIC, NAMED
+@dataclass(frozen=True)
+class UnpackedBundle:
+    """Result of unpacking."""
 
-    return next(runtime for runtime in (*AUTOMATIC, *NAMED) if runtime.name == name)
+    identity: str
+    name: str
+    target: str
 
 
-def _unpack(camera: Camera, bundle: Path) -> dict[str, Any]:
-    """Verify the bundle and unpack it, whatever it is built for and whoever signed it: it is not put into service."""
+@dataclass(frozen=True)
+class BuiltEngine:
+    """Result of a build. key: name of the engine's folder."""
+
+    record: Inline[EngineRecord]
+    key: str
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """Raw layer list, cut at MAX_RAW_BYTES, and milliseconds by layer."""
+
+    layers_total: int
+    layers: Sequence[Any]
+    times_ms: Mapping[str, float]
+
+
+def _unpack(camera: Camera, bundle: Path) -> UnpackedBundle:
+    """Unpack the bundle for any device and by any signer: it is not put into service."""
     with camera.state.locked():
         slot = camera.state.fill(bundle)
-    return {"identity": slot.identity, "name": slot.manifest.name, "target": slot.manifest.target.name}
+    return UnpackedBundle(slot.identity, slot.manifest.name, slot.manifest.target.name)
 
 
-def _attempt(camera: Camera, job: Job, notes: _Notes) -> None:
-    from edgekd.agent.engines import read_engine
-    from edgekd.agent.layer_divergence import departures
-    from edgekd.agent.selftest import run_self_test
+def _attempt(camera: Camera, runtime: Runtime, job: Job, notes: _Notes) -> None:
+    from edgekd.agent.engines.engine import read_engine
+    from edgekd.agent.engines.layer_divergence import layer_divergence
 
-    slot, runtime = camera.chosen_slot(), camera.required_runtime()
-    built = notes.step(BUILD, lambda: _build(camera, slot, WISHES[job.form]))
-    engine = read_engine(slot.engines / built["key"]) if built else None
+    slot = camera.chosen_slot()
+    built = notes.step(evidence.BUILD, lambda: _build(camera, slot, job.form))
+    engine = read_engine(slot.engines / built.key) if built else None
     if engine is None:
         return
-    notes.step(INSPECT, lambda: _inspect(camera, engine))
-    tested = notes.step(SELF_TEST, lambda: _passed(run_self_test(slot, runtime, engine.file)))
+    notes.step(evidence.INSPECT, lambda: _inspect(runtime, engine))
+    tested = notes.step(evidence.SELF_TEST, lambda: _self_test(slot, runtime, engine))
     if tested is None and job.form in (FP32_WEIGHTS, INT8_CONSTANTS):
-        notes.step(DEPARTURES, lambda: {"tensors": departures(slot, runtime)})
-    notes.step(BENCH, lambda: _bench(camera, slot, engine, job))
+        notes.step(evidence.DIVERGENCE, lambda: {"tensors": layer_divergence(slot, runtime)})
+    notes.step(evidence.BENCH, lambda: _bench(camera, slot, engine, job))
 
 
-def _build(camera: Camera, slot: Slot, wish: Wish) -> dict[str, Any]:
-    """Build an engine; return its record. Raises DeviceError."""
-    from dataclasses import replace
+def _build(camera: Camera, slot: Slot, form: str) -> BuiltEngine:
+    """Build an engine. Raises DeviceError."""
+    from edgekd.agent.engines.engine import BuildRequest, build_engine
 
-    from edgekd.agent.engines import Order, build_engine
-
-    order = camera.order()
-    asked = replace(wish, memory_bytes=order.wish.memory_bytes, cache=order.wish.cache)
-    engine = build_engine(slot, camera.required_runtime(), camera.wanted(slot), Order(asked))
-    return {**engine.record, "key": engine.folder.name}
+    defaults = camera.request().options
+    options = replace(BUILD_OPTIONS[form], memory_bytes=defaults.memory_bytes, cache=defaults.cache)
+    engine = build_engine(slot, camera.required_runtime(), camera.engine_key(slot), BuildRequest(options))
+    return BuiltEngine(engine.record, engine.name)
 
 
-def _inspect(camera: Camera, engine: Engine) -> dict[str, Any]:
-    """Return the raw layer list, cut at MAX_RAW_BYTES, and the times of the layers."""
-    raw = camera.required_runtime().inspect(engine.file)
+def _inspect(runtime: Runtime, engine: Engine) -> Inspected:
+    raw = runtime.inspect(engine.file)
     if raw is None:
         raise UnsuitedError("the runtime has no engine inspector")
     try:
@@ -155,71 +165,91 @@ def _inspect(camera: Camera, engine: Engine) -> dict[str, Any]:
         if room < 0:
             break
         kept.append(layer)
-    return {"layers_total": len(listed), "layers": kept, "times_ms": dict(raw.times_ms)}
+    return Inspected(len(listed), kept, raw.times_ms)
 
 
-class _DepartedError(DeviceError):
-    """Raised by a self-test that failed. report: its figures."""
+def _self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
+    """Run the self-test; return its figures. Raises SelfTestError with them where it fails."""
+    from edgekd.agent.engines.selftest import SelfTestError, run_self_test
 
-    def __init__(self, report: dict[str, Any]) -> None:
-        super().__init__("the engine drifted from the golden set")
-        self.report = report
-
-
-def _passed(figures: dict[str, Any]) -> dict[str, Any]:
+    figures: dict[str, Any] = to_plain(run_self_test(slot, runtime, engine.file))
+    del figures["latency"]  # a step of its own here
     if not figures["passed"]:
-        raise _DepartedError(figures)
+        raise SelfTestError("the engine drifted from the golden set", report=figures)
     return figures
 
 
-def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> dict[str, Any]:
-    from edgekd.agent.device import read_device
-    from edgekd.agent.engines import latencies
+def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> LatencyReport:
+    from edgekd.agent.engines.latency import measure_latency
+    from edgekd.agent.state.device import read_device
     from edgekd.core.power.find import find_meter
 
     runtime = camera.required_runtime()
     meter = find_meter(camera.root, gpu=bool(read_device(camera.root).gpus) and runtime.name != "onnxruntime")
-    return latencies(slot, runtime, engine, job.iterations, job.seconds, meter)
+    return measure_latency(slot, runtime, engine.file, job.iterations, job.seconds, meter)
+
+
+@dataclass(frozen=True)
+class StepNote:
+    """A step, with the state of the machine before and after it. result: figures of the step, or of its error."""
+
+    name: str
+    outcome: str
+    error: str | None
+    result: Any
+    seconds: float
+    before: MachineMoment
+    after: MachineMoment
+
+
+@dataclass(frozen=True)
+class AttemptNotes:
+    """Notes of an attempt. problem: why the runtime cannot be used here; running: the step in progress."""
+
+    version: str | None = None
+    problem: str | None = None
+    running: str | None = None
+    steps: tuple[StepNote, ...] = ()
 
 
 class _Notes:
-    """Notes of an attempt, written to a file after each change."""
+    """The file with the notes of an attempt, written after each change."""
 
     def __init__(self, out: Path, root: Path) -> None:
-        self.content: dict[str, Any] = {"version": None, "problem": None, "running": None, "steps": []}
+        self.content = AttemptNotes()
         self._out, self._root = out, root
 
     def note(self, **facts: Any) -> None:
-        """Add facts, and write the file. Raises SpecError."""
-        self.content.update(facts)
-        write_file(self._out, canonical_json(self.content))
+        """Change notes, and write the file. Raises SpecError."""
+        self.content = replace(self.content, **facts)
+        write_file(self._out, canonical_json(to_plain(self.content)))
 
-    def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """Run a step, and note its outcome and the state of the machine before and after. None where it failed."""
+    def step(self, name: str, work: Callable[[], T]) -> T | None:
+        """Run a step, and note its outcome. Return None where it failed."""
+        result: T | None = None
         self.note(running=name)
-        noted: dict[str, Any] = {"name": name, "result": None, "error": None, "before": read_moment(self._root)}
-        began = time.perf_counter()
+        before, began = read_moment(self._root), time.perf_counter()
+        figures: Any = None
+        message, outcome = None, evidence.PASSED
         try:
-            noted.update(outcome=PASSED, result=work())
+            result = figures = work()
         except UnsuitedError as error:
-            noted.update(outcome=NOT_HERE, error=str(error))
-        except Exception as error:  # whatever a library raises is evidence
-            noted.update(outcome=FAILED, error=_said(error), result=_figures(error))
-        noted["seconds"] = round(time.perf_counter() - began, 3)
-        noted["after"] = read_moment(self._root)
-        self.note(running=None, steps=[*self.content["steps"], noted])
-        return noted["result"] if noted["outcome"] == PASSED else None
+            message, outcome = str(error), evidence.NOT_HERE
+        except Exception as error:  # every exception of a library is evidence
+            message, outcome, figures = _message(error), evidence.FAILED, _figures(error)
+        seconds = round(time.perf_counter() - began, 3)
+        step = StepNote(name, outcome, message, figures, seconds, before, read_moment(self._root))
+        self.note(running=None, steps=(*self.content.steps, step))
+        return result
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, EdgeKDError) else f"{type(error).__name__}: {error}"
 
 
-def _figures(error: Exception) -> dict[str, Any] | None:
+def _figures(error: Exception) -> Any:
     """Return the data of an error: the builder's log, or the figures of a self-test."""
-    if isinstance(error, BuildFailedError):
-        return {"log": list(error.log)}
-    return getattr(error, "report", None)
+    return {"log": error.log} if isinstance(error, BuildFailedError) else getattr(error, "report", None)
 
 
 if __name__ == "__main__":

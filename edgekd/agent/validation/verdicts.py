@@ -1,14 +1,13 @@
-"""Judge the evidence of a validation: one verdict for each claim of this project on hardware. Pure.
+"""Verdicts on the evidence of a validation, one for each claim of this project on hardware. Pure.
 
 A claim is refuted by a figure, a refusal or a crash. One that could not be examined, because a runtime is missing or a
-process was killed, is not tested, and the verdict says why.
+process was killed, is not tested, and the verdict has the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.types import FLOAT as FROM_FLOAT
@@ -41,7 +40,7 @@ RUNTIME, PARSED, SHARE, GOLDEN, DLA_INT8, FPS, PREDICTION = CLAIMS = (
     "prediction",
 )
 MIN_INT8_SHARE = 0.5
-"""Least share of an engine's time: an engine that computes less in INT8 is not what an INT8 bundle is for."""
+"""Minimum share of an engine's time in INT8: less defeats the purpose of an INT8 bundle."""
 ALL_CONFIRMED, SOME_REFUTED, WRONG_USE, NONE_TESTED, INCOMPLETE = 0, 1, 2, 3, 4
 """Exit codes of a validation; WRONG_USE also for a damaged kit."""
 TITLES = {
@@ -51,16 +50,16 @@ TITLES = {
     CALIBRATED: "INT8 by calibration cache",
 }
 _KILLED = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
-"""Signals that come from outside, such as from a system that is out of memory: they say nothing of the engine."""
+"""Signals from outside, such as from a system without free memory: they are no evidence on the engine."""
 _NO_SCALE = ("missing scale and zero", "fall back to non-int8", "cannot run in int8 mode")
-"""Words of the builder's log, in lower case, on layers that are not in INT8; NVIDIA/TensorRT issues 1556 and 4555."""
+"""Phrases of the builder's log, in lower case, on layers that are not in INT8; NVIDIA/TensorRT issues 1556, 4555."""
 _OF_TENSORRT = ("tensorrt", "trtexec")
-"""Runtimes that shares of INT8 and predictions are of, the better first."""
+"""Runtimes for claims on INT8 shares and predictions, the better first."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, and what became of it.
+    """Outcome of one claim.
 
     claim: one of CLAIMS; number, unit: the figure that decided; detail: the reason, for people; evidence: JSON pointer
     (RFC 6901) into the file.
@@ -80,10 +79,6 @@ class Verdict:
     def line(self) -> str:
         """The verdict on one line."""
         return f"{self.outcome:10}  {self.text}: {self.detail}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the verdict as plain JSON types."""
-        return asdict(self)
 
 
 def verdicts(evidence: Evidence) -> tuple[Verdict, ...]:

@@ -367,7 +367,7 @@ class Stages:
             from edgekd.core import drift
 
             found = statistics(graph.path / GRAPH, spec_of(graph), thresholds, train, self.progress)
-            if len(found) >= drift.LEAST_FRAMES:
+            if len(found) >= drift.MIN_FRAMES:
                 (folder / DRIFT).write_bytes(drift.to_json(drift.record_of(found)))
             return {"frames": len(found)}
 

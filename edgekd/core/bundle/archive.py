@@ -1,11 +1,10 @@
-"""The archive that a bundle is: written the same way each time, and read only if it could have been written so.
+"""The archive of a bundle, in a canonical form: every other form is rejected.
 
-A `*.edgekd` file is an uncompressed ustar archive, which any tar can list and unpack. Reading it here needs no tar
-parser: every header is computed from the manifest and compared byte for byte, so a manifest has one valid archive and
-nothing is left to misread. docs/formats/bundle.md has the layout.
+A `*.edgekd` file is an uncompressed ustar archive, which any tar can list and unpack. Reading it needs no tar parser:
+every header is computed from the manifest and compared byte for byte, so that a manifest has one valid archive.
+docs/formats/bundle.md has the layout.
 
-Whose signatures are to be trusted is not known here: whoever reads a bundle hands in what judges its head, which is
-asked before a byte of any file is looked at.
+The trust file is not known here: the caller passes a `Judge` of the head, which is called before any file is read.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -16,14 +15,14 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgekd.core.atomic_files import new_file, new_folder, writing
-from edgekd.core.bundle import signatures as sealing
+from edgekd.core.bundle import signatures as signature_file
 from edgekd.core.bundle.manifest import MAX_BYTES, FileEntry, Manifest, from_json, to_json
-from edgekd.core.bundle.signatures import Seal, Signature
+from edgekd.core.bundle.signatures import Signature, SignatureEnvelope
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import BundleError, HashError, SpecError, naming
 
@@ -37,46 +36,46 @@ SIGNATURES = "signatures.json"
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
-_DAMAGED = "get the bundle again"
+_FIX = "get the bundle again"
 
 
 @dataclass(frozen=True)
 class Head:
-    """What comes before a bundle's files: the manifest, its bytes, and who signed it."""
+    """The head of a bundle, in front of its files: the manifest, its bytes, and its signatures."""
 
     manifest: Manifest
     content: bytes
-    seal: Seal
+    envelope: SignatureEnvelope
 
     @property
     def identity(self) -> str:
-        """What names the bundle: SHA-256 of its manifest, 64 hexadecimal digits."""
-        return self.seal.sha256
+        """Identity of the bundle: SHA-256 of its manifest, 64 hexadecimal digits."""
+        return self.envelope.sha256
 
 
 def head_of(manifest: Manifest, signatures: Iterable[Signature] = ()) -> Head:
-    """The head of a bundle that is to be written. Raises BundleError when the manifest breaks a rule."""
+    """Return the head of a new bundle. Raises BundleError when the manifest breaks a rule."""
     content = to_json(manifest)
-    return Head(manifest, content, Seal(hashlib.sha256(content).hexdigest(), sealing.merged(signatures)))
+    digest = hashlib.sha256(content).hexdigest()
+    return Head(manifest, content, SignatureEnvelope(digest, signature_file.merged(signatures)))
 
 
 def file_entry(path: str, source: Path, role: str) -> FileEntry:
-    """How the manifest lists the file `source`, stored as `path`. Raises BundleError when it cannot be read."""
+    """Return the entry of a file in the manifest, stored as `path`. Raises BundleError when it cannot be read."""
     with _reading(source):
         return FileEntry(path, source.stat().st_size, file_sha256(source), role)
 
 
 def stored_bytes(entry: FileEntry) -> int:
-    """How many bytes of an archive a file takes."""
+    """Return the bytes of a file in the archive, with its header and padding."""
     return BLOCK + entry.length + -entry.length % BLOCK
 
 
 def pack(manifest: Manifest, files: Mapping[str, Path], out: Path) -> None:
     """Write a bundle without signatures; the same manifest and files give the same bytes.
 
-    `files`: where each path's content is. Raises BundleError when the manifest breaks a rule or does not list these
-    files, HashError when a file is not as the manifest says, SpecError when `out` cannot be written. `out` is then as
-    it was.
+    files: source of each path. Raises BundleError when the manifest breaks a rule or lists other files, HashError when
+    a file differs from its entry, SpecError when `out` cannot be written. `out` is then unchanged.
     """
     listed = [entry.path for entry in manifest.files]
     if set(listed) != set(files):
@@ -84,20 +83,21 @@ def pack(manifest: Manifest, files: Mapping[str, Path], out: Path) -> None:
     write(out, head_of(manifest), ((entry, _source(entry, files[entry.path])) for entry in manifest.files))
 
 
-def seal(path: Path, signatures: Iterable[Signature], out: Path) -> None:
-    """Write a bundle again, verified on the way, with these signatures in place of those it has.
+def replace_signatures(path: Path, signatures: Iterable[Signature], out: Path) -> None:
+    """Verify a bundle, and write it with other signatures.
 
     `out` may be `path`. Raises BundleError or HashError for a bad bundle, SpecError when `out` cannot be written.
     """
     with opened(path) as stream:
         head = _read_head(stream, path)
         _check_size(stream, head.manifest, path)
-        sealed = Head(head.manifest, head.content, Seal(head.identity, sealing.merged(signatures)))
-        write(out, sealed, ((entry, _member(stream, entry, path)) for entry in head.manifest.files))
+        envelope = SignatureEnvelope(head.identity, signature_file.merged(signatures))
+        members = ((entry, _member(stream, entry, path)) for entry in head.manifest.files)
+        write(out, replace(head, envelope=envelope), members)
 
 
 def write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
-    """Write a bundle of a head and the content of its files, which whoever makes it has to check. Raises SpecError."""
+    """Write a bundle of a head and the content of its files, which the caller checks. Raises SpecError."""
     with new_file(out) as stream:
         stream.write(head_members(head))
         for entry, chunks in members:
@@ -109,28 +109,28 @@ def write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[byt
 
 
 def head_members(head: Head) -> bytes:
-    """The first two files of a bundle, as they stand in the archive."""
-    return member(MANIFEST, head.content) + member(SIGNATURES, sealing.to_json(head.seal))
+    """Return the first two files of a bundle, as in the archive."""
+    return member(MANIFEST, head.content) + member(SIGNATURES, signature_file.to_json(head.envelope))
 
 
 def member(name: str, content: bytes) -> bytes:
-    """One file as it stands in an archive."""
+    """Return a file as in an archive."""
     return _header(name, len(content)) + content + _padding(len(content))
 
 
 def read_head(path: Path, judge: Judge | None = None) -> Head:
-    """The head of a bundle, whose files are not looked at. Raises BundleError, HashError, and what `judge` raises."""
+    """Read the head of a bundle, but not its files. Raises BundleError, HashError, and what `judge` raises."""
     with opened(path) as stream:
         return head_in(stream, path, judge)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a bundle, whose files are not looked at. Raises BundleError or HashError."""
+    """Read the manifest of a bundle, but not its files. Raises BundleError or HashError."""
     return read_head(path).manifest
 
 
 def read_file(path: Path, entry: FileEntry) -> bytes:
-    """The content of one file of a bundle, held in memory as a whole. Raises BundleError or HashError."""
+    """Read one file of a bundle into memory. Raises BundleError or HashError."""
     with opened(path) as stream:
         head = _read_head(stream, path)
         _check_size(stream, head.manifest, path)
@@ -142,18 +142,18 @@ def read_file(path: Path, entry: FileEntry) -> bytes:
 def verify(path: Path, judge: Judge | None = None) -> Manifest:
     """Check a bundle from its first byte to its last, in bounded memory.
 
-    Raises BundleError or HashError, and what `judge` raises where it does not take the head.
+    Raises BundleError or HashError, and what `judge` raises.
     """
     with opened(path) as stream:
         return _verified(stream, path, judge).manifest
 
 
 def extract(path: Path, folder: Path, judge: Judge | None = None) -> Manifest:
-    """Unpack a bundle into `folder`. Nothing is written before all of it has been verified.
+    """Unpack a bundle into `folder`, after all of it has been verified.
 
-    What is written is compared again, and `folder` appears only when all is there: a file that changes in between does
-    no harm. Raises BundleError or HashError for a bad bundle, what `judge` raises, and SpecError when `folder` is in
-    use or cannot be written.
+    Files are verified again while they are written, and `folder` appears complete: a bundle that changes in between
+    does no harm. Raises BundleError or HashError for a bad bundle, what `judge` raises, and SpecError when `folder` is
+    in use or cannot be written.
     """
     with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -163,9 +163,9 @@ def extract(path: Path, folder: Path, judge: Judge | None = None) -> Manifest:
         stream.seek(0)
         with new_folder(folder) as temporary, writing(folder):
             if _read_head(stream, path) != head:
-                raise BundleError(f"{path}: changed while it was read", fix=_DAMAGED)
+                raise BundleError(f"{path}: changed while it was read", fix=_FIX)
             (temporary / MANIFEST).write_bytes(head.content)
-            (temporary / SIGNATURES).write_bytes(sealing.to_json(head.seal))
+            (temporary / SIGNATURES).write_bytes(signature_file.to_json(head.envelope))
             for entry in head.manifest.files:
                 target = temporary / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _verified(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
 
 
 def head_in(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
-    """The head that an open file goes on with. Raises BundleError, HashError, and what `judge` raises."""
+    """Read a head at the position of a stream. Raises BundleError, HashError, and what `judge` raises."""
     head = _read_head(stream, path)
     if judge:
         with naming(path):
@@ -196,7 +196,7 @@ def head_in(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
 
 
 def _header(name: str, length: int) -> bytes:
-    """The 512 bytes before a regular file: POSIX.1-2017, pax, "ustar Interchange Format"."""
+    """Return the 512-byte header of a regular file: POSIX.1-2017, pax, "ustar Interchange Format"."""
     fields = (
         name.encode("ascii").ljust(100, b"\0"),
         b"0000644\0",  # mode
@@ -218,7 +218,7 @@ def _padding(length: int) -> bytes:
 
 
 def _source(entry: FileEntry, source: Path) -> Iterator[bytes]:
-    """The content of a file to be packed. Raises HashError at its end when it is not what the manifest says."""
+    """Yield the content of a file to be packed. Raises HashError at its end when it differs from its entry."""
     with opened(source) as stream:
         yield from compared(f"{source}: changed", entry, _chunks(stream, source))
 
@@ -233,15 +233,15 @@ def _chunks(stream: BinaryIO, source: Path) -> Iterator[bytes]:
 
 
 def _member(stream: BinaryIO, entry: FileEntry, path: Path) -> Iterator[bytes]:
-    """The content of the next file of a bundle. Raises HashError at its end when it is not what the manifest says."""
+    """Yield the content of the next file of a bundle. Raises HashError at its end when it differs from its entry."""
     _expect(stream, _header(entry.path, entry.length), path, f"header of {entry.path}")
-    counts = (min(CHUNK, entry.length - at) for at in range(0, entry.length, CHUNK))
+    counts = (min(CHUNK, entry.length - offset) for offset in range(0, entry.length, CHUNK))
     yield from compared(f"{path}: {entry.path} is damaged", entry, (_read(stream, count, path) for count in counts))
     _expect(stream, _padding(entry.length), path, f"filling after {entry.path}")
 
 
 def compared(what: str, entry: FileEntry, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same chunks. Raises HashError at their end where they were not the file that the manifest tells of."""
+    """Yield the chunks. Raises HashError at their end where they differ from the entry of the manifest."""
     digest, length = hashlib.sha256(), 0
     for chunk in chunks:
         digest.update(chunk)
@@ -256,30 +256,30 @@ def compared(what: str, entry: FileEntry, chunks: Iterable[bytes]) -> Iterator[b
 
 
 def _read_head(stream: BinaryIO, path: Path) -> Head:
-    """The manifest, checked against the digest that follows it, and the signatures."""
+    """Read the manifest and the signatures, whose digest of the manifest is checked."""
     content = read_member(stream, path, MANIFEST, MAX_BYTES)
-    told = read_member(stream, path, SIGNATURES, sealing.MAX_BYTES)
+    signatures = read_member(stream, path, SIGNATURES, signature_file.MAX_BYTES)
     with naming(path):
-        seal = sealing.from_json(told)
-        if hashlib.sha256(content).hexdigest() != seal.sha256:
-            raise HashError(f"{MANIFEST} or {SIGNATURES} is damaged", fix=_DAMAGED)
-        return Head(from_json(content), content, seal)
+        envelope = signature_file.from_json(signatures)
+        if hashlib.sha256(content).hexdigest() != envelope.sha256:
+            raise HashError(f"{MANIFEST} or {SIGNATURES} is damaged", fix=_FIX)
+        return Head(from_json(content), content, envelope)
 
 
-def read_member(stream: BinaryIO, path: Path, name: str, most: int) -> bytes:
-    """The content of the next file, whose length only its own header says. Raises BundleError."""
-    length = read_length(stream, path, name, most)
+def read_member(stream: BinaryIO, path: Path, name: str, max_bytes: int) -> bytes:
+    """Read the next file, whose length is in its own header. Raises BundleError."""
+    length = read_length(stream, path, name, max_bytes)
     content = _read(stream, length, path)
     _expect(stream, _padding(length), path, f"filling after {name}")
     return content
 
 
-def read_length(stream: BinaryIO, path: Path, name: str, most: int) -> int:
-    """How long the next file is, of which only its header is read. Raises BundleError."""
+def read_length(stream: BinaryIO, path: Path, name: str, max_bytes: int) -> int:
+    """Read the header of the next file; return its length. Raises BundleError."""
     header = _read(stream, BLOCK, path)
     size = header[124:135]
     length = int(size, 8) if size.isdigit() and not set(size) & set(b"89") else -1
-    if not 0 <= length <= most or header != _header(name, length):
+    if not 0 <= length <= max_bytes or header != _header(name, length):
         raise BundleError(
             f"{path}: not an edgekd bundle", expected=f"an archive that begins with {MANIFEST} and {SIGNATURES}"
         )
@@ -287,35 +287,35 @@ def read_length(stream: BinaryIO, path: Path, name: str, most: int) -> int:
 
 
 def _check_size(stream: BinaryIO, manifest: Manifest, path: Path) -> None:
-    """Whether what follows the manifest is as long as it says: the likeliest damage, found before any hashing."""
+    """Check the size by the manifest: the likeliest damage, found before any hashing. Raises BundleError."""
     expected = stream.tell() + sum(map(stored_bytes, manifest.files)) + len(END)
     found = os.fstat(stream.fileno()).st_size
     if found != expected:
         what = "cut short" if found < expected else "something after its end"
-        raise BundleError(f"{path}: {what}", expected=f"{expected} bytes", found=f"{found} bytes", fix=_DAMAGED)
+        raise BundleError(f"{path}: {what}", expected=f"{expected} bytes", found=f"{found} bytes", fix=_FIX)
 
 
 def read_end(stream: BinaryIO, path: Path) -> None:
-    """The end of an archive, behind which nothing may follow. Raises BundleError."""
+    """Read the end of an archive. Raises BundleError."""
     _expect(stream, END, path, "end")
 
 
 def _expect(stream: BinaryIO, expected: bytes, path: Path, what: str) -> None:
     if _read(stream, len(expected), path) != expected:
-        raise BundleError(f"{path}: the {what} is not as edgekd writes it", fix=_DAMAGED)
+        raise BundleError(f"{path}: the {what} is not as edgekd writes it", fix=_FIX)
 
 
 def _read(stream: BinaryIO, count: int, path: Path) -> bytes:
     with _reading(path):
         content = stream.read(count)
     if len(content) != count:
-        raise BundleError(f"{path}: cut short", fix=_DAMAGED)
+        raise BundleError(f"{path}: cut short", fix=_FIX)
     return content
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to be read. Raises BundleError where there is none."""
+    """Open a file for reading. Raises BundleError."""
     with _reading(path):
         if not path.is_file():  # opening a pipe would wait for ever
             found = "something else" if path.exists() else "nothing"

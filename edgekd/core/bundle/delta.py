@@ -1,9 +1,8 @@
-"""A delta: a bundle written as what it shares with an older one, and the rest. docs/formats/delta.md has the layout.
+"""Deltas: a bundle as its differences to an older one. docs/formats/delta.md has the layout.
 
-It says of every file of the new bundle, piece by piece, where the same bytes or similar ones are in a file of the old
-one. The file that is the network is taken apart first: its entropy coding would hide what is alike in two networks.
-Whatever a delta says, what comes of it is the bundle of the head in it, or nothing: the head is judged before anything
-else, and every file is compared with the manifest.
+A delta describes every file of the new bundle, piece by piece, by equal or similar bytes in a file of the old one. The
+network is split into its streams first: entropy coding would hide the similarity of two networks. The result of a delta
+is the bundle of the head in it, or nothing: the head is judged first, and every file is compared with the manifest.
 
 Shared with the device: Python 3.8, standard library, and NumPy for networks only.
 """
@@ -38,18 +37,18 @@ if TYPE_CHECKING:
     from edgekd.core.bundle.archive import Judge
 
 FORMAT = 1
-TOLD, DATA = "delta.json", "delta.bin"
+DOCUMENT, DATA = "delta.json", "delta.bin"
 MAX_JSON = 1 << 22
 MAX_DATA = 1 << 31
 MAX_PIECE = 1 << 18
-"""Bytes of a piece that is not a plain copy: what is held at a time."""
+"""Bytes of a piece that is not a plain copy, which is held in memory."""
 WINDOW = 1 << 15
-"""Bytes of the old bundle, at most, that a similar piece refers to: as far back as DEFLATE looks."""
+"""Maximum bytes of the old bundle that a similar piece refers to: the window of DEFLATE."""
 MAX_GROWTH = 8
-"""How many times as long as the file the parts of a network may be, together."""
+"""Maximum total length of the parts of a network, relative to its file."""
 HEADER_ROOM = 1 << 22
 WHOLE = ""
-"""The one part of a file that is not taken apart."""
+"""Name of the only part of a file that is not split."""
 COPY, XOR, NEAR, NEW = KINDS = "copy", "xor", "near", "new"
 _NUMBERS = {COPY: 3, XOR: 4, NEAR: 5, NEW: 2}
 _FIX = "get the delta again, or the whole bundle"
@@ -59,8 +58,8 @@ _FIX = "get the delta again, or the whole bundle"
 class Piece:
     """Some bytes of a part.
 
-    kind: COPY, the same as those `at` a place of a source; XOR, those, and how they differ; NEAR, compressed with
-    `window` bytes of the source as its dictionary; NEW, compressed. stored: bytes that it takes of the delta's data.
+    kind: COPY, bytes at offset `at` of a source; XOR, the same with compressed differences; NEAR, compressed with
+    `window` bytes of the source as its dictionary; NEW, compressed. stored: its bytes in the delta's data.
     """
 
     kind: str
@@ -71,7 +70,7 @@ class Piece:
     stored: int = 0
 
     def row(self) -> list[Any]:
-        """As it stands in the delta."""
+        """Return the piece as in the delta."""
         by_kind = {
             COPY: [self.source, self.at],
             XOR: [self.source, self.at, self.stored],
@@ -96,10 +95,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a delta says.
+    """Content of a delta.
 
-    old: identity of the bundle that it leads from; sources: path and part in that one; files: the parts of each file of
-    the new bundle, in the manifest's order.
+    old: identity of the source bundle; sources: path and part in that one; files: the parts of each file of the new
+    bundle, in the manifest's order.
     """
 
     old: str
@@ -108,7 +107,7 @@ class Delta:
 
 
 class OldBundle:
-    """The bundle that a delta leads from, unpacked in a folder; what is read of it is not checked again."""
+    """The source bundle of a delta, unpacked in a folder, without further verification."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -118,7 +117,7 @@ class OldBundle:
         self._parts: dict[str, dict[str, bytes]] = {}
 
     def part(self, path: str, name: str) -> bytes:
-        """A part of the network, held from then on. Raises ValueError where there is none of that name."""
+        """Return a part of the network, which stays in memory. Raises ValueError where there is none of that name."""
         if path not in self._parts:
             from edgekd.core.formats import packed_graph
 
@@ -129,17 +128,17 @@ class OldBundle:
         return self._parts[path][name]
 
     def read(self, path: str, name: str, at: int, count: int) -> bytes:
-        """Bytes of a part, or of a file. Raises ValueError where it is not as long as that, OSError."""
+        """Read bytes of a part, or of a file. Raises ValueError where it is too short, OSError."""
         if name:
-            found = self.part(path, name)[at : at + count]
+            content = self.part(path, name)[at : at + count]
         else:
             self._require(path)
             with (self._folder / path).open("rb") as stream:
                 stream.seek(at)
-                found = stream.read(count)
-        if len(found) != count:
+                content = stream.read(count)
+        if len(content) != count:
             raise ValueError(f"{path} {name} is shorter than {at + count} bytes")
-        return found
+        return content
 
     def _require(self, path: str) -> None:
         if all(entry.path != path for entry in self.manifest.files):
@@ -147,36 +146,36 @@ class OldBundle:
 
 
 def to_json(delta: Delta) -> bytes:
-    """The one byte form of what a delta says."""
+    """Return the canonical JSON of a delta."""
     files = [[[part.name, [piece.row() for piece in part.pieces]] for part in parts] for parts in delta.files]
-    told = {"format": FORMAT, "old": delta.old, "sources": [list(each) for each in delta.sources], "files": files}
-    return canonical_json(told) + b"\n"
+    sources = [list(each) for each in delta.sources]
+    return canonical_json({"format": FORMAT, "old": delta.old, "sources": sources, "files": files}) + b"\n"
 
 
 def is_delta(path: Path) -> bool:
-    """Whether a file is a delta, by its first bytes. Raises BundleError where it cannot be read."""
+    """Return whether a file is a delta, by its first bytes. Raises BundleError where it cannot be read."""
     with opened(path) as stream:
-        return stream.read(100).rstrip(b"\0") == TOLD.encode("ascii")
+        return stream.read(100).rstrip(b"\0") == DOCUMENT.encode("ascii")
 
 
 def read_delta_head(path: Path, judge: Judge | None = None) -> Head:
-    """The head of the bundle that a delta leads to. Raises BundleError, HashError, and what `judge` raises."""
+    """Read the head of a delta's target. Raises BundleError, HashError, and what `judge` raises."""
     with opened(path) as stream:
-        read_member(stream, path, TOLD, MAX_JSON)
+        read_member(stream, path, DOCUMENT, MAX_JSON)
         return head_in(stream, path, judge)
 
 
 def read_old(path: Path) -> str:
-    """The identity of the bundle that a delta leads from. Raises BundleError, HashError."""
+    """Read the identity of a delta's source bundle. Raises BundleError, HashError."""
     with opened(path) as stream:
         return _read(stream, path, None)[1].old
 
 
 def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -> Head:
-    """Write the bundle that a delta and the bundle it leads from give.
+    """Write the target of a delta, by its source bundle.
 
-    Raises BundleError for a bad delta, one from another bundle, and what `judge` raises for the head of the new one;
-    HashError where something else came of it; SpecError where `out` cannot be written. `out` is then as it was.
+    Raises BundleError for a bad delta, or one from another bundle; what `judge` raises for the head; HashError where
+    the result differs from the manifest; SpecError where `out` cannot be written. `out` is then unchanged.
     """
     with opened(path) as stream:
         head, delta = _read(stream, path, judge)
@@ -189,11 +188,11 @@ def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -
 
 
 def _read(stream: BinaryIO, path: Path, judge: Judge | None) -> tuple[Head, Delta]:
-    """The head, which is judged first, and what the delta says."""
-    told = read_member(stream, path, TOLD, MAX_JSON)
+    """Read the head, which is judged first, and the content of a delta."""
+    document = read_member(stream, path, DOCUMENT, MAX_JSON)
     head = head_in(stream, path, judge)
     with naming(path):
-        return head, _from_json(told, head.manifest)
+        return head, _from_json(document, head.manifest)
 
 
 def _files(
@@ -205,7 +204,7 @@ def _files(
 
 
 class _Data:
-    """What a delta brings along, read in order."""
+    """The data of a delta, read in order."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         self._stream, self._path = stream, path
@@ -213,22 +212,22 @@ class _Data:
         self._filling = -self._left % BLOCK
 
     def inflated(self, stored: int, length: int, dictionary: bytes = b"") -> bytes:
-        """The next piece. Raises ValueError where it is not one of this length."""
+        """Decompress the next piece. Raises ValueError where it has another length."""
         if stored > self._left:
             raise ValueError("the data end early")
         self._left -= stored
         inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=dictionary) if dictionary else zlib.decompressobj(-15)
         try:
-            found = inflate.decompress(self._stream.read(stored), length)
-            whole = len(found) == length and not inflate.decompress(inflate.unconsumed_tail, 1)
+            content = inflate.decompress(self._stream.read(stored), length)
+            whole = len(content) == length and not inflate.decompress(inflate.unconsumed_tail, 1)
         except zlib.error as error:
             raise ValueError(f"a piece is damaged: {error}") from error
         if not whole or not inflate.eof or inflate.unused_data:
             raise ValueError("a piece is not as long as it says")
-        return found
+        return content
 
     def finish(self) -> None:
-        """Raises BundleError where something is left."""
+        """Raise BundleError where data is left."""
         if self._left or self._stream.read(self._filling).strip(b"\0"):
             raise BundleError(f"{self._path}: something is left over", fix=_FIX)
         read_end(self._stream, self._path)
@@ -237,7 +236,7 @@ class _Data:
 def _file(
     path: Path, entry: FileEntry, parts: tuple[Part, ...], delta: Delta, old: OldBundle, data: _Data
 ) -> Iterator[bytes]:
-    """The content of a file of the new bundle, compared with the manifest at its end."""
+    """Yield the content of a file of the new bundle. Raises HashError at its end when it differs from its entry."""
     content = _content(entry, parts, delta, old, data)
     try:
         yield from compared(f"{path}: {entry.path} came out as something else", entry, content)
@@ -254,46 +253,46 @@ def _content(entry: FileEntry, parts: tuple[Part, ...], delta: Delta, old: OldBu
         return
     from edgekd.core.formats import packed_graph
 
-    found = {}
+    content = {}
     for part in parts:
-        found[part.name] = b"".join(chunk for piece in part.pieces for chunk in _bytes(piece, delta, old, data))
-    yield packed_graph.assemble(found)
+        content[part.name] = b"".join(chunk for piece in part.pieces for chunk in _bytes(piece, delta, old, data))
+    yield packed_graph.assemble(content)
 
 
 def _bytes(piece: Piece, delta: Delta, old: OldBundle, data: _Data) -> Iterator[bytes]:
-    """The bytes of a piece; of a copy, chunk by chunk. Raises ValueError, OSError."""
+    """Yield the bytes of a piece; a copy in chunks. Raises ValueError, OSError."""
     source = delta.sources[piece.source] if piece.kind != NEW else ("", "")
     if piece.kind == COPY:
         for at in range(piece.at, piece.at + piece.length, CHUNK):
             yield old.read(*source, at, min(CHUNK, piece.at + piece.length - at))
     elif piece.kind == XOR:
-        there = old.read(*source, piece.at, piece.length)
-        yield xor(there, data.inflated(piece.stored, piece.length))
+        source_bytes = old.read(*source, piece.at, piece.length)
+        yield xor(source_bytes, data.inflated(piece.stored, piece.length))
     elif piece.kind == NEAR:
-        there = old.read(*source, piece.at, piece.window)
-        yield data.inflated(piece.stored, piece.length, there)
+        dictionary = old.read(*source, piece.at, piece.window)
+        yield data.inflated(piece.stored, piece.length, dictionary)
     else:
         yield data.inflated(piece.stored, piece.length)
 
 
 def xor(one: bytes, other: bytes) -> bytes:
-    """Each bit that differs. Both are equally long."""
+    """Return the exclusive or of bytes of the same length."""
     return (int.from_bytes(one, "little") ^ int.from_bytes(other, "little")).to_bytes(len(one), "little")
 
 
-# --- Rules: what a delta may say.
+# --- Rules.
 
 
 def _from_json(content: bytes, manifest: Manifest) -> Delta:
-    """What a delta says, whose lengths are those of the manifest. Raises BundleError."""
+    """Parse a delta, and check its lengths by the manifest. Raises BundleError."""
     try:
-        told = json.loads(content.decode("ascii"), parse_int=short_int)
-        if sorted(told) != ["files", "format", "old", "sources"]:
+        document = json.loads(content.decode("ascii"), parse_int=short_int)
+        if sorted(document) != ["files", "format", "old", "sources"]:
             raise ValueError("other fields than files, format, old, sources")
-        if told["format"] != FORMAT:
-            raise ValueError(f"format {told['format']}: update edgekd")
-        sources = tuple((path, name) for path, name in told["sources"])
-        delta = Delta(told["old"], sources, tuple(tuple(map(_part, parts)) for parts in told["files"]))
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']}: update edgekd")
+        sources = tuple((path, name) for path, name in document["sources"])
+        delta = Delta(document["old"], sources, tuple(tuple(map(_part, parts)) for parts in document["files"]))
         if to_json(delta) != content:
             raise ValueError("not as edgekd writes it")
     except (TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
@@ -332,16 +331,16 @@ def _piece(row: Any) -> Piece:
 
 
 def _check_file(entry: FileEntry, parts: tuple[Part, ...], sources: int) -> None:
-    """Raise BundleError for pieces that are too large to be held, or do not make up the file."""
+    """Raise BundleError for pieces that are too large for memory, or do not match the file."""
     names = [part.name for part in parts]
     total = sum(part.length for part in parts)
-    apart = names != [WHOLE]
-    most = entry.length * MAX_GROWTH + HEADER_ROOM if apart else entry.length
-    if not names or len(set(names)) != len(names) or (apart and WHOLE in names):
+    split = names != [WHOLE]
+    limit = entry.length * MAX_GROWTH + HEADER_ROOM if split else entry.length
+    if not names or len(set(names)) != len(names) or (split and WHOLE in names):
         raise BundleError(f"{entry.path}: the delta has no parts of it", fix=_FIX)
-    if total > most or (not apart and total != entry.length):
+    if total > limit or (not split and total != entry.length):
         raise BundleError(
-            f"{entry.path}: the delta is not of this file", expected=f"{most} bytes", found=f"{total} bytes", fix=_FIX
+            f"{entry.path}: the delta is not of this file", expected=f"{limit} bytes", found=f"{total} bytes", fix=_FIX
         )
     for piece in (piece for part in parts for piece in part.pieces):
         held = piece.length if piece.kind != COPY else 1

@@ -1,8 +1,8 @@
-"""Ed25519 signatures (RFC 8032) checked in plain Python, so that a bare camera can, and every machine by one rule.
+"""Verification of Ed25519 signatures (RFC 8032) in plain Python, the same on cameras and hosts.
 
-Only checking: nothing here is secret, so nothing needs to take the same time each time. Signing is the host's,
-with a library that was made for it. Where RFC 8032 leaves a choice, docs/formats/bundle.md says which one this is:
-no cofactor, R compared as bytes, S below the group's order, and no key that is not canonical or of small order.
+Nothing here is secret, so that constant time is not needed. The host signs, by a library for it. Where RFC 8032 leaves
+a choice, docs/formats/bundle.md has this one: no cofactor, R compared as bytes, S below the group's order, and no key
+that is not canonical or of small order.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -27,13 +27,13 @@ _BASE: _Point = (_BASE_X, _BASE_Y, 1, _BASE_X * _BASE_Y % _P)
 
 
 def sound_key(public: bytes) -> bool:
-    """Whether 32 bytes are a public key that may be trusted: on the curve, spelled canonically, not of small order."""
+    """Return whether 32 bytes are a sound public key: on the curve, canonical, not of small order."""
     point = _decoded(public)
     return point is not None and not _is_zero(_times_8(point))
 
 
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` (64 bytes) is one of `message` by the holder of `public` (32 bytes)."""
+    """Return whether `signature` (64 bytes) of `message` is valid for the key `public` (32 bytes)."""
     key = _decoded(public)
     if key is None or _is_zero(_times_8(key)) or len(signature) != SIGNATURE_BYTES:
         return False
@@ -46,7 +46,7 @@ def verify(public: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def _decoded(content: bytes) -> _Point | None:
-    """The point that 32 bytes stand for; None where there is none, or where it has another spelling."""
+    """Return the point that 32 bytes encode; None where they are not the canonical encoding of one."""
     if len(content) != KEY_BYTES:
         return None
     number = int.from_bytes(content, "little")
@@ -103,7 +103,7 @@ def _doubled(point: _Point) -> _Point:
 
 
 def _sum_of_products(first: int, one: _Point, second: int, other: _Point) -> _Point:
-    """first * one + second * other, four bits of both at a time."""
+    """Return first * one + second * other, by four bits of both at a time."""
     ones, others = _multiples(one), _multiples(other)
     total = _ZERO
     for at in range(252, -4, -4):

@@ -1,7 +1,7 @@
-"""What a bundle says about itself: the data, and the rules a manifest must obey. No I/O.
+"""The manifest of a bundle, and its rules. No I/O.
 
-The rules are written out here, and not derived from the classes that use the values, because a format must not
-change when a class elsewhere does. docs/formats/bundle.md describes the same for people.
+The rules are not derived from the classes that use the values, because a format must not change when a class elsewhere
+does. docs/formats/bundle.md describes them.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -49,7 +49,7 @@ _EXTENSION = "x-"
 
 @dataclass(frozen=True)
 class TargetName:
-    """The device a bundle is for: its name in `edgekd targets`, and the string its firmware calls itself."""
+    """Target of a bundle: its name in `edgekd targets`, and the name in its firmware."""
 
     name: str
     compatible: str
@@ -67,7 +67,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Above which score a detection counts, for each class, and above which overlap two boxes are one object."""
+    """Minimum score of a detection, by class, and the overlap above which two boxes are one object."""
 
     confidence: tuple[float, ...]
     iou: float
@@ -76,7 +76,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Limits:
-    """What was asked of the build, None where nothing was: bytes, share of the mAP50-95, frames per second."""
+    """Limits of the build, None where there is none: bytes, share of the mAP50-95, frames per second."""
 
     max_bytes: int | None
     min_retention: float | None
@@ -98,10 +98,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one frame takes the network, in milliseconds, where, and whether that was measured there.
+    """Latency of the network for one frame, in milliseconds, where, and whether it was measured there.
 
     basis: one of BASES. Of a measurement `ms` is the median, `low_ms` the least, `high_ms` the 99th percentile; of a
-    prediction its value and range. layers: how many compute in each precision, None where nobody knows.
+    prediction its value and range. layers: number by precision, None where unknown.
     """
 
     basis: str
@@ -114,9 +114,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the graph can do: accuracy and size from the build; latencies as predicted, or as added afterwards.
+    """Evidence on the graph: accuracy and size from the build; latencies as predicted, or as added afterwards.
 
-    `images` is how many were scored; `retention` is after.map50_95 / before.map50_95, None where that is 0 / 0.
+    images: number of scored ones; retention: after.map50_95 / before.map50_95, None where that is 0 / 0.
     """
 
     images: int
@@ -128,7 +128,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class StageKey:
-    """A stage of the build, and the SHA-256 that names its inputs."""
+    """A stage of the build, and the SHA-256 of its inputs."""
 
     name: str
     key: str
@@ -136,9 +136,9 @@ class StageKey:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a bundle came from. Hashes as 64 hexadecimal digits; `tools` maps a package to its version.
+    """Origin of a bundle. Hashes as 64 hexadecimal digits; tools: versions by package.
 
-    model: as given, which is also the teacher; student: the checkpoint made of it, None where the graph is the model's.
+    model: the input, which is also the teacher; student: the trained checkpoint, None where the graph is the model's.
     """
 
     model_sha256: str
@@ -154,7 +154,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Licence:
-    """What a part of a bundle may be used for: an SPDX licence expression, or NOASSERTION where nobody said."""
+    """Licence of a part of a bundle: an SPDX expression, or NOASSERTION where it is unknown."""
 
     part: str
     licence: str
@@ -162,13 +162,13 @@ class Licence:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a bundle says about itself.
+    """The manifest.
 
-    counter: a device that has run a bundle takes none with a lower one; 0 for those who do not count.
+    counter: against rollback, a device accepts no lower one than that of a bundle it has run; 0 for no counter.
     tensorrt: oldest and newest TensorRT version that can build the graph, or None where TensorRT is not used.
     detector: `dataclasses.asdict` of an edgekd.core.detection.types.DetectorSpec; its `spec_from_json` gives that back.
     files: in ascending order of path.
-    extensions: fields whose name begins with `x-`: kept, and given no meaning.
+    extensions: fields whose name begins with `x-`, without a meaning here.
     """
 
     name: str
@@ -187,12 +187,12 @@ class Manifest:
 
     @property
     def graph(self) -> FileEntry:
-        """The one file that is the network."""
+        """Entry of the network."""
         return next(entry for entry in self.files if entry.role == "graph")
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """The one byte form of a manifest. Raises BundleError when it breaks a rule: what is written can be read."""
+    """Return the canonical JSON of a manifest. Raises BundleError when it breaks a rule."""
     document = asdict(manifest)
     extensions = document.pop("extensions")
     _canonical({**document, **extensions})
@@ -204,7 +204,7 @@ def to_json(manifest: Manifest) -> bytes:
 
 
 def from_json(content: bytes) -> Manifest:
-    """The manifest in `content`. Raises BundleError that names the field, what was expected and what was found."""
+    """Parse a manifest. Raises BundleError with the field, the expected and the found value."""
     _check_size(content)
     try:
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=short_int)
@@ -236,16 +236,16 @@ def _check_size(content: bytes) -> None:
 
 
 def _check_files(files: tuple[FileEntry, ...]) -> None:
-    """The rules between files: order, no two that a file system could confuse, one graph."""
+    """Check the rules on all files: order, no paths that a file system could confuse, one graph."""
     paths = [entry.path for entry in files]
     if paths != sorted(paths):
         _refuse("manifest.files", "files in ascending order of path", paths)
-    taken = set(RESERVED)
+    earlier = set(RESERVED)
     folders = {"/".join(path.lower().split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 1)}
     for path in paths:
-        if path.lower() in taken or path.lower() in folders:
+        if path.lower() in earlier or path.lower() in folders:
             _refuse("manifest.files", "paths that differ in more than case, from each other and from folders", path)
-        taken.add(path.lower())
+        earlier.add(path.lower())
     graphs = [entry.path for entry in files if entry.role == "graph"]
     if len(graphs) != 1:
         _refuse("manifest.files", "exactly one file with role graph", graphs)
@@ -255,19 +255,19 @@ def _check_files(files: tuple[FileEntry, ...]) -> None:
 
 
 def _check_classes(manifest: Manifest) -> None:
-    """What is told for each class is told for all of them."""
-    wanted, evidence = len(manifest.detector["classes"]), manifest.evidence
-    for where, found in (
+    """Check that lists by class have a value for each class."""
+    count, evidence = len(manifest.detector["classes"]), manifest.evidence
+    for where, values in (
         ("thresholds.confidence", manifest.thresholds.confidence),
         ("evidence.before.classes", evidence.before.classes),
         ("evidence.after.classes", evidence.after.classes),
     ):
-        if len(found) != wanted:
-            _refuse(f"manifest.{where}", f"{wanted} values, one for each class", f"{len(found)} values")
+        if len(values) != count:
+            _refuse(f"manifest.{where}", f"{count} values, one for each class", f"{len(values)} values")
 
 
 def _canonical(document: Any) -> bytes:
-    """The canonical JSON of a document; refuses one that has none, such as infinity in an extension."""
+    """Return the canonical JSON of a document. Raises BundleError where it has none, such as for infinity."""
     try:
         return canonical_json(document)
     except (TypeError, ValueError, RecursionError) as error:
@@ -292,7 +292,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# --- Rules: each takes a JSON value and the name of the place it stands at, and returns the value to keep.
+# --- Rules: each takes a JSON value and the name of its field, and returns the value to keep.
 
 
 def _text(value: Any, where: str) -> str:
@@ -364,10 +364,10 @@ def _optional(rule: Rule) -> Rule:
     return lambda value, where: None if value is None else rule(value, where)
 
 
-def _list(rule: Rule, fewest: int = 0, most: int = 10_000) -> Rule:
+def _list(rule: Rule, low: int = 0, high: int = 10_000) -> Rule:
     def check(value: Any, where: str) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)) or not fewest <= len(value) <= most:
-            _refuse(where, f"a list of {fewest} to {most} items", value)
+        if not isinstance(value, (list, tuple)) or not low <= len(value) <= high:
+            _refuse(where, f"a list of {low} to {high} items", value)
         return tuple(rule(item, f"{where}[{index}]") for index, item in enumerate(value))
 
     return check
@@ -383,7 +383,7 @@ def _table(rule: Rule) -> Rule:
 
 
 def _object(make: Callable[..., Any], **rules: Rule) -> Rule:
-    """An object with exactly the fields named in `rules`, made into `make(**fields)`."""
+    """Return the rule for an object with exactly these fields, which becomes `make(**fields)`."""
 
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, dict):

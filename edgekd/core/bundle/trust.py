@@ -1,8 +1,7 @@
-"""The trust file: whose signatures a camera takes, how many of them, until when. The data and the rules, no I/O.
+"""The trust file: the keys whose signatures a camera accepts, how many of them, until when. No I/O.
 
-It is signed itself. A camera that holds one takes a newer only with enough signatures of the keys that the one it holds
-names for that, and as many of those that the newer one names: so keys can be rotated, and nobody who lost a key can
-rotate them. docs/formats/trust-file.md has the format, and what each rule is against.
+It is signed itself. A camera accepts a newer one only with enough signatures by the trust keys of its own, and by those
+of the newer one: so keys can be rotated. docs/formats/trust-file.md has the format, and the threat behind each rule.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -33,7 +32,7 @@ _RENEW = "get a newer trust file: docs/signing.md"
 
 @dataclass(frozen=True)
 class Key:
-    """public: 32 bytes as 64 hexadecimal digits; name: for people; expires: when it stops counting, None for never."""
+    """A key. public: 32 bytes as 64 hexadecimal digits; name: for people; expires: None for never."""
 
     public: str
     name: str
@@ -41,13 +40,13 @@ class Key:
 
     @property
     def id(self) -> str:
-        """What signatures call it."""
+        """Id of the key in signatures."""
         return key_id(bytes.fromhex(self.public))
 
 
 @dataclass(frozen=True)
 class Role:
-    """Whose signatures count for something, and how many of them it takes. keys: their ids."""
+    """Keys, by id, and the minimum number of their signatures."""
 
     keys: tuple[str, ...]
     threshold: int
@@ -55,11 +54,11 @@ class Role:
 
 @dataclass(frozen=True)
 class Trust:
-    """What a trust file says. Times are UTC as `2027-01-31T00:00:00Z`.
+    """Content of a trust file. Times are UTC as `2027-01-31T00:00:00Z`.
 
-    version: counts up. issued, expires: from when to when it may be used; None for ever.
-    bundle: who may sign bundles; trust: who may sign the next trust file.
-    revoked_keys: ids that must never count again; revoked_bundles: identities of bundles that must not be installed.
+    version: counts up. issued, expires: period of validity; None for ever.
+    bundle: keys for bundles; trust: keys for the next trust file.
+    revoked_keys: ids of keys; revoked_bundles: identities of bundles that must not be installed.
     """
 
     version: int
@@ -73,15 +72,15 @@ class Trust:
 
     @property
     def sha256(self) -> str:
-        """What its signatures are of: SHA-256 of its canonical JSON."""
+        """SHA-256 of its canonical JSON, which is signed."""
         return json_sha256(_document(self))
 
     def forgets(self, old: Trust) -> set[str]:
-        """What an older one revoked, and this one does not."""
+        """Return the revocations of an older trust file that this one lacks."""
         return {*old.revoked_keys, *old.revoked_bundles} - {*self.revoked_keys, *self.revoked_bundles}
 
     def now(self, clock: datetime) -> str:
-        """The time by a clock, or, where that is behind and so must be wrong, when this file was issued."""
+        """Return the time of a clock, but not before this file was issued: then the clock is wrong."""
         return max(clock.strftime(TIME), self.issued)
 
 
@@ -93,18 +92,18 @@ class SignedTrust:
     signatures: tuple[Signature, ...] = ()
 
     def with_signatures(self, more: Iterable[Signature]) -> SignedTrust:
-        """The same with more signatures, of each key the last."""
+        """Return the file with more signatures, of each key the last."""
         return replace(self, signatures=merged(self.signatures, more))
 
 
 def to_json(signed: SignedTrust) -> bytes:
-    """The one byte form of a trust file. Raises SignatureError when it breaks a rule."""
+    """Return the canonical JSON of a trust file. Raises SignatureError when it breaks a rule."""
     _check(signed.trust)
     return canonical_json({"signatures": listed(signed.signatures), "signed": _document(signed.trust)}) + b"\n"
 
 
 def from_json(content: bytes) -> SignedTrust:
-    """What `to_json` gave. Raises SignatureError for anything else; signatures are read, not checked."""
+    """Parse the result of `to_json`; signatures are not verified. Raises SignatureError for any other byte form."""
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
@@ -121,17 +120,16 @@ def from_json(content: bytes) -> SignedTrust:
 
 
 def require_complete(signed: SignedTrust) -> None:
-    """Raise SignatureError unless as many of its own keys have signed a trust file as it asks for."""
+    """Raise SignatureError unless a trust file has enough signatures by its own keys."""
     trust = signed.trust
     found = _signers(trust, trust.trust, statement("trust", trust.sha256), signed.signatures, None)
     _require(found, trust.trust, f"trust file {trust.version}", "its own keys")
 
 
 def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
-    """Raise SignatureError unless a camera that holds one trust file may take another in its place.
+    """Raise SignatureError unless a trust file may replace the one in effect.
 
-    Keys of the held one that have expired still count here: a camera may have been off for years. Those that were
-    revoked never do.
+    Expired keys of the one in effect still count here: a camera may have been off for years. Revoked ones do not.
     """
     old, trust = held.trust, new.trust
     what = f"trust file {trust.version}"
@@ -151,10 +149,10 @@ def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
 
 
 def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], clock: datetime) -> tuple[Key, ...]:
-    """Whose signatures make a bundle one to be trusted; `sha256` is that of its manifest.
+    """Return the keys of the valid signatures of a bundle; sha256: of its manifest.
 
-    Raises SignatureError where they are too few, where one of a known key is wrong, where the trust file has expired,
-    or where the bundle was revoked.
+    Raises SignatureError where they are too few, one of a known key is wrong, the trust file has expired, or the bundle
+    was revoked.
     """
     now = trust.now(clock)
     _require_current(trust, now)
@@ -172,9 +170,9 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
 def _signers(
     trust: Trust, role: Role, message: bytes, signatures: Sequence[Signature], now: str | None
 ) -> tuple[Key, ...]:
-    """The keys of a role that have signed a message, without those that are revoked, or expired `now`.
+    """Return the keys of a role that have signed a message, without those that have expired `now`.
 
-    Signatures of keys that the role does not name are not looked at: a newer trust file may know them.
+    Signatures by other keys are ignored: a newer trust file may know them.
     """
     named = {key.id: key for key in trust.keys if key.id in role.keys}
     found = []
@@ -209,21 +207,21 @@ def _require_current(trust: Trust, now: str) -> None:
 
 
 def _document(trust: Trust) -> dict[str, Any]:
-    told = asdict(trust)
-    revoked = {"keys": told.pop("revoked_keys"), "bundles": told.pop("revoked_bundles")}
-    return {**told, "format": FORMAT, "revoked": revoked}
+    document = asdict(trust)
+    revoked = {"keys": document.pop("revoked_keys"), "bundles": document.pop("revoked_bundles")}
+    return {**document, "format": FORMAT, "revoked": revoked}
 
 
-def _trust(told: Any) -> Trust:
-    if not isinstance(told, dict) or type(told.get("format")) is not int or told["format"] != FORMAT:
+def _trust(document: Any) -> Trust:
+    if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] != FORMAT:
         raise ValueError(f"expected format {FORMAT}: update edgekd")
-    bundle, trust = (Role(tuple(told[name]["keys"]), told[name]["threshold"]) for name in ("bundle", "trust"))
-    keys = tuple(Key(row["public"], row["name"], row["expires"]) for row in told["keys"])
-    revoked = told["revoked"]
+    bundle, trust = (Role(tuple(document[name]["keys"]), document[name]["threshold"]) for name in ("bundle", "trust"))
+    keys = tuple(Key(row["public"], row["name"], row["expires"]) for row in document["keys"])
+    revoked = document["revoked"]
     return Trust(
-        version=told["version"],
-        issued=told["issued"],
-        expires=told["expires"],
+        version=document["version"],
+        issued=document["issued"],
+        expires=document["expires"],
         keys=keys,
         bundle=bundle,
         trust=trust,
@@ -233,7 +231,7 @@ def _trust(told: Any) -> Trust:
 
 
 def _check(trust: Trust) -> None:
-    """The rules of a trust file, for whoever writes one and whoever reads one. Raises SignatureError."""
+    """Check the rules of a trust file. Raises SignatureError."""
     _expect(_is_count(trust.version, 2**53), "version", "an integer from 1", trust.version)
     _expect(_is_time(trust.issued), "issued", "a time such as 2027-01-31T00:00:00Z", trust.issued)
     if trust.expires is not None:
@@ -263,12 +261,12 @@ def _expect(holds: bool, where: str, expected: str, found: Any) -> None:
         raise SignatureError(f"trust file: {where}: wrong", expected=expected, found=repr(found)[:80])
 
 
-def _is_count(value: Any, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
+def _is_count(value: Any, maximum: int) -> bool:
+    return type(value) is int and 1 <= value <= maximum
 
 
-def _is_list(values: Sequence[Any], most: int) -> bool:
-    return len(values) <= most and all(map(is_sha256, values)) and list(values) == sorted(set(values))
+def _is_list(values: Sequence[Any], maximum: int) -> bool:
+    return len(values) <= maximum and all(map(is_sha256, values)) and list(values) == sorted(set(values))
 
 
 def _is_time(value: Any) -> bool:

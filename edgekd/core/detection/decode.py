@@ -1,4 +1,4 @@
-"""From the network's output to detections: head decoding and class-aware non-maximum suppression.
+"""Detections from the output of a network: head decoding and class-aware non-maximum suppression.
 
 Shared with the device: Python 3.8 and NumPy.
 """
@@ -17,16 +17,16 @@ from edgekd.core.detection.types import Detections, DetectorSpec, Head
 if TYPE_CHECKING:
     from edgekd.core.bundle import manifest
 
-# Candidates beyond this many, best first, are not looked at: it bounds the time of a frame full of noise.
 MAX_CANDIDATES = 30_000
+"""Candidates, best first, that suppression considers: it bounds the time of a frame full of noise."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as a detection.
+    """Thresholds of a detection.
 
-    confidence: least score; iou: two boxes of one class that overlap more are one object; max_detections per frame;
-    multi_label: whether one box may carry several classes, as COCO scoring wants, or only its best.
+    confidence: minimum score; iou: two boxes of one class that overlap more are one object; max_detections per frame;
+    multi_label: whether a box may have several classes, as in COCO scoring, or only its best.
     """
 
     confidence: float = 0.25
@@ -41,11 +41,11 @@ SCORING = Thresholds(confidence=0.001, multi_label=True)
 def decode(
     output: np.ndarray, spec: DetectorSpec, placement: Placement, thresholds: Thresholds = Thresholds()
 ) -> Detections:
-    """The detections in one frame. `output` is the network's, float32, as `spec.head` describes it."""
+    """Decode the detections in one frame. output: of the network, float32, as `spec.head` describes it."""
     size = (spec.preprocess.height, spec.preprocess.width)
     boxes, scores, classes = _candidates(output[0], spec.head, size, thresholds)
-    possible = np.flatnonzero(np.isfinite(boxes).all(axis=1))
-    best_first = possible[np.argsort(-scores[possible], kind="stable")[:MAX_CANDIDATES]]
+    finite = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    best_first = finite[np.argsort(-scores[finite], kind="stable")[:MAX_CANDIDATES]]
     boxes, scores, classes = boxes[best_first], scores[best_first], classes[best_first]
     if spec.head.nms:
         kept = suppress(boxes, classes, thresholds.iou, thresholds.max_detections)
@@ -57,27 +57,41 @@ def decode(
 def decode_by_class(
     output: np.ndarray, spec: DetectorSpec, placement: Placement, limits: manifest.Thresholds
 ) -> Detections:
-    """The detections in one frame as a camera has them: by a bundle's thresholds, of which each class has its own."""
-    least = Thresholds(min(limits.confidence), limits.iou, limits.max_detections)
-    found = decode(output, spec, placement, least)
-    return above(found, limits.confidence)
+    """Decode the detections in one frame by a bundle's thresholds, of which each class has its own."""
+    lowest = Thresholds(min(limits.confidence), limits.iou, limits.max_detections)
+    return above(decode(output, spec, placement, lowest), limits.confidence)
 
 
-def above(found: Detections, confidence: Sequence[float]) -> Detections:
-    """Those detections whose score is above what `confidence` has for their class."""
-    return found.only(found.scores > np.asarray(confidence, np.float32)[found.classes])
+def above(detections: Detections, confidence: Sequence[float]) -> Detections:
+    """Return the detections whose score is above the confidence threshold of their class."""
+    return detections.only(detections.scores > np.asarray(confidence, np.float32)[detections.classes])
 
 
-def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> np.ndarray:
-    """Indices, int64, of the boxes that stay: greedy, best first, only against boxes of the same class.
+def candidate_rows(output: np.ndarray, head: Head) -> np.ndarray:
+    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest."""
+    rows: np.ndarray = output[0].T if head.kind == "yolo" else output[0]
+    return rows
 
-    boxes float32 [n, 4] x1, y1, x2, y2 and classes int64 [n], both sorted by falling score; at most `most` stay.
+
+def candidate_confidence(rows: np.ndarray, head: Head) -> np.ndarray:
+    """Return the confidence [n], 0 to 1, of candidates [n, f]."""
+    if head.kind == "end2end":
+        scores: np.ndarray = rows[:, 4]
+        return scores
+    best: np.ndarray = rows[:, 4:].max(axis=1) if head.kind == "yolo" else rows[:, 4] * rows[:, 5:].max(axis=1)
+    return best
+
+
+def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, max_boxes: int) -> np.ndarray:
+    """Return the indices int64 of the boxes that greedy non-maximum suppression keeps, each class by itself.
+
+    boxes float32 [n, 4] x1, y1, x2, y2 and classes int64 [n], both in descending order of score.
     """
     # Columns, each contiguous: three times as fast as rows of boxes when there are many.
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     areas, left = (x2 - x1) * (y2 - y1), np.arange(len(boxes))
     kept: list[int] = []
-    while left.size and len(kept) < most:
+    while left.size and len(kept) < max_boxes:
         kept.append(int(left[0]))
         width = np.maximum(np.minimum(x2[0], x2) - np.maximum(x1[0], x1), 0)
         height = np.maximum(np.minimum(y2[0], y2) - np.maximum(y1[0], y1), 0)
@@ -91,33 +105,33 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, most: int) -> n
 def _candidates(
     rows: np.ndarray, head: Head, size: tuple[int, int], thresholds: Thresholds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [n, 4] x1, y1, x2, y2 in input pixels, scores [n], classes [n] above the confidence threshold."""
+    """Return boxes [n, 4] x1, y1, x2, y2 in input pixels, scores [n], classes [n] above the confidence threshold."""
     if head.kind == "end2end":
-        sure = rows[rows[:, 4] > thresholds.confidence]
-        return sure[:, :4], sure[:, 4], sure[:, 5].astype(np.int64)
+        confident = rows[rows[:, 4] > thresholds.confidence]
+        return confident[:, :4], confident[:, 4], confident[:, 5].astype(np.int64)
     if head.kind == "yolo":
         return _select(rows[:4].T, rows[4:], thresholds)
     centres, strides = _cells(size, head.strides)
-    sure = np.flatnonzero(rows[:, 4] > thresholds.confidence)  # no class can score above the objectness
-    rows, centres, strides = rows[sure], centres[sure], strides[sure]
-    with np.errstate(over="ignore"):  # a box without limits is not finite, and dropped as such
+    index = np.flatnonzero(rows[:, 4] > thresholds.confidence)  # no class can score above the objectness
+    rows, centres, strides = rows[index], centres[index], strides[index]
+    with np.errstate(over="ignore"):  # an infinite box is dropped later
         boxes = np.concatenate([(rows[:, :2] + centres) * strides, np.exp(rows[:, 2:4]) * strides], axis=1)
     return _select(boxes, (rows[:, 5:] * rows[:, 4:5]).T, thresholds)
 
 
 def _select(boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Candidates among boxes [n, 4] cx, cy, w, h with scores [classes, n]."""
+    """Return the candidates among boxes [n, 4] cx, cy, w, h with scores [classes, n]."""
     if thresholds.multi_label:
-        classes, at = np.nonzero(scores > thresholds.confidence)
+        classes, index = np.nonzero(scores > thresholds.confidence)
     else:
-        at = np.flatnonzero(scores.max(axis=0, initial=0) > thresholds.confidence)
-        classes = scores[:, at].argmax(axis=0) if at.size else at
-    centre, half = boxes[at, :2], boxes[at, 2:] / 2
-    return np.concatenate([centre - half, centre + half], axis=1), scores[classes, at], classes.astype(np.int64)
+        index = np.flatnonzero(scores.max(axis=0, initial=0) > thresholds.confidence)
+        classes = scores[:, index].argmax(axis=0) if index.size else index
+    centre, half = boxes[index, :2], boxes[index, 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=1), scores[classes, index], classes.astype(np.int64)
 
 
 def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Grid cell corners float32 [n, 2] x, y in cells, and the stride of each, float32 [n, 1]."""
+    """Return the corners of grid cells float32 [n, 2] x, y in cells, and the stride of each, float32 [n, 1]."""
     grids, steps = [], []
     for stride in strides:
         ys, xs = np.mgrid[: size[0] // stride, : size[1] // stride]

@@ -1,4 +1,4 @@
-"""From a camera frame to the network's input and back: letterboxing.
+"""Letterboxing: from a camera frame to the network's input, and boxes back.
 
 Shared with the device: Python 3.8 and NumPy; resizing uses OpenCV, which JetPack ships.
 """
@@ -15,7 +15,7 @@ from edgekd.core.detection.types import Preprocess
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a frame of `width` x `height` pixels lies in the input: `across` x `down` pixels from `left`, `top`."""
+    """Position of a frame of `width` x `height` pixels in the input: `across` x `down` pixels from `left`, `top`."""
 
     left: int
     top: int
@@ -25,60 +25,62 @@ class Placement:
     height: int
 
 
-def place(width: int, height: int, how: Preprocess) -> Placement:
-    """Where a frame of this size will lie. Halves round as in Ultralytics' LetterBox, so that scores are comparable."""
-    ratio = min(how.height / height, how.width / width)
-    if not how.upscale:
+def place(width: int, height: int, preprocess: Preprocess) -> Placement:
+    """Return the placement of a frame. Halves round as in Ultralytics' LetterBox, so that scores are comparable."""
+    ratio = min(preprocess.height / height, preprocess.width / width)
+    if not preprocess.upscale:
         ratio = min(ratio, 1.0)
     across, down = max(round(width * ratio), 1), max(round(height * ratio), 1)
     left = top = 0
-    if how.center:
-        left, top = round((how.width - across) / 2 - 0.1), round((how.height - down) / 2 - 0.1)
+    if preprocess.center:
+        left, top = round((preprocess.width - across) / 2 - 0.1), round((preprocess.height - down) / 2 - 0.1)
     return Placement(left, top, across, down, width, height)
 
 
-def letterbox(frame: np.ndarray, how: Preprocess) -> tuple[np.ndarray, Placement]:
-    """A frame uint8 [h, w, 3] BGR as float32 [1, 3, how.height, how.width], and where it lies in there."""
+def letterbox(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Placement]:
+    """Return a frame uint8 [h, w, 3] BGR as an input float32 [1, 3, H, W], and its placement."""
     import cv2
 
     height, width = frame.shape[:2]
-    at = place(width, height, how)
-    if (at.across, at.down) != (width, height):
-        frame = cv2.resize(frame, (at.across, at.down), interpolation=cv2.INTER_LINEAR)
+    placement = place(width, height, preprocess)
+    left, top, across, down = placement.left, placement.top, placement.across, placement.down
+    if (across, down) != (width, height):
+        frame = cv2.resize(frame, (across, down), interpolation=cv2.INTER_LINEAR)
     canvas = frame
-    if frame.shape[:2] != (how.height, how.width):
-        canvas = np.full((how.height, how.width, 3), how.pad_value, np.uint8)
-        canvas[at.top : at.top + at.down, at.left : at.left + at.across] = frame
-    return _normalised(cv2.split(canvas), how), at
+    if frame.shape[:2] != (preprocess.height, preprocess.width):
+        canvas = np.full((preprocess.height, preprocess.width, 3), preprocess.pad_value, np.uint8)
+        canvas[top : top + down, left : left + across] = frame
+    return _normalised(cv2.split(canvas), preprocess), placement
 
 
-def to_tensor(canvas: np.ndarray, how: Preprocess) -> np.ndarray:
-    """A canvas uint8 [H, W, 3] BGR as normalised planes float32 [1, 3, H, W]."""
-    return _normalised([canvas[:, :, plane] for plane in range(3)], how)
+def to_tensor(canvas: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Return a canvas uint8 [H, W, 3] BGR as an input float32 [1, 3, H, W]."""
+    return _normalised([canvas[:, :, plane] for plane in range(3)], preprocess)
 
 
-def _normalised(planes: Sequence[np.ndarray], how: Preprocess) -> np.ndarray:
-    """Planes uint8 [H, W] blue, green, red as the tensor. Planes that are contiguous take a third of the time."""
+def _normalised(planes: Sequence[np.ndarray], preprocess: Preprocess) -> np.ndarray:
+    """Normalise planes uint8 [H, W] blue, green, red. Contiguous planes take a third of the time."""
     out = np.empty((1, 3, *planes[0].shape), np.float32)
     for plane in range(3):
-        out[0, plane] = planes[2 - plane if how.color == "rgb" else plane]
-        out[0, plane] *= np.float32(how.scale / how.std[plane])
-        if how.mean[plane]:
-            out[0, plane] -= np.float32(how.mean[plane] / how.std[plane])
+        out[0, plane] = planes[2 - plane if preprocess.color == "rgb" else plane]
+        out[0, plane] *= np.float32(preprocess.scale / preprocess.std[plane])
+        if preprocess.mean[plane]:
+            out[0, plane] -= np.float32(preprocess.mean[plane] / preprocess.std[plane])
     return out
 
 
-def to_input(boxes: np.ndarray, at: Placement) -> np.ndarray:
-    """Boxes float32 [n, 4] x1, y1, x2, y2 as shares of the frame as pixels of the input."""
-    corner, size = np.array([at.left, at.top] * 2, np.float32), np.array([at.across, at.down] * 2, np.float32)
+def to_input(boxes: np.ndarray, placement: Placement) -> np.ndarray:
+    """Return boxes float32 [n, 4] x1, y1, x2, y2, relative to the frame, in pixels of the input."""
+    corner = np.array([placement.left, placement.top] * 2, np.float32)
+    size = np.array([placement.across, placement.down] * 2, np.float32)
     moved: np.ndarray = boxes * size + corner
     return moved
 
 
-def to_frame(boxes: np.ndarray, at: Placement) -> np.ndarray:
-    """Boxes float32 [n, 4] x1, y1, x2, y2 in input pixels as pixels of the frame, clipped to it."""
-    corner = np.array([at.left, at.top] * 2, np.float32)
-    size = np.array([at.width, at.height] * 2, np.float32)
-    # Each axis by its own factor: whole pixels across and down are not exactly of the frame's proportions.
-    moved = (boxes - corner) * (size / np.array([at.across, at.down] * 2, np.float32))
+def to_frame(boxes: np.ndarray, placement: Placement) -> np.ndarray:
+    """Return boxes float32 [n, 4] x1, y1, x2, y2 in input pixels in pixels of the frame, clipped to it."""
+    corner = np.array([placement.left, placement.top] * 2, np.float32)
+    size = np.array([placement.width, placement.height] * 2, np.float32)
+    # Each axis has its own factor: rounding to pixels changes the aspect ratio a little.
+    moved = (boxes - corner) * (size / np.array([placement.across, placement.down] * 2, np.float32))
     return np.clip(moved, 0, size)

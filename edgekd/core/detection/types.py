@@ -1,4 +1,4 @@
-"""What a detector is, to everything that runs or scores one.
+"""Types of a detector: preprocessing, head, and detections.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -16,7 +16,7 @@ HEADS = ("yolo", "yolox", "end2end")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a frame becomes the network's input; travels in the manifest.
+    """Preprocessing of a frame for the network; part of the manifest.
 
     A frame uint8 [h, w, 3] BGR is resized with its aspect ratio kept to fit `height` x `width`, the rest is filled with
     `pad_value` (around the frame when `center`, else right and below), channels are put in `color` order, and
@@ -36,14 +36,14 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Head:
-    """What the network's single output means.
+    """Format of the network's single output.
 
     kind:
         `yolo`     float32 [1, 4 + classes, n]: boxes cx, cy, w, h in input pixels, then a probability per class.
         `yolox`    float32 [1, n, 5 + classes]: undecoded cx, cy, log w, log h per grid cell, objectness and class
                    probabilities, over `strides`.
         `end2end`  float32 [1, n, 6]: x1, y1, x2, y2 in input pixels, score, class; needs no NMS.
-    nms: whether overlapping boxes of one class are to be suppressed after decoding.
+    nms: whether decoding ends with non-maximum suppression.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Head:
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """The contract between a graph and whoever feeds it frames."""
+    """Contract of a graph: its classes, its input and its output."""
 
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -62,7 +62,7 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one frame, best first.
+    """Detections in one frame, best first.
 
     boxes float32 [n, 4] x1, y1, x2, y2 in pixels of the frame; scores float32 [n]; classes int64 [n].
     """
@@ -74,17 +74,16 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def only(self, kept: np.ndarray) -> Detections:
-        """Those that bool [n] says."""
-        return Detections(self.boxes[kept], self.scores[kept], self.classes[kept])
+    def only(self, mask: np.ndarray) -> Detections:
+        """Return the detections selected by bool [n]."""
+        return Detections(self.boxes[mask], self.scores[mask], self.classes[mask])
 
 
 def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
-    """The spec whose `dataclasses.asdict` went through JSON."""
-    how = dict(value["preprocess"])
-    head = value["head"]
+    """Return the spec from its `dataclasses.asdict`, as JSON or not."""
+    preprocess, head = dict(value["preprocess"]), value["head"]
     return DetectorSpec(
         classes=tuple(value["classes"]),
-        preprocess=Preprocess(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}),
+        preprocess=Preprocess(**{**preprocess, "mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}),
         head=Head(head["kind"], head["nms"], tuple(head["strides"])),
     )

@@ -44,7 +44,7 @@ _FIXED = {
     **dict.fromkeys(("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual"), BOOL),
     **dict.fromkeys(("Not", "Or", "Xor"), BOOL),
 }
-"""Operators whose outputs have one type, whatever they read (operator specification of ONNX)."""
+"""Operators whose outputs have a fixed type (operator specification of ONNX)."""
 _TYPED_BY = {"CastLike": 1, "DequantizeLinear": 1, "OneHot": 2, "Where": 1}
 """Operators whose outputs have the type of another input than the first, and its index."""
 _TYPE_ATTRIBUTE = {"Cast": "to", "EyeLike": "dtype"}
@@ -131,8 +131,8 @@ def _output_type(node: Node, index: int, types: Mapping[str, int], dependent: Co
         return INT64
     if node.operator in _FIXED:
         return _FIXED[node.operator]
-    found = _input_type(node, types, dependent)
-    return found if found in _FLOATING or node.operator in _KEEP_INTEGERS else FLOAT
+    kind = _input_type(node, types, dependent)
+    return kind if kind in _FLOATING or node.operator in _KEEP_INTEGERS else FLOAT
 
 
 def _input_type(node: Node, types: Mapping[str, int], dependent: Container[str]) -> int:

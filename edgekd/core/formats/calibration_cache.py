@@ -14,7 +14,7 @@ _ENTRY = re.compile(r"(?P<name>.+): (?P<digits>[0-9a-fA-F]{1,8})")
 
 
 def to_text(scales: Mapping[str, float], tensorrt: str) -> str:
-    """The cache for scales by tensor name, for a TensorRT version such as `8.5.2`."""
+    """Return the cache for scales by tensor name, for a TensorRT version such as `8.5.2`."""
     major, minor, patch = (*map(int, re.findall(r"\d+", tensorrt.partition("-")[0])[:3]), 0, 0)[:3]
     number = major * (1000 if major < 10 else 10_000) + minor * 100 + patch  # NV_TENSORRT_VERSION
     lines = [f"TRT-{number}-EntropyCalibration2"]
@@ -23,7 +23,7 @@ def to_text(scales: Mapping[str, float], tensorrt: str) -> str:
 
 
 def from_text(text: str) -> dict[str, float]:
-    """Scales by tensor name. A cache that TensorRT wrote may lack leading zeros. Raises ValueError where malformed."""
+    """Parse scales by tensor name. A cache by TensorRT may lack leading zeros. Raises ValueError where malformed."""
     header, *lines = text.split("\n")
     if not header.startswith("TRT-"):
         raise ValueError(f"expected a first line `TRT-version-calibrator`, found {header!r}")

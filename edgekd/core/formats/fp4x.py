@@ -9,6 +9,7 @@ describes the bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 
@@ -69,7 +70,7 @@ _NEGATIVE_ZERO = bytes(byte for byte in range(256) if byte & 15 == _NEGATIVE or 
 def quantize(
     weights: np.ndarray, scales: np.ndarray | None = None, importance: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 of the weights' shape, and INT8 scales float32 [O], for float weights [O, ...].
+    """Return codes int8 of the weights' shape, and INT8 scales float32 [O], for float weights [O, ...].
 
     scales: INT8 scales float32 [O] to use instead of searching for them; weights that are such codes times such scales
     come back as they are. importance: how much the squared error of each weight counts, not negative, [K] or [O, K].
@@ -92,13 +93,13 @@ def quantize(
 
 
 def representable(codes: np.ndarray) -> bool:
-    """Whether codes int8 [O, ...] can be packed: each block of 16 has a multiplier that makes all of it."""
+    """Return whether codes int8 [O, ...] can be packed: each block of 16 has a common multiplier."""
     rows = _matrix(_int8(codes))
     return all(_fitting(rows[part]).all() for part in _chunks(rows.shape))
 
 
 def pack(codes: np.ndarray) -> bytes:
-    """The bytes of codes int8 [O, ...]: one string for one tensor. Raises ValueError where they are not representable.
+    """Return the bytes of codes int8 [O, ...]. Raises ValueError where they are not representable.
 
     A nibble for each weight in row-major order, then a nibble for each block, row by row; the lower nibble first.
     """
@@ -113,19 +114,19 @@ def pack(codes: np.ndarray) -> bytes:
         multipliers[part] = smallest
         spread = np.repeat(smallest, BLOCK, axis=1)[:, : rows.shape[1]]
         nibbles[part] = _INDEX[spread, rows[part].view(np.uint8)]
-    return _pack_nibbles(nibbles) + _pack_nibbles(multipliers)
+    return pack_nibbles(nibbles) + pack_nibbles(multipliers)
 
 
 def packed_bytes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many bytes the weights and the multipliers of a tensor take."""
+    """Return the bytes of the weights and of the multipliers of a tensor."""
     channels, depth = _matrix_shape(shape)
     return (channels * depth + 1) // 2, (channels * _block_count(depth) + 1) // 2
 
 
 def unpack(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Codes int8 of a shape, from what `pack` made of them. Raises ValueError where it cannot have made it.
+    """Return codes int8 of a shape from the result of `pack`. Raises ValueError for other bytes.
 
-    Not checked is whether a block's multiplier is the smallest that fits.
+    Whether a block's multiplier is the smallest that fits is not checked.
     """
     (channels, depth), (weight_bytes, block_bytes) = _matrix_shape(shape), packed_bytes(shape)
     if len(data) != weight_bytes + block_bytes:
@@ -133,7 +134,7 @@ def unpack(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if len(data[:weight_bytes].translate(None, _NEGATIVE_ZERO)) != weight_bytes:
         raise ValueError("expected no negative zero, found one")
     blocks = _block_count(depth)
-    multipliers = _unpack_nibbles(data[weight_bytes:], channels * blocks).reshape(channels, blocks)
+    multipliers = unpack_nibbles(data[weight_bytes:], channels * blocks).reshape(channels, blocks)
     if multipliers.max(initial=0) >= MULTIPLIERS:
         raise ValueError(f"expected multipliers of 1 to {MULTIPLIERS}, found {multipliers.max() + 1}")
     ends = (channels * depth, data[:weight_bytes]), (channels * blocks, data[weight_bytes:])
@@ -152,7 +153,7 @@ def unpack(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 def _quantize_rows(
     rows: np.ndarray, candidates: np.ndarray, importance: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and the scales that were best, for rows float32 [o, K], candidates [n, o] and importance [o, K]."""
+    """Return codes and the best scales for rows float32 [o, K], candidates [n, o] and importance [o, K]."""
     magnitudes = _blocks(np.abs(rows))
     counts = None if importance is None else _blocks(importance)
     least = np.full(len(rows), np.inf)
@@ -169,29 +170,29 @@ def _quantize_rows(
 
 
 def _rounded(scales: np.ndarray) -> np.ndarray:
-    """Scales in range, cut to the 8 significant bits of bfloat16: no noisier, and half their bytes compress away."""
+    """Return scales in range, cut to the 8 significant bits of bfloat16, whose zero bytes compress well."""
     bits = np.clip(scales, SMALLEST_SCALE, LARGEST_SCALE).astype(np.float32).view(np.uint32)
     cut: np.ndarray = (bits & np.uint32(0xFFFF0000)).view(np.float32)
     return cut
 
 
 def _in_codes(magnitudes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitudes [16, o, b] in codes, and where to look them up in _NEAREST."""
-    # Far beyond the largest code, all that counts is that float32 still holds a square.
-    wanted = np.minimum(magnitudes / scales[:, None], np.float32(1 << 20))
-    return wanted, np.minimum(2 * wanted, 255).astype(np.intp)
+    """Return magnitudes [16, o, b] in codes, and their columns in _NEAREST."""
+    # The limit is far above the largest code, and its square fits float32.
+    codes = np.minimum(magnitudes / scales[:, None], np.float32(1 << 20))
+    return codes, np.minimum(2 * codes, 255).astype(np.intp)
 
 
 def _best_multipliers(
-    wanted: np.ndarray, places: np.ndarray, importance: np.ndarray | None
+    magnitudes: np.ndarray, places: np.ndarray, importance: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least squared error of each block, in codes, and the row of _NEAREST that gives it: both [o, b]."""
-    least = np.full(wanted.shape[1:], np.inf, np.float32)
-    best = np.zeros(wanted.shape[1:], np.intp)
-    error = np.empty_like(wanted)
+    """Return the minimum squared error of each block, in codes, and its row of _NEAREST: both [o, b]."""
+    least = np.full(magnitudes.shape[1:], np.inf, np.float32)
+    best = np.zeros(magnitudes.shape[1:], np.intp)
+    error = np.empty_like(magnitudes)
     for row, nearest in enumerate(_NEAREST.astype(np.float32)):
         np.take(nearest, places, out=error, mode="clip")
-        error -= wanted
+        error -= magnitudes
         error *= error
         if importance is not None:
             error *= importance
@@ -203,7 +204,7 @@ def _best_multipliers(
 
 
 def _fitting(rows: np.ndarray) -> np.ndarray:
-    """uint16 [o, blocks]: which multipliers can make every code of each block, as in _FITS."""
+    """Return uint16 [o, blocks]: the multipliers that fit every code of each block, as in _FITS."""
     masks = np.full((len(rows), _block_count(rows.shape[1]) * BLOCK), _FITS[0], np.uint16)
     masks[:, : rows.shape[1]] = _FITS[rows.view(np.uint8)]
     fitting: np.ndarray = np.bitwise_and.reduce(masks.reshape(len(rows), -1, BLOCK), axis=2)
@@ -211,7 +212,7 @@ def _fitting(rows: np.ndarray) -> np.ndarray:
 
 
 def _blocks(rows: np.ndarray) -> np.ndarray:
-    """[o, K] -> [16, o, blocks], filled with zeros: sums over a block then run along memory."""
+    """Return [o, K] as [16, o, blocks], padded with zeros, so that sums over a block are fast."""
     channels, depth = rows.shape
     padded = np.zeros((channels, _block_count(depth) * BLOCK), np.float32)
     padded[:, :depth] = rows
@@ -225,10 +226,7 @@ def _block_count(depth: int) -> int:
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     if not shape:
         raise ValueError("expected a tensor with channels, found a scalar")
-    depth = 1
-    for side in shape[1:]:
-        depth *= side
-    return shape[0], depth
+    return shape[0], prod(shape[1:])
 
 
 def _matrix(tensor: np.ndarray) -> np.ndarray:
@@ -236,7 +234,7 @@ def _matrix(tensor: np.ndarray) -> np.ndarray:
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows that have about _CHUNK weights together, and at least one."""
+    """Return slices of rows with about _CHUNK weights, and at least one row."""
     step = max(1, _CHUNK // max(1, shape[1]))
     return (slice(first, first + step) for first in range(0, shape[0], step))
 
@@ -263,7 +261,7 @@ def _checked_scales(scales: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _relative(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Importance [O, K] relative to the largest of its channel, and never quite zero."""
+    """Return importance [O, K] relative to the maximum of its channel, and above zero."""
     found = _float32(importance, "importances")
     if found.shape not in (shape, shape[1:]) or (found < 0).any():
         raise ValueError(f"expected importances from zero on of shape {shape} or {shape[1:]}, found {found.shape}")
@@ -273,12 +271,14 @@ def _relative(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return relative
 
 
-def _pack_nibbles(nibbles: np.ndarray) -> bytes:
+def pack_nibbles(nibbles: np.ndarray) -> bytes:
+    """Pack two nibbles into a byte, in row-major order, the lower half first, as ONNX and TensorRT store them."""
     flat = np.concatenate((nibbles.ravel(), np.zeros(nibbles.size % 2, np.uint8)))
     packed: np.ndarray = flat[::2] | flat[1::2] << 4
     return packed.tobytes()
 
 
-def _unpack_nibbles(data: bytes, count: int) -> np.ndarray:
+def unpack_nibbles(data: bytes, count: int) -> np.ndarray:
+    """Return `count` nibbles uint8 in the order of `pack_nibbles`."""
     octets = np.frombuffer(data, np.uint8)
     return np.stack((octets & 15, octets >> 4), axis=1).ravel()[:count]

@@ -1,7 +1,7 @@
-"""A golden set: frames for a network's self-test, and what it gives for them at chosen places of its output.
+"""A golden set: frames for the self-test of a network, and its output at selected candidates.
 
-It travels in the bundle, so a camera can tell whether the engine it has built computes what was scored. Frames are
-stored coarsely, because what counts is that both sides see the same. docs/formats/golden-set.md has the layout.
+It is a file of the bundle, by which a camera can test whether its engine computes what was scored. Frames are stored
+coarsely, because only their equality on both sides matters. docs/formats/golden-set.md has the layout.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ MAGIC = b"EDGEKDGS"
 FORMAT = 0
 PRECISIONS = ("float", "int8")
 MAX_BYTES = 1 << 24
-"""Of the content when expanded: no more is ever reserved."""
+"""Maximum bytes of the expanded content."""
 MAX_HEADER = 1 << 10
 BITS = 5
-"""Of a colour, in a stored frame."""
+"""Bits of a colour in a stored frame."""
 
 _PREFIX = struct.Struct("<8sII")  # magic, format, length of the header
 _COUNTS = ("features", "frames", "height", "places", "width", "zoom")
@@ -38,8 +39,8 @@ class GoldenSet:
 
     precision: `int8` where the network has quantized layers, else `float`; tolerance: the largest error of boxes and of
     scores, relative; output: the shape of the network's output;
-    zoom: how many input pixels a pixel of a frame takes in each direction; frames uint8 [n, h, w, 3] BGR;
-    places uint32 [n, m]: which candidates of the output were looked at; values float16 [n, m, f]: what was there.
+    zoom: input pixels per pixel of a frame, in each direction; frames uint8 [n, h, w, 3] BGR;
+    places uint32 [n, m]: indices of the selected candidates; values float16 [n, m, f]: their numbers.
     """
 
     precision: str
@@ -51,20 +52,20 @@ class GoldenSet:
     values: np.ndarray
 
     def canvas(self, index: int, height: int, width: int) -> np.ndarray:
-        """One frame as an input canvas uint8 [height, width, 3] BGR, the same on every machine."""
+        """Return one frame as an input canvas uint8 [height, width, 3] BGR, the same on every machine."""
         rows = _grown(self.frames[index].astype(np.int32), self.zoom)
         grown = _grown(rows.transpose(1, 0, 2), self.zoom).transpose(1, 0, 2)
         return np.ascontiguousarray(grown[:height, :width].astype(np.uint8))
 
 
 def coarse(frames: np.ndarray) -> np.ndarray:
-    """Frames uint8 with as many bits of a colour as are stored."""
+    """Return frames uint8 with the bits of a colour that are stored."""
     cut: np.ndarray = frames >> (8 - BITS) << (8 - BITS)
     return cut
 
 
 def to_bytes(golden: GoldenSet) -> bytes:
-    """The file of a golden set whose frames are `coarse`; the same set and zlib give the same bytes."""
+    """Return the file of a golden set whose frames are `coarse`; deterministic for a version of zlib."""
     count, height, width, _ = golden.frames.shape
     levels = golden.frames >> (8 - BITS)
     steps = np.diff(levels, axis=2, prepend=np.zeros((count, height, 1, 3), np.uint8))
@@ -87,7 +88,7 @@ def to_bytes(golden: GoldenSet) -> bytes:
 
 
 def from_bytes(data: bytes) -> GoldenSet:
-    """The golden set in a file. Raises ValueError where it is none."""
+    """Parse a golden set. Raises ValueError."""
     if len(data) < _PREFIX.size or data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"not a golden set: expected a file that begins with {MAGIC.decode()}")
     _, version, length = _PREFIX.unpack_from(data)
@@ -95,20 +96,20 @@ def from_bytes(data: bytes) -> GoldenSet:
         raise ValueError(f"expected format {FORMAT}, found {version}: update edgekd")
     if length > MAX_HEADER:
         raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, found {length}")
-    at = _PREFIX.size + length
-    header = _header(data[_PREFIX.size : at])
+    offset = _PREFIX.size + length
+    header = _header(data[_PREFIX.size : offset])
     count, places = header["frames"], header["places"]
     parts = {
         "frames": ("u1", (count, header["height"], header["width"], 3)),
         "places": ("<u4", (count, places)),
         "values": ("<f2", (count, places, header["features"])),
     }
-    sizes = {name: np.dtype(kind).itemsize * _product(shape) for name, (kind, shape) in parts.items()}
-    content = _inflated(data[at:], sum(sizes.values()))
-    arrays, at = {}, 0
+    sizes = {name: np.dtype(kind).itemsize * prod(shape) for name, (kind, shape) in parts.items()}
+    content = _inflated(data[offset:], sum(sizes.values()))
+    arrays, offset = {}, 0
     for name, (kind, shape) in parts.items():
-        arrays[name] = np.frombuffer(content[at : at + sizes[name]], kind).reshape(shape)
-        at += sizes[name]
+        arrays[name] = np.frombuffer(content[offset : offset + sizes[name]], kind).reshape(shape)
+        offset += sizes[name]
     levels = np.cumsum(arrays["frames"], axis=2, dtype=np.uint8)
     if levels.max() >> BITS or not np.isfinite(arrays["values"]).all():
         raise ValueError(f"expected colours of {BITS} bits and finite numbers, found others")
@@ -124,16 +125,16 @@ def from_bytes(data: bytes) -> GoldenSet:
 
 
 def _grown(pixels: np.ndarray, zoom: int) -> np.ndarray:
-    """Integers [n, ...] as [n * zoom, ...]: linear between the middles of pixels, and rounded alike everywhere."""
+    """Enlarge integers [n, ...] to [n * zoom, ...], linear between pixel centres, with exact rounding."""
     middles = 2 * np.arange(len(pixels) * zoom) + 1 - zoom  # in units of half an input pixel
     before, share = middles // (2 * zoom), (middles % (2 * zoom)).reshape(-1, *[1] * (pixels.ndim - 1))
-    first, second = (pixels[np.clip(at, 0, len(pixels) - 1)] for at in (before, before + 1))
+    first, second = (pixels[np.clip(index, 0, len(pixels) - 1)] for index in (before, before + 1))
     grown: np.ndarray = ((2 * zoom - share) * first + share * second + zoom) // (2 * zoom)
     return grown
 
 
 def _header(content: bytes) -> dict[str, Any]:
-    """The fields of a header. Raises ValueError where `to_bytes` cannot have written them."""
+    """Parse a header. Raises ValueError where it is not in canonical form."""
     try:
         found = json.loads(content.decode("utf-8"))
         same = isinstance(found, dict) and set(found) == set(_FIELDS) and canonical_json(found) == content
@@ -153,7 +154,7 @@ def _header(content: bytes) -> dict[str, Any]:
 
 
 def _inflated(stored: bytes, length: int) -> bytes:
-    """Exactly `length` bytes from one DEFLATE stream, which nothing follows."""
+    """Decompress exactly `length` bytes from one DEFLATE stream without a trailer."""
     if length > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes of content, found {length}")
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -164,10 +165,3 @@ def _inflated(stored: bytes, length: int) -> bytes:
     if len(content) != length or not inflate.eof or inflate.unused_data:
         raise ValueError(f"expected {length} bytes of content, found another number")
     return content
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

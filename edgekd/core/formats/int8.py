@@ -11,7 +11,7 @@ LEVELS = 127
 
 
 def quantize_channels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 of the same shape and scales float32 [channels] for weights float32 [channels, ...].
+    """Return codes int8 of the same shape and scales float32 [channels] for weights float32 [channels, ...].
 
     Raises ValueError where a weight is not finite.
     """
@@ -24,13 +24,13 @@ def quantize_channels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channel_scales(rows: np.ndarray) -> np.ndarray:
-    """Scales float32 [channels] at which the largest of each row float32 [channels, n] is the largest code."""
-    # A scale below the least normal float32 could not be divided by; such a channel is all zero in INT8.
-    found: np.ndarray = np.maximum(np.abs(rows).max(axis=1, initial=0) / LEVELS, np.finfo(np.float32).tiny)
-    return found.astype(np.float32)
+    """Return scales float32 [channels] at which the largest of each row float32 [channels, n] is the largest code."""
+    # Division by a subnormal scale could overflow; such a channel is all zero in INT8.
+    scales: np.ndarray = np.maximum(np.abs(rows).max(axis=1, initial=0) / LEVELS, np.finfo(np.float32).tiny)
+    return scales.astype(np.float32)
 
 
 def dequantize_channels(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Weights float32 of the codes' shape, from codes int8 [channels, ...] and scales float32 [channels]."""
+    """Return weights float32 of the codes' shape, from codes int8 [channels, ...] and scales float32 [channels]."""
     weights: np.ndarray = codes.astype(np.float32) * scales.reshape(-1, *[1] * (codes.ndim - 1))
     return weights

@@ -33,7 +33,7 @@ ATTRIBUTE_GRAPHS = (6, 11)
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in an ONNX file, and where in the file its raw data begins and ends."""
+    """A tensor in an ONNX file, with the begin and end of its raw data."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,28 +60,28 @@ class Node:
 
 
 def initializers(onnx: bytes) -> Iterator[Tensor]:
-    """The initializers of an ONNX file's graph that have raw data, in order. Raises ValueError."""
+    """Yield the initializers of an ONNX file's graph that have raw data, in order. Raises ValueError."""
     for number, wire, begin, end in fields(onnx, 0, len(onnx)):
         if (number, wire) == (GRAPH, BYTES):
             for inner, inner_wire, first, last in fields(onnx, begin, end):
                 if (inner, inner_wire) == (INITIALIZER, BYTES):
-                    found = tensor(onnx, first, last)
-                    if found:
-                        yield found
+                    constant = tensor(onnx, first, last)
+                    if constant:
+                        yield constant
 
 
 def inputs(onnx: bytes) -> list[str]:
-    """The names of a graph's inputs, but for those that have a constant value. Raises ValueError."""
+    """Return the names of a graph's inputs without a constant value. Raises ValueError."""
     names, constants = [], {each.name for each in initializers(onnx)}
     for number, wire, begin, end in fields(onnx, 0, len(onnx)):
         if (number, wire) == (GRAPH, BYTES):
-            found = ((first, last) for inner, _, first, last in fields(onnx, begin, end) if inner == INPUT)
-            names += [text(onnx, first, last, VALUE_NAME) for first, last in found]
+            ports = ((first, last) for inner, _, first, last in fields(onnx, begin, end) if inner == INPUT)
+            names += [text(onnx, first, last, VALUE_NAME) for first, last in ports]
     return [name for name in names if name not in constants]
 
 
 def with_outputs(onnx: bytes, names: Iterable[str], data_type: int) -> bytes:
-    """The same file whose graph also gives the tensors of these names, which have one type. Raises ValueError."""
+    """Return the file with further outputs of these names and of one type. Raises ValueError."""
     kind = field(_VALUE_TYPE, field(_TENSOR_TYPE, integer_field(_ELEMENT_TYPE, data_type)))
     more = b"".join(field(OUTPUT, field(VALUE_NAME, name.encode()) + kind) for name in names)
     parts = []
@@ -93,16 +93,16 @@ def with_outputs(onnx: bytes, names: Iterable[str], data_type: int) -> bytes:
     return b"".join(parts)
 
 
-def text(onnx: bytes, begin: int, end: int, wanted: int) -> str:
-    """The text in a field of a message; empty where it has none. Raises ValueError."""
-    texts = (
-        onnx[first:last] for number, wire, first, last in fields(onnx, begin, end) if (number, wire) == (wanted, BYTES)
-    )
-    return next(texts, b"").decode("utf-8", "replace")
+def text(onnx: bytes, begin: int, end: int, number: int) -> str:
+    """Return the text in a field of a message; empty where it has none. Raises ValueError."""
+    for found, wire, first, last in fields(onnx, begin, end):
+        if (found, wire) == (number, BYTES):
+            return onnx[first:last].decode("utf-8", "replace")
+    return ""
 
 
 def tensor(onnx: bytes, begin: int, end: int) -> Tensor | None:
-    """The TensorProto in a part of an ONNX file; None without exactly one field of raw data. Raises ValueError."""
+    """Read the TensorProto in a part of an ONNX file; None without exactly one field of raw data. Raises ValueError."""
     shape: list[int] = []
     name, data_type, raw = "", 0, []
     for number, wire, first, last in fields(onnx, begin, end):
@@ -149,10 +149,10 @@ def element_type(onnx: bytes, begin: int, end: int) -> int:
     return 0
 
 
-def integer_in(onnx: bytes, begin: int, end: int, wanted: int) -> int:
+def integer_in(onnx: bytes, begin: int, end: int, number: int) -> int:
     """Return the first integer in a field of a message; 0 where it has none. Raises ValueError."""
-    for number, wire, first, last in fields(onnx, begin, end):
-        if (number, wire) == (wanted, VARINT):
+    for found, wire, first, last in fields(onnx, begin, end):
+        if (found, wire) == (number, VARINT):
             return varint(onnx, first, last)[0]
     return 0
 

@@ -1,8 +1,8 @@
-"""A packed graph: an ONNX file in fewer bytes, which expands to exactly that file without the onnx package.
+"""A packed graph: an ONNX file, compressed without loss, and expanded without the onnx package.
 
-The content of every large initializer is cut out of the file's bytes and stored in the smallest encoding that gives it
-back bit for bit; what is left is the skeleton. Both are entropy-coded with DEFLATE. Expanding is splicing: skeleton,
-tensor, skeleton, tensor. docs/formats/packed-graph.md has the layout.
+The content of every large initializer is cut out of the file, and stored in the smallest lossless encoding; the rest is
+the skeleton. Both are compressed with DEFLATE. Expanding concatenates skeleton, tensor, skeleton, tensor.
+docs/formats/packed-graph.md has the layout.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -16,6 +16,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,25 +28,25 @@ from edgekd.core.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
 MAGIC = b"EDGEKDPG"
 FORMAT = 0
 MAX_BYTES = 2**31 - 1
-"""Of an ONNX file: what one Protocol Buffers message may have."""
+"""Maximum bytes of an ONNX file: the limit of a Protocol Buffers message."""
 MAX_HEADER = 1 << 22
-SMALLEST_CUT = 64
-"""Bytes of a tensor from which cutting it out pays."""
+MIN_CUT = 64
+"""Minimum bytes of a tensor that is cut out."""
 ENCODINGS = ("fp4x", "float16", "raw")
 SKELETON = "skeleton"
 HEADER = "header"
-"""What `parts` calls the header."""
+"""Name of the header in `parts`."""
 
 _PREFIX = struct.Struct("<8sIIII")  # magic, format, CRC-32 of what follows, stored and expanded length of the header
 _CHUNK = 1 << 16
-_WIDTHS = {FLOAT: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # bytes of the others: taken as 1
+_WIDTHS = {FLOAT: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # bytes; 1 for other types
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one tensor takes. `stored_bytes` are those of the file; the last section is the skeleton, without a shape.
+    """Size of one tensor. stored_bytes: in the file; the last section is the skeleton, without a shape.
 
-    Tensors share streams, whose bits do not end with a tensor: its `stored_bytes` are right to within a few.
+    Tensors share streams, whose bits do not end with a tensor: stored_bytes are accurate to a few bytes.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Section:
 class _Cut:
     """A tensor that was cut out, `gap` bytes of skeleton after the one before.
 
-    fp4x: `rows` channels of `columns` weights. float16 and raw: `rows` elements that take `columns` bytes when stored.
+    fp4x: `rows` channels of `columns` weights. float16 and raw: `rows` elements of `columns` stored bytes.
     """
 
     gap: int
@@ -73,7 +74,7 @@ class _Cut:
 
     @property
     def streams(self) -> list[tuple[str, int]]:
-        """The streams it is stored in, and how many bytes it has of each: bytes of one significance stay together."""
+        """Its streams, and its bytes in each: bytes of the same significance share a stream."""
         if self.encoding == "fp4x":
             weights, multipliers = fp4x.packed_bytes((self.rows, self.columns))
             return [("fp4x-weights", weights), ("fp4x-multipliers", multipliers)]
@@ -106,7 +107,7 @@ class _Header:
 
 
 class _Stream:
-    """Reads a DEFLATE stream a few bytes at a time: what it never holds is a length that somebody claimed."""
+    """Reads a DEFLATE stream in small chunks, so that memory does not depend on claimed lengths."""
 
     def __init__(self, stored: memoryview) -> None:
         self._stored, self._fed = stored, 0
@@ -114,11 +115,11 @@ class _Stream:
 
     @property
     def consumed(self) -> int:
-        """Stored bytes that were needed so far."""
+        """Stored bytes that were used so far."""
         return self._fed - len(self._inflate.unconsumed_tail)
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes. Raises ValueError where there are fewer, or the stream is damaged."""
+        """Read `count` bytes. Raises ValueError where there are fewer, or the stream is damaged."""
         parts = []
         while count:
             part, more = self._step(min(count, _CHUNK))
@@ -129,7 +130,7 @@ class _Stream:
         return b"".join(parts)
 
     def finish(self) -> None:
-        """Raises ValueError where something follows."""
+        """Raise ValueError where the stream does not end."""
         while not self._inflate.eof:
             part, more = self._step(1)
             if part or not more:
@@ -138,9 +139,9 @@ class _Stream:
             raise ValueError("something follows the end of a stream")
 
     def _step(self, count: int) -> tuple[bytes, bool]:
-        """At most `count` bytes, and whether stored bytes were there to make more of."""
+        """Decompress at most `count` bytes; return whether stored bytes were consumed, too."""
         if self._inflate.eof:
-            return b"", False  # it may still hold a tail, which it would take in again and again
+            return b"", False  # its unconsumed tail would be fed again and again
         stored: Any = self._inflate.unconsumed_tail
         if not stored:
             stored = self._stored[self._fed : self._fed + _CHUNK]
@@ -152,25 +153,25 @@ class _Stream:
 
 
 def pack(onnx: bytes) -> bytes:
-    """The packed form of an ONNX file; the same file and zlib give the same bytes.
+    """Pack an ONNX file; deterministic for a version of zlib.
 
-    Initializers without raw data, such as those in files of their own, and those of subgraphs stay in the skeleton.
+    Initializers without raw data, such as external ones, and those of subgraphs stay in the skeleton.
     Raises ValueError where `onnx` is no Protocol Buffers message, or longer than MAX_BYTES.
     """
     if len(onnx) > MAX_BYTES:
         raise ValueError(f"expected an ONNX file of at most {MAX_BYTES} bytes, found {len(onnx)}")
     collected: dict[str, list[bytes]] = defaultdict(list)
-    cuts, at = [], 0
-    for found in initializers(onnx):
-        if found.end - found.begin < SMALLEST_CUT:
+    cuts, offset = [], 0
+    for tensor in initializers(onnx):
+        if tensor.end - tensor.begin < MIN_CUT:
             continue
-        encoding, rows, columns, parts = _encode(found, onnx[found.begin : found.end])
-        cuts.append(_Cut(found.begin - at, encoding, rows, columns))
+        encoding, rows, columns, parts = _encode(tensor, onnx[tensor.begin : tensor.end])
+        cuts.append(_Cut(tensor.begin - offset, encoding, rows, columns))
         for place, (name, _) in enumerate(cuts[-1].streams):
             collected[name].append(parts[place])
-        collected[SKELETON].append(onnx[at : found.begin])
-        at = found.end
-    collected[SKELETON].append(onnx[at:])
+        collected[SKELETON].append(onnx[offset : tensor.begin])
+        offset = tensor.end
+    collected[SKELETON].append(onnx[offset:])
     streams = {name: _deflated(b"".join(parts), name) for name, parts in sorted(collected.items())}
     lengths = tuple((name, len(stored)) for name, stored in streams.items())
     header = _header_json(_Header(len(onnx), hashlib.sha256(onnx).hexdigest(), lengths, tuple(cuts)))
@@ -180,21 +181,21 @@ def pack(onnx: bytes) -> bytes:
 
 
 def parts(data: bytes) -> dict[str, bytes]:
-    """A packed graph without its entropy coding: header and streams, by name, in order. Raises ValueError."""
+    """Return header and expanded streams of a packed graph, by name, in order. Raises ValueError."""
     header, streams = _opened(data, MAX_BYTES)
-    found = {HEADER: _header_json(header)}
+    expanded = {HEADER: _header_json(header)}
     for name, count in header.expanded.items():
-        found[name] = streams[name].read(count)
+        expanded[name] = streams[name].read(count)
         streams[name].finish()
-    return found
+    return expanded
 
 
-def assemble(found: Mapping[str, bytes]) -> bytes:
-    """The packed graph of these parts, as this machine's zlib codes them. Raises ValueError where there is none."""
-    header = _header(found.get(HEADER, b""))
-    if {name: len(part) for name, part in found.items() if name != HEADER} != header.expanded:
+def assemble(expanded: Mapping[str, bytes]) -> bytes:
+    """Return the packed graph of these parts, by this machine's zlib. Raises ValueError where they do not fit."""
+    header = _header(expanded.get(HEADER, b""))
+    if {name: len(part) for name, part in expanded.items() if name != HEADER} != header.expanded:
         raise ValueError("expected the streams that the header tells of, found others")
-    return _assembled(found[HEADER], [_deflated(found[name], name) for name, _ in header.streams])
+    return _assembled(expanded[HEADER], [_deflated(expanded[name], name) for name, _ in header.streams])
 
 
 def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
@@ -204,43 +205,43 @@ def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
 
 
 def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
-    """The ONNX file that `data` was packed from. Raises ValueError where that is not so, or it is longer than `limit`.
+    """Expand a packed graph to its ONNX file. Raises ValueError where it is damaged, or longer than `limit`.
 
-    Memory grows with what the streams really hold, not with what the header claims.
+    Memory grows with the content of the streams, not with the lengths in the header.
     """
     return _unpack(data, limit)[0]
 
 
 def expanded_bytes(data: bytes) -> int:
-    """How long the ONNX file is that `data` was packed from, by its header. Raises ValueError where that is damaged."""
+    """Return the length of the ONNX file by the header. Raises ValueError where that is damaged."""
     return _opened(data, MAX_BYTES)[0].length
 
 
 def sections(data: bytes) -> list[Section]:
-    """What takes the room, in the order of the file. Raises ValueError where `unpack` does."""
+    """Return the sizes of the tensors, in file order. Raises ValueError where `unpack` does."""
     onnx, cuts, stored = _unpack(data, MAX_BYTES)
-    ends, at = {}, 0
-    for index, cut in enumerate(cuts):
-        at += cut.gap + cut.expanded
-        ends[at] = cut, stored[index]
-    told = [(found, *ends[found.end]) for found in initializers(onnx) if found.end in ends]
-    listed = [Section(found.name, found.shape, cut.encoding, taken, cut.expanded) for found, cut, taken in told]
+    ends, offset = {}, 0
+    for cut, count in zip(cuts, stored):  # noqa: B905 strict= is Python 3.10
+        offset += cut.gap + cut.expanded
+        ends[offset] = cut, count
+    packed = [(tensor, *ends[tensor.end]) for tensor in initializers(onnx) if tensor.end in ends]
+    listed = [Section(tensor.name, tensor.shape, cut.encoding, count, cut.expanded) for tensor, cut, count in packed]
     skeleton = len(onnx) - sum(cut.expanded for cut in cuts)
     return [*listed, Section("", (), SKELETON, stored[-1], skeleton)]
 
 
 def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]]:
-    """The ONNX file; what was cut from it; the stored bytes of each cut, and last of the skeleton."""
+    """Return the ONNX file; its cuts; the stored bytes of each cut, and last of the skeleton."""
     header, streams = _opened(data, limit)
-    parts, stored, left = [], [], header.skeleton
+    parts, stored, remaining = [], [], header.skeleton
     for cut in header.cuts:
-        left -= cut.gap
+        remaining -= cut.gap
         parts.append(streams[SKELETON].read(cut.gap))
         used = [streams[name] for name, _ in cut.streams]
         before = sum(stream.consumed for stream in used)
         parts.append(_decoded(cut, [streams[name].read(count) for name, count in cut.streams]))
         stored.append(sum(stream.consumed for stream in used) - before)
-    parts.append(streams[SKELETON].read(left))
+    parts.append(streams[SKELETON].read(remaining))
     for stream in streams.values():
         stream.finish()
     onnx = b"".join(parts)
@@ -249,25 +250,22 @@ def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]
     return onnx, header.cuts, [*stored, streams[SKELETON].consumed]
 
 
-def _encode(found: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
-    """Encoding, rows, columns, and the bytes for each of its streams, of a tensor's raw data."""
-    width = _WIDTHS.get(found.data_type, 1)
-    count = 1
-    for side in found.shape:
-        count *= side
+def _encode(tensor: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
+    """Return encoding, rows, columns, and the bytes for each of its streams, of a tensor's raw data."""
+    width, count = _WIDTHS.get(tensor.data_type, 1), prod(tensor.shape)
     if count * width != len(raw):  # not a valid tensor, but bytes all the same
         width = 1
-    elif found.data_type == INT8 and len(found.shape) >= 2:
-        codes = np.frombuffer(raw, np.int8).reshape(found.shape[0], -1)
+    elif tensor.data_type == INT8 and len(tensor.shape) >= 2:
+        codes = np.frombuffer(raw, np.int8).reshape(tensor.shape[0], -1)
         split, multipliers = fp4x.packed_bytes(codes.shape)
         if split + multipliers < len(raw) and fp4x.representable(codes):
             packed = fp4x.pack(codes)
             return "fp4x", codes.shape[0], codes.shape[1], [packed[:split], packed[split:]]
-    elif found.data_type == FLOAT:
+    elif tensor.data_type == FLOAT:
         wide = np.frombuffer(raw, "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             narrow = wide.astype("<f2")
-        # Not for NaN: what becomes of its bits depends on the processor.
+        # Not for NaN, whose bits depend on the processor.
         if not np.isnan(wide).any() and narrow.astype("<f4").tobytes() == raw:
             return "float16", count, 2, _planes(narrow.tobytes(), 2)
     return "raw", len(raw) // width, width, _planes(raw, width)
@@ -285,7 +283,7 @@ def _planes(raw: bytes, width: int) -> list[bytes]:
 
 
 def _deflated(content: bytes, name: str) -> bytes:
-    # Weights hardly ever repeat, and looking for it only spoils their Huffman codes; names and nodes do.
+    # Weights hardly repeat: matches only spoil their Huffman codes. Names and nodes do repeat.
     strategy = zlib.Z_DEFAULT_STRATEGY if name in (HEADER, SKELETON) else zlib.Z_RLE
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return deflate.compress(content) + deflate.flush()
@@ -293,12 +291,12 @@ def _deflated(content: bytes, name: str) -> bytes:
 
 def _header_json(header: _Header) -> bytes:
     cuts = [[cut.gap, cut.encoding, cut.rows, cut.columns] for cut in header.cuts]
-    told = {"length": header.length, "sha256": header.sha256, "streams": header.streams, "tensors": cuts}
-    return canonical_json(told)
+    document = {"length": header.length, "sha256": header.sha256, "streams": header.streams, "tensors": cuts}
+    return canonical_json(document)
 
 
 def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
-    """Header and streams of a packed graph, checked against each other and against the length of the file."""
+    """Open header and streams of a packed graph, checked by each other and by the length of the file."""
     if len(data) < _PREFIX.size or data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"not a packed graph: expected a file that begins with {MAGIC.decode()}")
     _, version, checksum, stored, expanded = _PREFIX.unpack_from(data)
@@ -314,24 +312,24 @@ def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
     head.finish()
     if header.length > limit:
         raise ValueError(f"expected an ONNX file of at most {limit} bytes, found {header.length}")
-    streams, at = {}, stored
+    streams, offset = {}, stored
     for name, length in header.streams:
-        streams[name] = _Stream(content[at : at + length])
-        at += length
-    if at != len(content):
-        raise ValueError(f"expected header and streams of {at} bytes, found {len(content)}")
+        streams[name] = _Stream(content[offset : offset + length])
+        offset += length
+    if offset != len(content):
+        raise ValueError(f"expected header and streams of {offset} bytes, found {len(content)}")
     return header, streams
 
 
 def _header(content: bytes) -> _Header:
-    """The header in its JSON. Raises ValueError where `_header_json` cannot have made it, or numbers disagree."""
+    """Parse a header. Raises ValueError where it is not in canonical form, or numbers disagree."""
     try:
-        found = json.loads(content.decode("utf-8"), parse_int=_count)
+        document = json.loads(content.decode("utf-8"), parse_int=_count)
         header = _Header(
-            found["length"],
-            found["sha256"],
-            tuple((name, length) for name, length in found["streams"]),
-            tuple(_Cut(*row) for row in found["tensors"]),
+            document["length"],
+            document["sha256"],
+            tuple((name, length) for name, length in document["streams"]),
+            tuple(_Cut(*row) for row in document["tensors"]),
         )
         same = _header_json(header) == content
     except (TypeError, KeyError, RecursionError) as error:

@@ -1,6 +1,6 @@
-"""A Q/DQ graph taken apart: the same network in float, the scales of its activations, and what stays float.
+"""A Q/DQ graph without its Q/DQ: the network in float, the scales of its activations, and its float layers.
 
-For what takes no Q/DQ: NVIDIA's DLA, which up to TensorRT 10 gets INT8 by a calibration cache, and an engine in FP16
+For builders without Q/DQ: NVIDIA's DLA, which up to TensorRT 10 gets INT8 by a calibration cache, and an engine in FP16
 where the INT8 one cannot be had. A pair of QuantizeLinear and DequantizeLinear becomes the tensor it reads; a
 DequantizeLinear of constants becomes the values that they stand for.
 
@@ -38,18 +38,19 @@ class PlainGraph:
 
     @property
     def onnx(self) -> bytes:
-        """The whole file in memory."""
+        """The complete file in memory."""
         return self.file.content()
 
 
 def plain_graph(onnx: bytes) -> PlainGraph:
-    """Take the Q/DQ graph of an ONNX file apart.
+    """Remove Q/DQ from the graph of an ONNX file. Raises ValueError where it is none, and as `remove_qdq` does."""
+    return remove_qdq(QdqGraph(onnx))
 
-    Raises ValueError where it is no such file, an output or a zero point is in the way, or a scale is no constant.
-    """
-    graph = QdqGraph(onnx)
+
+def remove_qdq(graph: QdqGraph) -> PlainGraph:
+    """Remove Q/DQ from a graph. Raises ValueError for a quantized output, a zero point, or a scale that varies."""
     scales = graph.scales()
-    floating = set(float_activations(onnx))
+    floating = set(float_activations(graph.onnx))
     float_nodes = _float_nodes(graph)
     nodes = [(node, [name for name in node.outputs if name in floating]) for node in float_nodes]
     read_elsewhere = _read_by_others(graph, float_nodes)
@@ -67,14 +68,14 @@ def _plain_nodes(graph: QdqGraph) -> list[Node]:
 
 
 def _float_nodes(graph: QdqGraph) -> list[Node]:
-    """The nodes that Q/DQ does not let run in INT8."""
+    """Return the nodes that Q/DQ keeps in float."""
     int8_layers = set(graph.int8_layers())
     read_in_int8 = {node.inputs[0] for node in graph.quantizers.values()}
     for node in reversed(_plain_nodes(graph)):
         if node.operator not in COMPUTING and not read_in_int8.isdisjoint(node.outputs):
             read_in_int8.update(node.inputs)
-    unrounded: set[str] = set()  # tensors that come from a float layer with no quantizer in between
-    found = []
+    unrounded: set[str] = set()  # tensors from a float layer without a quantizer in between
+    float_nodes = []
     for node in _plain_nodes(graph):
         if node.operator in COMPUTING:
             is_float = follows = node.name not in int8_layers
@@ -82,11 +83,11 @@ def _float_nodes(graph: QdqGraph) -> list[Node]:
             follows = not unrounded.isdisjoint(node.inputs)
             is_float = follows or read_in_int8.isdisjoint(node.outputs)
         unrounded.update(node.outputs if follows else ())
-        found += [node] if is_float else []
-    return found
+        float_nodes += [node] if is_float else []
+    return float_nodes
 
 
 def _read_by_others(graph: QdqGraph, nodes: Sequence[Node]) -> set[str]:
-    """The names, without Q/DQ, of the tensors that nodes other than these read."""
+    """Return the names, without Q/DQ, of the tensors that other nodes read."""
     those = {node.outputs for node in nodes}
     return {graph.plain(name) for node in _plain_nodes(graph) if node.outputs not in those for name in node.inputs}

@@ -1,4 +1,4 @@
-"""The Protocol Buffers encoding, as far as an ONNX file is read and written without the onnx package.
+"""The Protocol Buffers encoding, as needed to read and write ONNX files without the onnx package.
 
 Source: protobuf.dev/programming-guides/encoding. Shared with the device: Python 3.8, standard library only.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types: what follows a field's tag."""
+"""Wire types: encodings of a field's value."""
 
 
 def fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, and begin and end of the value of each field of a message. Raises ValueError."""
+    """Yield number, wire type, and begin and end of the value of each field of a message. Raises ValueError."""
     at = begin
     while at < end:
         tag, at = varint(message, at, end)
@@ -32,7 +32,7 @@ def fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def varint(message: bytes, at: int, end: int) -> tuple[int, int]:
-    """The variable-length integer at a place, and the place after it. Raises ValueError."""
+    """Return the variable-length integer at an offset, and the offset after it. Raises ValueError."""
     value = 0
     for place in range(at, min(at + 10, end)):
         value |= (message[place] & 127) << 7 * (place - at)
@@ -42,7 +42,7 @@ def varint(message: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def integer(value: int) -> bytes:
-    """A variable-length integer of at least 0."""
+    """Encode a variable-length integer of at least 0."""
     groups = bytearray()
     while value > 127:
         groups.append(value & 127 | 128)
@@ -52,16 +52,16 @@ def integer(value: int) -> bytes:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field that holds bytes: text, a message, or raw data."""
+    """Encode a field of bytes: text, a message, or raw data."""
     return integer(number << 3 | BYTES) + integer(len(content)) + content
 
 
 def integer_field(number: int, value: int) -> bytes:
-    """A field that holds an integer of at least 0."""
+    """Encode a field with an integer of at least 0."""
     return integer(number << 3 | VARINT) + integer(value)
 
 
 def copied(message: bytes, number: int, wire: int, begin: int, end: int) -> bytes:
-    """A field as it is in a message, where its value begins and ends there."""
+    """Return a field of a message, by the begin and end of its value."""
     length = integer(end - begin) if wire == BYTES else b""
     return integer(number << 3 | wire) + length + message[begin:end]

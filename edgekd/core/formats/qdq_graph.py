@@ -1,4 +1,4 @@
-"""A Q/DQ graph, and the forms of it that builders take: without Q/DQ, with some layers in float, with FP32 weights.
+"""A Q/DQ graph, and its forms for builders: without Q/DQ, with some layers in float, with FP32 weights.
 
 - TensorRT 10 and later take weights as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused such constants
   (NVIDIA/TensorRT issue 2163), though not in every report (issue 3385). There a weight is an FP32 constant behind a
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import IO
 
 import numpy as np
@@ -51,7 +52,7 @@ from edgekd.core.formats.onnx_bytes import (
 from edgekd.core.formats.protobuf import BYTES, copied, field, fields, integer, integer_field
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The operators whose precision matters: nearly all of the work."""
+"""Operators with nearly all of the work, whose precision matters."""
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 _DEFAULT_AXIS = 1  # of QuantizeLinear and DequantizeLinear
@@ -69,7 +70,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class StreamedFile:
-    """A file that is made while it is written, one piece after the other. quantized: whether it has Q/DQ."""
+    """A file that is generated while it is written, piece by piece. quantized: whether it has Q/DQ."""
 
     pieces: tuple[Piece, ...]
     quantized: bool
@@ -80,12 +81,12 @@ class StreamedFile:
         return sum(piece.length for piece in self.pieces)
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the file. Raises OSError, ValueError where a weight cannot take this form."""
+        """Write the file. Raises OSError, ValueError where a weight cannot have this form."""
         for piece in self.pieces:
             stream.write(piece.content())
 
     def content(self) -> bytes:
-        """The whole file. Raises ValueError where a weight cannot take this form."""
+        """Return the complete file. Raises ValueError where a weight cannot have this form."""
         return b"".join(piece.content() for piece in self.pieces)
 
 
@@ -103,22 +104,22 @@ class QdqGraph:
             raise ValueError(f"not an ONNX file: expected one graph, found {len(graphs)}")
         self.graph_fields = tuple(fields(onnx, *graphs[0][2:]))
         self.nodes = [read_node(onnx, first, last) for number, _, first, last in self.graph_fields if number == NODE]
-        found = (tensor(onnx, first, last) for number, _, first, last in self.graph_fields if number == INITIALIZER)
-        self.constants: dict[str, Tensor] = {each.name: each for each in found if each}
+        tensors = (tensor(onnx, first, last) for number, _, first, last in self.graph_fields if number == INITIALIZER)
+        self.constants: dict[str, Tensor] = {each.name: each for each in tensors if each}
         self.outputs = {text(onnx, first, last, 1) for number, _, first, last in self.graph_fields if number == OUTPUT}
         self.has_subgraphs = any(_has_subgraph(onnx, node) for node in self.nodes)
         self.quantizers = {node.outputs[0]: node for node in self.nodes if node.operator == QUANTIZE}
         self.dequantizers = {node.outputs[0]: node for node in self.nodes if node.operator == DEQUANTIZE}
 
     def value(self, name: str) -> np.ndarray:
-        """A constant. Raises ValueError where it is none, or of a type that Q/DQ does not have."""
+        """Return a constant. Raises ValueError where it is none, or of a type without Q/DQ."""
         found = self.constants.get(name)
         if found is None or found.data_type not in _NUMPY:
             raise ValueError(f"expected constants for Q/DQ, found {name or 'none'}")
         return np.frombuffer(self.onnx[found.begin : found.end], _NUMPY[found.data_type]).reshape(found.shape)
 
     def plain(self, name: str) -> str:
-        """The tensor that is read in place of `name` when Q/DQ is left out."""
+        """Return the tensor that replaces `name` when Q/DQ is left out."""
         while name in self.dequantizers and self.dequantizers[name].inputs[0] in self.quantizers:
             name = self.quantizers[self.dequantizers[name].inputs[0]].inputs[0]
         return name
@@ -129,23 +130,23 @@ class QdqGraph:
         return node is not None and node.inputs[0] in self.constants
 
     def scales(self) -> dict[str, float]:
-        """Scales of the quantized activations, by the name of the tensor in the plain graph.
+        """Return the scales of the quantized activations, by the name of the tensor in the plain graph.
 
         Raises ValueError where one has two scales, or a zero point.
         """
-        found: dict[str, float] = {}
+        scales: dict[str, float] = {}
         for node in self.quantizers.values():
             if node.inputs[0] in self.constants:  # weights
                 continue
             if len(node.inputs) < 3 or self.value(node.inputs[2]).any() or self.value(node.inputs[1]).size != 1:
                 raise ValueError(f"expected one scale, and zero point 0, for {node.inputs[0]}")
             name, scale = self.plain(node.inputs[0]), float(self.value(node.inputs[1]).reshape(()))
-            if found.setdefault(name, scale) != scale:
-                raise ValueError(f"expected one scale for {name}, found {found[name]} and {scale}")
-        return found
+            if scales.setdefault(name, scale) != scale:
+                raise ValueError(f"expected one scale for {name}, found {scales[name]} and {scale}")
+        return scales
 
     def int8_layers(self) -> tuple[str, ...]:
-        """Names of the computing nodes whose first two operands are dequantized, in graph order.
+        """Return the names of the computing nodes whose first two operands are dequantized, in graph order.
 
         Weights may be transposed behind that.
         """
@@ -155,18 +156,18 @@ class QdqGraph:
         return tuple(node.name for node in computing if {*self.dequantizers, *weights} >= set(node.inputs[:2]))
 
     def without_qdq(self) -> StreamedFile:
-        """The same network in float. Raises ValueError where an output is quantized, or an INT8 tensor is computed."""
+        """Return the network in float. Raises ValueError for a quantized output, or a computed INT8 tensor."""
         lost = sorted(self.outputs & {*self.quantizers, *self.dequantizers})
         if lost:
             raise ValueError(f"expected outputs that are not quantized, found {', '.join(lost)}")
         form = _Form(self, None, int8_constants=True)
-        left = [node.outputs[0] for node in form.nodes if is_pair(node)]
-        if left:
-            raise ValueError(f"expected Q/DQ pairs and weights, found {', '.join(left)}")
+        remaining = [node.outputs[0] for node in form.nodes if is_pair(node)]
+        if remaining:
+            raise ValueError(f"expected Q/DQ pairs and weights, found {', '.join(remaining)}")
         return form.file()
 
     def form(self, float_layers: Collection[str] = (), *, int8_constants: bool = True) -> StreamedFile:
-        """The graph with the nodes of these names in float.
+        """Return the graph with the nodes of these names in float.
 
         int8_constants: whether weights are INT8 constants behind a DequantizeLinear; else they are FP32 constants
         behind a QuantizeLinear and a DequantizeLinear of the same scale. Raises ValueError for a name that no node has,
@@ -179,7 +180,7 @@ class QdqGraph:
 
 
 class _Form:
-    """One form of a graph. nodes: those that it has, but for the QuantizeLinear of FP32 weights.
+    """One form of a graph. nodes: its nodes without the QuantizeLinear of FP32 weights.
 
     float_nodes: names of the nodes that read no Q/DQ; None for all.
     """
@@ -190,7 +191,7 @@ class _Form:
         self._float_transposes = self._transposes_for_float()
         self._quantized_reads = graph.outputs.union(*(each.inputs for each in graph.nodes if not self._is_float(each)))
         self.nodes = self._needed_nodes()
-        self._float32_codes: dict[str, Node] = {}  # INT8 constants that are to be FP32, and who dequantizes them
+        self._float32_codes: dict[str, Node] = {}  # by INT8 constant that becomes FP32, its DequantizeLinear
         for node in self.nodes if not int8_constants else ():
             if node.operator == DEQUANTIZE and node.inputs[0] in graph.constants:
                 first = self._float32_codes.setdefault(node.inputs[0], node)
@@ -198,7 +199,7 @@ class _Form:
                     raise ValueError(f"expected one scale for {node.inputs[0]}, found {first.inputs[1]} and another")
         self._read = graph.outputs.union(*map(self._inputs, self.nodes))
         pairs = {name for node in graph.nodes if is_pair(node) for name in node.inputs}
-        # What no node reads may be read in a subgraph.
+        # A subgraph may read what no node reads.
         self._unread = (pairs if graph.has_subgraphs else graph.constants.keys()) - self._read
 
     def _is_float(self, node: Node) -> bool:
@@ -207,25 +208,25 @@ class _Form:
         return self._float_nodes is None or node.name in self._float_nodes or node.outputs in self._float_transposes
 
     def _transposes_for_float(self) -> set[tuple[str, ...]]:
-        """Outputs of each Transpose of dequantized weights that float nodes alone read."""
-        wanted = self._float_nodes or set()
-        read_in_int8 = {name for node in self._graph.nodes if node.name not in wanted for name in node.inputs}
+        """Return the outputs of each Transpose of dequantized weights that only float nodes read."""
+        float_nodes = self._float_nodes or set()
+        read_in_int8 = {name for node in self._graph.nodes if node.name not in float_nodes for name in node.inputs}
         transposes = (node for node in self._graph.nodes if node.operator == "Transpose")
         weights = (node for node in transposes if any(map(self._graph.dequantizes_constants, node.inputs)))
         return {node.outputs for node in weights if read_in_int8.isdisjoint(node.outputs)}
 
     def _needed_nodes(self) -> list[Node]:
-        """The nodes of the form, in order: all but the Q/DQ that nothing reads any more."""
+        """Return the nodes of the form, in order, without Q/DQ that nothing reads."""
         read = set(self._graph.outputs)
-        kept = []
+        needed = []
         for node in reversed(self._graph.nodes):
             if not is_pair(node) or not read.isdisjoint(node.outputs):
                 read.update(self._computed(node) if self._is_float(node) else node.inputs)
-                kept.append(node)
-        return kept[::-1]
+                needed.append(node)
+        return needed[::-1]
 
     def _inputs(self, node: Node) -> tuple[str, ...]:
-        """Names of what a node reads in this form."""
+        """Return the inputs of a node in this form."""
         if node.operator == DEQUANTIZE and node.inputs[0] in self._float32_codes:
             return (*node.inputs[:2], self._zero_point(node))
         return self._float_inputs(node) if self._is_float(node) else node.inputs
@@ -238,19 +239,19 @@ class _Form:
         return {name for name in map(self._graph.plain, node.inputs) if not self._graph.dequantizes_constants(name)}
 
     def _weight(self, name: str) -> str:
-        """The float constant in place of a DequantizeLinear of constants: its output, renamed where that stays."""
+        """Return the name of the float constant for a DequantizeLinear's output, another where that stays."""
         stays = name in self._quantized_reads and self._graph.dequantizes_constants(name)
         return f"{name}/float" if stays else name
 
     def _zero_point(self, node: Node) -> str:
-        """The zero point of FP32 weights: the graph's own where it has an INT8 for each scale, as TensorRT 8 wants."""
-        found = self._graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+        """Return the zero point of FP32 weights: the graph's own where it has one per scale, as TensorRT 8 requires."""
+        own = self._graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
         size = self._graph.value(node.inputs[1]).size
-        fits = found is not None and found.data_type == INT8 and self._graph.value(found.name).size == size
+        fits = own is not None and own.data_type == INT8 and self._graph.value(own.name).size == size
         return node.inputs[2] if fits else f"{node.inputs[0]}/zero_point"
 
     def file(self) -> StreamedFile:
-        """The file in this form."""
+        """Return the file in this form."""
         onnx, pieces = self._graph.onnx, [*self._node_pieces(), *self._other_pieces(), *self._weight_pieces()]
         length = sum(piece.length for piece in pieces)
         parts: list[Piece] = []
@@ -262,7 +263,7 @@ class _Form:
         return StreamedFile(tuple(parts), any(is_pair(node) for node in self.nodes))
 
     def _node_pieces(self) -> Iterator[Piece]:
-        """The nodes, each weight's QuantizeLinear before the first node that reads it."""
+        """Yield the nodes, each weight's QuantizeLinear before the first node that reads it."""
         quantizers = {id(node): codes for codes, node in self._float32_codes.items()}
         for node in self.nodes:
             if id(node) in quantizers:
@@ -274,7 +275,7 @@ class _Form:
             yield _piece(field(NODE, b"".join(parts)))
 
     def _quantizer(self, node: Node) -> bytes:
-        """The QuantizeLinear in front of a DequantizeLinear of weights, with the same scale, zero point and axis."""
+        """Return the QuantizeLinear for a DequantizeLinear of weights, with the same scale, zero point and axis."""
         codes = node.inputs[0]
         inputs = (float32_names(codes)[0], node.inputs[1], self._zero_point(node))
         return b"".join(
@@ -288,25 +289,25 @@ class _Form:
         )
 
     def _other_pieces(self) -> Iterator[Piece]:
-        """All fields of the graph but nodes, and but what belongs to Q/DQ that is gone."""
+        """Yield all fields of the graph but nodes, and but those of removed Q/DQ."""
         onnx, graph = self._graph.onnx, self._graph
         gone = {*graph.quantizers, *graph.dequantizers} - self._read
         for number, wire, begin, end in graph.graph_fields:
             if number == NODE or (number == VALUE_INFO and text(onnx, begin, end, 1) in gone):
                 continue
             if number == INITIALIZER:
-                found = tensor(onnx, begin, end)
-                if found and (found.name in self._unread or found.name in self._float32_codes):
+                constant = tensor(onnx, begin, end)
+                if constant and (constant.name in self._unread or constant.name in self._float32_codes):
                     continue
             head = len(integer(number << 3 | wire)) + (len(integer(end - begin)) if wire == BYTES else 0)
             yield Piece(head + end - begin, partial(copied, onnx, number, wire, begin, end))
 
     def _weight_pieces(self) -> Iterator[Piece]:
-        """Weights in float: of layers that left INT8, and those that a QuantizeLinear turns into codes again."""
+        """Yield float weights: of layers that left INT8, and those that a QuantizeLinear quantizes again."""
         graph = self._graph
-        given = {name for node in self.nodes for name in node.outputs}
+        outputs = {name for node in self.nodes for name in node.outputs}
         for name, node in graph.dequantizers.items():
-            if graph.dequantizes_constants(name) and self._weight(name) in self._read - given:
+            if graph.dequantizes_constants(name) and self._weight(name) in self._read - outputs:
                 yield _weight_piece(graph, node, self._weight(name), exact=False)
         for codes, node in self._float32_codes.items():
             yield _weight_piece(graph, node, float32_names(codes)[0], exact=True)
@@ -331,7 +332,7 @@ def axis_of(node: Node) -> int:
 
 
 def dequantized(codes: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
-    """The values codes * scales, in the scales' type.
+    """Return codes * scales, in the scales' type.
 
     codes: integers of any shape; scales: float32 or float16, one, or as many as `axis` of codes is long.
     """
@@ -340,9 +341,9 @@ def dequantized(codes: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
 
 
 def require_same_codes(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray, axis: int) -> None:
-    """Raise ValueError where QuantizeLinear makes other codes than these of weights = `dequantized(codes, ...)`.
+    """Raise ValueError where QuantizeLinear does not return these codes for weights = `dequantized(codes, ...)`.
 
-    It rounds weights / scales to the nearest integer. That gives other codes only where a weight is infinite.
+    It rounds weights / scales to the nearest integer, which differs only where a weight is infinite.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         found = np.rint(weights / _along(scales, axis, codes.ndim))
@@ -351,7 +352,7 @@ def require_same_codes(weights: np.ndarray, codes: np.ndarray, scales: np.ndarra
 
 
 def _along(scales: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
-    """Scales shaped so that they multiply along an axis."""
+    """Reshape scales to multiply along an axis."""
     sides = [1] * dimensions
     if scales.size != 1:
         sides[axis] = scales.size
@@ -364,30 +365,28 @@ def float32_names(codes: str) -> tuple[str, str]:
 
 
 def _weight_piece(graph: QdqGraph, node: Node, name: str, *, exact: bool) -> Piece:
-    """The initializer with the values that a DequantizeLinear of constants gives.
+    """Return the initializer with the values of a DequantizeLinear of constants.
 
-    exact: that a QuantizeLinear is to turn into the same codes again. Raises ValueError for a zero point other than 0,
+    exact: whether a QuantizeLinear must return the same codes. Raises ValueError for a zero point other than 0,
     and, where exact, for other weights than INT8 ones with float32 scales.
     """
-    found, scales = graph.constants.get(node.inputs[0]), graph.value(node.inputs[1])
-    if found is None or (len(node.inputs) > 2 and graph.value(node.inputs[2]).any()):
+    codes, scales = graph.constants.get(node.inputs[0]), graph.value(node.inputs[1])
+    if codes is None or (len(node.inputs) > 2 and graph.value(node.inputs[2]).any()):
         raise ValueError(f"expected constants and zero point 0 for {node.inputs[0]}")
-    if exact and (found.data_type, scales.dtype.itemsize) != (INT8, 4):
+    if exact and (codes.data_type, scales.dtype.itemsize) != (INT8, 4):
         raise ValueError(f"expected INT8 weights with float32 scales in {node.inputs[0]}")
     kind = FLOAT if scales.dtype.itemsize == 4 else FLOAT16
 
     def content() -> bytes:
-        codes = graph.value(node.inputs[0])
+        values = graph.value(node.inputs[0])
         with np.errstate(over="ignore"):
-            weights = dequantized(codes, scales, axis_of(node))
+            weights = dequantized(values, scales, axis_of(node))
         if exact:
-            require_same_codes(weights, codes, scales, axis_of(node))
+            require_same_codes(weights, values, scales, axis_of(node))
         return field(INITIALIZER, _initializer(name, weights, kind))
 
-    raw = scales.dtype.itemsize
-    for side in found.shape:
-        raw *= side
-    body = len(_tensor_head(name, found.shape, kind)) + len(integer(RAW_DATA << 3 | BYTES)) + len(integer(raw)) + raw
+    raw = scales.dtype.itemsize * prod(codes.shape)
+    body = len(_tensor_head(name, codes.shape, kind)) + len(integer(RAW_DATA << 3 | BYTES)) + len(integer(raw)) + raw
     return Piece(len(integer(INITIALIZER << 3 | BYTES)) + len(integer(body)) + body, content)
 
 
@@ -401,7 +400,7 @@ def _tensor_head(name: str, shape: tuple[int, ...], kind: int) -> bytes:
 
 
 def _axis_field(node: Node) -> bytes:
-    """The attribute `axis`, written out: for several scales TensorRT takes 0 where it is missing, and ONNX 1."""
+    """Return the attribute `axis`: where it is missing, TensorRT takes 0 for several scales, and ONNX 1."""
     axis = integer_field(ATTRIBUTE_INTEGER, axis_of(node) % 2**64) + integer_field(ATTRIBUTE_TYPE, _INTEGER_TYPE)
     return field(NODE_ATTRIBUTE, field(ATTRIBUTE_NAME, b"axis") + axis)
 

@@ -1,4 +1,4 @@
-"""What a machine draws, as far as it can say so itself: one seam, `Meter`, and a file for each kind of sensor.
+"""Power of a machine by its own sensors: one interface, `Meter`, and a module for each kind of sensor.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -9,9 +9,9 @@ from typing import Protocol
 
 
 class Meter(Protocol):
-    """A sensor. name: of its kind; covers: what it measures, in words, which is never the whole kit.
+    """A sensor. name: of its kind; covers: description of the measured part of the device.
 
-    counts: whether `read` gives joules since some beginning; else it gives watts now.
+    counts: whether `read` returns joules since a fixed time; else it returns watts.
     """
 
     name: str
@@ -19,5 +19,5 @@ class Meter(Protocol):
     counts: bool
 
     def read(self) -> float:
-        """Joules or watts. Raises OSError where the sensor stopped answering."""
+        """Return joules or watts. Raises OSError where the sensor does not answer."""
         ...

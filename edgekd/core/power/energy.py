@@ -1,4 +1,4 @@
-"""Energy of a frame: the machine at rest first, then at work in stretches long enough for its sensor.
+"""Energy of a frame: measured at rest first, then at work in intervals that suit the sensor.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """
@@ -17,15 +17,15 @@ from edgekd.core.power import Meter
 from edgekd.core.power.recorder import Joules
 from edgekd.core.statistics import Interval, mean_interval
 
-FEWEST = 5
-"""How many stretches an interval needs, at rest and at work."""
-_REST_S, _STRETCH_S = (0.25, 3.0), (0.05, 1.0)
-"""How long it rests, and how long a stretch of frames is: not less and not more, however long it is to take."""
+MIN_STRETCHES = 5
+"""Minimum number of stretches, at rest and at work, for a confidence interval."""
+_REST_S = (0.25, 3.0)  # minimum and maximum seconds at rest
+_STRETCH_S = (0.05, 1.0)  # minimum and maximum seconds of a stretch of frames
 
 
 @dataclass(frozen=True)
 class Energy:
-    """What a frame takes. gross_mj: all that the sensor saw, by frames; net_mj: without what it draws at rest.
+    """Energy of a frame. gross_mj: by the sensor; net_mj: without the power at rest.
 
     idle_watts, watts: at rest and at work; frames, seconds: at work.
     """
@@ -42,7 +42,7 @@ class Energy:
     net: Interval
 
     def as_json(self) -> dict[str, Any]:
-        """As docs/json.md has it."""
+        """Return the result as in docs/json.md."""
         return {
             "meter": self.meter,
             "covers": self.covers,
@@ -64,26 +64,25 @@ def measure_energy(
     clock: Callable[[], float] = time.perf_counter,
     rest: Callable[[float], None] = time.sleep,
 ) -> dict[str, Energy]:
-    """The energy of each of several kinds of work, which take turns; each of `frames` does one frame.
+    """Measure the energy of several kinds of work, interleaved; frames: functions that process one frame.
 
-    Each gets at least `seconds` and FEWEST stretches: of a second, if there is time. Raises OSError where the sensor
-    does not answer.
+    Each runs for at least `seconds`, and MIN_STRETCHES stretches. Raises OSError where the sensor does not answer.
     """
-    stretch_s, rest_s = _within(seconds / FEWEST, _STRETCH_S), _within(seconds, _REST_S)
+    stretch_s, rest_s = _within(seconds / MIN_STRETCHES, _STRETCH_S), _within(seconds, _REST_S)
     joules = Joules(meter, clock)
     spans: dict[str, list[tuple[float, float, int]]] = {name: [] for name in frames}
     with joules.recorder:
         idle = []
-        for _ in range(FEWEST):
+        for _ in range(MIN_STRETCHES):
             begin = joules.recorder.sample()
-            rest(rest_s / FEWEST)
+            rest(rest_s / MIN_STRETCHES)
             idle.append((begin, joules.recorder.sample()))
-        for _ in range(max(FEWEST, math.ceil(seconds / stretch_s))):
+        for _ in range(max(MIN_STRETCHES, math.ceil(seconds / stretch_s))):
             for name, frame in frames.items():
-                frame()  # caches are another's until then
+                frame()  # warms the caches after other work
                 spans[name].append(_stretch(frame, joules, stretch_s, clock))
     rates = np.array([_joules(joules, begin, end) / max(end - begin, 1e-9) for begin, end in idle])
-    return {name: _energy(joules, found, rates) for name, found in spans.items()}
+    return {name: _energy(joules, each, rates) for name, each in spans.items()}
 
 
 def _within(value: float, limits: tuple[float, float]) -> float:
@@ -112,7 +111,7 @@ def _energy(joules: Joules, spans: list[tuple[float, float, int]], idle_watts: n
     half = mean_interval(1000 * spent / frames).half
     idle, frame_ms = float(idle_watts.mean()), 1000 * float(seconds.sum()) / int(frames.sum())
     net_mj = gross_mj - idle * frame_ms
-    # What is subtracted is known no better than it was measured.
+    # The uncertainty of the power at rest adds to that of the net energy.
     net_half = math.hypot(half, mean_interval(idle_watts).half * frame_ms)
     return Energy(
         meter=joules.meter.name,

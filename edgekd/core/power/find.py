@@ -1,4 +1,4 @@
-"""The sensor of this machine that tells most of what a network costs.
+"""Selection of the sensor of this machine that covers most of a network's energy.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -17,10 +17,10 @@ from edgekd.core.power.rapl import find_packages
 def find_meter(
     root: Path = Path("/"), *, gpu: bool = False, rails: Sequence[str] = (), total: str | None = None
 ) -> Meter | None:
-    """The sensor of this machine that tells most of what runs a network; None where there is none that we may read.
+    """Return the sensor of this machine for a network; None where there is none with read access.
 
-    A Jetson's rails, of which a target may say which there are and which of them is the total; else, where a GPU runs
-    the network, NVIDIA's counter of it, and where the CPU does, the CPU's own.
+    A Jetson's rails, which a target may name with their total; else for a network on the GPU NVIDIA's counter, and for
+    one on the CPU the CPU's own.
     """
     on_module = find_rails(root, rails, total)
     if on_module is not None:

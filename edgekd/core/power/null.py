@@ -1,4 +1,4 @@
-"""A meter that says what it was told, for tests of what measures energy.
+"""A fake meter, for tests.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class NullMeter:
-    """Draws `watts(now)` at any time of a clock; counts joules, or tells watts."""
+    """Returns the values of a function, as joules or as watts."""
 
     name = "null"
     covers = "nothing"

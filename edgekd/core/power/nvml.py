@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of a GPU, from its own library (NVML), which comes with the driver: no package is needed.
+"""Power, clock and temperature of an NVIDIA GPU by NVML, the library of the driver: no package is needed.
 
 Signatures and constants are those of `nvml.h`. Energy is counted since the driver was loaded, on Volta and later, and
 is brought up to date every 20 to 100 ms; power is a mean over up to a second on later generations.
@@ -17,7 +17,7 @@ _CLOCK_GRAPHICS, _TEMPERATURE_GPU = 0, 0
 
 
 class NvidiaGpu:
-    """One GPU with its board. Energy where it counts it, else power now."""
+    """One GPU with its board. It counts energy on some GPUs, and reads power on others."""
 
     name = "nvml"
     covers = "GPU with its memory and board"
@@ -27,26 +27,26 @@ class NvidiaGpu:
         self.counts = self._joules() is not None
 
     def read(self) -> float:
-        """Joules or watts. Raises OSError."""
-        found = self._joules() if self.counts else self._watts()
-        if found is None:
+        """Return joules or watts. Raises OSError."""
+        value = self._joules() if self.counts else self._watts()
+        if value is None:
             raise OSError("NVML stopped answering")
-        return found
+        return value
 
     @property
     def readable(self) -> bool:
-        """Whether it tells energy or power at all."""
+        """Whether it has energy or power at all."""
         return self.counts or self._watts() is not None
 
     @property
     def clock_mhz(self) -> float | None:
-        """The clock of its processors now; None where it does not say."""
+        """Current clock of its processors; None where it is not available."""
         value = ctypes.c_uint()
         return float(value.value) if self._ask("nvmlDeviceGetClockInfo", _CLOCK_GRAPHICS, ctypes.byref(value)) else None
 
     @property
     def temperature_c(self) -> float | None:
-        """Of the chip; None where it does not say."""
+        """Temperature of the chip; None where it is not available."""
         value = ctypes.c_uint()
         known = self._ask("nvmlDeviceGetTemperature", _TEMPERATURE_GPU, ctypes.byref(value))
         return float(value.value) if known else None
@@ -65,7 +65,7 @@ class NvidiaGpu:
 
 
 def find_gpu(index: int = 0, library: Any = None) -> NvidiaGpu | None:
-    """A GPU by its number; None without a driver, or where the GPU tells neither energy nor power.
+    """Return a GPU by its number; None without a driver, or where the GPU has neither energy nor power.
 
     library: NVML as ctypes loads it.
     """

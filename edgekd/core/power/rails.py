@@ -1,4 +1,4 @@
-"""The power monitors of a Jetson, as the drivers of its kernels show them.
+"""The power monitors of a Jetson, by the drivers of its kernels.
 
 On the module these are TI INA3221 with three rails each. L4T 32 (JetPack 4) has NVIDIA's driver `ina3221x`, with
 milliwatts; later ones have the kernel's `ina3221`, with millivolts and milliamperes. They leave out the carrier board
@@ -19,9 +19,9 @@ from edgekd.core.errors import SpecError
 from edgekd.core.procfs import text_of
 
 BOARD_INPUT = "VIN"
-"""The rail that feeds the module and its carrier board; the INA238 has no label of its own."""
+"""Rail of the module and its carrier board; the INA238 has no label of its own."""
 TOTALS = (BOARD_INPUT, "VDD_IN", "POM_5V_IN")
-"""Rails that feed the whole module; where there is none of them, the rails are fed side by side and add up."""
+"""Rails of the whole module; without any of them, the rails are parallel and add up."""
 FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails by the rail that feeds them. AGX Orin: energymon's JetsonPowerRails.md, after NVIDIA's forum, thread 223111."""
 SUM = "sum"
@@ -33,7 +33,7 @@ _MICROWATT = 1e-6  # also millivolts times milliamperes
 
 @dataclass(frozen=True)
 class Rail:
-    """One rail: the product of the numbers in `files` is its power in `unit_watts`; monitor: the chip that reads it."""
+    """One rail. files: of numbers whose product is its power in `unit_watts`; monitor: the chip."""
 
     name: str
     files: tuple[Path, ...]
@@ -61,36 +61,35 @@ class Rails:
         self.covers = f"module {part} carrier board: " + " + ".join(names)
 
     def read(self) -> float:
-        """Watts now. Raises OSError."""
+        """Return the current watts. Raises OSError."""
         return sum(rail.watts() for rail in self.rails)
 
 
 def find_rails(root: Path, names: Sequence[str] = (), total: str | None = None) -> Rails | None:
-    """The rails of the module whose system lies below `root`; None where there is no monitor.
+    """Return the rails of the module whose system lies below `root`; None where there is no monitor.
 
-    names, total: of a target, where one is given: which rails there are, and which is the total, or `sum`. Raises
-    SpecError where they are not there.
+    names, total: of a target: its rails, and the total among them, or `sum`. Raises SpecError where they are missing.
     """
     rails = (*_by_kernel(root), *_by_nvidia(root), *_board_inputs(root))
-    found = {rail.name: rail for rail in rails if rail.name != "NC"}
-    if not found:
+    by_name = {rail.name: rail for rail in rails if rail.name != "NC"}
+    if not by_name:
         return None
     if total is None:
-        total = next((name for name in TOTALS if name in found), SUM)
-    wanted = (total,) if total != SUM else tuple(names) or _side_by_side(found)
-    missing = [name for name in wanted if name not in found]
+        total = next((name for name in TOTALS if name in by_name), SUM)
+    selected = (total,) if total != SUM else tuple(names) or _parallel(by_name)
+    missing = [name for name in selected if name not in by_name]
     if missing:
         raise SpecError(
             f"power rails {', '.join(missing)} are not here",
             expected="the rails of the target",
-            found=", ".join(sorted(found)),
+            found=", ".join(sorted(by_name)),
             fix="name the target that this machine is",
         )
-    return Rails([found[name] for name in wanted])
+    return Rails([by_name[name] for name in selected])
 
 
-def _side_by_side(names: Iterable[str]) -> tuple[str, ...]:
-    """The rails that may be added: none that another one of them feeds."""
+def _parallel(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the rails that add up: none of them feeds another."""
     present = set(names)
     return tuple(sorted(name for name in present if FED_BY.get(name) not in present))
 
@@ -118,5 +117,5 @@ def _by_nvidia(root: Path) -> list[Rail]:
 
 def _board_inputs(root: Path) -> list[Rail]:
     files = sorted(root.glob("sys/bus/i2c/drivers/ina238/*/hwmon/hwmon*/power1_input"))
-    # Which one of several would be the input cannot be known.
+    # Of several, the input is unknown.
     return [Rail(BOARD_INPUT, (files[0],), _MICROWATT, _INA238)] if len(files) == 1 else []

@@ -1,4 +1,4 @@
-"""The energy that CPU packages count themselves (RAPL), on Intel and AMD. Kernels since 5.10 show it to root only.
+"""Energy counters of CPU packages (RAPL), on Intel and AMD. Kernels since 5.10 show them to root only.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -25,17 +25,17 @@ class Packages:
         self.covers = f"CPU packages without memory: {len(self._zones)}"
 
     def read(self) -> float:
-        """Joules since this object was made. Raises OSError."""
-        for at, zone in enumerate(self._zones):
+        """Return joules since this object was made. Raises OSError."""
+        for index, zone in enumerate(self._zones):
             now = _microjoules(zone)
-            passed = now - self._last[at]
-            self._total += (passed if passed >= 0 else passed + self._ranges[at]) / 1e6  # the counter starts over
-            self._last[at] = now
+            used = now - self._last[index]
+            self._total += (used if used >= 0 else used + self._ranges[index]) / 1e6  # the counter wraps
+            self._last[index] = now
         return self._total
 
 
 def find_packages(root: Path) -> Packages | None:
-    """The packages of the machine whose system lies below `root`; None where they do not count, or not for us."""
+    """Return the packages of the machine whose system lies below `root`; None without readable counters."""
     zones = sorted(root.glob("sys/class/powercap/intel-rapl:*"))
     packages = [zone for zone in zones if (text_of(zone / "name") or "").startswith("package")]
     if not packages or any(number_in(zone / "energy_uj") is None for zone in packages):
@@ -44,7 +44,7 @@ def find_packages(root: Path) -> Packages | None:
 
 
 def _microjoules(zone: Path) -> float:
-    found = number_in(zone / "energy_uj")
-    if found is None:
+    count = number_in(zone / "energy_uj")
+    if count is None:
         raise OSError(f"{zone / 'energy_uj'}: no number")
-    return found
+    return count

@@ -1,4 +1,4 @@
-"""What happens beside a measurement: something is read at intervals by a thread, and every reading kept with its time.
+"""Readings beside a measurement, taken at intervals by a thread, and kept with their times.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -18,9 +18,9 @@ METER_PERIOD_S = 0.1
 
 
 class Recorder(Generic[R]):
-    """Reads at every period while its block lasts. A reading that fails is left out and remembered in `failed`.
+    """Reads once per period during its block. failed: the last error of a reading, which is left out.
 
-    times_s, readings: when and what, by the clock that it was given.
+    times_s: of the readings, by the clock.
     """
 
     def __init__(self, read: Callable[[], R], clock: Callable[[], float], period_s: float) -> None:
@@ -44,7 +44,7 @@ class Recorder(Generic[R]):
         self.sample()
 
     def sample(self) -> float:
-        """Read once more, now; when that was."""
+        """Read now; return the time."""
         with self._lock:
             try:
                 reading = self._read()
@@ -62,14 +62,14 @@ class Recorder(Generic[R]):
 
 
 class Joules:
-    """The energy that a meter saw between two times at which it was read, or between its readings."""
+    """Energy by a meter, interpolated between its readings."""
 
     def __init__(self, meter: Meter, clock: Callable[[], float]) -> None:
         self.recorder: Recorder[float] = Recorder(meter.read, clock, METER_PERIOD_S)
         self.meter = meter
 
     def at(self, moment_s: float) -> float:
-        """Joules from some beginning to a moment; straight lines between readings, and as at the nearest beyond them.
+        """Return joules since a fixed time, interpolated linearly; constant before and after the readings.
 
         Raises OSError where the meter never answered.
         """
@@ -91,9 +91,9 @@ def _between(times: list[float], values: list[float], moment: float) -> float:
 
 
 def _area(times: list[float], watts: list[float], moment: float) -> float:
-    """The area under straight lines between readings of power, from the first reading on."""
+    """Integrate the power from the first reading on, by the trapezoidal rule."""
     joules = 0.0
-    for at in range(1, bisect_right(times, moment)):
-        joules += (watts[at - 1] + watts[at]) / 2 * (times[at] - times[at - 1])
+    for index in range(1, bisect_right(times, moment)):
+        joules += (watts[index - 1] + watts[index]) / 2 * (times[index] - times[index - 1])
     last = max(bisect_right(times, moment) - 1, 0)
     return joules + (watts[last] + _between(times, watts, moment)) / 2 * max(moment - times[last], 0.0)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgekd.core.detection.decode import candidate_confidence, candidate_rows
+from edgekd.core.detection.parity import RelativeError, nearest, parts
 from edgekd.core.detection.types import Head
-from edgekd.detectors.parity import RelativeError, candidates, confidence, nearest, parts
 
 SURE = 0.25
 """The confidence of a candidate whose box counts as found."""
@@ -50,7 +51,7 @@ def distance(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], head: 
         columns_of = parts(wanted, head)
         for part, (columns, weights) in columns_of.items():
             errors[part].add(got[:, columns], wanted[:, columns], weights)
-        off, sure = np.abs(got - wanted), confidence(wanted, head) > SURE
+        off, sure = np.abs(got - wanted), candidate_confidence(wanted, head) > SURE
         largest_scores.append(float(off[:, columns_of["scores"][0]].max()))
         largest_boxes += [float(off[sure, :4].max())] if sure.any() else []
     return Distance(
@@ -79,7 +80,7 @@ def limits(narrow: bool, int8: Distance | None) -> tuple[float, float]:
 def _rows(found: np.ndarray, expected: np.ndarray, head: Head) -> tuple[np.ndarray, np.ndarray]:
     """Return both outputs as candidates float64 [n, f]; what is not finite is far away."""
     got, wanted = (
-        candidates(np.nan_to_num(each.astype(np.float64), nan=1e9, posinf=1e9, neginf=-1e9), head)
+        candidate_rows(np.nan_to_num(each.astype(np.float64), nan=1e9, posinf=1e9, neginf=-1e9), head)
         for each in (found, expected)
     )
     return (nearest(got, wanted), wanted) if head.kind == "end2end" else (got, wanted)

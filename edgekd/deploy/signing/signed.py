@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import Head, read_head, seal
+from edgekd.core.bundle.archive import Head, read_head, replace_signatures
 from edgekd.core.bundle.archive import verify as verify_archive
 from edgekd.core.bundle.signatures import Signature, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
@@ -35,8 +35,8 @@ def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable
     kept: the signatures to begin with, in place of those that it has.
     """
     head = read_head(path)
-    before = head.seal.signatures if kept is None else kept
-    seal(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
+    before = head.envelope.signatures if kept is None else kept
+    replace_signatures(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
 
 
 def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         "version": head.manifest.counter,
         "expires": None,
         "bytes": path.stat().st_size,
-        "signatures": _told(head.seal.signatures, known),
+        "signatures": _told(head.envelope.signatures, known),
         "trusted": True if held or keys else None,
         "trust_version": held.trust.version if held else None,
         "firmware": None,
@@ -114,7 +114,7 @@ def _verify_trust(path: Path, held: SignedTrust | None, keys: Mapping[str, bytes
 
 def _judge(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Any:
     def require(head: Head) -> None:
-        signatures = head.seal.signatures
+        signatures = head.envelope.signatures
         _require_keys(keys, statement("bundle", head.identity), signatures, "signatures")
         if held:
             require_signed(held.trust, head.identity, signatures, now)

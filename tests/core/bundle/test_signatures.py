@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from edgekd.core.bundle.signatures import (
     MAX_BYTES,
     MAX_SIGNATURES,
-    Seal,
     Signature,
+    SignatureEnvelope,
     from_json,
     merged,
     statement,
@@ -25,15 +25,17 @@ digits = "0123456789abcdef"
 hashes = st.text(digits, min_size=64, max_size=64)
 signatures = st.builds(Signature, hashes, st.text(digits, min_size=128, max_size=128))
 seals = st.builds(
-    Seal, hashes, st.lists(signatures, max_size=MAX_SIGNATURES, unique_by=lambda each: each.key).map(merged)
+    SignatureEnvelope,
+    hashes,
+    st.lists(signatures, max_size=MAX_SIGNATURES, unique_by=lambda each: each.key).map(merged),
 )
-SEAL = Seal("a" * 64, (Signature("1" * 64, "2" * 128), Signature("3" * 64, "4" * 128)))
+ENVELOPE = SignatureEnvelope("a" * 64, (Signature("1" * 64, "2" * 128), Signature("3" * 64, "4" * 128)))
 
 
 @given(seals)
-def test_they_read_back_as_they_were_written(seal: Seal) -> None:
-    assert from_json(to_json(seal)) == seal
-    assert len(to_json(seal)) <= MAX_BYTES
+def test_they_read_back_as_they_were_written(envelope: SignatureEnvelope) -> None:
+    assert from_json(to_json(envelope)) == envelope
+    assert len(to_json(envelope)) <= MAX_BYTES
 
 
 @given(st.binary(max_size=300))
@@ -45,7 +47,7 @@ def test_anything_else_is_refused(content: bytes) -> None:
 def test_the_byte_form_and_what_is_signed_are_pinned() -> None:
     row = f'{{"key":"{"1" * 64}","signature":"{"2" * 128}"}}'
     form = f'{{"format":1,"manifest_sha256":"{"a" * 64}","signatures":[{row}]}}\n'
-    assert to_json(Seal("a" * 64, SEAL.signatures[:1])).decode() == form
+    assert to_json(SignatureEnvelope("a" * 64, ENVELOPE.signatures[:1])).decode() == form
     assert statement("bundle", "a" * 64) == b"edgekd bundle 1\n" + b"a" * 64 + b"\n"
 
 
@@ -68,26 +70,26 @@ def test_the_byte_form_and_what_is_signed_are_pinned() -> None:
     ],
 )
 def test_another_spelling_is_refused(old: str, new: str) -> None:
-    text = to_json(SEAL).decode()
+    text = to_json(ENVELOPE).decode()
     assert old in text
     with pytest.raises(SignatureError):
         from_json(text.replace(old, new).encode())
 
 
 def rows(change: Any) -> bytes:
-    document = json.loads(to_json(SEAL))
+    document = json.loads(to_json(ENVELOPE))
     document["signatures"] = change(document["signatures"])
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
 def test_order_repetition_and_number_are_fixed() -> None:
-    assert from_json(rows(lambda told: told)) == SEAL
+    assert from_json(rows(lambda told: told)) == ENVELOPE
     for change in (lambda told: told[::-1], lambda told: [told[0], *told], lambda told: told * 9):
         with pytest.raises(SignatureError):
             from_json(rows(change))
     many = [Signature(f"{number:064x}", "0" * 128) for number in range(MAX_SIGNATURES + 1)]
     with pytest.raises(SignatureError, match="at most 16"):
-        to_json(Seal("a" * 64, tuple(many)))
+        to_json(SignatureEnvelope("a" * 64, tuple(many)))
 
 
 @pytest.mark.parametrize("content", [b"[" * 8000, b"9" * 8000, b"{}" * 9000, b"null", b"[]", b'{"format":1}'])

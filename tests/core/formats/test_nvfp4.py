@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgekd.core.formats import nvfp4
+from edgekd.core.formats.fp4x import pack_nibbles
 from edgekd.core.formats.nvfp4 import BLOCK, ELEMENTS, SCALES, Nvfp4, quantize, unpack
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4).map(lambda blocks: BLOCK * blocks))
@@ -60,7 +61,7 @@ def test_scales_are_rounded_to_the_nearest_and_never_to_zero(peaks: np.ndarray) 
 @settings(deadline=None)
 @given(stored())
 def test_bytes_give_back_what_they_were_made_of(tensor: Nvfp4) -> None:
-    packed = nvfp4.pack_nibbles(tensor.nibbles)
+    packed = pack_nibbles(tensor.nibbles)
     assert 8 * (len(packed) + tensor.scales.nbytes) == 4.5 * tensor.nibbles.size
     found = unpack(packed, tensor.scales.tobytes(), float(tensor.scale), tensor.nibbles.shape)  # type: ignore[arg-type]
     assert np.array_equal(found.nibbles, tensor.nibbles)
@@ -176,7 +177,7 @@ def test_the_vectors_of_the_documentation() -> None:
         sides = tuple(map(int, shape.split(", ")))
         weights = np.array(given_.split(), np.float32).reshape(sides)
         found = quantize(weights)
-        assert nvfp4.pack_nibbles(found.nibbles).hex() == nibbles.replace(" ", "")
+        assert pack_nibbles(found.nibbles).hex() == nibbles.replace(" ", "")
         assert found.scales.tobytes().hex() == scales
         assert float(found.scale).hex() == float.fromhex(scale).hex()
         assert len(sides) == 2

@@ -23,7 +23,7 @@ from real_graphs import real_graph
 from edgekd.compress.quantization.placement import float_head
 from edgekd.core.canonical import canonical_json
 from edgekd.core.formats import fp4x
-from edgekd.core.formats.packed_graph import MAX_BYTES, MAX_HEADER, SMALLEST_CUT, Section, pack, sections, unpack
+from edgekd.core.formats.packed_graph import MAX_BYTES, MAX_HEADER, MIN_CUT, Section, pack, sections, unpack
 from edgekd.graph.view import Graph
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
@@ -110,7 +110,7 @@ def test_any_onnx_file_comes_back(values: list[np.ndarray]) -> None:
     packed = pack(content)
     assert unpack(packed) == content
     assert pack(content) == packed
-    cut = [value for value in values if value.nbytes >= SMALLEST_CUT]
+    cut = [value for value in values if value.nbytes >= MIN_CUT]
     *told, skeleton = sections(packed)
     assert [(section.shape, section.expanded_bytes) for section in told] == [(each.shape, each.nbytes) for each in cut]
     assert skeleton.expanded_bytes == len(content) - sum(value.nbytes for value in cut)

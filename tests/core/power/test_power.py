@@ -11,7 +11,7 @@ import pytest
 
 from edgekd.core.errors import SpecError
 from edgekd.core.machine_state import read_moment, read_setting
-from edgekd.core.power.energy import FEWEST, measure_energy
+from edgekd.core.power.energy import MIN_STRETCHES, measure_energy
 from edgekd.core.power.find import find_meter
 from edgekd.core.power.null import NullMeter
 from edgekd.core.power.nvml import find_gpu
@@ -226,6 +226,6 @@ def test_two_kinds_of_work_take_turns_and_an_uneven_sensor_widens_the_interval()
         return lambda: (order.append(name), device.infer())
 
     found = measure_energy(meter, {"a": work("a"), "b": work("b")}, 5.0, device.clock, device.advance)
-    assert "".join(order[::9]) == "ab" * FEWEST  # eight frames a stretch, and the one before them
+    assert "".join(order[::9]) == "ab" * MIN_STRETCHES  # eight frames a stretch, and the one before them
     assert found["a"].gross.half > 100
     assert found["a"].net.half > found["a"].gross.half

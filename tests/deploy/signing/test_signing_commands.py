@@ -105,7 +105,7 @@ def test_the_same_key_signs_the_same_bytes_and_another_adds_a_signature(
         assert edgekd("sign", tiny_build.bundle, "--key", keys / "release.key", "--out", out).code == 0
     assert outs[0].read_bytes() == outs[1].read_bytes()
     edgekd("sign", outs[2], "--key", keys / "stranger.key", "--key", keys / "release.key")
-    assert len(read_head(outs[2]).seal.signatures) == 2
+    assert len(read_head(outs[2]).envelope.signatures) == 2
 
 
 def test_openssl_can_check_a_signature_by_the_page(
@@ -292,7 +292,7 @@ def test_a_build_signs_and_no_secret_is_left_anywhere(
     assert found.counter == 3
     assert {each.part: each.licence for each in found.licences} == {"agent": "Apache-2.0", "model": "MIT"}
     (kept,) = [path for path in (out / "stages").glob("pack-*/bundle.edgekd") if verify(path).counter == 3]
-    assert read_head(kept).seal.signatures == (), "what is kept for the next build is not signed"
+    assert read_head(kept).envelope.signatures == (), "what is kept for the next build is not signed"
     assert read_head(kept).identity == read_head(bundle).identity
     secret = (keys / "release.key").read_text("ascii").splitlines()[1].encode("ascii")
     raw = raw_secret(keys / "release.key")

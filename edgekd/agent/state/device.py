@@ -1,8 +1,7 @@
-"""What the device is: read from /proc, /etc and /var below a root, so that a recorded tree can stand in for a camera.
+"""Identity of the device, read from /proc and /etc below a root, so that a recorded tree can stand in for a camera.
 
-Nothing is ever written there, and no program is run. Sources: NVIDIA's L4T writes /etc/nv_tegra_release, its nvpmodel
-service /etc/nvpmodel.conf and /var/lib/nvpmodel/status; the device tree is the kernel's; the NVIDIA driver's own files
-are there where it is the driver of a card.
+Nothing is written there, and no program is run. Sources: NVIDIA's L4T writes /etc/nv_tegra_release; the kernel has the
+device tree; the NVIDIA driver of a card has files of its own.
 """
 
 from __future__ import annotations
@@ -12,28 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.agent.modules import fits_module, modules_of
+from edgekd.agent.state.modules import fits_module, modules_of
+from edgekd.core.machine_state import PowerMode, read_power_mode
 from edgekd.core.procfs import text_of, value_of
 
 _L4T = re.compile(r"# R(?P<major>\d+) \(release\), REVISION: (?P<minor>[\d.]+)")
-_MODE = re.compile(r"< *POWER_MODEL +ID=(?P<id>\d+) +NAME=(?P<name>\S+) *>")
 _DRIVER = re.compile(r"Kernel Module.*?\s(?P<version>\d+(\.\d+)+)\s")
 _FIRMWARE = Path("etc/edgekd/compatible")
 
 
 @dataclass(frozen=True)
-class PowerMode:
-    """The mode that nvpmodel has set: its number, and its name where the configuration says it."""
-
-    id: int
-    name: str | None
-
-
-@dataclass(frozen=True)
 class Device:
-    """A device; what cannot be read is None, or empty.
+    """A device; a field that cannot be read is None, or empty.
 
-    firmware: what the firmware calls itself, from /etc/edgekd/compatible; compatible: the names in the device tree;
+    firmware: name in /etc/edgekd/compatible; compatible: the names in the device tree;
     l4t: release of Jetson Linux, such as 35.4.1; driver: version of NVIDIA's driver for cards; gpus: their names;
     memory_bytes: of the system, which a Jetson shares with its GPU.
     """
@@ -52,11 +43,11 @@ class Device:
     power_mode: PowerMode | None
 
     def as_json(self) -> dict[str, Any]:
-        """The same, as plain types for JSON."""
+        """Return the fields as plain JSON types."""
         return asdict(self)
 
     def engine_belongs_to(self) -> dict[str, str | None]:
-        """What an engine is made for: where one of these differs, it has to be made again."""
+        """Return what an engine depends on: where one of these differs, it has to be rebuilt."""
         return {
             "device": " ".join(self.compatible) or None,
             "gpu": ", ".join(self.gpus) or None,
@@ -67,9 +58,9 @@ class Device:
         }
 
     def fits(self, compatible: str) -> bool | None:
-        """Return whether a bundle for `compatible` is for this device; None where that cannot be known.
+        """Return whether a bundle for `compatible` is for this device; None where that is unknown.
 
-        What the firmware calls itself decides; without that the module that the device tree names.
+        The name in the firmware decides; without one the module in the device tree.
         """
         if self.firmware is not None:
             return self.firmware == compatible
@@ -77,14 +68,14 @@ class Device:
 
     @property
     def expected_bundle(self) -> str:
-        """The bundles that fit, in words for an error."""
+        """Description of the bundles that fit, for an error."""
         if self.firmware is not None:
             return f"compatible {self.firmware}"
         return "one for " + " or ".join(module.title for module in modules_of(self.compatible))
 
 
 def read_device(root: Path) -> Device:
-    """The device whose system lies below `root`."""
+    """Return the device whose system lies below `root`."""
     names = text_of(root / "proc/device-tree/compatible")
     driver = _DRIVER.search(text_of(root / "proc/driver/nvidia/version") or "")
     memory = (value_of(root / "proc/meminfo", "MemTotal", ":") or "").split()
@@ -100,7 +91,7 @@ def read_device(root: Path) -> Device:
         os=value_of(root / "etc/os-release", "PRETTY_NAME", "="),
         kernel=text_of(root / "proc/sys/kernel/osrelease"),
         memory_bytes=int(memory[0]) * 1024 if memory and memory[0].isdigit() else None,
-        power_mode=_power_mode(root),
+        power_mode=read_power_mode(root),
     )
 
 
@@ -110,14 +101,5 @@ def _gpus(folder: Path) -> tuple[str, ...]:
 
 
 def _l4t(root: Path) -> str | None:
-    found = _L4T.match(text_of(root / "etc/nv_tegra_release") or "")
-    return f"{found['major']}.{found['minor']}" if found else None
-
-
-def _power_mode(root: Path) -> PowerMode | None:
-    """What /var/lib/nvpmodel/status has, such as `pmode:0002 fmode:quiet`."""
-    found = re.match(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status") or "")
-    if not found:
-        return None
-    names = {int(mode["id"]): mode["name"] for mode in _MODE.finditer(text_of(root / "etc/nvpmodel.conf") or "")}
-    return PowerMode(int(found[1]), names.get(int(found[1])))
+    release = _L4T.match(text_of(root / "etc/nv_tegra_release") or "")
+    return f"{release['major']}.{release['minor']}" if release else None

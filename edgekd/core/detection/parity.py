@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from edgekd.core.detection.decode import candidate_confidence
 from edgekd.core.detection.types import Head
 
 _LEAST_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
@@ -47,24 +48,9 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float((np.abs(expected - found) / scale).max())
 
 
-def candidates(output: np.ndarray, head: Head) -> np.ndarray:
-    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest."""
-    rows: np.ndarray = output[0].T if head.kind == "yolo" else output[0]
-    return rows
-
-
-def confidence(rows: np.ndarray, head: Head) -> np.ndarray:
-    """Return the confidence of each candidate of [n, f], 0 to 1: [n]."""
-    if head.kind == "end2end":
-        scores: np.ndarray = rows[:, 4]
-        return scores
-    best: np.ndarray = rows[:, 4:].max(axis=1) if head.kind == "yolo" else rows[:, 4] * rows[:, 5:].max(axis=1)
-    return best
-
-
 def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
     """Return the columns of boxes and of scores, and the weight of each row: a box counts as much as its confidence."""
-    weights = np.clip(confidence(expected, head), 0, 1)[:, None]
+    weights = np.clip(candidate_confidence(expected, head), 0, 1)[:, None]
     scores = slice(4, 5) if head.kind == "end2end" else slice(4, None)
     return {"boxes": (slice(0, 4), np.sqrt(weights)), "scores": (scores, np.ones(1))}
 

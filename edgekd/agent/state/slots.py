@@ -1,24 +1,24 @@
-"""Two slots for bundles, one of them in service, and switches that are one rename each.
+"""Two slots for bundles, one of them in service, and atomic switches between them.
 
     STATE/
-      lock                  held by whoever changes something
-      trust.json            whose bundles are taken, where a newer trust file than the firmware's was taken
-      counter.json          the highest counter of a bundle that was put into service
+      lock                  held by an operation that changes something
+      trust.json            trust file that is newer than the firmware's
+      counter.json          highest counter of a bundle that was put into service
       active                symbolic link to the slot in service: slots/a or slots/b
-      timings/              what builders have timed, for the next build
-      staged/               a bundle that is put together of a delta, while that lasts
-      slots/a/              appears whole or not at all
-        bundle/             the bundle's files, each checked
-        graph.onnx          the network, expanded
-        activation.json     what was in service before this slot, and its trial; counts only while it is in service
-        tuning.json         the form of the network that `tune` chose
+      timings/              timings of builders, for the next build
+      staged/               temporary: a bundle that is rebuilt from a delta
+      slots/a/              appears complete or not at all
+        bundle/             the verified files of the bundle
+        graph.onnx          the expanded network
+        activation.json     bundle in service before this slot, and its trial; valid only while the slot is in service
+        tuning.json         form of the network that `tune` chose
         engine              symbolic link to the engine in service: engines/KEY
-        engines/KEY/        appears whole: model.engine, engine.json; then selftest.json
+        engines/KEY/        appears complete: model.engine, engine.json; then selftest.json
       slots/b/
       models/NAME/          the same, of another model of the camera
 
-The link `active` alone says what is in service. All else is written before it is switched, and has no meaning until
-then: whenever the power goes, one of the two slots is in service, and it is one that passed its self-test.
+The link `active` alone determines what is in service. Everything else is written before the switch, and has no effect
+until then: after a power cut one of the two slots is in service, and it has passed its self-test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgekd.agent.trial import Trial, trial_from_json
+from edgekd.agent.state.trial import Trial, trial_from_json
 from edgekd.core.atomic_files import (
     contents,
     new_folder,
@@ -45,7 +45,7 @@ from edgekd.core.atomic_files import (
     write_file,
     writing,
 )
-from edgekd.core.bundle import signatures as sealing
+from edgekd.core.bundle import signatures
 from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, Head, extract, read_file, read_head, verify
 from edgekd.core.bundle.manifest import Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
@@ -63,7 +63,7 @@ _ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "mod
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot with a bundle in it. identity: what names the bundle, SHA-256 of its manifest."""
+    """A slot with a bundle. identity: of the bundle, SHA-256 of its manifest."""
 
     path: Path
     manifest: Manifest
@@ -71,42 +71,42 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """Which slot it is: `a` or `b`."""
+        """Name of the slot: `a` or `b`."""
         return self.path.name
 
     @property
     def signatures(self) -> tuple[Signature, ...]:
-        """Who signed the bundle. Raises SignatureError where that is damaged."""
-        return sealing.from_json((self.path / "bundle" / SIGNATURES).read_bytes()).signatures
+        """Signatures of the bundle. Raises SignatureError where they are damaged."""
+        return signatures.from_json((self.path / "bundle" / SIGNATURES).read_bytes()).signatures
 
     @property
     def graph(self) -> Path:
-        """The network as an ONNX file."""
+        """ONNX file of the network."""
         return self.path / "graph.onnx"
 
     @property
     def engines(self) -> Path:
-        """The folder with an engine for each device state it was built on."""
+        """Folder with the engines."""
         return self.path / "engines"
 
     @property
     def engine(self) -> Path | None:
-        """The folder of the engine in service; None where none ever was."""
+        """Folder of the engine in service; None where none ever was."""
         folder = self.path / _ENGINE
         return folder.resolve() if folder.is_dir() else None
 
     def file(self, role: str) -> Path | None:
-        """The bundle's first file with this role."""
-        found = next((entry.path for entry in self.manifest.files if entry.role == role), None)
-        return None if found is None else self.path / "bundle" / found
+        """Return the bundle's first file with this role; None where there is none."""
+        path = next((entry.path for entry in self.manifest.files if entry.role == role), None)
+        return None if path is None else self.path / "bundle" / path
 
 
 @dataclass(frozen=True)
 class Activation:
-    """How a slot came into service.
+    """Record of an activation.
 
-    previous: identity of the bundle that was in service before, and that a rollback leads to; rejected: identity of the
-    bundle that a rollback has led away from; trial: what is left of its trial, None once it is committed.
+    previous: identity of the bundle that was in service before, the target of a rollback; rejected: identity of the
+    bundle that a rollback has replaced; trial: None once it is committed.
     """
 
     previous: str | None = None
@@ -115,19 +115,19 @@ class Activation:
 
 
 def read_slot(path: Path) -> Slot:
-    """The slot at a path. Raises OSError or BundleError where no whole bundle lies in it."""
+    """Read the slot at a path. Raises OSError or BundleError where it has no complete bundle."""
     content = (path / "bundle" / MANIFEST).read_bytes()
     return Slot(path, from_json(content), hashlib.sha256(content).hexdigest())
 
 
 def model_names(base: Path) -> list[str | None]:
-    """The models that a camera has slots of; None is the one without a name, which comes first."""
+    """Return the names of a camera's models; None for the one without a name, which is the first."""
     named = sorted(path.parent.name for path in (base / _MODELS).glob("*/slots") if path.is_dir())
     return [*([None] if (base / "slots").is_dir() else []), *named]
 
 
 class State:
-    """The slots of one model on a camera, in one folder. base: of all models of the camera, where it has several."""
+    """The slots of one model, in one folder. base: folder of all models of the camera."""
 
     def __init__(self, root: Path, base: Path | None = None) -> None:
         self.root, self.base = root, base or root
@@ -135,7 +135,7 @@ class State:
 
     @classmethod
     def of(cls, base: Path, model: str | None) -> State:
-        """The slots of the model of that name; of the one without a name for None. Raises SpecError."""
+        """Return the state of the model with a name; None for the one without. Raises SpecError."""
         if model is None:
             return cls(base)
         if not MODEL_NAME.fullmatch(model):
@@ -144,14 +144,14 @@ class State:
 
     @property
     def model(self) -> str | None:
-        """The name of the model; None for the one without."""
+        """Name of the model; None for the one without."""
         return None if self.root == self.base else self.root.name
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Change something, alone; first goes what killed processes left behind. Raises DeviceError, SpecError.
+        """Hold the lock, after the leftovers of killed processes are removed. Raises DeviceError, SpecError.
 
-        An operation may be part of another one, which holds the lock already.
+        Reentrant: an operation may be part of another one.
         """
         if self._held:
             yield
@@ -179,16 +179,16 @@ class State:
 
     @property
     def staged(self) -> Path:
-        """Where a bundle is put together; nothing stays there."""
+        """Temporary folder for a bundle that is rebuilt from a delta."""
         return self.root / "staged"
 
     def remove_staged(self) -> None:
-        """Remove what was put together. The state must be locked. Raises SpecError."""
+        """Remove the temporary bundle. The state must be locked. Raises SpecError."""
         if self.staged.exists():
             remove_folder(self.staged)
 
     def slot(self, name: str) -> Slot | None:
-        """The slot of that name; None where no whole bundle lies in it."""
+        """Return the slot of that name; None where it has no complete bundle."""
         try:
             return read_slot(self.root / "slots" / name)
         except (OSError, BundleError):
@@ -196,7 +196,7 @@ class State:
 
     @property
     def active_name(self) -> str | None:
-        """The name of the slot in service, whatever lies in it."""
+        """Name of the slot in service, whatever its content."""
         link = self.root / _ACTIVE
         return Path(os.readlink(link)).name if link.is_symlink() else None  # noqa: PTH115 Path.readlink is Python 3.9
 
@@ -207,11 +207,11 @@ class State:
 
     @property
     def activation(self) -> Activation:
-        """How the slot in service came there. Raises DeviceError where its record is damaged."""
+        """Activation of the slot in service. Raises DeviceError where its record is damaged."""
         path = self.root / _ACTIVE / _RECORD
         try:
-            told = json.loads(path.read_bytes())
-            return Activation(**{**told, "trial": trial_from_json(told.get("trial"))})
+            document = json.loads(path.read_bytes())
+            return Activation(**{**document, "trial": trial_from_json(document.get("trial"))})
         except FileNotFoundError:
             return Activation()
         except (OSError, AttributeError, TypeError, ValueError) as error:
@@ -219,37 +219,37 @@ class State:
 
     @property
     def other(self) -> Slot | None:
-        """The slot that is not in service, or, where none is, the first that has a bundle in it."""
+        """The slot that is not in service; where none is in service, the first that has a bundle."""
         return next(filter(None, (self.slot(name) for name in NAMES if name != self.active_name)), None)
 
     def find(self, identity: str) -> Slot | None:
-        """The slot with the bundle of that identity."""
+        """Return the slot with the bundle of that identity."""
         return next((slot for slot in (self.active, self.other) if slot and slot.identity == identity), None)
 
     @property
     def previous(self) -> Slot | None:
-        """The slot that a rollback leads to."""
-        other, wanted = self.other, self.activation.previous
-        return other if other and other.identity == wanted else None
+        """The target of a rollback."""
+        other, identity = self.other, self.activation.previous
+        return other if other and other.identity == identity else None
 
     @property
     def candidate(self) -> Slot | None:
-        """The slot that waits to be put into service: neither what was there before nor what was rejected."""
+        """The slot for the next activation: its bundle was neither in service before nor rejected."""
         other, record = self.other, self.activation
         return other if other and other.identity not in (record.previous, record.rejected) else None
 
     def fill(self, bundle: Path, judge: Judge | None = None) -> Slot:
-        """Unpack a bundle into the slot that is not in service, in place of what is there.
+        """Unpack a bundle into the slot that is not in service, in place of its content.
 
         Raises BundleError or HashError for a bad bundle, what `judge` raises, DeviceError where there is no room,
-        SpecError where the place cannot be written. The slot is then as it was, or empty.
+        SpecError where the folder cannot be written. The slot is then unchanged, or empty.
         """
         from edgekd.core.formats.packed_graph import unpack
 
-        verify(bundle, judge)  # else a bad bundle would cost what a rollback leads to
+        verify(bundle, judge)  # else a bad bundle would replace the target of a rollback
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
-        require_room(self.root, _needs(bundle), freed=_taken(path))
+        require_room(self.root, _needs(bundle), freed=_disk_usage(path))
         if path.exists():
             remove_folder(path)
         with new_folder(path) as temporary:
@@ -265,25 +265,25 @@ class State:
                 slot.engines.mkdir()
         return read_slot(path)
 
-    def seal(self, slot: Slot, head: Head) -> None:
-        """Give the bundle in a slot the signatures that it has elsewhere."""
-        told = sealing.to_json(head.seal)
+    def update_signatures(self, slot: Slot, head: Head) -> None:
+        """Replace the signatures of the bundle in a slot by those of a head."""
+        content = signatures.to_json(head.envelope)
         path = slot.path / "bundle" / SIGNATURES
-        if path.read_bytes() != told:
-            write_file(path, told)
+        if path.read_bytes() != content:
+            write_file(path, content)
 
     def allow(self, identity: str) -> None:
-        """Let a bundle be a candidate although it was in service before, or was rejected."""
+        """Make a bundle a candidate although it was in service before, or was rejected."""
         record = self.activation
         if identity in (record.previous, record.rejected):
             self.note(Activation())
 
     def note(self, record: Activation) -> None:
-        """Write down something else of the slot in service."""
+        """Replace the activation of the slot in service."""
         write_file(self.root / _ACTIVE / _RECORD, canonical_json(asdict(record)))
 
     def put_into_service(self, slot: Slot, engine: Path, record: Activation) -> bool:
-        """Make `engine` the slot's, and the slot the one in service. Whether anything was to be done."""
+        """Link the engine, then the slot, as the one in service; return whether anything has changed."""
         switched = slot.engine != engine.resolve()
         if switched:
             switch_link(slot.path / _ENGINE, f"{slot.engines.name}/{engine.name}")
@@ -306,9 +306,9 @@ def require_alone(stream: BinaryIO, what: Path, expected: str) -> None:
 
 
 def _needs(bundle: Path) -> dict[str, int]:
-    """What a bundle takes on the disk, in bytes. Raises BundleError where its graph is none.
+    """Return the disk space that a bundle needs, in bytes. Raises BundleError where its graph is damaged.
 
-    How large the engine will be only its builder knows: it is taken to be as large as the graph.
+    The size of the engine is unknown before the build: the size of the graph stands for it.
     """
     from edgekd.core.formats.packed_graph import expanded_bytes
 
@@ -321,19 +321,19 @@ def _needs(bundle: Path) -> dict[str, int]:
     return {"the bundle": bundle.stat().st_size, "its graph": graph, "about as much for an engine": graph}
 
 
-def _taken(folder: Path) -> int:
-    """Bytes of the disk that become free with a folder."""
+def _disk_usage(folder: Path) -> int:
+    """Return the bytes of the disk that a folder occupies."""
     return sum(path.lstat().st_blocks * 512 for path in contents(folder)) if folder.is_dir() else 0
 
 
 def require_room(folder: Path, needs: Mapping[str, int], freed: int = 0) -> None:
-    """Raises DeviceError where fewer bytes than `needs` are free where `folder` lies, once `freed` more are."""
+    """Raise DeviceError where the disk of `folder` has fewer free bytes than `needs`, `freed` included."""
     free = shutil.disk_usage(folder).free + freed
     if free < sum(needs.values()):
-        told = ", ".join(f"{count} {what}" for what, count in needs.items())
+        listed = ", ".join(f"{count} {what}" for what, count in needs.items())
         raise DeviceError(
             f"{folder}: no room",
-            expected=f"{sum(needs.values())} bytes: {told}",
+            expected=f"{sum(needs.values())} bytes: {listed}",
             found=f"{free} bytes free" + (f", {freed} of them in the slot that is to be replaced" if freed else ""),
             fix="free some space there",
         )

@@ -1,0 +1,1 @@
+"""Engines of a slot: built, found again, self-tested and timed."""

@@ -1,0 +1,125 @@
+"""Latency and energy of engines by themselves, one at a time or interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
+from edgekd.core.detection.preprocess import to_tensor
+from edgekd.core.detection.types import spec_from_json
+
+if TYPE_CHECKING:
+    from edgekd.agent.runtimes.types import Runtime
+    from edgekd.agent.state.documents import Inline
+    from edgekd.agent.state.slots import Slot
+    from edgekd.core.power import Meter
+
+BLOCK = 10
+"""Consecutive runs of an engine in an interleaved measurement."""
+MAX_ROUNDS = 100
+"""Rounds of a comparison; consecutive rounds beyond are joined, as more do not make it more certain."""
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Latency of an engine, and its energy; `refused` has the reasons for a figure that is None."""
+
+    run: Inline[RunSummary]
+    inference_ms: Stats
+    energy: Mapping[str, Any] | None = None
+
+
+def measure_latency(
+    slot: Slot, runtime: Runtime, engine: Path, iterations: int, seconds: float, meter: Meter | None = None
+) -> LatencyReport:
+    """Time an engine for at least so many runs and so long; then measure its energy. Raises DeviceError."""
+    times = runtime.times(engine, iterations, seconds)
+    if times is not None:
+        reason = f"{runtime.name} runs engines in a process of its own"
+        return _report(np.array(times, np.float64) * 1000, None, reason)
+    batch = _noise(slot)
+    with closing(runtime.load(engine)) as session:
+        timings = benchmark_interleaved(
+            {"": Candidate(session, _no_preprocess, _no_postprocess)},
+            [batch],
+            block=1,
+            min_iterations=iterations,
+            min_seconds=seconds,
+            clock=runtime.clock,
+        )
+        return _report(timings[""].total_ms, *_energy(meter, lambda: session.run(batch), seconds))
+
+
+def measure_interleaved(
+    slot: Slot, runtime: Runtime, engines: Sequence[Path], rounds: int, seconds: float
+) -> list[np.ndarray]:
+    """Time engines in turns, at least so many rounds of BLOCK runs, and so long: medians in milliseconds, float64 [n].
+
+    Raises DeviceError.
+    """
+    if runtime.times(engines[0], BLOCK, 0.0) is not None:
+        return _interleaved_times(runtime, engines, rounds)
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(closing(runtime.load(each))) for each in engines]
+        timings = benchmark_interleaved(
+            {str(index): Candidate(each, _no_preprocess, _no_postprocess) for index, each in enumerate(sessions)},
+            [_noise(slot)],
+            block=BLOCK,
+            min_iterations=rounds * BLOCK,
+            min_seconds=seconds,
+            clock=runtime.clock,
+        )
+    blocks = [each.inference_ms.reshape(-1, BLOCK) for each in timings.values()]
+    joined = (np.array_split(each, min(len(each), MAX_ROUNDS)) for each in blocks)
+    return [np.array([np.median(part) for part in parts]) for parts in joined]
+
+
+def _interleaved_times(runtime: Runtime, engines: Sequence[Path], rounds: int) -> list[np.ndarray]:
+    """Time engines in turns by the runtime's own program, which loads an engine each time."""
+    medians: list[list[float]] = [[] for _ in engines]
+    order = list(range(len(engines)))
+    for _ in range(rounds):
+        for index in order:
+            medians[index].append(1000 * float(np.median(runtime.times(engines[index], BLOCK, 0.0) or ())))
+        order.reverse()
+    return [np.array(each) for each in medians]
+
+
+def _noise(slot: Slot) -> np.ndarray:
+    """Return an input of noise, the same each time."""
+    preprocess = spec_from_json(slot.manifest.detector).preprocess
+    frame = np.random.RandomState(0).randint(0, 256, (preprocess.height, preprocess.width, 3)).astype(np.uint8)
+    return to_tensor(frame, preprocess)
+
+
+def _no_preprocess(batch: np.ndarray) -> tuple[np.ndarray, None]:
+    return batch, None
+
+
+def _no_postprocess(output: np.ndarray, context: None) -> None:
+    return None
+
+
+def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
+    """Measure the energy of a run; return None and the reason where that is not possible."""
+    from edgekd.core.power.energy import measure_energy
+
+    if meter is None:
+        return None, "no sensor here that may be read"
+    try:
+        return measure_energy(meter, {"": work}, seconds)[""].as_json(), ""
+    except OSError as error:
+        return None, str(error)
+
+
+def _report(samples_ms: np.ndarray, energy: dict[str, Any] | None, reason: str) -> LatencyReport:
+    run = summarize_run(samples_ms)
+    if energy is None:
+        run = replace(run, refused=[*run.refused, f"energy: {reason}"])
+    return LatencyReport(run, summarize(samples_ms), energy)

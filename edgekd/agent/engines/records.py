@@ -1,0 +1,174 @@
+"""JSON documents in the folder of an engine: the record of its build, and its self-test. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.runtimes.precision import Realized, Shares
+from edgekd.agent.runtimes.types import FLOAT, GRAPH
+from edgekd.agent.state.documents import to_plain
+from edgekd.core.canonical import json_sha256
+
+if TYPE_CHECKING:
+    from edgekd.agent.state.documents import Inline
+
+
+@dataclass(frozen=True)
+class RuntimeVersion:
+    """A runtime by its name and version."""
+
+    name: str | None
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A fact that has changed since a build, with its values then and now."""
+
+    what: str
+    built: str | None
+    now: str | None
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """Facts that an engine depends on. graph: SHA-256 of the bundle's; built_on: state of the device, by name."""
+
+    graph: str
+    runtime: RuntimeVersion
+    built_on: Mapping[str, str | None]
+
+    def changes_since(self, earlier: EngineKey) -> list[Change]:
+        """Return the facts on runtime and device that differ from an earlier key."""
+        built, now = earlier._facts(), self._facts()
+        return [Change(name, built.get(name), now[name]) for name in now if built.get(name) != now[name]]
+
+    def _facts(self) -> dict[str, str | None]:
+        return {"runtime": self.runtime.name, "version": self.runtime.version, **self.built_on}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of the network that an engine is built from.
+
+    source: GRAPH or FLOAT; float_layers: names of the graph's layers whose Q/DQ is left out, in graph order.
+    """
+
+    source: str = GRAPH
+    float_layers: tuple[str, ...] = ()
+
+
+AS_SHIPPED = Form()
+ALL_FLOAT = Form(FLOAT)
+
+
+def folder_name(key: EngineKey, form: Form) -> str:
+    """Return the name of the folder of an engine; the defaults of a form are left out of its hash."""
+    document = to_plain(key)
+    if form.source != GRAPH:
+        document["source"] = form.source
+    if form.float_layers:
+        document["float_layers"] = list(form.float_layers)
+    return json_sha256(document)[:16]
+
+
+@dataclass(frozen=True)
+class FailedBuild:
+    """A build that ended because the runtime has no kernel for `node`. log: the builder's warnings and errors."""
+
+    float_layers: tuple[str, ...]
+    node: str
+    log: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """Content of `engine.json`; records of older agents lack fields that have a default.
+
+    precision: requested, not computed; realized: computed, None where the runtime does not report it, and then
+    perhaps `unread`, the reason; details: entries of the runtime's own, such as `log` or `command`.
+    """
+
+    key: Inline[EngineKey]
+    form: Inline[Form]
+    details: Inline[Mapping[str, Any]]
+    realized: Realized | None = None
+    unread: str | None = None
+    precision: str = GRAPH
+    allowed: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+    attempts: tuple[FailedBuild, ...] = ()
+    seconds: float | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def record_from_json(document: Mapping[str, Any]) -> EngineRecord:
+    """Parse an `engine.json`. Raises KeyError, TypeError or ValueError where it is none."""
+    entries = dict(document)
+    runtime, built_on = entries.pop("runtime"), dict(entries.pop("built_on"))
+    key = EngineKey(entries.pop("graph", ""), RuntimeVersion(runtime.get("name"), runtime.get("version")), built_on)
+    form = Form(entries.pop("source", GRAPH), tuple(entries.pop("float_layers", ())))
+    realized = entries.pop("realized", None)
+    attempts = tuple(
+        FailedBuild(tuple(each["float_layers"]), each["node"], tuple(each["log"]))
+        for each in entries.pop("attempts", ())
+    )
+    names = {field.name for field in dataclasses.fields(EngineRecord)} & entries.keys()
+    return EngineRecord(
+        key,
+        form,
+        {name: value for name, value in entries.items() if name not in names},
+        Realized(realized["layers"], Shares(**realized["share"])) if realized else None,
+        attempts=attempts,
+        **{name: entries[name] for name in names},
+    )
+
+
+@dataclass(frozen=True)
+class PartErrors:
+    """Relative errors, or tolerances, of boxes and of scores."""
+
+    boxes: float
+    scores: float
+
+
+@dataclass(frozen=True)
+class LatencyCheck:
+    """Median run time of an engine, and its limit."""
+
+    limit_ms: float
+    p50_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Content of `selftest.json`. latency: None where no limit applied, or the outputs were wrong already."""
+
+    passed: bool
+    precision: str
+    frames: int
+    error: PartErrors
+    tolerance: PartErrors
+    scratch_bytes: int | None = None
+    latency: LatencyCheck | None = None
+
+
+def self_test_from_json(document: Mapping[str, Any]) -> SelfTest:
+    """Parse a `selftest.json`. Raises KeyError or TypeError where it is none."""
+    latency, passed = document.get("latency"), document["passed"]
+    if not isinstance(passed, bool):
+        raise TypeError(f"expected true or false for passed, found {passed!r}")
+    return SelfTest(
+        passed,
+        document["precision"],
+        document["frames"],
+        PartErrors(**document["error"]),
+        PartErrors(**document["tolerance"]),
+        document.get("scratch_bytes"),
+        LatencyCheck(**latency) if latency else None,
+    )
