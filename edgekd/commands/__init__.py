@@ -1,1 +1,1 @@
-"""What edgekd does, one file for each command."""
+"""The commands, one file each: the function in it is the Python API, and declares the options of the command line."""

@@ -58,7 +58,7 @@ OURS, THEIRS = "artifact", "against"
 
 @dataclass(frozen=True)
 class BenchJob:
-    """What to measure and for how long.
+    """A measurement.
 
     frames: a folder of images or a video; None for synthetic raw frames of the input's size. streams: for throughput, 0
     for none. minutes: of the sustained run, 0 for none. target: the device that this machine is, or stands in for.

@@ -67,7 +67,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Diagnosis(Result):
-    """Every check, in the order in which to show them."""
+    """The result of `doctor`: its checks, in the order in which to show them."""
 
     checks: tuple[Check, ...]
 

@@ -75,7 +75,7 @@ def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None
 def _trial_runner(
     cluster: Cluster | None, context: SearchContext, progress: Progress
 ) -> AbstractContextManager[RunTrials]:
-    """What tries candidates."""
+    """Return the function that tries candidates."""
     request = context.request
     if cluster is None:
         return local_trials(context.task, request.job.out, request.workers, progress)

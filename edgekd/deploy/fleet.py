@@ -191,8 +191,8 @@ def _measure(job: FleetJob, board: Board, parts: Contents, shared: SharedLimits,
     try:
         result = install(job.on(board), parts, _Lines(board.name, progress), shared)
     except EdgeKDError as problem:
-        parts = {part: getattr(problem, part) for part in ("what", "expected", "found", "fix")}
-        error = {"kind": type(problem).__name__, "text": str(problem), **parts}
+        texts = {part: getattr(problem, part) for part in ("what", "expected", "found", "fix")}
+        error = {"kind": type(problem).__name__, "text": str(problem), **texts}
     seconds = round(time.perf_counter() - began, 3)
     progress.note(f"{board.name}: {'failed' if error else 'done'} after {seconds:.1f} s")
     found = {"measured_at": when, "seconds": seconds, "jetpack": _jetpack(result), "error": error, "result": result}

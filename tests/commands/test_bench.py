@@ -128,7 +128,7 @@ def test_a_sustained_run_shows_when_it_slowed_down_and_what_it_settles_at(tiny_m
     assert found.document["conditions"]["power_mode"]["name"] == "MAXN"
     assert any("33.3 FPS, 1.50 times as long" in line for line in bench_text.bench_lines(found.document))
     page = tmp_path / "page.html"
-    bench_files.write_page(page, tiny_model, found)
+    bench_files.write_page(page, tiny_model.name, found.document, found.timings)
     text = page.read_text("utf-8")
     assert "Temperature, °C" in text
     assert text.count("<polyline") >= 3
@@ -195,7 +195,7 @@ def test_frames_that_are_none_are_said(tmp_path: Path, make: str) -> None:
 def test_every_sample_is_in_the_csv(tiny_model: Path, tmp_path: Path) -> None:
     found = run(job(tiny_model, NullDevice([0.015625, 0.03125], OUTPUT), iterations=60, seconds=0))
     file = tmp_path / "samples.csv"
-    bench_files.write_csv(file, found)
+    bench_files.write_csv(file, found.timings)
     rows = list(csv.DictReader(file.open()))
     camera = [row for row in rows if row["state"] == "camera"]
     assert len(camera) == found.document["iterations"] == 60
@@ -205,7 +205,7 @@ def test_every_sample_is_in_the_csv(tiny_model: Path, tmp_path: Path) -> None:
     )
     assert camera[0]["decode_ms"] == ""
     with pytest.raises(SpecError, match="cannot write"):
-        bench_files.write_csv(tmp_path / "no" / "folder" / "x.csv", found)
+        bench_files.write_csv(tmp_path / "no" / "folder" / "x.csv", found.timings)
 
 
 def test_a_place_that_is_none_is_said_before_anything_is_measured(edgekd, tiny_model: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_the_page_has_the_numbers_and_no_script(tiny_model: Path, tmp_path: Path
     slow.write_bytes(tiny_model.read_bytes())
     found = run(job(tiny_model, TwoSpeeds([0.014], OUTPUT), against=slow))
     page = tmp_path / "page.html"
-    bench_files.write_page(page, tiny_model, found)
+    bench_files.write_page(page, tiny_model.name, found.document, found.timings)
     text = page.read_text("utf-8")
     assert "Compared with" in text
     assert "<b>.onnx" not in text

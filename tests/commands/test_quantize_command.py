@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import small_graph
 import tiny
-from compress import small_graph
 from running import EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented

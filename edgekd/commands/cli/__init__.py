@@ -17,7 +17,7 @@ from edgekd.core.errors import EdgeKDError
 from edgekd.core.version import __version__
 
 INTERRUPTED = 130
-"""What Typer exits with after Ctrl-C: 128 and the number of the signal, as shells count."""
+"""Exit code of Typer after Ctrl-C: 128 and the number of the signal, as in shells."""
 
 
 class Command(NamedTuple):
