@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_detector import write_detector
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
@@ -30,16 +31,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
 )  # PyTorch's and Ultralytics' own
 STEP = 'name = "narrow"\n[[steps]]\nkind = "prune"\nratio = 0.6\nmultiple = 8\nimages = 4\n'
-
-
-def write_detector(folder: Path, model: str, width: float | None, side: int) -> Path:
-    from edgekd.builds.recipe import Distill
-    from edgekd.detectors.ultralytics.distill import student_network
-
-    network = student_network(Distill(model, width=width), ("red", "green"), trust=False)
-    path = folder / "detector.pt"
-    torch.save({"model": network.half(), "train_args": {"imgsz": side}}, path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -466,7 +466,7 @@ def test_smaller_members_of_a_family_are_found_beside_a_checkpoint(tmp_path: Pat
 def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that has learnt to find some of the squares."""
     pytest.importorskip("ultralytics")
-    from test_pruning import write_detector
+    from random_detector import write_detector
 
     from edgekd.builds.recipe import Distill, DistillStage, Weights
     from edgekd.detectors.ultralytics.distill import distill_student
@@ -503,7 +503,7 @@ def test_a_checkpoint_is_resized_pruned_and_trained_with_early_stopping(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_a_detector_that_finds_nothing_is_not_searched_for(edgekd: EdgeKD, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("ultralytics")
-    from test_pruning import write_detector
+    from random_detector import write_detector
 
     untrained = write_detector(tmp_path, "yolov8n.yaml", 0.125, 64)
     flags = ("--data", data, "--out", tmp_path / "out", "--search", "--keep", "1%")

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from random_detector import write_detector
 from running import EdgeKD
 from test_cli import assert_refused
-from test_pruning import write_detector
 
 from edgekd.builds.recipe import Budget, load_recipe, recipe_from
 from edgekd.builds.stages.plan import refuse_recipe
