@@ -59,9 +59,10 @@ def measure(recipe: str, images: int, graph: str, shared: str) -> dict[str, Any]
     """Quantize in this process; what it took."""
     from edgekd.builds.recipe import Quantize, load_recipe
     from edgekd.compress.quantization.mixed_precision import choices
-    from edgekd.compress.quantization.plan import Form
     from edgekd.compress.quantization.quantize import quantize
-    from edgekd.detectors.onnx import describe, load_graph
+    from edgekd.compress.weight_formats import Form
+    from edgekd.detectors.onnx import describe
+    from edgekd.graph.view import load_graph
 
     sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
     from adapter import peak_bytes

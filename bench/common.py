@@ -215,8 +215,9 @@ class Resumable(Generic[R]):
 
     def with_scores(self, row: R, graph: Path) -> R:
         """The row with what its graph scores on every split."""
-        from edgekd.detectors.onnx import describe, load_graph
+        from edgekd.detectors.onnx import describe
         from edgekd.evaluation.evaluate import evaluate
+        from edgekd.graph.view import load_graph
 
         spec = describe(load_graph(graph), graph)
         scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}

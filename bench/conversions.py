@@ -50,12 +50,13 @@ from edgekd.deploy.artifact import runnable
 from edgekd.deploy.converters.parity import distance
 from edgekd.detectors import load
 from edgekd.detectors.export import export
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.ncnn import NCNN_CPU
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.view import load_graph
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 CALIBRATION = 16

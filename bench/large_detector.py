@@ -25,8 +25,8 @@ from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cor
 
 from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.compress.quantization.mixed_precision import choices
-from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.weight_formats import Form
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.formats.packed_graph import pack
@@ -36,8 +36,9 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.detectors import load
 from edgekd.detectors.export import export
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import evaluate
+from edgekd.graph.view import load_graph
 
 OPSET = 17
 INT8_LAYERS = 2

@@ -246,8 +246,9 @@ def narrower_start(
     """The narrower model of a family that takes at least as long as the graph `like`, with random weights."""
     from edgekd.detectors import load
     from edgekd.detectors.export import export
-    from edgekd.detectors.onnx import describe, load_graph
+    from edgekd.detectors.onnx import describe
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
+    from edgekd.graph.view import load_graph
 
     began = time.perf_counter()
     graphs, specs = {"like": Path(like)}, {"like": describe(load_graph(Path(like)), Path(like))}
@@ -300,7 +301,8 @@ _JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def latencies(bench: Bench) -> dict[str, dict[str, float]]:
     """Milliseconds of a frame of every method's first seed: by engine the median, all interleaved; by target."""
-    from edgekd.detectors.onnx import describe, load_graph
+    from edgekd.detectors.onnx import describe
+    from edgekd.graph.view import load_graph
 
     graphs = {method: bench.graph(method) for method in (WHOLE, *ways(bench.given)) if bench.graph(method).is_file()}
     specs = {method: describe(load_graph(graph), graph) for method, graph in graphs.items()}

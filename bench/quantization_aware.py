@@ -199,8 +199,8 @@ def quantize_job(model: str, data: str, size: int, folder: str) -> dict[str, Any
     import torch
 
     from edgekd.builds.recipe import Quantize, load_recipe
-    from edgekd.compress.quantization.plan import Form
     from edgekd.compress.quantization.quantize import Quantized, quantize
+    from edgekd.compress.weight_formats import Form
     from edgekd.core.detection.preprocess import letterbox
     from edgekd.data.calibration import choose, load_rule
     from edgekd.data.images import read_image

@@ -17,8 +17,9 @@ from demo_scenes.traffic import CLASSES, PERSON, TRUCK, Actor
 
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR, SCENES
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import evaluate
+from edgekd.graph.view import load_graph
 
 
 @pytest.fixture(scope="module")

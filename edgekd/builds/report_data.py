@@ -15,7 +15,7 @@ from edgekd.builds.budget import Line
 from edgekd.builds.run import Run
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import COSTS, DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
-from edgekd.compress.quantization.plan import FORMS
+from edgekd.compress.weight_formats import FORMS
 from edgekd.core.bundle.manifest import Thresholds
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image

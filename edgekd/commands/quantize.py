@@ -46,7 +46,7 @@ from edgekd.builds.stages.plan import (
 from edgekd.commands.arguments import limits, path_or_none, recipe_of
 from edgekd.commands.options import CalibrationSet, Fresh, Head, Model, PlanFile, RecipeName, Trust
 from edgekd.commands.parameter import Option
-from edgekd.compress.quantization.plan import FORMS
+from edgekd.compress.weight_formats import FORMS
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
@@ -54,7 +54,8 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.detectors import load
 from edgekd.detectors.generic_onnx import Input, OutputError, frame_files, output_errors, prepare, read_frame
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
+from edgekd.graph.view import load_graph
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128

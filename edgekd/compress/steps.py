@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from edgekd.compress.quantization.plan import Form
+from edgekd.compress.weight_formats import Form
 from edgekd.core.errors import SpecError
 from edgekd.core.units import parse_size
 

@@ -28,7 +28,8 @@ def opened(
     """
     from edgekd.builds.stages.base import GRAPH
     from edgekd.detectors.export import export
-    from edgekd.detectors.onnx import describe, load_graph
+    from edgekd.detectors.onnx import describe
+    from edgekd.graph.view import load_graph
 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         if artifact.suffix == BUNDLE_SUFFIX:

@@ -54,7 +54,7 @@ def prepare(source: Path, out: Path) -> Input:
     import onnx
     import onnxslim
 
-    from edgekd.detectors.onnx import load_graph
+    from edgekd.graph.view import load_graph
 
     model = load_graph(source)
     constants = {initializer.name for initializer in model.graph.initializer}

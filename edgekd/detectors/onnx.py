@@ -15,7 +15,7 @@ import numpy as np
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
 from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
-from edgekd.graph.view import opset_of
+from edgekd.graph.view import load_graph, opset_of
 
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
@@ -91,22 +91,6 @@ def load(path: Path, *, head: str | None = None, classes: tuple[str, ...] = (), 
 
 
 FAMILY = Family(name="onnx", title="ONNX", suffix=".onnx", load=load, is_graph=True)
-
-
-def load_graph(path: Path) -> Any:
-    """Load a ModelProto. Raises SpecError for any other file."""
-    import onnx
-
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except Exception as error:
-        raise SpecError(
-            f"{path}: cannot be read as an ONNX model",
-            found=str(error).strip().split("\n")[0][:200],
-            fix="check that the file is complete, or export it again",
-        ) from error
-    return model
 
 
 def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,19 @@ from edgekd.core.benchmark import Candidate, Runs, Timing, benchmark_interleaved
 from edgekd.core.detection.decode import decode
 from edgekd.core.detection.preprocess import Placement, letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec
-from edgekd.deploy.devices import GraphDevice
+from edgekd.graph.runtimes.types import Session
+
+
+class GraphDevice(Protocol):
+    """A device that runs graphs in this process, with the clock of its measurements."""
+
+    def load(self, graph: Path) -> Session:
+        """Open an ONNX file. Raises DeviceError."""
+        ...
+
+    def clock(self) -> float:
+        """Return seconds from any fixed beginning."""
+        ...
 
 
 def time_graphs(

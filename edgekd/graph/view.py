@@ -20,6 +20,22 @@ Dims = tuple[int | None, ...]
 """The dimensions of a tensor; None for one that is not fixed."""
 
 
+def load_graph(path: Path) -> Any:
+    """Load a ModelProto. Raises SpecError for any other file."""
+    import onnx
+
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise SpecError(
+            f"{path}: cannot be read as an ONNX model",
+            found=str(error).strip().split("\n")[0][:200],
+            fix="check that the file is complete, or export it again",
+        ) from error
+    return model
+
+
 class Graph:
     """The edges of a ModelProto's graph: who gives a tensor, who reads it. Build it again after changing the model."""
 

@@ -26,8 +26,9 @@ from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.errors import DeviceError
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import load_graph
 
 
 @pytest.fixture

@@ -32,8 +32,9 @@ from edgekd.data.demo import DETECTOR, SCENES
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
 from edgekd.deploy.artifact import opened
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import evaluate, sure
+from edgekd.graph.view import load_graph
 
 FRAMES = MIN_FRAMES
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -13,8 +13,9 @@ from edgekd.data.labelling import label, teacher_bands
 from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.data.types import Split
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import finder
+from edgekd.graph.view import load_graph
 
 
 def counts(ours: Split, theirs: Split) -> tuple[int, int, int]:

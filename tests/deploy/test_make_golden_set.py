@@ -19,8 +19,9 @@ from edgekd.core.errors import CompressError
 from edgekd.core.formats.golden_set import GoldenSet, from_bytes, to_bytes
 from edgekd.data.images import read_image
 from edgekd.deploy.golden_set import BEST, FRAMES, LEAST_TOLERANCE, SPREAD, golden_set
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import load_graph
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import export
-from edgekd.detectors.onnx import SPEC_KEY, OnnxDetector, describe, describe_in, load_graph
+from edgekd.detectors.onnx import SPEC_KEY, OnnxDetector, describe, describe_in
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import load_graph
 
 CELLS = 64 + 16 + 4
 HERE = Path("model.onnx")

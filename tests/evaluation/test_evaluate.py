@@ -12,8 +12,9 @@ import tiny
 from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.core.errors import DataError, DeviceError
 from edgekd.data.dataset import load_dataset, require_classes
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import Evaluation, evaluate, load_detections, save_detections, sure
+from edgekd.graph.view import load_graph
 
 
 def spec_of(*classes: str) -> DetectorSpec:

@@ -18,7 +18,7 @@ import numpy as np
 from edgekd.builds.recipe import Budget, Quantize, Recipe
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import COSTS, GRAPH, PLAN, Calibrated, Frames, Stages, settings_of, spec_of
-from edgekd.compress.quantization.plan import FORMS, Form
+from edgekd.compress.weight_formats import FORMS, Form
 from edgekd.core.errors import DataError, SpecError
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors.family import family_of, offering, student_family

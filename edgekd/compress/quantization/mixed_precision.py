@@ -25,13 +25,14 @@ import numpy as np
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, Product, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.placement import Placement, place
-from edgekd.compress.quantization.plan import Form, Plan, PlannedLayer
+from edgekd.compress.quantization.plan import Plan, PlannedLayer
 from edgekd.compress.quantization.quantize import PROBES, frames_to_fit, prepared, require_weights, unreadable
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, store_weights, stored_names
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.compress.quantization.sensitivity_4bit import Rounded, measure_rounded
 from edgekd.compress.steps import Quantize
+from edgekd.compress.weight_formats import Form
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import packed_graph

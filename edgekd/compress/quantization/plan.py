@@ -6,16 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from edgekd.compress.weight_formats import Form
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml, toml_text
-
-Form = Literal["float16", "int8", "fp4x", "nvfp4"]
-"""Storage format of the weights of a layer, a convolution or a matrix product. With `int8` and `fp4x` it computes in
-INT8, with the others in floating point; `nvfp4` is for products alone."""
-
-FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(frozen=True)

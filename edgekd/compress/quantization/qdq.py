@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.rewrite import weights_pair
+from edgekd.compress.weight_formats import Form
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x

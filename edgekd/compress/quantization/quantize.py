@@ -16,7 +16,6 @@ from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.compress.quantization.placement import Placement, place
-from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.reconstruct import Moments, Stored, bias_for, moments_of, pooled, refit, stored_in
 from edgekd.compress.quantization.rewrite import (
     apply,
@@ -27,6 +26,7 @@ from edgekd.compress.quantization.rewrite import (
 )
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.compress.steps import Quantize
+from edgekd.compress.weight_formats import Form
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.nvfp4 import OPSET, at_opset

@@ -18,8 +18,8 @@ import numpy as np
 
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.quantization.layerwise import Walk, levels_of
-from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.reconstruct import Stored, moments_of, stored_in
+from edgekd.compress.weight_formats import Form
 from edgekd.graph.session import part_session
 from edgekd.graph.view import Graph
 

@@ -56,7 +56,7 @@ class DeepStream:
 
     def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
         """Write the folder. Raises SpecError for preprocessing that nvinfer does not do, and for float16."""
-        from edgekd.detectors.onnx import load_graph
+        from edgekd.graph.view import load_graph
 
         _require_sayable(source.spec, asked)
         if asked.opset is not None and opset_of(load_graph(source.graph)) <= asked.opset:

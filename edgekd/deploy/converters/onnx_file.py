@@ -33,8 +33,9 @@ class OnnxFile:
         """Write `NAME.onnx`. Raises SpecError for an opset that the graph cannot be brought to."""
         import onnx
 
-        from edgekd.detectors.onnx import describe_in, load_graph, to_opset
+        from edgekd.detectors.onnx import describe_in, to_opset
         from edgekd.graph.fp16 import half
+        from edgekd.graph.view import load_graph
 
         out = folder / f"{name}{self.suffix}"
         _require_opset(asked)

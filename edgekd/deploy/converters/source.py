@@ -23,7 +23,7 @@ def prepared(
 
     scales: of a calibration cache that came with the graph.
     """
-    from edgekd.detectors.onnx import load_graph
+    from edgekd.graph.view import load_graph
 
     source = Source(graph, spec, tuple(quantized_layers(load_graph(graph))), scales or {})
     return without_int8(source, scratch / "float.onnx") if precision == "fp32" and source.layers else source
@@ -62,7 +62,7 @@ def require_float32(source: Source, what: str) -> None:
     """Refuse a graph with float16 weights, which a converter would misread or widen. Raises SpecError."""
     from onnx import TensorProto
 
-    from edgekd.detectors.onnx import load_graph
+    from edgekd.graph.view import load_graph
 
     halves = [each.name for each in load_graph(source.graph).graph.initializer if each.data_type == TensorProto.FLOAT16]
     if halves:

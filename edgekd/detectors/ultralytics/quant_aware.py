@@ -23,12 +23,13 @@ from edgekd.core.formats import int8
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.images import readable
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.detectors.results import Trained
 from edgekd.detectors.torch_support import fitting_batches
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector, keep_one_branch
 from edgekd.detectors.ultralytics.library import v8DetectionLoss
 from edgekd.detectors.ultralytics.loop import Lesson, Loop, base_settings, quiet
+from edgekd.graph.view import load_graph
 
 BOX_WEIGHT = 5.0
 """Weight of the distance of boxes; those of classes and features have 1."""

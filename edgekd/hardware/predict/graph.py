@@ -44,7 +44,7 @@ def works_in(graph: Path) -> tuple[Work, ...]:
 def _works(graph: Path, digest: str) -> tuple[Work, ...]:
     import onnxslim
 
-    from edgekd.detectors.onnx import load_graph
+    from edgekd.graph.view import load_graph
 
     # Sizes that the graph computes for itself become constants.
     return works_of(view_of(onnxslim.slim(load_graph(graph))), str(graph))

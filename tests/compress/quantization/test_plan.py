@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.compress.quantization.plan import FORMS, Plan, PlannedLayer, load_plan, plan_from, plan_toml, require_fits
+from edgekd.compress.quantization.plan import Plan, PlannedLayer, load_plan, plan_from, plan_toml, require_fits
+from edgekd.compress.weight_formats import FORMS
 from edgekd.core.errors import SpecError
 
 if sys.version_info >= (3, 11):

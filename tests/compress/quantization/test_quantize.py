@@ -22,10 +22,10 @@ from small_graph import SIDE, frames, small_model, write
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.placement import float_head
-from edgekd.compress.quantization.plan import Form
 from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
 from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.quantization.ranges import METHODS
+from edgekd.compress.weight_formats import Form
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import Placement, letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec

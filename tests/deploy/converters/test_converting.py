@@ -26,10 +26,11 @@ from edgekd.deploy.converters.contract import METADATA, NAME, read_contract
 from edgekd.deploy.converters.ncnn_model import parse
 from edgekd.deploy.converters.source import prepared, quantized_layers
 from edgekd.detectors.export import probe
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.ncnn import NCNN_CPU
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.view import load_graph
 
 RUNNING = ("onnx", "openvino", "ncnn")
 

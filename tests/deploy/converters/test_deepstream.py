@@ -24,8 +24,9 @@ from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.deploy.converters.deepstream import CACHE, CONFIG, GRAPH, LABELS, PLAIN, config
 from edgekd.deploy.converters.types import Asked, Source
 from edgekd.detectors.export import probe
-from edgekd.detectors.onnx import describe, load_graph
+from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import load_graph
 
 STUB = Path(__file__).with_name("deepstream_stub")
 SIZE = Preprocess(height=64, width=96)
