@@ -25,7 +25,7 @@ from bundles import manifest_of, noise
 from common import RESULTS, conditions, conditions_lines, table, use_cores, write_results
 from mutations import NOW, signature, trust_of
 
-from edgekd.agent.trust_state import head_judge as judge
+from edgekd.agent.trust_state import head_judge
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.archive import pack, read_head, replace_signatures, verify
 from edgekd.core.bundle.signatures import statement
@@ -101,7 +101,7 @@ def measure(scratch: Path, rounds: int) -> dict[str, Any]:
     sources, bundle = write_sources(scratch / "sources"), scratch / "bundle.edgekd"
     packing = seconds(lambda: pack_all(sources, bundle), rounds)
     trust = trust_of(*TRUSTED)
-    allowed = judge(SignedTrust(trust), NOW)
+    allowed = head_judge(SignedTrust(trust), NOW)
     (scratch / "trust.json").write_bytes(to_json(SignedTrust(trust, (signature(1, trust.sha256, "trust"),))))
     head = read_head(bundle)
     (made,), key = head.envelope.signatures, bytes.fromhex(trust.keys[0].public)

@@ -19,7 +19,7 @@ from typing import Any
 from bundles import manifest_of, noise
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgekd.agent.trust_state import head_judge as judge
+from edgekd.agent.trust_state import head_judge
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, pack, replace_signatures, verify
 from edgekd.core.bundle.manifest import MAX_FILES, MAX_TOTAL, to_json
@@ -106,7 +106,7 @@ def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Vic
 def taken(attempt: Attempt, victim: Victim, path: Path) -> bool:
     """Whether a camera takes an attempt; `path` is where it is put. Raises what no camera should: a crash."""
     path.write_bytes(attempt.content)
-    allowed = judge(SignedTrust(attempt.trust or victim.trust), attempt.now)
+    allowed = head_judge(SignedTrust(attempt.trust or victim.trust), attempt.now)
     try:
         manifest = verify(path, allowed)
         if manifest.counter < COUNTER:

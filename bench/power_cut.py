@@ -148,7 +148,7 @@ class Bench:
         if engine is None or not engine.whole:
             return f"{slot.name}: no whole engine"
         try:
-            passed = run_self_test(slot, self._runtime, engine.file)["passed"]
+            passed = run_self_test(slot, self._runtime, engine.file).test.passed
         except EdgeKDError as error:
             return f"{slot.name}: {error}"
         return None if passed else f"{slot.name}: the self-test fails"

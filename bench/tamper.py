@@ -59,13 +59,13 @@ def peak_memory(victim: Victim, path: Path) -> int:
 
 
 def _taken_from_disk(circumstances: Attempt, victim: Victim, path: Path) -> None:
-    from edgekd.agent.trust_state import head_judge as judge
+    from edgekd.agent.trust_state import head_judge
     from edgekd.core.bundle.archive import verify
     from edgekd.core.bundle.trust import SignedTrust
     from edgekd.core.errors import BundleError
 
     try:
-        verify(path, judge(SignedTrust(circumstances.trust or victim.trust), circumstances.now))
+        verify(path, head_judge(SignedTrust(circumstances.trust or victim.trust), circumstances.now))
     except BundleError:
         return
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,33 +58,30 @@ def _run(options: argparse.Namespace) -> Any:
     from edgekd.agent import commands
     from edgekd.agent.engines.camera import Camera
     from edgekd.agent.state.slots import State
+    from edgekd.agent.status import status
 
-    name = options.command
-    if name == "validate":
+    if options.command == "validate":
         return _validate(options)
     state = State.of(options.state, getattr(options, "model", None))
     camera = Camera(state, options.root, slot=getattr(options, "slot", None))
     if hasattr(options, "runtime"):
         camera = replace(camera, runtime=_runtime(options, state))
-    if name == "trust":
-        return commands.trust(camera, options.trust_files)
-    if name == "verify":
-        return commands.verify(camera, options.bundle, options.trust)
-    if name == "patch":
-        return commands.patch(camera, options.delta, options.out)
-    if name == "unpack":
-        return commands.unpack(camera, options.bundle)
-    if name == "bench":
-        return commands.bench(camera, options.iterations, options.seconds)
-    if name == "build":
-        return commands.build(camera, _shares(options.require))
-    if name == "selftest":
-        return commands.selftest(camera, layers=options.layers, max_latency_ms=options.max_latency)
-    if name == "activate":
-        return commands.activate(camera)
-    if name == "rollback":
-        return commands.rollback(camera)
-    return {"fetch": _fetch, "install": _install, "tune": _tune}.get(name, _without_options)(options, camera)
+    run: dict[str, Callable[[], Any]] = {
+        "activate": lambda: commands.activate(camera),
+        "bench": lambda: commands.bench(camera, options.iterations, options.seconds),
+        "build": lambda: commands.build(camera, _shares(options.require)),
+        "fetch": lambda: _fetch(options, camera),
+        "patch": lambda: commands.patch(camera, options.delta, options.out),
+        "renew": lambda: _renew(camera),
+        "rollback": lambda: commands.rollback(camera),
+        "selftest": lambda: commands.selftest(camera, layers=options.layers, max_latency_ms=options.max_latency),
+        "status": lambda: status(camera),
+        "trust": lambda: commands.trust(camera, options.trust_files),
+        "tune": lambda: _tune(options, camera),
+        "unpack": lambda: commands.unpack(camera, options.bundle),
+        "verify": lambda: commands.verify(camera, options.bundle, options.trust),
+    }
+    return run.get(options.command, lambda: _installation(options, camera))()
 
 
 def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
@@ -97,18 +94,10 @@ def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
     return chosen(options.runtime)
 
 
-def _without_options(options: argparse.Namespace, camera: Camera) -> Any:
-    if options.command == "status":
-        from edgekd.agent.status import status
+def _renew(camera: Camera) -> Any:
+    from edgekd.agent.rebuild_engine import renew
 
-        return status(camera)
-    if options.command == "renew":
-        from edgekd.agent.rebuild_engine import renew
-
-        return renew(camera)
-    from edgekd.agent import installation
-
-    return installation.boot(camera) if options.command == "boot" else installation.commit(camera)
+    return renew(camera)
 
 
 def _fetch(options: argparse.Namespace, camera: Camera) -> Any:
@@ -123,14 +112,17 @@ def _fetch(options: argparse.Namespace, camera: Camera) -> Any:
     return fetch(camera, request)
 
 
-def _install(options: argparse.Namespace, camera: Camera) -> Any:
-    from edgekd.agent.installation import Requirements, install
+def _installation(options: argparse.Namespace, camera: Camera) -> Any:
+    from edgekd.agent import installation
 
+    if options.command != "install":
+        return installation.commit(camera) if options.command == "commit" else installation.boot(camera)
     if not 0 <= options.tries <= MAX_TRIES:
         raise SpecError(f"--tries {options.tries}", expected=f"0 to {MAX_TRIES}", fix="0 for no trial")
     trial = Trial(options.tries, window_s=options.window) if options.tries else None
-    requirements = Requirements(_shares(options.require), options.max_latency, options.max_memory)
-    return install(camera, options.bundle, trial, requirements)
+    shares = _shares(options.require)
+    requirements = installation.Requirements(shares, options.max_latency, options.max_memory)
+    return installation.install(camera, options.bundle, trial, requirements)
 
 
 def _tune(options: argparse.Namespace, camera: Camera) -> Any:

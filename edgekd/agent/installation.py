@@ -44,7 +44,7 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Service:
-    """What is in service, and its trial."""
+    """The bundle in service, and its trial."""
 
     service: Inline[ServiceStatus]
     trial: TrialStatus | None

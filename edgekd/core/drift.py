@@ -96,7 +96,7 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
-        """Whether the data has drifted."""
+        """True if the data has drifted."""
         return self.distance > 1
 
 

@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is significant."""
+        """True if the difference is significant."""
         return self.p_value < SIGNIFICANT and not self.interval.low <= 1 <= self.interval.high
 
 

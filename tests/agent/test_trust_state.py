@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from cameras import Agent, identity_of, repacked
+from cameras import Agent, identity_of, repacked, status
 from signer import public, sign, signatures, signed, trust_file
 
 from edgekd.agent import commands
@@ -145,7 +145,7 @@ def test_freeze_an_expired_trust_file_takes_no_new_bundle_and_leaves_the_old_in_
     newer = Camera(camera.state, camera.root, NullRuntime(version="2"), clock=camera.clock)
     for step in (commands.build, commands.selftest, commands.activate):
         step(newer)
-    told = commands.status(newer)
+    told = status(newer)
     assert (told["trust"]["expired"], told["active"]["identity"]) == (True, identity_of(good))
 
 

@@ -17,7 +17,7 @@ from test_device import XAVIER, planted
 
 from edgekd.agent.validation.coordinator import Effort, ValidationError, validate
 from edgekd.agent.validation.evidence import Process, from_json, loads
-from edgekd.agent.validation.machine import anonymous, read_moment, read_versions
+from edgekd.agent.validation.machine import MachineMoment, anonymous, read_moment, read_versions
 from edgekd.agent.validation.process import Job, perform
 from edgekd.agent.validation.verdicts import INCOMPLETE, NONE_TESTED, SOME_REFUTED
 from edgekd.core.errors import SpecError
@@ -66,9 +66,8 @@ def test_every_form_and_step_goes_into_one_file(bundle: Path, tmp_path: Path) ->
     assert (record["source"], record["realized"]["layers"]) == ("float", {"fp16": 1})
     assert found["attempts"][2]["steps"][0]["result"]["source"] == "graph"
     assert found["attempts"][1]["steps"][3]["result"]["inference_ms"]["p50"] == pytest.approx(10)
-    assert summary["outcomes"]["confirmed"] == len(
-        [each for each in found["verdicts"] if each["outcome"] == "confirmed"]
-    )
+    confirmed = [each for each in found["verdicts"] if each["outcome"] == "confirmed"]
+    assert summary.outcomes["confirmed"] == len(confirmed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json"], "nothing else is left"
 
 
@@ -219,11 +218,11 @@ def test_clocks_temperatures_and_versions_are_read_as_they_are(tmp_path: Path) -
             "usr/local/cuda/version.json": '{"cuda" : {"name" : "CUDA SDK",\n "version" : "11.4.19"}}',
         },
     )
-    assert read_moment(root) == {
-        "temperatures_c": {"CPU-therm": 41.5, "PMIC-Die": 100.0},
-        "clocks_mhz": {"cpu0": 2265.6, "15880000.nvdla0": 1395.2},
-        "available_bytes": 80 * 1024,
-    }
+    assert read_moment(root) == MachineMoment(
+        temperatures_c={"CPU-therm": 41.5, "PMIC-Die": 100.0},
+        clocks_mhz={"cpu0": 2265.6, "15880000.nvdla0": 1395.2},
+        available_bytes=80 * 1024,
+    )
     versions = read_versions(root)
     assert (versions["tensorrt"], versions["cudnn"], versions["cuda"]) == ("8.5.2", "8.6.0", "11.4.19")
 

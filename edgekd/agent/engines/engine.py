@@ -86,7 +86,7 @@ class Engine:
 
     @property
     def whole(self) -> bool:
-        """Whether the file is unchanged since the build."""
+        """True if the file is unchanged since the build."""
         return self.file.is_file() and file_sha256(self.file) == self.record.sha256
 
     @property
@@ -100,13 +100,13 @@ class Engine:
 
     @property
     def passed(self) -> bool:
-        """Whether it was tested and passed."""
+        """True if it was tested and passed."""
         test = self.self_test
         return test is not None and test.passed
 
     @property
     def failed(self) -> bool:
-        """Whether it was tested and did not pass."""
+        """True if it was tested and failed."""
         test = self.self_test
         return test is not None and not test.passed
 

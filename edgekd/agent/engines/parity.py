@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgekd.agent.engines.records import PartErrors
 from edgekd.core.detection.decode import candidate_rows
 from edgekd.core.detection.parity import RelativeError, nearest, parts
 from edgekd.core.detection.types import Head
@@ -16,23 +17,14 @@ _NOT_FINITE = 1e9  # in place of infinity and NaN: an error above every toleranc
 
 
 @dataclass(frozen=True)
-class OutputError:
-    """Relative errors of one frame: norm of the differences by that of the expected values.
-
-    boxes: each box weighted by its expected score; scores: of all classes.
-    """
-
-    boxes: float
-    scores: float
-
-
-@dataclass(frozen=True)
 class WorstValue:
-    """The number of an output with the largest error.
+    """The number with the largest error.
 
-    part: `boxes` or `scores`; candidate: its index in the output; column: of its numbers; error: as in OutputError.
+    frame: of the golden set; part: `boxes` or `scores`; candidate: index in the output; column: of its numbers; error:
+    as in `output_error`.
     """
 
+    frame: int
     part: str
     candidate: int
     column: int
@@ -41,8 +33,10 @@ class WorstValue:
     error: float
 
 
-def output_error(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> OutputError:
-    """Return the errors of the output for a golden frame.
+def output_error(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> PartErrors:
+    """Return the relative errors of the output for a golden frame: norm of the differences by that of the values.
+
+    Boxes are weighted by their expected scores; scores are of all classes.
 
     Raises ValueError where it has another shape, or the golden set does not fit the head.
     """
@@ -52,7 +46,7 @@ def output_error(output: np.ndarray, golden: GoldenSet, index: int, head: Head) 
         error = RelativeError()
         error.add(found[:, columns], expected[:, columns], weights)
         errors[name] = error.value()
-    return OutputError(**errors)
+    return PartErrors(**errors)
 
 
 def worst_value(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> WorstValue:
@@ -65,7 +59,7 @@ def worst_value(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -
         row, offset = divmod(int(errors.argmax()), errors.shape[1])
         column, candidate = columns.start + offset, int(golden.places[index][row])
         values = float(expected[row, column]), float(found[row, column])
-        worst.append(WorstValue(name, candidate, column, *values, float(errors.max())))
+        worst.append(WorstValue(index, name, candidate, column, *values, float(errors.max())))
     return max(worst, key=lambda each: each.error)
 
 

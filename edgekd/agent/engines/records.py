@@ -109,7 +109,7 @@ class EngineRecord:
 def record_from_json(document: Mapping[str, Any]) -> EngineRecord:
     """Parse an `engine.json`. Raises KeyError, TypeError or ValueError where it is none."""
     entries = dict(document)
-    runtime, built_on = entries.pop("runtime"), dict(entries.pop("built_on"))
+    runtime, built_on = entries.pop("runtime"), dict(**entries.pop("built_on"))
     key = EngineKey(entries.pop("graph", ""), RuntimeVersion(runtime.get("name"), runtime.get("version")), built_on)
     form = Form(entries.pop("source", GRAPH), tuple(entries.pop("float_layers", ())))
     realized = entries.pop("realized", None)

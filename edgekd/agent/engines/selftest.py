@@ -38,19 +38,11 @@ class SelfTestError(DeviceError):
 
 
 @dataclass(frozen=True)
-class WorstFrame:
-    """The number with the largest error, and its frame."""
-
-    frame: int
-    value: Inline[WorstValue]
-
-
-@dataclass(frozen=True)
 class SelfTestReport:
     """Result of a self-test, and the number with the largest error, which `selftest.json` does not have."""
 
     test: Inline[SelfTest]
-    worst: WorstFrame
+    worst: WorstValue
 
 
 def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> SelfTestReport:
@@ -66,7 +58,7 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> SelfTestReport:
         raise DeviceError(f"slot {slot.name}: the golden set does not fit the engine", found=str(error)) from error
     boxes, scores = max(each.boxes for each in errors), max(each.scores for each in errors)
     tolerance = PartErrors(*golden.set.tolerance)
-    frame, worst = max(enumerate(values), key=lambda each: each[1].error)
+    worst = max(values, key=lambda each: each.error)
     test = SelfTest(
         boxes <= tolerance.boxes and scores <= tolerance.scores,
         golden.set.precision,
@@ -75,7 +67,7 @@ def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> SelfTestReport:
         tolerance,
         scratch,
     )
-    return SelfTestReport(test, WorstFrame(frame, replace(worst, error=round(worst.error, 6))))
+    return SelfTestReport(test, replace(worst, error=round(worst.error, 6)))
 
 
 def keep_self_test(slot: Slot, runtime: Runtime, engine: Engine, limit_ms: float | None = None) -> SelfTestReport:

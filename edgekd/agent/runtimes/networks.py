@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import PROT_READ, mmap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions
+from edgekd.agent.state.slots import Slot, require_room
 from edgekd.core.atomic_files import writing
 from edgekd.core.errors import DeviceError
+from edgekd.core.formats.activations import missing_scales
+from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.formats.onnx_bytes import FLOAT16, initializers, inputs
 
 if TYPE_CHECKING:
-    from edgekd.agent.state.slots import Slot
     from edgekd.core.formats.plain_graph import PlainGraph
     from edgekd.core.formats.qdq_graph import QdqGraph, StreamedFile
 
@@ -53,9 +57,7 @@ class CalibratedNetwork:
 @contextmanager
 def scratch_folder(engine: Path) -> Iterator[Path]:
     """Yield a temporary folder beside the engine, on the disk that has the room for it."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="edgekd-", dir=engine.parent) as folder:
+    with TemporaryDirectory(prefix="edgekd-", dir=engine.parent) as folder:
         yield Path(folder)
 
 
@@ -81,8 +83,6 @@ def calibrated_network(slot: Slot, options: BuildOptions, folder: Path) -> Calib
 
     Raises DeviceError where the bundle's scales cannot be read, or there is no room.
     """
-    from edgekd.core.formats.activations import missing_scales
-    from edgekd.core.formats.calibration_cache import from_text
     from edgekd.core.formats.plain_graph import remove_qdq
 
     cache = slot.file(CACHE)
@@ -149,8 +149,6 @@ def opened(graph: Path) -> Iterator[QdqGraph]:
 @contextmanager
 def _mapped(path: Path) -> Iterator[bytes]:
     """Map a file into memory. Raises DeviceError."""
-    from mmap import PROT_READ, mmap
-
     with _as_device_error(path), path.open("rb") as stream:
         content = mmap(stream.fileno(), 0, prot=PROT_READ)  # outlives the stream
     with content:
@@ -159,8 +157,6 @@ def _mapped(path: Path) -> Iterator[bytes]:
 
 def _written(file: StreamedFile, folder: Path) -> Path:
     """Write the file into `folder`. Raises DeviceError where there is no room, SpecError, ValueError."""
-    from edgekd.agent.state.slots import require_room
-
     require_room(folder, {"the network in the form that the builder takes": file.length})
     path = folder / "graph.onnx"
     with writing(path), path.open("wb") as stream:

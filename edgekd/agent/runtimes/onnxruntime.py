@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import REFORMAT, UNKNOWN, precision_named
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, Runtime
 from edgekd.core.cores import usable_cores
@@ -42,8 +45,6 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
 
     def version(self) -> str:
-        from importlib import metadata
-
         for distribution in _DISTRIBUTIONS:
             try:
                 return metadata.version(distribution)
@@ -57,8 +58,6 @@ class OnnxRuntime(Runtime):
         return None if find_spec("onnxruntime") else "onnxruntime is not installed"
 
     def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
-        from edgekd.agent.runtimes import networks
-
         with networks.scratch_folder(engine) as folder:
             network = networks.network(slot, options, folder, int8_constants=True)
             _session(network.path, optimise_into=engine)
@@ -69,11 +68,9 @@ class OnnxRuntime(Runtime):
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """Return the layers of a few profiled runs; their operators determine the precision. Raises DeviceError."""
-        import tempfile
-
         import numpy as np
 
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        with TemporaryDirectory(prefix="edgekd-") as folder:
             native = _session(engine, profile_into=Path(folder, "profile"))
             session, port = OnnxRuntimeSession(native), native.get_inputs()[0]
             noise = np.random.RandomState(0).random_sample(port.shape).astype(np.float32)

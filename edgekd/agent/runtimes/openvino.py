@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from importlib import metadata
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import NO_WORK, REFORMAT, UNKNOWN, precision_named
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, Runtime
 from edgekd.core.cores import usable_cores
@@ -41,16 +44,12 @@ class OpenVino(Runtime):
     name = "openvino"
 
     def version(self) -> str:
-        from importlib import metadata
-
         return metadata.version("openvino")
 
     def problem(self) -> str | None:
         return None if find_spec("openvino") else "openvino is not installed"
 
     def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
-        from edgekd.agent.runtimes import networks
-
         with networks.scratch_folder(engine) as folder:
             network = networks.network(slot, options, folder, int8_constants=True)
             blob = _compiled(network.path).export_model()
@@ -78,9 +77,7 @@ class OpenVino(Runtime):
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
         """Return all outputs of a model compiled for this alone. Raises DeviceError."""
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        with TemporaryDirectory(prefix="edgekd-") as folder:
             path = Path(folder, "network.onnx")
             path.write_bytes(onnx)
             native = _compiled(path)

@@ -1,7 +1,6 @@
 """TensorRT through its Python bindings, of which JetPack has those for its own version.
 
-`tensorrt_generations` has what differs between its versions. The engine is for batch 1 and the graph's own shapes. A
-method imports what it needs: most commands of the agent neither build nor run an engine, and should start quickly.
+`tensorrt_generations` has what differs between its versions. The engine is for batch 1 and the graph's own shapes.
 """
 
 from __future__ import annotations
@@ -9,18 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgekd.agent.runtimes import cuda, networks
+from edgekd.agent.runtimes.precision import layers_of
+from edgekd.agent.runtimes.tensorrt_builder import Builder, library
+from edgekd.agent.runtimes.tensorrt_generations import generation
+from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.tensorrt_builder import Builder
-    from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
     from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.state.slots import Slot
 
@@ -33,21 +37,15 @@ class TensorRt(Runtime):
     """DLA core that engines run on; None for the GPU."""
 
     def version(self) -> str:
-        from importlib import metadata
-
         try:
             return metadata.version("tensorrt")
         except metadata.PackageNotFoundError:
-            from edgekd.agent.runtimes.tensorrt_builder import library
-
             return str(library().__version__)
 
     def problem(self) -> str | None:
         spec = find_spec("tensorrt")
         if spec is None or spec.origin is None:  # type stubs alone make a package without an origin
             return "tensorrt is not installed for this Python"
-        from edgekd.agent.runtimes import cuda
-        from edgekd.agent.runtimes.tensorrt_generations import generation
 
         try:
             generation(self.version())
@@ -56,10 +54,6 @@ class TensorRt(Runtime):
         return cuda.problem()
 
     def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
-        from edgekd.agent.runtimes import networks
-        from edgekd.agent.runtimes.tensorrt_builder import Builder
-        from edgekd.agent.runtimes.tensorrt_generations import generation
-
         builder = Builder(generation(self.version()), options)
         with networks.scratch_folder(engine) as folder:
             result = self._configure(builder, slot, options, folder)
@@ -67,14 +61,9 @@ class TensorRt(Runtime):
         return replace(result, details={**result.details, "log": builder.log.lines})
 
     def load(self, engine: Path) -> TensorRtSession:
-        from edgekd.agent.runtimes.tensorrt_generations import generation
-        from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
-
         return TensorRtSession(engine, generation(self.version()), self.core)
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        from edgekd.agent.runtimes.precision import layers_of
-
         raw = self.inspect(engine)
         try:
             return layers_of(raw.layers, raw.times_ms)
@@ -86,16 +75,10 @@ class TensorRt(Runtime):
             return Inspection(session.inspected(), session.profiled())
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        import tempfile
-
-        from edgekd.agent.runtimes import networks
-        from edgekd.agent.runtimes.tensorrt_builder import Builder
-        from edgekd.agent.runtimes.tensorrt_generations import generation
-        from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
 
         row = generation(self.version())
         builder = Builder(row, BuildOptions())
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as name:
+        with TemporaryDirectory(prefix="edgekd-") as name:
             folder = Path(name)
             graph = networks.inner_network(onnx, folder, int8_constants=row.int8_constants)
             builder.parse(graph, "the network with its inner tensors")
@@ -106,8 +89,6 @@ class TensorRt(Runtime):
 
     def _configure(self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path) -> BuildResult:
         """Pass the network and the settings to the builder; return a description. folder: for temporary files."""
-        from edgekd.agent.runtimes import networks
-
         network = networks.network(slot, options, folder, int8_constants=builder.generation.int8_constants)
         builder.parse(network.path, slot.graph.name)
         flags = builder.allow(network.quantized)

@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.runtimes import networks
+from edgekd.agent.runtimes.networks import CalibratedNetwork
 from edgekd.agent.runtimes.tensorrt import TensorRt
+from edgekd.agent.runtimes.tensorrt_builder import Builder
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, UnsuitedError
+from edgekd.core.formats.calibration_cache import to_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.networks import CalibratedNetwork
-    from edgekd.agent.runtimes.tensorrt_builder import Builder
     from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.state.slots import Slot
 
@@ -36,8 +38,6 @@ class TensorRtDla(TensorRt):
 
     def _configure(self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path) -> BuildResult:
         """Configure a build for the core. Raises UnsuitedError where the device or its TensorRT has no such core."""
-        from edgekd.agent.runtimes import networks
-
         cores, core = int(builder.builder.num_DLA_cores), int(self.core or 0)
         if core >= cores:
             raise UnsuitedError(
@@ -63,8 +63,6 @@ class TensorRtDla(TensorRt):
 
     def _quantize(self, builder: Builder, network: CalibratedNetwork) -> list[str]:
         """Pass the scales, and hold the float layers of the graph in float; return the names of those."""
-        from edgekd.core.formats.calibration_cache import to_text
-
         trt, config = builder.trt, builder.config
         with builder.wrapped("quantize for the DLA"):
             # Kept by the builder's wrapper, because TensorRT does not keep it alive.

@@ -17,7 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
+from edgekd.agent.runtimes.precision import layers_of
+from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
+from edgekd.agent.runtimes.tensorrt_generations import generation
+from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS, Flags, flags_of
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DeviceError
@@ -25,7 +30,6 @@ from edgekd.core.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.trtexec_flags import Flags
     from edgekd.agent.runtimes.types import Outputs
     from edgekd.agent.state.slots import Slot
 
@@ -52,10 +56,6 @@ class Trtexec(Runtime):
         return None if _program() else f"{PROGRAM} is neither in PATH nor in {', '.join(FOLDERS)}"
 
     def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
-        from edgekd.agent.runtimes import networks
-        from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
-        from edgekd.agent.runtimes.tensorrt_generations import generation
-
         flags, workspace = self._flags(), workspace_bytes(options.memory_bytes)
         with networks.scratch_folder(engine) as folder:
             int8_constants = generation(self.version()).int8_constants
@@ -87,8 +87,6 @@ class Trtexec(Runtime):
         return TrtexecSession(engine, str(name), self._flags())
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        from edgekd.agent.runtimes.precision import layers_of
-
         raw = self.inspect(engine)
         try:
             return layers_of(raw.layers, raw.times_ms)
@@ -106,8 +104,6 @@ class Trtexec(Runtime):
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Return the seconds of each run: GPU time of the engine with the transfers of input and output."""
-        from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS
-
         with _folder() as folder:
             exported = folder / "times.json"
             command = self._flags().bench(engine, iterations, seconds, exported)
@@ -123,10 +119,6 @@ class Trtexec(Runtime):
         return seconds_of_runs
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        from edgekd.agent.runtimes import networks
-        from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
-        from edgekd.agent.runtimes.tensorrt_generations import generation
-
         flags = self._flags()
         with _folder() as folder:
             engine = folder / "model.engine"
@@ -137,8 +129,6 @@ class Trtexec(Runtime):
             return [session.outputs(batch) for batch in batches]
 
     def _flags(self) -> Flags:
-        from edgekd.agent.runtimes.trtexec_flags import flags_of
-
         return flags_of(self.version())
 
 

@@ -1,7 +1,7 @@
-"""The evidence of a validation, read from `result.json`. Pure.
+"""The evidence of a validation, parsed from `result.json`. Pure.
 
-The file comes from strangers: `from_json` checks all that the verdicts and the report use, and bounds it. Raw data,
-such as the layer lists, is left to whoever wants to look at it.
+The file is untrusted: `from_json` checks and bounds everything that the verdicts and the report use. Raw data, such as
+layer lists, is not parsed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from edgekd.core.errors import SpecError
 
 FORMAT = 1
 MAX_BYTES = 16 << 20
-"""Largest file that is read. Thirteen engines with 256 kB of raw data each stay below 4 MB."""
+"""Maximum size of a file. Thirteen engines with 256 kB of raw data each stay below 4 MB."""
 MAX_ITEMS = 4096
-"""Longest list that is read, such as that of activations without a scale."""
+"""Maximum length of a list, such as that of activations without a scale."""
 MAX_TEXT = 4000  # characters of one value
 
 FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED = "float", "fp32-weights", "int8-constants", "calibrated"
@@ -39,7 +39,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Process:
-    """End of a process. signal: name of the signal that ended it, exit_code: None then; timed_out: it took too long."""
+    """End of a process. signal: that ended it, by name; exit_code: None then; timed_out: at the time limit."""
 
     exit_code: int | None
     signal: str | None
@@ -48,7 +48,7 @@ class Process:
 
     @property
     def cut(self) -> str | None:
-        """The reason why the process did not finish; None where it did."""
+        """Reason why the process did not finish; None where it did."""
         if self.timed_out:
             return f"ended after {self.seconds:.0f} s without a result"
         if self.signal:
@@ -71,9 +71,8 @@ class Step:
 class Build:
     """Facts from the record of an engine. float_layers: built in float because they have no INT8 kernel.
 
-    int8_share: of the time, None where there is no profile; dla_layers: how many the DLA computes, None where the
-    layers are not known; missing_scales: activations without a scale, None where that was not looked at; log: the
-    builder's warnings and errors.
+    int8_share: of the time, None without a profile; dla_layers: number of layers on the DLA, None where unknown;
+    missing_scales: activations without a scale, None where unknown; log: the builder's warnings and errors.
     """
 
     source: str
@@ -96,7 +95,7 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Bench:
-    """Times of the engine alone, in milliseconds. p50_interval, mean_interval: 95 %; refused: why FPS is not known."""
+    """Times of the engine alone, in milliseconds. p50_interval, mean_interval: 95 %; refused: why FPS is unknown."""
 
     p50: float
     p50_interval: tuple[float, float] | None
@@ -109,7 +108,7 @@ class Bench:
 class Attempt:
     """One runtime with one form of the network, in a process of its own.
 
-    problem: why the runtime cannot be used here; running: the step that was never finished.
+    problem: why the runtime cannot be used here; running: the step that did not finish.
     """
 
     runtime: str
@@ -143,7 +142,7 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Latency by `edgekd predict`, in milliseconds. fits: whether the device is this target; None: not known."""
+    """Latency by `edgekd predict`, in milliseconds. fits: whether the device is this target; None where unknown."""
 
     target: str
     precision: str
@@ -315,7 +314,7 @@ def _bench(figures: _Reader) -> Bench:
 
 
 class _Reader:
-    """An object of a document, and where it is. Its methods raise SpecError for another type than the one asked for."""
+    """An object of a document, and its place. Its methods raise SpecError for a value of another type."""
 
     def __init__(self, value: Any, place: str) -> None:
         self._place = place

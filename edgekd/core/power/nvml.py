@@ -35,7 +35,7 @@ class NvidiaGpu:
 
     @property
     def readable(self) -> bool:
-        """Whether it has energy or power at all."""
+        """True if it has energy or power."""
         return self.counts or self._watts() is not None
 
     @property
