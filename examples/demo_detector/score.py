@@ -1,4 +1,4 @@
-"""Scores a trained demo detector on scenes that it never saw: `score.py DIR [--out FILE]`, DIR as train.py left it."""
+"""Score a trained demo detector on scenes that it never saw: `score.py DIR [--out FILE]`, DIR as train.py left it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the demo's detector on rendered scenes and exports it: `train.py --out DIR [--seconds S] [--device cuda]`.
+"""Train the demo's detector on rendered scenes and exports it: `train.py --out DIR [--seconds S] [--device cuda]`.
 
 Writes DIR/detector.onnx and DIR/training.json. Training ends after --epochs or after --seconds, whichever comes first;
 the learning rate follows whichever is further on, so that it always ends low.
@@ -35,8 +35,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 HEIGHT, WIDTH, FRAME_HEIGHT = 256, 416, 234
 """The network's input, and the height of a 640x360 frame letterboxed into it."""
-SMALL = (192, 320)
-"""What training begins on: nearly twice as fast."""
+SMALL = (192, 320)  # of the first epochs: nearly twice as fast
 MAX_OBJECTS = 56
 BOX_WEIGHT, CLASS_WEIGHT, SIDE_WEIGHT = 7.5, 0.6, 1.5
 TOP_CELLS = 10
@@ -125,7 +124,7 @@ def complete_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def assign(scores: Tensor, boxes: Tensor, labels: Tensor, middles: Tensor) -> tuple[Tensor, Tensor]:
-    """Which cell learns which object, by how well it already finds it (TOOD, Feng et al. 2021, arXiv:2108.07755).
+    """Assign objects to cells, by how well these already find them (TOOD, Feng et al. 2021, arXiv:2108.07755).
 
     scores [b, c, n] probabilities; boxes [b, n, 4]; labels [b, m, 5]; middles [2, n] of the cells.
     Returns the object's row per cell int64 [b, n], and the target score [b, n], 0 for background.
@@ -155,9 +154,9 @@ def loss_of(outputs: tuple[Tensor, Tensor], labels: Tensor, middles: Tensor, str
     boxes = torch.cat([middles - reach[:, :2], middles + reach[:, 2:]], 1).transpose(1, 2)
     owner, target = assign(logits.detach().sigmoid(), boxes.detach(), labels, middles)
     chosen = labels.gather(1, owner[..., None].expand(-1, -1, 5))
-    wanted = functional.one_hot(chosen[..., 0].clamp(min=0).long(), logits.shape[1]).transpose(1, 2) * target[:, None]
+    expected = functional.one_hot(chosen[..., 0].clamp(min=0).long(), logits.shape[1]).transpose(1, 2) * target[:, None]
     total = target.sum().clamp(min=1.0)
-    class_loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / total
+    class_loss = functional.binary_cross_entropy_with_logits(logits, expected, reduction="sum") / total
     own = target > 0
     weight = target[own]
     _, quality = complete_iou(boxes[own], chosen[own][:, 1:])

@@ -1,4 +1,4 @@
-"""What stands still in the demo: for each of a few fixed cameras its street, houses, trees and lamps, painted once."""
+"""Static parts of the scenes: street, houses, trees and lamps of each of a few fixed cameras, painted once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """Everything one camera sees that does not move. Sizes include the sway on every side.
+    """The static part of one camera's view. Sizes include the sway on every side.
 
     canvas   uint8 [2 h, 2 w, 4]: the picture in plain daylight without `layers`; the fourth channel is 0
     layers   from far to near
@@ -70,7 +70,7 @@ class Backdrop:
 
 @lru_cache(maxsize=CAMERAS)
 def backdrop(index: int) -> Backdrop:
-    """Paint what camera `index` (0 to CAMERAS - 1) sees."""
+    """Paint the view of camera `index` (0 to CAMERAS - 1)."""
     rng = np.random.default_rng([977, index])
     camera, street, sun = _camera(rng), _street(rng, index), _sun(rng)
     width, height = camera.size

@@ -157,7 +157,7 @@ def inset(quad: Sequence[Point], u0: float, u1: float, v0: float, v1: float, lif
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object stands: ground position in metres and heading in radians from the world's x axis."""
+    """Pose of an object: ground position in metres and heading in radians from the world's x axis."""
 
     x: float
     y: float

@@ -40,7 +40,7 @@ def darker(colour: Colour, share: float) -> Colour:
 
 
 def person(rng: np.random.Generator, umbrella: bool = False) -> Mesh:
-    """Someone who stands or walks; adults and children, with bags, hats, skirts and hoods now and then."""
+    """Return a person who stands or walks; adults and children, with bags, hats, skirts and hoods now and then."""
     mesh = Mesh()
     tall = float(rng.uniform(1.05, 1.4) if rng.random() < 0.15 else rng.normal(1.72, 0.08))
     stride = float(rng.choice([0.12, rng.uniform(0.25, 0.5)]))

@@ -1,4 +1,4 @@
-"""What stands on the demo's pavements: lamps, trees, hedges, bins, posts, benches and signs. None of it has a label."""
+"""Props on the pavements: lamps, trees, hedges, bins, posts, benches and signs. None of it has a label."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def render(seed: int) -> Scene:
 
 
 def _draw(view: Backdrop, actors: list[Actor]) -> tuple[Image, dict[int, int]]:
-    """The canvas with everything on it, far things first, and how many pixels each id covered when it was drawn."""
+    """Return the canvas, painted from far to near, and the number of pixels that each id covered when it was drawn."""
     canvas = view.canvas.copy()
     drawn: dict[int, int] = {}
     layers = list(view.layers)
@@ -70,7 +70,7 @@ def _draw(view: Backdrop, actors: list[Actor]) -> tuple[Image, dict[int, int]]:
 
 
 def _extent(actor: Actor, width: int, height: int) -> tuple[int, int, int, int]:
-    """A box of canvas pixels around the actor, with room for the thickness of its limbs."""
+    """Return a box of canvas pixels around the actor, with room for the thickness of its limbs."""
     room = 0.35 * float(np.ptp(actor.placed.pixels[:, 1])) + 8
     low, high = actor.placed.pixels.min(axis=0) - room, actor.placed.pixels.max(axis=0) + room
     x0, y0 = np.clip(low, 0, (width, height)).astype(int)
@@ -90,7 +90,7 @@ def _shadows(view: Backdrop, actors: list[Actor], now: Weather) -> tuple[Image, 
 def _labels(
     ids: Image, corner: tuple[int, int], actors: list[Actor], drawn: dict[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes around what is seen of each object. `ids` is the frame's part of the canvas, whose corner is given."""
+    """Return boxes around the visible part of each object, and classes; ids: the canvas from `corner`."""
     boxes, classes = [], []
     for actor in actors:
         x0, y0, x1, y1 = _extent(actor, ids.shape[1] + corner[0], ids.shape[0] + corner[1])
@@ -111,7 +111,7 @@ def _labels(
 
 
 def _share_in_frame(actor: Actor, tag: int, shape: tuple[int, ...], corner: tuple[int, int]) -> float:
-    """Which share of the object's own extent lies inside the frame."""
+    """Return the share of the object's extent that lies inside the frame."""
     points = [k for part in actor.placed.mesh.parts if part.tag == tag for k in part.points]
     pixels = actor.placed.pixels[points] - corner
     full = np.maximum(np.ptp(pixels, axis=0), 1.0)

@@ -35,5 +35,5 @@ class Street:
 
 
 def street_crossing(street: Street) -> float:
-    """Where along the street the zebra crossing lies: left of the view's middle, or right when a side road is there."""
+    """Return the zebra crossing's place along the street: left of the middle, or right where a side road is there."""
     return -5.0 if street.side_road is None or street.side_road > 0 else 6.0

@@ -1,4 +1,4 @@
-"""Who is in the demo's street at one moment: people, bicycles, cars, trucks and dogs at plausible places."""
+"""Traffic of one moment: people, bicycles, cars, trucks and dogs at plausible places."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _light(open_sky: Picture, view: Backdrop, actors: list[Actor], now: Weather)
 
 
 def _beams(shape: tuple[int, ...], view: Backdrop, actors: list[Actor]) -> Picture:
-    """What headlights throw on the ground before them, float32 [h, w]."""
+    """Return the light of headlights on the ground, float32 [h, w]."""
     height, width = shape[0] // 4, shape[1] // 4
     beam = np.zeros((height, width), np.float32)
     for actor in actors:
