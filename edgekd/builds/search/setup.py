@@ -154,16 +154,15 @@ class SearchContext:
             self.progress.note(f"search: {len(search.points)} tried; best: {winner.candidate.text()}, {kept}")
 
     def _student(self, name: str, dataset: Dataset) -> Path:
-        """The float graph of a student before it is trained: what it will cost is known then."""
+        """Return the float graph of a student before training, by which its cost is known."""
+        family = student_family(name)
+        file = f"student{family.suffix}"
 
         def work(folder: Path) -> Mapping[str, Any]:
             step = Distill(name, image_size=self.facts.image_size)
             initialize = family.capability("initialize_student")
             initialize(step, dataset.classes, folder / file, self.request.job.trust_checkpoint)
             return {}
-
-        family = student_family(name)
-        file = f"student{family.suffix}"
 
         inputs = {
             "student": self.stages.named(name),
