@@ -1,4 +1,4 @@
-"""A detector and the lighter one that was made of it: what commands tell of both, and that it is faster."""
+"""A detector and a lighter one derived from it: their results side by side, and the requirement that it is faster."""
 
 from __future__ import annotations
 
@@ -16,60 +16,51 @@ from edgekd.detectors import load
 from edgekd.hardware.target import EXPORT_OPSET, Target
 
 SCORED = "val"
-"""The split that is scored and timed on where there is one; nothing is chosen by it."""
-
-
-class Job(Protocol):
-    """Which detector a lighter one is to be made of, by which images. target: what for, if not for this machine.
-
-    device: what latency is measured on, `local` or `local:ENGINE`.
-    """
-
-    @property
-    def model(self) -> Path: ...
-
-    @property
-    def data(self) -> Path: ...
-
-    @property
-    def target(self) -> Target | None: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def trust_checkpoint(self) -> bool: ...
+"""The split for scores and times, where there is one; nothing is chosen by it."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What there is before anything is made lighter. before: the detector's float graph; latency: what decides."""
+    """A detector before it is made lighter. before: its float graph; target: None for this machine."""
 
     stages: Stages
     dataset: Dataset
     before: Stage
+    target: Target | None
     measured: Measured
     latency: Latency
 
     def export(self, checkpoint: Path) -> Stage:
-        """The float graph of a checkpoint that was written here."""
+        """Export a checkpoint that was written here."""
         return self.stages.export(load(checkpoint), None, self.dataset.classes, EXPORT_OPSET)
 
 
-def start(job: Job, stages: Stages, sees: bool) -> Start:
-    """Open a job; sees: whether what is made depends on training images. Raises SpecError, DataError."""
-    detector, dataset = load(job.model, trust_checkpoint=job.trust_checkpoint), load_dataset(job.data)
+def start(
+    stages: Stages,
+    model: Path,
+    data: Path,
+    *,
+    target: Target | None,
+    device: str,
+    trust_checkpoint: bool,
+    uses_training_images: bool,
+) -> Start:
+    """Export a detector, and choose how latency is judged. Raises SpecError, DataError.
+
+    device: for measurements, `local` or `local:ENGINE`. uses_training_images: the result depends on them.
+    """
+    detector, dataset = load(model, trust_checkpoint=trust_checkpoint), load_dataset(data)
     split = dataset.split(SCORED if SCORED in dataset.splits else "train")
-    if split.name == SCORED and sees:
+    if split.name == SCORED and uses_training_images:
         stages.refuse_shared(dataset.split("train"), split)
     before = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
     require_classes(spec_of(before), dataset)
-    measured = Measured(stages, split, stages.fingerprint(split), local_device(job.device))
-    return Start(stages, dataset, before, measured, latency_on(job.target, measured))
+    measured = Measured(stages, split, stages.fingerprint(split), local_device(device))
+    return Start(stages, dataset, before, target, measured, latency_on(target, measured))
 
 
 class Lighter(Protocol):
-    """What was made. graph: its float graph; parameters, multiply_adds, latency_ms: before and after."""
+    """A lighter detector. graph: its float graph; parameters, multiply_adds, latency_ms: before and after."""
 
     @property
     def graph(self) -> Stage: ...
@@ -84,8 +75,8 @@ class Lighter(Protocol):
     def latency_ms(self) -> tuple[float, float]: ...
 
 
-def told(begun: Start, found: Lighter, target: Target | None) -> dict[str, Any]:
-    """`before`, `after`, `target` and `host` of a result: docs/json.md."""
+def compared(begun: Start, found: Lighter) -> dict[str, Any]:
+    """Return `before`, `after`, `target` and `host` of a result: docs/json.md."""
     before, measured = begun.before, begun.measured
     times = measured.of_both(before, found.graph)
     sides = {
@@ -98,20 +89,20 @@ def told(begun: Start, found: Lighter, target: Target | None) -> dict[str, Any]:
         }
         for at, (side, graph) in enumerate((("before", before), ("after", found.graph)))
     }
-    return {**sides, "target": _on_target(target, begun.latency, found), "host": measured.host(before, found.graph)}
+    return {**sides, "target": _on_target(begun, found), "host": measured.host(before, found.graph)}
 
 
-def _on_target(target: Target | None, latency: Latency, found: Lighter) -> dict[str, Any] | None:
-    """What was decided by, where that was not this machine."""
-    if target is None:
+def _on_target(begun: Start, found: Lighter) -> dict[str, Any] | None:
+    """Return the latencies that decided, where they are not of this machine."""
+    if begun.target is None:
         return None
     before, after = found.latency_ms
-    told = {"name": target.name, "basis": latency.basis, "where": latency.where}
-    return {**told, "before_ms": before, "after_ms": after}
+    basis = {"name": begun.target.name, "basis": begun.latency.basis, "where": begun.latency.where}
+    return {**basis, "before_ms": before, "after_ms": after}
 
 
 def _scores(graph: Stage, split: Split, data: str, stages: Stages) -> dict[str, float | None]:
-    """mAP of a graph; None where there is no split to score."""
+    """Return mAP of a graph; None where there is no split to score."""
     if split.name != SCORED:
         return {"map50_95": None, "map50": None}
     found = stages.score(graph, split, data, "fp32").results

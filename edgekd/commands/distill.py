@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from edgekd.builds.recipe import Budget, Distill, Recipe
+from edgekd.builds.recipe import Budget, Distill
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages import train
 from edgekd.builds.stages.base import Stages, spec_of, stage_json
@@ -17,8 +15,7 @@ from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.commands.arguments import path_or_none, recipe_of
 from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Distilled
-from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.commands.results import Distilled, write_result
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
@@ -34,78 +31,28 @@ RESULT = "distill.json"
 NOT_SCORED: Mapping[str, float | None] = MappingProxyType({"map50_95": None, "map50": None})
 
 
-@dataclass(frozen=True)
-class DistillJob:
-    """Which detector teaches whom, on what. device: `cpu`, or numbers of GPUs; None for one GPU if there is any."""
-
-    teacher: Path
-    data: Path
-    recipe: Recipe
-    out: Path
-    device: str | None = None
-    trust_checkpoint: bool = False
-    fresh: bool = False
-
-
-def run(job: DistillJob, progress: Progress = SILENT) -> Mapping[str, Any]:
-    """Train and score; leave the student's file and `distill.json`, the documented result, in `job.out`.
-
-    Raises SpecError, DataError or CompressError and leaves nothing half-written. What was killed goes on.
-    """
-    step = job.recipe.only(Distill)
-    refuse_recipe(job.recipe, Budget(), job.teacher)
-    load(job.teacher)  # a path that leads nowhere should not cost the hashing of the data
-    dataset = load_dataset(job.data)
-    stages = Stages.within(job.out, job.fresh, progress)
-    scored = dataset.split(SCORED) if SCORED in dataset.splits else None
-    if scored:
-        stages.refuse_shared(dataset.split("train"), scored)
-    done = train.distill(stages, step, job.teacher, dataset, job.trust_checkpoint, job.device)
-    before = _teachers_scores(job, dataset, scored, stages)
-    student, copy = done.path / train.student_file(step), job.out / train.student_file(step)
-    after = _scores(_graph(student, job, dataset, stages), scored, stages) if scored else NOT_SCORED
-    kept = after["map50_95"] / before["map50_95"] if after["map50_95"] is not None and before["map50_95"] else None
-    result = {
-        "teacher": job.teacher.name,
-        "student": Path(str(step.student)).name,
-        "recipe": job.recipe.name,
-        "checkpoint": str(copy),
-        "kept": kept,
-        "before": {"parameters": done.results["teacher_parameters"], **before},
-        "after": {"parameters": done.results["parameters"], **after},
-        "epochs": done.results["epochs"],
-        "losses": done.results["losses"],
-        "weights": done.results["weights"],
-        "stages": [stage_json(stage) for stage in stages.done],
-    }
-    copy_file(student, copy)
-    write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
-    return result
-
-
 def _teachers_scores(
-    job: DistillJob, dataset: Dataset, scored: Split | None, stages: Stages
+    teacher: Path, step: Distill, dataset: Dataset, scored: Split | None, stages: Stages, trust_checkpoint: bool
 ) -> Mapping[str, float | None]:
-    """mAP of the teacher, of an RT-DETR by its own network; None without a split to score, and for other classes."""
+    """Score the teacher, an RT-DETR by its own network; None without a split to score, and for other classes."""
     if scored is None:
         return NOT_SCORED
-    same, trust = job.recipe.only(Distill).same_classes, job.trust_checkpoint
-    if (found := direct_detector(job.teacher, SCORING, trust)) is not None:
-        if not train.same_classes(dataset.classes, found.classes, same):
+    if (found := direct_detector(teacher, SCORING, trust_checkpoint)) is not None:
+        if not train.same_classes(dataset.classes, found.classes, step.same_classes):
             return NOT_SCORED
 
         def work(folder: Path) -> Mapping[str, Any]:
             return judge(found.find, found.classes, scored, stages.progress, "score teacher").score.to_json()
 
-        inputs = {"checkpoint": stages.sha256(job.teacher), "data": stages.fingerprint(scored)}
+        inputs = {"checkpoint": stages.sha256(teacher), "data": stages.fingerprint(scored)}
         return _maps(stages.run("score-teacher", inputs, work, ("torch", "ultralytics")))
-    graph = _graph(job.teacher, job, dataset, stages)
-    alike = train.same_classes(dataset.classes, spec_of(graph).classes, same)
+    graph = _graph(teacher, dataset, stages, trust_checkpoint)
+    alike = train.same_classes(dataset.classes, spec_of(graph).classes, step.same_classes)
     return _scores(graph, scored, stages) if alike else NOT_SCORED
 
 
-def _graph(checkpoint: Path, job: DistillJob, dataset: Dataset, stages: Stages) -> Stage:
-    return stages.export(load(checkpoint, trust_checkpoint=job.trust_checkpoint), None, dataset.classes, EXPORT_OPSET)
+def _graph(checkpoint: Path, dataset: Dataset, stages: Stages, trust_checkpoint: bool) -> Stage:
+    return stages.export(load(checkpoint, trust_checkpoint=trust_checkpoint), None, dataset.classes, EXPORT_OPSET)
 
 
 def _scores(graph: Stage, scored: Split, stages: Stages) -> Mapping[str, float | None]:
@@ -140,16 +87,35 @@ def distill(
     CompressError, and leaves nothing half-written. The command: `edgekd distill`. The method, with the source of each
     loss: docs/distillation.md.
     """
-    given: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
-    given["unlabelled"] = None if unlabelled is None else str(unlabelled)
+    settings: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
+    settings["unlabelled"] = None if unlabelled is None else str(unlabelled)
     names = (Path(name).stem.removesuffix(".tv") for name in (student, teacher))
-    job = DistillJob(
-        teacher=Path(teacher),
-        data=Path(data),
-        recipe=recipe_of(recipe or "distill").with_settings(Distill, **given),
-        out=path_or_none(out) or Path("runs") / "-from-".join(names),
-        device=device,
-        trust_checkpoint=trust_checkpoint,
-        fresh=fresh,
-    )
-    return Distilled(run(job, progress))
+    folder, teacher = path_or_none(out) or Path("runs") / "-from-".join(names), Path(teacher)
+    steps = recipe_of(recipe or "distill").with_settings(Distill, **settings)
+    step = steps.only(Distill)
+    refuse_recipe(steps, Budget(), teacher)
+    load(teacher)  # a path that leads nowhere should not cost the hashing of the data
+    dataset = load_dataset(Path(data))
+    stages = Stages.within(folder, fresh, progress)
+    scored = dataset.split(SCORED) if SCORED in dataset.splits else None
+    if scored:
+        stages.refuse_shared(dataset.split("train"), scored)
+    done = train.distill(stages, step, teacher, dataset, trust_checkpoint, device)
+    before = _teachers_scores(teacher, step, dataset, scored, stages, trust_checkpoint)
+    file, after = train.student_file(step), NOT_SCORED
+    if scored:
+        after = _scores(_graph(done.path / file, dataset, stages, trust_checkpoint), scored, stages)
+    kept = after["map50_95"] / before["map50_95"] if after["map50_95"] is not None and before["map50_95"] else None
+    result = {
+        "teacher": teacher.name,
+        "student": Path(str(step.student)).name,
+        "recipe": steps.name,
+        "checkpoint": str(folder / file),
+        "kept": kept,
+        "before": {"parameters": done.results["teacher_parameters"], **before},
+        "after": {"parameters": done.results["parameters"], **after},
+        **{name: done.results[name] for name in ("epochs", "losses", "weights")},
+        "stages": [stage_json(stage) for stage in stages.done],
+    }
+    write_result(folder, RESULT, result, {file: done.path / file})
+    return Distilled(result)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.recipe import LowRank
+from edgekd.builds.recipe import Budget, LowRank
+from edgekd.builds.speedup import compared, start
 from edgekd.builds.stages import low_rank
+from edgekd.builds.stages.base import Stages, stage_json
+from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Lightened
+from edgekd.commands.results import Lightened, write_result
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
+
+RESULT = "factorize.json"
 
 
 def factorize(
@@ -35,15 +40,31 @@ def factorize(
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
     The command: `edgekd factorize`. The method, with its sources: docs/low-rank.md.
     """
+    path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).stem}-factorized"
     share = None if energy is None else parse_share(energy, "--energy")
-    job = low_rank.FactorizeJob(
-        model=Path(model),
-        data=Path(data),
-        recipe=recipe_of(recipe or "factorize").with_settings(LowRank, energy=share),
-        out=path_or_none(out) or Path("runs") / f"{Path(model).stem}-factorized",
+    steps = recipe_of(recipe or "factorize").with_settings(LowRank, energy=share)
+    step = steps.only(LowRank)
+    refuse_recipe(steps, Budget(), path)
+    stages = Stages.within(folder, fresh, progress)
+    begun = start(
+        stages,
+        path,
+        Path(data),
         target=target_or_none(target),
         device=device,
         trust_checkpoint=trust_checkpoint,
-        fresh=fresh,
+        uses_training_images=True,
     )
-    return Lightened(low_rank.run(job, progress))
+    found = low_rank.factorize(
+        stages, step, path, begun.dataset, begun.before, begun.export, begun.latency, trust_checkpoint
+    )
+    result = {
+        "model": path.name,
+        "recipe": steps.name,
+        "checkpoint": str(folder / found.checkpoint.name),
+        **compared(begun, found),
+        "layers": found.layers,
+        "stages": [stage_json(stage) for stage in stages.done],
+    }
+    write_result(folder, RESULT, result, {found.checkpoint.name: found.checkpoint})
+    return Lightened(result)

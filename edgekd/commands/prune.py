@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from edgekd.builds.recipe import Budget, Prune, Recipe
-from edgekd.builds.speedup import start, told
+from edgekd.builds.recipe import Budget, Prune
+from edgekd.builds.speedup import compared, start
+from edgekd.builds.stage_store import readable_json
 from edgekd.builds.stages.base import Stages, stage_json
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, sensitivity
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Lightened
-from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.commands.results import Lightened, write_result
+from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
 from edgekd.hardware.target import Target
@@ -25,58 +24,10 @@ from edgekd.hardware.target import Target
 RESULT, SENSITIVITY = "prune.json", "sensitivity.json"
 
 
-@dataclass(frozen=True)
-class PruneJob:
-    """Which detector is to lose how much. target: what it is for, if not for this machine.
-
-    device: what latency is measured on, `local` or `local:ENGINE`. scan: also find out how sensitive each unit of
-    channels is, before anything is pruned.
-    """
-
-    model: Path
-    data: Path
-    recipe: Recipe
-    out: Path
-    target: Target | None = None
-    device: str = "local"
-    scan: bool = False
-    trust_checkpoint: bool = False
-    fresh: bool = False
-
-
-def run(job: PruneJob, progress: Progress = SILENT) -> Mapping[str, Any]:
-    """Prune, score and time; leave the checkpoint and `prune.json`, the documented result, in `job.out`.
-
-    Raises SpecError, DataError or CompressError, also where the pruned detector is not faster, and leaves nothing
-    half-written.
-    """
-    step = for_target(job.recipe.only(Prune), job.target)
-    refuse_recipe(job.recipe, Budget(), job.model)
-    stages = Stages.within(job.out, job.fresh, progress)
-    begun = start(job, stages, sees=step.importance != "magnitude" or step.recovery is not None)
-    if job.scan:
-        found_out = sensitivity(stages, begun.dataset, job.model, step, job.trust_checkpoint)
-        write_file(job.out / SENSITIVITY, (json.dumps(found_out, indent=2) + "\n").encode("ascii"))
-    known = (begun.dataset, job.model, begun.before, begun.export, begun.latency)
-    found = ChannelPruner(stages, *known, job.trust_checkpoint).run(step)
-    result = {
-        "model": job.model.name,
-        "recipe": job.recipe.name,
-        "checkpoint": str(job.out / checkpoint_name(job.model)),
-        **told(begun, found, job.target),
-        "widths": {name: list(pair) for name, pair in found.widths.items()},
-        "importance": found.importance,
-        "stages": [stage_json(stage) for stage in stages.done],
-    }
-    copy_file(found.checkpoint, job.out / checkpoint_name(job.model))
-    write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
-    return result
-
-
 def for_target(step: Prune, target: Target | None) -> Prune:
-    """The step with widths that the target likes, where it does not say itself."""
-    liked = target.precisions.multiple if target else None
-    return replace(step, multiple=step.multiple or (liked.value if liked else None))
+    """Return the step with the target's preferred multiple of channels, where it has none of its own."""
+    preferred = target.precisions.multiple if target else None
+    return replace(step, multiple=step.multiple or (preferred.value if preferred else None))
 
 
 def prune(
@@ -103,16 +54,34 @@ def prune(
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
     The command: `edgekd prune`. The method, with its sources: docs/pruning.md.
     """
-    share = None if ratio is None else parse_share(ratio, "--ratio")
-    job = PruneJob(
-        model=Path(model),
-        data=Path(data),
-        recipe=recipe_of(recipe or "prune").with_settings(Prune, ratio=share, max_size=max_size, min_fps=min_fps),
-        out=path_or_none(out) or Path("runs") / f"{Path(model).name.partition('.')[0]}-pruned",
-        target=target_or_none(target),
-        scan=scan,
+    path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).name.partition('.')[0]}-pruned"
+    share, chosen = None if ratio is None else parse_share(ratio, "--ratio"), target_or_none(target)
+    steps = recipe_of(recipe or "prune").with_settings(Prune, ratio=share, max_size=max_size, min_fps=min_fps)
+    step = for_target(steps.only(Prune), chosen)
+    refuse_recipe(steps, Budget(), path)
+    stages = Stages.within(folder, fresh, progress)
+    begun = start(
+        stages,
+        path,
+        Path(data),
+        target=chosen,
         device=device,
         trust_checkpoint=trust_checkpoint,
-        fresh=fresh,
+        uses_training_images=step.importance != "magnitude" or step.recovery is not None,
     )
-    return Lightened(run(job, progress))
+    if scan:
+        sensitivities = sensitivity(stages, begun.dataset, path, step, trust_checkpoint)
+        write_file(folder / SENSITIVITY, readable_json(sensitivities))
+    known = (begun.dataset, path, begun.before, begun.export, begun.latency)
+    pruned = ChannelPruner(stages, *known, trust_checkpoint).run(step)
+    result = {
+        "model": path.name,
+        "recipe": steps.name,
+        "checkpoint": str(folder / checkpoint_name(path)),
+        **compared(begun, pruned),
+        "widths": {name: list(pair) for name, pair in pruned.widths.items()},
+        "importance": pruned.importance,
+        "stages": [stage_json(stage) for stage in stages.done],
+    }
+    write_result(folder, RESULT, result, {checkpoint_name(path): pruned.checkpoint})
+    return Lightened(result)

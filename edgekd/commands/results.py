@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.builds.stage_store import readable_json
+from edgekd.core.atomic_files import copy_file, write_file
+
 
 @dataclass(frozen=True)
 class Result:
@@ -85,3 +88,10 @@ class Verified(Result):
         """True where the trust file or keys that were passed say so; None where none was passed. Never False."""
         trusted: bool | None = self.document["trusted"]
         return trusted
+
+
+def write_result(folder: Path, name: str, document: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Copy files into a result folder under new names, and write its document last. Raises SpecError."""
+    for file, source in files.items():
+        copy_file(source, folder / file)
+    write_file(folder / name, readable_json(document))

@@ -1,43 +1,19 @@
-"""`edgekd factorize`: a detector with thinner layers in place of some, scored and timed beside what it was."""
+"""Low-rank factorization: layers of a detector replaced by products of thinner ones."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.builds.latency import Latency
-from edgekd.builds.recipe import Budget, LowRank, Recipe
-from edgekd.builds.speedup import require_faster, start, told
+from edgekd.builds.recipe import LowRank
+from edgekd.builds.speedup import require_faster
 from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import Stages, stage_json
-from edgekd.builds.stages.plan import refuse_recipe
-from edgekd.core.atomic_files import copy_file, write_file
-from edgekd.core.progress import SILENT, Progress
+from edgekd.builds.stages.base import Stages
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
-from edgekd.hardware.target import Target
-
-RESULT = "factorize.json"
-
-
-@dataclass(frozen=True)
-class FactorizeJob:
-    """Which detector is to be factorized. target: what it is for, if not for this machine.
-
-    device: what latency is measured on, `local` or `local:ENGINE`.
-    """
-
-    model: Path
-    data: Path
-    recipe: Recipe
-    out: Path
-    target: Target | None = None
-    device: str = "local"
-    trust_checkpoint: bool = False
-    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,29 +81,3 @@ def factorize(
 def factorized_file(checkpoint: Path) -> str:
     """Return the name of the file of a factorized detector."""
     return f"factorized{require_family(checkpoint).suffix}"
-
-
-def run(job: FactorizeJob, progress: Progress = SILENT) -> Mapping[str, Any]:
-    """Factorize, score and time; leave the checkpoint and `factorize.json`, the documented result, in `job.out`.
-
-    Raises SpecError, DataError or CompressError, also where the factorized detector is not faster, and leaves nothing
-    half-written.
-    """
-    step = job.recipe.only(LowRank)
-    refuse_recipe(job.recipe, Budget(), job.model)
-    stages = Stages.within(job.out, job.fresh, progress)
-    begun = start(job, stages, sees=True)
-    known = (begun.dataset, begun.before, begun.export, begun.latency)
-    found = factorize(stages, step, job.model, *known, job.trust_checkpoint)
-    checkpoint = job.out / found.checkpoint.name
-    result = {
-        "model": job.model.name,
-        "recipe": job.recipe.name,
-        "checkpoint": str(checkpoint),
-        **told(begun, found, job.target),
-        "layers": found.layers,
-        "stages": [stage_json(stage) for stage in stages.done],
-    }
-    copy_file(found.checkpoint, checkpoint)
-    write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
-    return result
