@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,41 +40,66 @@ _DERIVED = ("half", "quantize", "quant_aware_distill")
 
 
 @dataclass(frozen=True)
-class ReportJob:
-    """A build to report on. data: What it was scored on, by default where the build found it. out: The page, by default
-    PAGE in the folder. frames: Scored images on which layers are compared.
+class Analysed(Result):
+    """The result of `analyse`. Counts are None where the scored data was not at hand; `missing` says what else is."""
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return Path(self.document["report"])
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What is not in the report, and why."""
+        return tuple(self.document["missing"])
+
+    @property
+    def lost(self) -> int | None:
+        """Objects that were found before, and are not found by the graph that ships."""
+        return self._counted("lost")
+
+    @property
+    def gained(self) -> int | None:
+        """Objects that only the graph that ships finds."""
+        return self._counted("gained")
+
+    def _counted(self, name: str) -> int | None:
+        detections = self.document["detections"]
+        return None if detections is None else int(detections["total"][name])
+
+
+def analyse(
+    run: Annotated[str | Path, Argument("Result folder of a build.")],
+    *,
+    data: Annotated[str | Path | None, Option("What it was scored on. Default: where that was then.")] = None,
+    out: Annotated[str | Path | None, Option("The page. Default: RUN/analysis.html.")] = None,
+    images: Annotated[int, Option("Scored images on which layers are compared.", minimum=1)] = FRAMES,
+    progress: Progress = SILENT,
+) -> Analysed:
+    """Explain where a finished build lost accuracy: objects lost and gained, confusion, layers, attention; as a page.
+
+    Raises SpecError where no build was finished there, or its stages are gone; DataError where `data` is not what was
+    scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019), attention
+    that of Zagoruyko and Komodakis (ICLR 2017): docs/report.md.
     """
-
-    run: Path
-    data: Path | None = None
-    out: Path | None = None
-    frames: int = FRAMES
-
-
-def report_on(job: ReportJob, progress: Progress = SILENT) -> Mapping[str, Any]:
-    """Write the page and return the documented result of `edgekd report --json`.
-
-    Raises:
-        SpecError: There is no finished build, or its stages are gone.
-        DataError: `data` is not what was scored.
-        BundleError: The bundle cannot be read.
-    """
-    finished = opened(job.run)
+    folder, page = Path(run), path_or_none(out)
+    require_place(page)
+    finished = opened(folder)
     done = _stages_of(finished)
-    stages = Stages.within(job.run, False, progress)
-    scored, unavailable = _scored(job, finished, stages)
+    stages = Stages.within(folder, False, progress)
+    scored, unavailable = _scored(path_or_none(data), finished, stages)
     parts = _parts(finished, done, scored)
     timings = Timings(_last(done, "check-"), _last(done, "compile"), _last(done, "benchmark"))
     analysed: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
     findings = None if scored is None else findings_of(parts)
     if findings is not None:
-        analysed = analyse_stage(parts, findings, stages, timings.timing, job.frames)
+        analysed = analyse_stage(parts, findings, stages, timings.timing, images)
     report = analysed_report(full_report(parts, timings, _asked(finished), done), parts, findings, analysed)
     if unavailable:
         report = replace(report, missing=(unavailable, *report.missing))
-    out = job.out or job.run / PAGE
-    write_file(out, render(report).encode("utf-8"))
-    return document(job, out, report)
+    page = page or folder / PAGE
+    write_file(page, render(report).encode("utf-8"))
+    return Analysed(document(folder, page, report))
 
 
 def _stages_of(finished: Finished) -> list[Stage]:
@@ -139,9 +164,9 @@ def _target(name: str) -> Target | None:
         return None
 
 
-def _scored(job: ReportJob, finished: Finished, stages: Stages) -> tuple[Split | None, str | None]:
+def _scored(data: Path | None, finished: Finished, stages: Stages) -> tuple[Split | None, str | None]:
     """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
-    place = job.data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
+    place = data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
     if place is None:
         return None, "the data: this ledger does not say where it was; pass --data"
     try:
@@ -154,7 +179,7 @@ def _scored(job: ReportJob, finished: Finished, stages: Stages) -> tuple[Split |
                 fix="pass the data set as it was, or build again",
             )
     except EdgeKDError as error:
-        if job.data is not None:
+        if data is not None:
             raise
         return None, f"the data, where it was when this was built: {error}; pass --data"
     return split, None
@@ -182,11 +207,11 @@ def _provenance(finished: Finished) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def document(job: ReportJob, out: Path, report: Report) -> dict[str, Any]:
+def document(run: Path, page: Path, report: Report) -> dict[str, Any]:
     """Return the numbers of a report: docs/json.md."""
     return {
-        "run": str(job.run),
-        "report": str(out),
+        "run": str(run),
+        "report": str(page),
         **_attributes(report, "model", "target", "recipe", "images"),
         "map50_95": _attributes(report.map50_95, "before", "after"),
         "missing": list(report.missing),
@@ -264,51 +289,3 @@ def _inside(inside: LayerAnalysis) -> dict[str, Any]:
 
 def _attributes(value: object, *names: str) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Analysed(Result):
-    """The result of `analyse`. Counts are None where the scored data was not at hand; `missing` says what else is."""
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return Path(self.document["report"])
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """What is not in the report, and why."""
-        return tuple(self.document["missing"])
-
-    @property
-    def lost(self) -> int | None:
-        """Objects that were found before, and are not found by the graph that ships."""
-        return self._counted("lost")
-
-    @property
-    def gained(self) -> int | None:
-        """Objects that only the graph that ships finds."""
-        return self._counted("gained")
-
-    def _counted(self, name: str) -> int | None:
-        detections = self.document["detections"]
-        return None if detections is None else int(detections["total"][name])
-
-
-def analyse(
-    run: Annotated[str | Path, Argument("Result folder of a build.")],
-    *,
-    data: Annotated[str | Path | None, Option("What it was scored on. Default: where that was then.")] = None,
-    out: Annotated[str | Path | None, Option("The page. Default: RUN/analysis.html.")] = None,
-    images: Annotated[int, Option("Scored images on which layers are compared.", minimum=1)] = FRAMES,
-    progress: Progress = SILENT,
-) -> Analysed:
-    """Explain where a finished build lost accuracy: objects lost and gained, confusion, layers, attention; as a page.
-
-    Raises SpecError where no build was finished there, or its stages are gone; DataError where `data` is not what was
-    scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019), attention
-    that of Zagoruyko and Komodakis (ICLR 2017): docs/report.md.
-    """
-    page = path_or_none(out)
-    require_place(page)
-    return Analysed(report_on(ReportJob(Path(run), path_or_none(data), page, images), progress))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +16,22 @@ from edgekd.core.errors import SpecError
 from edgekd.evaluation.report.validation import render
 
 
-def run(result: Path, page: Path | None = None) -> Mapping[str, Any]:
-    """Write the page and return the documented result of `edgekd validate-report --json`.
+def validate_report(
+    result: Annotated[str | Path, Argument("A result.json of the validation kit.")],
+    *,
+    out: Annotated[str | Path | None, Option("The page. Default: RESULT.html.")] = None,
+) -> Result:
+    """Judge the evidence of a validation on hardware, and write a page of it.
 
-    Verdicts are derived from the evidence again; those in the file are ignored. page: By default the path of the file
-    with `.html`. Raises SpecError.
+    Verdicts are derived from the evidence again; those in the file are ignored. Raises SpecError. The command: `edgekd
+    validate-report`.
     """
-    evidence = read_evidence(result)
+    path = Path(result)
+    evidence = read_evidence(path)
     judged = verdicts(evidence)
-    page = page or result.with_suffix(".html")
-    write_file(page, render(result.name, evidence, judged).encode("utf-8"))
-    return document(result, page, evidence, judged)
+    page = path_or_none(out) or path.with_suffix(".html")
+    write_file(page, render(path.name, evidence, judged).encode("utf-8"))
+    return Result(document(path, page, evidence, judged))
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -53,12 +57,3 @@ def document(result: Path, page: Path, evidence: Evidence, judged: tuple[Verdict
         "exit_code": exit_code(evidence, judged),
         "verdicts": [asdict(each) for each in judged],
     }
-
-
-def validate_report(
-    result: Annotated[str | Path, Argument("A result.json of the validation kit.")],
-    *,
-    out: Annotated[str | Path | None, Option("The page. Default: RESULT.html.")] = None,
-) -> Result:
-    """Judge the evidence of a validation on hardware. Raises SpecError. The command: `edgekd validate-report`."""
-    return Result(run(Path(result), path_or_none(out)))
