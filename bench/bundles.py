@@ -1,19 +1,19 @@
-"""Bundles made up for benchmarks: real in their form, with a network that nobody would want."""
-
-from __future__ import annotations
+"""Bundles for benchmarks: real in form, with a network of no use."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgekd.core.bundle.archive import file_entry
+from edgekd.core.bundle.archive import file_entry, pack
 from edgekd.core.bundle.manifest import Evidence, Licence, Limits, Lineage, Manifest, Score, TargetName, Thresholds
+from edgekd.deploy.agent_zipapp import NAME as AGENT
+from edgekd.deploy.agent_zipapp import agent_archive
 
 HASH = "0" * 64
 
 
 def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str], counter: int = 0) -> Manifest:
-    """A manifest for these files, which lists the roles that are told and `evidence` for the rest."""
+    """Return a manifest for these files: with these roles, and `evidence` for the rest."""
     entries = [file_entry(path, source, roles.get(path, "evidence")) for path, source in sorted(sources.items())]
     graph = next(entry for entry in entries if entry.role == "graph")
     score = Score(0.5, 0.5, graph.length, (0.5,))
@@ -41,5 +41,15 @@ def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str]
 
 
 def noise(seed: int, count: int) -> bytes:
-    """Bytes that do not compress, the same for the same seed."""
+    """Return bytes that do not compress, the same for the same seed."""
     return hashlib.shake_128(seed.to_bytes(8, "big")).digest(count)
+
+
+def write_with_agent(folder: Path, name: str, graph: bytes, counter: int = 0) -> Path:
+    """Write a bundle of this packed graph and the agent; both lie beside it."""
+    sources = {AGENT: folder / AGENT, "graph.packed": folder / "graph.packed"}
+    sources[AGENT].write_bytes(agent_archive())
+    sources["graph.packed"].write_bytes(graph)
+    out = folder / f"{name}.edgekd"
+    pack(manifest_of(name, sources, {AGENT: "agent", "graph.packed": "graph"}, counter), sources, out)
+    return out

@@ -1,34 +1,25 @@
-"""What a cluster adds to the trials of a search, and how a search grows on it: null trials, which take as long as told.
+"""Measure what a cluster adds to the trials of a search, and count how a search grows on it.
 
-First on this machine: a Ray cluster of processes, and rounds of trials through
-`edgekd.builds.search.cluster` that sleep in
-place of making and timing a network. Everything else is as in a search: the tasks, Ray's queue for machines and for
-boards, the leases, the shared folder. A trial's share of what a round took longer than it had to is the overhead.
-
-Then with a clock that is only counted: a search of `--trials` candidates in rounds, early stopping as it is, on up to
-hundreds of GPUs and boards, each trial with the overhead that was measured. Beside it the bytes that are moved: through
-Ray, as a task and its answer are pickled; in the shared folder, by the sizes of what a trial of a detector keeps.
-
-    python bench/cluster_scale.py
+Measured: a Ray cluster of processes here, with trials that sleep instead of making and timing a network; tasks, queues,
+leases and shared folder are real. The overhead is a trial's share of what a round takes longer than it has to. Counted:
+a search in rounds with early stopping on up to hundreds of GPUs and boards, each trial with the measured overhead, and
+the bytes that are moved through Ray and kept in the shared folder.
 """
 
-from __future__ import annotations
-
-import argparse
 import heapq
 import json
+import os
 import pickle
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, conditions, conditions_lines, table, write_results
+from common import conditions
+from frame import Blocks, Document, Given, Option, Result, main, note, table
 
 from edgekd.builds.recipe import load_recipe
 from edgekd.builds.run import Job
@@ -46,6 +37,8 @@ from edgekd.hardware.target import load_target
 
 MAKE_S, BOARD_S = 0.5, 0.3
 """What a null trial takes here: to be made, and to be timed on a board."""
+SIZES = ((6, 2, 6), (6, 2, 54), (16, 4, 144), (64, 4, 64), (64, 16, 64), (64, 16, 576), (256, 64, 256), (256, 64, 2304))
+"""GPUs, boards and candidates a round of the searches that are counted."""
 FULL_S, FIXED_S, BOARD_FULL_S = 3600.0, 180.0, 300.0
 """What is counted of a trial: a full training on a GPU, what does not shrink with it, and a board's turn."""
 EPOCH_STATE = 80_000_000
@@ -55,57 +48,26 @@ KEPT = 45_000_000
 """Bytes that a trial of such a detector keeps: a checkpoint, three float graphs, a quantized one, a bundle."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """Trials of one round on real processes. Seconds; busy: the share of the workers' time that trials took."""
-
-    workers: int
-    boards: int
-    trials: int
-    wall_s: float
-    least_s: float
-    overhead_s: float
-    waited_s: float
-    busy: float
-
-
-@dataclass(frozen=True)
-class Grown:
-    """A whole search as it is counted. gpu_busy, board_busy: shares of the time that the search took."""
-
-    gpus: int
-    boards: int
-    batch: int
-    tries: int
-    hours: float
-    gpu_busy: float
-    board_busy: float
-    board_wait_s: float
-    shared_gb: float
-    shared_mb_s: float
-    ray_mb: float
-
-
 def null_made(task: Task, folder: Path) -> Point:
-    """A candidate that takes its time."""
+    """Take the time of making a candidate."""
     began = time.time()
     time.sleep(MAKE_S)
-    _note(folder, task, {"made": [began, time.time()]})
+    _write_note(folder, task, {"made": [began, time.time()]})
     return Point(task.candidate, task.rung, 1.0, Cost(1.0, 1.0, None), MAKE_S)
 
 
 def null_timed(task: Task, point: Point, folder: Path) -> Point:
-    """A board that takes its time; nobody else gets it meanwhile."""
+    """Take the time of a board, which nobody else gets meanwhile."""
     with leased("bench-board", [board.name for board in task.boards]) as name:
         began = time.time()
         time.sleep(BOARD_S)
-        _note(folder, task, {"timed": [began, time.time()], "board": name})
+        _write_note(folder, task, {"timed": [began, time.time()], "board": name})
     return replace(point, seconds=point.seconds + BOARD_S)
 
 
-def _note(folder: Path, task: Task, told: dict[str, Any]) -> None:
+def _write_note(folder: Path, task: Task, content: dict[str, Any]) -> None:
     with (folder / "notes.jsonl").open("a", encoding="utf-8") as notes:
-        notes.write(json.dumps({"of": task.candidate.image_size, **told}) + "\n")
+        notes.write(json.dumps({"of": task.candidate.image_size, **content}) + "\n")
 
 
 def null_task(at: int, boards: Sequence[Board], folder: Path) -> Task:
@@ -114,22 +76,20 @@ def null_task(at: int, boards: Sequence[Board], folder: Path) -> Task:
     return Task(job, Candidate(None, at), 0, 100_000, "0" * 64, tuple(boards))
 
 
-def measured(workers: int, boards: int, each: int) -> list[Row]:
-    """Rounds on real processes, without boards and with some, after a round that only starts the processes."""
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder = Path(scratch)
-        (folder / "search").mkdir()
-        with joined_cluster(LOCAL, 0, workers, boards, cores=workers) as cluster:
-            one_each = replace(cluster, cpus=1)
-            took(one_each, 4 * workers, boards, folder)
-            return [took(one_each, each * workers, some, folder) for some in (0, boards)]
+def measured(workers: int, boards: int, each: int, folder: Path) -> list[Document]:
+    """Run rounds on real processes, without boards and with some, after a round that only starts the processes."""
+    (folder / "search").mkdir(parents=True)
+    with joined_cluster(LOCAL, 0, workers, boards, cores=workers) as cluster:
+        one_each = replace(cluster, cpus=1)
+        took(one_each, 4 * workers, boards, folder)
+        return [took(one_each, each * workers, some, folder) for some in (0, boards)]
 
 
-def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Row:
-    """What a round took."""
+def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Document:
+    """Run a round; seconds, and `busy`: the share of the workers' time that trials took."""
     rack, workers = tuple(Board(f"board{at}", "null") for at in range(boards)), cluster.slots
-    notes = folder / "notes.jsonl"
-    notes.unlink(missing_ok=True)
+    notes_file = folder / "notes.jsonl"
+    notes_file.unlink(missing_ok=True)
 
     def task(wanted: tuple[Candidate, int]) -> Task:
         return null_task(wanted[0].image_size, rack, folder)
@@ -140,19 +100,20 @@ def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Row:
         wall = time.monotonic() - began
     if [point.candidate.image_size for point in found] != list(range(trials)):
         raise SystemExit("answers came back in another order")
-    told = [json.loads(line) for line in notes.read_text("utf-8").splitlines()]
-    ends = {note["of"]: note["made"][1] for note in told if "made" in note}
-    waits = [note["timed"][0] - ends[note["of"]] for note in told if "timed" in note]
-    _require_one_at_a_time(told)
+    notes = [json.loads(line) for line in notes_file.read_text("utf-8").splitlines()]
+    ends = {each["of"]: each["made"][1] for each in notes if "made" in each}
+    waits = [each["timed"][0] - ends[each["of"]] for each in notes if "timed" in each]
+    _require_one_at_a_time(notes)
     least = counted([MAKE_S] * trials, workers, boards, BOARD_S)[0]
-    overhead, waited = (wall - least) * workers / trials, sum(waits) / len(waits) if waits else 0.0
-    return Row(workers, boards, trials, wall, least, overhead, waited, trials * MAKE_S / (wall * workers))
+    row = Document(workers=workers, boards=boards, trials=trials, wall_s=wall, least_s=least)
+    row.update(overhead_s=(wall - least) * workers / trials, waited_s=sum(waits) / len(waits) if waits else 0.0)
+    return Document(row, busy=trials * MAKE_S / (wall * workers))
 
 
 def _require_one_at_a_time(notes: Sequence[dict[str, Any]]) -> None:
     """Boards are for one trial at a time: a bench in which they were not has measured something else."""
-    for board in {note["board"] for note in notes if "board" in note}:
-        turns = sorted(note["timed"] for note in notes if note.get("board") == board)
+    for board in {each["board"] for each in notes if "board" in each}:
+        turns = sorted(each["timed"] for each in notes if each.get("board") == board)
         if any(later[0] < earlier[1] for earlier, later in pairwise(turns)):
             raise SystemExit(f"{board}: two trials at a time")
 
@@ -179,8 +140,11 @@ def counted(seconds: Sequence[float], slots: int, boards: int, board_s: float) -
     return max(last, max(racks)), board_s * len(ends), waited
 
 
-def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ray_bytes: int) -> Grown:
-    """A search of so many candidates in rounds of `batch`, the best of them tried further."""
+def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ray_bytes: int) -> Document:
+    """Count a search in rounds of `batch` candidates, the best of them tried further.
+
+    `gpu_busy` and `board_busy` are shares of the time that the search took.
+    """
     wall = made = timed = waited = written = 0.0
     tries = 0
     for first in range(0, trials, batch):
@@ -192,140 +156,81 @@ def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ra
             waited, tries = waited + queued, tries + count
             written += count * (KEPT + EPOCH_STATE * max(round(EPOCHS * rung.share), 1))
             count = ceil(count / ETA)
-    return Grown(
-        gpus,
-        boards,
-        batch,
-        tries,
-        wall / 3600,
-        made / (wall * gpus),
-        timed / (wall * boards),
-        waited / tries,
-        written / 1e9,
-        written / 1e6 / wall,
-        tries * ray_bytes / 1e6,
+    row = Document(gpus=gpus, boards=boards, batch=batch, tries=tries, hours=wall / 3600, gpu_busy=made / (wall * gpus))
+    row.update(board_busy=timed / (wall * boards), board_wait_s=waited / tries, shared_gb=written / 1e9)
+    return Document(row, shared_mb_s=written / 1e6 / wall, ray_mb=tries * ray_bytes / 1e6)
+
+
+def page(found: Document) -> Blocks:
+    yield "# Trials on a cluster: what it adds, and how it grows"
+    yield (
+        f"`python bench/cluster_scale.py`: null trials of {MAKE_S} s, and {BOARD_S} s on a board, on Ray "
+        f"{found.ray} with a process for each worker, all on one machine."
+    )
+    yield table(
+        "workers | boards | trials | took s | at least s | overhead a trial ms | waited for a board s | busy",
+        (
+            f"{row.workers} | {row.boards} | {row.trials} | {row.wall_s:.2f} | {row.least_s:.2f} | "
+            f"{1000 * row.overhead_s:.0f} | {row.waited_s:.2f} | {row.busy:.0%}"
+            for row in found.measured
+        ),
+    )
+    yield (
+        f"A trial moves {found.ray_bytes:,} bytes through Ray: its description, pickled, and its answer. No two "
+        "trials were on a board at the same time: a run in which that happens ends with an error."
+    )
+    yield (
+        f"Counted, not run: {found.trials} candidates; a full training of "
+        f"{FULL_S / 60:.0f} minutes ({EPOCHS} epochs), {FIXED_S / 60:.0f} minutes that do not shrink with it, "
+        f"{BOARD_FULL_S / 60:.0f} minutes on a board; {1000 * found.overhead_s:.0f} ms overhead, the largest of the "
+        f"above; a trial keeps {KEPT / 1e6:.0f} MB and writes {EPOCH_STATE / 1e6:.0f} MB after every epoch."
+    )
+    yield table(
+        "GPUs | boards | round | tries | hours | GPUs busy | boards busy | waited for a board s | written GB | MB/s | "
+        "through Ray MB",
+        (
+            f"{row.gpus} | {row.boards} | {row.batch} | {row.tries} | {row.hours:.2f} | {row.gpu_busy:.0%} | "
+            f"{row.board_busy:.0%} | {row.board_wait_s:.0f} | {row.shared_gb:.1f} | {row.shared_mb_s:.0f} | "
+            f"{row.ray_mb:.2f}"
+            for row in found.grown
+        ),
+    )
+    yield (
+        "GPUs rest while the best third, and the best ninth, of a round is tried more thoroughly, and while its last "
+        "networks are on boards: the price of early stopping. Rounds of nine times as many candidates as there are "
+        "GPUs, and several searches on one cluster, fill the gaps."
     )
 
 
-def page(found: dict[str, Any]) -> list[str]:
-    """The result as Markdown."""
-    return [
-        "# Trials on a cluster: what it adds, and how it grows",
-        "",
-        f"`python bench/cluster_scale.py`: null trials of {MAKE_S} s, and {BOARD_S} s on a board, on Ray "
-        f"{found['ray']} with a process for each worker, all on one machine.",
-        "",
-        *table(
-            [
-                "workers",
-                "boards",
-                "trials",
-                "took s",
-                "at least s",
-                "overhead a trial ms",
-                "waited for a board s",
-                "busy",
-            ],
-            [
-                [
-                    str(row["workers"]),
-                    str(row["boards"]),
-                    str(row["trials"]),
-                    f"{row['wall_s']:.2f}",
-                    f"{row['least_s']:.2f}",
-                    f"{1000 * row['overhead_s']:.0f}",
-                    f"{row['waited_s']:.2f}",
-                    f"{row['busy']:.0%}",
-                ]
-                for row in found["measured"]
-            ],
-        ),
-        "",
-        f"A trial moves {found['ray_bytes']:,} bytes through Ray: its description, pickled, and its answer. No two "
-        "trials were on a board at the same time: a run in which that happens ends with an error.",
-        "",
-        f"Counted, not run: {found['trials']} candidates; a full training of "
-        f"{FULL_S / 60:.0f} minutes ({EPOCHS} epochs), {FIXED_S / 60:.0f} minutes that do not shrink with it, "
-        f"{BOARD_FULL_S / 60:.0f} minutes on a board; {1000 * found['overhead_s']:.0f} ms overhead, the largest of the "
-        f"above; a trial keeps {KEPT / 1e6:.0f} MB and writes {EPOCH_STATE / 1e6:.0f} MB after every epoch.",
-        "",
-        *table(
-            [
-                "GPUs",
-                "boards",
-                "round",
-                "tries",
-                "hours",
-                "GPUs busy",
-                "boards busy",
-                "waited for a board s",
-                "written GB",
-                "MB/s",
-                "through Ray MB",
-            ],
-            [
-                [
-                    str(row["gpus"]),
-                    str(row["boards"]),
-                    str(row["batch"]),
-                    str(row["tries"]),
-                    f"{row['hours']:.2f}",
-                    f"{row['gpu_busy']:.0%}",
-                    f"{row['board_busy']:.0%}",
-                    f"{row['board_wait_s']:.0f}",
-                    f"{row['shared_gb']:.1f}",
-                    f"{row['shared_mb_s']:.0f}",
-                    f"{row['ray_mb']:.2f}",
-                ]
-                for row in found["grown"]
-            ],
-        ),
-        "",
-        "GPUs rest while the best third, and the best ninth, of a round is tried more thoroughly, and while its last "
-        "networks are on boards: the price of early stopping. Rounds of nine times as many candidates as there are "
-        "GPUs, and several searches on one cluster, fill the gaps.",
-        "",
-        *conditions_lines(found["conditions"]),
-    ]
-
-
-def main() -> None:
-    """Measure, count, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--each", type=int, default=6, help="trials for each worker")
-    parser.add_argument("--trials", type=int, default=2304, help="candidates of the search that is counted")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cluster_scale.json")
-    given = parser.parse_args()
+def run(given: Given) -> Result:
     import ray
 
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # a process for each worker
     asked = null_task(0, (), Path("/data/out"))
     answer = Point(asked.candidate, 0, 1.0, Cost(1.0, 1.0, None), 1.0)
-    found: dict[str, Any] = {
+    ray_bytes = len(pickle.dumps(asked)) + len(pickle.dumps(answer))
+    rows = []
+    for workers in given.workers:
+        rows += measured(workers, ceil(workers / 2), given.each, given.scratch / str(workers))
+        note(*rows[-2:])
+    overhead = max(row.overhead_s for row in rows)
+    return {
         "ray": ray.__version__,
         "conditions": conditions(1),
         "trials": given.trials,
-        "ray_bytes": len(pickle.dumps(asked)) + len(pickle.dumps(answer)),
+        "ray_bytes": ray_bytes,
+        "measured": rows,
+        "overhead_s": overhead,
+        "grown": [grown(*size, given.trials, overhead, ray_bytes) for size in SIZES],
     }
-    rows = []
-    for workers in given.workers:
-        rows += measured(workers, ceil(workers / 2), given.each)
-        print(*rows[-2:], sep="\n", file=sys.stderr)
-    found["measured"] = [asdict(row) for row in rows]
-    found["overhead_s"] = max(row.overhead_s for row in rows)
-    sizes = [
-        (6, 2, 6),
-        (6, 2, 54),
-        (16, 4, 144),
-        (64, 4, 64),
-        (64, 16, 64),
-        (64, 16, 576),
-        (256, 64, 256),
-        (256, 64, 2304),
-    ]
-    found["grown"] = [asdict(grown(*size, given.trials, found["overhead_s"], found["ray_bytes"])) for size in sizes]
-    write_results(given.out, found, page(found))
+
+
+OPTIONS = (
+    Option("--workers", [1, 2, 4]),
+    Option("--each", 6, "trials for each worker"),
+    Option("--trials", 2304, "candidates of the search that is counted"),
+)
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, run, page, options=OPTIONS, cores=1)

@@ -1,50 +1,37 @@
-"""Whether TensorRT for RTX compiles what edgekd ships: networks, precisions and GPU generations in all combinations.
+"""Compile what edgekd ships with TensorRT for RTX: all combinations of networks, precisions and GPU generations.
 
-Each network is exported, quantized, brought into float16 where it is not quantized, packed and expanded again, as
-`edgekd build` does it, and compiled on the CPU for one compute capability at a time. Nothing runs: no GPU is needed. A
-network of which there is no checkpoint has random weights, which changes neither nodes nor shapes.
-
-    python bench/compile_matrix.py [--networks NAME ...] [--compute-capabilities SM86 SM89 SM120]
-
-Rows of other networks that are in `--out` already stay there: a large network may be a run of its own.
-
-The environment needs `edgekd[train,rtx]`.
+Networks are exported, quantized, packed and expanded as a build does it, and compiled on the CPU: nothing runs, no GPU
+is needed. Without a checkpoint a network has random weights, which changes neither nodes nor shapes. Rows of other
+networks that are in `--out` stay there. Needs `edgekd[train,rtx]`.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
+import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
+from common import SHARED, export_to, frames_of, split_of
+from frame import Blocks, Document, Given, Option, Result, head, main, note, table
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
-from edgekd.core.detection.preprocess import letterbox, to_tensor
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.packed_graph import pack, unpack
-from edgekd.data.dataset import load_dataset
-from edgekd.data.images import read_image
-from edgekd.detectors import load
-from edgekd.detectors.export import export
 from edgekd.graph.fp16 import half
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
 NETWORKS = ("yolo11n", "yolo11s", "yolo11x", "yolo26n", "yolov8n", "yolox_nano")
 PRECISIONS = ("fp16", "int8", "int8+fp4x")
 COMPUTE_CAPABILITIES = ("SM86", "SM89", "SM120")
-OPSET, FRAMES = 17, 8
+FRAMES = 8
 RANDOM = "random"
 
 
 def detector_of(network: str, folder: Path) -> tuple[Path, str]:
-    """A checkpoint, or an ONNX file, and where its weights are from."""
+    """Return a checkpoint or an ONNX file, and where its weights are from."""
     models = SHARED / "models"
     for name in (f"{network}.pt", f"{network}.onnx"):
         if (models / name).is_file():
@@ -60,13 +47,11 @@ def detector_of(network: str, folder: Path) -> tuple[Path, str]:
 
 
 def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """The graph that ships in each precision."""
-    plain, int8 = folder / "float.onnx", folder / "int8.onnx"
-    spec = export(load(detector), plain, OPSET).spec
-    samples = load_dataset(SHARED / "data" / "coco256").split("train").samples[:FRAMES]
-    how = spec.preprocess
-    frames = [to_tensor(letterbox(read_image(sample.image), how)[0][0].transpose(1, 2, 0), how) for sample in samples]
-    done = quantize(plain, int8, frames, Quantize())
+    """Yield the graph that ships in each precision."""
+    plain = folder / "float.onnx"
+    spec = export_to(detector, plain)
+    frames = list(frames_of(split_of(SHARED, "coco256", "train"), spec, FRAMES))
+    done = quantize(plain, folder / "int8.onnx", frames, Quantize())
     forms = {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
     quantize(plain, folder / "int8+fp4x.onnx", frames, Quantize(), forms)
     plain.rename(folder / "fp16.onnx")
@@ -77,8 +62,8 @@ def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         yield precision, graph
 
 
-def rows_of(network: str, capabilities: list[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """A row for each engine of a network."""
+def rows_of(network: str, capabilities: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each engine of a network."""
     detector, weights = detector_of(network, folder)
     for precision, graph in graphs_of(detector, folder):
         for sm in capabilities:
@@ -88,76 +73,65 @@ def rows_of(network: str, capabilities: list[str], folder: Path) -> Iterator[dic
                 row |= {"seconds": round(made.seconds, 2), "bytes": made.bytes, "said": sorted(set(made.log))}
             except DeviceError as error:
                 row |= {"refused": str(error)}
-            print(f"{network} {precision} {sm}: {row.get('refused') or 'compiled'}", file=sys.stderr)
+            note(f"{network} {precision} {sm}: {row.get('refused') or 'compiled'}")
             yield {**row, "packed_bytes": len(pack(graph.read_bytes()))}
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The document as a page."""
-    rows = found["rows"]
-    capabilities = list(dict.fromkeys(row["sm"] for row in rows))
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def page(found: Document) -> Blocks:
+    rows = found.rows
+    refused = [row for row in rows if "refused" in row]
+    yield from head("What TensorRT for RTX compiles of what edgekd ships", found)
+    yield f"""\
+{len(rows) - len(refused)} of {len(rows)} engines were made. MB of the engine (seconds it took), by compute capability;
+packed: MB of the graph in the bundle. Compiled on the CPU, one engine at a time; none was run. An engine
+holds kernels, too."""
+    cells: dict[str, list[str]] = {}
     for row in rows:
-        cells.setdefault((row["network"], row["precision"]), []).append(row)
-    lines = [
-        [network, each[0]["weights"], precision, f"{each[0]['packed_bytes'] / 1e6:.2f}", *map(_cell, each)]
-        for (network, precision), each in cells.items()
-    ]
-    accepted = sum("refused" not in row for row in rows)
-    refusals = [
-        f"{row['network']} {row['precision']} {row['sm']}: {row['refused']}" for row in rows if "refused" in row
-    ]
-    return [
-        "# What TensorRT for RTX compiles of what edgekd ships",
-        "",
-        f"`{found['command']}`",
-        "",
-        f"{accepted} of {len(rows)} engines were made. MB of the engine (seconds it took), by compute capability;",
-        "packed: MB of the graph in the bundle. Compiled on the CPU, one engine at a time; none was run. An engine",
-        "holds kernels, too.",
-        "",
-        *table(["network", "weights", "precision", "packed", *capabilities], lines),
-        *([""] + [f"- {each}" for each in refusals] if refusals else []),
-        "",
-        *conditions_lines(found),
-    ]
+        graph = f"{row.network} | {row.weights} | {row.precision} | {row.packed_bytes / 1e6:.2f}"
+        engine = "**refused**" if "refused" in row else f"{row.bytes / 1e6:.1f} ({row.seconds:.1f})"
+        cells.setdefault(graph, []).append(engine)
+    capabilities = " | ".join(dict.fromkeys(row.sm for row in rows))
+    lines = (" | ".join([graph, *engines]) for graph, engines in cells.items())
+    yield table(f"network | weights | precision | packed | {capabilities}", lines)
+    if refused:
+        yield "\n".join(f"- {row.network} {row.precision} {row.sm}: {row.refused}" for row in refused)
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-    return "**refused**" if "refused" in row else f"{row['bytes'] / 1e6:.1f} ({row['seconds']:.1f})"
-
-
-def main() -> int:
-    """0 where everything was compiled; else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--compute-capabilities", nargs="+", default=COMPUTE_CAPABILITIES, metavar="SM")
-    parser.add_argument("--threads", type=int, default=2, help="cores that everything may use")
-    parser.add_argument("--out", type=Path, default=RESULTS / "compile_matrix.json")
-    given = parser.parse_args()
-    use_cores(given.threads)
+def run(given: Given) -> Iterator[Result]:
     rows = [row for row in earlier(given.out) if row["network"] not in given.networks]
     for network in given.networks:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            rows += rows_of(network, list(given.compute_capabilities), Path(folder))
+        folder = given.scratch / network
+        folder.mkdir()
+        rows += rows_of(network, given.compute_capabilities, folder)
+        shutil.rmtree(folder)
         rows.sort(key=lambda row: NETWORKS.index(row["network"]))
-        found = {
+        yield {
             "question": "does TensorRT for RTX compile what edgekd ships?",
             "command": "python bench/compile_matrix.py",
             "tensorrt_rtx": TENSORRT_RTX.version(),
             "rows": rows,
-            **conditions(given.threads),
         }
-        write_results(given.out, found, page(found))
-    return 1 if any("refused" in row for row in rows) else 0
 
 
 def earlier(out: Path) -> list[dict[str, Any]]:
-    """The rows of a result that the same TensorRT has made."""
+    """Return the rows of a result that the same TensorRT has made."""
     found = json.loads(out.read_text("utf-8")) if out.is_file() else {}
     rows: list[dict[str, Any]] = found["rows"] if found.get("tensorrt_rtx") == TENSORRT_RTX.version() else []
     return rows
 
 
+OPTIONS = (
+    Option("--networks", NETWORKS, choices=NETWORKS),
+    Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
+)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main(
+        __file__,
+        __doc__,
+        run,
+        page,
+        options=OPTIONS,
+        holds=lambda found: not any("refused" in row for row in found.rows),
+    )

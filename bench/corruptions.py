@@ -1,11 +1,8 @@
-"""What weather, light and lenses do to frames, at five severities, as Hendrycks and Dietterich have defined them.
+"""Corruptions of frames at five severities, as defined by Hendrycks and Dietterich (ICLR 2019).
 
-Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019: `gaussian_noise`,
-`gaussian_blur` and `fog` with their strengths there. Low light is less light with the noise that a sensor then has.
-Everything is drawn from the frame's own generator: the same seed gives the same frame.
+`gaussian_noise`, `gaussian_blur` and `fog` have the strengths there. Low light is less light with the noise that a
+sensor then has. The same seed gives the same frame.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 

@@ -1,90 +1,45 @@
-"""Mean average precision where every scaled activation is rounded to INT8: the most that a DLA may lose by its cache.
+"""Score detectors with every scaled activation rounded to INT8: the most that a DLA may lose by its calibration cache.
 
-An engine from Q/DQ rounds once between two layers. One from a calibration cache may also round a convolution's output
-before its activation, and each factor of a SiLU. That worst case is simulated in ONNX Runtime: the graph without Q/DQ,
-with a Q/DQ pair behind everything that has a scale, but for the tensors that stay in floating point. No DLA runs.
-
-    python bench/dla_rounding.py [--images 64]
-
-The environment needs `edgekd[train]`.
+An engine from Q/DQ rounds once between two layers; one from a cache may also round a convolution's output before its
+activation, and each factor of a SiLU. This worst case is simulated in ONNX Runtime: the graph without Q/DQ, with a Q/DQ
+pair behind everything that has a scale. No DLA runs. Needs `edgekd[train]`.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-import tempfile
 from collections.abc import Container, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
+from common import export_to, frames_of, split_of
+from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, main, table
 from onnx import helper, numpy_helper
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
-from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.progress import PlainProgress
-from edgekd.data.dataset import load_dataset
-from edgekd.data.images import read_image
-from edgekd.detectors import load
-from edgekd.detectors.export import export
 from edgekd.evaluation.evaluate import evaluate
 
-OPSET = 17
 DETECTORS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 
 
-@dataclass(frozen=True)
-class Row:
-    """mAP50-95 of one detector: in float32, with Q/DQ, and with every scaled activation rounded."""
-
-    detector: str
-    activations: int
-    rounded: int
-    float32: float
-    qdq: float
-    every_activation: float
+def run(given: Given) -> Result:
+    return {"images": given.images, "rows": [measure(name, given) for name in DETECTORS]}
 
 
-def main() -> int:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--images", type=int, default=64, help="calibration images of coco256")
-    parser.add_argument("--out", type=Path, default=RESULTS / "dla_rounding.json")
-    given = parser.parse_args()
-    use_cores(2)
-    found = conditions(2)
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = [measure(name, Path(scratch), given) for name in DETECTORS]
-    write_results(
-        given.out, {**found, "images": given.images, "rows": [asdict(row) for row in rows]}, page(rows, found)
-    )
-    return 0
-
-
-def measure(name: str, folder: Path, given: argparse.Namespace) -> Row:
+def measure(name: str, given: Given) -> Document:
     """Quantize a detector, and score its three forms on the validation images."""
-    floating, qdq, rounded = (folder / f"{name}-{part}.onnx" for part in ("float", "qdq", "rounded"))
-    spec = export(load(given.shared / "models" / name), floating, OPSET).spec
-    data = load_dataset(given.shared / "data" / "coco256")
-    samples = data.split("train").samples[: given.images]
-    frames = [letterbox(read_image(sample.image), spec.preprocess)[0] for sample in samples]
+    floating, qdq, rounded = (given.scratch / f"{name}-{part}.onnx" for part in ("float", "qdq", "rounded"))
+    spec = export_to(given.shared / "models" / name, floating)
+    frames = list(frames_of(split_of(given.shared, "coco256", "train"), spec, given.images))
     quantize(floating, qdq, frames, Quantize())
     scales, plain = activation_scales(qdq, lambda: frames), plain_graph(qdq.read_bytes())
     model, count = with_rounded_activations(onnx.load_from_string(plain.onnx), scales, plain.float_tensors)
     onnx.save(model, rounded)
-    scores = [
-        evaluate(path, spec, data.split("val"), PlainProgress(interval_s=30), name).score.map50_95
-        for path in (floating, qdq, rounded)
-    ]
-    return Row(name, len(scales), count, *scores)
+    split, progress = split_of(given.shared, "coco256", "val"), PlainProgress(interval_s=30)
+    graphs = {"float32": floating, "qdq": qdq, "every_activation": rounded}
+    scores = {part: evaluate(graph, spec, split, progress, name).score.map50_95 for part, graph in graphs.items()}
+    return Document(detector=name, activations=len(scales), rounded=count, **scores)
 
 
 def with_rounded_activations(
@@ -112,29 +67,22 @@ def with_rounded_activations(
     return model, len(chosen)
 
 
-def page(rows: list[Row], found: dict[str, Any]) -> list[str]:
-    """The result as Markdown."""
-    header = ("detector", "activations", "rounded", "float32", "Q/DQ", "every scaled activation rounded")
-    cells = [
+def page(found: Document) -> Blocks:
+    yield "# The most that a DLA may lose by its calibration cache"
+    yield """\
+mAP50-95 on the 128 validation images of coco256, simulated in ONNX Runtime on a CPU; no DLA ran. A DLA that
+computes a convolution and its activation in one step loses less."""
+    yield table(
+        "detector | activations | rounded | float32 | Q/DQ | every scaled activation rounded",
         (
-            *(row.detector, str(row.activations), str(row.rounded)),
-            *(f"{each:.4f}" for each in (row.float32, row.qdq, row.every_activation)),
-        )
-        for row in rows
-    ]
-    return [
-        "# The most that a DLA may lose by its calibration cache",
-        "",
-        "mAP50-95 on the 128 validation images of coco256, simulated in ONNX Runtime on a CPU; no DLA ran. A DLA that",
-        "computes a convolution and its activation in one step loses less.",
-        "",
-        *table(header, cells),
-        "",
-        f"Command: `python {' '.join(['bench/dla_rounding.py', *sys.argv[1:]])}`.",
-        "",
-        *conditions_lines(found),
-    ]
+            f"{row.detector} | {row.activations} | {row.rounded} | {row.float32:.4f} | {row.qdq:.4f} | "
+            f"{row.every_activation:.4f}"
+            for row in found.rows
+        ),
+    )
+    yield f"Command: `{found.get('command', 'python bench/dla_rounding.py')}`."
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = (SHARED_FOLDER, Option("--images", 64, "calibration images of coco256"))
+    main(__file__, __doc__, run, page, options=options, cores=2)

@@ -3,8 +3,6 @@
 Started by `fuzz_bundle.py`. What is imported inside the block below is instrumented, and nothing else.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +21,14 @@ MAX_LENGTH = 1 << 15
 
 
 def reader(name: str, victim: Victim, scratch: Path) -> Callable[[bytes], None]:
-    """What is fuzzed: takes bytes, and raises where something is wrong with edgekd rather than with them."""
+    """Return the fuzzed function: it takes bytes, and raises where the fault is edgekd's rather than theirs."""
 
     def archive(content: bytes) -> None:
-        if content not in (victim.content, victim.other) and taken(
-            Attempt(content, NOW), victim, scratch / "met.edgekd"
-        ):
+        genuine = content in (victim.content, victim.other)
+        if not genuine and taken(Attempt(content, NOW), victim, scratch / "met.edgekd"):
             raise AssertionError("taken, and nobody signed it")
 
-    def told(parse: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Callable[[bytes], None]:
+    def round_trip(parse: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Callable[[bytes], None]:
         def parsed(content: bytes) -> None:
             try:
                 found = parse(content)
@@ -44,13 +41,13 @@ def reader(name: str, victim: Victim, scratch: Path) -> Callable[[bytes], None]:
 
     return {
         "archive": archive,
-        "signatures": told(signatures.from_json, signatures.to_json),
-        "trust": told(trust.from_json, trust.to_json),
+        "signatures": round_trip(signatures.from_json, signatures.to_json),
+        "trust": round_trip(trust.from_json, trust.to_json),
     }[name]
 
 
 def first_inputs(name: str, victim: Victim) -> list[bytes]:
-    """What the search begins with."""
+    """Return the inputs that the search begins with."""
     if name == "archive":
         return [victim.content, victim.other, victim.older]
     if name == "signatures":
@@ -59,12 +56,11 @@ def first_inputs(name: str, victim: Victim) -> list[bytes]:
 
 
 def fuzz(name: str, seconds: int, scratch: Path) -> None:
-    """Fuzz one reader in this process, which then ends: 0 where nothing was found."""
-    place = scratch / "victim"
+    """Fuzz one reader in this process, which then exits: with 0 where nothing was found."""
+    place, corpus = scratch / "victim", scratch / "corpus"
     place.mkdir()
-    victim = make_victim(place)
-    corpus = scratch / "corpus"
     corpus.mkdir()
+    victim = make_victim(place)
     for at, content in enumerate(first_inputs(name, victim)):
         (corpus / str(at)).write_bytes(content)
     given = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={MAX_LENGTH}", "-print_final_stats=1"]

@@ -1,22 +1,29 @@
-"""What quantized graphs say of themselves, whoever made them."""
-
-from __future__ import annotations
+"""Quantized graphs: what is in them, and how far they are from the float graph, as far as 128 images can tell."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
+from edgekd.compress.quantization.sensitivity_4bit import last_products, relative_error
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.evaluation.coco import score
+from edgekd.evaluation.evaluate import Evaluation
+from edgekd.graph.session import cpu_session
+from edgekd.graph.view import Graph
+
+RESAMPLES = 100
+"""Times that images are drawn anew, with repetition, to see how much a difference of two scores depends on them."""
 
 
 def float_head_patterns(graph: Path) -> tuple[str, ...]:
-    """Patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
-    import onnx
-
+    """Return patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
     from edgekd.compress.quantization.placement import float_head
-    from edgekd.graph.view import Graph
 
     model = onnx.load(graph)
     head = float_head(Graph(model))
@@ -25,9 +32,8 @@ def float_head_patterns(graph: Path) -> tuple[str, ...]:
 
 
 def facts(graph: Path) -> dict[str, Any]:
-    """What a quantized graph says of itself: `int8_convolutions` and `symmetric`, as in `Row`."""
+    """Return `int8_convolutions`: with INT8 weights, of how many; and `symmetric`: all zero points are 0."""
     import onnx
-    from onnx import numpy_helper
 
     loaded = onnx.load(graph).graph
     nodes = loaded.node
@@ -45,9 +51,7 @@ def facts(graph: Path) -> dict[str, Any]:
 
 
 def described(graph: Path, spec: DetectorSpec) -> Path:
-    """A copy that says its classes and strides, which some tools drop and Ultralytics' `val` needs."""
-    import onnx
-
+    """Return a copy that names its classes and strides, which some tools drop and Ultralytics' `val` needs."""
     from edgekd.detectors.onnx import describe_in
 
     model = onnx.load(graph)
@@ -55,3 +59,57 @@ def described(graph: Path, spec: DetectorSpec) -> Path:
     copy = graph.with_name(f"{graph.stem}-described.onnx")
     onnx.save(model, copy)
     return copy
+
+
+class Reference:
+    """The outputs of a float graph's last convolutions and matrix products on frames float32 [1, 3, h, w].
+
+    Before sigmoid, box decoding and selection, where every place of every frame counts: noise there needs no labels and
+    hardly depends on which images they are.
+    """
+
+    def __init__(self, graph: Path, frames: Sequence[np.ndarray]) -> None:
+        model = onnx.load(graph)
+        self._frames = frames
+        self._ends = last_products(Graph(model))
+        self._wanted = self._values(model)
+
+    def noise(self, graph: Path) -> float | None:
+        """Return noise by signal of another version of the graph, a mean over products; None where it renamed them."""
+        model = onnx.load(graph)
+        made = {name for node in model.graph.node for name in node.output}
+        if not made.issuperset(self._ends):
+            return None
+        pairs = zip(zip(*self._wanted, strict=True), zip(*self._values(model), strict=True), strict=True)
+        return float(np.mean([relative_error(wanted, found) for wanted, found in pairs]))
+
+    def _values(self, model: Any) -> list[list[np.ndarray]]:
+        source = model.graph.input[0].name
+        del model.graph.output[:]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._ends)
+        session = cpu_session(model)
+        return [session.run(list(self._ends), {source: frame}) for frame in self._frames]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mAP50-95 of one graph less that of another on the same images, and its standard error over the images."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} ± {self.error:.4f}"
+
+
+def difference(one: Evaluation, other: Evaluation, classes: Sequence[str]) -> Difference:
+    """Compare two evaluations of the same images; both get the same draws, so that common errors cancel out."""
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, len(one.truths), len(one.truths)) for _ in range(RESAMPLES)]
+
+    def scores(found: Evaluation) -> np.ndarray:
+        drawn = ([[part[at] for at in draw] for part in (found.detections, found.truths)] for draw in draws)
+        return np.array([score(detections, truths, classes).map50_95 for detections, truths in drawn])
+
+    spread = scores(one) - scores(other)
+    return Difference(one.score.map50_95 - other.score.map50_95, float(spread.std(ddof=1)))

@@ -1,11 +1,8 @@
-"""What somebody might make of a signed bundle who wants a camera to take something else: each way a function.
+"""Ways to manipulate a signed bundle, each a function of a source of chance and a victim that returns an attempt.
 
-A way gets a source of chance and a victim, and returns an attempt: bytes in place of the bundle, and the circumstances
-under which the camera meets them. Some ways know no key and edit what is there; some hold the right key and sign what
-breaks the format, because a reader must not rely on a signer's good will.
+An attempt is the bytes in place of the bundle, and the circumstances under which the camera meets them. Some ways know
+no key; some hold the right key and sign what breaks the format, because a reader must not rely on a signer.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -27,7 +24,7 @@ from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, key_id, 
 from edgekd.core.bundle.signatures import to_json as envelope_json
 from edgekd.core.bundle.trust import Key, Role, SignedTrust, Trust
 from edgekd.core.canonical import canonical_json
-from edgekd.core.errors import BundleError, RollbackError
+from edgekd.core.errors import BundleError
 
 BLOCK = 512
 COUNTER = 5
@@ -41,7 +38,7 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Attempt:
-    """Bytes that a camera is shown. now: the time; trust: what it holds, in place of the usual."""
+    """A bundle as a camera meets it. now: the time; trust: the camera's trust file, in place of the usual."""
 
     content: bytes
     now: datetime = NOW
@@ -68,18 +65,18 @@ Way = Callable[[random.Random, Victim], Attempt]
 
 
 def private(number: int) -> Ed25519PrivateKey:
-    """The key that a number stands for; 1 is the trusted one."""
+    """Return the private key of a number; 1 is the trusted one."""
     return Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
 
 
 def signature(number: int, sha256: str, kind: str = "bundle") -> Signature:
-    """The signature of a bundle's or trust file's hash by a key."""
+    """Return the signature of a bundle's or trust file's hash by a key."""
     key = private(number)
     return Signature(key_id(key.public_key().public_bytes_raw()), key.sign(statement(kind, sha256)).hex())
 
 
 def trust_of(*numbers: int) -> Trust:
-    """A trust file by which each of these keys may sign bundles."""
+    """Return a trust file by which each of these keys may sign bundles."""
     public = [private(number).public_key().public_bytes_raw() for number in numbers]
     keys = sorted((Key(each.hex(), f"key {at}") for at, each in zip(numbers, public, strict=True)), key=lambda k: k.id)
     role = Role(tuple(key.id for key in keys), 1)
@@ -87,7 +84,7 @@ def trust_of(*numbers: int) -> Trust:
 
 
 def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Victim:
-    """A bundle with files of these sizes, signed, and what else an attacker might have at hand."""
+    """Make a signed bundle with files of these sizes, and what else an attacker might have."""
     made = []
     for name, counter in (("victim", COUNTER), ("other", COUNTER + 1), ("older", COUNTER - 1)):
         place = folder / name
@@ -104,82 +101,69 @@ def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Vic
 
 
 def taken(attempt: Attempt, victim: Victim, path: Path) -> bool:
-    """Whether a camera takes an attempt; `path` is where it is put. Raises what no camera should: a crash."""
+    """Return whether a camera takes an attempt; `path` is where it is put. Raises what no camera should: a crash."""
     path.write_bytes(attempt.content)
-    allowed = head_judge(SignedTrust(attempt.trust or victim.trust), attempt.now)
+    return verified(attempt, victim, path)
+
+
+def verified(attempt: Attempt, victim: Victim, path: Path) -> bool:
+    """Return whether a camera takes the bundle in a file, in the circumstances of an attempt."""
     try:
-        manifest = verify(path, allowed)
-        if manifest.counter < COUNTER:
-            raise RollbackError("older")
+        return verify(path, head_judge(SignedTrust(attempt.trust or victim.trust), attempt.now)).counter >= COUNTER
     except BundleError:
         return False
-    return True
-
-
-# ---------------------------------------------------------------------------------------------------- the archive
 
 
 def members(content: bytes) -> list[bytes]:
-    """The members of an archive, each with header and filling, without the end."""
+    """Return the members of an archive, each with header and filling, without the end."""
     found, at = [], 0
     while content[at]:
-        length = int(content[at + 124 : at + 135], 8)
-        end = at + BLOCK + length + -length % BLOCK
+        end = at + BLOCK + int(content[at + 124 : at + 135], 8)
+        end += -end % BLOCK
         found.append(content[at:end])
         at = end
     return found
 
 
 def content_of(member: bytes) -> bytes:
-    """What is in a member."""
+    """Return the content of a member."""
     return member[BLOCK : BLOCK + int(member[124:135], 8)]
 
 
+WIDTHS = {
+    **{"name": 100, "mode": 8, "uid": 8, "gid": 8, "size": 12, "mtime": 12, "sum": 8, "type": 1, "link": 100},
+    **{"magic": 8, "uname": 32, "gname": 32, "dev": 16, "prefix": 155, "rest": 12},
+}
+"""Fields of a header of ustar, and their bytes."""
+
+
 def header(path: str | bytes, length: int, **changed: bytes) -> bytes:
-    """A header of ustar with a right checksum, whatever its fields say."""
+    """Return a header of ustar with a right checksum, whatever its fields say."""
     raw = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
-    fields = {
-        "name": raw[:100].ljust(100, b"\0"),
-        "mode": b"0000644\0",
-        "uid": b"0000000\0",
-        "gid": b"0000000\0",
-        "size": b"%011o\0" % (length % 8**11),
-        "mtime": b"%011o\0" % 0,
-        "sum": b" " * 8,
-        "type": b"0",
-        "link": bytes(100),
-        "magic": b"ustar\x0000",
-        "uname": bytes(32),
-        "gname": bytes(32),
-        "dev": bytes(16),
-        "prefix": bytes(155),
-        "rest": bytes(12),
-    }
-    fields.update({name: value.ljust(len(fields[name]), b"\0")[: len(fields[name])] for name, value in changed.items()})
-    block = b"".join(fields.values())
+    usual = {"name": raw, "mode": b"0000644", "uid": b"0000000", "gid": b"0000000", "mtime": b"%011o" % 0}
+    usual |= {"size": b"%011o" % (length % 8**11), "sum": b" " * 8, "type": b"0", "magic": b"ustar\x0000"}
+    values = {**usual, **changed}
+    block = b"".join(values.get(name, b"").ljust(width, b"\0")[:width] for name, width in WIDTHS.items())
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
 def member(path: str | bytes, content: bytes, **changed: bytes) -> bytes:
-    """A whole member."""
+    """Return a member with header and filling."""
     return header(path, len(content), **changed) + content + bytes(-len(content) % BLOCK)
 
 
 def whole(parts: Sequence[bytes]) -> bytes:
-    """An archive of members."""
+    """Return an archive of members."""
     return b"".join(parts) + bytes(2 * BLOCK)
 
 
 def resealed(victim: Victim, document: Any, number: int | None, raw: bytes | None = None) -> bytes:
-    """The victim with another manifest and the hash that fits it; signed by a key, or with the signature it had."""
+    """Return the victim with another manifest and its hash; signed by a key, or with the signature it had."""
     content = canonical_json(document) + b"\n" if raw is None else raw
     sha256 = hashlib.sha256(content).hexdigest()
-    if number is None:
-        had = json.loads(content_of(victim.members[1]))["signatures"][0]
-        told = Signature(had["key"], had["signature"])
-    else:
-        told = signature(number, sha256)
-    head = [member(MANIFEST, content), member(SIGNATURES, envelope_json(SignatureEnvelope(sha256, (told,))))]
+    had = json.loads(content_of(victim.members[1]))["signatures"][0]
+    made = Signature(had["key"], had["signature"]) if number is None else signature(number, sha256)
+    head = [member(MANIFEST, content), member(SIGNATURES, envelope_json(SignatureEnvelope(sha256, (made,))))]
     return whole([*head, *victim.members[2:]])
 
 
@@ -283,9 +267,6 @@ def other_header(chance: random.Random, victim: Victim) -> Attempt:
     return Attempt(whole(parts))
 
 
-# --------------------------------------------------------------------------------------------------- the manifest
-
-
 def rewritten_manifest(chance: random.Random, victim: Victim) -> Attempt:
     """Another manifest with the hash that fits it, under the signature of the old one."""
     document = json.loads(json.dumps(victim.head))
@@ -368,9 +349,6 @@ def signed_bad_json(chance: random.Random, victim: Victim) -> Attempt:
     return Attempt(resealed(victim, None, 1, raw))
 
 
-# ------------------------------------------------------------------------------------------- signatures and trust
-
-
 def _with_signatures(victim: Victim, content: bytes) -> bytes:
     parts = victim.members
     parts[1] = member(SIGNATURES, content)
@@ -387,7 +365,7 @@ def wrong_signature(chance: random.Random, victim: Victim) -> Attempt:
     larger = s + chance.randrange(1, 15) * ed25519._ORDER
     bits = bytearray.fromhex(good.value)
     bits[chance.randrange(64)] ^= 1 << chance.randrange(8)
-    told: list[tuple[Signature, ...]] = [
+    choices: list[tuple[Signature, ...]] = [
         (),
         (stranger,),
         (replace(stranger, key=good.key),),
@@ -399,7 +377,7 @@ def wrong_signature(chance: random.Random, victim: Victim) -> Attempt:
         (replace(good, value=(b"\1" + bytes(63)).hex()),),
         (replace(good, value=bytes(64).hex()),),
     ]
-    return Attempt(_with_signatures(victim, envelope_json(SignatureEnvelope(sha256, chance.choice(told)))))
+    return Attempt(_with_signatures(victim, envelope_json(SignatureEnvelope(sha256, chance.choice(choices)))))
 
 
 def other_spelling(chance: random.Random, victim: Victim) -> Attempt:
@@ -449,7 +427,7 @@ WAYS: tuple[Way, ...] = (
 
 
 def attempt(way: Way, chance: random.Random, victim: Victim) -> Attempt:
-    """An attempt of a kind that is not by chance the victim itself."""
+    """Return an attempt of a kind that is not by chance the victim itself."""
     while True:
         made = way(chance, victim)
         if made != Attempt(victim.content):

@@ -1,35 +1,26 @@
-"""What is in service after a power cut, wherever it comes: the agent is cut off at every one of its file operations.
+"""Cut the agent off at every one of its file operations, and check what is in service after each.
 
-For each operation that the agent does on the state folder (opening for writing, writing, flushing, renaming, linking,
-making and removing folders and files) a process of its own does the work up to there, and ends. On a disk that *keeps*,
-everything done before is there, and half of the write that was cut; one that *forgets* has only what was flushed. Then
-a bundle must be in service, every byte of it right, with an engine that passes its self-test; the same command again
-must end where an undisturbed one does, with nothing left over. Last, many cuts hit one and the same state, one after
-the other.
-
-    edgekd demo
-    python bench/power_cut.py runs/demo/detector-xavier.edgekd
+A process does the work up to the operation, and ends. A disk that *keeps* has everything done before, and half of the
+write that was cut; one that *forgets* has only what was flushed. Then a bundle must be in service, every byte right,
+with an engine that passes its self-test; the same command again must end where an undisturbed one does, with nothing
+left over. Last, many cuts hit the same state, one after the other. The bundle is made by `edgekd demo`.
 """
 
-from __future__ import annotations
-
-import argparse
 import contextlib
 import hashlib
 import io
 import os
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores, write_results
+from common import HERE
+from frame import Blocks, Document, Given, Option, Result, head, main, table
 
 sys.path.insert(0, str(HERE.parent / "tests" / "agent"))
 from cameras import identity_of, repacked
@@ -44,6 +35,7 @@ from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
 
 DISKS = {"keeps": False, "forgets": True}
+"""Kinds of disk, and whether what was not flushed is lost."""
 SEED = 0
 ALIKE = ("red", "green", "blue")
 """Bundles with the same counter, any of which may follow any other."""
@@ -52,10 +44,7 @@ IN_A_ROW = 200
 
 @dataclass(frozen=True)
 class Scenario:
-    """Work that is cut off.
-
-    start: the calls that lead to the state it begins in; goal: the bundle in service after it.
-    """
+    """Work that is cut off: the calls that lead to its start state, the cut call, the bundle in service after it."""
 
     name: str
     start: tuple[tuple[str, ...], ...]
@@ -63,30 +52,25 @@ class Scenario:
     goal: str
 
 
+OLD, NEW = ("install", "old"), ("install", "new")
+NEWER, THIRD = (*NEW, "--tries", "0"), ("install", "third")
 SCENARIOS = (
-    Scenario("install new in place of old", (("install", "old"),), ("install", "new"), "new"),
-    Scenario(
-        "install third in place of new, old behind it",
-        (("install", "old"), ("install", "new", "--tries", "0")),
-        ("install", "third"),
-        "third",
-    ),
-    Scenario("install new by a delta from old", (("install", "old"),), ("install", "delta"), "new"),
-    Scenario("a start on trial", (("install", "old"), ("install", "new")), ("boot",), "new"),
-    Scenario("a commit", (("install", "old"), ("install", "new")), ("commit",), "new"),
-    Scenario(
-        "a start that leads back", (("install", "old"), ("install", "new", "--tries", "1"), ("boot",)), ("boot",), "old"
-    ),
-    Scenario("a rollback", (("install", "old"), ("install", "new")), ("rollback",), "old"),
+    Scenario("install new in place of old", (OLD,), NEW, "new"),
+    Scenario("install third in place of new, old behind it", (OLD, NEWER), ("install", "third"), "third"),
+    Scenario("install new by a delta from old", (OLD,), ("install", "delta"), "new"),
+    Scenario("a start on trial", (OLD, NEW), ("boot",), "new"),
+    Scenario("a commit", (OLD, NEW), ("commit",), "new"),
+    Scenario("a start that leads back", (OLD, (*NEW, "--tries", "1"), ("boot",)), ("boot",), "old"),
+    Scenario("a rollback", (OLD, NEW), ("rollback",), "old"),
 )
 
 
 @dataclass
 class Row:
-    """What came of all cuts of a scenario on a disk.
+    """All cuts of a scenario on a disk.
 
     serves: how often each bundle was in service after a cut; faults: what must not be; bytes: of the state after an
-    undisturbed run; most_bytes: after a cut; last_bytes: after the cuts, and the undisturbed work that follows.
+    undisturbed run; most_bytes: after a cut; last_bytes: after the cuts and the undisturbed work that follows.
     """
 
     scenario: str
@@ -114,16 +98,16 @@ class Bench:
         make_delta(self.bundles["old"], self.bundles["new"], self.bundles["delta"])
 
     def call(self, call: Sequence[str], folder: Path) -> int:
-        """One command of the agent; its exit code."""
+        """Run one command of the agent; its exit code."""
         command, *more = call
         words = [str(self.bundles.get(word, word)) for word in more]
-        given = ["--state", str(folder), "--root", str(self._scratch / "root")]
-        given += ["--runtime", self._runtime.name] if command == "install" else []
+        places = ["--state", str(folder), "--root", str(self._scratch / "root")]
+        runtime = ["--runtime", self._runtime.name] if command == "install" else []
         with contextlib.redirect_stdout(io.StringIO()):
-            return agent([command, *words, *given])
+            return agent([command, *words, *places, *runtime])
 
     def begin(self, scenario: Scenario) -> Path:
-        """A state in which the scenario begins."""
+        """Make the state in which the scenario begins."""
         folder = self._scratch / "begins" / "state"
         fresh(self._scratch / "empty", folder)
         for call in scenario.start:
@@ -132,13 +116,13 @@ class Bench:
         return folder
 
     def serves(self, folder: Path) -> tuple[str, str | None]:
-        """Name of the bundle in service, `none` where none is, and what is wrong with it."""
+        """Return the name of the bundle in service, `none` where none is, and what is wrong with it."""
         state = State(folder)
         active = state.active
         if active is None:
             return "none", "nothing is in service"
-        ways = [active, *filter(None, [state.previous])]
-        return self._names[active.identity], next(filter(None, map(self._fault, ways)), None)
+        slots = [active, *filter(None, [state.previous])]
+        return self._names[active.identity], next(filter(None, map(self._fault, slots)), None)
 
     def _fault(self, slot: Slot) -> str | None:
         for entry in slot.manifest.files:
@@ -159,35 +143,40 @@ class Bench:
         start, folder = self.begin(scenario), self._scratch / "state"
         work = partial(self.call, scenario.work)
         work(fresh(start, folder))
-        wanted, row.bytes = listing(folder), used(folder)
+        expected, row.bytes = listing(folder), used(folder)
         count = 0
         while cut_at(count, partial(work, fresh(start, folder)), forgetful=DISKS[disk]):
-            row.cuts += 1
-            row.most_bytes = max(row.most_bytes, used(folder))
-            name, fault = self.serves(folder)
-            row.serves[name] += 1
+            fault = self._after_cut(row, folder)
             faults = [fault] if fault else []
             # What came to its end before the cut has nothing to do any more: then a rollback says so by its exit code.
             work(folder)
             name, fault = self.serves(folder)
             if fault or name != scenario.goal:
                 faults.append(f"the next run ends with {name} in service: {fault}")
-            if listing(folder) != wanted or used(folder) != row.bytes:
+            if listing(folder) != expected or used(folder) != row.bytes:
                 faults.append("the next run leaves something else than an undisturbed one")
             row.last_bytes = max(row.last_bytes, used(folder))
+            row.cuts += 1
             row.faults += [f"operation {count}: {each}" for each in faults]
             count += every
         row.seconds = round(time.perf_counter() - began, 1)
         return row
+
+    def _after_cut(self, row: Row, folder: Path) -> str | None:
+        """Count what a cut left; what is wrong with it."""
+        row.most_bytes = max(row.most_bytes, used(folder))
+        name, fault = self.serves(folder)
+        row.serves[name] += 1
+        return fault
 
     def in_a_row(self, disk: str, cuts: int) -> Row:
         """Cut installations at random operations, each on what the one before left, bundles and directions mixed."""
         chance, row, began = random.Random(f"{SEED} {disk}"), Row("installations in a row", disk), time.perf_counter()
         folder, undisturbed = self._scratch / "state", self._scratch / "undisturbed" / "state"
         installs = [("install", name, "--tries", "0") for name in ALIKE]
-        for state in (fresh(self._scratch / "empty", folder), fresh(self._scratch / "empty", undisturbed)):
-            self.call(installs[0], state)
-        for call in installs[1:]:
+        self.call(installs[0], fresh(self._scratch / "empty", folder))
+        fresh(self._scratch / "empty", undisturbed)
+        for call in installs:
             self.call(call, undisturbed)
         row.bytes = used(undisturbed)
         calls = [*(("install", name) for name in ALIKE), *(("unpack", name) for name in ALIKE), ("boot",)]
@@ -196,9 +185,7 @@ class Bench:
             call = chance.choice(calls)
             at = chance.randrange(140 if call[0] in ("install", "unpack") else 14)
             row.cuts += cut_at(at, partial(self.call, call, folder), forgetful=DISKS[disk])
-            row.most_bytes = max(row.most_bytes, used(folder))
-            name, fault = self.serves(folder)
-            row.serves[name] += 1
+            fault = self._after_cut(row, folder)
             row.faults += [f"{' '.join(call)} cut at {at}: {fault}"] if fault else []
         self.call(("commit",), folder)  # out of a trial, where there is one
         for call in (("unpack", ALIKE[-1]), *installs):
@@ -213,76 +200,63 @@ class Bench:
 
 
 def used(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the bytes of all files in a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The document as a page."""
-    rows = [
-        [
-            row["scenario"],
-            row["disk"],
-            f"{row['cuts']:,}",
-            ", ".join(f"{name} {count:,}" for name, count in sorted(row["serves"].items())),
-            str(row["serves"].get("none", 0)),
-            str(len(row["faults"])),
-            f"{row['bytes']:,}",
-            f"{row['most_bytes']:,}",
-        ]
-        for row in found["rows"]
-    ]
-    header = ["cut off", "disk", "cuts", "in service afterwards", "none", "faults", "bytes undisturbed", "most, cut"]
-    return [
-        "# Power cuts",
-        "",
-        f"`{found['command']}`",
-        "",
-        f"The agent, cut off at its file operations: {found['cuts']:,} cuts. *Keeps* and *forgets*: a disk with all",
-        "that was done, half of the last write included, and one with what was flushed alone. A *fault*: nothing in",
-        "service; a byte of a bundle wrong; an engine damaged, or not passing its self-test, in service or on the way",
-        "back; a next run of the command that does not end with exactly the files of an undisturbed one.",
-        "",
-        *table(header, rows),
-        "",
-        f"The bundle has {found['bundle_bytes']:,} bytes. Networks are run by the runtime `{found['runtime']}`.",
-        "*Installations in a row*: random commands cut at random operations, each on what the one before left; there",
-        "the bytes undisturbed are those of three installations.",
-        "",
-        *conditions_lines(found),
-    ]
+def page(found: Document) -> Blocks:
+    yield from head("Power cuts", found)
+    yield f"""\
+The agent, cut off at its file operations: {found.cuts:,} cuts. *Keeps* and *forgets*: a disk with all
+that was done, half of the last write included, and one with what was flushed alone. A *fault*: nothing in
+service; a byte of a bundle wrong; an engine damaged, or not passing its self-test, in service or on the way
+back; a next run of the command that does not end with exactly the files of an undisturbed one."""
+    yield table(
+        "cut off | disk | cuts | in service afterwards | none | faults | bytes undisturbed | most, cut",
+        (
+            f"{row.scenario} | {row.disk} | {row.cuts:,} | "
+            f"{', '.join(f'{name} {count:,}' for name, count in sorted(row.serves.items()))} | "
+            f"{row.serves.get('none', 0)} | {len(row.faults)} | {row.bytes:,} | {row.most_bytes:,}"
+            for row in found.rows
+        ),
+    )
+    yield f"""\
+The bundle has {found.bundle_bytes:,} bytes. Networks are run by the runtime `{found.runtime}`.
+*Installations in a row*: random commands cut at random operations, each on what the one before left; there
+the bytes undisturbed are those of three installations."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when no cut led to a fault, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--runtime", default="null")
-    parser.add_argument("--every", type=int, default=1, help="cut at each of so many operations (%(default)s)")
-    parser.add_argument("--in-a-row", type=int, default=IN_A_ROW, help="cuts of one state (%(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "power_cut.json")
-    given = parser.parse_args(arguments)
-    use_cores(1)
-    now = conditions(threads=1)
+def run(given: Given) -> Result:
     os.fsync = lambda handle: None  # it counts where it is cut off, and takes its time nowhere
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        (Path(scratch) / "empty").mkdir()
-        bench = Bench(given.bundle, Path(scratch), given.runtime)
-        rows = [bench.sweep(scenario, disk, given.every) for scenario in SCENARIOS for disk in DISKS]
-        rows += [bench.in_a_row(disk, given.in_a_row) for disk in DISKS]
-    found = {
+    (given.scratch / "empty").mkdir()
+    bench = Bench(given.bundle, given.scratch, given.runtime)
+    rows = [bench.sweep(scenario, disk, given.every) for scenario in SCENARIOS for disk in DISKS]
+    rows += [bench.in_a_row(disk, given.in_a_row) for disk in DISKS]
+    return {
         "question": "what is in service after a power cut, wherever it comes?",
-        "command": f"python bench/power_cut.py {given.bundle.name} --runtime {given.runtime} --every {given.every}",
         "bundle_bytes": given.bundle.stat().st_size,
         "runtime": given.runtime,
         "seed": SEED,
         "cuts": sum(row.cuts for row in rows),
-        "rows": [{**vars(row), "serves": dict(row.serves)} for row in rows],
-        **now,
+        "rows": [vars(row) for row in rows],
     }
-    write_results(given.out, found, page(found))
-    return 1 if any(row.faults for row in rows) else 0
+
+
+OPTIONS = (
+    Option("bundle", type=Path),
+    Option("--runtime", "null"),
+    Option("--every", 1, "cut at each of so many operations (%(default)s)"),
+    Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(
+        __file__,
+        __doc__,
+        run,
+        page,
+        options=OPTIONS,
+        holds=lambda found: not any(row.faults for row in found.rows),
+        cores=1,
+    )

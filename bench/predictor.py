@@ -1,30 +1,20 @@
-"""How far predicted latencies are off: on devices, and of networks, that the fit has not seen.
+"""Measure how far predicted latencies are off, on devices and of networks that the fit has not seen.
 
-The predictor's coefficients are fitted on published measurements, leaving out one whole device at a time, or one whole
-network, which is then predicted; its 90 % interval comes from the others alone, each of them left out in turn. Beside
-it two naive ways, given the same measurements. At the end the coefficients of all measurements are written into the
-package.
-
-    python bench/predictor.py --write-coefficients
-
-Measurements, networks and devices are tables with their sources in `published/`. The environment needs edgekd alone.
+Coefficients are fitted on published measurements without one device, or one network, which is then predicted; the 90 %
+interval comes from the others, each left out in turn. Beside it: two naive ways with the same measurements. The tables
+in `published/` name their sources. Needs edgekd alone.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from math import ceil, exp, log
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from common import HERE, RESULTS, table, write_pair
+from common import HERE
+from frame import Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, note, table
 from numpy.typing import NDArray
 from published.rows import Row, layers_of, read_csv, read_rows
 from scipy.optimize import least_squares
@@ -73,23 +63,23 @@ class Fitted:
     old: float
 
     def latency_ms(self, row: Row) -> float:
-        """What is predicted for a measurement."""
+        """Return what is predicted for a measurement."""
         slowed = row.old and row.gpu.unit.startswith("tensor")
         gpu = replace(row.gpu, peak=row.gpu.peak / self.old) if slowed else row.gpu
         return float(np.sum(seconds(row.columns, gpu, self.coefficients, row.batch))) * 1e3
 
     def of_all(self, rows: Sequence[Row]) -> NDArray[np.float64]:
-        """The same for many."""
+        """Return the same for many."""
         return np.array([self.latency_ms(row) for row in rows])
 
 
 def fitted(values: Mapping[str, float]) -> Fitted:
-    """A fit from values by name."""
+    """Return a fit from values by name."""
     return Fitted(Coefficients(**{name: value for name, value in values.items() if name != OLD}), values[OLD])
 
 
 def fit(rows: Sequence[Row], fixed: Mapping[str, float] | None = None, start: Fitted | None = None) -> Fitted:
-    """Coefficients that make the logarithms of prediction and measurement agree, without minding a few that do not.
+    """Fit coefficients so that logarithms of prediction and measurement agree, robust against outliers.
 
     Rows that one party measured in one place count together as much as the root of their number. fixed: coefficients
     that keep a value.
@@ -121,7 +111,7 @@ Unit = tuple[Literal["device", "model"], str]
 
 
 def of(row: Row, unit: Unit) -> bool:
-    """Whether a row belongs to a unit."""
+    """Return whether a row belongs to a unit."""
     return bool(getattr(row, unit[0]) == unit[1])
 
 
@@ -148,7 +138,7 @@ class Margins:
     wide: float
 
     def of(self, judged: Judged) -> float:
-        """That of a row that was left out."""
+        """Return the factor for a row that was left out."""
         if judged.placed is not None:
             return self.measured
         return self.narrow if judged.seen else self.wide
@@ -163,20 +153,20 @@ class Study:
         self._made: dict[frozenset[Unit], NDArray[np.float64]] = {}
 
     def without(self, *units: Unit) -> NDArray[np.float64]:
-        """What a fit without them predicts for every row, in milliseconds."""
+        """Return the milliseconds that a fit without these units predicts for every row."""
         key = frozenset(units)
         if key not in self._made:
             rest = [row for row in self.rows if not any(of(row, unit) for unit in units)]
             self._made[key] = fit(rest, start=self.whole).of_all(self.rows)
-            print("without", *(name for _, name in units), file=sys.stderr)
+            note("without", *(name for _, name in units))
         return self._made[key]
 
     def units(self, kind: Literal["device", "model"]) -> list[Unit]:
-        """All devices, or all networks."""
+        """Return all devices, or all networks."""
         return [(kind, name) for name in sorted({getattr(row, kind) for row in self.rows})]
 
     def judge(self, unit: Unit, *hidden: Unit) -> list[Judged]:
-        """The rows of a unit, predicted without it, and without what is hidden."""
+        """Predict the rows of a unit without it, and without what is hidden."""
         predicted = self.without(unit, *hidden)
         known = [at for at, row in enumerate(self.rows) if not any(of(row, each) for each in (unit, *hidden))]
         kinds = {self.rows[at].kind for at in known}
@@ -192,7 +182,7 @@ class Study:
         return found
 
     def margins(self, *hidden: Unit) -> Margins:
-        """What devices and networks, each left out in turn, say of the interval, without those that are hidden."""
+        """Return the margins from devices and networks, each left out in turn, without those that are hidden."""
         devices, networks = (
             [judged for unit in self.units(kind) if unit not in hidden for judged in self.judge(unit, *hidden)]
             for kind in ("device", "model")
@@ -204,7 +194,7 @@ class Study:
         return Margins(margin([judged.placed for judged in networks if judged.placed is not None]), narrow, wide)
 
     def left_out(self, kind: Literal["device", "model"]) -> tuple[NDArray[np.float64], list[bool]]:
-        """What each row is predicted to be without its unit, and whether it lies in the interval that others give."""
+        """Return predictions of each row without its unit, and whether it lies in the interval of the others."""
         predicted, inside = np.zeros(len(self.rows)), [False] * len(self.rows)
         for unit in self.units(kind):
             margins = self.margins(unit)
@@ -215,19 +205,21 @@ class Study:
         return predicted, inside
 
     def corrections(self) -> dict[str, dict[str, float]]:
-        """How much longer than the coefficients say each measured target takes, by precision."""
+        """Return how much longer than the coefficients say each measured target takes, by precision."""
         found: dict[str, dict[str, float]] = {}
         predicted = self.whole.of_all(self.rows)
         for row in self.rows:
             if row.target:
                 there = [
-                    each.latency_ms / predicted[at] for at, each in enumerate(self.rows) if each.place == row.place
+                    each.latency_ms / at
+                    for each, at in zip(self.rows, predicted, strict=True)
+                    if each.place == row.place
                 ]
                 found.setdefault(row.target, {})[row.gpu.precision] = correction(there)
         return {target: dict(sorted(found[target].items())) for target in sorted(found)}
 
     def scaled_errors(self) -> list[float]:
-        """Errors when what one party measured of other networks on a device scales a prediction without the device."""
+        """Return errors of predictions without the device, scaled by measurements of other networks on it."""
         found = []
         for at, row in enumerate(self.rows):
             predicted = self.without(("device", row.device))
@@ -242,12 +234,12 @@ class Study:
 
 
 def correction(ratios: Sequence[float]) -> float:
-    """Measured by predicted, in the median, as far as so many measurements are to be believed."""
+    """Return the median of measured by predicted, shrunk towards 1 when there are few measurements."""
     return scale_from(ratios) ** (len(ratios) / (len(ratios) + 1))
 
 
 def margin(errors: Sequence[float]) -> float:
-    """The factor that holds SHARE of such errors (of logarithms), one more of the same kind included."""
+    """Return the factor that covers SHARE of such errors (of logarithms), one more of the same kind included."""
     ordered = sorted(map(abs, errors))
     return exp(ordered[min(ceil((len(ordered) + 1) * SHARE), len(ordered)) - 1])
 
@@ -280,7 +272,7 @@ def by_multiply_adds(rows: Sequence[Row]) -> NDArray[np.float64]:
 def naive(
     rows: Sequence[Row], alike: Callable[[Row, Sequence[Row]], list[Row]], size: Callable[[Row], float]
 ) -> NDArray[np.float64]:
-    """Latency in proportion to a size, as it is in the median of rows alike on other devices."""
+    """Return latencies in proportion to a size, by the median of similar rows on other devices."""
     found = []
     for row in rows:
         others = alike(row, [other for other in rows if other.device != row.device])
@@ -300,13 +292,13 @@ class Powered:
     watts: float
 
     def by(self, model: EnergyModel, latency_ms: float) -> float:
-        """What a model says of a frame, when the batch takes so long at full clocks."""
+        """Return the energy of a frame by a model, when the batch takes so long at full clocks."""
         operations = self.row.columns.operations * self.row.batch
         return model.frame(self.watts, self.row.gpu, operations, latency_ms) / self.row.batch
 
 
 def with_power(rows: Sequence[Row]) -> list[Powered]:
-    """The rows that energy can be fitted on."""
+    """Return the rows that energy can be fitted on."""
     found = []
     for row in rows:
         watts = mode_watts(load_target(row.target))
@@ -316,7 +308,7 @@ def with_power(rows: Sequence[Row]) -> list[Powered]:
 
 
 def fit_energy(rows: Sequence[Powered], latency: Callable[[Row], float]) -> EnergyModel:
-    """The shares of its power mode that a kit draws, by the time that is predicted for full clocks."""
+    """Fit the shares of its power mode that a kit draws, by the time that is predicted for full clocks."""
     target = np.log([each.millijoules for each in rows])
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -328,7 +320,7 @@ def fit_energy(rows: Sequence[Powered], latency: Callable[[Row], float]) -> Ener
 
 
 def energy_errors(rows: Sequence[Powered], timed: Sequence[Row], start: Fitted) -> list[float]:
-    """Errors (of logarithms) of energies of devices that neither latency nor energy was fitted on."""
+    """Return errors (of logarithms) of energies on devices that nothing was fitted on."""
     found = []
     for device in sorted({each.row.device for each in rows}):
         without = fit([row for row in timed if row.device != device], start=start)
@@ -349,14 +341,14 @@ ABLATIONS: dict[str, dict[str, float]] = {
 
 
 def errors_of(rows: Sequence[Row], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares by which predictions are off."""
+    """Return the relative errors of predictions."""
     return np.abs(predicted / np.array([row.latency_ms for row in rows]) - 1)
 
 
 def lines(
     rows: Sequence[Row], key: Callable[[Row], str], ways: Mapping[str, NDArray[np.float64]], inside: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    """A line for each kind of rows, and one for all."""
+    """Return a line for each kind of rows, and one for all."""
     found = []
     for name in [*sorted({key(row) for row in rows}), "all"]:
         at = [index for index, row in enumerate(rows) if name in ("all", key(row))]
@@ -368,7 +360,7 @@ def lines(
 
 
 def without_terms(study: Study) -> dict[str, float]:
-    """The median error on devices left out when a coefficient is kept from saying anything."""
+    """Return the median error on devices left out, with one term of the model switched off."""
     found = {}
     for name, fixed in ABLATIONS.items():
         predicted = np.zeros(len(study.rows))
@@ -382,7 +374,7 @@ def without_terms(study: Study) -> dict[str, float]:
 
 
 def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[float]]:
-    """Everything that is shipped, and the errors of energies on devices left out."""
+    """Return the model that ships, and the errors of energies on devices left out."""
     rows, margins, corrections = study.rows, study.margins(), study.corrections()
 
     def latency(row: Row) -> float:
@@ -401,129 +393,131 @@ def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[floa
     return Model(study.whole.coefficients, corrections, calibration, replace(energy, margin=margin(errors))), errors
 
 
-def evaluate() -> tuple[dict[str, Any], Model]:
-    """Everything: the result, and the model of all rows."""
+def run(given: Given) -> Result:
     rows, lowered, others = read_rows()
     study, powered = Study(rows), with_power(lowered)
     by_device, in_device = study.left_out("device")
     by_network, in_network = study.left_out("model")
     ways = {"error": by_device, "peak_error": by_peak(rows), "multiply_adds_error": by_multiply_adds(rows)}
     model, energies = model_of(study, powered)
-    found = {
-        "used": len(rows),
-        "left_out": others,
-        "sizes": sizes(),
-        "devices": lines(rows, lambda row: row.device, ways, in_device),
-        "precisions": lines(rows, lambda row: row.gpu.precision, ways, in_device),
-        "networks": lines(rows, lambda row: row.model, {"error": by_network}, in_network),
-        "without": without_terms(study),
-        "energy": {"rows": len(powered), "median_error": float(np.median(np.abs(np.expm1(energies))))},
-        OLD: study.whole.old,
-        "model": asdict(model),
-        "measurements": [
-            {
-                "line": row.line,
-                "device": row.published,
-                "network": row.network,
-                "precision": row.gpu.precision,
-                "batch": row.batch,
-                "latency_ms": row.latency_ms,
-                "without_device_ms": float(f"{by_device[at]:.5g}"),
-                "inside": in_device[at],
-                "without_network_ms": float(f"{by_network[at]:.5g}"),
-                "inside_without_network": in_network[at],
-            }
-            for at, row in enumerate(rows)
-        ],
-    }
-    return found, model
+    measurements = []
+    for at, row in enumerate(rows):
+        each = Document(line=row.line, device=row.published, network=row.network, precision=row.gpu.precision)
+        each.update(batch=row.batch, latency_ms=row.latency_ms)
+        each.update(without_device_ms=float(f"{by_device[at]:.5g}"), inside=in_device[at])
+        each.update(without_network_ms=float(f"{by_network[at]:.5g}"), inside_without_network=in_network[at])
+        measurements.append(each)
+    found = Document(
+        used=len(rows),
+        left_out=others,
+        sizes=sizes(),
+        devices=lines(rows, lambda row: row.device, ways, in_device),
+        precisions=lines(rows, lambda row: row.gpu.precision, ways, in_device),
+        networks=lines(rows, lambda row: row.model, {"error": by_network}, in_network),
+        without=without_terms(study),
+        energy={"rows": len(powered), "median_error": float(np.median(np.abs(np.expm1(energies))))},
+        model=asdict(model),
+        measurements=measurements,
+    )
+    if given.write_coefficients:
+        write_file(PACKAGED, (json.dumps(asdict(model), indent=1) + "\n").encode())
+    return {**found, OLD: study.whole.old, "claims": claims(found)}
 
 
 def sizes() -> list[dict[str, Any]]:
-    """The operations of each network's table beside those that are published for it, in 10^9."""
+    """Return the operations of each network's table beside those that are published for it, in 10^9."""
     found = []
     for row in read_csv("networks.csv"):
-        name, published = f"{row['model']}-{row['input']}", row["gflops"]
+        name, published = f"{row['model']}-{row['input']}", float(row["gflops"] or 0) or None
         operations = layers_of(name).operations / 1e9
-        source = row["source"] or None
-        found.append(
-            {"network": name, "gflops": operations, "published": float(published or 0) or None, "source": source}
-        )
+        found.append({"network": name, "gflops": operations, "published": published, "source": row["source"] or None})
     return found
 
 
-def claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What must hold."""
-    of_all, networks = found["devices"][-1], found["networks"][-1]
-    off = max(abs(each["gflops"] / each["published"] - 1) for each in found["sizes"] if each["published"])
+def claims(found: Document) -> list[dict[str, Any]]:
+    """Return what must hold."""
+    of_all, networks = found.devices[-1], found.networks[-1]
+    off = max(abs(each["gflops"] / each["published"] - 1) for each in found.sizes if each["published"])
     gain = min(of_all["peak_error"], of_all["multiply_adds_error"]) / of_all["error"]
-    made: list[tuple[str, float, bool]] = [
-        ("median error on devices left out, at most 0.15", of_all["error"], of_all["error"] <= MOST_ERROR),
-        ("share of their measurements in the interval, at least 0.9", of_all["inside"], of_all["inside"] >= SHARE),
-        ("the same of networks left out", networks["inside"], networks["inside"] >= SHARE),
-        ("median error of the better naive way by that of the predictor, at least 3", gain, gain >= LEAST_GAIN),
-        ("operations of a network's table, at most 0.02 off what is published", off, off <= MOST_OFF),
-    ]
-    return [{"claim": text, "found": value, "holds": holds} for text, value, holds in made]
-
-
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The result as Markdown."""
-    marks = {True: "yes", False: "**no**"}
-    held = [[each["claim"], f"{each['found']:.3g}", marks[each["holds"]]] for each in found["claims"]]
-    naive_header = ["measurements", "predictor", "peak ratio", "multiply-adds", "inside"]
-    reasons = [[reason, str(len(unused))] for reason, unused in found["left_out"].items()]
-    shapes = [[each["network"], f"{each['gflops']:.2f}", _published(each)] for each in found["sizes"]]
     return [
-        *("# Predicted latencies: how far off", "", f"`{found['command']}`", "", *_ABOUT, ""),
-        *table(["", "found", "holds"], held),
-        *("", "## Devices left out", "", *_DEVICES, ""),
-        *table(["device", *naive_header], [_cells(line, 3) for line in found["devices"]]),
-        *("", "The same by precision:", ""),
-        *table(["precision", *naive_header], [_cells(line, 3) for line in found["precisions"]]),
-        *("", "## Networks left out", "", *_NETWORKS, ""),
-        *table(["network", "measurements", "predictor", "inside"], [_cells(line, 1) for line in found["networks"]]),
-        *("", "## What each term is worth", "", "Median error on devices left out, fitted anew:", ""),
-        *table(["", "error"], [[name, f"{error:.1%}"] for name, error in found["without"].items()]),
-        *("", *_fitted(found), "", "## Measurements that are not used", ""),
-        *table(["why", "rows"], reasons),
-        *("", "## Networks", "", "Operations in 10^9, a multiply-add being two, and what is published for them:", ""),
-        *table(["network", "here", "published"], shapes),
-        *("", f"{found['date']}. Every measurement with its two predictions is in the JSON file beside this page."),
+        claim("median error on devices left out, at most 0.15", of_all["error"], of_all["error"] <= MOST_ERROR),
+        claim("share of their measurements in the interval, at least 0.9", of_all["inside"], of_all["inside"] >= SHARE),
+        claim("the same of networks left out", networks["inside"], networks["inside"] >= SHARE),
+        claim("median error of the better naive way by that of the predictor, at least 3", gain, gain >= LEAST_GAIN),
+        claim("operations of a network's table, at most 0.02 off what is published", off, off <= MOST_OFF),
     ]
 
 
-def _fitted(found: Mapping[str, Any]) -> list[str]:
-    """What ships."""
-    model = found["model"]
-    energy = {f"energy, {name}": model["energy"][name] for name in ("idle", "busy")}
-    values = {**model["coefficients"], OLD: found[OLD], **energy}
-    margins = [[text, f"{model['calibration'][name]:.2f}"] for name, text in _MARGINS.items()]
-    margins.append(["energy", f"{model['energy']['margin']:.2f}"])
-    corrections = [
-        [target, *(f"{by[precision]:.2f}" if precision in by else "" for precision in ("fp32", "fp16", "int8"))]
-        for target, by in model["corrections"].items()
-    ]
-    error = found["energy"]["median_error"]
-    return [
-        *("## What was fitted", "", *_FITTED, ""),
-        *table(["coefficient", "value"], [[name, f"{value:.4g}"] for name, value in values.items()]),
-        *("", "The 90 % interval is the prediction divided and multiplied by", ""),
-        *table(["", "factor"], margins),
-        *("", "How much longer than the coefficients say targets take that were measured themselves:", ""),
-        *table(["target", "fp32", "fp16", "int8"], corrections),
-        "",
-        f"Energy: {found['energy']['rows']} measurements of three kits, each left out in turn: error {error:.1%}.",
-    ]
+def page(found: Document) -> Blocks:
+    yield from head("Predicted latencies: how far off", found)
+    yield """\
+Every prediction here is of a device, or of a network, that no coefficient was fitted on. Errors are medians of
+|predicted / measured - 1|; inside is the share of measurements in the 90 % interval."""
+    yield claims_table(found.claims, ".3g")
+    yield "## Devices left out"
+    yield """\
+The interval of a device comes from the others alone: from devices and from networks, each left out in turn.
+Peak ratio: the same network's latency on other devices, by the ratio of peaks. Multiply-adds: latency in
+proportion to them, as on the measured device whose peak is nearest. Both take the median of all that is known
+but for the device."""
+    naive_header = "measurements | predictor | peak ratio | multiply-adds | inside"
+    yield table(f"device | {naive_header}", (_cells(line, 3) for line in found.devices))
+    yield "The same by precision:"
+    yield table(f"precision | {naive_header}", (_cells(line, 3) for line in found.precisions))
+    yield "## Networks left out"
+    yield """\
+The device is known here: what was measured of other networks there, in the same precision, corrects predictions,
+as it does for the shipped targets."""
+    yield table("network | measurements | predictor | inside", (_cells(line, 1) for line in found.networks))
+    yield "## What each term is worth"
+    yield "Median error on devices left out, fitted anew:"
+    yield table(" | error", (f"{name} | {error:.1%}" for name, error in found.without.items()))
+    yield from _fitted(found)
+    yield "## Measurements that are not used"
+    yield table("why | rows", (f"{reason} | {len(unused)}" for reason, unused in found.left_out.items()))
+    yield "## Networks"
+    yield "Operations in 10^9, a multiply-add being two, and what is published for them:"
+    yield table(
+        "network | here | published",
+        (
+            f"{size.network} | {size.gflops:.2f} | {f'{size.published:g} ({size.source})' if size.published else ''}"
+            for size in found.sizes
+        ),
+    )
+    yield f"{found.date}. Every measurement with its two predictions is in the JSON file beside this page."
 
 
-def _published(size: Mapping[str, Any]) -> str:
-    return f"{size['published']:g} ({size['source']})" if size["published"] else ""
+def _fitted(found: Document) -> Blocks:
+    model = found.model
+    yield "## What was fitted"
+    yield """\
+On all measurements: robust least squares of logarithms (soft L1), rows of one party in one place counting
+together as the root of their number. Start values and bounds are in the script. Choices made by looking at these
+errors: time is the sum of arithmetic, memory and launch, not the larger of the first two; cards in servers have
+a launch of their own; there is no coefficient for activations, for the Python around a network, or for caches;
+the interval of a device also asks networks left out."""
+    values = {**model.coefficients, OLD: found[OLD]}
+    values |= {f"energy, {name}": model.energy[name] for name in ("idle", "busy")}
+    yield table("coefficient | value", (f"{name} | {value:.4g}" for name, value in values.items()))
+    yield "The 90 % interval is the prediction divided and multiplied by"
+    margins = {text: model.calibration[name] for name, text in _MARGINS.items()}
+    margins["energy"] = model.energy.margin
+    yield table(" | factor", (f"{text} | {value:.2f}" for text, value in margins.items()))
+    yield "How much longer than the coefficients say targets take that were measured themselves:"
+    yield table(
+        "target | fp32 | fp16 | int8",
+        (
+            f"{target} | " + " | ".join(cell(by.get(name), ".2f", "") for name in ("fp32", "fp16", "int8"))
+            for target, by in model.corrections.items()
+        ),
+    )
+    energy = found.energy
+    yield f"Energy: {energy.rows} measurements of three kits, each left out in turn: error {energy.median_error:.1%}."
 
 
-def _cells(line: Mapping[str, Any], ways: int) -> list[str]:
+def _cells(line: Document, ways: int) -> str:
     errors = [f"{line[way]:.1%}" for way in ("error", "peak_error", "multiply_adds_error")[:ways]]
-    return [line["what"], str(line["rows"]), *errors, f"{line['inside']:.0%}"]
+    return " | ".join([line.what, str(line.rows), *errors, f"{line.inside:.0%}"])
 
 
 _MARGINS = {
@@ -532,44 +526,8 @@ _MARGINS = {
     "wide_margin": "for any other, and where there are doubts",
     "scaled_margin": "after measurements on the device itself",
 }
-_ABOUT = (
-    "Every prediction here is of a device, or of a network, that no coefficient was fitted on. Errors are medians of",
-    "|predicted / measured - 1|; inside is the share of measurements in the 90 % interval.",
-)
-_DEVICES = (
-    "The interval of a device comes from the others alone: from devices and from networks, each left out in turn.",
-    "Peak ratio: the same network's latency on other devices, by the ratio of peaks. Multiply-adds: latency in",
-    "proportion to them, as on the measured device whose peak is nearest. Both take the median of all that is known",
-    "but for the device.",
-)
-_NETWORKS = (
-    "The device is known here: what was measured of other networks there, in the same precision, corrects predictions,",
-    "as it does for the shipped targets.",
-)
-_FITTED = (
-    "On all measurements: robust least squares of logarithms (soft L1), rows of one party in one place counting",
-    "together as the root of their number. Start values and bounds are in the script. Choices made by looking at these",
-    "errors: time is the sum of arithmetic, memory and launch, not the larger of the first two; cards in servers have",
-    "a launch of their own; there is no coefficient for activations, for the Python around a network, or for caches;",
-    "the interval of a device also asks networks left out.",
-)
-
-
-def main() -> int:
-    """0 when everything holds; else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write-coefficients", action="store_true", help="into the package")
-    parser.add_argument("--out", type=Path, default=RESULTS / "predictor.json")
-    given = parser.parse_args()
-    found, model = evaluate()
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    result = {"date": date, "command": "python bench/predictor.py --write-coefficients", **found}
-    result["claims"] = claims(result)
-    print(write_pair(given.out, result, page(result)))
-    if given.write_coefficients:
-        write_file(PACKAGED, (json.dumps(asdict(model), indent=1) + "\n").encode())
-    return 0 if all(each["holds"] for each in result["claims"]) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = (Option("--write-coefficients", False, "into the package"),)
+    main(__file__, __doc__, run, page, options=options)

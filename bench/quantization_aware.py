@@ -1,52 +1,28 @@
-"""Quantization-aware training: edgekd's distillation beside Ultralytics' own, on the same images, with the same scorer.
+"""Compare quantization-aware training by edgekd and by Ultralytics on the same images, with the same scorer.
 
-edgekd quantizes a detector to INT8 and fp4x after training, and then trains it to do again what the float detector
-does. Ultralytics trains with `quantize=8`, with and without `distill_model=`. Both start from the same checkpoint and
-see the same images for as many epochs, in the same size and batch; one row of Ultralytics' has edgekd's time instead.
-Every training is a process of its own. Every graph is scored on the splits `val` and `test` by edgekd's scorer.
-
-    python bench/quantization_aware.py [--model FILE.pt] [--data FOLDER] [--epochs N] [--seeds N ...] [--device 0]
-
-A row that is finished is kept in `--work`, and `--out` is written again after each: what was cut goes on where it was.
-The environment needs `edgekd[train]`; Ultralytics' training with ModelOpt gets an environment of its own.
+edgekd quantizes to INT8 and fp4x after training, and then distils from the float detector. Ultralytics trains with
+`quantize=8`, with and without `distill_model=`. All start from the same checkpoint and see the same images for as many
+epochs; one row of Ultralytics' has edgekd's time instead. Needs `edgekd[train]`; Ultralytics' training with ModelOpt
+gets an environment of its own.
 """
 
-from __future__ import annotations
-
-import argparse
-import hashlib
 import json
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from common import (
-    RESULTS,
-    SHARED,
-    SPLITS,
-    JobError,
-    Resumable,
-    conditions_lines,
-    table,
-    use_cores,
-    write_pair,
-)
+import training
+from common import PEERS, SPLITS, VENVS, export_to, peak_bytes, peer_python
+from frame import Blocks, Document, Option, cell, claim, head, main, spread, table, versions_of, yes
+from training import DEVICE, SEEDS, JobError, Trainings, Way
 
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.progress import PlainProgress
-from edgekd.data.dataset import load_dataset
 
-PEERS = Path(__file__).resolve().parent / "peers"
-OPSET = 17
 FLOAT, INT8, MIXED = "float32", "edgekd, INT8 after training", "edgekd, INT8 and fp4x after training"
 TRAINED = "edgekd, the same, quantization-aware distillation"
 GENTLE = {
@@ -80,78 +56,58 @@ ULTRALYTICS = (
     Peer("Ultralytics, `quantize=8` with `distill_model=`, same epochs", distilled=True),
     Peer("Ultralytics, `quantize=8`, same epochs, as gently as edgekd", GENTLE),
 )
+METHODS = (FLOAT, INT8, MIXED, TRAINED, *(peer.name for peer in ULTRALYTICS))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One graph: how it was made, what it takes, what it scores. What could not be had is None; `error` says why.
+class Bench(Trainings):
+    """Quantized graphs.
 
-    bytes: of the file that ships: edgekd's packed, Ultralytics' ONNX; zipped_bytes: of Ultralytics' after DEFLATE;
-    packed_bytes: of Ultralytics' if its weights were stored as INT8, and packed by edgekd, which Ultralytics does not.
-    seconds: from the float checkpoint to the graph, the calibration included; step_seconds: the median of one step.
+    Numbers of a row: bytes: of the file that ships: edgekd's packed, Ultralytics' ONNX; zipped_bytes: of Ultralytics'
+    after DEFLATE; packed_bytes: of Ultralytics' if its weights were stored as INT8, and packed by edgekd, which
+    Ultralytics does not. seconds: from the float checkpoint to the graph, the calibration included; step_seconds: the
+    median of one step.
     """
 
-    method: str
-    seed: int | None = None
-    bytes: int | None = None
-    zipped_bytes: int | None = None
-    packed_bytes: int | None = None
-    seconds: float | None = None
-    epochs: int | None = None
-    step_seconds: float | None = None
-    peak_bytes: int | None = None
-    map50_95: Mapping[str, float] = field(default_factory=dict)
-    map50: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
-
-
-class Bench(Resumable[Row]):
-    """One run: what was asked, the folder in which it goes on after a cut, and the rows it has."""
-
+    script = __file__
+    question = "how good and how small is a detector after quantization-aware training, beside Ultralytics' own?"
     asked = ("epochs", "batch", "image_size", "images", "device")
+    shown = ("seeds", "device")
+    numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs", "step_seconds", "peak_bytes")
 
-    def __init__(self, given: argparse.Namespace, scratch: Path) -> None:
-        self._checkpoint = given.work / "float.pt"
-        super().__init__(given, scratch, Row)
-
-    def run(self) -> Iterable[None]:
-        """Every row that is not there yet; pauses after each."""
+    def ways(self) -> Iterator[Way]:
         if self.missing(MIXED) or not (self.given.work / "mixed.onnx").is_file():
             self._quantize_after_training()
-            yield
-        peers = {peer.name: partial(self._trained_by_ultralytics, peer) for peer in ULTRALYTICS}
-        ways: list[tuple[str, Callable[[int], Row], int]] = []
-        ways += [(TRAINED, self._trained_by_edgekd, seed) for seed in self.given.seeds]
-        ways += [(name, train, seed) for seed in self.given.seeds for name, train in peers.items()]
-        for method, train, seed in ways:
-            if self.missing(method, seed):
-                self.add_made(method, seed, partial(train, seed))
-                yield
+        for seed in self.given.seeds:
+            yield TRAINED, seed, partial(self._trained_by_edgekd, seed)
+        for seed in self.given.seeds:
+            for peer in ULTRALYTICS:
+                yield peer.name, seed, partial(self._trained_by_ultralytics, peer, seed)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return Path(self.given.work, "float.pt")
 
     def _quantize_after_training(self) -> None:
-        """The rows before training: the float graph, and what edgekd makes of it."""
+        """Make the rows before training: the float graph, and what edgekd makes of it."""
         folder = self.given.work
         job = {"do": "quantize", "model": self.given.model, "size": self.given.image_size, "data": self.data}
-        took = self.process("quantize", [*_MYSELF, json.dumps({**job, "folder": folder}, default=str)])
+        took = self.job("quantize", {**job, "folder": folder})
         self.rows = [row for row in self.rows if row.seed is not None]
         for method, name in ((FLOAT, "float32"), (INT8, "int8"), (MIXED, "mixed")):
             graph = folder / f"{name}.onnx"
-            row = Row(method, bytes=len(graph.read_bytes() if method == FLOAT else pack(graph.read_bytes())))
-            self.add(self.with_scores(replace(row, **took[name]), graph))
+            size = len(graph.read_bytes() if method == FLOAT else pack(graph.read_bytes()))
+            self.add(self.with_scores(self.row(method, bytes=size, **took[name]), graph))
 
-    def _trained_by_edgekd(self, seed: int) -> Row:
+    def _trained_by_edgekd(self, seed: int) -> Document:
         given = self.given
         graph = given.work / f"edgekd-{seed}.onnx"
-        step = {"epochs": given.epochs, "batch": given.batch, "image_size": given.image_size, "seed": seed}
-        job = {"do": "train", "model": self._checkpoint, "data": self.data, "step": step, "threads": given.threads}
-        files = {"graph": given.work / "mixed.onnx", "out": graph}
-        took = self.process(graph.stem, [*_MYSELF, json.dumps({**job, **files}, default=str)])
-        self.packages["edgekd"] = took.pop("packages")
-        took["seconds"] += sum(found.seconds or 0.0 for found in self.rows if found.method == MIXED)
-        row = Row(TRAINED, seed, len(pack(graph.read_bytes())), epochs=given.epochs, **took)
+        job = {"do": "train", "model": self._checkpoint, "data": self.data, "step": training.settings_of(given, seed)}
+        took = self.job(graph.stem, {**job, "graph": given.work / "mixed.onnx", "out": graph})
+        took["seconds"] += sum(row.seconds or 0.0 for row in self.rows if row.method == MIXED)
+        row = self.row(TRAINED, seed, bytes=len(pack(graph.read_bytes())), epochs=given.epochs, **took)
         return self.with_scores(row, graph)
 
-    def _trained_by_ultralytics(self, peer: Peer, seed: int) -> Row:
+    def _trained_by_ultralytics(self, peer: Peer, seed: int) -> Document:
         given = self.given
         folder = given.work / f"ultralytics-{ULTRALYTICS.index(peer)}-{seed}"
         graph, folded = folder / "trained.onnx", folder / "int8_weights.onnx"
@@ -166,52 +122,39 @@ class Bench(Resumable[Row]):
             settings["time"] = found[0] / 3600
         if peer.distilled:
             settings["distill_model"] = str(self._checkpoint)
-        command = [self._peer(), PEERS / "train_ultralytics_qat.py", "--threads", given.threads, "--work", folder]
+        python = given.peer or peer_python("ultralytics-qat", given.venvs.absolute())
+        command = [python, PEERS / "train_ultralytics_qat.py", "--threads", given.threads, "--work", folder]
         command += ["--model", self._checkpoint, "--data", self.data, "--out", graph, "--folded", folded]
         took = self.process(folder.name, [*map(str, command), "--settings", json.dumps(settings)])
         self.packages["ultralytics-qat"] = took.pop("packages")
         took["seconds"] += took.pop("export_seconds")
-        shipped = graph.read_bytes()
-        sizes = (len(shipped), len(zlib.compress(shipped, 9)), len(pack(folded.read_bytes())))
-        return self.with_scores(Row(peer.name, seed, *sizes, **took), graph)
+        content = graph.read_bytes()
+        sizes = {"bytes": len(content), "zipped_bytes": len(zlib.compress(content, 9))}
+        sizes["packed_bytes"] = len(pack(folded.read_bytes()))
+        return self.with_scores(self.row(peer.name, seed, **sizes, **took), graph)
 
-    def _peer(self) -> Path:
-        """The interpreter of Ultralytics' environment with ModelOpt, made when there is none."""
-        if self.given.peer:
-            return Path(str(self.given.peer))
-        requirements = PEERS / "requirements-ultralytics-qat.txt"
-        digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
-        folder = self.given.venvs / f"ultralytics-qat-py{sys.version_info.major}.{sys.version_info.minor}-{digest}"
-        python: Path = folder / "bin" / "python"
-        if not (folder / "complete").exists():
-            self.progress.note(f"installing {requirements.name} ...")
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-            subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
-            (folder / "complete").touch()
-        return python
+    def result(self) -> dict[str, Any]:
+        given = self.given
+        held = claims(training.by_method(self.rows), given.smaller, given.keep, given.aim)
+        return {"gentle": GENTLE, "claims": held}
 
 
 # ----------------------------------------------------------------------- what a process of its own does for edgekd
 
 
-def quantize_job(model: str, data: str, size: int, folder: str) -> dict[str, Any]:
+def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dict[str, Any]:
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
-    import torch
-
     from edgekd.builds.recipe import Quantize, load_recipe
     from edgekd.compress.quantization.quantize import Quantized, quantize
     from edgekd.compress.weight_formats import Form
     from edgekd.core.detection.preprocess import letterbox
     from edgekd.data.calibration import choose, load_rule
+    from edgekd.data.dataset import load_dataset
     from edgekd.data.images import read_image
-    from edgekd.detectors import load
-    from edgekd.detectors.export import export
 
     graphs = {name: Path(folder, f"{name}.onnx") for name in ("float32", "int8", "mixed")}
-    checkpoint = torch.load(model, map_location="cpu", weights_only=False)
-    checkpoint["train_args"]["imgsz"] = size  # an exported graph takes frames as large as those in training
-    torch.save(checkpoint, Path(folder, "float.pt"))
-    spec = export(load(Path(folder, "float.pt"), trust_checkpoint=True), graphs["float32"], OPSET).spec
+    training.sized(model, Path(folder, "float.pt"), size)  # an exported graph takes frames as large as in training
+    spec = export_to(Path(folder, "float.pt"), graphs["float32"], trust_checkpoint=True)
     began = time.perf_counter()
     images = choose(load_dataset(Path(data)), load_rule(), preprocess=spec.preprocess).images
 
@@ -228,203 +171,122 @@ def quantize_job(model: str, data: str, size: int, folder: str) -> dict[str, Any
     return {"float32": {}, "int8": {"seconds": int8}, "mixed": {"seconds": time.perf_counter() - began}}
 
 
-def train_job(model: str, graph: str, out: str, data: str, step: Mapping[str, Any], threads: int) -> dict[str, Any]:
+def train_job(
+    model: str, graph: str, out: str, data: str, step: Mapping[str, Any], threads: int, **_: Any
+) -> dict[str, Any]:
     """Train a quantized graph; what it took."""
     import torch
 
     from edgekd.builds.recipe import QuantAwareDistill
     from edgekd.detectors.ultralytics.quant_aware import distill_quantized
 
-    sys.path.insert(0, str(PEERS))
-    from adapter import peak_bytes
-
     torch.set_num_threads(threads)
-    asked = QuantAwareDistill(**step)
     paths = (Path(model), Path(graph), Path(out), Path(data))
-    done = distill_quantized(*paths, asked, trust=True, progress=PlainProgress(interval_s=30))
-    packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
-    return {"seconds": done.seconds, "peak_bytes": peak_bytes(), "packages": packages}
-
-
-_MYSELF = (sys.executable, str(Path(__file__).resolve()), "--do")
-_JOBS: dict[str, Callable[..., dict[str, Any]]] = {"quantize": quantize_job, "train": train_job}
+    done = distill_quantized(*paths, QuantAwareDistill(**step), trust=True, progress=PlainProgress(interval_s=30))
+    return {"seconds": done.seconds, "peak_bytes": peak_bytes()}
 
 
 # ------------------------------------------------------------------------------------------------------- the result
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The rows of one method, one per seed, beside the float graph's."""
-
-    method: str
-    rows: tuple[Row, ...]
-    float32: Row
-
-    @property
-    def smaller(self) -> float:
-        """How many files of this one go into the float graph's."""
-        return (self.float32.bytes or 0) / (self.mean("bytes") or 1)
-
-    def mean(self, name: str) -> float | None:
-        """The mean of a number over the seeds; None where there is none."""
-        values = [value for row in self.rows if (value := getattr(row, name)) is not None]
-        return statistics.fmean(values) if values else None
-
-    def score(self, split: str) -> tuple[float, float, float]:
-        """mAP50-95: the mean, the lowest and the highest."""
-        values = [row.map50_95[split] for row in self.rows]
-        return statistics.fmean(values), min(values), max(values)
-
-    def share(self, split: str) -> float:
-        """Of the float graph's mAP50-95; 0 where that is 0."""
-        whole = self.float32.map50_95[split]
-        return self.score(split)[0] / whole if whole else 0.0
+def smaller_than(rows: Sequence[Document], base: Sequence[Document]) -> float:
+    """Return how many files of these go into the float graph's."""
+    return (base[0].bytes or 0) / (training.mean(rows, "bytes") or 1)
 
 
-def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """One per method that has a row; failed rows do not count."""
-    good = [row for row in rows if not row.error]
-    base = next((row for row in good if row.method == FLOAT), None)
-    order = (FLOAT, INT8, MIXED, TRAINED, *(peer.name for peer in ULTRALYTICS))
-    grouped = {name: tuple(row for row in good if row.method == name) for name in order}
-    return [Summary(name, mine, base) for name, mine in grouped.items() if mine] if base else []
+def share(rows: Sequence[Document], base: Sequence[Document], split: str) -> float:
+    """Return the share of the float graph's mAP50-95; 0 where that is 0."""
+    whole = base[0].map50_95[split]
+    return training.mean_score(rows, split) / whole if whole else 0.0
 
 
-def claims(found: Sequence[Summary], smaller: float, keep: float, aim: float) -> list[dict[str, Any]]:
-    """What must hold of edgekd's trained graphs, and what is aimed at; `must` tells them apart."""
-    named = {one.method: one for one in found}
-    if TRAINED not in named:
+def claims(found: Mapping[str, Sequence[Document]], smaller: float, keep: float, aim: float) -> list[dict[str, Any]]:
+    """Return what must hold of edgekd's trained graphs, and what is aimed at; `must` tells them apart."""
+    if not {FLOAT, TRAINED} <= found.keys():
         return []
-    mine = named[TRAINED]
+    base, mine = found[FLOAT], found[TRAINED]
+    ratio, kept = smaller_than(mine, base), share(mine, base, "test")
     size = "the file that ships is at most 1/{:g} of float32's; found: 1/x"
-    kept = f"on the split test it keeps at least {keep:.1%} of the float detector's mAP50-95, mean of the seeds"
+    text = f"on the split test it keeps at least {keep:.1%} of the float detector's mAP50-95, mean of the seeds"
     rows = [
-        {"claim": size.format(smaller), "found": mine.smaller, "holds": mine.smaller >= smaller, "must": True},
-        {"claim": kept, "found": mine.share("test"), "holds": mine.share("test") >= keep, "must": True},
-        {"claim": size.format(aim), "found": mine.smaller, "holds": mine.smaller >= aim, "must": False},
+        claim(size.format(smaller), ratio, ratio >= smaller, must=True),
+        claim(text, kept, kept >= keep, must=True),
+        claim(size.format(aim), ratio, ratio >= aim, must=False),
     ]
-    for peer in (named[peer.name] for peer in ULTRALYTICS if peer.name in named):
-        ahead = mine.score("test")[0] - peer.score("test")[0]
-        text = f"test mAP50-95 no lower than of: {peer.method}"
-        rows.append({"claim": text, "found": ahead, "holds": ahead >= 0, "must": False})
+    for peer in (peer.name for peer in ULTRALYTICS if peer.name in found):
+        ahead = training.mean_score(mine, "test") - training.mean_score(found[peer], "test")
+        rows.append(claim(f"test mAP50-95 no lower than of: {peer}", ahead, ahead >= 0, must=False))
     return rows
 
 
-def page(found: Mapping[str, Any], rows: Sequence[Row], means: Sequence[Summary]) -> list[str]:
-    """The result as Markdown."""
-    lines = ["# Quantization-aware training, edgekd beside Ultralytics", "", f"`{found['command']}`", "", *_ABOUT, ""]
-    counts = found["images"]
-    lines.append(f"{counts['train']} images to train on; scored on {counts['val']} (val) and {counts['test']} (test).")
-    lines += ["", *table(_HEADER, [_cells(one) for one in means])]
-    lines += [f"\n{row.method}, seed {row.seed}: {row.error}" for row in rows if row.error]
-    marks, kinds = {True: "yes", False: "**no**"}, {True: "must", False: "aim"}
-    held = [[kinds[one["must"]], one["claim"], f"{one['found']:.4f}", marks[one["holds"]]] for one in found["claims"]]
-    lines += ["", "## What must hold, and what is aimed at", "", *table(["", "", "found", "holds"], held)]
-    lines.append("")
-    for environment, installed in found["packages"].items():
-        told = ", ".join(f"{name} {installed[name]}" for name in _TOLD if name in installed)
-        lines.append(f"- environment `{environment}`: {told}")
-    gpus = ", ".join(gpu["name"] for gpu in found["host"]["gpus"])
-    where = "the CPU" if found["device"] == "cpu" else gpus
-    return [*lines, "", f"Trained on {where}.", "", *conditions_lines(found)]
+def page(found: Document) -> Blocks:
+    counts, methods = found.images, training.by_method(found.rows)
+    # Older results do not name these settings; `warmup_bias_lr` was not among them.
+    gentle = found.get("gentle", {name: value for name, value in GENTLE.items() if name != "warmup_bias_lr"})
+    yield from head("Quantization-aware training, edgekd beside Ultralytics", found)
+    yield f"""\
+Means over the seeds; in brackets the lowest and the highest. Bytes: of the file that ships, which is ONNX for
+float32 and Ultralytics, and a packed graph for edgekd. Ultralytics stores the weights of a trained graph as
+floats that are quantized when it is loaded; so there is also what its file would be zipped, and with those
+weights stored as INT8 and packed by edgekd. Seconds: from the float checkpoint to the quantized graph, with the
+calibration, and for Ultralytics the validation after each epoch, by which it picks the epoch that it exports:
+it has looked at the split val. edgekd's defaults were compared on ppe's val, too: test is the split to compare.
+Both train in float32. As gently as edgekd:
+{", ".join(f"`{name}={value}`" for name, value in gentle.items())}; the rest are Ultralytics' defaults.
+mAP: edgekd's scorer on ONNX Runtime's CPU provider."""
+    yield f"{counts.train} images to train on; scored on {counts.val} (val) and {counts.test} (test)."
+    yield table(
+        "how | seeds | bytes | of float32 | zipped | INT8 weights, packed | epochs | seconds | "
+        "val mAP50-95 | share of float | test mAP50-95 | share of float",
+        (_cells(method, methods[method], methods[FLOAT]) for method in METHODS if method in methods),
+    )
+    yield from training.failures(found)
+    yield "## What must hold, and what is aimed at"
+    yield table(
+        " |  | found | holds",
+        (
+            f"{'must' if each.must else 'aim'} | {each.claim} | {each.found:.4f} | {yes(each.holds, '**no**')}"
+            for each in found.claims
+        ),
+    )
+    yield "\n".join(
+        f"- environment `{environment}`: {versions_of(installed, _NAMED)}"
+        for environment, installed in found.packages.items()
+    )
+    yield training.trained_on(found)
 
 
-_HEADER = (
-    *("how", "seeds", "bytes", "of float32", "zipped", "INT8 weights, packed", "epochs", "seconds"),
-    *("val mAP50-95", "share of float", "test mAP50-95", "share of float"),
+_NAMED = ("edgekd", "ultralytics", "nvidia-modelopt", "torch", "onnx", "onnxruntime")
+
+
+def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
+    sizes = [cell(training.mean(rows, name), ",.0f") for name in ("bytes", "zipped_bytes", "packed_bytes")]
+    sizes.insert(1, f"1/{smaller_than(rows, base):.2f}")
+    took = [cell(training.mean(rows, name), ".4g") for name in ("epochs", "seconds")]
+    scores = [f"{spread(training.scores(rows, name))} | {share(rows, base, name):.1%}" for name in SPLITS]
+    return " | ".join([method, training.seeds_of(rows), *sizes, *took, *scores])
+
+
+OPTIONS = (
+    *training.options("quantization_aware", "the float detector", epochs=10, batch=8),
+    SEEDS,
+    DEVICE,
+    Option("--smaller", 7.0, "how many times smaller the file must be"),
+    Option("--keep", 0.98, "share of the float mAP50-95 that must be left"),
+    Option("--aim", 8.0, "how many times smaller the file had better be"),
+    Option("--venvs", VENVS, "where Ultralytics' environment is kept"),
+    Option("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists"),
 )
-_TOLD = ("edgekd", "ultralytics", "nvidia-modelopt", "torch", "onnx", "onnxruntime")
-_ABOUT = (
-    "Means over the seeds; in brackets the lowest and the highest. Bytes: of the file that ships, which is ONNX for",
-    "float32 and Ultralytics, and a packed graph for edgekd. Ultralytics stores the weights of a trained graph as",
-    "floats that are quantized when it is loaded; so there is also what its file would be zipped, and with those",
-    "weights stored as INT8 and packed by edgekd. Seconds: from the float checkpoint to the quantized graph, with the",
-    "calibration, and for Ultralytics the validation after each epoch, by which it picks the epoch that it exports:",
-    "it has looked at the split val. edgekd's defaults were compared on ppe's val, too: test is the split to compare.",
-    "Both train in float32. As gently as edgekd:",
-    f"{', '.join(f'`{name}={value}`' for name, value in GENTLE.items())}; the rest are Ultralytics' defaults.",
-    "mAP: edgekd's scorer on ONNX Runtime's CPU provider.",
-)
-
-
-def _cells(one: Summary) -> list[str]:
-    """One line of the table; what is not known is a dash."""
-    spread = "{:.4f}" if len(one.rows) < 2 else "{:.4f} ({:.4f}..{:.4f})"
-    seeds = ", ".join(str(row.seed) for row in one.rows if row.seed is not None)
-    sizes = [one.mean(name) for name in ("bytes", "zipped_bytes", "packed_bytes")]
-    shipped, zipped, packed = (None if size is None else f"{size:,.0f}" for size in sizes)
-    took = [None if (value := one.mean(name)) is None else f"{value:.4g}" for name in ("epochs", "seconds")]
-    scores = [text for name in SPLITS for text in (spread.format(*one.score(name)), f"{one.share(name):.1%}")]
-    cells = [seeds, shipped, f"1/{one.smaller:.2f}", zipped, packed, *took, *scores]
-    return [one.method, *(cell or "–" for cell in cells)]
-
-
-def write(out: Path, bench: Bench, command: str) -> tuple[dict[str, Any], str]:
-    """Write what there is so far as JSON and Markdown; both again."""
-    given, means = bench.given, summaries(bench.rows)
-    found = {
-        "question": "how good and how small is a detector after quantization-aware training, beside Ultralytics' own?",
-        "command": command,
-        "images": {name: len(bench.split(name)) for name in ("train", *SPLITS)},
-        "seeds": given.seeds,
-        "device": given.device,
-        **bench.conditions,
-        "rows": [asdict(row) for row in bench.rows],
-        "claims": claims(means, given.smaller, given.keep, given.aim),
-        "packages": bench.packages,
-    }
-    return found, write_pair(out, found, page(found, bench.rows, means))
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=SHARED / "models" / "yolo11n-ppe.pt", help="the float detector")
-    parser.add_argument("--data", type=Path, default=SHARED / "data" / "ppe", help="with splits train, val and test")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=640, help="of training, and of the graphs")
-    parser.add_argument("--images", type=int, help="of each split; default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--device", default="cpu", help="where to train: cpu, or the number of a GPU")
-    parser.add_argument("--threads", type=int, default=2, help="cores that everything may use")
-    parser.add_argument("--smaller", type=float, default=7.0, help="how many times smaller the file must be")
-    parser.add_argument("--keep", type=float, default=0.98, help="share of the float mAP50-95 that must be left")
-    parser.add_argument("--aim", type=float, default=8.0, help="how many times smaller the file had better be")
-    parser.add_argument("--work", type=Path, default=Path("runs/quantization_aware"), help="logs and finished rows")
-    cache = Path.home() / ".cache" / "edgekd-bench"
-    parser.add_argument("--venvs", type=Path, default=cache, help="where Ultralytics' environment is kept")
-    parser.add_argument("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists")
-    parser.add_argument("--out", type=Path, default=RESULTS / "quantization_aware.json")
-    parser.add_argument("--do", type=json.loads, help=argparse.SUPPRESS)  # what a process of its own is to do
-    given = parser.parse_args()
-    paths = ("model", "data", "work", "venvs", "out")
-    return argparse.Namespace(**{**vars(given), **{name: getattr(given, name).absolute() for name in paths}})
-
-
-def main() -> int:
-    """0 when every claim that must hold does, and no row failed; else 1."""
-    given = parse()
-    if given.do:
-        print("\n" + json.dumps(_JOBS[given.do.pop("do")](**given.do)))
-        return 0
-    use_cores(given.threads)
-    for folder in (given.work, given.out.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    told = ("epochs", "batch", "image_size", "images", "device", "threads")
-    asked = [f"--{name.replace('_', '-')} {value}" for name in told if (value := getattr(given, name)) is not None]
-    asked += [f"--model {given.model.name}", "--seeds", *map(str, given.seeds)]
-    command = f"python bench/quantization_aware.py {' '.join(asked)}"
-    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
-        bench = Bench(given, Path(scratch))
-        for _ in bench.run():
-            write(given.out, bench, command)
-        found, text = write(given.out, bench, command)
-    print(text)
-    held = all(claim["holds"] for claim in found["claims"] if claim["must"])
-    return 0 if held and not any(row.error for row in bench.rows) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    jobs = {"quantize": quantize_job, "train": train_job}
+    main(
+        __file__,
+        __doc__,
+        Bench.run,
+        page,
+        options=OPTIONS,
+        holds=lambda found: training.none_failed(found) and all(each.holds for each in found.claims if each.must),
+        jobs=jobs,
+    )

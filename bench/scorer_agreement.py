@@ -1,52 +1,36 @@
-"""Where edgekd's scores and Ultralytics' `val` differ on one graph: in the detections, or in the metric.
+"""Measure where edgekd's scores and Ultralytics' `val` differ on one graph: in the detections, or in the metric.
 
-The same ONNX graph is scored by edgekd and by Ultralytics' `val` (batch 1, `rect=False`). Ultralytics computes average
-precision in its own way; its detections are therefore also scored with COCO's metric, as edgekd's are. What is left
-then is the difference between the two pipelines: letterbox, decoding and NMS.
-
-    python bench/scorer_agreement.py [--shared FOLDER] [--images N]
+Ultralytics computes average precision in its own way; its detections (batch 1, `rect=False`) are therefore also scored
+with COCO's metric. What is left is the difference of the pipelines: letterbox, decoding and NMS.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
 import sys
-import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
-    RESULTS,
-    SHARED,
-    conditions,
-    conditions_lines,
-    copy_data,
-    table,
-    ultralytics_environment,
-    write_results,
-)
+from common import copy_data, export_to, frames_of, ultralytics_environment
+from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Result, head, main, note, table
 
+from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
-from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.detection.types import Detections
+from edgekd.core.detection.types import Detections, DetectorSpec
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.types import Dataset
-from edgekd.detectors import load
-from edgekd.detectors.export import export
 from edgekd.evaluation.coco import score
 from edgekd.evaluation.evaluate import evaluate
 
 MODELS = ("yolo11n.pt", "yolo26n.pt")
+OTHERS = ("ultralytics", "ultralytics_detections_by_coco")
 LIMIT = 0.005
 
 
 def by_coco(predictions: Path, data: Dataset) -> float:
-    """mAP50-95 of Ultralytics' `predictions.json`, whose categories count from 1, with COCO's metric."""
+    """Return mAP50-95 of Ultralytics' `predictions.json`, whose categories count from 1, with COCO's metric."""
     found: dict[int, list[dict[str, Any]]] = {}
     for row in json.loads(predictions.read_text()):
         found.setdefault(int(row["image_id"]), []).append(row)
@@ -62,74 +46,56 @@ def by_coco(predictions: Path, data: Dataset) -> float:
     return score(detections, truths, data.classes).map50_95
 
 
-def row_of(graph: Path, spec: Any, data: Dataset, folder: Path) -> dict[str, float]:
-    """The three scores of one graph."""
+def row_of(graph: Path, spec: DetectorSpec, data: Dataset, folder: Path) -> dict[str, float]:
+    """Return the three scores of one graph."""
     from ultralytics import YOLO
 
     out = folder / f"val-{graph.stem}"
     settings = {"batch": 1, "rect": False, "device": "cpu", "plots": False, "verbose": False, "workers": 0}
+    settings |= {"imgsz": spec.preprocess.height, "save_json": True, "project": str(out), "name": "val"}
     with redirect_stdout(sys.stderr):
-        box = (
-            YOLO(str(graph), task="detect")
-            .val(
-                data=str(data.source),
-                imgsz=spec.preprocess.height,
-                save_json=True,
-                project=str(out),
-                name="val",
-                **settings,
-            )
-            .box
-        )
-    return {
-        "edgekd": evaluate(graph, spec, data.split("val")).score.map50_95,
-        "ultralytics": float(box.map),
-        "ultralytics_detections_by_coco": by_coco(next(out.rglob("predictions.json")), data),
-    }
+        box = YOLO(str(graph), task="detect").val(data=str(data.source), **settings).box
+    ours = evaluate(graph, spec, data.split("val")).score.map50_95
+    scores = (float(box.map), by_coco(next(out.rglob("predictions.json")), data))
+    return {"edgekd": ours, **dict(zip(OTHERS, scores, strict=True))}
 
 
-def measure(shared: Path, images: int | None, folder: Path) -> list[dict[str, Any]]:
-    """Float and INT8 graphs of each model."""
+def run(given: Given) -> Result:
+    folder, shared, rows = given.scratch, given.shared.resolve(), []
     os.environ.update(ultralytics_environment(folder / "settings"))
-    data = load_dataset(copy_data(shared / "data/coco256", folder / "data", images))
-    rows = []
+    data = load_dataset(copy_data(shared / "data/coco256", folder / "data", given.images))
     for model in MODELS:
-        stem = Path(model).stem
-        exact, int8 = folder / f"{stem}-float32.onnx", folder / f"{stem}-int8.onnx"
-        spec = export(load(shared / "models" / model), exact, 17).spec
-        frames = (letterbox(read_image(s.image), spec.preprocess)[0] for s in data.split("train").samples)
-        quantize(exact, int8, frames)
+        exact, int8 = (folder / f"{Path(model).stem}-{form}.onnx" for form in ("float32", "int8"))
+        spec = export_to(shared / "models" / model, exact)
+        quantize(exact, int8, frames_of(data.split("train"), spec), Quantize())
         for graph in (exact, int8):
             rows.append({"graph": graph.stem, **row_of(graph, spec, data, folder)})
-            print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+            note(rows[-1])
+    return {"rows": rows}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--images", type=int)
-    parser.add_argument("--out", type=Path, default=RESULTS / "scorer_agreement.json")
-    args = parser.parse_args()
-    found: dict[str, Any] = {"command": "python bench/scorer_agreement.py", **conditions(2)}
-    with tempfile.TemporaryDirectory() as folder:
-        found["rows"] = measure(args.shared.resolve(), args.images, Path(folder))
-    names = ("edgekd", "ultralytics", "ultralytics_detections_by_coco")
-    lines = [
-        [r["graph"], *(f"{r[n]:.4f}" for n in names), *(f"{r['edgekd'] - r[n]:+.4f}" for n in names[1:])]
-        for r in found["rows"]
-    ]
-    worst = max(abs(r["edgekd"] - r["ultralytics_detections_by_coco"]) for r in found["rows"])
-    head = ["graph", "edgekd", "Ultralytics `val`", "its detections, COCO metric", "difference", "same metric"]
-    page = ["# One graph, two scorers: mAP50-95", "", f"`{found['command']}`", "", *table(head, lines), ""]
-    page += [
-        f"With one metric the pipelines are at most {worst:.4f} apart (limit {LIMIT}).",
-        "",
-        *conditions_lines(found),
-    ]
-    write_results(args.out, found, page)
-    return 0 if worst <= LIMIT else 1
+def worst(found: Document) -> float:
+    """Return how far apart the pipelines are at most with one metric."""
+    return max(abs(row.edgekd - row.ultralytics_detections_by_coco) for row in found.rows)
+
+
+def page(found: Document) -> Blocks:
+    yield from head("One graph, two scorers: mAP50-95", found)
+    yield table(
+        "graph | edgekd | Ultralytics `val` | its detections, COCO metric | difference | same metric",
+        (
+            " | ".join(
+                [
+                    row.graph,
+                    *(f"{row[name]:.4f}" for name in ("edgekd", *OTHERS)),
+                    *(f"{row.edgekd - row[name]:+.4f}" for name in OTHERS),
+                ]
+            )
+            for row in found.rows
+        ),
+    )
+    yield f"With one metric the pipelines are at most {worst(found):.4f} apart (limit {LIMIT})."
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, IMAGES), holds=lambda found: worst(found) <= LIMIT)

@@ -1,31 +1,25 @@
-"""In how many trials a search finds what is best under a budget, beside random search: on a table of candidates that
-were all made and scored.
+"""Count the trials of a search until it finds the best under a budget, beside random search, on a recorded table.
 
-The table is real: with `--record` every candidate of a small space (side of the input, share pruned, bits a weight) is
-made of a checkpoint by the stages of a build and scored, without training; of a small one that is trained here, on
-scenes drawn by the tests, or of one that is given. Then searches are run on the table, where a
-trial costs nothing, for several budgets and with many seeds. A trial is a candidate looked up; what a search refuses by
-arithmetic and prediction is none, since nothing is made of it. One that is tried on several rungs counts once.
-
-    python bench/search_efficiency.py --record
-    python bench/search_efficiency.py
+With `--record` every candidate of a small space (input side, share pruned, bits a weight) is made of a checkpoint and
+scored, without training: of a small one that is trained here on scenes of the tests, or of a given one. Searches then
+run on the table for several budgets and many seeds. A trial is a candidate looked up, on whatever rungs; what
+arithmetic and prediction refuse is none.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
-from common import HERE, RESULTS, conditions, conditions_lines, table, use_cores, write_results
+from common import HERE, RESULTS, conditions
+from frame import Blocks, Document, Given, Option, Result, head, main, read, table, yes
 
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
@@ -74,13 +68,13 @@ class World:
 
     @property
     def goal(self) -> float:
-        """Near the best that keeps the budget."""
+        """Return the share NEAR of the best accuracy within the budget."""
         found = best(list(self.points.values()), self.budget)
         assert found is not None
         return NEAR * found.kept
 
     def trials(self, order: Sequence[Candidate]) -> int:
-        """How many of the candidates, in this order, it takes; all of them where it takes more."""
+        """Return how many candidates, in this order, are tried until the goal; all of them where it is not reached."""
         for count, candidate in enumerate(order, start=1):
             point = self.points[candidate]
             if not point.error and not shortfalls(point, self.budget) and point.kept >= self.goal:
@@ -89,19 +83,19 @@ class World:
 
 
 def by_chance(world: World, seed: int) -> Sequence[Candidate]:
-    """Every candidate, in random order."""
+    """Return every candidate in random order."""
     every = list(world.points)
     return [every[at] for at in np.random.default_rng(seed).permutation(len(every))]
 
 
 def by_chance_filtered(world: World, seed: int) -> Sequence[Candidate]:
-    """The same without those that the filter refuses before anything is made."""
+    """Return the same without those that the filter refuses before anything is made."""
     found = _filter(world)
     return [each for each in by_chance(world, seed) if found.refusal(each, world.budget) is None]
 
 
 def by_search(world: World, seed: int) -> Sequence[Candidate]:
-    """In the order in which the search of `edgekd build --search` tries them."""
+    """Return candidates in the order in which `edgekd build --search` tries them."""
     order: list[Candidate] = []
 
     def run_trials(wanted: Sequence[TrialRequest]) -> list[Point]:
@@ -116,7 +110,7 @@ def by_search(world: World, seed: int) -> Sequence[Candidate]:
 
 
 def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
-    """As Optuna's sampler draws them, without filter and without what is learnt of choices."""
+    """Return candidates as Optuna's sampler draws them, without filter and without estimates."""
     study, order = OptunaSampler(world.space, seed), list[Candidate]()
     for _ in range(2 * len(world.points)):
         number, candidate = study.ask()
@@ -148,10 +142,11 @@ def _filter(world: World) -> CostFilter:
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
-def record(given: argparse.Namespace) -> None:
+def record(given: Given) -> None:
     """Make and score every candidate; what was made before is found in the store."""
     work, progress = given.work, PlainProgress(interval_s=60)
     work.mkdir(parents=True, exist_ok=True)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # all cores for the workers
     found = conditions(1)
     data, checkpoint = (given.data, given.model) if given.model else own_pair(work)
     model = work / "detector.pt"
@@ -163,24 +158,21 @@ def record(given: argparse.Namespace) -> None:
     tasks = [
         Task(with_recipe(job, recipe_of(each, space), job.data), each, 0, 0, "table") for each in space.candidates()
     ]
-    points = []
+    rows = []
     with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
         for point in progress.items(pool.map(run_trial, tasks, [job.out] * len(tasks)), "candidates", len(tasks)):
-            points.append(point)
+            result = {"kept": point.kept, **asdict(point.cost), "seconds": point.seconds, "error": point.error}
+            rows.append({**candidate_json(point.candidate), **result})
             progress.note(f"{point.candidate.text()}: {point.error or f'{point.kept:.1%}'}")
-    graph = _whole(job.out / "stages", space.image_size[0])
-    rows = [
-        {**candidate_json(p.candidate), "kept": p.kept, **asdict(p.cost), "seconds": p.seconds, "error": p.error}
-        for p in points
-    ]
-    told = {"model": given.model.name if given.model else OWN, "data": given.data.name if given.model else "scenes"}
-    told |= {"target": TARGET, "images": len(scored), "calibration": given.calibration}
-    document = {**told, **found, "works": [asdict(work) for work in works_in(graph)], "rows": rows}
+    works = [asdict(each) for each in works_in(_whole(job.out / "stages", space.image_size[0]))]
+    names = (given.model.name, given.data.name) if given.model else (OWN, "scenes")
+    document = {**dict(zip(("model", "data"), names, strict=True)), "target": TARGET, "images": len(scored)}
+    document |= {"calibration": given.calibration, **found, "works": works, "rows": rows}
     write_file(TABLE, (json.dumps(document, indent=0) + "\n").encode())
 
 
 def own_pair(work: Path) -> tuple[Path, Path]:
-    """The tests' scenes, and a small detector that is trained on them here: its data and its checkpoint."""
+    """Train a small detector on the tests' scenes; its data and its checkpoint."""
     data, start, out = work / "data", work / "start.pt", work / "trained.pt"
     if not data.is_dir():
         tiny.write_data(data, 48, 48)
@@ -194,22 +186,22 @@ def own_pair(work: Path) -> tuple[Path, Path]:
 
 
 def target() -> Target:
-    """Xavier, but for widths of its liking: so small a detector has no layer as wide."""
+    """Return Xavier without its preferred widths: so small a detector has no layer as wide."""
     found = load_target(TARGET)
     return replace(found, precisions=replace(found.precisions, multiple=None))
 
 
 def _whole(stages: Path, side: int) -> Path:
-    """The graph of the checkpoint as it was given: of those with this side, the one with most weights."""
+    """Return the graph of the original checkpoint: of those with this side, the one with most weights."""
     records = {
         path: json.loads((path.parent / "stage.json").read_bytes()) for path in stages.glob("export-*/graph.onnx")
     }
-    full = [path for path, told in records.items() if told["results"]["detector"]["preprocess"]["height"] == side]
+    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == side]
     return max(full, key=lambda path: path.stat().st_size)
 
 
 def space_of(candidates: Sequence[Candidate]) -> Space:
-    """The space that these are all of, the gentlest choices first."""
+    """Return the space of these candidates, the gentlest choices first."""
     found = {name: [getattr(each, name) for each in candidates] for name in candidate_json(candidates[0])}
     order = {"image_size": -1, "bits": -1}
     values = {
@@ -220,122 +212,90 @@ def space_of(candidates: Sequence[Candidate]) -> Space:
     return Space(**{name: tuple(each) for name, each in values.items()}, teaching=("all",))
 
 
-def worlds(told: Mapping[str, Any]) -> Iterator[World]:
-    """The table under each budget."""
+def worlds(recorded: Document) -> Iterator[World]:
+    """Yield the table under each budget."""
     points = {}
-    for row in told["rows"]:
+    for row in recorded.rows:
         candidate = Candidate(**{name: row[name] for name in candidate_json(Candidate(None, 1))})
-        cost = Cost(row["bytes"], row["latency_ms"], row["energy_mj"])
-        points[candidate] = Point(candidate, 0, row["kept"], cost, row["seconds"], row["error"])
+        cost = Cost(row.bytes, row.latency_ms, row.energy_mj)
+        points[candidate] = Point(candidate, 0, row.kept, cost, row.seconds, row.error)
     made = [point for point in points.values() if not point.error]
-    works = tuple(Work(**work) for work in told["works"])
-    for size in LEVELS:
-        for time in LEVELS:
-            most = int(np.quantile([point.cost.bytes for point in made], size))
-            fps = 1e3 / float(np.quantile([point.cost.latency_ms or 0.0 for point in made], time))
-            yield World(space_of(list(points)), points, works, Budget(max_bytes=most, min_fps=fps))
+    works = tuple(Work(**work) for work in recorded.works)
+    for size, time in product(LEVELS, LEVELS):
+        most = int(np.quantile([point.cost.bytes for point in made], size))
+        fps = 1e3 / float(np.quantile([point.cost.latency_ms or 0.0 for point in made], time))
+        yield World(space_of(list(points)), points, works, Budget(max_bytes=most, min_fps=fps))
 
 
 # ----------------------------------------------------------------------------------------------------------- the result
 
 
-def measure(told: Mapping[str, Any], seeds: int) -> dict[str, Any]:
-    """Trials of every way, budget and seed."""
-    rows = []
-    for world in worlds(told):
+def run(given: Given) -> Result:
+    if given.record:
+        record(given)
+        raise SystemExit(0)
+    recorded, rows = read(TABLE.read_text("utf-8")), []
+    for world in worlds(recorded):
         fits = [p for p in world.points.values() if not p.error and not shortfalls(p, world.budget)]
-        trials = {name: [world.trials(way(world, seed)) for seed in range(seeds)] for name, way in WAYS.items()}
-        rows.append(
-            {
-                "max_bytes": world.budget.max_bytes,
-                "min_fps": world.budget.min_fps,
-                "fit": len(fits),
-                "near": sum(point.kept >= world.goal for point in fits),
-                "best": max(point.kept for point in fits),
-                "trials": trials,
-            }
-        )
+        trials = {name: [world.trials(way(world, seed)) for seed in range(given.seeds)] for name, way in WAYS.items()}
+        row = Document(max_bytes=world.budget.max_bytes, min_fps=world.budget.min_fps, fit=len(fits))
+        row.update(near=sum(point.kept >= world.goal for point in fits), best=max(point.kept for point in fits))
+        rows.append(Document(row, trials=trials))
     return {
-        "table": {name: told[name] for name in ("model", "data", "images", "target", "date")},
-        "candidates": len(told["rows"]),
-        "failed": sum(row["error"] is not None for row in told["rows"]),
-        "seeds": seeds,
+        "table": {name: recorded[name] for name in ("model", "data", "images", "target", "date")},
+        "candidates": len(recorded.rows),
+        "failed": sum(row.error is not None for row in recorded.rows),
+        "seeds": given.seeds,
         "rows": rows,
         "share": {name: median(_shares(rows, name)) for name in WAYS},
         "worst": {name: max(_shares(rows, name)) for name in WAYS},
     }
 
 
-def _shares(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """The median of a way's trials by that of random search, of each budget."""
-    return [median(row["trials"][name]) / median(row["trials"]["random"]) for row in rows]
+def _shares(rows: Sequence[Document], name: str) -> list[float]:
+    """Return the median of a way's trials by that of random search, of each budget."""
+    return [median(row.trials[name]) / median(row.trials["random"]) for row in rows]
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The document as a page."""
-    told = found["table"]
-    rows = [
-        [
-            f"{row['max_bytes'] / 1e6:.2f} MB, {row['min_fps']:.0f} FPS",
-            str(row["fit"]),
-            f"{row['best']:.1%}",
-            str(row["near"]),
-            *(f"{median(row['trials'][name]):g} ({max(row['trials'][name])})" for name in WAYS),
-        ]
-        for row in found["rows"]
-    ]
-    shares = [[name, f"{found['share'][name]:.2f}", f"{found['worst'][name]:.2f}"] for name in WAYS]
-    holds = "yes" if found["share"]["edgekd"] <= SHARE else "**no**"
-    every = "yes" if found["worst"]["edgekd"] <= SHARE else "**no**"
-    return [
-        "# Trials of a search",
-        "",
-        f"`{found['command']}`",
-        "",
-        f"The table: {found['candidates']} candidates made of {told['model']} without training, {found['failed']} of",
-        f"which could not be made (pruned, and not faster), scored on {told['images']} images of {told['data']};",
-        f"their times are predicted for {told['target']}. Median trials of {found['seeds']} seeds, and the most,",
-        f"until one is found that keeps the budget and {NEAR:.0%} of the accuracy of the best one that does. Of those",
-        "that fit, *near* are so good. What is refused by arithmetic and prediction is not made, and no trial.",
-        "How far estimates may be off, and in what order candidates are proposed, was settled on this very table:",
-        "on another one a search may need more.",
-        "",
-        *table(["budget", "fit", "best keeps", "near", *WAYS], rows),
-        "",
-        "Trials by those of random search, by the medians over seeds: the median and the largest over the budgets.",
-        "",
-        *table(["", "median", "largest"], shares),
-        "",
-        f"Aimed at: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}.",
-        "",
-        *conditions_lines(found),
-    ]
+def page(found: Document) -> Blocks:
+    recorded = found.table
+    yield from head("Trials of a search", found)
+    yield f"""\
+The table: {found.candidates} candidates made of {recorded.model} without training, {found.failed} of
+which could not be made (pruned, and not faster), scored on {recorded.images} images of {recorded.data};
+their times are predicted for {recorded.target}. Median trials of {found.seeds} seeds, and the most,
+until one is found that keeps the budget and {NEAR:.0%} of the accuracy of the best one that does. Of those
+that fit, *near* are so good. What is refused by arithmetic and prediction is not made, and no trial.
+How far estimates may be off, and in what order candidates are proposed, was settled on this very table:
+on another one a search may need more."""
+    yield table(
+        f"budget | fit | best keeps | near | {' | '.join(WAYS)}",
+        (
+            f"{row.max_bytes / 1e6:.2f} MB, {row.min_fps:.0f} FPS | {row.fit} | {row.best:.1%} | {row.near} | "
+            + " | ".join(f"{median(row.trials[name]):g} ({max(row.trials[name])})" for name in WAYS)
+            for row in found.rows
+        ),
+    )
+    yield "Trials by those of random search, by the medians over seeds: the median and the largest over the budgets."
+    yield table(" | median | largest", (f"{name} | {found.share[name]:.2f} | {found.worst[name]:.2f}" for name in WAYS))
+    holds, every = (yes(found[part].edgekd <= SHARE, "**no**") for part in ("share", "worst"))
+    yield f"Aimed at: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
-    parser.add_argument("--record", action="store_true", help="make the table anew")
-    parser.add_argument("--work", type=Path, default=Path("runs/search_table"), help="where its candidates are kept")
-    parser.add_argument("--model", type=Path, help="a checkpoint by Ultralytics, in place of a small one made here")
-    parser.add_argument("--data", type=Path, help="with it, its data")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make the table")
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of the input, the largest first")
-    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="that are pruned, 0 first")
-    parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="a weight, the most first")
-    parser.add_argument("--images", type=int, default=48, help="that are scored")
-    parser.add_argument("--calibration", type=int, default=8, help="images that are calibrated on")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=RESULTS / "search_efficiency.json")
-    given = parser.parse_args()
-    if given.record:
-        record(given)
-        return
-    use_cores(1)
-    command = f"python bench/search_efficiency.py --seeds {given.seeds}"
-    told = json.loads(TABLE.read_bytes())
-    found = {"command": command, **conditions(1), **measure(told, given.seeds)}
-    write_results(given.out, found, page(found))
+OPTIONS = (
+    Option("--record", False, "make the table anew"),
+    Option("--work", Path("runs/search_table"), "where its candidates are kept"),
+    Option("--model", type=Path, help="a checkpoint by Ultralytics, in place of a small one made here"),
+    Option("--data", type=Path, help="with it, its data"),
+    Option("--workers", 1, "processes that make the table"),
+    Option("--sides", SIDES, "of the input, the largest first"),
+    Option("--ratios", RATIOS, "that are pruned, 0 first"),
+    Option("--bits", BITS, "a weight, the most first", type=float),
+    Option("--images", 48, "that are scored"),
+    Option("--calibration", 8, "images that are calibrated on"),
+    Option("--seeds", 20),
+)
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, run, page, options=OPTIONS, cores=1)

@@ -1,27 +1,18 @@
-"""What the agent's self-test lets pass: another runtime, half the precision, and networks that are broken on purpose.
+"""Test what the agent's self-test lets pass: other runtimes, half the precision, networks broken on purpose.
 
-Takes folders of finished builds. Each alteration of the network that ships, or of its input, is compared with the
-golden set in the bundle, as the agent does it. A runtime that rounds differently has to pass, what is broken should
-fail.
-
-    edgekd build MODEL --data DATA --out DIR
-    python bench/self_test.py DIR ...
+Each alteration of the network that ships, or of its input, is compared with the golden set in the bundle. A runtime
+that rounds differently has to pass, what is broken should fail. DIR is the `--out` of an `edgekd build`.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from common import RESULTS, conditions, conditions_lines, table, write_results
+from frame import Blocks, Document, Given, Option, Result, head, main, table
 from onnx import numpy_helper
 
 from edgekd.agent.engines.parity import output_error
@@ -38,7 +29,7 @@ SOUND, BROKEN = "sound", "broken"
 
 
 def drifts(graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: Engine = ONNXRUNTIME_CPU) -> dict[str, float]:
-    """The errors of boxes and scores that the self-test would see."""
+    """Return the errors of boxes and scores that the self-test would see."""
     head = spec.head
     with engine.load(graph, threads=1) as session:
         found = [output_error(session.run(batch), golden, at, head) for at, batch in enumerate(batches(golden, spec))]
@@ -46,20 +37,21 @@ def drifts(graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: Engine = 
 
 
 def kernels(model: Any) -> list[Any]:
-    """The initializers that are kernels of convolutions, in the order of the graph."""
+    """Return the initializers that are kernels of convolutions, in the order of the graph."""
     stored = {each.name: each for each in model.graph.initializer if len(each.dims) == 4}
     return [stored[name] for node in model.graph.node for name in node.input if name in stored]
 
 
+def zeroed(weights: np.ndarray) -> np.ndarray:
+    """Return the weights with the first output channel zero."""
+    kept = weights.copy()
+    kept[0] = 0
+    return kept
+
+
 def broken(graph: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Graphs with one thing wrong in the first layer, or in one in the middle."""
+    """Yield graphs with one thing wrong in the first layer, or in one in the middle."""
     rng = np.random.default_rng(0)
-
-    def zeroed(weights: np.ndarray) -> np.ndarray:
-        kept = weights.copy()
-        kept[0] = 0
-        return kept
-
     changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
         "weights times 0.9": lambda weights: weights * 0.9,
         "one channel zero": zeroed,
@@ -79,7 +71,7 @@ def broken(graph: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def rows_of(build: Path, scratch: Path) -> list[dict[str, Any]]:
-    """Every alteration of a build's network."""
+    """Return a row for every alteration of a build's network."""
     bundle = next(build.glob("*.edgekd"))
     manifest = extract(bundle, scratch / "bundle")
     spec = spec_from_json(manifest.detector)
@@ -110,59 +102,42 @@ def rows_of(build: Path, scratch: Path) -> list[dict[str, Any]]:
 
 
 def halved(floating: Path, folder: Path) -> Path:
-    """A float graph that computes in float16."""
+    """Convert a float graph to float16."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(floating), keep_io_types=True), folder / "float16.onnx")
     return folder / "float16.onnx"
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The document as a page."""
-    rows = [
-        [row["network"], row["what"], row["kind"], *_figures(row), "passes" if row["passed"] else "fails"]
-        for row in found["rows"]
-    ]
-    wrong = [row for row in found["rows"] if row["kind"] == BROKEN]
-    caught = sum(not row["passed"] for row in wrong)
-    return [
-        "# What the self-test lets pass",
-        "",
-        f"`{found['command']}`",
-        "",
-        f"Of {len(wrong)} networks that are broken on purpose {caught} fail. In brackets: the tolerance.",
-        "",
-        *table(["network", "in place of ONNX Runtime's own output", "", "boxes", "scores", ""], rows),
-        "",
-        *conditions_lines(found),
-    ]
+def page(found: Document) -> Blocks:
+    wrong = [row for row in found.rows if row.kind == BROKEN]
+    yield from head("What the self-test lets pass", found)
+    caught = sum(not row.passed for row in wrong)
+    yield f"Of {len(wrong)} networks that are broken on purpose {caught} fail. In brackets: the tolerance."
+    yield table(
+        "network | in place of ONNX Runtime's own output |  | boxes | scores | ",
+        (
+            f"{row.network} | {row.what} | {row.kind} | {row.boxes:.4f} ({row.tolerance[0]:.4f}) | "
+            f"{row.scores:.4f} ({row.tolerance[1]:.4f}) | {'passes' if row.passed else 'fails'}"
+            for row in found.rows
+        ),
+    )
 
 
-def _figures(row: Mapping[str, Any]) -> Iterator[str]:
-    for part, limit in zip(("boxes", "scores"), row["tolerance"], strict=True):
-        yield f"{row[part]:.4f} ({limit:.4f})"
-
-
-def main() -> None:
-    """Measure every build."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results")
-    parser.add_argument("--out", type=Path, default=RESULTS / "self_test.json")
-    given = parser.parse_args()
-    now, rows = conditions(threads=1), []
-    for build in given.builds:
-        with ExitStack() as stack:
-            rows += rows_of(build, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekd-"))))
-    models = [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds]
-    found = {
+def run(given: Given) -> Result:
+    rows = []
+    for number, build in enumerate(given.builds):
+        folder = given.scratch / str(number)
+        folder.mkdir()
+        rows += rows_of(build, folder)
+    return {
         "question": "what does the agent's self-test let pass?",
         "command": "python bench/self_test.py DIR ...",
-        "models": models,
+        "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
         "rows": rows,
-        **now,
     }
-    write_results(given.out, found, page(found))
 
 
 if __name__ == "__main__":
-    main()
+    builds = Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results")
+    main(__file__, __doc__, run, page, options=(builds,))

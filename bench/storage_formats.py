@@ -1,23 +1,15 @@
-"""How weights are stored: what fp4x costs in accuracy of the weights, in time, and in bytes after entropy coding.
+"""Measure how weights are stored: what fp4x costs in accuracy, in time, and in bytes after entropy coding.
 
-Nothing here scores a detector. Three questions, on random weights and on the convolutions of real detectors:
-how near do 4-bit formats come to float weights; how long do quantizing, packing and unpacking take on one core;
-what do general compressors gain on INT8 and fp4x weights, and what do whole ONNX files take.
-
-    python bench/storage_formats.py [--shared DIR]
-
-zstd is measured where the package `zstandard` is installed.
+No detector is scored. On random weights and on the convolutions of detectors: how near 4-bit formats come to float, how
+long quantizing, packing and unpacking take on one core, what compressors gain, and what whole ONNX files take. zstd is
+measured where the package `zstandard` is installed.
 """
 
-from __future__ import annotations
-
-import argparse
 import importlib
 import lzma
-import tempfile
-import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
+from common import conditions, durations, export_to
+from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, table
 
 from edgekd.compress.quantization.placement import place
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, name_nodes, store_weights
 from edgekd.core.formats import fp4x, packed_graph
 from edgekd.core.formats.int8 import quantize_channels
-from edgekd.detectors import load
-from edgekd.detectors.export import export
 from edgekd.graph.view import Graph
 
 MODELS = ("yolo11n.pt", "yolo11n-ppe.pt", "yolox_nano.onnx")
@@ -135,7 +126,7 @@ FORMATS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def snr_db(rows: np.ndarray, form: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Signal-to-noise ratio of a matrix in a format."""
+    """Return the signal-to-noise ratio of a matrix in a format."""
     found = form(rows)
     noise = (blocks_of(rows, found.shape[2]).astype(np.float64) - found) ** 2
     return float(10 * np.log10((rows.astype(np.float64) ** 2).sum() / noise.sum()))
@@ -158,8 +149,9 @@ class Sample:
 
 
 def sample(source: Path, folder: Path) -> Sample:
+    """Export a detector."""
     path = folder / f"{source.stem}.onnx"
-    export(load(source), path, 17)
+    export_to(source, path)
     graph = opened(path)
     weights = {}
     for node in graph.nodes:
@@ -191,34 +183,22 @@ def shipped(of: Sample, quantizer: Quantizer) -> bytes:
 
 
 def timed(work: Callable[[], Any], repeats: int) -> Timed:
-    """Seconds: median, least and most of several runs after one that is not counted."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return {
-        "median": round(float(np.median(seconds)), 4),
-        "least": round(min(seconds), 4),
-        "most": round(max(seconds), 4),
-    }
+    """Return median, least and most seconds of several runs after one that is not counted."""
+    seconds = durations(work, repeats + 1)[1:]
+    summary = {"median": float(np.median(seconds)), "least": min(seconds), "most": max(seconds)}
+    return {name: round(value, 4) for name, value in summary.items()}
 
 
-def speed(of: Sample, copies: int, repeats: int) -> dict[str, Any]:
-    """Quantizing, packing and unpacking all weights of a detector `copies` times, layer by layer."""
+def speed(of: Sample, copies: int, repeats: int) -> Document:
+    """Quantize, pack and unpack all weights of a detector `copies` times, layer by layer."""
     layers = list(of.weights.values()) * copies
     codes = [fp4x.quantize(each)[0] for each in of.weights.values()] * copies
     packed = [fp4x.pack(each) for each in codes]
     pairs = [(data, each.shape) for data, each in zip(packed, codes, strict=True)]
-    return {
-        "weights": of.count * copies,
-        "bytes": sum(map(len, packed)),
-        "repeats": repeats,
-        "quantize_s": timed(lambda: [fp4x.quantize(each) for each in layers], repeats),
-        "pack_s": timed(lambda: [fp4x.pack(each) for each in codes], repeats),
-        "unpack_s": timed(lambda: [fp4x.unpack(*pair) for pair in pairs], repeats),
-    }
+    row = Document(weights=of.count * copies, bytes=sum(map(len, packed)), repeats=repeats)
+    row.update(quantize_s=timed(lambda: [fp4x.quantize(each) for each in layers], repeats))
+    row.update(pack_s=timed(lambda: [fp4x.pack(each) for each in codes], repeats))
+    return Document(row, unpack_s=timed(lambda: [fp4x.unpack(*pair) for pair in pairs], repeats))
 
 
 # --- Entropy coding
@@ -230,7 +210,7 @@ def deflate(strategy: int, content: bytes) -> bytes:
 
 
 def coders() -> dict[str, tuple[Coder, Coder]]:
-    """Compressors and what undoes them."""
+    """Return compressors and their decompressors."""
 
     inflate = partial(zlib.decompress, wbits=-zlib.MAX_WBITS)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
@@ -250,18 +230,19 @@ def coders() -> dict[str, tuple[Coder, Coder]]:
 
 
 def apply_all(coder: Coder, streams: Sequence[bytes]) -> list[bytes]:
+    """Return what a coder makes of each stream."""
     return [coder(stream) for stream in streams]
 
 
 def entropy_bits(stream: bytes) -> float:
-    """What an ideal coder of single bytes with one table needs, in bits."""
+    """Return the bits that an ideal coder of single bytes with one table needs."""
     counts = np.bincount(np.frombuffer(stream, np.uint8), minlength=256).astype(np.float64)
     shares = counts[counts > 0] / len(stream)
     return float(-(shares * np.log2(shares)).sum() * len(stream))
 
 
 def streams_of(of: Sample) -> dict[str, list[bytes]]:
-    """All weights of a detector as the streams that a packed graph has of them."""
+    """Return all weights of a detector as the streams that a packed graph stores."""
     codes = [fp4x.quantize(each)[0] for each in of.weights.values()]
     packed = [(fp4x.pack(each), fp4x.packed_bytes(each.shape)[0]) for each in codes]
     return {
@@ -271,7 +252,7 @@ def streams_of(of: Sample) -> dict[str, list[bytes]]:
 
 
 def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
-    """Bits a weight and speed of decoding of each compressor, on a detector's weights in INT8 and fp4x."""
+    """Measure bits a weight and speed of decoding of each compressor, on a detector's weights in INT8 and fp4x."""
     rows = []
     for form, streams in streams_of(of).items():
         common = {"model": of.name, "form": form, "stored_bits": round(8 * sum(map(len, streams)) / of.count, 3)}
@@ -288,37 +269,27 @@ def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def files(of: Sample, repeats: int) -> list[dict[str, Any]]:
-    """Whole ONNX files, packed: bytes, and seconds to unpack."""
+def files(of: Sample, repeats: int) -> Iterator[Document]:
+    """Pack whole ONNX files; their bytes, and the seconds to unpack."""
     whole = of.graph.read_bytes()
     graphs = {"float32": whole, "INT8": shipped(of, quantize_channels), "fp4x": shipped(of, fp4x.quantize)}
-    rows = []
     for form, content in graphs.items():
         packed = packed_graph.pack(content)
         assert packed_graph.unpack(packed) == content
-        taken: dict[str, int] = {}
+        stored = Counter[str]()
         for section in packed_graph.sections(packed):
-            taken[section.encoding] = taken.get(section.encoding, 0) + section.stored_bytes
-        rows.append(
-            {
-                "model": of.name,
-                "form": form,
-                "onnx_bytes": len(content),
-                "packed_bytes": len(packed),
-                "times_smaller": round(len(whole) / len(packed), 3),
-                "by_encoding": taken,
-                "pack_s": timed(partial(packed_graph.pack, content), repeats),
-                "unpack_s": timed(partial(packed_graph.unpack, packed), repeats),
-            }
-        )
-    return rows
+            stored[section.encoding] += section.stored_bytes
+        row = Document(model=of.name, form=form, onnx_bytes=len(content), packed_bytes=len(packed))
+        row.update(times_smaller=round(len(whole) / len(packed), 3), by_encoding=stored)
+        row.update(pack_s=timed(partial(packed_graph.pack, content), repeats))
+        yield Document(row, unpack_s=timed(partial(packed_graph.unpack, packed), repeats))
 
 
 # --- The document
 
 
 def distances(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Signal-to-noise ratio of every format: on random weights by seed, on detectors by convolution."""
+    """Return the signal-to-noise ratio of every format: on random weights by seed, on detectors by convolution."""
     drawn = {"Gaussian": np.random.Generator.normal, "Laplace": np.random.Generator.laplace}
     sets = {
         name: [draw(np.random.default_rng(seed), size=(256, 1152)).astype(np.float32) for seed in SEEDS]
@@ -327,133 +298,100 @@ def distances(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     sets |= {of.name: [each.reshape(len(each), -1) for each in of.weights.values()] for of in samples}
     rows = []
     for name, (bits, form) in FORMATS.items():
-        found = {
-            key: np.percentile([snr_db(each, form) for each in group], (10, 50, 90)) for key, group in sets.items()
-        }
-        spread = {
-            key: dict(zip(("p10", "median", "p90"), each.round(2).tolist(), strict=True)) for key, each in found.items()
-        }
-        rows.append({"format": name, "bits": bits, "snr_db": spread})
+        ratios = {}
+        for key, group in sets.items():
+            values = np.percentile([snr_db(each, form) for each in group], (10, 50, 90)).round(2).tolist()
+            ratios[key] = dict(zip(("p10", "median", "p90"), values, strict=True))
+        rows.append({"format": name, "bits": bits, "snr_db": ratios})
     return rows
 
 
-def report(shared: Path, repeats: int) -> dict[str, Any]:
-    """Run everything; the document that is written."""
-    now = conditions(1)
+def run(given: Given) -> Result:
+    samples = [sample(given.shared / "models" / name, given.scratch) for name in MODELS]
+    nano, repeats = samples[0], given.repeats
+    return {
+        "question": "what does storing weights as fp4x cost in accuracy of the weights, time and bytes?",
+        "seeds": list(SEEDS),
+        "snr": distances(samples),
+        "speed": [speed(nano, 1, repeats), speed(nano, round(YOLO11X / nano.count), max(3, repeats // 3))],
+        "coding": [row for of in samples for row in coding(of, repeats)],
+        "files": [row for of in samples for row in files(of, repeats)],
+        "host": host_with_coders(given.threads),
+    }
+
+
+def host_with_coders(threads: int) -> dict[str, Any]:
+    """Return the host with the versions of the compressors among its libraries."""
+    host: dict[str, Any] = conditions(threads)["host"]
     if find_spec("zstandard"):
-        now["host"]["libraries"]["zstandard"] = version("zstandard")
-    now["host"]["libraries"]["zlib"] = zlib.ZLIB_RUNTIME_VERSION
-    with tempfile.TemporaryDirectory() as folder:
-        samples = [sample(shared / "models" / name, Path(folder)) for name in MODELS]
-        nano = samples[0]
-        copies = round(YOLO11X / nano.count)
-        return {
-            "question": "what does storing weights as fp4x cost in accuracy of the weights, time and bytes?",
-            "command": f"python bench/storage_formats.py --repeats {repeats}",
-            "seeds": list(SEEDS),
-            "snr": distances(samples),
-            "speed": [speed(nano, 1, repeats), speed(nano, copies, max(3, repeats // 3))],
-            "coding": [row for of in samples for row in coding(of, repeats)],
-            "files": [row for of in samples for row in files(of, repeats)],
-            **now,
-        }
+        host["libraries"]["zstandard"] = version("zstandard")
+    host["libraries"]["zlib"] = zlib.ZLIB_RUNTIME_VERSION
+    return host
 
 
-def span(seconds: Timed) -> str:
-    return f"{seconds['median']:.3f} ({seconds['least']:.3f} to {seconds['most']:.3f})"
+def span(seconds: Document) -> str:
+    """Return the median, and in brackets least and most."""
+    return f"{seconds.median:.3f} ({seconds.least:.3f} to {seconds.most:.3f})"
 
 
-def page(found: dict[str, Any]) -> list[str]:
-    """The document as a page."""
-    sets = list(found["snr"][0]["snr_db"])
-    snr = [
-        [
-            row["format"],
-            f"{row['bits']:g}",
-            *("{median:.2f} ({p10:.1f} to {p90:.1f})".format(**row["snr_db"][each]) for each in sets),
-        ]
-        for row in found["snr"]
-    ]
-    times = [
-        [
-            f"{row['weights'] / 1e6:.1f} M",
-            f"{row['bytes']:,}",
-            *(span(row[f"{what}_s"]) for what in ("quantize", "pack", "unpack")),
-        ]
-        for row in found["speed"]
-    ]
-    coded_rows = [
-        [
-            row["model"],
-            row["form"],
-            f"{row['stored_bits']:.2f}",
-            row["coder"],
-            f"{row['bits']:.3f}",
-            f"{row['decode_mb_s']:.0f}" if row["decode_s"] else "",
-        ]
-        for row in found["coding"]
-    ]
-    whole = [
-        [
-            row["model"],
-            row["form"],
-            f"{row['onnx_bytes']:,}",
-            f"{row['packed_bytes']:,}",
-            f"1/{row['times_smaller']:.2f}",
-            span(row["unpack_s"]),
-        ]
-        for row in found["files"]
-    ]
-    return [
-        "# Storage formats of weights",
-        "",
-        f"`{found['command']}`",
-        "",
-        "Measured here on x86, on one core; not measured on a board. No detector is scored here.",
-        "",
-        "## How near weights come to float",
-        "",
+def page(found: Document) -> Blocks:
+    yield from head("Storage formats of weights", found)
+    yield "Measured here on x86, on one core; not measured on a board. No detector is scored here."
+    yield "## How near weights come to float"
+    yield (
         "Signal-to-noise ratio in dB: the median and, in brackets, the 10th to 90th percentile, over "
-        f"{len(found['seeds'])} seeds (random [256, 1152]) or over the convolutions that quantization converts. Bits a "
-        "weight count the scales of blocks, and not those of channels and tensors.",
-        "",
-        *table(["format", "bits", *sets], snr),
-        "",
-        "## Time",
-        "",
+        f"{len(found.seeds)} seeds (random [256, 1152]) or over the convolutions that quantization converts. Bits a "
+        "weight count the scales of blocks, and not those of channels and tensors."
+    )
+    sets = list(found.snr[0].snr_db)
+    ratio = "{median:.2f} ({p10:.1f} to {p90:.1f})".format
+    yield table(
+        f"format | bits | {' | '.join(sets)}",
+        (
+            f"{row.format} | {row.bits:g} | {' | '.join(ratio(**row.snr_db[each]) for each in sets)}"
+            for row in found.snr
+        ),
+    )
+    yield "## Time"
+    yield (
         "Seconds on one core, median (least to most): all convolutions of yolo11n, layer by layer, once and "
-        "as often as makes the size of yolo11x.",
-        "",
-        *table(["weights", "bytes", "quantize", "pack", "unpack"], times),
-        "",
-        "## Entropy coding",
-        "",
+        "as often as makes the size of yolo11x."
+    )
+    yield table(
+        "weights | bytes | quantize | pack | unpack",
+        (
+            f"{row.weights / 1e6:.1f} M | {row.bytes:,} | {span(row.quantize_s)} | {span(row.pack_s)} | "
+            f"{span(row.unpack_s)}"
+            for row in found.speed
+        ),
+    )
+    yield "## Entropy coding"
+    yield (
         "Bits a weight; MB of stored bytes decoded in a second. fp4x is two streams, weights and multipliers. The "
-        "entropy is that of single bytes with one table for all; coders with tables that change can go below it.",
-        "",
-        *table(["model", "form", "bits stored", "coder", "bits coded", "MB/s"], coded_rows),
-        "",
-        "## Whole files",
-        "",
+        "entropy is that of single bytes with one table for all; coders with tables that change can go below it."
+    )
+    yield table(
+        "model | form | bits stored | coder | bits coded | MB/s",
+        (
+            f"{row.model} | {row.form} | {row.stored_bits:.2f} | {row.coder} | {row.bits:.3f} | "
+            f"{cell(row.get('decode_mb_s'), '.0f', '')}"
+            for row in found.coding
+        ),
+    )
+    yield "## Whole files"
+    yield (
         "ONNX files of the float graph, and of the Q/DQ graph with the weights of its INT8 convolutions in INT8 or "
-        "fp4x, packed; beside the bytes of the float file. Convolutions of the head stay float32 as they are.",
-        "",
-        *table(["model", "weights", "ONNX bytes", "packed bytes", "of the float file", "seconds to unpack"], whole),
-        "",
-        *conditions_lines(found),
-    ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=RESULTS / "storage_formats.json")
-    arguments = parser.parse_args()
-    use_cores(1)
-    found = report(arguments.shared, arguments.repeats)
-    write_results(arguments.out, found, page(found))
+        "fp4x, packed; beside the bytes of the float file. Convolutions of the head stay float32 as they are."
+    )
+    yield table(
+        "model | weights | ONNX bytes | packed bytes | of the float file | seconds to unpack",
+        (
+            f"{row.model} | {row.form} | {row.onnx_bytes:,} | {row.packed_bytes:,} | 1/{row.times_smaller:.2f} | "
+            f"{span(row.unpack_s)}"
+            for row in found.files
+        ),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, Option("--repeats", 9)), cores=1)

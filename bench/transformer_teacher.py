@@ -1,14 +1,8 @@
-"""A transformer that can teach: the decoder of an RT-DETR on the frozen backbone and neck of a trained YOLO.
+"""Train a transformer that can teach: the decoder of an RT-DETR on the frozen backbone and neck of a trained YOLO.
 
-Of RT-DETR (arXiv 2304.08069) this has the queries chosen from the maps, the decoder with deformable attention, and its
-loss: set matching, no anchors, no NMS. Its convolutions are those of the YOLO, so that a CPU can train what is left.
-
-    python bench/transformer_teacher.py OUT.pt [--model TRAINED.pt] [--epochs N] [--image-size N]
-
-The environment needs `edgekd[train]`.
+It has RT-DETR's (arXiv 2304.08069) queries chosen from the maps, decoder with deformable attention, and loss. Its
+convolutions are those of the YOLO, so that a CPU can train the rest. Needs `edgekd[train]`.
 """
-
-from __future__ import annotations
 
 import argparse
 import shutil

@@ -1,26 +1,19 @@
-"""What `agent tune` gains: a network in float, in INT8 as shipped, and as tuned, with each runtime that this host has.
+"""Measure what `agent tune` gains: a network in float, in INT8 as shipped, and as tuned, with each runtime here.
 
-Takes folders of finished builds. Each bundle is unpacked, built and tuned as on a camera. Then the three engines are
-measured again, in turns, in rounds that had no part in the choice, and the graph of each is scored on the data. Times
-are the processor's (user and system time of the process, one thread on one core), so that other programs on this
-machine count for little.
-
-    edgekd build MODEL --data DATA --recipe ptq --out DIR
-    python bench/tuning.py DIR ... --data DATA
+Each bundle is unpacked, built and tuned as on a camera. Then the three engines are measured again in rounds that had no
+part in the choice, and each graph is scored. Times are those of the processor (one thread on one core), so that other
+programs count for little. DIR is the `--out` of `edgekd build MODEL --data DATA --recipe ptq`.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from common import RESULTS, SHARED, conditions, conditions_lines, table, use_cores, write_results
+from common import SHARED
+from frame import Blocks, Document, Given, Option, Result, head, main, table
 
 from edgekd.agent import commands, tuning
 from edgekd.agent.engines.camera import Camera
@@ -36,7 +29,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
 from edgekd.deploy.tuned_accuracy import accuracy
 
-FLOAT, SHIPPED, TUNED = "float", "INT8 as shipped", "tuned"
+FLOAT, SHIPPED, TUNED = FORMS = ("float", "INT8 as shipped", "tuned")
 
 
 class _CpuTimed:
@@ -58,25 +51,25 @@ class CpuTimedOpenVino(_CpuTimed, OpenVino):
 RUNTIMES = (CpuTimedOnnxRuntime(), CpuTimedOpenVino())
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """How the tuned engine does beside the controls that pass their self-test, by what is more than chance."""
-    ratios = {name: found for name, found in row["ratio"].items() if row["passed"][name]}
-    if any(_differs(found) and found["ratio"] > 1 for found in ratios.values()):
+def verdict(row: Document) -> str:
+    """Return how the tuned engine does beside the controls that pass their self-test, by what is more than chance."""
+    ratios = {name: found for name, found in row.ratio.items() if row.passed[name]}
+    if any(_differs(found) and found.ratio > 1 for found in ratios.values()):
         return "loses"
     if SHIPPED not in ratios:
         return "shipped fails"
     return "wins" if _differs(ratios[SHIPPED]) else "ties"
 
 
-def _differs(found: Mapping[str, Any]) -> bool:
-    low, high = found["interval"]
-    return bool(found["p"] < SIGNIFICANT and not low <= 1 <= high)
+def _differs(found: Document) -> bool:
+    low, high = found.interval
+    return bool(found.p < SIGNIFICANT and not low <= 1 <= high)
 
 
 def row_of(
     bundle: Path, runtime: CpuTimedOnnxRuntime | CpuTimedOpenVino, split: Split, effort: Effort, progress: Progress
-) -> dict[str, Any]:
-    """One detector with one runtime."""
+) -> Result:
+    """Tune one detector with one runtime, and compare."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         camera = Camera(State(Path(scratch, "state")), Path(scratch, "root"), runtime)
         commands.unpack(camera, bundle)
@@ -119,76 +112,69 @@ def _score(slot: Slot, form: Form, split: Split, progress: Progress) -> float:
     return float(accuracy(packed, slot.manifest, asked, split, progress)["map50_95"])
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The document as a page."""
-    header = ["detector", "runtime", *(f"{name}, ms" for name in (FLOAT, SHIPPED, TUNED)), "tuned / shipped"]
-    header += ["layers in float", "self-test: float, shipped, tuned", "mAP50-95: the same", ""]
-    verdicts = [verdict(row) for row in found["rows"]]
-    counts = {name: verdicts.count(name) for name in ("wins", "ties", "loses", "shipped fails")}
-    return [
-        "# INT8 only where it pays",
-        "",
-        f"`{found['command']}`",
-        "",
-        f"The tuned engine beside the controls that pass their self-test: {counts['wins']} wins over INT8 as shipped, "
-        f"{counts['ties']} ties with it, {counts['loses']} losses to either. Where INT8 as shipped fails its self-test "
-        f"({counts['shipped fails']} of {len(verdicts)}) it is no choice. "
-        "A tie with 0 layers in float is INT8 as shipped.",
-        "",
-        f"Medians of {found['iterations']} runs or more of each, in turns of 10, in rounds that had no part in the "
-        "choice; the ratio with its interval of 95 %. Times are the processor's, of one thread.",
-        "",
-        *table(header, list(_rows(found["rows"]))),
-        "",
+def page(found: Document) -> Blocks:
+    verdicts = Counter(map(verdict, found.rows))
+    yield from head("INT8 only where it pays", found)
+    yield (
+        f"The tuned engine beside the controls that pass their self-test: {verdicts['wins']} wins over INT8 as "
+        f"shipped, {verdicts['ties']} ties with it, {verdicts['loses']} losses to either. Where INT8 as shipped fails "
+        f"its self-test ({verdicts['shipped fails']} of {len(found.rows)}) it is no choice. "
+        "A tie with 0 layers in float is INT8 as shipped."
+    )
+    yield (
+        f"Medians of {found.iterations} runs or more of each, in turns of 10, in rounds that had no part in the "
+        "choice; the ratio with its interval of 95 %. Times are the processor's, of one thread."
+    )
+    yield table(
+        f"detector | runtime | {' | '.join(f'{name}, ms' for name in FORMS)} | tuned / shipped | layers in float | "
+        "self-test: float, shipped, tuned | mAP50-95: the same | ",
+        map(_cells, found.rows),
+    )
+    yield (
         "Why ONNX Runtime gains nothing from the Q/DQ of these detectors: "
-        "[agent.md](../../docs/agent.md#what-an-engine-really-computes-in).",
-        "",
-        *conditions_lines(found),
-    ]
+        "[agent.md](../../docs/agent.md#what-an-engine-really-computes-in)."
+    )
 
 
-def _rows(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    for row in rows:
-        low, high = row["ratio"][SHIPPED]["interval"]
-        layers = row["layers"]
-        yield [
-            f"{row['detector']}, {row['side']} pixels",
-            f"{row['runtime']['name']} {row['runtime']['version'].split('-')[0]}",
-            *(f"{row['ms'][name]:.2f}" for name in (FLOAT, SHIPPED, TUNED)),
-            f"{row['ratio'][SHIPPED]['ratio']:.3f} ({low:.3f} to {high:.3f})",
-            f"{layers['float_in_tuned']} of {layers['int8']}",
-            ", ".join("passed" if row["passed"][name] else "FAILED" for name in (FLOAT, SHIPPED, TUNED)),
-            ", ".join(f"{row['map50_95'][name]:.4f}" for name in (FLOAT, SHIPPED, TUNED)),
-            verdict(row),
-        ]
+def _cells(row: Document) -> str:
+    ratio, times = row.ratio[SHIPPED], " | ".join(f"{row.ms[name]:.2f}" for name in FORMS)
+    low, high = ratio.interval
+    return (
+        f"{row.detector}, {row.side} pixels | {row.runtime.name} {row.runtime.version.split('-')[0]} | {times} | "
+        f"{ratio.ratio:.3f} ({low:.3f} to {high:.3f}) | {row.layers.float_in_tuned} of {row.layers.int8} | "
+        f"{', '.join('passed' if row.passed[name] else 'FAILED' for name in FORMS)} | "
+        f"{', '.join(f'{row.map50_95[name]:.4f}' for name in FORMS)} | {verdict(row)}"
+    )
 
 
-def main() -> int:
-    """0 where the tuned engine never loses, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results")
-    parser.add_argument("--data", type=Path, default=SHARED / "data" / "coco256")
-    parser.add_argument("--builds", type=int, default=tuning.BUILDS, dest="tries", help="of `agent tune`")
-    parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=RESULTS / "tuning.json")
-    given = parser.parse_args()
-    use_cores(1)
-    now, progress = conditions(threads=1), PlainProgress(interval_s=30)
-    split = load_dataset(given.data).split("val")
+def run(given: Given) -> Result:
+    progress, split = PlainProgress(interval_s=30), load_dataset(given.data).split("val")
     effort = Effort(given.tries, given.iterations, seconds=0.0)
     bundles = [next(folder.glob("*.edgekd")) for folder in given.builds]
-    rows = [row_of(bundle, runtime, split, effort, progress) for bundle in bundles for runtime in RUNTIMES]
-    found = {
+    return {
         "question": "is the tuned engine ever slower than INT8 as shipped, or than float?",
         "command": f"python bench/tuning.py DIR ... --builds {given.tries} --iterations {given.iterations}",
         "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
         "iterations": given.iterations,
-        "rows": rows,
-        **now,
+        "rows": [row_of(bundle, runtime, split, effort, progress) for bundle in bundles for runtime in RUNTIMES],
     }
-    write_results(given.out, found, page(found))
-    return 1 if any(verdict(row) == "loses" for row in rows) else 0
+
+
+OPTIONS = (
+    Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results"),
+    Option("--data", SHARED / "data" / "coco256"),
+    Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
+    Option("--iterations", 400),
+)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main(
+        __file__,
+        __doc__,
+        run,
+        page,
+        options=OPTIONS,
+        holds=lambda found: not any(verdict(row) == "loses" for row in found.rows),
+        cores=1,
+    )

@@ -1,18 +1,18 @@
-"""What every peer's adapter does besides quantizing: read its job, time itself, say what it took.
+"""Quantize one model with one tool, in the tool's own environment, and print what it took.
 
-An adapter is a script that runs in the peer's own environment: NumPy and the peer, neither edgekd nor PyTorch.
-
-    python with_PEER.py --model float.onnx --frames FOLDER --out int8.onnx [--method NAME] [--exclude NODE ...]
+    python adapter.py TOOL --model float.onnx --frames FOLDER --out int8.onnx [--method NAME] [--exclude NODE ...]
 
 FOLDER holds the calibration frames, one float32 [1, 3, h, w] `.npy` each. The last line on stdout is a JSON object:
 `seconds` (wall time from the float file to the quantized file, libraries already imported), `peak_bytes` (largest
-resident memory of the process) and `packages` (version of everything installed beside the peer).
+resident memory of the process) and `packages` (version of everything installed beside the tool). An environment has
+NumPy and its tool, neither edgekd nor PyTorch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,157 @@ class Job:
     exclude: tuple[str, ...]
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The calibration frames in order, float32 [1, 3, h, w], one in memory at a time."""
+        """Return the calibration frames in order, float32 [1, 3, h, w], one in memory at a time."""
         return (np.load(frame) for frame in self.frames)
 
     def input_name(self) -> str:
-        """The name of the model's input."""
-        import onnx
-
+        """Return the name of the model's input."""
         return str(onnx.load(self.model).graph.input[0].name)
 
     def excluded(self) -> list[str]:
-        """The names of the nodes that `exclude` matches."""
-        import re
-
-        import onnx
-
+        """Return the names of the nodes that `exclude` matches."""
         names = [node.name for node in onnx.load(self.model).graph.node]
         return [name for name in names if any(re.search(pattern, name) for pattern in self.exclude)]
 
 
-def run(quantize: Callable[[Job], None]) -> None:
+Quantize = Callable[[Job], None]
+
+
+def edgekd() -> Quantize:
+    """Recipes `ptq` and `mixed`. `--method`: nothing for `ptq`, or how often the packed `mixed` goes into the float."""
+    # edgekd imports these when it needs them; nobody's imports are counted.
+    import onnxruntime  # noqa: F401
+    import scipy.linalg  # noqa: F401
+
+    from edgekd.builds.recipe import Quantize as Step
+    from edgekd.builds.recipe import load_recipe
+    from edgekd.compress.quantization.mixed_precision import measure_costs, plan_for
+    from edgekd.compress.quantization.quantize import quantize
+    from edgekd.core.formats.packed_graph import pack
+
+    def work(job: Job) -> None:
+        (step,) = load_recipe("mixed" if job.method else "ptq").steps
+        assert isinstance(step, Step)
+        if not job.method:
+            quantize(job.model, job.out, job.batches(), step)
+            return
+        most = limit = job.model.stat().st_size // int(job.method)
+        costs = measure_costs(job.model, list(job.batches()), step)
+        while True:
+            quantize(job.model, job.out, job.batches(), step, plan_for(costs, limit).forms)
+            over = len(pack(job.out.read_bytes())) - most
+            if over <= 0:
+                return
+            limit -= over
+
+    return work
+
+
+def modelopt() -> Quantize:
+    """NVIDIA ModelOpt's INT8 for ONNX, called as Ultralytics calls it for TensorRT 11. All frames lie in memory.
+
+    `--method`: `max` (what Ultralytics asks for) or `entropy` (ModelOpt's default).
+    """
+    from modelopt.onnx.quantization import quantize
+
+    return lambda job: quantize(
+        str(job.model),
+        quantize_mode="int8",
+        calibration_data={job.input_name(): np.concatenate(list(job.batches()))},
+        calibration_method=job.method,
+        calibration_eps=["cpu"],
+        nodes_to_exclude=list(job.exclude),
+        output_path=str(job.out),
+    )
+
+
+def nncf() -> Quantize:
+    """NNCF's preset `mixed`: symmetric weights, asymmetric activations; all frames, the rest at its default."""
+    import nncf
+
+    def work(job: Job) -> None:
+        name, count = job.input_name(), len(job.frames)
+        frames = nncf.Dataset(job.frames, lambda file: {name: np.load(file)})
+        preset = nncf.QuantizationPreset.MIXED
+        onnx.save(nncf.quantize(onnx.load(job.model), frames, preset=preset, subset_size=count), job.out)
+
+    return work
+
+
+def onnxruntime() -> Quantize:
+    """ONNX Runtime's static quantization: INT8 convolutions, min-max ranges, one weight scale per channel.
+
+    `--method`: activations `symmetric`, as TensorRT wants them, or `asymmetric`, ONNX Runtime's default.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Frames(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, job: Job) -> None:
+            self._batches, self._input = job.batches(), job.input_name()
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {self._input: batch}
+
+    return lambda job: quantize_static(
+        job.model,
+        job.out,
+        Frames(job),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        nodes_to_exclude=job.excluded(),
+        extra_options={"ActivationSymmetric": job.method == "symmetric"},
+    )
+
+
+def ultralytics() -> Quantize:
+    """Ultralytics' own INT8 for `format=onnx`: the function behind `yolo export format=onnx quantize=8`."""
+    from ultralytics.utils.export.onnx import onnx_int8_quantize
+
+    # It takes batches, which are the job's frames already.
+    return lambda job: onnx_int8_quantize(job.model, job.out, job.batches(), lambda batch: batch, job.input_name())
+
+
+TOOLS = {tool.__name__: tool for tool in (edgekd, modelopt, nncf, onnxruntime, ultralytics)}
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    From /proc: `getrusage` also counts what the parent held when it forked.
+    """
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def main() -> None:
     """Do the job that the command line describes, and print what it took."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--frames", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("tool", choices=TOOLS)
+    for name in ("--model", "--frames", "--out"):
+        parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--method", default="")
     parser.add_argument("--exclude", action="append", default=[])
     given = parser.parse_args()
+    quantize = TOOLS[given.tool]()
     frames = tuple(sorted(given.frames.glob("*.npy")))
     job = Job(given.model, frames, given.out, given.method, tuple(given.exclude))
     began = time.perf_counter()
     quantize(job)
     seconds = time.perf_counter() - began
     packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
-    print()
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(), "packages": packages}))
+    print("\n" + json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(), "packages": packages}))
 
 
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far.
-
-    From /proc: `getrusage` also counts what the parent held when it forked.
-    """
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+if __name__ == "__main__":
+    main()

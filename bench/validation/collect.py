@@ -19,9 +19,12 @@ from edgekd.commands.validate_report import read_evidence
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import table  # noqa: E402 beside this folder
+from frame import table  # noqa: E402 beside this folder
 
-HEAD = ("file", "device", "system", "runtimes", *OUTCOMES, "frames per second", "INT8 on a DLA", "latency as predicted")
+HEAD = (
+    f"file | device | system | runtimes | {' | '.join(OUTCOMES)} | frames per second | INT8 on a DLA | "
+    "latency as predicted"
+)
 STAND_IN = "stand-in"
 """Label of a result from another machine than a Jetson."""
 
@@ -41,10 +44,10 @@ def page(files: Sequence[Path]) -> str:
     """Return the table as Markdown. Raises SpecError that names a file which is no result."""
     rows = [row(file.name, read_evidence(file)) for file in files]
     note = f"A *{STAND_IN}* is no Jetson: its times say nothing of one. Made by `bench/validation/collect.py`."
-    return "\n".join(["# Results of the validation kit", "", *table(HEAD, rows), "", note]) + "\n"
+    return "\n\n".join(["# Results of the validation kit", table(HEAD, rows), note]) + "\n"
 
 
-def row(name: str, evidence: Evidence) -> list[str]:
+def row(name: str, evidence: Evidence) -> str:
     """Return the cells of one result."""
     found = verdicts(evidence)
     counts = Counter(each.outcome for each in found)
@@ -61,7 +64,7 @@ def row(name: str, evidence: Evidence) -> list[str]:
         outcomes_of(found, "dla-int8"),
         outcomes_of(found, "prediction"),
     ]
-    return [re.sub(r"([\\|<>`*_\[\]])", r"\\\1", cell) for cell in cells]  # a stranger's text is no markup
+    return " | ".join(re.sub(r"([\\|<>`*_\[\]])", r"\\\1", cell) for cell in cells)  # a stranger's text is no markup
 
 
 def outcomes_of(found: Iterable[Verdict], claim: str) -> str:

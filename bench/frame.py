@@ -1,0 +1,262 @@
+"""The frame of every benchmark: its options, its result as JSON, its page as Markdown, its exit code.
+
+A benchmark has a function `run` that measures and a function `page` that writes paragraphs and tables about the result.
+`main` does the rest. The page is made from the JSON document alone, so `--page` can write it again at any time.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, SHARED, conditions, host_line, use_cores
+
+from edgekd.core.atomic_files import write_file
+
+Given = argparse.Namespace
+"""The command line; `scratch` is a folder that is removed at the end."""
+Result = Mapping[str, Any]
+"""What was measured, as JSON can hold it."""
+Blocks = Iterator[str]
+"""Paragraphs and tables of a page, without title."""
+Run = Callable[[Given], "Result | Iterator[Result]"]
+"""Measures; returns the result, or yields the result so far, again and again."""
+Job = Callable[..., Mapping[str, Any]]
+"""Work for a separate process: keyword arguments that JSON can hold in, a JSON object out."""
+PLACES = {"help", "out", "page", "do", "work", "shared", "venvs", "peer", "note"}
+"""Options that say where things are, and not what is measured: not part of the recorded command."""
+
+
+class Document(dict[str, Any]):
+    """A JSON object whose keys are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Option:
+    """An option of the command line; its type and number of values are those of the default, unless they are given."""
+
+    def __init__(self, name: str, default: Any = None, help: str | None = None, **more: Any) -> None:  # noqa: A002
+        self.name, self.more = name, {"default": default, "help": help, **more}
+        one = default[0] if isinstance(default, (list, tuple)) and default else default
+        if default is False:
+            self.more["action"] = "store_true"
+        elif isinstance(default, (list, tuple)) and "action" not in more:
+            self.more.setdefault("nargs", "+")
+        if one is not None and "action" not in self.more:
+            self.more.setdefault("type", Path if isinstance(one, Path) else type(one))
+
+
+def main(
+    script: str,
+    about: str | None,
+    run: Run,
+    page: Callable[[Document], Iterable[str]],
+    *,
+    options: Iterable[Option] = (),
+    holds: Callable[[Document], bool] | None = None,
+    cores: int | None = None,
+    jobs: Mapping[str, Job] | None = None,
+) -> None:
+    """Run a benchmark from the command line and exit: 0 if everything that it claims holds, else 1.
+
+    Args:
+        options: Those that not all benchmarks have.
+        holds: Returns whether the result is as claimed; default: every claim in it holds and no row has an error.
+        cores: Number of cores for this process and its children; None adds the option `--threads`.
+        jobs: What `in_process` may ask of a process of its own.
+    """
+    parser = parser_of(script, about, options, cores)
+    given = parser.parse_args()
+    if given.do:
+        job = (jobs or {})[given.do.pop("do")]
+        print("\n" + json.dumps({**job(**given.do), "packages": installed()}))
+        sys.exit(0)
+    if given.page:
+        found = read(given.out.read_text("utf-8"))
+    else:
+        found = measured(run, given, command_of(script, parser, given), page)
+    text = render(page, found)
+    write_file(given.out.with_suffix(".md"), text.encode())
+    print(text)
+    sys.exit(0 if (holds or as_claimed)(found) else 1)
+
+
+def parser_of(script: str, about: str | None, options: Iterable[Option], cores: int | None) -> argparse.ArgumentParser:
+    """Return the parser with the options of all benchmarks and those of this one."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for each in options:
+        parser.add_argument(each.name, **each.more)
+    if cores is None and not any(action.dest == "threads" for action in parser._actions):
+        parser.add_argument("--threads", type=int, default=2, help="cores that everything may use")
+    default = RESULTS / f"{Path(script).stem}.json"
+    parser.add_argument("--out", type=Path, default=default, help="the result; its page is written beside it")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page of --out again")
+    parser.add_argument("--do", type=json.loads, help=argparse.SUPPRESS)
+    parser.set_defaults(**({} if cores is None else {"threads": cores}))
+    return parser
+
+
+def measured(run: Run, given: argparse.Namespace, command: str, page: Callable[[Document], Iterable[str]]) -> Document:
+    """Run the benchmark in a scratch folder, write each result that it gives, and return the last one."""
+    given.out = given.out.absolute()
+    use_cores(given.threads)
+    first = {"command": command, **conditions(given.threads)}
+    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
+        given.scratch = Path(scratch)
+        results = run(given)
+        found = Document()
+        for result in [results] if isinstance(results, Mapping) else results:
+            content = json.dumps({**first, **result}, indent=1) + "\n"
+            found = read(content)
+            write_file(given.out, content.encode())
+            write_file(given.out.with_suffix(".md"), render(page, found).encode())
+    return found
+
+
+def command_of(script: str, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
+    """Return the command line with every setting that matters, defaults included, folders left out."""
+    words = [f"python bench/{Path(script).name}"]
+    for action in parser._actions:
+        value = getattr(given, action.dest, None)
+        if action.dest in PLACES or value is None or value is False or value == []:
+            continue
+        groups = value if isinstance(action, argparse._AppendAction) else [value]
+        for group in groups:
+            parts = (
+                []
+                if group is True
+                else group
+                if isinstance(group, Sequence) and not isinstance(group, str)
+                else [group]
+            )
+            words += [
+                *action.option_strings[-1:],
+                *(shlex.quote(re.sub(r"[^\s=]*/", "", _plain(part))) for part in parts),
+            ]
+    return " ".join(words)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read(text: str) -> Document:
+    """Return a JSON document with attributes at every level."""
+    found: Document = json.loads(text, object_hook=Document)
+    return found
+
+
+def claims_hold(found: Document) -> bool:
+    """Return whether every claim holds."""
+    return all(claim.holds for claim in found.get("claims", ()))
+
+
+def as_claimed(found: Document) -> bool:
+    """Return whether every claim holds and no row failed."""
+    return claims_hold(found) and not any(row.get("error") for row in found.get("rows", ()))
+
+
+def note(*parts: object) -> None:
+    """Tell whoever watches what was just measured."""
+    print(*parts, file=sys.stderr, flush=True)
+
+
+SHARED_FOLDER = Option("--shared", SHARED, "folder with models/ and data/")
+IMAGES = Option("--images", type=int, help="of each split; default: all")
+
+
+# Processes
+
+
+def in_process(script: str, job: Mapping[str, Any]) -> list[str]:
+    """Return the command that does one of a script's jobs, `do`, in a process of its own."""
+    return [sys.executable, str(Path(script).resolve()), "--do", json.dumps(job, default=str)]
+
+
+def last_json(output: str) -> dict[str, Any]:
+    """Return the last JSON object that a process printed."""
+    return dict(json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{"))))
+
+
+def done_in_process(script: str, **job: Any) -> dict[str, Any]:
+    """Do one of a script's jobs in a process of its own; its result. Raises CalledProcessError."""
+    done = subprocess.run(in_process(script, job), check=True, capture_output=True, text=True)
+    return {name: value for name, value in last_json(done.stdout).items() if name != "packages"}
+
+
+def installed() -> dict[str, str]:
+    """Return the version of every package of this environment."""
+    return {found.metadata["Name"]: found.version for found in metadata.distributions()}
+
+
+# Pages
+
+
+def render(page: Callable[[Document], Iterable[str]], found: Document) -> str:
+    """Return the page of a document: its blocks, then where and when it was measured."""
+    where = found.get("conditions", found)
+    return "\n\n".join([*page(found), *(conditions_lines(where) if "host" in where else ())]) + "\n"
+
+
+def head(title: str, found: Mapping[str, Any]) -> list[str]:
+    """Return the title and the command as blocks of a page."""
+    return [f"# {title}", f"`{found['command']}`"]
+
+
+def table(header: str, rows: Iterable[str]) -> str:
+    """Return a Markdown table. Cells of header and rows are separated by ` | `."""
+    dashes = " | ".join(["---"] * (header.count(" | ") + 1))
+    return "\n".join(f"| {row} |" for row in (header, dashes, *rows))
+
+
+def conditions_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return date, load and machine as blocks for the foot of a page."""
+    load = f"{found['load_before']:.2f} processes were running on average in the minute before the first row"
+    blocks = [f"{found['date']}; {load} (0 is an idle machine).", host_line(found["host"])]
+    if also := found.get("taken_up_on"):
+        blocks.append(f"Cut, and taken up on another machine: {', '.join(also)}; times of rows differ by it.")
+    return blocks
+
+
+def cell(value: Any, form: str = "", none: str = "–", unit: float = 1) -> str:
+    """Return a number in a format, divided by a unit; a dash where there is none."""
+    return none if value is None else format(value / unit if unit != 1 else value, form)
+
+
+def yes(value: bool, no: str = "no") -> str:
+    """Return `yes`, or the other word."""
+    return "yes" if value else no
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Return the mean, and in brackets the lowest and the highest where there are several."""
+    text = f"{statistics.fmean(values):{sign}.4f}"
+    return text if len(values) < 2 else f"{text} ({min(values):{sign}.4f}..{max(values):{sign}.4f})"
+
+
+def versions_of(packages: Mapping[str, str], names: Iterable[str]) -> str:
+    """Return names and versions of those packages that are installed."""
+    return ", ".join(f"{name} {packages[name]}" for name in names if name in packages)
+
+
+def claim(text: str, found: float, holds: bool, **more: Any) -> dict[str, Any]:
+    """Return a claim about a result as the document keeps it: what was found, and whether it holds."""
+    return {"claim": text, "found": found, "holds": bool(holds), **more}
+
+
+def claims_table(claims: Iterable[Document], form: str = ".4f", header: str = " | found | holds") -> str:
+    """Return the table of claims."""
+    return table(header, (f"{each.claim} | {each.found:{form}} | {yes(each.holds, '**no**')}" for each in claims))

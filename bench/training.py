@@ -1,0 +1,430 @@
+"""What the benchmarks of trainings share: rows that survive a cut, jobs for processes of their own, parts of pages.
+
+A row is one trained detector: `method`, `seed`, mAP50-95 and mAP50 by split, further numbers, and `error` where it
+failed. Finished rows are kept in `--work`, and a run that was cut goes on after them.
+"""
+
+import hashlib
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from common import SHARED, SPLITS, conditions, copy_data, export_to, ultralytics_environment, without_folders
+from frame import IMAGES, Document, Given, Option, Result, in_process, last_json, read, spread
+
+from edgekd.builds.recipe import Distill, DistillStage, Weights, load_recipe
+from edgekd.core.atomic_files import write_file
+from edgekd.core.errors import EdgeKDError
+from edgekd.core.progress import PlainProgress, Progress
+from edgekd.core.toml import parse_table
+from edgekd.data.dataset import load_dataset
+from edgekd.data.types import Dataset, Sample, Split
+from edgekd.evaluation.coco import Score
+
+Way = tuple[str, "int | None", Callable[[], Document]]
+"""Method, seed, and what makes the row."""
+DEVICE = Option("--device", "cpu", "where to train: cpu, or the number of a GPU")
+SEEDS = Option("--seeds", [0, 1, 2])
+
+
+MODEL = SHARED / "models" / "yolo11n-ppe.pt"
+
+
+def options(work: str, model: str, *, epochs: int, batch: int, default: Path = MODEL) -> tuple[Option, ...]:
+    """Return the options of all benchmarks of trainings. model: the role of `--model` in this one."""
+    return (
+        Option("--model", default, model),
+        Option("--data", SHARED / "data" / "ppe", "with splits train, val and test"),
+        Option("--epochs", epochs),
+        Option("--batch", batch),
+        Option("--image-size", 640, "of training, and of the graphs"),
+        IMAGES,
+        Option("--work", Path("runs") / work, "logs and finished rows"),
+    )
+
+
+class JobError(Exception):
+    """A process that failed; the last line of its output."""
+
+
+class Trainings:
+    """Rows of trainings, each made in processes of its own.
+
+    asked: names of the options that a run must share with the one whose rows it takes over, beside the model;
+    shown: names of the options that are part of the result; numbers: those of a row; required: the method without which
+    nothing can be compared.
+    """
+
+    script: str
+    question: str
+    asked: tuple[str, ...]
+    shown: tuple[str, ...]
+    numbers: tuple[str, ...]
+    required: str | None = None
+
+    def __init__(self, given: Given) -> None:
+        for name in ("model", "data", "work"):
+            setattr(given, name, getattr(given, name).absolute())
+        given.work.mkdir(parents=True, exist_ok=True)
+        given.device = getattr(given, "device", "cpu")
+        self.given = given
+        self.progress = PlainProgress(interval_s=30)
+        self.rows: list[Document] = []
+        self.packages: dict[str, dict[str, str]] = {}
+        self.conditions = conditions(given.threads)
+        self._state = given.work / "rows.json"
+        self._asked = {name: getattr(given, name) for name in self.asked}
+        self._asked["model"] = hashlib.sha256(given.model.read_bytes()).hexdigest()
+        self._take_up()
+        self.scored: Dataset = load_dataset(given.data)
+        self.data = given.work / "data" / "data.yaml"
+        if not self.data.is_file():  # it is written last
+            shutil.rmtree(self.data.parent, ignore_errors=True)
+            copy_data(given.data, self.data.parent, given.images, getattr(given, "unlabelled", 0.0))
+        hidden = {} if given.device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
+        threads = {"OMP_NUM_THREADS": str(given.threads)}  # Ultralytics sets it to 1 unless somebody has set it
+        self.environment = {**ultralytics_environment(given.scratch), **hidden, **threads}
+
+    # For subclasses
+
+    def ways(self) -> Iterator[Way]:
+        """Yield what makes each row, in order."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, Any]:
+        """Return what else the result has, such as claims."""
+        return {}
+
+    def finish(self) -> None:
+        """Measure what needs all rows."""
+
+    def notes_of(self, scores: Mapping[str, Score]) -> dict[str, Any]:
+        """Return what a row keeps of the scores of its splits."""
+        return {name: {split: getattr(one, name) for split, one in scores.items()} for name in ("map50_95", "map50")}
+
+    # The run
+
+    @classmethod
+    def run(cls, given: Given) -> Iterator[Result]:
+        """Start or take up a run."""
+        return cls(given).documents()
+
+    def documents(self) -> Iterator[dict[str, Any]]:
+        """Make every row that is missing, and yield the result after each."""
+        for method, seed, make in self.ways():
+            if self.missing(method, seed):
+                self._add_made(method, seed, make)
+                yield self.document()
+        self.finish()
+        yield self.document()
+
+    def document(self) -> dict[str, Any]:
+        """Return the result so far."""
+        return {
+            "question": self.question,
+            "images": {name: len(self.split(name)) for name in ("train", *SPLITS)},
+            **{name: getattr(self.given, name) for name in self.shown},
+            **self.conditions,
+            "rows": self.rows,
+            "packages": self.packages,
+            **self.result(),
+        }
+
+    def split(self, name: str) -> Split:
+        """Return a split as it is scored: as many of its images as were asked for."""
+        whole = self.scored.split(name)
+        return replace(whole, samples=whole.samples[: self.given.images])
+
+    def row(self, method: str, seed: int | None = None, **known: Any) -> Document:
+        """Return a row; numbers that are not known are None."""
+        empty: dict[str, Any] = {**dict.fromkeys(self.numbers), "map50_95": {}, "map50": {}, "error": None}
+        return Document({"method": method, "seed": seed, **empty, **known})
+
+    def missing(self, method: str, seed: int | None = None) -> bool:
+        """Return whether a row is still to be made."""
+        return not any(row.method == method and row.seed == seed for row in self.rows)
+
+    def add(self, row: Document) -> None:
+        """Keep a finished row."""
+        self.rows.append(row)
+        state = {"asked": self._asked, "conditions": self.conditions, "packages": self.packages, "rows": self.rows}
+        write_file(self._state, json.dumps(state, indent=1).encode())
+        scores = ", ".join(f"{split} {score:.4f}" for split, score in row.map50_95.items())
+        self.progress.note(f"{row.method}, seed {row.seed}: {row.error or scores}")
+
+    def _add_made(self, method: str, seed: int | None, make: Callable[[], Document]) -> None:
+        try:
+            row = make()
+        except (JobError, EdgeKDError) as error:
+            if method == self.required:
+                raise SystemExit(str(error)) from error
+            folders = [value for value in vars(self.given).values() if isinstance(value, Path)]
+            row = self.row(method, seed, error=without_folders(str(error), *folders)[:300])
+        self.add(row)
+
+    def with_scores(self, row: Document, graph: Path) -> Document:
+        """Return the row with the scores of its graph on every split."""
+        from edgekd.detectors.onnx import describe
+        from edgekd.evaluation.evaluate import evaluate
+        from edgekd.graph.view import load_graph
+
+        spec = describe(load_graph(graph), graph)
+        scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}
+        return Document(row, **self.notes_of(scores))
+
+    def job(self, name: str, job: Mapping[str, Any], environment: str = "edgekd") -> dict[str, Any]:
+        """Do one of the script's jobs in a process of its own; its result. Raises JobError."""
+        common = {"device": self.given.device, "threads": self.given.threads}
+        took = self.process(name, in_process(self.script, {**common, **job}))
+        self.packages[environment] = took.pop("packages")
+        return took
+
+    def process(self, name: str, command: Sequence[str]) -> dict[str, Any]:
+        """Run a command with its output in a log of that name; the JSON object on its last line. Raises JobError."""
+        log = self.given.work / f"{name}.log"
+        self.progress.note(f"{name}: running, see {log} ...")
+        with log.open("w", encoding="utf-8") as output:
+            done = subprocess.run(command, env=self.environment, cwd=self.given.work, stdout=output, stderr=output)
+        text = log.read_text("utf-8")
+        if done.returncode:
+            killed = f"\nkilled by signal {-done.returncode}" if done.returncode < 0 else ""
+            raise JobError(((text + killed).strip() or "no output").splitlines()[-1])
+        return last_json(text)
+
+    def _take_up(self) -> None:
+        """Take over what an earlier run has finished; refuse another run's folder."""
+        if not self._state.is_file():
+            return
+        state = read(self._state.read_text("utf-8"))
+        if state.asked != self._asked:
+            raise SystemExit(f"{self._state} is of another run ({state.asked}): remove it, or pass another --work")
+        self.rows = [row for row in state.rows if row.error is None]
+        cpu, self.conditions = self.conditions["host"]["cpu"], state.conditions
+        self.packages = state.packages
+        cpus = [self.conditions["host"]["cpu"], *self.conditions.get("taken_up_on", ())]
+        if cpu not in cpus:
+            self.conditions["taken_up_on"] = [*cpus[1:], cpu]
+        self.progress.note(f"{len(self.rows)} rows are there already")
+
+
+# Results
+
+
+def none_failed(found: Document) -> bool:
+    """Return whether no row failed."""
+    return not any(row.error for row in found.rows)
+
+
+def by_method(rows: Iterable[Document]) -> dict[str, list[Document]]:
+    """Return the rows that did not fail by method, those of a method by seed."""
+    good = [row for row in rows if not row.error]
+    return {
+        name: sorted((row for row in good if row.method == name), key=lambda row: row.seed or 0)
+        for name in dict.fromkeys(row.method for row in good)
+    }
+
+
+def mean(rows: Sequence[Document], name: str) -> float | None:
+    """Return the mean of a number over the seeds; None where there is none."""
+    values = [value for row in rows if (value := row[name]) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def scores(rows: Sequence[Document], split: str) -> list[float]:
+    """Return mAP50-95 of each seed."""
+    return [row.map50_95[split] for row in rows]
+
+
+def mean_score(rows: Sequence[Document], split: str) -> float:
+    """Return the mean of mAP50-95 over the seeds; NaN without a row."""
+    return statistics.fmean(scores(rows, split)) if rows else float("nan")
+
+
+def seeds_of(rows: Sequence[Document]) -> str:
+    """Return the seeds of rows."""
+    return ", ".join(str(row.seed) for row in rows if row.seed is not None) or "–"
+
+
+def spreads(rows: Sequence[Document]) -> str:
+    """Return the cells with mAP50-95 on every split."""
+    return " | ".join(spread(scores(rows, split)) for split in SPLITS)
+
+
+def failures(found: Document) -> list[str]:
+    """Return why rows failed."""
+    return [f"{row.method}, seed {row.seed}: {row.error}" for row in found.rows if row.error]
+
+
+def epochs_line(found: Document) -> str:
+    """Return how long training was, and on how many images was scored."""
+    counts = found.images
+    return (
+        f"{found.epochs} epochs of {counts.train} images of {found.image_size} pixels; scored on "
+        f"{counts.val} (val) and {counts.test} (test)."
+    )
+
+
+def trained_on(found: Document) -> str:
+    """Return where training ran."""
+    gpus = ", ".join(gpu.name for gpu in found.host.gpus)
+    return f"Trained on {'the CPU' if found.device == 'cpu' else gpus}."
+
+
+# Steps
+
+
+def shipped() -> Distill:
+    """Return the step of the shipped recipe."""
+    step = load_recipe("distill").distill
+    assert step is not None
+    return step
+
+
+def on_labels(step: Distill) -> Distill:
+    """Return the same training without a teacher."""
+    return replace(step, stages=(DistillStage("none", 1.0, Weights()),))
+
+
+def step_table(step: Any) -> dict[str, Any]:
+    """Return a step as TOML would have it."""
+    return {name: value for name, value in asdict(step).items() if value is not None}
+
+
+def settings_of(given: Given, seed: int) -> dict[str, Any]:
+    """Return the settings that every training of a seed shares."""
+    return {"epochs": given.epochs, "batch": given.batch, "image_size": given.image_size, "seed": seed}
+
+
+# Jobs for processes of their own
+
+
+def exported(checkpoint: str | Path, out: Path, size: int) -> None:
+    """Write a checkpoint's float graph for images of this size."""
+    with tempfile.TemporaryDirectory() as folder:
+        resized = Path(folder, "sized.pt")
+        sized(checkpoint, resized, size)
+        export_to(resized, out, trust_checkpoint=True)
+
+
+def sized(checkpoint: str | Path, out: Path, size: int) -> None:
+    """Copy a checkpoint, said to be for frames of this size."""
+    import torch
+
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content["train_args"] = {**(content.get("train_args") or {}), "imgsz": size}
+    torch.save(content, out)
+
+
+def gap(stamps: Sequence[float]) -> float | None:
+    """Return the median time between two stamps."""
+    gaps = [after - before for before, after in pairwise(stamps)]
+    return statistics.median(gaps) if gaps else None
+
+
+def start_job(step: Mapping[str, Any], out: str, data: str, **_: Any) -> dict[str, Any]:
+    """Write the checkpoint that every way of a seed starts from."""
+    import torch
+
+    from edgekd.detectors.ultralytics.distill import student_network
+
+    settings = parse_table(Distill, dict(step), "start")
+    network = student_network(settings, load_dataset(Path(data)).classes, trust=True)
+    torch.save({"model": network, "train_args": {"imgsz": settings.image_size, "task": "detect"}}, out)
+    return {}
+
+
+def edgekd_job(
+    step: Mapping[str, Any], teacher: str, out: str, data: str, state: str, device: str, threads: int
+) -> dict[str, Any]:
+    """Train with edgekd and export; what it took."""
+    import torch
+
+    from edgekd.detectors.ultralytics.distill import distill_student
+    from edgekd.detectors.ultralytics.loop import Loop
+
+    torch.set_num_threads(threads)
+    stamps: list[float] = []
+    follow = Loop.run_callbacks
+
+    def stamped(loop: Any, event: str) -> None:
+        if event == "on_train_batch_end":
+            stamps.append(time.perf_counter())
+        follow(loop, event)
+
+    Loop.run_callbacks = stamped
+    settings = parse_table(Distill, dict(step), "step")
+    paths = (Path(teacher), Path(out), Path(data))
+    progress = PlainProgress(interval_s=30)
+    began = time.perf_counter()
+    frames = teachers_frames(Path(teacher), Path(data), settings, progress) if settings.unlabelled else ()
+    labelling = time.perf_counter() - began
+    done = distill_student(*paths, settings, Path(state), True, device, progress, frames)
+    exported(out, Path(out).with_suffix(".onnx"), settings.image_size)
+    found = {"parameters": done.parameters, "epochs": done.epochs, "seconds": labelling + done.seconds}
+    return {**found, "step_seconds": gap(stamps)}
+
+
+def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
+    """Return the step's unlabelled frames with the teacher's labels."""
+    from edgekd.builds.stages.base import Stages
+    from edgekd.builds.stages.train import teachers_labels
+
+    with tempfile.TemporaryDirectory() as folder:
+        stages = Stages.within(Path(folder), False, progress)
+        return teachers_labels(stages, step, teacher, load_dataset(data), trust=True)
+
+
+def ultralytics_job(
+    start: str,
+    teacher: str | None,
+    out: str,
+    data: str,
+    settings: Mapping[str, Any],
+    minutes: float | None,
+    device: str,
+    threads: int,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Train with Ultralytics' own distillation, as long or as often, and export the last moving average.
+
+    Without a teacher, alone. more: settings of Ultralytics' `train`.
+    """
+    import torch
+    from ultralytics import YOLO
+
+    from edgekd.detectors.torch_support import parameters_in
+
+    torch.set_num_threads(threads)
+    stamps: list[float] = []
+    size = settings["image_size"]
+    hardware = {"amp": False, "workers": 0} if device == "cpu" else {"amp": "bf16", "cache": "ram"}
+    length = {"epochs": settings["epochs"], "batch": settings["batch"], "imgsz": size, "seed": settings["seed"]}
+    # Nothing is validated while it trains, as with edgekd: its time goes into training alone.
+    quietly = {"val": False, "plots": False, "project": str(Path(out).parent), "name": Path(out).stem, "exist_ok": True}
+    yolo = YOLO(start)
+    yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.perf_counter()))
+    yolo.add_callback("on_train_start", lambda trainer: stamps.append(time.perf_counter()))
+    # On a CPU it takes one core fewer than there are; edgekd takes all.
+    yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
+    time_h = minutes / 60 if minutes else None
+    yolo.train(
+        data=data, distill_model=teacher, device=device, time=time_h, **{**length, **hardware, **quietly, **more}
+    )
+    last = yolo.trainer.ema.ema
+    student = getattr(last, "student_model", last).cpu()
+    student.criterion = None
+    for module in student.modules():
+        module._forward_hooks.clear()
+    torch.save({"model": student.half(), "train_args": {"imgsz": size, "task": "detect"}}, out)
+    exported(out, Path(out).with_suffix(".onnx"), size)
+    took = {"epochs": yolo.trainer.epoch + 1, "seconds": stamps[-1] - stamps[0], "step_seconds": gap(stamps)}
+    return {"parameters": parameters_in(student), **took}
