@@ -1,19 +1,24 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+# Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test coverage test-gpu gpu kit check docs bench clean
+.PHONY: demo test test-slow coverage test-gpu gpu kit check docs bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run all tests, a process on each core. They need ../shared for real models and data; without it those skip visibly.
+## Run the tests but the slow ones, a process on each core. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
 
-## The same, and which lines they ran. Takes a good part longer.
+## Run the slow tests: every family of detectors, every way to train, builds of real models.
+test-slow: $(VENV)/dev.installed
+	$(PYTEST) -m slow
+
+## Run all tests, and measure which lines they reach. Takes a good part longer than both.
 coverage: $(VENV)/dev.installed
 	$(PYTEST) --cov=edgekd --cov-report=term:skip-covered --cov-fail-under=90
 

@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from once import once
 from running import Built, EdgeKD, Ran, build_command
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Ray makes itself a token when it first starts, and looks for one when it is first imported: what is where depends on
 # which test came first. Clusters of tests listen on this machine alone.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# No example has to be quick: the machine may be busy.
+hypothesis.settings.register_profile("unhurried", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,7 +68,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector of 64x64 pixels that finds the squares of `tiny_data`: not to be changed."""
     import tiny
 
-    return tiny.write_model(tmp_path_factory.mktemp("tiny-model") / "tiny.onnx")
+    return once(tmp_path_factory, "tiny-model", lambda folder: tiny.write_model(folder / "tiny.onnx")) / "tiny.onnx"
 
 
 @pytest.fixture(scope="session")
@@ -71,16 +76,21 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve and eight scenes with red and green squares: not to be changed."""
     import tiny
 
-    return tiny.write_data(tmp_path_factory.mktemp("tiny-data"))
+    return once(tmp_path_factory, "tiny-data", tiny.write_data)
 
 
 @pytest.fixture(scope="session")
 def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The tiny pair built for xavier by a process of its own: not to be changed, but to be copied."""
-    out = tmp_path_factory.mktemp("tiny-build") / "out"
-    command = build_command(tiny_model, tiny_data, out, "--json")
-    # Sets of names iterate in another order in every process; what a build writes must not.
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    return Built(out, out / "tiny-xavier.edgekd", json.loads(done.stdout))
+
+    def build(folder: Path) -> None:
+        command = build_command(tiny_model, tiny_data, folder / "out", "--json")
+        # Sets of names iterate in another order in every process; what a build writes must not.
+        environment = {**os.environ, "PYTHONHASHSEED": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout.json").write_text(done.stdout, "utf-8")
+
+    folder = once(tmp_path_factory, "tiny-build", build)
+    out = folder / "out"
+    return Built(out, out / "tiny-xavier.edgekd", json.loads((folder / "stdout.json").read_bytes()))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from once import once
 
 
 def interpreter(version: str) -> str:
@@ -26,19 +27,29 @@ def find(version: str) -> str | None:
     return None
 
 
-def wheels(version: str, folder: Path, package: str, *more: str) -> None:
-    """Install a package, and more, for a Python into a folder of their own. Skips where they cannot be had."""
-    problem = install(version, folder, package, *more)
-    if problem:
-        pytest.skip(f"no {package} for Python {version}: {problem}")
+class UnavailableError(Exception):
+    """Packages that cannot be installed; the last line of what pip says."""
 
 
-def install(version: str, folder: Path, package: str, *more: str) -> str | None:
-    """The same; why they cannot be had."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
-    choice = ["--python-version", version, "--only-binary", ":all:"]
-    done = subprocess.run([*pip, *choice, package, *more], capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else None
+def wheels(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Path:
+    """Return a folder with packages for a Python, as `installed` does. Skips where they cannot be had."""
+    try:
+        return installed(factory, version, *arguments)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+def installed(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Path:
+    """Return a folder with packages for a Python, not to be changed. arguments: packages and options, for pip."""
+
+    def install(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        choice = ["--target", str(folder), "--python-version", version, "--only-binary", ":all:"]
+        done = subprocess.run([*pip, *choice, *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise UnavailableError(f"no {' '.join(arguments)} for Python {version}: {done.stderr.splitlines()[-1]}")
+
+    return once(factory, f"python{version}-{'-'.join(arguments)}", install)
 
 
 def here() -> tuple[str, list[Path]]:

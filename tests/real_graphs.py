@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from once import once
 
 from edgekd.data.demo import DETECTOR
 from edgekd.detectors import load
@@ -19,6 +22,13 @@ WIDE_NAMES = (*NAMES, "yolo11s.yaml", "yolov8n.yaml", DEMO)
 """Every family that builds are promised for: where no weights lie in the shared folder, with random ones."""
 
 
+def swept(*names: str, values: Sequence[object] = ()) -> list[Any]:
+    """Return a parameter for each detector, with its value: slow where PyTorch has to export it."""
+    rows = zip(names, values, strict=True) if values else ((name,) for name in names)
+    slow, quick = (pytest.mark.slow,), ()
+    return [pytest.param(*row, marks=quick if row[0].endswith(".onnx") else slow) for row in rows]
+
+
 @dataclass(frozen=True)
 class RealGraph:
     """A graph on disk, not to be changed, and what its export said."""
@@ -28,18 +38,16 @@ class RealGraph:
 
 
 def real_graph(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RealGraph:
-    """The graph of one of WIDE_NAMES, at opset 17."""
-    folder = tmp_path_factory.getbasetemp() / "real-graphs"
-    folder.mkdir(exist_ok=True)
+    """Return the graph of one of WIDE_NAMES, at opset 17."""
     source = DETECTOR if name == DEMO else shared / "models" / name
-    return _graph(source, folder)
 
+    def write(folder: Path) -> None:
+        model = _random_checkpoint(name, folder) if source.suffix == ".yaml" else source
+        exported = export(load(model), folder / f"{source.stem}.onnx", 17)
+        (folder / "exported.pickle").write_bytes(pickle.dumps(exported))
 
-@cache
-def _graph(source: Path, folder: Path) -> RealGraph:
-    path = folder / f"{source.stem}.onnx"
-    source = _random_checkpoint(source.name, folder) if source.suffix == ".yaml" else source
-    return RealGraph(path, export(load(source), path, 17))
+    folder = once(tmp_path_factory, f"real-graph-{source.stem}", write)
+    return RealGraph(folder / f"{source.stem}.onnx", pickle.loads((folder / "exported.pickle").read_bytes()))
 
 
 def _random_checkpoint(description: str, folder: Path) -> Path:

@@ -60,7 +60,7 @@ def test_it_has_the_bundle_its_hash_the_agent_and_predictions(packed: Path, tiny
     assert 0 < predicted["xavier"]["low_ms"] < predicted["xavier"]["latency_ms"] < predicted["xavier"]["high_ms"]
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", [SHELLS[0], *(pytest.param(shell, marks=pytest.mark.slow) for shell in SHELLS[1:])])
 def test_every_shell_runs_it(shell: str, kit: Path, tmp_path: Path) -> None:
     if not shutil.which(shell):
         pytest.skip(f"no {shell} on this host")
@@ -76,12 +76,14 @@ def test_every_shell_runs_it(shell: str, kit: Path, tmp_path: Path) -> None:
     assert {path.name for path in kit.iterdir() if path.suffix != ".edgekd"} == unchanged, "nothing else is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", RUNTIMES)
-def test_old_and_new_pythons_run_it(version: str, kit: Path, tmp_path: Path) -> None:
-    python = interpreter(version)
-    wheels(version, tmp_path / "packages", *RUNTIMES[version])
+def test_old_and_new_pythons_run_it(
+    version: str, kit: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    python, packages = interpreter(version), wheels(tmp_path_factory, version, *RUNTIMES[version])
     path = bare_path(tmp_path / "bin", {"python3": interpreter("3.6"), f"python{version}": python})
-    done = run_kit(kit, path, "--quick", packages=tmp_path / "packages")
+    done = run_kit(kit, path, "--quick", packages=packages)
     assert done.returncode == 0, done.stderr
     found = result_of(kit / "result.json")
     assert found["system"]["versions"]["python"].startswith(f"{version}.")

@@ -22,8 +22,16 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_everything_that_make_offers_is_explained() -> None:
     offered = re.findall(r"^## .+\n([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     explained = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    assert {"check", "test", "test-gpu", "kit", "docs"} <= set(offered)
+    assert {"check", "test", "test-slow", "test-gpu", "kit", "docs"} <= set(offered)
     assert not [name for name in offered if f"`make {name}" not in explained]
+
+
+def test_the_two_targets_leave_out_no_test_and_ci_runs_both() -> None:
+    commands = [make("--dry-run", target).stdout.splitlines()[-1] for target in ("test", "test-slow")]
+    (fast, selection), (slow, slow_selection) = (command.split(" -m ")[1:] for command in commands)
+    assert fast == slow, "the same options"
+    assert [selection, slow_selection] == ['"not slow"', "slow"]
+    assert {"make test", "make test-slow"} <= set((ROOT / ".ci" / "run").read_text("utf-8").splitlines())
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,7 @@ def device_sources() -> list[Path]:
     return sorted(files | {path.parent / "__init__.py" for path in files})
 
 
+@cache
 def imported_packages(path: Path) -> set[str]:
     """The top-level packages that a file imports anywhere, in functions too."""
     found = set()

@@ -21,6 +21,8 @@ from edgekd.agent.state.slots import Slot, State
 from edgekd.agent.trust_state import held_trust
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
+BOTH = [pytest.param(False, marks=pytest.mark.slow), True]
+"""Without and with what was not flushed being lost."""
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,7 @@ def prepared(installed: Path, newer: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("forgetful", BOTH)
 def test_a_power_cut_while_activating(
     prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
 ) -> None:
@@ -97,7 +99,7 @@ def test_a_power_cut_while_activating(
     assert count > 10
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("forgetful", BOTH)
 def test_a_power_cut_while_rolling_back(
     prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_power_cut_while_rolling_back(
     assert count > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgetful", [False, True])
 def test_a_power_cut_while_an_engine_is_replaced(
     installed: Path, bundle: Path, tmp_path: Path, forgetful: bool
@@ -129,7 +132,7 @@ def test_a_power_cut_while_an_engine_is_replaced(
     assert count > 10
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("forgetful", BOTH)
 def test_a_bundle_that_counts_is_never_in_service_without_its_counter(
     installed: Path, bundle: Path, tmp_path: Path, forgetful: bool
 ) -> None:
@@ -168,6 +171,7 @@ def test_a_power_cut_while_a_trust_file_is_replaced(installed: Path, tmp_path: P
     assert seen == {1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgetful", [False, True])
 @pytest.mark.parametrize("told", [{}, {"error": 0.5, "float_error": 0.0}], ids=["int8", "float"])
 def test_a_power_cut_while_an_engine_is_renewed(
@@ -181,7 +185,7 @@ def test_a_power_cut_while_an_engine_is_renewed(
     assert count > 20
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("forgetful", BOTH)
 @pytest.mark.parametrize("command", ["boot", "commit"])
 def test_a_power_cut_while_a_trial_goes_on_or_ends(
     prepared: Path, newer: Path, tmp_path: Path, forgetful: bool, command: str
@@ -201,7 +205,7 @@ def test_a_power_cut_while_a_trial_goes_on_or_ends(
     assert seen == ({0} if forgetful else {0, done}), "the last operation flushes what the others did"
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("forgetful", BOTH)
 def test_a_power_cut_while_a_trial_that_is_over_leads_back(
     prepared: Path, bundle: Path, newer: Path, tmp_path: Path, forgetful: bool
 ) -> None:

@@ -23,11 +23,11 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class System:
-    """Python and NumPy of the Ubuntu that a JetPack has; pytest: the newest that still runs there."""
+    """Python and NumPy of the Ubuntu that a JetPack has; pytest: the newest that still runs there, where it is used."""
 
     python: str
     numpy: str
-    pytest: str
+    pytest: str = ""
 
 
 NAMES = (
@@ -35,29 +35,31 @@ NAMES = (
     *("precision", "renewal", "runtimes", "trusted", "validation", "evidence"),
 )
 """Of the tests that a camera could run; not those of power cuts, which take long and are of files, not of Python."""
-SYSTEMS = (System("3.8", "1.17.4", "8.3.5"), System("3.10", "1.21.5", "8.4.2"), System("3.12", "1.26.4", "8.4.2"))
+OLDEST = System("3.8", "1.17.4", "8.3.5")
+SYSTEMS = (
+    OLDEST,
+    *(pytest.param(system, marks=pytest.mark.slow) for system in (System("3.10", "1.21.5"), System("3.12", "1.26.4"))),
+)
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """An interpreter, and the folders with NumPy and with pytest for it."""
+    """A system, its interpreter, and the folder with NumPy for it."""
 
+    system: System
     python: str
     numpy: Path
-    pytest: Path
 
 
 @pytest.fixture(scope="module", params=SYSTEMS, ids=lambda system: system.python)
 def camera(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Camera:
     """One of the systems. Where the interpreter or its wheels cannot be had, it skips and says so."""
     system: System = request.param
-    folder = tmp_path_factory.mktemp(f"python{system.python}")
     python = interpreter(system.python)
     # pip holds what NumPy requires of Python against the one that pip itself runs on.
-    wheels(system.python, folder / "numpy", f"numpy=={system.numpy}", "--ignore-requires-python")
-    wheels(system.python, folder / "pytest", f"pytest=={system.pytest}", "exceptiongroup", "tomli")
-    return Camera(python, folder / "numpy", folder / "pytest")
+    numpy = wheels(tmp_path_factory, system.python, f"numpy=={system.numpy}", "--ignore-requires-python")
+    return Camera(system, python, numpy)
 
 
 def run(camera: Camera, path: list[Path], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -114,13 +116,18 @@ def test_every_command_of_the_agent_in_a_bundle(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("camera", SYSTEMS[:1], indirect=True, ids=lambda system: system.python)
-def test_the_agents_own_tests(camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("camera", [OLDEST], indirect=True, ids=lambda system: system.python)
+def test_the_agents_own_tests(
+    camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
     tests = [HERE / f"test_{name}.py" for name in NAMES]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
-    path = [archive, camera.numpy, camera.pytest, HERE.parent]  # the last for what tests share
+    of_tests = wheels(
+        tmp_path_factory, camera.system.python, f"pytest=={camera.system.pytest}", "exceptiongroup", "tomli"
+    )
+    path = [archive, camera.numpy, of_tests, HERE.parent]  # the last for what tests share
     done = run(camera, path, "-m", "pytest", *flags, *tests, **told)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "skipped" not in done.stdout

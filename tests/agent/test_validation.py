@@ -73,8 +73,8 @@ def test_every_form_and_step_goes_into_one_file(bundle: Path, tmp_path: Path) ->
 
 CRASHES = [
     ("import ctypes; ctypes.string_at(0)", "SIGSEGV", False, SOME_REFUTED),
-    ("import os; os.kill(os.getpid(), 9)", "SIGKILL", False, INCOMPLETE),
-    ("import time; time.sleep(600)", "SIGKILL", True, INCOMPLETE),
+    pytest.param("import os; os.kill(os.getpid(), 9)", "SIGKILL", False, INCOMPLETE, marks=pytest.mark.slow),
+    pytest.param("import time; time.sleep(600)", "SIGKILL", True, INCOMPLETE, marks=pytest.mark.slow),
     ("import os; os._exit(7)", None, False, INCOMPLETE),
 ]
 

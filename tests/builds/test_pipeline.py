@@ -164,7 +164,9 @@ def test_a_packed_graph_is_scored_like_the_bundle_it_is_in(edgekd: EdgeKD, tiny_
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize(("recipe", "precision"), [("ptq", "int8"), ("float", "fp16")])
+@pytest.mark.parametrize(
+    ("recipe", "precision"), [("ptq", "int8"), pytest.param("float", "fp16", marks=pytest.mark.slow)]
+)
 def test_what_is_not_quantized_ships_in_float16_where_the_builder_is_strongly_typed(
     edgekd: EdgeKD, recipe: str, precision: str, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +250,7 @@ def test_a_damaged_stage_is_done_again(
 # ------------------------------------------------------------------------------------------------------ interrupted
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bundle(
     edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +279,7 @@ def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bundle(
     assert not list(out.rglob("*-tmp"))
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_share_the_work(
     tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -266,6 +266,7 @@ def test_where_it_does_not_help_nothing_is_written(tiny_build: Built, data: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_rendered_street_in_noise(tmp_path: Path) -> None:
     """A real detector, in float: more than a third of what noise took is there again. Without noise it is another."""
     dataset = load_dataset(SCENES)

@@ -87,6 +87,7 @@ def test_a_student_is_trained_and_scored_and_is_a_detector_like_any(
     assert "student:" in again.out
 
 
+@pytest.mark.slow
 def test_a_student_that_is_killed_goes_on(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "edgekd", "distill", str(teacher), "yolo11n.yaml", "--data", str(tiny_data)]
@@ -109,6 +110,7 @@ def test_a_student_that_is_killed_goes_on(teacher: Path, tiny_data: Path, tmp_pa
     assert not list(out.glob("stages/*.training"))
 
 
+@pytest.mark.slow
 def test_a_build_ships_the_student_and_compares_it_with_its_teacher(
     edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_teacher_of_other_classes_is_not_scored(
     assert ran.json["kept"] is ran.json["before"]["map50_95"] is ran.json["after"]["map50_95"] is None
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_names_is_not_scored_by_its_class_numbers(
     edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +209,7 @@ def test_further_steps_are_for_build_and_a_student_is_not_quantized_by_the_way(
         refuse_recipe(load_recipe("distill"), Budget(), teacher)
 
 
+@pytest.mark.slow
 def test_a_teacher_labels_frames_for_its_student(
     edgekd: EdgeKD, teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_build_and_bench_send_cameras_to_this_command(edgekd: EdgeKD, tiny_build
 # ------------------------------------------------------------------------------------------- INT8 only where it pays
 
 
+@pytest.mark.slow
 def test_a_rehearsal_tunes_too_and_says_what_stays(engine: Any) -> None:
     found = engine("--device", "null", "--tune", "--json").json
     assert_documented(found, "engine")

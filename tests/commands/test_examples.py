@@ -112,6 +112,7 @@ def test_convert_everywhere(
     assert (tmp_path / "tiny-openvino" / "edgekd.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_smaller_detector(example: Callable[..., tuple[int, str]], tiny_data: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")

@@ -42,6 +42,7 @@ def recipe(folder: Path, more: str = "") -> Path:
     return folder / "thin.toml"
 
 
+@pytest.mark.slow
 def test_a_detector_is_factorized_scored_and_timed(
     edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_for_a_target_what_it_is_predicted_to_take_decides(
     assert "no convolution is cheaper as a product" in large.err
 
 
+@pytest.mark.slow
 def test_a_build_prunes_factorizes_and_trains_what_is_left(
     edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def recipe(folder: Path, more: str = "") -> Path:
     return folder / "narrow.toml"
 
 
+@pytest.mark.slow
 def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path) -> None:
     flags = ("--data", tiny_data, "--recipe", recipe(tmp_path), "--out", tmp_path / "out", *DEVICE)
     ran = edgekd("prune", detector, *flags, "--json")
@@ -79,6 +80,7 @@ def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tin
     assert sizes["distill"] == pytest.approx(sizes["prune"], rel=0.01), "the student is what pruning has left"
 
 
+@pytest.mark.slow
 def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
     assert again == pytest.approx(narrow, rel=0.01), "the student is trained as pruning has left it"
 
 
+@pytest.mark.slow
 def test_a_quantized_detector_is_pruned_as_one_and_trained_last(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

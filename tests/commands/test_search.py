@@ -149,6 +149,7 @@ def test_the_recipe_that_was_found_can_be_built_without_a_search(
 # ------------------------------------------------------------------------------------------------ again, killed, shared
 
 
+@pytest.mark.slow
 def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_same(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_sam
     assert summary(out) == summary(searched)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_same(
     searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def cluster() -> Iterator[str]:
                 os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
     searched: Path, tiny_model: Path, data: Path, cluster: str, tmp_path: Path
 ) -> None:
@@ -242,6 +245,7 @@ def kill_one(name: str, ended: threading.Event) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
     tiny_model: Path, cluster: str, tmp_path: Path
 ) -> None:

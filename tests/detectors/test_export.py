@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from real_graphs import real_graph
+from real_graphs import real_graph, swept
 
 from edgekd.core.detection.parity import largest_error
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
@@ -79,8 +79,7 @@ def test_the_probe_is_a_frame_in_the_networks_range(scale: float) -> None:
     assert np.array_equal(frame, probe(spec))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx"])
+@pytest.mark.parametrize("name", swept("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx"))
 def test_real_detectors_export_within_the_tolerance(
     name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

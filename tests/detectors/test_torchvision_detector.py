@@ -35,6 +35,8 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's own
 SIDE = 64
 SMALL = "ssdlite320_mobilenet_v3_large"
+LARGER = tuple(name for name in BUILDERS if name.endswith("_v2"))
+"""Those that another one of their family stands for."""
 
 
 def make(builder: str = SMALL, classes: tuple[str, ...] = ("red", "green")) -> TorchvisionNetwork:
@@ -63,7 +65,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("builder", [name for name in BUILDERS if not name.endswith("_v2")])
+@pytest.mark.parametrize(
+    "builder",
+    [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS if name not in (SMALL, *LARGER))],
+)
 def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: Path, tmp_path: Path) -> None:
     """Through edgekd's preprocessing, decoding and NMS, against the boxes of torchvision's own."""
     network = make(builder)
@@ -88,6 +93,7 @@ def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: 
         assert (near & (found.classes == label - 1)).any(), (box, score, label)
 
 
+@pytest.mark.slow
 def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert isinstance(load(saved), TorchvisionDetector)
     scored = edgekd("eval", saved, "--data", tiny_data, "--json")

@@ -101,6 +101,7 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
     assert all(value > 0 for epoch in (*done.losses, *done.weights) for value in epoch.values())
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_student(
     yolo: Path, trained: tuple[Path, Distilled], tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ class StoppedError(Exception):
     """What stands for a machine that stops."""
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_ends_as_if_it_had_not(
     yolo: Path, trained: tuple[Path, Distilled], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not(
     assert same(tmp_path / "one.tv.pt", trained[0])
 
 
+@pytest.mark.slow
 def test_a_time_is_kept_within_a_step(
     yolo: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +194,7 @@ def lesson_on(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [entry.name for entry in fields(Weights)])
 def test_each_level_pulls_on_the_student(level: str, teacher: Path) -> None:
     def gradient(stages: tuple[DistillStage, ...]) -> torch.Tensor:
@@ -204,7 +208,10 @@ def test_each_level_pulls_on_the_student(level: str, teacher: Path) -> None:
     assert (told - gradient(NOTHING)).abs().max() > 1e-7
 
 
-@pytest.mark.parametrize("builder", ["fcos_resnet50_fpn", "retinanet_resnet50_fpn", SMALL])
+@pytest.mark.parametrize(
+    "builder",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fcos_resnet50_fpn", "retinanet_resnet50_fpn")), SMALL],
+)
 def test_each_builder_learns_from_either_family(builder: str, yolo: Path, teacher: Path) -> None:
     for path in (yolo, teacher):
         student, loss, batch = lesson_on(replace(STEP, student=builder), path)
@@ -215,6 +222,7 @@ def test_each_builder_learns_from_either_family(builder: str, yolo: Path, teache
         assert all(torch.isfinite(each.grad).all() for each in student.parameters() if each.grad is not None)
 
 
+@pytest.mark.slow
 def test_it_teaches_a_student_by_ultralytics(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     ultralytics_distill = pytest.importorskip("edgekd.detectors.ultralytics.distill")
     step = replace(STEP, student="yolo11n.yaml", width=0.06, epochs=1)
@@ -264,6 +272,7 @@ def test_several_gpus_are_refused(teacher: Path, tiny_data: Path, tmp_path: Path
         distill_student(teacher, tmp_path / "one.tv.pt", tiny_data, STEP, tmp_path / "state", device="0,1")
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_said_to(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     step = replace(STEP, stages=(DistillStage("far", 1.0, Weights(features=1e38, classes=1e38)),), balance_every=0)
     with pytest.raises(CompressError, match=r"diverged in epoch 1.*weights of the stages"):
@@ -295,6 +304,7 @@ def test_frames_are_varied_with_their_boxes_and_as_seed_epoch_and_image_say(tiny
     assert np.mean(np.array(contrasts) > 0) > 0.9
 
 
+@pytest.mark.slow
 def test_no_image_is_alone_in_a_batch(yolo: Path, tiny_data: Path, tmp_path: Path) -> None:
     """The last maps of SSDlite have one place: batch norm cannot train on that of one image."""
     arguments = (yolo, tmp_path / "one.tv.pt", tiny_data)
@@ -318,6 +328,7 @@ def test_a_crowd_is_no_object(tiny_data: Path) -> None:
     assert target["labels"].shape == (0,)
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_scored_by_command(
     edgekd: Callable[..., Any], teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

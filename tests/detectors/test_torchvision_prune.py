@@ -60,6 +60,7 @@ def dense(network: TorchvisionNetwork, frames: torch.Tensor) -> list[torch.Tenso
         return _Dense(network.eval())(frames)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_channels_that_do_nothing_go_without_a_trace(builder: str, tmp_path: Path) -> None:
     """What is read with zeros has no importance: without it the outputs are the same."""
@@ -108,6 +109,7 @@ def test_as_much_goes_as_was_asked_for_and_the_file_is_like_any(
     assert specs[0] == specs[1]
 
 
+@pytest.mark.slow
 def test_a_size_is_kept(detector: Path, tiny_data: Path, tmp_path: Path) -> None:
     size = detector.stat().st_size
     step = Prune(max_size=f"{size * 0.8:.0f}B", importance="magnitude", multiple=8)
@@ -115,6 +117,7 @@ def test_a_size_is_kept(detector: Path, tiny_data: Path, tmp_path: Path) -> None
     assert 0.7 * size < (tmp_path / "one.tv.pt").stat().st_size <= 0.8 * size
 
 
+@pytest.mark.slow
 def test_images_change_the_choice_and_a_teacher_can_have_its_say(
     pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -128,12 +131,14 @@ def test_images_change_the_choice_and_a_teacher_can_have_its_say(
         prune_detector(detector, tmp_path / "three.tv.pt", tiny_data, replace(STEP, ratio=0.99, importance="magnitude"))
 
 
+@pytest.mark.slow
 def test_a_scan_finds_what_each_unit_bears(pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path) -> None:
     found = scan_detector(detector, tiny_data, Prune(images=2, batch=2))
     assert set(found.units) == set(pruned[1].widths)
     assert any(abs(losses[2] - found.loss) > 1e-3 * found.loss for losses in found.units.values())
 
 
+@pytest.mark.slow
 def test_what_is_left_is_trained_and_gets_other_classes(
     pruned: tuple[Path, Pruned], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -227,10 +227,10 @@ def lesson_on(
     ("student", "teacher_model"),
     [
         ("yolov8n.yaml", "yolo11n.yaml"),
-        ("yolo26n.yaml", "yolo11n.yaml"),
-        ("yolo26n.yaml", "yolo26n.yaml"),
-        ("yolo11n.yaml", "yolo26n.yaml"),
-        ("yolo11n.yaml", "yolov8-p6.yaml"),
+        pytest.param("yolo26n.yaml", "yolo11n.yaml", marks=pytest.mark.slow),
+        pytest.param("yolo26n.yaml", "yolo26n.yaml", marks=pytest.mark.slow),
+        pytest.param("yolo11n.yaml", "yolo26n.yaml", marks=pytest.mark.slow),
+        pytest.param("yolo11n.yaml", "yolov8-p6.yaml", marks=pytest.mark.slow),
         ("yolov8-p2.yaml", "yolo11n.yaml"),
     ],
 )
@@ -361,6 +361,7 @@ class StoppedError(Exception):
     """What stands for a machine that stops."""
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_and_is_finished(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,7 @@ def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     assert not torch.allclose(gradient(tmp_path / "other.pt"), alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
 
 
+@pytest.mark.slow
 def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, tiny_data: Path, tmp_path: Path) -> None:
     whole = prune_detector(
         detector, tmp_path / "whole.pt", tiny_data, replace(STEP, importance="magnitude", ratio=0.01)

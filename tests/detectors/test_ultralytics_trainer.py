@@ -207,6 +207,7 @@ def test_learned_ranges_change_together(made: Made, tiny_data: Path, tmp_path: P
     assert not any(np.array_equal(old, new) for old, new in weights)
 
 
+@pytest.mark.slow
 def test_a_head_with_one_box_per_object_learns_from_labels_too(tiny_data: Path, tmp_path: Path) -> None:
     made = make("yolo26n.yaml", tiny_data, tmp_path, end2end=True)
     step = replace(STEP, epochs=1, labels=0.5)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from real_graphs import real_graph
+from real_graphs import real_graph, swept
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
@@ -38,7 +38,7 @@ def types(model: Any) -> dict[str, int]:
     return {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", swept(*NAMES))
 def test_a_float_detector_computes_about_the_same(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -53,7 +53,7 @@ def test_a_float_detector_computes_about_the_same(
     assert out.stat().st_size < 0.55 * graph.path.stat().st_size
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", swept(*NAMES))
 def test_boxes_are_decoded_in_float32_without_a_step_through_float16(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -73,7 +73,7 @@ def test_boxes_are_decoded_in_float32_without_a_step_through_float16(
 def test_a_quantized_detector_keeps_its_codes_and_its_description(
     shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    graph = real_graph("yolo11n.pt", shared, tmp_path_factory)
+    graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
     quantize(graph.path, tmp_path / "int8.onnx", [probe(graph.exported.spec)], Quantize())
     half(tmp_path / "int8.onnx", tmp_path / "half.onnx")
     before, after = (onnx.load(tmp_path / name) for name in ("int8.onnx", "half.onnx"))
@@ -89,6 +89,7 @@ def test_a_quantized_detector_keeps_its_codes_and_its_description(
     assert found["DequantizeLinear"] == found["Conv"] == TensorProto.FLOAT16
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TENSORRT_RTX.available().usable, reason="tensorrt-rtx is not installed")
 def test_a_strongly_typed_builder_takes_it(
     shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -27,6 +27,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_detector(tmp_path_factory.mktemp("detector"), "yolov8n.yaml", 0.125, 64)
 
 
+@pytest.mark.slow
 def test_a_resized_detector_ships_at_its_size_and_is_compared_with_what_it_was(
     edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

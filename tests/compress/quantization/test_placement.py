@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from real_graphs import NAMES, real_graph
+from real_graphs import NAMES, real_graph, swept
 from small_graph import small_model
 
 from edgekd.compress.quantization.layers import is_dfl
@@ -144,8 +144,7 @@ def perceptron(depth: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", swept(*NAMES))
 def test_real_detectors_keep_only_their_last_convolutions_float(
     name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -163,8 +162,7 @@ def test_real_detectors_keep_only_their_last_convolutions_float(
         assert floating - dfl == last
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", swept(*NAMES))
 def test_real_concats_that_feed_convolutions_share_one_group(
     name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -176,8 +174,7 @@ def test_real_concats_that_feed_convolutions_share_one_group(
         assert set(node.input) <= group_of(placement, node.output[0]), node.name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", swept(*NAMES))
 def test_real_residuals_read_a_skip_branch_that_others_read_too(
     name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -264,6 +264,92 @@ def test_a_broken_rule_is_named(edit: Callable[[dict[str, Any]], None], message:
     with pytest.raises(BundleError) as caught:
         from_json(json.dumps(document).encode())
     assert message in str(caught.value)
+
+
+LATENCY, STAGE, LICENCE = (
+    asdict(entries[0]) for entries in (MANIFEST.evidence.latencies, MANIFEST.lineage.stages, MANIFEST.licences)
+)
+
+
+@pytest.mark.parametrize(
+    ("route", "last", "beyond"),
+    [
+        (("counter",), 2**53, 2**53 + 1),
+        (("counter",), 0, -1),
+        (("detector", "preprocess", "width"), 65536, 65537),
+        (("detector", "preprocess", "scale"), 1e9, 1.1e9),
+        (("detector", "preprocess", "scale"), 1e-9, 0.9e-9),
+        (("detector", "preprocess", "mean"), [-1e9, 0, 1e9], [-1.1e9, 0, 0]),
+        (("detector", "preprocess", "mean"), [0, 0, 0], [0, 0, 1.1e9]),
+        (("detector", "preprocess", "mean"), [0, 0, 0], [0, 0]),
+        (("detector", "preprocess", "mean"), [0, 0, 0], [0, 0, 0, 0]),
+        (("detector", "preprocess", "std"), [1, 1, 1], [1, 1]),
+        (("detector", "preprocess", "pad_value"), 0, -1),
+        (("detector", "preprocess", "pad_value"), 255, 256),
+        (("detector", "head", "strides"), [8] * 16, [8] * 17),
+        (("detector", "head", "strides"), [], [0]),
+        (("thresholds", "iou"), 0, -0.01),
+        (("thresholds", "iou"), 1, 1.01),
+        (("files", 1, "length"), 2**31 - 12, 2**31 - 11),
+        (("limits", "min_fps"), 1e9, 1.1e9),
+        (("limits", "min_fps"), 0, -0.01),
+        (("evidence", "retention"), 1e9, 1.1e9),
+        (("evidence", "latencies"), [LATENCY] * 64, [LATENCY] * 65),
+        (("evidence", "latencies", 0, "ms"), 1e9, 1.1e9),
+        (("evidence", "latencies", 0, "ms"), 0, -0.01),
+        (("lineage", "stages"), [], [{**STAGE, "name": ""}]),
+        (("lineage", "stages"), [STAGE] * 1000, [STAGE] * 1001),
+        (("licences",), [LICENCE] * 100, [LICENCE] * 101),
+        (("name",), "a", ""),
+    ],
+)
+def test_the_last_value_in_a_range_is_taken_and_none_beyond_it(route: tuple[Any, ...], last: Any, beyond: Any) -> None:
+    document = json.loads(to_json(MANIFEST))
+    change(*route, to=last)(document)
+    from_json(json.dumps(document).encode())
+    change(*route, to=beyond)(document)
+    with pytest.raises(BundleError, match=r"manifest\."):
+        from_json(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(MANIFEST, MANIFEST.target, MANIFEST.thresholds, MANIFEST.limits, MANIFEST.evidence, MANIFEST.lineage),
+        *(MANIFEST.files[0], MANIFEST.evidence.after, MANIFEST.evidence.latencies[0], MANIFEST.lineage.stages[0]),
+        MANIFEST.licences[0],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_was_checked_stays_as_it_was(value: Any) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(value)[0].name, None)
+
+
+def test_a_manifest_of_a_megabyte_is_taken_and_no_longer_one() -> None:
+    spare = 2**20 - len(to_json(replace(MANIFEST, extensions={"x-note": ""})))
+    content = to_json(replace(MANIFEST, extensions={"x-note": "a" * spare}))
+    assert len(content) == 2**20
+    assert to_json(from_json(content)) == content
+    with pytest.raises(BundleError, match="at most 1048576 bytes"):
+        to_json(replace(MANIFEST, extensions={"x-note": "a" * (spare + 1)}))
+
+
+def test_a_list_has_at_most_ten_thousand_items() -> None:
+    document = json.loads(to_json(MANIFEST))
+    change("detector", "classes", to=["a"] * 10_001)(document)
+    with pytest.raises(BundleError, match="a list of 1 to 10000 items"):
+        from_json(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(("length", "shown"), [(78, '"' + "a" * 78 + '"'), (79, '"' + "a" * 76 + "...")])
+def test_what_was_found_is_shown_in_80_characters(length: int, shown: str) -> None:
+    document = json.loads(to_json(MANIFEST))
+    change("counter", to="a" * length)(document)
+    with pytest.raises(BundleError) as caught:
+        from_json(json.dumps(document).encode())
+    assert f"found {shown}" in str(caught.value)
+    assert len(shown) == 80
 
 
 PATHS = [

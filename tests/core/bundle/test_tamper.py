@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).resolve().parents[3] / "bench"
-EACH = 120
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +33,13 @@ def test_the_bundle_itself_is_taken_and_so_is_the_newer_one(mutations: Any, vict
         assert mutations.taken(mutations.Attempt(content), victim, tmp_path / "met.edgekd")
 
 
+@pytest.mark.parametrize("attempts", [30, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", range(19))
-def test_nothing_that_is_made_of_it_is_taken(mutations: Any, victim: Any, tmp_path: Path, number: int) -> None:
+def test_nothing_that_is_made_of_it_is_taken(
+    mutations: Any, victim: Any, tmp_path: Path, number: int, attempts: int
+) -> None:
     assert len(mutations.WAYS) == 19
     way, chance = mutations.WAYS[number], random.Random(number)
-    for _ in range(EACH):
+    for _ in range(attempts):
         attempt = mutations.attempt(way, chance, victim)
         assert not mutations.taken(attempt, victim, tmp_path / "met.edgekd"), way.__name__

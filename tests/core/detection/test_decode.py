@@ -84,7 +84,6 @@ def test_boxes_far_outside_the_frame_do_not_blur_the_others() -> None:
     assert suppress(boxes, classes, 0.3, 10).tolist() == [0, 1, 4]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_suppression_equals_torchvisions(seed: int) -> None:
     torch = pytest.importorskip("torch")

@@ -101,7 +101,6 @@ def test_boxes_are_clipped_to_the_frame() -> None:
     assert found.tolist() == [[0, 0, 200, 100]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [(640, 640), (384, 640), (640, 384)])
 @pytest.mark.parametrize("frame", [(480, 640), (427, 640), (641, 333), (1080, 1920), (97, 201), (333, 333), (640, 640)])
 def test_geometry_and_pixels_are_those_of_ultralytics(size: tuple[int, int], frame: tuple[int, int]) -> None:
@@ -114,7 +113,6 @@ def test_geometry_and_pixels_are_those_of_ultralytics(size: tuple[int, int], fra
     assert difference.max() < 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("frame", [(480, 640), (641, 333), (1080, 1920), (97, 201)])
 def test_boxes_come_back_as_in_ultralytics(frame: tuple[int, int]) -> None:
     ops = pytest.importorskip("ultralytics.utils.ops")

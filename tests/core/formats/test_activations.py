@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from real_graphs import WIDE_NAMES, real_graph
+from real_graphs import WIDE_NAMES, real_graph, swept
 
 from edgekd.core.formats.activations import float_activations, missing_scales
 from edgekd.data.demo import DETECTOR
@@ -55,7 +55,7 @@ def without_types(content: bytes) -> bytes:
     return stripped
 
 
-@pytest.mark.parametrize("name", [*WIDE_NAMES, "shipped"])
+@pytest.mark.parametrize("name", [*swept(*WIDE_NAMES), "shipped"])
 def test_types_follow_from_operators_where_the_file_states_none(
     name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -71,6 +71,7 @@ def test_types_follow_from_operators_where_the_file_states_none(
         assert any(node.op_type == "Shape" for node in onnx.load_from_string(content).graph.node)
 
 
+@pytest.mark.slow
 def test_a_scale_that_is_taken_away_is_missing(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     content = real_graph("yolo11n.pt", shared, tmp_path_factory).path.read_bytes()
     scales = dict.fromkeys(float_activations(content), 1.0)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from real_graphs import real_graph
+from real_graphs import real_graph, swept
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
@@ -59,7 +59,7 @@ def rounded(graph: onnx.GraphProto, scales: dict[str, float], node: onnx.NodePro
             node.input[index] = f"{stem}/rounded"
 
 
-@pytest.mark.parametrize("name", ["yolo11n.pt", "yolox_nano.onnx"])
+@pytest.mark.parametrize("name", swept("yolo11n.pt", "yolox_nano.onnx"))
 def test_with_the_calibration_cache_a_real_detector_computes_the_same(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 from qdq_models import conv_pair, int8_constants, run
-from real_graphs import real_graph
+from real_graphs import real_graph, swept
 
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
@@ -229,7 +229,7 @@ def test_a_file_is_written_piece_by_piece(tmp_path: Path) -> None:
     assert (tmp_path / "graph.onnx").read_bytes() == file.content()
 
 
-@pytest.mark.parametrize("name", ["yolo26n.pt", "yolox_nano.onnx"])
+@pytest.mark.parametrize("name", swept("yolo26n.pt", "yolox_nano.onnx"))
 def test_a_real_detector_computes_the_same_with_fp32_weights(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

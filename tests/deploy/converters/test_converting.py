@@ -13,6 +13,7 @@ import onnx
 import pytest
 import yaml
 from qdq_models import int8_constants
+from real_graphs import real_graph, swept
 from running import EdgeKD
 from test_json_contract import assert_documented
 from tiny_int8 import INPUT_SCALES
@@ -403,13 +404,11 @@ def test_formats_have_names_of_their_own() -> None:
     assert all(issubclass(kind, EdgeKDError) for kind in (ParityError, SpecError))
 
 
-@pytest.mark.parametrize("name", ["yolo11n.pt", "yolox_nano.onnx"])
+@pytest.mark.parametrize("name", swept("yolo11n.pt", "yolox_nano.onnx"))
 def test_a_real_detector_in_ncnn_keeps_its_numbers(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     require("ncnn")
-    from real_graphs import real_graph
-
     graph = real_graph(name, shared, tmp_path_factory)
     spec = graph.exported.spec
     source = prepared(graph.path, spec, "as-is", tmp_path)
@@ -420,14 +419,13 @@ def test_a_real_detector_in_ncnn_keeps_its_numbers(
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["openvino", "ncnn"])
 def test_a_real_detector_in_int8_with_shared_scales_computes_the_same(
     to: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """OpenVINO has computed this network wrongly, without a word, when it compiled it straight from its ONNX reader."""
     require(to)
-    from real_graphs import real_graph
-
     from edgekd.builds.recipe import Quantize
     from edgekd.compress.quantization.quantize import quantize
 

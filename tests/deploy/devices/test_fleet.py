@@ -105,6 +105,7 @@ def test_failures_and_stragglers_are_no_matter_to_the_others(
     assert camera.loopback.quiet(5) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_fleet_leaves_nothing_running_and_goes_on(
     edgekd: EdgeKD,

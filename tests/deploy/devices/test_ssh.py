@@ -303,7 +303,9 @@ def test_two_at_a_time_do_not_mix(camera: Camera, monkeypatch: pytest.MonkeyPatc
 # ----------------------------------------------------------------------------------------------- connections that break
 
 
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.2, marks=pytest.mark.slow), 0.6, pytest.param(0.95, marks=pytest.mark.slow)]
+)
 def test_a_wire_that_is_cut_during_the_upload(camera: Camera, wire: Wire, share: float) -> None:
     device, size = camera.device(wire.port), camera.bundle.stat().st_size
     wire.after(int(size * share), wire.cut)
@@ -340,6 +342,7 @@ def test_a_network_that_goes_dead_during_the_upload_is_noticed_at_both_ends(came
     assert 0 < camera.put().sent_bytes < camera.bundle.stat().st_size
 
 
+@pytest.mark.slow
 def test_a_network_that_goes_dead_during_a_build_is_noticed_at_both_ends(
     camera: Camera, wire: Wire, until: Callable[..., Any]
 ) -> None:
@@ -351,7 +354,9 @@ def test_a_network_that_goes_dead_during_a_build_is_noticed_at_both_ends(
     assert camera.install()["self_test"]["passed"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)]
+)
 def test_stopping_edgekd_stops_the_camera(
     camera: Camera, until: Callable[..., Any], number: signal.Signals, code: int
 ) -> None:

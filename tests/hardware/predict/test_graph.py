@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from real_graphs import NAMES, real_graph
+from real_graphs import NAMES, real_graph, swept
 
 from edgekd.core.errors import SpecError
 from edgekd.graph.view import view_of
@@ -147,7 +147,7 @@ def test_a_size_that_is_not_fixed_is_refused() -> None:
         works([conv("in", "w", "out")], {"w": (8, 16, 1, 1)}, (1, 16, "height", 8))
 
 
-@pytest.mark.parametrize(("name", "gflops"), list(zip(NAMES, (6.5, 5.4, 1.08), strict=True)))
+@pytest.mark.parametrize(("name", "gflops"), swept(*NAMES, values=(6.5, 5.4, 1.08)))
 def test_a_real_detector_has_the_operations_that_are_published_for_it(
     name: str, gflops: float, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -157,9 +157,9 @@ def test_a_real_detector_has_the_operations_that_are_published_for_it(
 
 
 def test_a_quantized_detector_is_read_as_the_float_one_that_it_stands_for(
-    shared: Path, tmp_path_factory: pytest.TempPathFactory
+    shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = real_graph("yolo11n.pt", shared, tmp_path_factory).path
+    path = real_graph("yolox_nano.onnx", shared, tmp_path_factory).path
     model = onnx.load(path)
     scale = helper.make_tensor("test_scale", TensorProto.FLOAT, (), [0.1])
     zero = helper.make_tensor("test_zero", TensorProto.INT8, (), [0])
@@ -175,6 +175,6 @@ def test_a_quantized_detector_is_read_as_the_float_one_that_it_stands_for(
         nodes.append(each)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    quantized = path.with_name("quantized.onnx")
+    quantized = tmp_path / "quantized.onnx"
     onnx.save(model, quantized)
     assert Counter(works_in(quantized)) == Counter(works_in(path))  # the order of branches is nobody's concern
