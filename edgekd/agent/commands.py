@@ -6,7 +6,7 @@ docs/agent.md and docs/schemas/agent.json describe the results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from edgekd.agent.engines.engine import Engine, build_engine, built_engine, engi
 from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.agent.state.device import read_device
+from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.slots import Activation, Slot, State
 from edgekd.agent.state.trial import Trial
 from edgekd.agent.status import (
@@ -51,14 +52,13 @@ if TYPE_CHECKING:
     from edgekd.agent.engines.latency import LatencyReport
     from edgekd.agent.engines.layer_divergence import TensorDivergence
     from edgekd.agent.engines.selftest import SelfTestReport
-    from edgekd.agent.state.documents import Inline
 
 
 @dataclass(frozen=True)
 class VerifyResult:
     """Result of `verify`. bytes: of the bundle; signatures: ids of the keys; trust: None without a trust file."""
 
-    bundle: Inline[BundleStatus]
+    bundle: BundleStatus = field(metadata=INLINE)
     bytes: int
     files: int
     signatures: Sequence[str]
@@ -87,7 +87,7 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
 class TrustResult:
     """Result of `trust`: the trust file that is held now."""
 
-    trust: Inline[TrustStatus]
+    trust: TrustStatus = field(metadata=INLINE)
     changed: bool
 
 
@@ -103,7 +103,7 @@ def trust(camera: Camera, paths: Sequence[Path]) -> TrustResult:
 class PatchResult:
     """Result of `patch`: the new bundle. old: identity of the bundle that the delta is from."""
 
-    bundle: Inline[BundleStatus]
+    bundle: BundleStatus = field(metadata=INLINE)
     file: Path
     bytes: int
     old: str
@@ -124,7 +124,7 @@ def patch(camera: Camera, delta: Path, out: Path) -> PatchResult:
 class Unpacked:
     """A bundle in a slot. fits: whether the device is its target, None where that is unknown."""
 
-    bundle: Inline[BundleStatus]
+    bundle: BundleStatus = field(metadata=INLINE)
     slot: str
     changed: bool
     fits: bool | None
@@ -134,7 +134,7 @@ class Unpacked:
 class UnpackResult:
     """Result of `unpack`. graph: the expanded network."""
 
-    unpacked: Inline[Unpacked]
+    unpacked: Unpacked = field(metadata=INLINE)
     graph: Path
     graph_bytes: int
 
@@ -180,8 +180,8 @@ class BuildReport:
 
     slot: str
     changed: bool
-    engine: Inline[EngineStatus]
-    details: Inline[BuildDetails]
+    engine: EngineStatus = field(metadata=INLINE)
+    details: BuildDetails = field(metadata=INLINE)
 
 
 def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildReport:
@@ -205,7 +205,7 @@ class SelfTestResult:
 
     slot: str
     key: str
-    report: Inline[SelfTestReport]
+    report: SelfTestReport = field(metadata=INLINE)
     layers: Sequence[TensorDivergence] | None
 
 
@@ -259,7 +259,7 @@ class BenchResult:
     runtime: RuntimeVersion
     model: str | None
     power_mode: PowerMode | None
-    latency: Inline[LatencyReport]
+    latency: LatencyReport = field(metadata=INLINE)
 
 
 def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
@@ -280,7 +280,7 @@ def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
 class ServiceChange:
     """Result of `activate` and `rollback`."""
 
-    service: Inline[ServiceStatus]
+    service: ServiceStatus = field(metadata=INLINE)
     changed: bool
 
 

@@ -17,6 +17,7 @@ from edgekd.agent.commands import Unpacked
 from edgekd.agent.engines.engine import Engine, fitting_engine, require_engine
 from edgekd.agent.memory import DEFAULT_SHARE, ModelMemory, model_memory, other_models, require_memory
 from edgekd.agent.state.device import read_device
+from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
 from edgekd.agent.trust_state import head_judge, held_trust, raise_counter
@@ -24,7 +25,6 @@ from edgekd.core.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
     from edgekd.agent.engines.camera import Camera
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot, State
     from edgekd.agent.state.trial import Trial
 
@@ -46,7 +46,7 @@ class Requirements:
 class Service:
     """The bundle in service, and its trial."""
 
-    service: Inline[ServiceStatus]
+    service: ServiceStatus = field(metadata=INLINE)
     trial: TrialStatus | None
 
 
@@ -63,8 +63,8 @@ class MemoryReport:
 class InstallResult:
     """Result of `install`. changed: whether the engine in service is new; memory: None where it is not."""
 
-    unpacked: Inline[Unpacked]
-    service: Inline[Service]
+    unpacked: Unpacked = field(metadata=INLINE)
+    service: Service = field(metadata=INLINE)
     changed: bool
     engine: TestedEngine
     memory: MemoryReport | None
@@ -108,7 +108,7 @@ def _memory(chosen: Camera, slot: Slot, engine: Engine, requirements: Requiremen
 class CommitResult:
     """Result of `commit`."""
 
-    service: Inline[Service]
+    service: Service = field(metadata=INLINE)
     changed: bool
 
 
@@ -139,7 +139,7 @@ def commit(camera: Camera) -> CommitResult:
 class BootResult:
     """Result of `boot`. rejected: identity of the bundle that was rolled back; stays: why there was no rollback."""
 
-    service: Inline[Service]
+    service: Service = field(metadata=INLINE)
     changed: bool
     rejected: str | None
     stays: str | None

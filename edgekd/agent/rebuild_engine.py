@@ -7,20 +7,19 @@ network in float. Each step is on the disk before the next, so that another run 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, engine_folder, engine_of, read_engine
 from edgekd.agent.engines.records import Change, EngineKey, Form
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.state.slots import Activation
 from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     from edgekd.agent.engines.camera import Camera
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot
 
 
@@ -36,7 +35,7 @@ class FailedEngine:
 class RenewResult:
     """Result of `renew`. stale: changes since the build of the earlier engine; tried: engines that failed."""
 
-    service: Inline[ServiceStatus]
+    service: ServiceStatus = field(metadata=INLINE)
     changed: bool
     stale: Sequence[Change]
     engine: TestedEngine

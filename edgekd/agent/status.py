@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import Engine, engine_of, fitting_engine
 from edgekd.agent.engines.records import Change, FailedBuild, RuntimeVersion, SelfTest
 from edgekd.agent.runtimes.precision import Shares
 from edgekd.agent.state.device import Device, read_device
+from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.slots import Slot, State, model_names
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.trust_state import TrustStatus, counter, trust_status
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.version import __version__
-
-if TYPE_CHECKING:
-    from edgekd.agent.state.documents import Inline
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class EngineStatus:
 class TestedEngine:
     """An engine with its self-test."""
 
-    engine: Inline[EngineStatus]
+    engine: EngineStatus = field(metadata=INLINE)
     self_test: SelfTest | None
 
 
@@ -130,7 +127,7 @@ def service_status(state: State) -> ServiceStatus:
 class SlotEngine:
     """The engine of a slot. stale: changes since its build, None without a runtime."""
 
-    tested: Inline[TestedEngine]
+    tested: TestedEngine = field(metadata=INLINE)
     stale: Sequence[Change] | None
 
 
@@ -138,7 +135,7 @@ class SlotEngine:
 class SlotStatus:
     """A slot with its bundle and its engine."""
 
-    bundle: Inline[BundleStatus]
+    bundle: BundleStatus = field(metadata=INLINE)
     slot: str
     engine: SlotEngine | None
 

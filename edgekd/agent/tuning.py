@@ -8,7 +8,7 @@ used by the next run, so that it continues after a power cut; the choice takes e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, Change, EngineKe
 from edgekd.agent.precision_search import LayerGraph, Profile, Search, layer_graph, profile_of
 from edgekd.agent.rebuild_engine import failure, tested_engine
 from edgekd.agent.runtimes import networks
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.status import BuildDetails, EngineStatus, build_details, engine_status
 from edgekd.core.atomic_files import remove_folder, writing
 from edgekd.core.errors import DeviceError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from edgekd.agent.engines.camera import Camera
     from edgekd.agent.runtimes.types import Runtime
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot
 
 MAX_BUILDS = 4
@@ -70,7 +69,7 @@ class RelativeTime:
 class Measurement:
     """A candidate in the file of a choice. found: reason of a failure; key, ms: None where it was not built."""
 
-    form: Inline[Form]
+    form: Form = field(metadata=INLINE)
     key: str | None
     passed: bool
     found: str | None
@@ -81,8 +80,8 @@ class Measurement:
 class TunedEngine:
     """The engine of a choice."""
 
-    engine: Inline[EngineStatus]
-    details: Inline[BuildDetails]
+    engine: EngineStatus = field(metadata=INLINE)
+    details: BuildDetails = field(metadata=INLINE)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class TuneResult:
     slot: str
     changed: bool
     file: Path
-    form: Inline[Form]
+    form: Form = field(metadata=INLINE)
     candidates: Sequence[Mapping[str, Any]]
     limits: Mapping[str, Any] | None
     stale: Sequence[Change]

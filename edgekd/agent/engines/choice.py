@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, EngineKey, Form, RuntimeVersion
 from edgekd.agent.runtimes.types import FLOAT, GRAPH
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json, is_sha256
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot
 
 FORMAT = 1
@@ -34,8 +33,8 @@ class Choice:
     candidates: measurements of each form, as plain JSON types; limits: rules of their comparison, None without one.
     """
 
-    form: Inline[Form]
-    key: Inline[EngineKey]
+    form: Form = field(metadata=INLINE)
+    key: EngineKey = field(metadata=INLINE)
     candidates: Sequence[Mapping[str, Any]] = ()
     limits: Mapping[str, Any] | None = None
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.agent.state.documents import INLINE
 from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot
     from edgekd.core.power import Meter
 
@@ -30,7 +30,7 @@ MAX_ROUNDS = 100
 class LatencyReport:
     """Latency of an engine, and its energy; `refused` has the reasons for a figure that is None."""
 
-    run: Inline[RunSummary]
+    run: RunSummary = field(metadata=INLINE)
     inference_ms: Stats
     energy: Mapping[str, Any] | None = None
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from edgekd.agent.runtimes.precision import Realized, Shares
 from edgekd.agent.runtimes.types import FLOAT, GRAPH
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.core.canonical import json_sha256
-
-if TYPE_CHECKING:
-    from edgekd.agent.state.documents import Inline
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,9 @@ class EngineRecord:
     perhaps `unread`, the reason; details: entries of the runtime's own, such as `log` or `command`.
     """
 
-    key: Inline[EngineKey]
-    form: Inline[Form]
-    details: Inline[Mapping[str, Any]]
+    key: EngineKey = field(metadata=INLINE)
+    form: Form = field(metadata=INLINE)
+    details: Mapping[str, Any] = field(metadata=INLINE)
     realized: Realized | None = None
     unread: str | None = None
     precision: str = GRAPH

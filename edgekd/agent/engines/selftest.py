@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.engines.latency import measure_latency
 from edgekd.agent.engines.parity import WorstValue, output_error, worst_value
 from edgekd.agent.engines.records import LatencyCheck, PartErrors, SelfTest
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.state.golden import batches, read_golden
 from edgekd.agent.state.slots import SELF_TEST
 from edgekd.core.atomic_files import write_file
@@ -20,7 +20,6 @@ from edgekd.core.errors import DeviceError
 if TYPE_CHECKING:
     from edgekd.agent.engines.engine import Engine
     from edgekd.agent.runtimes.types import Runtime
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot
 
 MIN_RUNS = 50
@@ -41,7 +40,7 @@ class SelfTestError(DeviceError):
 class SelfTestReport:
     """Result of a self-test, and the number with the largest error, which `selftest.json` does not have."""
 
-    test: Inline[SelfTest]
+    test: SelfTest = field(metadata=INLINE)
     worst: WorstValue
 
 

@@ -6,25 +6,20 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
-if TYPE_CHECKING:
-    from typing import Annotated, TypeVar
-
-    T = TypeVar("T")
-    Inline = Annotated[T, "inline"]
+INLINE = MappingProxyType({"inline": True})
+"""Metadata of a field whose entries are written into the object of its dataclass."""
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as plain JSON types: dataclasses and mappings as objects, paths as text.
-
-    The entries of a field of type `Inline[...]` are written into the object of its dataclass.
-    """
+    """Return a value as plain JSON types: dataclasses and mappings as objects, paths as text."""
     if dataclasses.is_dataclass(value):
         document: dict[str, Any] = {}
         for field in dataclasses.fields(value):
             plain = to_plain(getattr(value, field.name))
-            document.update(plain if str(field.type).startswith("Inline[") else {field.name: plain})
+            document.update(plain if field.metadata.get("inline") else {field.name: plain})
         return document
     if isinstance(value, Mapping):
         return {key: to_plain(each) for key, each in value.items()}

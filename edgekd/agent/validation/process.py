@@ -10,13 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekd.agent.runtimes.types import FLOAT as FROM_FLOAT
 from edgekd.agent.runtimes.types import BuildFailedError, BuildOptions, UnsuitedError
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.validation import evidence
 from edgekd.agent.validation.evidence import CALIBRATED, FLOAT, FP32_WEIGHTS, INT8_CONSTANTS
 from edgekd.agent.validation.machine import MachineMoment, read_moment
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from edgekd.agent.engines.latency import LatencyReport
     from edgekd.agent.engines.records import EngineRecord
     from edgekd.agent.runtimes.types import Runtime
-    from edgekd.agent.state.documents import Inline
     from edgekd.agent.state.slots import Slot
 
 T = TypeVar("T")
@@ -105,7 +104,7 @@ class UnpackedBundle:
 class BuiltEngine:
     """Result of a build. key: name of the engine's folder."""
 
-    record: Inline[EngineRecord]
+    record: EngineRecord = field(metadata=INLINE)
     key: str
 
 
