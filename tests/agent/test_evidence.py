@@ -31,6 +31,20 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def test_an_interval_of_a_mean_may_reach_below_0(content: bytes) -> None:
+    """Few times, one of them long, as on a busy machine."""
+    document = json.loads(content)
+    (place,) = [path for path in places(document) if path[-2:] == ("intervals", "mean")][:1]
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner["mean"] = [-0.3, 2.5]
+    assert verdicts(from_json(document))
+    inner["mean"] = [-0.3, -0.2]
+    with pytest.raises(SpecError, match="not below 0"):
+        from_json(document)
+
+
 HOSTILE: list[Any] = [None, True, -1, 10**15, "", "x" * 10_000, "\x1b[2J\u202e", [], [[]], {}, {"a": {}}, [1, 2, 3]]
 
 

@@ -366,19 +366,21 @@ class _Reader:
             raise self._error(name, "an integer", value)
         return value
 
-    def number(self, name: str) -> float:
+    def number(self, name: str, *, signed: bool = False) -> float:
         value = self.value(name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise self._error(name, "a number, not below 0", value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or (value < 0 and not signed):
+            raise self._error(name, "a number" if signed else "a number, not below 0", value)
         return float(value)
 
     def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the ends of an interval; few uneven times give the mean one that reaches below 0."""
         value = self.value(name)
         if value is None:
             return None
         ends = dict(zip(("low", "high"), value)) if isinstance(value, list) and len(value) == 2 else {}  # noqa: B905
-        found = _Reader(ends, f"{self._place}/{name}")
-        return found.number("low"), found.number("high")
+        reader = _Reader(ends, f"{self._place}/{name}")
+        return reader.number("low", signed=True), reader.number("high")
 
     def _list(self, name: str) -> list[Any]:
         value = self.value(name)
