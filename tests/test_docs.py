@@ -20,6 +20,7 @@ from test_json_contract import SCHEMAS, objects, schema_of
 
 from edgekd.agent.cli import COMMANDS as AGENT
 from edgekd.commands.cli import COMMANDS, parser
+from edgekd.core.toml import read_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -196,15 +197,23 @@ def test_the_targets_page_explains_every_key_of_a_target() -> None:
             assert f"`{entry.name}`" in page or f"power.{entry.name}" in page, entry.name
 
 
-def test_the_design_page_names_every_module() -> None:
+def test_the_design_page_names_every_folder_of_the_package() -> None:
     page = (ROOT / "docs" / "design.md").read_text("utf-8")
-    for module in (ROOT / "edgekd").glob("*.py"):
-        if not module.stem.startswith("__"):
-            assert f"`{module.name}`" in page, module.name
-    for folder in (ROOT / "edgekd").glob("*/__init__.py"):
-        assert f"{folder.parent.name}/" in page, folder.parent.name
-    for named in re.findall(r"^\| `([\w/]+\.py)`", page, re.MULTILINE):
-        assert (ROOT / "edgekd" / named).is_file(), named
+    for module in (ROOT / "edgekd").rglob("__init__.py"):
+        folder = module.parent.relative_to(ROOT / "edgekd")
+        assert folder == Path() or f"{folder.name}/" in page or f"`{folder.name}`" in page, folder
+
+
+def test_the_design_page_draws_the_rooms_as_the_contract_has_them() -> None:
+    """Each line of the picture that begins with two spaces and a name is a room, the highest first."""
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    picture = page.partition("```text rooms")[2].partition("```")[0]
+    drawn = re.findall(r"^  (\w+)  ", picture, re.MULTILINE)
+    contract = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"][0]
+    assert drawn == [layer for layer in contract["layers"] if layer != "agent"]
+    assert contract["layers"][-2:] == ["agent", "core"]
+    folders = {path.parent.name for path in (ROOT / "edgekd").glob("*/__init__.py")}
+    assert folders == set(contract["layers"])
 
 
 def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
