@@ -22,7 +22,7 @@ from common import conditions
 from frame import Blocks, Document, Given, Option, Result, main, note, table
 
 from edgekd.builds.recipe import load_recipe
-from edgekd.builds.run import Job
+from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.cluster import LOCAL, Cluster, cluster_trials, joined_cluster
 from edgekd.builds.search.cost_filter import Cost
 from edgekd.builds.search.leases import leased
@@ -72,7 +72,9 @@ def _write_note(folder: Path, task: Task, content: dict[str, Any]) -> None:
 
 def null_task(at: int, boards: Sequence[Board], folder: Path) -> Task:
     """The description of a trial, as large as a real one."""
-    job = Job(Path("/data/yolo11s.pt"), Path("/data/street"), load_target("xavier"), load_recipe("full"), folder)
+    job = BuildRequest(
+        Path("/data/yolo11s.pt"), Path("/data/street"), load_target("xavier"), load_recipe("full"), folder
+    )
     return Task(job, Candidate(None, at), 0, 100_000, "0" * 64, tuple(boards))
 
 

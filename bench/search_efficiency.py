@@ -24,8 +24,8 @@ from frame import Blocks, Document, Given, Option, Result, head, main, read, tab
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.builds.recipe import Budget, Distill, DistillStage, Recipe, Weights
-from edgekd.builds.run import Job
+from edgekd.builds.recipe import Distill, DistillStage, Recipe, Weights
+from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.cost_filter import Cost, CostFilter, Network
 from edgekd.builds.search.loop import Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
@@ -39,6 +39,7 @@ from edgekd.data.subset import Part, write_subset
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import resize_detector
 from edgekd.detectors.ultralytics.distill import distill_student, student_network
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target, load_target
@@ -154,7 +155,9 @@ def record(given: Given) -> None:
     resize_detector(checkpoint, space.image_size[0], model)
     scored = tuple(range(min(given.images, len(load_dataset(data).split("val")))))
     write_subset(work / "scored.yaml", data, {"train": Part("train"), "val": Part("val", only=scored)})
-    job = Job(model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration))
+    job = BuildRequest(
+        model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration)
+    )
     tasks = [
         Task(with_recipe(job, recipe_of(each, space), job.data), each, 0, 0, "table") for each in space.candidates()
     ]

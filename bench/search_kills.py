@@ -19,10 +19,11 @@ from frame import Blocks, Document, Given, Option, Result, head, in_process, mai
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.builds.recipe import Budget, load_recipe
-from edgekd.builds.run import Job
+from edgekd.builds.recipe import load_recipe
+from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands.search import run as run_search
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import load_target
 
 SEED = 0
@@ -87,7 +88,7 @@ class Bench:
 def search(model: str, data: str, out: str, workers: int) -> Result:
     """Search as `edgekd build --search` does before it builds the winner."""
     recipe, target = load_recipe("ptq"), load_target("xavier")
-    run_search(SearchJob(Job(Path(model), Path(data), target, recipe, Path(out), BUDGET), workers=workers))
+    run_search(SearchJob(BuildRequest(Path(model), Path(data), target, recipe, Path(out), BUDGET), workers=workers))
     return {}
 
 

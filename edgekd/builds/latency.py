@@ -1,16 +1,13 @@
-"""How long a detector takes on what it is made for: measured on this machine, or predicted for another one.
-
-A choice between two detectors asks a `Latency` and need not know which it is; what is told of the choice says it.
-"""
+"""Latency of detectors on their target: measured on this machine, or predicted for another one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import GRAPH, Stages
+from edgekd.builds.stages import benchmark
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
+from edgekd.builds.stages.benchmark import TimingResult
 from edgekd.compress.pruning import Convolution, Cost
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
@@ -21,9 +18,13 @@ from edgekd.hardware.target import Target
 
 
 class Latency(Protocol):
-    """basis: `measured`, `stand-in` or `predicted`; where: on what, in words; identity: what a choice by it depends on.
+    """The latency by which two detectors are compared.
 
-    cost: of a convolution, in microseconds; None where only whole networks are timed.
+    Args:
+        basis: `measured`, `stand-in` or `predicted`.
+        where: Machine or target, for people.
+        identity: Values that a choice by this latency depends on.
+        cost: Microseconds of a convolution; None where only whole networks are timed.
     """
 
     @property
@@ -38,16 +39,16 @@ class Latency(Protocol):
     @property
     def cost(self) -> Cost | None: ...
 
-    def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
-        """Milliseconds a frame of two graphs."""
+    def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
+        """Return the milliseconds of a frame for two graphs."""
         ...
 
 
 @dataclass(frozen=True)
 class Measured:
-    """On this machine, both graphs in turns, from frame to detections, median."""
+    """Median on this machine from frame to detections, both graphs interleaved."""
 
-    stages: Stages
+    context: StageContext
     split: Split
     data: str
     device: LocalDevice
@@ -60,24 +61,20 @@ class Measured:
         """The engine."""
         return f"{self.device.engine.name} on this machine"
 
-    def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
-        """Milliseconds a frame of two graphs."""
-        found = self.timed(before, after)
-        return found["before"]["total_ms"]["p50"], found["after"]["total_ms"]["p50"]
+    def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
+        """Return the milliseconds of a frame for two graphs."""
+        timing = self.timed(before, after)
+        return timing.before.total_ms.p50, timing.after.total_ms.p50
 
-    def host(self, before: Stage, after: Stage) -> Mapping[str, Any]:
-        """What the machine was when these two were timed."""
-        found: Mapping[str, Any] = self.timed(before, after)["host"]
-        return found
-
-    def timed(self, before: Stage, after: Stage) -> Mapping[str, Any]:
-        """`host`, and a summary of each: `before`, `after`."""
-        return self.stages.benchmark(before, after, self.split, self.data, self.device, self.basis).results
+    def timed(self, before: GraphStage, after: GraphStage) -> TimingResult:
+        """Time two graphs, or return what was measured before."""
+        stage = benchmark.run(self.context, before, after, self.split, self.data, self.device, self.basis)
+        return stage.result
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """For a target that is not here: engine only, from the figures in its file."""
+    """Prediction for a target that is not here: the engine's time only, from the figures in its file."""
 
     predictor: Predictor
     basis: str = "predicted"
@@ -89,27 +86,27 @@ class Predicted:
 
     @property
     def identity(self) -> Any:
-        """The numbers that are computed with."""
+        """The numbers that the prediction follows from."""
         predictor = self.predictor
         return [asdict(predictor.device), asdict(predictor.model.coefficients), predictor.correction]
 
     def cost(self, layer: Convolution) -> float:
-        """Microseconds of a convolution with its activation; none of one that does not ship."""
+        """Return the microseconds of a convolution with its activation; 0 for one that does not ship."""
         if not layer.positions:
             return 0.0
         shape = (layer.inputs, layer.outputs, layer.positions, layer.kernel)
         return self.predictor.layer_us(convolution("", *shape, stride=layer.stride, depthwise=layer.depthwise))
 
-    def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
-        """Milliseconds a frame of two graphs."""
-        found = [self.predictor.predict(works_in(stage.path / GRAPH)).latency_ms for stage in (before, after)]
-        return found[0], found[1]
+    def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
+        """Return the milliseconds of a frame for two graphs."""
+        first, last = (self.predictor.predict(works_in(stage.path / GRAPH)).latency_ms for stage in (before, after))
+        return first, last
 
 
 def latency_on(target: Target | None, measured: Measured) -> Latency:
-    """What decides for a target: its prediction, in the narrowest precision that there are figures for.
+    """Return the latency on a target: predicted in the narrowest precision with figures.
 
-    Without figures it is what is measured here, which for a target that is no CPU is a stand-in, and says so.
+    Without figures it is measured here, for a target that is no CPU as a stand-in.
     """
     if target is None or target.kind == "cpu":
         return measured

@@ -1,4 +1,4 @@
-"""What a build leaves for people and for the camera: the bundle, the report, the ledger."""
+"""Stages `report` and `pack`, and the files of a build: the bundle, the report, the ledger."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.builds.budget import Line
-from edgekd.builds.report_data import Asked, Timings, full_report, parts_of, report_of
-from edgekd.builds.run import Run, TimedRun
-from edgekd.builds.stage_store import Stage, write_ledger
-from edgekd.builds.stages.analyse import analysed_report
-from edgekd.builds.stages.base import CACHE, CALIBRATION, DRIFT, GRAPH, PACKED, PLAN, Stages, spec_of, tools_of
+from edgekd.builds.report_data import facts_of, full_report, report_of
+from edgekd.builds.run import BuildRecord, BuildResult, MachineRecord, cache_json
+from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, write_ledger
+from edgekd.builds.stages.analyse import analyse, analysed_report, findings_of
+from edgekd.builds.stages.base import GRAPH, StageContext, tools_of
+from edgekd.builds.stages.benchmark import TimingSummary
+from edgekd.builds.stages.calibrate import CALIBRATION
+from edgekd.builds.stages.drift_reference import DRIFT
+from edgekd.builds.stages.encode import PACKED
+from edgekd.builds.stages.quantize import CACHE, PLAN
+from edgekd.builds.stages.score import ScoreResult
+from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.core.bundle.manifest import (
@@ -32,11 +38,16 @@ from edgekd.core.bundle.manifest import (
 )
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.core.errors import SpecError
+from edgekd.core.formats.golden_set import to_bytes
+from edgekd.core.typed_values import to_plain
 from edgekd.core.version import __version__
+from edgekd.data.images import ReadableImages
 from edgekd.deploy import agent_zipapp, sbom
+from edgekd.deploy.golden_set import TRIED, golden_set
 from edgekd.deploy.signing.signed import sign_bundle
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import for_bundle
+from edgekd.hardware.budget import Line, judge, verdict
 from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import to_dict
 
@@ -59,262 +70,298 @@ _ROLES = {
     sbom.NAME: "sbom",
 }
 _BESIDE = (PACKED, PLAN, CALIBRATION)
-"""What of a bundle's files also lies beside it, for people and for the next build."""
+"""Files of a bundle that also lie beside it, for people and for the next build."""
 MARGIN = 8192
-"""Bytes by which the rest of a bundle may grow from before to after: a plan, the record of statistics, and other digits
-in the report."""
+"""Bytes by which the rest of a bundle may grow with compression: a plan, the drift reference, digits in the report."""
 
 
-def pack_bundle(run: Run, stages: Stages, signers: Sequence[Signer] = ()) -> Path:
-    """Write the report that travels, pack the bundle, and put it, the graphs and the calibration set into `job.out`.
+@dataclass(frozen=True)
+class PackResult(StageResult):
+    """The length of the bundle."""
 
-    Everything in a bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes.
-    What the store keeps is not signed; the copy in `job.out` is, by these signers. Raises SignatureError.
+    bytes: int
+
+
+REPORT = StageKind("report", 3, StageResult, ("numpy", "opencv-python-headless"))
+PACK = StageKind("pack", 4, PackResult)
+
+
+def publish(
+    context: StageContext, record: BuildRecord, machine: MachineRecord, signers: Sequence[Signer]
+) -> BuildResult:
+    """Analyse the build, pack the bundle, judge the budget, and write report and ledger."""
+    request, timing = record.request, machine.timing.result
+    findings = findings_of(record)
+    analysis = analyse(context, record, findings, request.target, timing.host)
+    bundle = pack_bundle(context, record, signers)
+    before, after = (score.result.map50_95 for score in record.scores)
+    lines = judge(
+        request.budget,
+        size=budget_bytes(bundle),
+        kept=after / before if before else None,
+        fps=timing.after.fps,
+        basis=timing.after.basis,
+        energy_mj=(_on_target(record) or {}).get("energy_mj") if request.budget.max_energy_mj else None,
+    )
+    facts = replace(facts_of(record), budget=lines, bundle_bytes=bundle.stat().st_size, search=request.search)
+    report = analysed_report(full_report(record, facts, machine, context.done), record, findings, analysis)
+    path = request.out / "report.html"
+    write_file(path, render(report).encode("utf-8"))
+    return BuildResult(
+        record=record,
+        machine=machine,
+        bundle=bundle,
+        report=path,
+        ledger=_write_ledger(record, machine, lines, bundle, context.done),
+        stages=tuple(context.done),
+        budget=tuple(lines),
+        met=verdict(lines),
+    )
+
+
+def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Signer] = ()) -> Path:
+    """Write the bundle with its report, and copy it, the graphs and the calibration set to the request's folder.
+
+    A bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes. The store keeps
+    it unsigned; the copy is signed by these signers. Raises SignatureError.
     """
-    identity = _identity(run)
-    report = stages.run("report", identity, lambda folder: _write_travelling_report(run, folder))
-    files = _files(run, report)
+    identity = _identity(record)
 
-    def work(folder: Path) -> Mapping[str, Any]:
-        return {"bytes": _pack(run, files, folder)}
+    def write_travelling_report(folder: Path) -> StageResult:
+        _write_travelling_report(record, folder)
+        return StageResult()
+
+    report = context.run(REPORT, identity, write_travelling_report)
+    files = _files(record, report)
+
+    def work(folder: Path) -> PackResult:
+        return PackResult(_pack(record, files, folder))
 
     agent = hashlib.sha256(agent_zipapp.agent_archive()).hexdigest()
-    packed = stages.run("pack", {**identity, "report": report.sha256, "agent": agent}, work)
-    job = run.job
-    bundle = job.out / f"{job.model.stem}-{job.target.name}.edgekd"
+    packed = context.run(PACK, {**identity, "report": report.sha256, "agent": agent}, work)
+    request = record.request
+    bundle = request.out / f"{request.model.stem}-{request.target.name}.edgekd"
     sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
-    beside = {GRAPH: run.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
+    beside = {GRAPH: record.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
     for name, source in beside.items():
-        copy_file(source, job.out / name)
+        copy_file(source, request.out / name)
     return bundle
 
 
 def budget_bytes(bundle: Path) -> int:
-    """The bytes of a bundle that its budget counts: all but the agent's, which is the same for every model."""
+    """Return the bytes of a bundle that its budget counts: without the agent, which is the same for every model."""
     agents = (entry for entry in read_manifest(bundle).files if entry.role == "agent")
     return bundle.stat().st_size - sum(map(stored_bytes, agents))
 
 
-def bytes_beside_graph(run: Run, stages: Stages) -> int:
-    """About what a budget counts of a bundle without its graph and calibration cache: of a run that changed nothing."""
+def bytes_beside_graph(record: BuildRecord) -> int:
+    """Estimate the bytes of a bundle beside its graph and calibration cache, from a record without any compression."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch)
-        _write_travelling_report(run, folder)
-        sources = {"report.html": folder / "report.html", PACKED: run.encoded.path / PACKED}
-        if run.calibrated:
-            sources[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
-        _pack(run, sources, folder)
+        _write_travelling_report(record, folder)
+        sources = {"report.html": folder / "report.html", PACKED: record.encoded.path / PACKED}
+        if record.calibrated:
+            sources[CALIBRATION] = record.calibrated.stage.path / CALIBRATION
+        _pack(record, sources, folder)
         size = budget_bytes(folder / "bundle.edgekd")
-    return size - int(run.encoded.results["bytes"]) + MARGIN
+    return size - record.encoded.result.bytes + MARGIN
 
 
-def write_report(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
-    """Write the report for people, with this machine's timings, into `job.out`."""
-    parts, on = parts_of(run), Timings(run.checked, run.compiled, run.timing)
-    asked = Asked(lines, bundle.stat().st_size, run.job.search)
-    report = analysed_report(full_report(parts, on, asked, stages), parts, run.findings, run.analysed)
-    path = run.job.out / "report.html"
-    write_file(path, render(report).encode("utf-8"))
-    return path
-
-
-def write_build_ledger(run: TimedRun, lines: Sequence[Line], bundle: Path, stages: Sequence[Stage]) -> Path:
-    """Write `ledger.json`: what every stage took and gave, and where it all came from."""
-    path = run.job.out / "ledger.json"
-    lineage = asdict(_lineage(run))
+def _write_ledger(
+    record: BuildRecord, machine: MachineRecord, budget: Sequence[Line], bundle: Path, stages: Sequence[AnyStage]
+) -> Path:
+    """Write `ledger.json`: every stage with its time and output, and their origin."""
+    trained, timing = record.after.result, machine.timing.result
+    path = record.request.out / "ledger.json"
+    lineage = asdict(_lineage(record))
     extra = {
         "edgekd": __version__,
-        "model": run.job.model.name,
-        "data": str(run.job.data),
-        "target": run.job.target.name,
+        "model": record.request.model.name,
+        "data": str(record.request.data),
+        "target": record.request.target.name,
         "bundle": bundle.name,
-        "budget": [asdict(line) for line in lines],
-        "losses": run.after.results.get("losses", []),
-        "calibration_cache": run.after.results.get("calibration_cache"),
-        "distillation": _distillation(run),
+        "budget": [asdict(line) for line in budget],
+        "losses": trained.losses if isinstance(trained, TrainedResult) else [],
+        "calibration_cache": cache_json(record.after),
+        "distillation": _distillation(record),
         "lineage": {key: value for key, value in lineage.items() if key != "stages"},
-        "host": run.timing.results["host"],
-        "timing": {side: _timed(run.timing.results[side]) for side in ("before", "after")},
-        "predicted": _told_of_target(bundle),
-        "search": _told_of_search(run),
+        "host": to_plain(timing.host),
+        "timing": {side: _timing_json(summary) for side, summary in timing.sides.items()},
+        "predicted": _prediction_json(bundle),
+        "search": _search_json(record),
     }
     write_ledger(path, stages, extra)
     return path
 
 
-def _timed(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ledger keeps of the timing of a graph."""
-    total = found["total_ms"]
-    return {"basis": found["basis"], "fps": found["fps"], **{f"{name}_ms": total[name] for name in ("p50", "p99")}}
+def _timing_json(summary: TimingSummary) -> dict[str, Any]:
+    total = summary.total_ms
+    return {"basis": summary.basis, "fps": summary.fps, "p50_ms": total.p50, "p99_ms": total.p99}
 
 
-def _told_of_search(run: Run) -> dict[str, Any] | None:
-    """How the recipe was found; None where it was given. search.json has the rest."""
+def _search_json(record: BuildRecord) -> dict[str, Any] | None:
+    """Return the summary of the search that found the recipe; None where it was given."""
     names = ("reason", "seconds", "candidates", "refused", "tried", "thorough", "trainings", "trainings_saved")
-    return None if run.job.search is None else {name: run.job.search[name] for name in names}
+    return None if record.request.search is None else {name: record.request.search[name] for name in names}
 
 
-def _told_of_target(bundle: Path) -> dict[str, Any] | None:
-    """How long a frame is predicted to take on the target, as the bundle says; None where it does not."""
+def _prediction_json(bundle: Path) -> dict[str, Any] | None:
+    """Return the predicted latency on the target from a bundle; None where it has none."""
     found = next((each for each in read_manifest(bundle).evidence.latencies if each.basis == "predicted"), None)
     return None if found is None else {name: getattr(found, name) for name in ("ms", "low_ms", "high_ms")}
 
 
-def _distillation(run: Run) -> dict[str, Any] | None:
-    """The losses and weights of each epoch of the student's training; None without a student."""
-    found = next((stage.results for stage in run.steps if stage.name == "distill"), None)
-    return None if found is None else {name: found[name] for name in ("losses", "weights")}
+def _distillation(record: BuildRecord) -> dict[str, Any] | None:
+    """Return the losses and weights of each epoch of the student's training; None without a student."""
+    results = (stage.result for stage in record.steps)
+    found = next((result for result in results if isinstance(result, DistillResult)), None)
+    return None if found is None else {"losses": found.losses, "weights": found.weights}
 
 
-def _pack(run: Run, files: Mapping[str, Path], folder: Path) -> int:
-    """Write `bundle.edgekd` with these files and the small ones into a folder, and return its size in bytes."""
+def _pack(record: BuildRecord, files: Mapping[str, Path], folder: Path) -> int:
+    """Write `bundle.edgekd` with these files and the small ones to a folder, and return its size in bytes."""
     sources = dict(files)
-    for name, content in _small_files(run).items():
+    for name, content in _small_files(record).items():
         (folder / name).write_bytes(content)
         sources[name] = folder / name
     sources[sbom.NAME] = folder / sbom.NAME
-    told = [file_entry(name, source, _ROLES[name]) for name, source in sources.items() if name != sbom.NAME]
-    lineage, name, version = _lineage(run), run.job.model.stem, str(run.job.counter)
+    listed = [file_entry(name, source, _ROLES[name]) for name, source in sources.items() if name != sbom.NAME]
+    lineage, name, version = _lineage(record), record.request.model.stem, str(record.request.counter)
     tools = sbom.told_tools(lineage.tools)
-    sources[sbom.NAME].write_bytes(sbom.sbom(name, version, told, tools, _licences(run)))
-    told.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
-    entries = tuple(sorted(told, key=lambda entry: entry.path))
-    pack(_manifest(run, entries, lineage), sources, folder / "bundle.edgekd")
+    sources[sbom.NAME].write_bytes(sbom.sbom(name, version, listed, tools, _licences(record)))
+    listed.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
+    entries = tuple(sorted(listed, key=lambda entry: entry.path))
+    pack(_manifest(record, entries, lineage), sources, folder / "bundle.edgekd")
     return (folder / "bundle.edgekd").stat().st_size
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    """Everything that a bundle's content follows from."""
+def _identity(record: BuildRecord) -> dict[str, Any]:
+    """Return everything that a bundle's content follows from."""
     return {
-        "model": run.job.model.name,
-        "target": to_dict(run.job.target),
-        "lineage": asdict(_lineage(run)),
-        "stages": [stage.sha256 for stage in run.reproducible],
+        "model": record.request.model.name,
+        "target": to_dict(record.request.target),
+        "lineage": asdict(_lineage(record)),
+        "stages": [stage.sha256 for stage in record.reproducible],
         "edgekd": __version__,
-        "counter": run.job.counter,
-        "licence": run.job.licence,
-        "limits": asdict(run.job.budget),
+        "counter": record.request.counter,
+        "licence": record.request.licence,
+        "limits": asdict(record.request.budget),
     }
 
 
-def _files(run: Run, report: Stage) -> dict[str, Path]:
-    """Where the files of the bundle lie that earlier stages made."""
-    files = {PACKED: run.encoded.path / PACKED, "report.html": report.path / "report.html"}
-    if CACHE in run.after.files:
-        files[CACHE] = run.after.path / CACHE
-    if PLAN in run.after.files:
-        files[PLAN] = run.after.path / PLAN
-    if run.calibrated:
-        files[CALIBRATION] = run.calibrated.stage.path / CALIBRATION
-    if run.watched and DRIFT in run.watched.files:
-        files[DRIFT] = run.watched.path / DRIFT
+def _files(record: BuildRecord, report: AnyStage) -> dict[str, Path]:
+    """Return the paths of the bundle's files that earlier stages wrote."""
+    files = {PACKED: record.encoded.path / PACKED, "report.html": report.path / "report.html"}
+    if CACHE in record.after.files:
+        files[CACHE] = record.after.path / CACHE
+    if PLAN in record.after.files:
+        files[PLAN] = record.after.path / PLAN
+    if record.calibrated:
+        files[CALIBRATION] = record.calibrated.stage.path / CALIBRATION
+    if record.drift and DRIFT in record.drift.files:
+        files[DRIFT] = record.drift.path / DRIFT
     return files
 
 
-def _small_files(run: Run) -> dict[str, bytes]:
-    """What is made when packing: scores per class, the class names a line each, golden set and agent."""
-    scores = {label: score.results for label, score in zip(("before", "after"), run.scores, strict=True)}
-    labels = "".join(f"{name}\n" for name in spec_of(run.after).classes)
+def _small_files(record: BuildRecord) -> dict[str, bytes]:
+    """Return the files that packing makes: scores per class, class names, golden set and agent."""
+    scores = {label: score.results for label, score in zip(("before", "after"), record.scores, strict=True)}
+    labels = "".join(f"{name}\n" for name in record.after.result.spec.classes)
     return {
         "evidence.json": canonical_json(scores) + b"\n",
         "labels.txt": labels.encode("utf-8"),
-        _GOLDEN: _golden(run),
+        _GOLDEN: _golden(record),
         agent_zipapp.NAME: agent_zipapp.agent_archive(),
     }
 
 
-def _golden(run: Run) -> bytes:
-    """The golden set of the graph that ships, from the first scored images."""
-    from edgekd.core.formats.golden_set import to_bytes
-    from edgekd.data.images import ReadableImages
-    from edgekd.deploy.golden_set import TRIED, golden_set
-
-    floating = None if run.after.key == run.floating.key else run.floating.path / GRAPH
-    images = (image for _, image in ReadableImages(run.scored.samples[:TRIED], max_bad_share=0.5))
-    return to_bytes(golden_set(run.shipped.path / GRAPH, floating, spec_of(run.after), images))
+def _golden(record: BuildRecord) -> bytes:
+    """Return the golden set of the graph that ships, from the first scored images."""
+    floating = None if record.after.key == record.floating.key else record.floating.path / GRAPH
+    images = (image for _, image in ReadableImages(record.scored.samples[:TRIED], max_bad_share=0.5))
+    return to_bytes(golden_set(record.shipped.path / GRAPH, floating, record.after.result.spec, images))
 
 
-def _manifest(run: Run, entries: tuple[FileEntry, ...], lineage: Lineage) -> Manifest:
-    job, tensorrt = run.job, run.job.target.software.tensorrt
-    budget = job.budget
+def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Lineage) -> Manifest:
+    request, tensorrt = record.request, record.request.target.software.tensorrt
+    budget = request.budget
     return Manifest(
-        name=job.model.stem,
+        name=request.model.stem,
         created_by=f"edgekd {__version__}",
-        counter=job.counter,
-        target=TargetName(job.target.name, job.target.compatible),
+        counter=request.counter,
+        target=TargetName(request.target.name, request.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
-        detector=json.loads(canonical_json(asdict(spec_of(run.after)))),
-        thresholds=run.thresholds,
+        detector=json.loads(canonical_json(asdict(record.after.result.spec))),
+        thresholds=record.thresholds,
         files=entries,
         limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
-        evidence=_evidence(run),
+        evidence=_evidence(record),
         lineage=lineage,
-        licences=_licences(run),
+        licences=_licences(record),
     )
 
 
-def _evidence(run: Run) -> Evidence:
+def _evidence(record: BuildRecord) -> Evidence:
     before, after = (
-        _score(score.results, graph.results["bytes"], spec_of(run.after).classes)
-        for score, graph in zip(run.scores, (run.before, run.encoded), strict=True)
+        _score(score.result, size, record.after.result.spec.classes)
+        for score, size in zip(record.scores, (record.before.result.bytes, record.encoded.result.bytes), strict=True)
     )
     return Evidence(
-        images=run.scores[1].results["images"],
+        images=record.scores[1].result.images,
         before=before,
         after=after,
         retention=after.map50_95 / before.map50_95 if before.map50_95 else None,
-        latencies=_predicted(run),
+        latencies=_predicted(record),
     )
 
 
-def on_target(run: Run) -> Mapping[str, Any] | None:
-    """What `edgekd predict` says of the graph that ships; None where the target cannot be predicted."""
+def _on_target(record: BuildRecord) -> Mapping[str, Any] | None:
+    """Return the prediction for the graph that ships; None where the target cannot be predicted."""
     try:
-        return predict_graph(run.shipped.path / GRAPH, run.job.target).document
+        return predict_graph(record.shipped.path / GRAPH, record.request.target).document
     except SpecError:
         return None
 
 
-def _predicted(run: Run) -> tuple[Latency, ...]:
-    """How long a frame is predicted to take on the target; nothing where that cannot be said."""
-    if (found := on_target(run)) is None:
+def _predicted(record: BuildRecord) -> tuple[Latency, ...]:
+    """Return the predicted latency on the target, if there is one."""
+    if (found := _on_target(record)) is None:
         return ()
     ms, low, high = (float(found[name]) for name in ("latency_ms", "low_ms", "high_ms"))
-    return (Latency("predicted", run.job.target.name, ms, low, high, None),)
+    return (Latency("predicted", record.request.target.name, ms, low, high, None),)
 
 
-def _score(found: Mapping[str, Any], size: int, classes: Sequence[str]) -> Score:
-    told = tuple(found["per_class"].get(name, {}).get("map50_95") for name in classes)
-    return Score(found["map50_95"], found["map50"], size, told)
+def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> Score:
+    rows = [found.per_class.get(name) for name in classes]
+    return Score(found.map50_95, found.map50, size, tuple(row["map50_95"] if row else None for row in rows))
 
 
-def _licences(run: Run) -> tuple[Licence, ...]:
-    return Licence("agent", "Apache-2.0"), Licence("model", run.job.licence or sbom.UNKNOWN)
+def _licences(record: BuildRecord) -> tuple[Licence, ...]:
+    return Licence("agent", "Apache-2.0"), Licence("model", record.request.licence or sbom.UNKNOWN)
 
 
-def _lineage(run: Run) -> Lineage:
-    job = run.job
-    made_here = run.detector.path != job.model
+def _lineage(record: BuildRecord) -> Lineage:
+    request = record.request
+    made_here = record.detector.path != request.model
     return Lineage(
-        model_sha256=run.model_sha256,
-        student_sha256=file_sha256(run.detector.path) if made_here else None,
-        data_sha256=run.data_sha256,
-        calibration_sha256=run.calibrated.images.sha256 if run.calibrated else None,
-        recipe=job.recipe.name,
-        recipe_sha256=json_sha256([_step_json(step) for step in job.recipe.steps]),
-        seed=run.calibrated.images.rule.seed if run.calibrated else 0,
-        tools=tools_of(run.reproducible),
-        stages=tuple(StageKey(stage.name, stage.key) for stage in run.reproducible),
+        model_sha256=record.model_sha256,
+        student_sha256=file_sha256(record.detector.path) if made_here else None,
+        data_sha256=record.data_sha256,
+        calibration_sha256=record.calibrated.images.sha256 if record.calibrated else None,
+        recipe=request.recipe.name,
+        recipe_sha256=json_sha256([_step_json(step) for step in request.recipe.steps]),
+        seed=record.calibrated.images.rule.seed if record.calibrated else 0,
+        tools=tools_of(record.reproducible),
+        stages=tuple(StageKey(stage.name, stage.key) for stage in record.reproducible),
     )
 
 
 def _step_json(step: Step) -> dict[str, Any]:
-    """A step as data; of a path only the name, since where it lies says nothing."""
-    told = {name: Path(value).name if isinstance(value, str) else value for name, value in asdict(step).items()}
-    return {"step": type(step).__name__, **told}
+    """Return a step as data, with paths reduced to names."""
+    settings = {name: Path(value).name if isinstance(value, str) else value for name, value in asdict(step).items()}
+    return {"step": type(step).__name__, **settings}
 
 
-def _write_travelling_report(run: Run, folder: Path) -> Mapping[str, Any]:
-    report = for_bundle(report_of(parts_of(run), run.reproducible))
+def _write_travelling_report(record: BuildRecord, folder: Path) -> None:
+    report = for_bundle(report_of(record, facts_of(record), record.reproducible))
     (folder / "report.html").write_text(render(report), "utf-8")
-    return {}

@@ -1,4 +1,4 @@
-"""What a user asks for: recipe and budget. TOML and text in, frozen dataclasses out. No I/O beyond the TOML."""
+"""Recipe and budget, as frozen dataclasses from TOML."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from edgekd.compress.steps import (
     DISTILL_STAGES,
     HALF,
+    STEPS,
     Distill,
     DistillStage,
     LowRank,
@@ -18,6 +19,7 @@ from edgekd.compress.steps import (
     QuantAwareDistill,
     Quantize,
     Resize,
+    Step,
     Weights,
 )
 from edgekd.core.errors import SpecError, did_you_mean
@@ -26,7 +28,6 @@ from edgekd.core.toml import parse_table, read_toml
 __all__ = [
     "DISTILL_STAGES",
     "HALF",
-    "Budget",
     "Distill",
     "DistillStage",
     "LowRank",
@@ -37,38 +38,19 @@ __all__ = [
     "Resize",
     "Step",
     "Weights",
-    "kind_of",
     "load_recipe",
     "recipe_from",
     "recipe_names",
 ]
 
 
-Step = Quantize | QuantAwareDistill | Distill | LowRank | Prune | Resize
-"""The compression steps a recipe may hold."""
-S = TypeVar("S", Distill, LowRank, Prune)
-
-_STEPS: dict[str, type[Step]] = {
-    "resize": Resize,
-    "prune": Prune,
-    "factorize": LowRank,
-    "distill": Distill,
-    "quantize": Quantize,
-    "quant_aware_distill": QuantAwareDistill,
-}
-
-
-def kind_of(kind: type[Step]) -> str:
-    """What a TOML file calls a step."""
-    return next(name for name, known in _STEPS.items() if known is kind)
+S = TypeVar("S", bound=Step)
+_BY_KIND: dict[str, type[Step]] = {step.kind: step for step in STEPS}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Compression steps in the order they run; the order is data.
-
-    What steps may say, in a file, a table or as dataclasses of `edgekd.builds.recipe`: docs/recipes.md.
-    """
+    """Compression steps in the order in which they run; their settings: docs/recipes.md."""
 
     name: str
     steps: tuple[Step, ...]
@@ -76,93 +58,66 @@ class Recipe:
 
     @property
     def precision(self) -> str:
-        """The precision of the layers in the graph that ships."""
+        """Precision of the layers in the graph that ships."""
         return "int8" if self.quantize else "fp32"
 
     @property
     def quantize(self) -> Quantize | None:
         """The step that quantizes; None in a recipe that ships the float graph."""
-        return next((step for step in self.steps if isinstance(step, Quantize)), None)
+        return self.first(Quantize)
 
     @property
     def trains(self) -> bool:
-        """Whether a step needs a checkpoint and labelled training data."""
-        return any(isinstance(step, (Prune, LowRank, Distill, QuantAwareDistill)) for step in self.steps)
-
-    @property
-    def resize(self) -> Resize | None:
-        """The step that changes the size of the input; None in a recipe that keeps it."""
-        return next((step for step in self.steps if isinstance(step, Resize)), None)
-
-    @property
-    def prune(self) -> Prune | None:
-        """The step that removes channels; None in a recipe that keeps them all."""
-        return next((step for step in self.steps if isinstance(step, Prune)), None)
-
-    @property
-    def factorize(self) -> LowRank | None:
-        """The step that replaces convolutions by products; None in a recipe that keeps them."""
-        return next((step for step in self.steps if isinstance(step, LowRank)), None)
+        """True where a step needs a checkpoint and labelled training data."""
+        return any(step.trains for step in self.steps)
 
     @property
     def quant_aware(self) -> bool:
-        """Whether the quantized graph is trained."""
-        return any(isinstance(step, QuantAwareDistill) for step in self.steps)
+        """True where the quantized graph is trained."""
+        return self.first(QuantAwareDistill) is not None
 
     @property
     def distill(self) -> Distill | None:
-        """The first step that trains beside the given detector, its student if it names one; None without any."""
-        return next((step for step in self.steps if isinstance(step, Distill)), None)
+        """The first step that trains beside the given detector; None without any."""
+        return self.first(Distill)
+
+    def first(self, kind: type[S]) -> S | None:
+        """Return the first step of a kind; None without any."""
+        return next((step for step in self.steps if isinstance(step, kind)), None)
 
     def only(self, kind: type[S]) -> S:
-        """The recipe's step, which is of that kind and its only one. Raises SpecError."""
+        """Return the recipe's only step, of that kind. Raises SpecError."""
         if len(self.steps) == 1 and isinstance(self.steps[0], kind):
             return self.steps[0]
-        name = kind_of(kind)
-        fix = f"pass --recipe {name}, or one with that step alone; `edgekd build` runs further steps"
-        raise SpecError(f"recipe {self.name} is not one step of kind {name}", fix=fix)
+        fix = f"pass --recipe {kind.kind}, or one with that step alone; `edgekd build` runs further steps"
+        raise SpecError(f"recipe {self.name} is not one step of kind {kind.kind}", fix=fix)
 
     def with_plan(self, plan: Path) -> Recipe:
-        """The recipe with the plan in this file in place of its own choice. Raises SpecError where it has none."""
+        """Return the recipe with the plan in a file in place of its own choice.
+
+        Raises SpecError where it does not quantize.
+        """
         if self.quantize is None:
             raise SpecError(f"--plan {plan}: recipe {self.name} quantizes nothing", fix="pass --recipe mixed or ptq")
         return replace(
             self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
         )
 
-    def with_settings(self, kind: type[Distill] | type[LowRank] | type[Prune], **settings: Any) -> Recipe:
-        """The recipe with these settings of its first step of that kind, but for those that are None.
+    def with_settings(self, kind: type[Step], **settings: Any) -> Recipe:
+        """Return the recipe with these settings, unless they are None, of its first step of that kind.
 
         Raises SpecError where it has no such step.
         """
-        at = next((at for at, step in enumerate(self.steps) if isinstance(step, kind)), None)
-        if at is None:
-            raise SpecError(f"recipe {self.name} has no step {kind_of(kind)}", fix=f"pass --recipe {kind_of(kind)}")
+        changed = self.first(kind)
+        if changed is None:
+            raise SpecError(f"recipe {self.name} has no step {kind.kind}", fix=f"pass --recipe {kind.kind}")
         changes = {name: value for name, value in settings.items() if value is not None}
-        return replace(self, steps=(*self.steps[:at], replace(self.steps[at], **changes), *self.steps[at + 1 :]))
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a build must reach; None where anything goes.
-
-    max_bytes: of the bundle; min_retention: share of the detector's own mAP50-95, 0 to 1; min_fps: frames a second,
-    one after the other, from frame to detections; max_energy_mj: millijoules a frame, of the whole device.
-    """
-
-    max_bytes: int | None = None
-    min_retention: float | None = None
-    min_fps: float | None = None
-    max_energy_mj: float | None = None
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is asked for."""
-        return any(limit is not None for limit in vars(self).values())
+        steps = tuple(replace(step, **changes) if step is changed else step for step in self.steps)
+        return replace(self, steps=steps)
 
 
 def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
-    """A shipped recipe by name, one from a `.toml` file, or one in a table such as a file holds: `name` and `steps`.
+    """Return a shipped recipe by name, one from a `.toml` file, or one from a table with `name` and `steps`.
 
     Raises SpecError naming what is wrong and where. What steps may say: docs/recipes.md.
     """
@@ -170,10 +125,9 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
         return recipe_from(dict(name), "recipe")
     name = str(name)
     if name.endswith(".toml"):
-        recipe = recipe_from(read_toml(Path(name)), name)
+        recipe, folder = recipe_from(read_toml(Path(name)), name), Path(name).parent
         plan = recipe.quantize.plan if recipe.quantize else None
-        recipe = recipe.with_plan(Path(name).parent / plan) if plan else recipe
-        folder = Path(name).parent
+        recipe = recipe.with_plan(folder / plan) if plan else recipe
         return replace(recipe, steps=tuple(_from_folder(step, folder) for step in recipe.steps))
     names = recipe_names()
     if name not in names:
@@ -187,14 +141,14 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
 
 
 def _from_folder(step: Step, folder: Path) -> Step:
-    """The step with the files of its training taken from the recipe's own folder."""
+    """Return the step with the files of its training relative to the recipe's folder."""
     if isinstance(step, Prune) and step.recovery:
         return replace(step, recovery=_beside(step.recovery, folder))
     return _beside(step, folder) if isinstance(step, Distill) else step
 
 
 def _beside(step: Distill, folder: Path) -> Distill:
-    """The step with its files taken from the recipe's own folder; a student may also be a model's name."""
+    """Return the step with its files relative to a folder; a student may also be the name of a model."""
     student = folder / step.student if step.student else None
     return replace(
         step,
@@ -204,7 +158,7 @@ def _beside(step: Distill, folder: Path) -> Distill:
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The names of the shipped recipes."""
+    """Return the names of the shipped recipes."""
     files = resources.files("edgekd.builds.recipes").iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
@@ -216,7 +170,7 @@ class _Head:
 
 
 def recipe_from(table: dict[str, Any], source: str) -> Recipe:
-    """The recipe in a TOML table. Raises SpecError naming the key."""
+    """Return the recipe in a TOML table. Raises SpecError with the key."""
     steps = table.get("steps")
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
@@ -232,18 +186,18 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
 
 
 def _in_order(kinds: list[type[Step]]) -> bool:
-    """Whether steps of these kinds make sense one after the other."""
-    if kinds[:2] == [Quantize, Prune]:  # what a quantized detector can do without, before it is trained as one
+    """Return whether steps of these kinds may follow one another."""
+    if kinds[:2] == [Quantize, Prune]:  # channels ranked by their effect on the quantized detector
         return kinds[2:] != [] and set(kinds[2:]) == {QuantAwareDistill}
     if kinds[:2] == [Distill, Prune]:  # a student, pruned once it is trained
         kinds = kinds[1:]
-    order = [list(_STEPS.values()).index(kind) for kind in kinds]
-    repeated = any(kinds.count(kind) > 1 for kind in (Resize, Prune, LowRank, Distill, Quantize))
+    order = [STEPS.index(kind) for kind in kinds]
+    repeated = any(kinds.count(kind) > 1 for kind in kinds if not kind.repeats)
     return order == sorted(order) and not repeated and (QuantAwareDistill not in kinds or Quantize in kinds)
 
 
 def _step(table: dict[str, Any], where: str) -> Step:
     kind = table.get("kind")
-    if kind not in _STEPS:
-        raise SpecError(f"{where}: `kind`", expected=" or ".join(_STEPS), found=str(kind))
-    return parse_table(_STEPS[kind], {key: value for key, value in table.items() if key != "kind"}, where)
+    if kind not in _BY_KIND:
+        raise SpecError(f"{where}: `kind`", expected=" or ".join(_BY_KIND), found=str(kind))
+    return parse_table(_BY_KIND[kind], {key: value for key, value in table.items() if key != "kind"}, where)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edgekd.builds.recipe import Recipe, kind_of
+from edgekd.builds.recipe import Recipe
 from edgekd.core.toml import non_default, toml_text
 
 
 def recipe_toml(recipe: Recipe) -> str:
     """Return the recipe, without settings that have their default; paths in it stay as they are."""
-    steps = [{"kind": kind_of(type(step)), **non_default(step)} for step in recipe.steps]
+    steps = [{"kind": step.kind, **non_default(step)} for step in recipe.steps]
     return toml_text({"name": recipe.name, "description": recipe.description, "steps": steps})

@@ -1,25 +1,29 @@
-"""A build's stages as the rows and figures of its report."""
+"""The stages of a build as rows and figures of its report."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekd.builds.budget import Line
-from edgekd.builds.run import Run
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import COSTS, DETECTIONS, GRAPH, PACKED, SAMPLES, spec_of, tools_of
-from edgekd.compress.weight_formats import FORMS
-from edgekd.core.bundle.manifest import Thresholds
+from edgekd.builds.run import BuildGraphs, BuildRecord, MachineRecord
+from edgekd.builds.stage_store import AnyStage, Stage, number_of
+from edgekd.builds.stages.base import GRAPH, tools_of
+from edgekd.builds.stages.benchmark import SAMPLES, TimingResult
+from edgekd.builds.stages.encode import PACKED
+from edgekd.builds.stages.quantize import COSTS, QuantizeResult
+from edgekd.builds.stages.score import DETECTIONS
+from edgekd.builds.stages.train import DistillResult, TrainedResult
+from edgekd.core.formats.packed_graph import sections
+from edgekd.core.typed_values import to_plain
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
-from edgekd.data.types import Sample, Split
+from edgekd.data.types import Sample
+from edgekd.evaluation.evaluate import load_detections
 from edgekd.evaluation.report.types import (
     BudgetRow,
     Change,
@@ -34,136 +38,115 @@ from edgekd.evaluation.report.types import (
     Training,
     latency_of,
 )
-from edgekd.hardware.target import Target
+from edgekd.graph.view import Graph
+from edgekd.hardware.budget import Line
 
 PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a report tells of: the stages of a build by what they are to it, as in `run.Run`.
+class ReportFacts:
+    """Facts of a report that are no stages.
 
-    target: None where it is not known here; `aim` is what people call it. scored: None where the data is not at hand.
+    Args:
+        model: Name of the file.
+        target: Title of the target.
+        rare: Classes that are rare in the training split.
+        budget: The limits and the values that were reached.
+        search: Record of the search that found the recipe, as in search.json.
     """
 
     model: str
-    aim: str
+    target: str
     recipe: str
-    target: Target | None
-    before: Stage
-    floating: Stage
-    after: Stage
-    shipped: Stage
-    encoded: Stage
-    scores: tuple[Stage, Stage]
-    calibrated: Stage | None
-    scored: Split | None
-    thresholds: Thresholds
     provenance: Mapping[str, str]
-    steps: tuple[Stage, ...] = ()
-
-
-@dataclass(frozen=True)
-class Timings:
-    """What one machine made of a build: the check of its graph, its engine, its times."""
-
-    checked: Stage
-    compiled: Stage
-    timing: Stage
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What was asked of a build, the size of what came of it, and how its recipe was found, as search.json has it."""
-
-    lines: Sequence[Line] = ()
+    rare: Sequence[str] = ()
+    budget: Sequence[Line] = ()
     bundle_bytes: int | None = None
-    search: Mapping[str, Any] | None = field(default=None)
+    search: Mapping[str, Any] | None = None
 
 
-def parts_of(run: Run) -> Parts:
-    """The parts of a build that runs."""
-    names = ("before", "floating", "after", "shipped", "encoded", "scores", "scored", "steps")
-    return Parts(
-        model=run.job.model.name,
-        aim=run.job.target.title,
-        recipe=run.job.recipe.name,
-        target=run.job.target,
-        calibrated=run.calibrated.stage if run.calibrated else None,
-        thresholds=run.thresholds,
-        provenance=provenance(run),
-        **{name: getattr(run, name) for name in names},
+def facts_of(record: BuildRecord) -> ReportFacts:
+    """Return the facts of a build that are the same on every machine."""
+    request = record.request
+    return ReportFacts(
+        model=request.model.name,
+        target=request.target.title,
+        recipe=request.recipe.name,
+        provenance=provenance(record),
+        rare=record.calibrated.stage.result.rare if record.calibrated else (),
     )
 
 
-def report_of(parts: Parts, stages: Sequence[Stage]) -> Report:
-    """The report of what a build compressed and scored, without what belongs to the machine it ran on."""
-    before, after = (score.results for score in parts.scores)
-    rare = parts.calibrated.results["rare"] if parts.calibrated else ()
+def report_of(graphs: BuildGraphs, facts: ReportFacts, stages: Sequence[AnyStage]) -> Report:
+    """Return the report without budget and times."""
+    before, after = (score.result for score in graphs.scores)
+    quantized = graphs.after.result
     return Report(
-        title=f"{Path(parts.model).stem} for {parts.aim}",
-        model=parts.model,
-        target=parts.aim,
-        recipe=parts.recipe,
-        map50_95=Change(before["map50_95"], after["map50_95"]),
-        map50=Change(before["map50"], after["map50"]),
-        bytes=Change(parts.before.results["bytes"], parts.encoded.results["bytes"]),
-        images=after["images"],
+        title=f"{Path(facts.model).stem} for {facts.target}",
+        model=facts.model,
+        target=facts.target,
+        recipe=facts.recipe,
+        map50_95=Change(before.map50_95, after.map50_95),
+        map50=Change(before.map50, after.map50),
+        bytes=Change(graphs.before.result.bytes, graphs.encoded.result.bytes),
+        images=after.images,
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
-            ClassRow(name, row["instances"], before["per_class"][name]["map50_95"], row["map50_95"], name in rare)
-            for name, row in after["per_class"].items()
+            ClassRow(name, row["instances"], before.per_class[name]["map50_95"], row["map50_95"], name in facts.rare)
+            for name, row in after.per_class.items()
         ),
-        sizes=tuple(SizeRow(name, before["by_size"][name], value) for name, value in after["by_size"].items()),
+        sizes=tuple(SizeRow(name, before.by_size[name], value) for name, value in after.by_size.items()),
         layers=layer_rows(
-            parts.floating.path / GRAPH,
-            parts.after.path / GRAPH,
-            parts.encoded.path / PACKED,
-            parts.after.results.get("errors", {}),
-            _noise(parts),
-            _options(parts.steps),
+            graphs.floating.path / GRAPH,
+            graphs.after.path / GRAPH,
+            graphs.encoded.path / PACKED,
+            quantized.errors if isinstance(quantized, QuantizeResult) else {},
+            _noise(graphs),
+            _options(graphs.steps),
         ),
-        class_names=spec_of(parts.after).classes,
-        pictures=tuple(_pictures(parts)),
-        provenance=parts.provenance,
-        training=tuple(trainings(parts.steps)),
+        class_names=quantized.spec.classes,
+        pictures=tuple(_pictures(graphs)),
+        provenance=facts.provenance,
+        training=tuple(trainings(graphs.steps)),
     )
 
 
-def full_report(parts: Parts, on: Timings, asked: Asked, stages: Sequence[Stage]) -> Report:
-    """The report of a build with its budget and this machine's timings."""
-    limit = next((line.limit for line in asked.lines if line.name == "max_bytes"), None)
+def full_report(graphs: BuildGraphs, facts: ReportFacts, machine: MachineRecord, stages: Sequence[AnyStage]) -> Report:
+    """Return the report with the budget and this machine's times."""
+    limit = next((line.limit for line in facts.budget if line.name == "max_bytes"), None)
     return replace(
-        report_of(parts, stages),
-        bundle_bytes=asked.bundle_bytes,
+        report_of(graphs, facts, stages),
+        bundle_bytes=facts.bundle_bytes,
         bundle_limit=int(limit) if limit else None,
-        budget=tuple(_budget_row(line) for line in asked.lines),
-        latencies=_latencies(on.timing),
-        provenance={**parts.provenance, **_host(on.timing)},
-        notes=tuple(_notes(on, parts.scores[1])),
-        search=asked.search,
+        budget=tuple(_budget_row(line) for line in facts.budget),
+        latencies=_latencies(machine.timing),
+        provenance={**facts.provenance, **_host(machine.timing.result)},
+        notes=tuple(_notes(graphs, machine)),
+        search=facts.search,
     )
 
 
-def trainings(steps: Sequence[Stage]) -> list[Training]:
-    """What each step that trained has logged, epoch by epoch."""
+def trainings(steps: Sequence[AnyStage]) -> list[Training]:
+    """Return the losses and weights of each step that trained, by epoch."""
+    results = [(stage.name, stage.result) for stage in steps]
     return [
-        Training(stage.name, tuple(stage.results["losses"]), tuple(stage.results.get("weights", ())))
-        for stage in steps
-        if stage.results.get("losses")
+        Training(name, result.losses, result.weights if isinstance(result, DistillResult) else ())
+        for name, result in results
+        if isinstance(result, (DistillResult, TrainedResult)) and result.losses
     ]
 
 
-def stage_row(stage: Stage) -> StageRow:
-    """One line of the stages table."""
+def stage_row(stage: AnyStage) -> StageRow:
+    """Return one line of the stages table."""
     return StageRow(
         name=stage.name,
         seconds=stage.seconds,
-        bytes=stage.results.get("bytes"),
-        map50_95=stage.results.get("map50_95"),
-        map50=stage.results.get("map50"),
+        bytes=number_of(stage, "bytes"),
+        map50_95=number_of(stage, "map50_95"),
+        map50=number_of(stage, "map50"),
         cached=stage.cached,
-        note=_stage_note(stage),
+        note=stage.result.summary,
     )
 
 
@@ -175,13 +158,13 @@ def layer_rows(
     snr_db: Mapping[str, float],
     options: Mapping[str, Mapping[str, float]],
 ) -> tuple[LayerRow, ...]:
-    """The layers with weights, in graph order: how the packed graph stores them, and their bytes before and after.
+    """Return the layers with weights in graph order, with their storage in the packed graph.
 
-    errors: what each of them is thought to cost, by its name, in any unit; snr_db: signal by noise at its output;
-    options: the errors that a plan chose between.
+    Args:
+        errors: Estimated cost of each layer by its name, in any unit.
+        snr_db: Signal-to-noise ratio at each layer's output.
+        options: The errors of the formats that a plan chose between.
     """
-    from edgekd.core.formats.packed_graph import sections
-
     stored = {section.name: section for section in sections(packed.read_bytes())}
     total = sum(errors.values())
     rows = []
@@ -206,14 +189,14 @@ def layer_rows(
     return tuple(rows)
 
 
-def _noise(parts: Parts) -> Mapping[str, float]:
-    """Signal by noise of each layer in dB, as quantizing has measured it; of a trained graph what it had before."""
-    told = (stage.results["snr_db"] for stage in (parts.after, *reversed(parts.steps)) if "snr_db" in stage.results)
-    return next(told, {})
+def _noise(graphs: BuildGraphs) -> Mapping[str, float]:
+    """Return the signal-to-noise ratio of each layer in dB, of a trained graph the one before training."""
+    results = (stage.result for stage in (graphs.after, *reversed(graphs.steps)))
+    return next((result.snr_db for result in results if isinstance(result, QuantizeResult)), {})
 
 
-def _options(steps: Sequence[Stage]) -> dict[str, dict[str, float]]:
-    """The error of each format of each layer, as the last plan has measured it; none without a plan."""
+def _options(steps: Sequence[AnyStage]) -> dict[str, dict[str, float]]:
+    """Return the error of each format of each layer, as measured for the last plan; empty without a plan."""
     plan = next((stage for stage in reversed(steps) if COSTS in stage.files), None)
     if plan is None:
         return {}
@@ -221,83 +204,47 @@ def _options(steps: Sequence[Stage]) -> dict[str, dict[str, float]]:
     return {layer["name"]: {option["form"]: option["error"] for option in layer["options"]} for layer in layers}
 
 
-def provenance(run: Run) -> dict[str, str]:
-    """Where a bundle came from: hashes and versions, nothing of the machine it was made on."""
+def provenance(record: BuildRecord) -> dict[str, str]:
+    """Return the origin of a bundle: hashes and versions, nothing of the machine that built it."""
     facts = {
-        "Model": run.job.model.name,
-        "Model SHA-256": run.model_sha256,
-        "Scored images and labels, SHA-256": run.data_sha256,
+        "Model": record.request.model.name,
+        "Model SHA-256": record.model_sha256,
+        "Scored images and labels, SHA-256": record.data_sha256,
     }
-    if run.calibrated:
-        images = run.calibrated.images
+    if record.calibrated:
+        images = record.calibrated.images
         facts["Calibration set"] = f"{len(images.files)} images of {images.split!r}, rule {images.rule.name}"
         facts["Calibration set SHA-256"] = images.sha256
         facts["Seed"] = str(images.rule.seed)
-    facts["Recipe"] = run.job.recipe.name
-    facts["Graph opset"] = str(run.before.results["opset"])
-    tools = tools_of(run.reproducible)
+    facts["Recipe"] = record.request.recipe.name
+    facts["Graph opset"] = str(record.before.result.opset)
+    tools = tools_of(record.reproducible)
     facts["Made with"] = ", ".join([f"edgekd {__version__}", *(f"{name} {version}" for name, version in tools.items())])
     return facts
 
 
-def _host(timing: Stage) -> dict[str, str]:
-    host = timing.results["host"]
-    clock = f", {host['clock_mhz']:.0f} MHz" if host["clock_mhz"] else ""
-    governor = f", governor {host['governor']}" if host["governor"] else ""
+def _host(timing: TimingResult) -> dict[str, str]:
+    host = timing.host
+    clock = f", {host.clock_mhz:.0f} MHz" if host.clock_mhz else ""
+    governor = f", governor {host.governor}" if host.governor else ""
     return {
-        "Timed on": f"{host['cpu']}, {host['threads']} threads{clock}{governor}, {host['os']}",
-        "Timed with": ", ".join([host["engine"], *(f"{n} {v}" for n, v in host["libraries"].items())]),
+        "Timed on": f"{host.cpu}, {host.threads} threads{clock}{governor}, {host.os}",
+        "Timed with": ", ".join([host.engine, *(f"{name} {version}" for name, version in host.libraries.items())]),
     }
 
 
-def _notes(on: Timings, score: Stage) -> list[str]:
-    notes = [f"Engine: {on.compiled.results['note']}."]
-    notes += [f"Not told of this machine: {reason}." for reason in on.timing.results["after"]["refused"]]
-    if on.compiled.results["check"]:
-        check = on.compiled.results["check"]
-        notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {check}.")
+def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
+    compiled = machine.compiled.result
+    notes = [f"Engine: {compiled.note}."]
+    notes += [f"Not told of this machine: {reason}." for reason in machine.timing.result.after.refused]
+    if compiled.check:
+        notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {compiled.check}.")
     notes += [
-        f"{finding['level'].capitalize()}: {finding['what']} ({finding['where']}): {finding['change']}."
-        for finding in on.checked.results["findings"]
+        f"{finding.level.capitalize()}: {finding.what} ({finding.where}): {finding.change}."
+        for finding in graphs.checked.result.findings
     ]
-    notes += [f"Not scored: {name}: {reason}" for _, name, reason in score.results["skipped"]]
+    notes += [f"Not scored: {name}: {reason}" for _, name, reason in graphs.scores[1].result.skipped]
     return notes
-
-
-def _stage_note(stage: Stage) -> str:
-    results = stage.results
-    if "multiply_adds" in results:
-        was, now = (count / 1e9 for count in results["multiply_adds"])
-        return f"{now:.2f} of {was:.2f} G multiply-adds a frame"
-    if "parameters" in results:
-        ours, theirs = (results[name] / 1e6 for name in ("parameters", "teacher_parameters"))
-        return f"a student of {ours:.2f} M parameters beside a teacher of {theirs:.2f} M; epochs: {results['epochs']}"
-    if "losses" in results:
-        first, last = (sum(results["losses"][at].values()) for at in (0, -1))
-        return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; epochs: {results['epochs']}"
-    if "forms" in results:
-        counts = Counter(results["forms"].values())
-        return ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form]) + _cache_note(results)
-    if "tried" in results:
-        tried = ", ".join(f"{each['bytes'] / 1e6:.2f} MB keeps {each['kept']:.1%}" for each in results["tried"])
-        return f"the smallest that keeps {results['keep']:.1%} of {results['frames']}: {tried}"
-    if "onnx_bytes" in results:
-        return f"the ONNX file of {results['onnx_bytes'] / 1e6:.2f} MB, packed without loss"
-    if stage.name == "drift":
-        few = "" if stage.files else ", too few to notice drift by"
-        return f"{results['frames']} training images{few}"
-    if stage.name == "calibrate":
-        return f"{results['images']} images"
-    if "error" in results:
-        return f"largest relative error against the source {results['error']:.1e}"
-    return str(results.get("how", ""))
-
-
-def _cache_note(results: Mapping[str, Any]) -> str:
-    cache = results.get("calibration_cache")
-    if cache is None:
-        return ""
-    return f"; calibration cache: scales of {cache['activations']} activations, {cache['missing']} missing"
 
 
 def _budget_row(line: Line) -> BudgetRow:
@@ -307,30 +254,28 @@ def _budget_row(line: Line) -> BudgetRow:
     return BudgetRow(name, line.text(line.limit), value, line.met, basis, timed=timed)
 
 
-def _latencies(timing: Stage) -> tuple[Latency, ...]:
+def _latencies(timing: Stage[TimingResult]) -> tuple[Latency, ...]:
     samples = json.loads((timing.path / SAMPLES).read_bytes())
-    engine = timing.results["host"]["engine"]
-    sides: tuple[Moment, ...] = ("before", "after")
-    return tuple(latency_of(side, engine, timing.results[side], samples[side]) for side in sides)
+    engine, sides = timing.result.host.engine, timing.result.sides
+    moments: tuple[Moment, ...] = ("before", "after")
+    return tuple(latency_of(moment, engine, to_plain(sides[moment]), samples[moment]) for moment in moments)
 
 
-def scored_samples(parts: Parts) -> list[Sample]:
-    """The samples that the detections of both scores are of, in their order; none where the data is not at hand."""
-    if parts.scored is None:
+def scored_samples(graphs: BuildGraphs) -> list[Sample]:
+    """Return the samples of the detections in both scores, in their order; none where the data is not at hand."""
+    if graphs.scored is None:
         return []
-    left_out = {index for index, _, _ in parts.scores[0].results["skipped"]}
-    return [sample for index, sample in enumerate(parts.scored.samples) if index not in left_out]
+    left_out = {index for index, _, _ in graphs.scores[0].result.skipped}
+    return [sample for index, sample in enumerate(graphs.scored.samples) if index not in left_out]
 
 
-def _pictures(parts: Parts) -> list[SamplePicture]:
-    """A few scored frames, from crowded to nearly empty, with what was found before and after."""
-    from edgekd.evaluation.evaluate import load_detections
-
-    samples = scored_samples(parts)
-    before, after = (load_detections(score.path / DETECTIONS) for score in parts.scores)
+def _pictures(graphs: BuildGraphs) -> list[SamplePicture]:
+    """Return a few scored frames, from crowded to nearly empty, with the detections before and after."""
+    samples = scored_samples(graphs)
+    before, after = (load_detections(score.path / DETECTIONS) for score in graphs.scores)
     crowded_first = sorted((i for i, s in enumerate(samples) if len(s.truth)), key=lambda i: -len(samples[i].truth))
     places = np.linspace(0, len(crowded_first) - 1, PICTURES + 2).astype(int)[1:-1] if crowded_first else ()
-    chosen = [crowded_first[at] for at in places]
+    chosen = [crowded_first[place] for place in places]
     pictures = []
     for index in dict.fromkeys(chosen):
         image = read_image(samples[index].image)
@@ -342,10 +287,11 @@ def _pictures(parts: Parts) -> list[SamplePicture]:
 
 @dataclass(frozen=True)
 class _Weights:
-    """The weights of one layer as an ONNX file has them.
+    """The weights of one layer in an ONNX file.
 
-    bytes: of each initializer by its name: the weights or their codes first, then scales and zero points; output: the
-    tensor that the layer writes.
+    Args:
+        output: The tensor that the layer writes.
+        bytes: Of each initializer by its name: the weights or their codes first, then scales and zero points.
     """
 
     name: str
@@ -357,10 +303,8 @@ class _Weights:
 
 
 def _weights(path: Path) -> list[_Weights]:
-    """The layers with constant weights, in graph order."""
+    """Return the layers with constant weights, in graph order."""
     import onnx
-
-    from edgekd.graph.view import Graph
 
     graph = Graph(onnx.load(path))
     rows = []

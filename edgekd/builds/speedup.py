@@ -4,39 +4,58 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgekd.builds.latency import Latency, Measured, latency_on
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import Stages, local_device, spec_of
+from edgekd.builds.stages import export, score
+from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.core.errors import CompressError
+from edgekd.core.typed_values import to_plain
 from edgekd.data.dataset import load_dataset, require_classes
-from edgekd.data.types import Dataset, Split
+from edgekd.data.types import Dataset
+from edgekd.deploy.devices.local import local_device
 from edgekd.detectors import load
 from edgekd.hardware.target import EXPORT_OPSET, Target
 
 SCORED = "val"
-"""The split for scores and times, where there is one; nothing is chosen by it."""
+"""The split that is scored and timed on if there is one; nothing is chosen by it."""
+
+
+@dataclass(frozen=True)
+class DerivedDetector:
+    """A detector that was derived from another one; pairs are before and after.
+
+    Args:
+        checkpoint: Its file.
+        graph: Its float graph.
+        multiply_adds: Of a frame.
+    """
+
+    checkpoint: Path
+    graph: GraphStage
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    latency_ms: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Start:
-    """A detector before it is made lighter. before: its float graph; target: None for this machine."""
+    """A detector before it is made lighter; before: its float graph; target: None for this machine."""
 
-    stages: Stages
+    context: StageContext
     dataset: Dataset
-    before: Stage
+    before: GraphStage
     target: Target | None
     measured: Measured
     latency: Latency
 
-    def export(self, checkpoint: Path) -> Stage:
-        """Export a checkpoint that was written here."""
-        return self.stages.export(load(checkpoint), None, self.dataset.classes, EXPORT_OPSET)
+    def export(self, checkpoint: Path) -> GraphStage:
+        """Return the float graph of a checkpoint that was written here."""
+        return export.run(self.context, load(checkpoint), None, self.dataset.classes, EXPORT_OPSET)
 
 
 def start(
-    stages: Stages,
+    context: StageContext,
     model: Path,
     data: Path,
     *,
@@ -47,71 +66,59 @@ def start(
 ) -> Start:
     """Export a detector, and choose how latency is judged. Raises SpecError, DataError.
 
-    device: for measurements, `local` or `local:ENGINE`. uses_training_images: the result depends on them.
+    Args:
+        device: For measurements, `local` or `local:ENGINE`.
+        uses_training_images: The result depends on them.
     """
     detector, dataset = load(model, trust_checkpoint=trust_checkpoint), load_dataset(data)
     split = dataset.split(SCORED if SCORED in dataset.splits else "train")
     if split.name == SCORED and uses_training_images:
-        stages.refuse_shared(dataset.split("train"), split)
-    before = stages.export(detector, None, dataset.classes, EXPORT_OPSET)
-    require_classes(spec_of(before), dataset)
-    measured = Measured(stages, split, stages.fingerprint(split), local_device(device))
-    return Start(stages, dataset, before, target, measured, latency_on(target, measured))
+        context.refuse_shared(dataset.split("train"), split)
+    before = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
+    require_classes(before.result.spec, dataset)
+    measured = Measured(context, split, context.fingerprint(split), local_device(device))
+    return Start(context, dataset, before, target, measured, latency_on(target, measured))
 
 
-class Lighter(Protocol):
-    """A lighter detector. graph: its float graph; parameters, multiply_adds, latency_ms: before and after."""
-
-    @property
-    def graph(self) -> Stage: ...
-
-    @property
-    def parameters(self) -> tuple[int, int]: ...
-
-    @property
-    def multiply_adds(self) -> tuple[int, int]: ...
-
-    @property
-    def latency_ms(self) -> tuple[float, float]: ...
-
-
-def compared(begun: Start, found: Lighter) -> dict[str, Any]:
+def compared(begun: Start, derived: DerivedDetector) -> dict[str, Any]:
     """Return `before`, `after`, `target` and `host` of a result: docs/json.md."""
     before, measured = begun.before, begun.measured
-    times = measured.of_both(before, found.graph)
+    timing = measured.timed(before, derived.graph)
     sides = {
         side: {
-            "parameters": found.parameters[at],
-            "multiply_adds": found.multiply_adds[at],
-            **_scores(graph, measured.split, measured.data, measured.stages),
-            "latency_ms": times[at],
-            "fps": measured.timed(before, found.graph)[side]["fps"],
+            "parameters": derived.parameters[index],
+            "multiply_adds": derived.multiply_adds[index],
+            **_scores(graph, measured),
+            "latency_ms": summary.total_ms.p50,
+            "fps": summary.fps,
         }
-        for at, (side, graph) in enumerate((("before", before), ("after", found.graph)))
+        for index, (side, graph, summary) in enumerate(
+            (("before", before, timing.before), ("after", derived.graph, timing.after))
+        )
     }
-    return {**sides, "target": _on_target(begun, found), "host": measured.host(before, found.graph)}
+    return {**sides, "target": _on_target(begun, derived), "host": to_plain(timing.host)}
 
 
-def _on_target(begun: Start, found: Lighter) -> dict[str, Any] | None:
+def _on_target(begun: Start, derived: DerivedDetector) -> dict[str, Any] | None:
     """Return the latencies that decided, where they are not of this machine."""
     if begun.target is None:
         return None
-    before, after = found.latency_ms
+    before, after = derived.latency_ms
     basis = {"name": begun.target.name, "basis": begun.latency.basis, "where": begun.latency.where}
     return {**basis, "before_ms": before, "after_ms": after}
 
 
-def _scores(graph: Stage, split: Split, data: str, stages: Stages) -> dict[str, float | None]:
-    """Return mAP of a graph; None where there is no split to score."""
-    if split.name != SCORED:
+def _scores(graph: GraphStage, measured: Measured) -> dict[str, float | None]:
+    """Return the mAP of a graph; None where there is no split to score."""
+    if measured.split.name != SCORED:
         return {"map50_95": None, "map50": None}
-    found = stages.score(graph, split, data, "fp32").results
-    return {name: found[name] for name in ("map50_95", "map50")}
+    found = score.run(measured.context, graph, measured.split, measured.data, "fp32").result
+    return {"map50_95": found.map50_95, "map50": found.map50}
 
 
-def require_faster(what: str, found: Lighter, latency: Latency, with_what: str, fix: str) -> None:
-    """Raise CompressError where the lighter detector takes no less time. what: was done; with_what: came of it."""
-    before, after = found.latency_ms
+def require_faster(what: str, derived: DerivedDetector, latency: Latency, with_what: str, fix: str) -> None:
+    """Raise CompressError where the lighter detector takes no less time; what: the method; with_what: its result."""
+    before, after = derived.latency_ms
     if after < before:
         return
     raise CompressError(

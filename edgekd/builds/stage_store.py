@@ -16,16 +16,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Generic, TypeVar
 
 from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
-from edgekd.core.errors import DataError
+from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
+from edgekd.core.typed_values import from_plain, to_plain
 
-Run = Callable[[Path], Mapping[str, Any]]
+R = TypeVar("R", bound="StageResult")
+R_co = TypeVar("R_co", bound="StageResult", covariant=True)
 
 _RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The result of a stage beside its files: base of a frozen dataclass for each kind of stage."""
+
+    @property
+    def summary(self) -> str:
+        """Text for the stage's row in the report."""
+        return ""
+
+
+@dataclass(frozen=True)
+class StageKind(Generic[R]):
+    """The declaration of a stage.
+
+    Args:
+        version: Counts changes of its code that change its output.
+        result: The dataclass that it returns, or a union of them that differ in their fields.
+        tools: Libraries whose version its output may depend on.
+    """
+
+    name: str
+    version: int
+    result: type[R] | UnionType
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,42 +66,49 @@ class StageFile:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[R_co]):
     """A complete stage.
 
-    key: SHA-256 of name, version and inputs, in hexadecimal.
-    path: the folder with its files.
-    results: what it returned, as JSON gives it back (tuples are lists).
-    seconds: what it took when it was done, whether that was now or in an earlier build (`cached`).
-    files: by path relative to `path`, with forward slashes.
+    Args:
+        name: That of its kind, with a label such as `score-int8` where one build has several.
+        key: SHA-256 of name, version and inputs, in hexadecimal.
+        path: The folder with its files.
+        tools: Versions of the libraries that it used.
+        sha256: The identity of its output: of files, result and tools, not of the time they took.
+        seconds: Duration of the run that made it, in this build or in an earlier one (`cached`).
+        files: By path relative to `path`, with forward slashes.
     """
 
     name: str
     version: int
     key: str
     path: Path
-    results: Mapping[str, Any]
+    result: R_co
+    tools: Mapping[str, str]
+    sha256: str
     seconds: float
     cached: bool
     files: Mapping[str, StageFile]
 
     @property
-    def sha256(self) -> str:
-        """The identity of what came out: of files and results, not of how long they took."""
-        files = {name: asdict(file) for name, file in self.files.items()}
-        return json_sha256({"files": files, "results": self.results})
+    def bytes(self) -> int:
+        """Length of all its files together."""
+        return sum(file.length for file in self.files.values())
 
     @property
-    def bytes(self) -> int:
-        """The length of all its files together."""
-        return sum(file.length for file in self.files.values())
+    def results(self) -> dict[str, Any]:
+        """Result and tools as its record has them."""
+        return _plain(self.result, self.tools)
+
+
+AnyStage = Stage[StageResult]
 
 
 class Store:
-    """Stages on disk. Several processes may share them: when two want one stage, one does it and the other waits."""
+    """Stages on disk. Processes may share them: when two need one stage, one runs it and the other waits."""
 
     def __init__(self, root: Path, fresh: bool = False, progress: Progress = SILENT) -> None:
-        """Open or make a store. `fresh`: do every stage once more, even where a complete one is found.
+        """Open or make a store; `fresh`: run every stage once more, even where a complete one is found.
 
         Raises SpecError when `root` cannot be written.
         """
@@ -84,19 +120,28 @@ class Store:
             root.mkdir(parents=True, exist_ok=True)
             remove_leftovers(root)
 
-    def stage(self, name: str, version: int, inputs: Mapping[str, Any], run: Run) -> Stage:
-        """The stage with these inputs: found complete and undamaged, or else done by `run`.
+    def stage(
+        self,
+        kind: StageKind[R],
+        inputs: Mapping[str, Any],
+        work: Callable[[Path], R],
+        *,
+        label: str = "",
+        tools: Mapping[str, str] | None = None,
+    ) -> Stage[R]:
+        """Return the stage with these inputs: found complete and undamaged, or else made by `work`.
 
-        `run` writes files into the empty folder it is given (`stage.json` is taken) and returns results that JSON can
-        hold. `version` counts changes of the code that `run` stands for. Raises SpecError when the store cannot be
-        written or its disk is full, and what `run` raises; nothing of the stage is left then.
+        `work` writes files into the empty folder that it is given (`stage.json` is taken) and returns the result.
+        Raises SpecError when the store cannot be written or its disk is full, and what `work` raises; nothing of the
+        stage is left then.
         """
-        key = json_sha256({"name": name, "version": version, "inputs": inputs})
+        name = f"{kind.name}-{label}" if label else kind.name
+        key = json_sha256({"name": name, "version": kind.version, "inputs": inputs})
         path = self.root / f"{name}-{key[:16]}"
         with self._lock(path, name):
-            stage = None if self.fresh and key not in self._done else self._found(path, name, version, key)
+            stage = None if self.fresh and key not in self._done else self._found(path, kind, name, key)
             if stage is None:
-                stage = _do(path, name, version, key, inputs, run)
+                stage = _make(path, kind, name, key, inputs, work, tools or {})
         self._done.add(key)
         return stage
 
@@ -115,52 +160,61 @@ class Store:
         finally:
             os.close(handle)
 
-    def _found(self, path: Path, name: str, version: int, key: str) -> Stage | None:
-        """The complete stage in a folder; None when there is none or it is not as it was written."""
+    def _found(self, path: Path, kind: StageKind[R], name: str, key: str) -> Stage[R] | None:
+        """Return the complete stage in a folder; None when there is none or it is not as it was written."""
         if not path.exists():
             return None
-        stage = read_stage(path)
-        if stage is not None and (stage.name, stage.version, stage.key) == (name, version, key):
+        stage = read_stage(path, kind)
+        if stage is not None and (stage.name, stage.version, stage.key) == (name, kind.version, key):
             return stage
         self._progress.note(f"{name}: {path} is damaged; doing this stage again")
         return None
 
 
-def read_stage(path: Path) -> Stage | None:
-    """The complete stage in a folder; None where there is none, or it is not as it was written."""
+def read_stage(path: Path, kind: StageKind[R]) -> Stage[R] | None:
+    """Return the complete stage in a folder; None where there is none, or it is not as it was written."""
     try:
         record = json.loads((path / _RECORD).read_bytes())
-        names = (record["name"], record["version"], record["key"])
-        stage = Stage(*names, path, record["results"], float(record["seconds"]), True, _files(path))
+        identity = (record["name"], record["version"], record["key"])
+        stage = _stage(kind, identity, path, record["results"], _files(path), float(record["seconds"]), cached=True)
         return stage if stage.sha256 == record["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, SpecError):
         return None  # as damaged as a wrong hash
 
 
-def inputs_of(stage: Stage) -> Mapping[str, Any]:
-    """What went into a stage, by name."""
+def inputs_of(stage: AnyStage) -> Mapping[str, Any]:
+    """Return the inputs of a stage by name."""
     found: Mapping[str, Any] = json.loads((stage.path / _RECORD).read_bytes())["inputs"]
     return found
 
 
-def _do(path: Path, name: str, version: int, key: str, inputs: Mapping[str, Any], run: Run) -> Stage:
+def _make(
+    path: Path,
+    kind: StageKind[R],
+    name: str,
+    key: str,
+    inputs: Mapping[str, Any],
+    work: Callable[[Path], R],
+    tools: Mapping[str, str],
+) -> Stage[R]:
     """Run a stage in a folder that takes the place of `path` when it is complete."""
     with new_folder(path) as folder:
         began = time.perf_counter()
         try:
-            returned = run(folder)
+            result = work(folder)
         except OSError as error:
             if not no_room(error):
                 raise
             with writing(path):
                 raise
         seconds = time.perf_counter() - began
-        results = json.loads(canonical_json(returned))
+        results = _plain(result, tools)
         with writing(path):
-            stage = Stage(name, version, key, path, results, seconds, False, _files(folder))
+            identity = (name, kind.version, key)
+            stage = _stage(kind, identity, path, results, _files(folder), seconds, cached=False)
             record = {
                 "name": name,
-                "version": version,
+                "version": kind.version,
                 "key": key,
                 "inputs": inputs,
                 "results": results,
@@ -174,40 +228,79 @@ def _do(path: Path, name: str, version: int, key: str, inputs: Mapping[str, Any]
     return stage
 
 
+def _plain(result: StageResult, tools: Mapping[str, str]) -> dict[str, Any]:
+    """Return the results of a record, sorted by name."""
+    return dict(sorted({**to_plain(result), "tools": dict(sorted(tools.items()))}.items()))
+
+
+def _stage(
+    kind: StageKind[R],
+    identity: tuple[str, int, str],
+    path: Path,
+    results: Mapping[str, Any],
+    files: Mapping[str, StageFile],
+    seconds: float,
+    *,
+    cached: bool,
+) -> Stage[R]:
+    """Return the stage whose record has these results; identity: name, version and key. Raises SpecError."""
+    own = {name: value for name, value in results.items() if name != "tools"}
+    result: R = from_plain(kind.result, own, identity[0])
+    sha256 = json_sha256({"files": {name: asdict(file) for name, file in files.items()}, "results": results})
+    return Stage(*identity, path, result, results["tools"], sha256, seconds, cached, files)
+
+
 def _files(folder: Path) -> dict[str, StageFile]:
-    """What is in a stage's folder, but for its record. Raises OSError."""
+    """Return the files in a stage's folder, but for its record. Raises OSError."""
     names = {file.relative_to(folder).as_posix(): file for file in contents(folder) if not file.is_dir()}
     return {name: StageFile(file.stat().st_size, file_sha256(file)) for name, file in names.items() if name != _RECORD}
 
 
-def ledger_row(stage: Stage) -> dict[str, Any]:
-    """One stage as the ledger has it. `map50_95` and `map50` come from its results, None where it scored nothing."""
+def stage_json(stage: AnyStage) -> dict[str, Any]:
+    """Return a stage as commands print it: docs/json.md."""
+    return {
+        "name": stage.name,
+        "seconds": round(stage.seconds, 3),
+        "bytes": number_of(stage, "bytes", stage.bytes),
+        "map50_95": number_of(stage, "map50_95"),
+        "map50": number_of(stage, "map50"),
+        "cached": stage.cached,
+    }
+
+
+def ledger_row(stage: AnyStage) -> dict[str, Any]:
+    """Return a stage as the ledger has it; `map50_95` and `map50` are None where it scored nothing."""
     return {
         "name": stage.name,
         "version": stage.version,
         "key": stage.key,
         "seconds": round(stage.seconds, 3),
         "bytes": stage.bytes,
-        "map50_95": stage.results.get("map50_95"),
-        "map50": stage.results.get("map50"),
+        "map50_95": number_of(stage, "map50_95"),
+        "map50": number_of(stage, "map50"),
         "sha256": stage.sha256,
         "files": {name: file.sha256 for name, file in stage.files.items()},
         "cached": stage.cached,
     }
 
 
-def write_ledger(path: Path, stages: Sequence[Stage], extra: Mapping[str, Any]) -> None:
-    """Write what every stage took and gave, in order, and the fields in `extra`. Raises SpecError."""
+def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
+    """Return a number that only some results have, by its name."""
+    return getattr(stage.result, name, default)
+
+
+def write_ledger(path: Path, stages: Sequence[AnyStage], extra: Mapping[str, Any]) -> None:
+    """Write the stages in order, and the fields in `extra`. Raises SpecError."""
     write_file(path, readable_json({**extra, "stages": [ledger_row(stage) for stage in stages]}))
 
 
 def readable_json(value: Any) -> bytes:
-    """A JSON document as people read it, in UTF-8. Raises ValueError for NaN and infinity."""
+    """Return a JSON document for people, in UTF-8. Raises ValueError for NaN and infinity."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 class FileHashes:
-    """SHA-256 of many files, remembered between runs by path, size and times: what did not change is not read again.
+    """SHA-256 of files, kept between runs by path, size and times: an unchanged file is not read again.
 
     The time of the last change of the inode counts too, because a copy can carry another file's modification time.
     """
@@ -227,7 +320,7 @@ class FileHashes:
             self._known = {name: entry for name, entry in known.items() if _is_hash_entry(entry)}
 
     def sha256(self, file: Path) -> str:
-        """SHA-256 of a file's content. Raises DataError when it cannot be read."""
+        """Return the SHA-256 of a file's content. Raises DataError when it cannot be read."""
         name = str(file.absolute())
         try:
             now = file.stat()
@@ -246,7 +339,7 @@ class FileHashes:
         return digest
 
     def save(self) -> None:
-        """Write the cache, if it learnt anything. Raises SpecError when it cannot be written."""
+        """Write the cache if it has changed. Raises SpecError when it cannot be written."""
         if self._changed:
             write_file(self._path, canonical_json(self._known))
             self._changed = False

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from edgekd.agent.state.slots import MODEL_NAME
-from edgekd.builds.stages.base import DRIFT, tool_versions
-from edgekd.builds.stages.drift_reference import statistics
+from edgekd.builds.stages.base import tool_versions
+from edgekd.builds.stages.drift_reference import DRIFT, statistics
 from edgekd.commands.arguments import path_or_none, signers_of
 from edgekd.commands.options import Bundle, Counter, Data, Keys, SecretFile
 from edgekd.commands.pack import repack

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.recipe import Budget, Recipe, load_recipe
+from edgekd.builds.recipe import Recipe, load_recipe
 from edgekd.core.units import parse_energy, parse_share, parse_size
 from edgekd.deploy.signing import Signer, load_signers
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import Target, load_target
 
 

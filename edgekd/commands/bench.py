@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import numpy as np
 
 from edgekd.agent.state.device import read_device
-from edgekd.builds.stages.base import local_device
 from edgekd.commands.arguments import path_or_none, target_or_none
 from edgekd.commands.options import Artifact, Head, TimedOn, Trust
 from edgekd.commands.parameter import Option
@@ -37,6 +36,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices import GraphDevice
+from edgekd.deploy.devices.local import local_device
 from edgekd.evaluation.cost import Cost, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
 from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page

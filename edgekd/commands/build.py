@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from edgekd.builds import pipeline
 from edgekd.builds.recipe import Distill, Recipe
-from edgekd.builds.run import Job, Outcome
+from edgekd.builds.run import BuildRequest, BuildResult
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
 from edgekd.commands.arguments import limits, names_of, path_or_none, recipe_of, signers_of, target_of
@@ -69,7 +69,7 @@ def build(
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
     progress: Progress = SILENT,
-) -> Outcome:
+) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
 
     An `.onnx` model has one float32 input [1, 3, height, width] and one output of detections. The split `train` is
@@ -82,7 +82,7 @@ def build(
     """
     model, chosen, students = Path(model), target_of(target), names_of(student)
     searches = search or time is not None
-    job = Job(
+    job = BuildRequest(
         model=model,
         data=Path(data),
         target=chosen,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from edgekd.builds.budget import Line, verdict
 from edgekd.commands.parameter import Argument
 from edgekd.commands.results import Result
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import SpecError
+from edgekd.hardware.budget import Line, verdict
 
 LEDGER = "ledger.json"
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")

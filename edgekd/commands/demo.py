@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.run import Outcome
+from edgekd.builds.run import BuildResult
 from edgekd.commands.build import build
 from edgekd.commands.options import TargetName
 from edgekd.commands.parameter import Option
@@ -19,7 +19,7 @@ from edgekd.data.demo import DETECTOR, SCENES
 class Demo(Result):
     """The build of a demo, whose limits are not required."""
 
-    outcome: Outcome
+    outcome: BuildResult
 
 
 def demo(

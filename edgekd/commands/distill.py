@@ -1,4 +1,4 @@
-"""`edgekd distill`: a smaller detector from a large one and labelled data; both are scored when training is over."""
+"""`edgekd distill`: train a smaller detector beside a large one on labelled data, and score both."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from edgekd.builds.recipe import Budget, Distill
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages import train
-from edgekd.builds.stages.base import Stages, spec_of, stage_json
+from edgekd.builds.recipe import Distill
+from edgekd.builds.stage_store import stage_json
+from edgekd.builds.stages import export, score, train
+from edgekd.builds.stages.base import GraphStage, StageContext
+from edgekd.builds.stages.label import same_classes
 from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.builds.stages.score import SCORED
 from edgekd.commands.arguments import path_or_none, recipe_of
 from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
@@ -22,45 +24,40 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
 from edgekd.detectors.family import direct_detector
-from edgekd.evaluation.evaluate import judge
+from edgekd.evaluation.coco import Score
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import EXPORT_OPSET
 
-SCORED = "val"
-"""The split that is scored where there is one; nothing is trained or chosen on it."""
 RESULT = "distill.json"
 NOT_SCORED: Mapping[str, float | None] = MappingProxyType({"map50_95": None, "map50": None})
 
 
 def _teachers_scores(
-    teacher: Path, step: Distill, dataset: Dataset, scored: Split | None, stages: Stages, trust_checkpoint: bool
+    teacher: Path, step: Distill, dataset: Dataset, scored: Split | None, context: StageContext, trust_checkpoint: bool
 ) -> Mapping[str, float | None]:
     """Score the teacher, an RT-DETR by its own network; None without a split to score, and for other classes."""
     if scored is None:
         return NOT_SCORED
     if (found := direct_detector(teacher, SCORING, trust_checkpoint)) is not None:
-        if not train.same_classes(dataset.classes, found.classes, step.same_classes):
+        if not same_classes(dataset.classes, found.classes, step.same_classes):
             return NOT_SCORED
-
-        def work(folder: Path) -> Mapping[str, Any]:
-            return judge(found.find, found.classes, scored, stages.progress, "score teacher").score.to_json()
-
-        inputs = {"checkpoint": stages.sha256(teacher), "data": stages.fingerprint(scored)}
-        return _maps(stages.run("score-teacher", inputs, work, ("torch", "ultralytics")))
-    graph = _graph(teacher, dataset, stages, trust_checkpoint)
-    alike = train.same_classes(dataset.classes, spec_of(graph).classes, step.same_classes)
-    return _scores(graph, scored, stages) if alike else NOT_SCORED
+        return _maps(score.run_teacher(context, teacher, found.find, found.classes, scored).result)
+    graph = _graph(teacher, dataset, context, trust_checkpoint)
+    alike = same_classes(dataset.classes, graph.result.spec.classes, step.same_classes)
+    return _scores(graph, scored, context) if alike else NOT_SCORED
 
 
-def _graph(checkpoint: Path, dataset: Dataset, stages: Stages, trust_checkpoint: bool) -> Stage:
-    return stages.export(load(checkpoint, trust_checkpoint=trust_checkpoint), None, dataset.classes, EXPORT_OPSET)
+def _graph(checkpoint: Path, dataset: Dataset, context: StageContext, trust_checkpoint: bool) -> GraphStage:
+    detector = load(checkpoint, trust_checkpoint=trust_checkpoint)
+    return export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
 
 
-def _scores(graph: Stage, scored: Split, stages: Stages) -> Mapping[str, float | None]:
-    return _maps(stages.score(graph, scored, stages.fingerprint(scored), "fp32"))
+def _scores(graph: GraphStage, scored: Split, context: StageContext) -> Mapping[str, float | None]:
+    return _maps(score.run(context, graph, scored, context.fingerprint(scored), "fp32").result)
 
 
-def _maps(stage: Stage) -> Mapping[str, float | None]:
-    return {name: stage.results[name] for name in NOT_SCORED}
+def _maps(found: Score) -> Mapping[str, float | None]:
+    return {"map50_95": found.map50_95, "map50": found.map50}
 
 
 def distill(
@@ -96,26 +93,29 @@ def distill(
     refuse_recipe(steps, Budget(), teacher)
     load(teacher)  # a path that leads nowhere should not cost the hashing of the data
     dataset = load_dataset(Path(data))
-    stages = Stages.within(folder, fresh, progress)
+    context = StageContext.within(folder, fresh, progress)
     scored = dataset.split(SCORED) if SCORED in dataset.splits else None
     if scored:
-        stages.refuse_shared(dataset.split("train"), scored)
-    done = train.distill(stages, step, teacher, dataset, trust_checkpoint, device)
-    before = _teachers_scores(teacher, step, dataset, scored, stages, trust_checkpoint)
+        context.refuse_shared(dataset.split("train"), scored)
+    stage = train.distill(context, step, teacher, dataset, trust=trust_checkpoint, device=device)
+    before = _teachers_scores(teacher, step, dataset, scored, context, trust_checkpoint)
     file, after = train.student_file(step), NOT_SCORED
     if scored:
-        after = _scores(_graph(done.path / file, dataset, stages, trust_checkpoint), scored, stages)
+        after = _scores(_graph(stage.path / file, dataset, context, trust_checkpoint), scored, context)
     kept = after["map50_95"] / before["map50_95"] if after["map50_95"] is not None and before["map50_95"] else None
+    trained = stage.result
     result = {
         "teacher": teacher.name,
         "student": Path(str(step.student)).name,
         "recipe": steps.name,
         "checkpoint": str(folder / file),
         "kept": kept,
-        "before": {"parameters": done.results["teacher_parameters"], **before},
-        "after": {"parameters": done.results["parameters"], **after},
-        **{name: done.results[name] for name in ("epochs", "losses", "weights")},
-        "stages": [stage_json(stage) for stage in stages.done],
+        "before": {"parameters": trained.teacher_parameters, **before},
+        "after": {"parameters": trained.parameters, **after},
+        "epochs": trained.epochs,
+        "losses": list(trained.losses),
+        "weights": list(trained.weights),
+        "stages": [stage_json(each) for each in context.done],
     }
-    write_result(folder, RESULT, result, {file: done.path / file})
+    write_result(folder, RESULT, result, {file: stage.path / file})
     return Distilled(result)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.recipe import Budget, LowRank
+from edgekd.builds.recipe import LowRank
 from edgekd.builds.speedup import compared, start
+from edgekd.builds.stage_store import stage_json
 from edgekd.builds.stages import low_rank
-from edgekd.builds.stages.base import Stages, stage_json
+from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
@@ -16,6 +18,7 @@ from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import Lightened, write_result
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
+from edgekd.hardware.budget import Budget
 
 RESULT = "factorize.json"
 
@@ -45,9 +48,9 @@ def factorize(
     steps = recipe_of(recipe or "factorize").with_settings(LowRank, energy=share)
     step = steps.only(LowRank)
     refuse_recipe(steps, Budget(), path)
-    stages = Stages.within(folder, fresh, progress)
+    context = StageContext.within(folder, fresh, progress)
     begun = start(
-        stages,
+        context,
         path,
         Path(data),
         target=target_or_none(target),
@@ -55,16 +58,15 @@ def factorize(
         trust_checkpoint=trust_checkpoint,
         uses_training_images=True,
     )
-    found = low_rank.factorize(
-        stages, step, path, begun.dataset, begun.before, begun.export, begun.latency, trust_checkpoint
-    )
+    given = (begun.dataset, begun.before, begun.export, begun.latency)
+    found = low_rank.factorize(context, step, path, *given, trust=trust_checkpoint)
     result = {
         "model": path.name,
         "recipe": steps.name,
         "checkpoint": str(folder / found.checkpoint.name),
         **compared(begun, found),
-        "layers": found.layers,
-        "stages": [stage_json(stage) for stage in stages.done],
+        "layers": {name: asdict(layer) for name, layer in found.layers.items()},
+        "stages": [stage_json(stage) for stage in context.done],
     }
     write_result(folder, RESULT, result, {found.checkpoint.name: found.checkpoint})
     return Lightened(result)

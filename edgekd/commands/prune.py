@@ -1,17 +1,17 @@
-"""`edgekd prune`: a detector with fewer channels, scored and timed beside the one it was made from."""
+"""`edgekd prune`: a detector with fewer channels, scored and timed beside the original."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.recipe import Budget, Prune
+from edgekd.builds.recipe import Prune
 from edgekd.builds.speedup import compared, start
-from edgekd.builds.stage_store import readable_json
-from edgekd.builds.stages.base import Stages, stage_json
+from edgekd.builds.stage_store import readable_json, stage_json
+from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.plan import refuse_recipe
-from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, sensitivity
+from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, for_target, sensitivity
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
@@ -19,15 +19,9 @@ from edgekd.commands.results import Lightened, write_result
 from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
-from edgekd.hardware.target import Target
+from edgekd.hardware.budget import Budget
 
 RESULT, SENSITIVITY = "prune.json", "sensitivity.json"
-
-
-def for_target(step: Prune, target: Target | None) -> Prune:
-    """Return the step with the target's preferred multiple of channels, where it has none of its own."""
-    preferred = target.precisions.multiple if target else None
-    return replace(step, multiple=step.multiple or (preferred.value if preferred else None))
 
 
 def prune(
@@ -59,9 +53,9 @@ def prune(
     steps = recipe_of(recipe or "prune").with_settings(Prune, ratio=share, max_size=max_size, min_fps=min_fps)
     step = for_target(steps.only(Prune), chosen)
     refuse_recipe(steps, Budget(), path)
-    stages = Stages.within(folder, fresh, progress)
+    context = StageContext.within(folder, fresh, progress)
     begun = start(
-        stages,
+        context,
         path,
         Path(data),
         target=chosen,
@@ -70,10 +64,10 @@ def prune(
         uses_training_images=step.importance != "magnitude" or step.recovery is not None,
     )
     if scan:
-        sensitivities = sensitivity(stages, begun.dataset, path, step, trust_checkpoint)
-        write_file(folder / SENSITIVITY, readable_json(sensitivities))
+        sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result
+        write_file(folder / SENSITIVITY, readable_json(asdict(sensitivities)))
     known = (begun.dataset, path, begun.before, begun.export, begun.latency)
-    pruned = ChannelPruner(stages, *known, trust_checkpoint).run(step)
+    pruned = ChannelPruner(context, *known, trust=trust_checkpoint).run(step)
     result = {
         "model": path.name,
         "recipe": steps.name,
@@ -81,7 +75,7 @@ def prune(
         **compared(begun, pruned),
         "widths": {name: list(pair) for name, pair in pruned.widths.items()},
         "importance": pruned.importance,
-        "stages": [stage_json(stage) for stage in stages.done],
+        "stages": [stage_json(stage) for stage in context.done],
     }
     write_result(folder, RESULT, result, {checkpoint_name(path): pruned.checkpoint})
     return Lightened(result)

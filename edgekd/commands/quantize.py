@@ -1,48 +1,41 @@
-"""`edgekd quantize`: any network to a smaller file, without a target: quantize, judge, pack.
+"""`edgekd quantize`: quantize and pack any network, without a target.
 
 A detector with labelled data is judged by its mAP50-95 on the split `val`. Any other ONNX network, or a detector with a
-plain folder of frames, is judged by how far its outputs move on frames that nothing was chosen by.
+plain folder of frames, is judged by the error of its outputs on frames that are used for nothing else.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from edgekd.builds.budget import Line, verdict
 from edgekd.builds.gate import costliest, require_met
-from edgekd.builds.recipe import Budget, QuantAwareDistill, Quantize, Recipe
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages import train
-from edgekd.builds.stages.base import (
-    CALIBRATION,
-    GRAPH,
-    PACKED,
-    PLAN,
-    Frames,
-    Stages,
-    calibration_source,
-    spec_of,
-    stage_json,
-)
+from edgekd.builds.recipe import QuantAwareDistill, Quantize, Recipe
+from edgekd.builds.stage_store import AnyStage, Stage, readable_json, stage_json
+from edgekd.builds.stages import compare, encode, export, score, train
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
+from edgekd.builds.stages.calibrate import CALIBRATION, Frames, calibration_source
+from edgekd.builds.stages.compare import NamedError, kept_output
+from edgekd.builds.stages.encode import PACKED, EncodeResult
 from edgekd.builds.stages.plan import (
     HELD_OUT,
     Limits,
+    QuantizedStage,
     Trial,
-    detector_trial,
+    calibrated_for,
     quantized,
     refuse_recipe,
     room,
     searches,
     size_of,
 )
+from edgekd.builds.stages.quantize import PLAN, QuantizeResult
+from edgekd.builds.stages.score import SCORED
 from edgekd.commands.arguments import limits, path_or_none, recipe_of
 from edgekd.commands.options import CalibrationSet, Fresh, Head, Model, PlanFile, RecipeName, Trust
 from edgekd.commands.parameter import Option
@@ -51,21 +44,21 @@ from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset, require_classes
-from edgekd.detectors import load
-from edgekd.detectors.generic_onnx import Input, OutputError, frame_files, output_errors, prepare, read_frame
+from edgekd.data.dataset import load_dataset
+from edgekd.detectors.generic_onnx import Input, frame_files, output_errors, read_frame
 from edgekd.detectors.onnx import describe
 from edgekd.graph.view import load_graph
+from edgekd.hardware.budget import Budget, Line, judge, verdict
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128
-"""Frames that a network is calibrated on, at most, unless a number is given."""
+"""Calibration frames of a network, at most, unless a number is given."""
 RESULT = "quantize.json"
 
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """What to quantize, on what, and how good it must be. `budget.max_bytes` is of the packed graph."""
+    """A network to quantize; `budget.max_bytes` is of the packed graph."""
 
     model: Path
     data: Path
@@ -80,30 +73,35 @@ class QuantizeJob:
 
 @dataclass(frozen=True)
 class Judged:
-    """A quantized network: its graphs, and what was found of them.
+    """A quantized network with its accuracy.
 
-    before, after: scores, null for a network without; kept: the share that `--keep` is about; outputs: error of each.
+    Args:
+        metric: `map50_95` or `output`.
+        frames: Number of images that it was judged on.
+        kept: Share of the metric that is kept.
+        before: Scores of a detector, None for another network; `after` likewise.
+        outputs: Error of each output of a network.
     """
 
-    float_graph: Stage
-    graph: Stage
-    encoded: Stage
+    float_graph: GraphStage
+    graph: QuantizedStage
+    encoded: Stage[EncodeResult]
     metric: str
     frames: int
     kept: float | None
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
-    outputs: Sequence[Mapping[str, Any]] = ()
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
+    outputs: Sequence[NamedError] = ()
     calibration: Path | None = None
 
 
 @dataclass(frozen=True)
 class QuantizeOutcome:
-    """What was left in `job.out`. document: as `edgekd quantize --json` has it: docs/json.md."""
+    """The files in `job.out`; document: that of `edgekd quantize --json`: docs/json.md."""
 
     job: QuantizeJob
     document: Mapping[str, Any]
-    stages: tuple[Stage, ...]
+    stages: tuple[AnyStage, ...]
     budget: tuple[Line, ...]
 
     @property
@@ -118,19 +116,19 @@ class QuantizeOutcome:
 
     @property
     def graph_bytes(self) -> tuple[int, int]:
-        """Of the float ONNX file, and of the packed graph."""
+        """Length of the float ONNX file, and of the packed graph."""
         return self.document["before"]["bytes"], self.document["after"]["bytes"]
 
     @property
     def kept(self) -> float | None:
-        """The share of the mAP50-95 that is left; without labels 1 - the largest relative error of an output."""
+        """Share of the mAP50-95 that is kept; without labels 1 - the largest relative error of an output."""
         kept: float | None = self.document["kept"]
         return kept
 
     @property
     def met(self) -> bool | None:
-        """Whether every limit is kept; None where one could not be judged."""
-        return verdict(list(self.budget))
+        """Verdict on the limits; None where one could not be judged."""
+        return verdict(self.budget)
 
     def require_met(self) -> None:
         """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
@@ -138,16 +136,18 @@ class QuantizeOutcome:
 
 
 def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
-    """Quantize, judge and pack; leave graph, packed graph, plan, calibration set and `quantize.json` in `job.out`.
+    """Quantize, judge and pack; write graph, packed graph, plan, calibration set and `quantize.json` to `job.out`.
 
     Raises SpecError, DataError or CompressError and leaves nothing half-written. A missed budget does not raise.
     """
     _refuse_steps(job.recipe)
     refuse_recipe(job.recipe, job.budget, job.model)
-    stages = Stages.within(job.out, job.fresh, progress)
-    judged = _network(job, stages) if _is_network(job) else _detector(job, stages)
-    lines = _lines(job.budget, judged)
-    result = _result(job, judged, stages, lines)
+    context = StageContext.within(job.out, job.fresh, progress)
+    judged = _network(job, context) if _is_network(job) else _detector(job, context)
+    kept_limit = "min_retention" if judged.metric == "map50_95" else "min_output"
+    size = judged.encoded.result.bytes
+    lines = judge(job.budget, size=size, kept=judged.kept, size_limit="max_graph_bytes", kept_limit=kept_limit)
+    result = _result(job, judged, context.done, lines)
     files = {GRAPH: judged.graph.path / GRAPH, PACKED: judged.encoded.path / PACKED}
     if PLAN in judged.graph.files:
         files[PLAN] = judged.graph.path / PLAN
@@ -155,26 +155,22 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
         files[CALIBRATION] = judged.calibration
     for name, source in files.items():
         copy_file(source, job.out / name)
-    write_file(job.out / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
-    return QuantizeOutcome(job, result, tuple(stages.done), tuple(lines))
+    write_file(job.out / RESULT, readable_json(result))
+    return QuantizeOutcome(job, result, tuple(context.done), tuple(lines))
 
 
 def _refuse_steps(recipe: Recipe) -> None:
-    """Refuse a recipe with nothing to quantize, or with steps that are a build's. Raises SpecError."""
+    """Raise SpecError for a recipe without quantization, or with steps that only a build runs."""
     if recipe.quantize is None:
         raise SpecError(f"recipe {recipe.name} quantizes nothing", fix="pass --recipe ptq or mixed")
-    for found, does, fix in (
-        (recipe.resize, "resizes the input", "leave that to `edgekd build`"),
-        (recipe.distill, "trains a student", "`edgekd distill` it, and quantize that"),
-        (recipe.prune, "removes channels", "`edgekd prune` it, and quantize that"),
-        (recipe.factorize, "replaces convolutions", "`edgekd factorize` it, and quantize that"),
-    ):
-        if found is not None:
-            raise SpecError(f"recipe {recipe.name} {does}", fix=fix)
+    for step in recipe.steps:
+        if step.refused_by_quantize is not None:
+            effect, fix = step.refused_by_quantize
+            raise SpecError(f"recipe {recipe.name} {effect}", fix=fix)
 
 
 def _is_network(job: QuantizeJob) -> bool:
-    """Whether outputs are compared, rather than detections scored: no known head, or frames without labels."""
+    """Return whether outputs are compared rather than detections scored: no known head, or frames without labels."""
     if not job.model.is_file() or job.model.suffix != ".onnx":
         return False  # a checkpoint, or a mistake that loading explains
     if frame_files(job.data):
@@ -197,101 +193,77 @@ def _is_network(job: QuantizeJob) -> bool:
     return False
 
 
-def _detector(job: QuantizeJob, stages: Stages) -> Judged:
-    """As a build does it, but for no target: scored on `val`, calibrated and chosen on `train`."""
+def _detector(job: QuantizeJob, context: StageContext) -> Judged:
+    """Quantize a detector: scored on `val`, calibrated and planned on `train`."""
     dataset = load_dataset(job.data)
-    scored = dataset.split("val")
+    scored = dataset.split(SCORED)
     calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
-    detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
-    before = stages.export(detector, job.head, dataset.classes, EXPORT_OPSET)
-    require_classes(spec_of(before), dataset)
-    data = stages.fingerprint(scored)
-    score_before = stages.score(before, scored, data, "fp32")
-    after = before
-    for step in job.recipe.steps:
-        if isinstance(step, Quantize):
-            source = calibration_source(job.calibration, dataset, searches(step, job.budget))
-            calibrated = stages.calibrate(source, dataset, scored, data, spec_of(before))
-            trial = partial(detector_trial, dataset, before, calibrated, scored, stages)
-            after = quantized(stages, step, after, calibrated.frames, _limits(job, step, after), trial)
-        elif isinstance(step, QuantAwareDistill):
-            stages.refuse_shared(dataset.split("train"), scored)
-            after = train.quant_aware_distill(stages, step, detector, after, dataset, job.trust_checkpoint)
-    score_after = stages.score(after, scored, data, "int8")
-    first, last = ({name: s.results[name] for name in ("map50_95", "map50")} for s in (score_before, score_after))
+    trust = job.trust_checkpoint
+    detector, before = export.run_model(context, job.model, job.head, dataset, EXPORT_OPSET, trust=trust)
+    data = context.fingerprint(scored)
+    first = score.run(context, before, scored, data, "fp32").result
+    step, *trainings = job.recipe.steps
+    assert isinstance(step, Quantize), "every other first step is refused before"
+    calibrated, trial = calibrated_for(
+        context, step, before, dataset, scored, data, calibration=job.calibration, budget=job.budget
+    )
+    after = quantized(context, step, before, calibrated.frames, _limits(job, step, before), trial)
+    for training_step in trainings:
+        assert isinstance(training_step, QuantAwareDistill), "every other step is refused before"
+        context.refuse_shared(dataset.split("train"), scored)
+        after = train.quant_aware_distill(context, training_step, detector, after, dataset, trust=trust)
+    last = score.run(context, after, scored, data, "int8").result
     return Judged(
         float_graph=before,
         graph=after,
-        encoded=stages.encode(after, "int8"),
+        encoded=encode.run(context, after, "int8"),
         metric="map50_95",
-        frames=score_after.results["images"],
-        kept=last["map50_95"] / first["map50_95"] if first["map50_95"] else None,
-        before=first,
-        after=last,
+        frames=last.images,
+        kept=last.map50_95 / first.map50_95 if first.map50_95 else None,
+        before={"map50_95": first.map50_95, "map50": first.map50},
+        after={"map50_95": last.map50_95, "map50": last.map50},
         calibration=calibrated.stage.path / CALIBRATION,
     )
 
 
-def _network(job: QuantizeJob, stages: Stages) -> Judged:
-    """Without labels: frames to calibrate on, others to choose a plan by if one is searched, others to compare on."""
+def _network(job: QuantizeJob, context: StageContext) -> Judged:
+    """Quantize without labels: calibrated, planned if a plan is searched, and compared on different frames."""
     step = job.recipe.quantize
     assert step is not None, "refused before"
-    if any(isinstance(each, QuantAwareDistill) for each in job.recipe.steps):
+    if job.recipe.quant_aware:
         raise SpecError(
             f"recipe {job.recipe.name} trains on labels", fix="pass --recipe ptq or mixed, or labelled data"
         )
-    before, wanted = _prepared(job.model, stages)
+    before, network_input = export.run_network(context, job.model)
     groups = _shares(job, 3 if searches(step, job.budget) else 2)
-    frames, compared = (_frames(files, wanted, stages) for files in (groups[0], groups[-1]))
+    frames, compared = (_frames(files, network_input, context) for files in (groups[0], groups[-1]))
 
     def trial() -> Trial:
-        chosen_by = _frames(groups[1], wanted, stages)
+        held_out = _frames(groups[1], network_input, context)
 
         def kept(graph: Path) -> float:
-            return _kept(output_errors(before.path / GRAPH, graph, chosen_by.read()))
+            return kept_output(output_errors(before.path / GRAPH, graph, held_out.read()))
 
-        return Trial(kept, chosen_by.sha256, f"{len(groups[1])} frames that were not calibrated on")
+        return Trial(kept, held_out.sha256, f"{len(groups[1])} frames that were not calibrated on")
 
-    after = quantized(stages, step, before, frames, _limits(job, step, before), trial)
-
-    def work(folder: Path) -> Mapping[str, Any]:
-        errors = output_errors(before.path / GRAPH, after.path / GRAPH, compared.read())
-        return {"outputs": [{"name": name, **asdict(error)} for name, error in errors.items()], "kept": _kept(errors)}
-
-    inputs = {"before": before.sha256, "after": after.sha256, "frames": compared.sha256}
-    found = stages.run("compare", inputs, work)
-    nothing = {"map50_95": None, "map50": None}
+    after = quantized(context, step, before, frames, _limits(job, step, before), trial)
+    found = compare.run(context, before, after, compared).result
+    no_scores = {"map50_95": None, "map50": None}
     return Judged(
         float_graph=before,
         graph=after,
-        encoded=stages.encode(after, "int8"),
+        encoded=encode.run(context, after, "int8"),
         metric="output",
         frames=len(groups[-1]),
-        kept=found.results["kept"],
-        before=nothing,
-        after=nothing,
-        outputs=found.results["outputs"],
+        kept=found.kept,
+        before=no_scores,
+        after=no_scores,
+        outputs=found.outputs,
     )
 
 
-def _kept(errors: Mapping[str, OutputError]) -> float:
-    """1 - the relative error of the output that moved most."""
-    return 1 - max(error.relative_error for error in errors.values())
-
-
-def _prepared(model: Path, stages: Stages) -> tuple[Stage, Input]:
-    def work(folder: Path) -> Mapping[str, Any]:
-        wanted = prepare(model, folder / GRAPH)
-        size = (folder / GRAPH).stat().st_size
-        return {"detector": None, "opset": None, "input": [wanted.name, wanted.shape], "bytes": size}
-
-    stage = stages.run("export", {"model": stages.sha256(model), "family": "network"}, work)
-    name, shape = stage.results["input"]
-    return stage, Input(name, tuple(shape))
-
-
 def _shares(job: QuantizeJob, parts: int) -> list[list[Path]]:
-    """Files to calibrate on, to choose by where `parts` is 3, and to compare on: no file in two of them."""
+    """Return disjoint files to calibrate on, to choose a plan by if `parts` is 3, and to compare on."""
     files = frame_files(job.data)
     given = job.calibration
     if given is not None and not (given.isdigit() and int(given) > 0):
@@ -304,39 +276,29 @@ def _shares(job: QuantizeJob, parts: int) -> list[list[Path]]:
             expected=f"{max(count, 1)} to calibrate on and {parts - 1} or more others",
             found=str(len(files)),
         )
-    order = [files[at] for at in np.random.default_rng(0).permutation(len(files))]
+    order = [files[index] for index in np.random.default_rng(0).permutation(len(files))]
     each = min(left // (parts - 1), HELD_OUT)
-    return [order[:count], *(order[count + at * each :][:each] for at in range(parts - 1))]
+    return [order[:count], *(order[count + index * each :][:each] for index in range(parts - 1))]
 
 
-def _frames(files: Sequence[Path], wanted: Input, stages: Stages) -> Frames:
+def _frames(files: Sequence[Path], network_input: Input, context: StageContext) -> Frames:
     def read() -> Iterator[np.ndarray]:
-        return (read_frame(path, wanted) for path in files)
+        return (read_frame(path, network_input) for path in files)
 
-    return Frames(json_sha256([[stages.sha256(path) for path in files], asdict(wanted)]), read)
+    return Frames(json_sha256([[context.sha256(path) for path in files], asdict(network_input)]), read)
 
 
-def _limits(job: QuantizeJob, step: Quantize, graph: Stage) -> Limits:
+def _limits(job: QuantizeJob, step: Quantize, graph: GraphStage) -> Limits:
     own = size_of(step, graph)
     most = job.budget.max_bytes if own is None else own
     return Limits(room(job.recipe, most), job.budget.min_retention)
 
 
-def _lines(budget: Budget, judged: Judged) -> list[Line]:
-    lines, size = [], judged.encoded.results["bytes"]
-    if budget.max_bytes is not None:
-        lines.append(Line("max_graph_bytes", budget.max_bytes, size, size <= budget.max_bytes, "measured"))
-    if budget.min_retention is not None:
-        name = "min_retention" if judged.metric == "map50_95" else "min_output"
-        met = None if judged.kept is None else judged.kept >= budget.min_retention
-        lines.append(Line(name, budget.min_retention, judged.kept, met, "measured"))
-    return lines
-
-
-def _result(job: QuantizeJob, judged: Judged, stages: Stages, lines: Sequence[Line]) -> dict[str, Any]:
-    """The documented result: docs/json.md."""
-    forms = Counter(judged.graph.results["forms"].values())
-    layers = costliest(judged.graph.results.get("errors", {}))
+def _result(job: QuantizeJob, judged: Judged, stages: Sequence[AnyStage], lines: Sequence[Line]) -> dict[str, Any]:
+    """Return the documented result: docs/json.md."""
+    graph, encoded = judged.graph.result, judged.encoded.result
+    forms = Counter(graph.forms.values())
+    layers = costliest(graph.errors if isinstance(graph, QuantizeResult) else {})
     return {
         "model": job.model.name,
         "recipe": job.recipe.name,
@@ -347,17 +309,13 @@ def _result(job: QuantizeJob, judged: Judged, stages: Stages, lines: Sequence[Li
         "metric": judged.metric,
         "frames": judged.frames,
         "kept": judged.kept,
-        "before": {"bytes": judged.float_graph.results["bytes"], **judged.before},
-        "after": {
-            "bytes": judged.encoded.results["bytes"],
-            "onnx_bytes": judged.encoded.results["onnx_bytes"],
-            **judged.after,
-        },
-        "outputs": list(judged.outputs),
+        "before": {"bytes": judged.float_graph.result.bytes, **judged.before},
+        "after": {"bytes": encoded.bytes, "onnx_bytes": encoded.onnx_bytes, **judged.after},
+        "outputs": [asdict(output) for output in judged.outputs],
         "forms": {form: forms[form] for form in FORMS},
         "costliest": [{"layer": name, "share": round(share, 4)} for name, share in layers],
-        "stages": [stage_json(stage) for stage in stages.done],
-        "met": verdict(list(lines)),
+        "stages": [stage_json(stage) for stage in stages],
+        "met": verdict(lines),
         "budget": [asdict(line) for line in lines],
     }
 

@@ -6,14 +6,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
-from edgekd.builds.budget import Line
-from edgekd.builds.report_data import Asked, Parts, Timings, full_report
-from edgekd.builds.stage_store import Stage, inputs_of, read_stage
-from edgekd.builds.stages.analyse import FRAMES, analysed_report, findings_of
+from edgekd.builds.report_data import ReportFacts, full_report
+from edgekd.builds.run import BuildGraphs, MachineRecord
+from edgekd.builds.stage_store import AnyStage, Stage, StageResult, inputs_of, read_stage
+from edgekd.builds.stages.analyse import FRAMES, AnalyseResult, analysed_report, findings_of
 from edgekd.builds.stages.analyse import analyse as analyse_stage
-from edgekd.builds.stages.base import GRAPH, Stages
+from edgekd.builds.stages.base import GRAPH, StageContext
+from edgekd.builds.stages.benchmark import TimingResult
+from edgekd.builds.stages.calibrate import CalibrateResult
+from edgekd.builds.stages.check import CheckResult
+from edgekd.builds.stages.compile import CompileResult
+from edgekd.builds.stages.encode import EncodeResult
+from edgekd.builds.stages.registry import kind_of
+from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
 from edgekd.commands.parameter import Argument, Option
@@ -29,12 +36,11 @@ from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.report.bench_files import require_place
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import LayerRow, Report
+from edgekd.hardware.budget import Line
 from edgekd.hardware.target import Target, load_target
 
-SCORED = "val"
-"""The split that builds are scored on."""
-PAGE = "analysis.html"
-SEARCH = "search.json"
+R = TypeVar("R", bound=StageResult)
+PAGE, SEARCH = "analysis.html", "search.json"
 _DERIVED = ("half", "quantize", "quant_aware_distill")
 """Stages that derive a graph from the graph that is their input."""
 
@@ -86,15 +92,16 @@ def analyse(
     require_place(page)
     finished = opened(folder)
     done = _stages_of(finished)
-    stages = Stages.within(folder, False, progress)
-    scored, unavailable = _scored(path_or_none(data), finished, stages)
-    parts = _parts(finished, done, scored)
-    timings = Timings(_last(done, "check-"), _last(done, "compile"), _last(done, "benchmark"))
-    analysed: Stage | None = next((stage for stage in reversed(done) if stage.name == "analyse"), None)
-    findings = None if scored is None else findings_of(parts)
+    context = StageContext.within(folder, False, progress)
+    scored, unavailable = _scored(path_or_none(data), finished, context)
+    graphs, target = _graphs(finished, done, scored), _target(finished.ledger["target"])
+    machine = MachineRecord(_last(done, CompileResult), _last(done, TimingResult))
+    analysis = _last(done, AnalyseResult) if any(isinstance(stage.result, AnalyseResult) for stage in done) else None
+    findings = None if scored is None else findings_of(graphs)
     if findings is not None:
-        analysed = analyse_stage(parts, findings, stages, timings.timing, images)
-    report = analysed_report(full_report(parts, timings, _asked(finished), done), parts, findings, analysed)
+        analysis = analyse_stage(context, graphs, findings, target, machine.timing.result.host, images)
+    facts = _facts(finished, done, target)
+    report = analysed_report(full_report(graphs, facts, machine, done), graphs, findings, analysis)
     if unavailable:
         report = replace(report, missing=(unavailable, *report.missing))
     page = page or folder / PAGE
@@ -102,12 +109,13 @@ def analyse(
     return Analysed(document(folder, page, report))
 
 
-def _stages_of(finished: Finished) -> list[Stage]:
+def _stages_of(finished: Finished) -> list[AnyStage]:
     """Return the stages of a build from its store, as its ledger lists them. Raises SpecError where one is gone."""
-    found = []
+    found: list[AnyStage] = []
     for row in finished.ledger["stages"]:
         path = finished.folder / "stages" / f"{row['name']}-{row['key'][:16]}"
-        stage = read_stage(path)
+        kind = kind_of(row["name"])
+        stage = read_stage(path, kind) if kind else None
         if stage is None or stage.sha256 != row["sha256"]:
             raise SpecError(
                 f"{finished.folder}: its stage {row['name']} is gone or damaged",
@@ -118,10 +126,10 @@ def _stages_of(finished: Finished) -> list[Stage]:
     return found
 
 
-def _parts(finished: Finished, done: Sequence[Stage], scored: Split | None) -> Parts:
-    """Return the stages of a build by role, which follows from their inputs. Raises SpecError where they do not fit."""
-    by_result = {stage.sha256: stage for stage in done}
-    scores = [stage for stage in done if stage.name.startswith("score-")]
+def _graphs(finished: Finished, done: Sequence[AnyStage], scored: Split | None) -> BuildGraphs:
+    """Return the graphs of a build, by the inputs that each stage names. Raises SpecError where they do not fit."""
+    by_result: dict[str, Any] = {stage.sha256: stage for stage in done}
+    scores = _all(done, ScoreResult)
     try:
         before, shipped = (by_result[inputs_of(scores[at])["graph"]] for at in (0, -1))
         after = by_result[inputs_of(shipped)["graph"]] if shipped.name == "half" else shipped
@@ -129,31 +137,29 @@ def _parts(finished: Finished, done: Sequence[Stage], scored: Split | None) -> P
         while floating.name in _DERIVED:
             floating = by_result[inputs_of(floating)["graph"]]
         packed = shipped.files[GRAPH].sha256
-        encoded = next(s for s in reversed(done) if s.name.startswith("encode-") and inputs_of(s)["graph"] == packed)
+        encoded = next(each for each in reversed(_all(done, EncodeResult)) if inputs_of(each)["graph"] == packed)
     except (KeyError, IndexError, StopIteration) as error:
         raise SpecError(f"{finished.folder}: its stages do not belong together", fix="build again") from error
-    target = _target(finished.ledger["target"])
-    return Parts(
-        model=finished.ledger["model"],
-        aim=target.title if target else finished.ledger["target"],
-        recipe=finished.manifest.lineage.recipe,
-        target=target,
+    return BuildGraphs(
         before=before,
         floating=floating,
         after=after,
         shipped=shipped,
         encoded=encoded,
         scores=(scores[0], scores[-1]),
-        calibrated=next((stage for stage in reversed(done) if stage.name == "calibrate"), None),
+        checked=_last(done, CheckResult),
         scored=scored,
-        thresholds=finished.manifest.thresholds,
-        provenance=_provenance(finished),
         steps=tuple(done),
     )
 
 
-def _last(done: Sequence[Stage], name: str) -> Stage:
-    return next(stage for stage in reversed(done) if stage.name.startswith(name))
+def _all(done: Sequence[AnyStage], kind: type[R]) -> list[Stage[R]]:
+    """Return the stages with results of one kind."""
+    return [cast("Stage[R]", stage) for stage in done if isinstance(stage.result, kind)]
+
+
+def _last(done: Sequence[AnyStage], kind: type[R]) -> Stage[R]:
+    return _all(done, kind)[-1]
 
 
 def _target(name: str) -> Target | None:
@@ -164,14 +170,14 @@ def _target(name: str) -> Target | None:
         return None
 
 
-def _scored(data: Path | None, finished: Finished, stages: Stages) -> tuple[Split | None, str | None]:
+def _scored(data: Path | None, finished: Finished, context: StageContext) -> tuple[Split | None, str | None]:
     """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
     place = data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
     if place is None:
         return None, "the data: this ledger does not say where it was; pass --data"
     try:
         split = load_dataset(place).split(SCORED)
-        if stages.fingerprint(split) != finished.manifest.lineage.data_sha256:
+        if context.fingerprint(split) != finished.manifest.lineage.data_sha256:
             raise DataError(
                 f"{place}: not what this build was scored on",
                 expected="the same images and labels",
@@ -185,11 +191,18 @@ def _scored(data: Path | None, finished: Finished, stages: Stages) -> tuple[Spli
     return split, None
 
 
-def _asked(finished: Finished) -> Asked:
-    lines = [Line(**line) for line in finished.ledger["budget"]]
-    found = finished.folder / SEARCH
-    searched = json.loads(found.read_bytes()) if finished.ledger.get("search") and found.is_file() else None
-    return Asked(lines, (finished.folder / finished.ledger["bundle"]).stat().st_size, searched)
+def _facts(finished: Finished, done: Sequence[AnyStage], target: Target | None) -> ReportFacts:
+    path, calibrated = finished.folder / SEARCH, _all(done, CalibrateResult)
+    return ReportFacts(
+        model=finished.ledger["model"],
+        target=target.title if target else finished.ledger["target"],
+        recipe=finished.manifest.lineage.recipe,
+        provenance=_provenance(finished),
+        rare=calibrated[-1].result.rare if calibrated else (),
+        budget=[Line(**line) for line in finished.ledger["budget"]],
+        bundle_bytes=(finished.folder / finished.ledger["bundle"]).stat().st_size,
+        search=json.loads(path.read_bytes()) if finished.ledger.get("search") and path.is_file() else None,
+    )
 
 
 def _provenance(finished: Finished) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekd.builds.recipe_toml import recipe_toml
-from edgekd.builds.run import Job
+from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.cluster import Cluster, cluster_trials, joined_cluster
 from edgekd.builds.search.explain import document
 from edgekd.builds.search.optuna_sampler import library
@@ -25,7 +25,7 @@ from edgekd.core.progress import SILENT, Progress
 RECIPE = "recipe.toml"
 
 
-def run(request: SearchJob, progress: Progress = SILENT) -> Job:
+def run(request: SearchJob, progress: Progress = SILENT) -> BuildRequest:
     """The job that builds the winner: its recipe, the training images that are not held out, the search's result.
 
     What was tried before is not tried again. `search.json` and `recipe.toml` lie in the result folder.
@@ -59,7 +59,7 @@ def run(request: SearchJob, progress: Progress = SILENT) -> Job:
         return replace(job, recipe=recipe, data=context.final, search=summary)
 
 
-def with_absolute_paths(job: Job) -> Job:
+def with_absolute_paths(job: BuildRequest) -> BuildRequest:
     """The job with paths that mean the same to a process that works in another folder."""
     head = str(Path(job.head).absolute()) if job.head and job.head.endswith(".toml") else job.head
     return replace(job, model=job.model.absolute(), data=job.data.absolute(), out=job.out.absolute(), head=head)

@@ -1,18 +1,35 @@
-"""The steps that a recipe may hold, as frozen dataclasses that refuse what makes no sense. No I/O."""
+"""The compression steps of a recipe, as frozen dataclasses that check their settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from edgekd.compress.weight_formats import Form
 from edgekd.core.errors import SpecError
 from edgekd.core.units import parse_size
 
 
-class _Sized:
-    """A step that may have a size to reach."""
+@dataclass(frozen=True)
+class Step:
+    """Base of the settings of a compression step: its declaration.
+
+    Args:
+        kind: Its name in a recipe.
+        trains: It needs a `.pt` checkpoint and labelled training data.
+        repeats: A recipe may hold it more than once.
+        refused_by_quantize: What it does, and what to do instead, for `edgekd quantize`, which does not run it.
+    """
+
+    kind: ClassVar[str]
+    trains: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
+    refused_by_quantize: ClassVar[tuple[str, str] | None] = None
+
+
+class _Sized(Step):
+    """Base of a step that may have a size to reach."""
 
     max_size: str | None
 
@@ -34,18 +51,23 @@ def _require_positive(kind: str, step: Any, *names: str) -> None:
 class Quantize(_Sized):
     """Post-training quantization to Q/DQ.
 
-    ranges: the range rule for activations, of `edgekd.compress.quantization.ranges`; `best`: layer by layer the one
-    that costs the layers which read it least. min_snr_db: a layer whose output would be noisier than this in INT8
-    (signal-to-noise ratio on calibration frames) stays float. frames: calibration frames, the first ones, on which
-    weights and biases are fitted to what is quantized before them; with feedback more, where a layer reads next to
-    nothing of each. int8_rounding: `feedback` lets later weights make up for the rounding of earlier ones, as fp4x
-    always does; in INT8 that is a hundredth of the noise, and `nearest` is quicker.
-
-    formats: what weights may be stored as; `nvfp4` only those of matrix products. INT8 alone needs no plan; with more,
-    a planner gives every layer one of them, under `max_size` (of the packed graph, such as `3MB`), so many `bits` for
-    each of the graph's weights, or what the build's budget leaves for it. plan: a TOML file that an earlier planner
-    wrote, or a hand edited, to be run as it is.
+    Args:
+        ranges: Rule of `edgekd.compress.quantization.ranges` for the range of an activation; `best` takes for each
+            layer the one with the least cost for the layers that read it.
+        min_snr_db: Layers whose output would have a lower signal-to-noise ratio in INT8, on calibration frames, stay
+            float.
+        frames: Calibration frames, the first ones, on which weights and biases are fitted to the quantized layers
+            before them; with feedback more for layers that read little of each.
+        int8_rounding: `feedback` compensates the rounding of earlier weights by later ones, as fp4x always does; in
+            INT8 that is a hundredth of the noise, and `nearest` is quicker.
+        formats: Allowed formats of weights; `nvfp4` only for matrix products. With more than INT8 a planner gives every
+            layer one of them, within `max_size`, `bits` or the build's budget.
+        max_size: Of the packed graph, such as `3MB`.
+        bits: For each of the graph's weights, on average.
+        plan: A TOML file by an earlier planner, or edited by hand, to be run as it is.
     """
+
+    kind = "quantize"
 
     ranges: Literal["best", "mse", "entropy", "percentile", "max"] = "best"
     min_snr_db: float = 28.0
@@ -65,19 +87,27 @@ class Quantize(_Sized):
 
     @property
     def planned(self) -> bool:
-        """Whether a planner, or a plan from a file, chooses the formats."""
+        """True where a planner, or a plan from a file, chooses the formats."""
         return self.plan is not None or self.formats != ("int8",)
 
 
 @dataclass(frozen=True)
-class QuantAwareDistill:
-    """Training of the quantized detector until it does again what the float detector does.
+class QuantAwareDistill(Step):
+    """Training of the quantized detector with the float detector as its teacher.
 
-    epochs: passes over the training split; batch: images a step; learning_rate: how far a step moves a weight at most,
-    as a share of its channel's range; image_size: side of the training images in pixels, the graph's own if None;
-    ranges: whether scales stay as calibrated or are trained, too; labels: how much the labels count beside the float
-    detector, 0 for not at all; seed: of the order of the images and how they are varied.
+    Args:
+        epochs: Passes over the training split.
+        batch: Images of a step.
+        learning_rate: Largest change of a weight in a step, as a share of its channel's range.
+        image_size: Side of the training images in pixels; None for the graph's own.
+        ranges: Keep the calibrated scales (`fixed`) or train them, too (`learned`).
+        labels: Weight of the labels' loss beside the teacher's; 0 for none.
+        seed: Of the order of the images and their augmentation.
     """
+
+    kind = "quant_aware_distill"
+    trains = True
+    repeats = True
 
     epochs: int = 10
     batch: int = 8
@@ -89,8 +119,11 @@ class QuantAwareDistill:
 
 
 @dataclass(frozen=True)
-class Resize:
-    """Another size of the input. image_size: its side in pixels, which the detector's strides round up."""
+class Resize(Step):
+    """Another size of the input; image_size: its side in pixels, rounded up to the detector's strides."""
+
+    kind = "resize"
+    refused_by_quantize = ("resizes the input", "leave that to `edgekd build`")
 
     image_size: int
 
@@ -99,24 +132,36 @@ class Resize:
 
 
 HALF = 0.5
-"""The share of the multiply-adds that pruning removes where nothing says how much."""
+"""Default share of the multiply-adds that pruning removes."""
 
 
 @dataclass(frozen=True)
 class Prune(_Sized):
-    """Removal of the channels that a detector can best do without.
+    """Removal of the least important channels.
 
-    How much goes: `ratio`, a share of its multiply-adds; as much as it takes for `max_size` of the checkpoint, such as
-    `3MB`, or for `min_fps` on the target; where all are None half of the multiply-adds.
-    importance: of a channel, by the change of the loss on the labels that its weights stand for (`taylor`), by their
-    gradients alone, or by their size alone, which needs no images; ranking: over all layers, or among layers built
-    alike. multiple: what widths stay multiples of, if None what the target likes; most: the share of a layer's channels
-    that may go in the end; caps: the same for layers whose names match a pattern, such as `model.2.*`, 0 to leave them
-    alone.
-    rounds: in which as large a share goes each time; recovery: the training between two rounds, beside what it was.
-    images: of the training split, for gradients, `batch` at a time; image_size: their side in pixels, the detector's
-    own if None; seed: by which they are drawn.
+    Without `ratio`, `max_size` and `min_fps` half of the multiply-adds are removed.
+
+    Args:
+        ratio: Share of the multiply-adds to remove.
+        max_size: Of the checkpoint, such as `3MB`.
+        min_fps: On the target.
+        importance: Of a channel: the first-order change of the loss on the labels (`taylor`), the gradients alone, or
+            the magnitude of the weights alone, which needs no images.
+        ranking: Over all layers, or among layers of the same structure.
+        multiple: Widths stay multiples of it; None for the target's preference.
+        most: Largest share of a layer's channels to remove in all.
+        caps: The same for layers whose names match a pattern, such as `model.2.*`; 0 keeps them.
+        rounds: Number of rounds, each of which removes the same share.
+        recovery: Training between two rounds, with the original detector as teacher.
+        images: Of the training split, for gradients.
+        batch: Images of a step.
+        image_size: Their side in pixels; None for the detector's own.
+        seed: Of the choice of images.
     """
+
+    kind = "prune"
+    trains = True
+    refused_by_quantize = ("removes channels", "`edgekd prune` it, and quantize that")
 
     ratio: float | None = None
     max_size: str | None = None
@@ -151,24 +196,31 @@ class Prune(_Sized):
 
     @property
     def share(self) -> float:
-        """The share of the multiply-adds that goes in any case."""
+        """Share of the multiply-adds to remove in any case."""
         if self.ratio is not None:
             return self.ratio
         return HALF if self.max_size is None and self.min_fps is None else 0.0
 
     def cap(self, unit: str) -> float:
-        """The share of a unit's channels that may go."""
+        """Return the largest share of a unit's channels to remove."""
         return min([self.most, *(cap for pattern, cap in self.caps.items() if fnmatchcase(unit, pattern))])
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """Convolutions replaced by products of thinner ones, where those cost less.
+class LowRank(Step):
+    """Convolutions replaced by low-rank products where those cost less.
 
-    energy: the share of what varies in each one's output that its product keeps at least. channels: those with fewer,
-    on either side, are left alone. images: of the training split, for what layers read; image_size: their side in
-    pixels, the detector's own if None; seed: by which they are drawn.
+    Args:
+        energy: Least share of the variance of a convolution's output that its product keeps.
+        channels: Convolutions with fewer on either side are kept.
+        images: Of the training split, to measure activations on.
+        image_size: Their side in pixels; None for the detector's own.
+        seed: Of the choice of images.
     """
+
+    kind = "factorize"
+    trains = True
+    refused_by_quantize = ("replaces convolutions", "`edgekd factorize` it, and quantize that")
 
     energy: float = 0.97
     channels: int = 64
@@ -184,9 +236,9 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each level of distillation counts; 0 leaves it out. docs/distillation.md says what they are.
+    """Weights of the distillation losses, 0 for none: docs/distillation.md.
 
-    With gradients in balance (`Distill.balance_every`) 1 pulls on the student's neck as hard as the labels do.
+    With balanced gradients (`Distill.balance_every`) 1 pulls on the student's neck as hard as the labels do.
     """
 
     neurons: float = 0.0
@@ -205,15 +257,17 @@ class Weights:
 
     @property
     def any(self) -> bool:
-        """Whether a level counts at all."""
+        """True with any weight."""
         return any(getattr(self, entry.name) for entry in fields(self))
 
 
 @dataclass(frozen=True)
 class DistillStage:
-    """A part of a distillation. share: of the training, relative to the other stages' shares.
+    """A part of a distillation.
 
-    adaptive: whether the weights are scaled by the teacher's share, which follows from how much the two disagree.
+    Args:
+        share: Of the training, relative to the other stages' shares.
+        adaptive: Scale the weights by the teacher's share, which follows from the disagreement of both networks.
     """
 
     name: str
@@ -227,40 +281,51 @@ DISTILL_STAGES = (
     DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
     DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
 )
-"""What the teacher says all along: with what its maps hold, then how objects relate, then both as far as it fits."""
+"""The teacher's predictions throughout: with features first, then with relations, then with both, adaptively."""
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Step):
     """Training of a smaller detector, the student, on labels and beside its teacher.
 
-    student: a .pt checkpoint, a model description by Ultralytics such as `yolo11n.yaml`, or one in a file; width: of
-    its channels, in place of the description's own factor. epochs: passes over the training split; minutes: train that
-    long, with as many epochs as fit, the first of which assumes `epochs`; batch: images a step; image_size: side of the
-    training images in pixels, the teacher's own if None; learning_rate: of AdamW, None for Ultralytics' choice of
-    optimizer and rate; final_rate: the share of it that is left at the end; warmup_epochs: in which it rises; mosaic:
-    how often four images are shown as one; close_mosaic: last epochs without that; amp: bfloat16 where hardware has it;
-    seed: of weights and images.
-
-    stages: what is distilled, one after the other. features: how maps are compared: `weighted` by the teacher's
-    certainty, `correlation` or `channels`. focus: how much more those classes count on which the two disagree: 0, or 1
-    or more. alpha: how the teacher's share in an adaptive stage follows from disagreement, and momentum, of its mean.
-    temperature: softens classes; learn_temperature: learned within 1 and 4 instead. balance_every: steps between two
-    measurements of each loss's gradient, by which all are brought to the size of the labels'; 0 for never.
-    same_classes: classes that have another name in the teacher's list, as "teacher's name = name in the data"; several
-    of the teacher's may be one in the data.
-
-    class_power: how much more rare classes count in the teacher's class loss, 0 for not at all, 1 for as much as all;
-    repeat: images with a class that a smaller share of the images has are shown more often; 0 for each once.
-
-    unlabelled: a folder of frames that the teacher labels; unlabelled_share: of each batch; keep: the share of the
-    teacher's detections that is to be right where they count as labels.
-
-    conflict: whether the labels' loss and the teacher's are reconciled where they meet, at the student's neck.
-
-    text: how much it counts that what the student sees in an object's box lies where its class's words lie; prompts:
-    by class, the words to take instead of its name.
+    Args:
+        student: A .pt checkpoint, a model description by Ultralytics such as `yolo11n.yaml`, or one in a file.
+        width: Factor of its channels, in place of the description's own.
+        epochs: Passes over the training split.
+        minutes: Train that long, with as many epochs as fit, the first of which assumes `epochs`.
+        batch: Images of a step.
+        image_size: Side of the training images in pixels; None for the teacher's own.
+        learning_rate: Of AdamW; None for Ultralytics' choice of optimizer and rate.
+        final_rate: Share of the learning rate at the end.
+        warmup_epochs: Epochs of the linear warm-up.
+        mosaic: Probability of the mosaic augmentation.
+        close_mosaic: Last epochs without it.
+        amp: bfloat16 where hardware has it.
+        seed: Of weights and images.
+        stages: The losses, stage by stage.
+        features: Comparison of feature maps: `weighted` by the teacher's certainty, `correlation` or `channels`.
+        focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
+        alpha: How the teacher's share in an adaptive stage follows from the disagreement.
+        momentum: Of the running mean of that share.
+        temperature: Of the class distributions.
+        learn_temperature: Learn it instead, within 1 and 4.
+        balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
+            0 for never.
+        same_classes: Classes with another name in the teacher's list, as "teacher's name = name in the data"; several
+            of the teacher's may be one in the data.
+        class_power: Weight of rare classes in the teacher's class loss: 0 for none, 1 for as much as all together.
+        repeat: Images with a class that a smaller share of the images has are repeated; 0 for none.
+        unlabelled: A folder of frames that the teacher labels.
+        unlabelled_share: Their share of each batch.
+        keep: Precision of the teacher's detections that count as labels.
+        conflict: Reconcile the gradients of both losses at the student's neck.
+        text: Weight of the loss between the student's features of an object and the embedding of its class's words.
+        prompts: By class, the words in place of its name.
     """
+
+    kind = "distill"
+    trains = True
+    refused_by_quantize = ("trains a student", "`edgekd distill` it, and quantize that")
 
     student: str | None = None
     width: float | None = None
@@ -321,10 +386,14 @@ class Distill:
             raise SpecError("distill: momentum", expected="0 or more, and less than 1", found=str(self.momentum))
 
     def stage_at(self, progress: float) -> DistillStage:
-        """The stage that a training is in; progress: share of it that is done, 0 to 1."""
+        """Return the stage at a progress of 0 to 1."""
         total, end = sum(stage.share for stage in self.stages), 0.0
         for stage in self.stages:
             end += stage.share / total
             if progress < end:
                 return stage
         return self.stages[-1]
+
+
+STEPS: tuple[type[Step], ...] = (Resize, Prune, LowRank, Distill, Quantize, QuantAwareDistill)
+"""The compression steps that a recipe may hold, in the usual order."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import tomli_w
 
-from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.core.errors import SpecError
+from edgekd.core.typed_values import from_plain
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,70 +56,5 @@ def non_default(value: Any) -> Any:
 
 
 def parse_table(kind: type[T], value: Any, where: str) -> T:
-    """Return the dataclass `kind` from a TOML table: its annotations are the schema, its defaults what may be left out.
-
-    Raises SpecError naming `where` and the key: missing, unknown (with the nearest known one), or of another type.
-    """
-    cls: Any = get_origin(kind) or kind
-    keys = [entry.name for entry in dataclasses.fields(cls)]
-    if not isinstance(value, dict):
-        raise SpecError(where, expected="a table with " + ", ".join(keys), found=f"{value!r}")
-    for key in value:
-        if key not in keys:
-            raise SpecError(
-                f"{where}: unknown key {key!r}", expected="one of " + ", ".join(keys), fix=did_you_mean(key, keys)
-            )
-    for entry in dataclasses.fields(cls):
-        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
-        if not optional and entry.name not in value:
-            raise SpecError(f"{where}: key {entry.name!r} is missing", found=", ".join(value) or "an empty table")
-    hints = get_type_hints(cls)
-    # A generic dataclass names its parameters as type variables: here is what they stand for.
-    bound = dict(zip(getattr(cls, "__parameters__", ()), get_args(kind), strict=False))
-    fields = {key: _parse(bound.get(hints[key], hints[key]), item, f"{where}: {key}") for key, item in value.items()}
-    parsed: T = cls(**fields)
-    return parsed
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """Return a value from TOML as the annotated type. Raises SpecError naming the key, `where`, if it is another."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _parse(next(arg for arg in args if arg is not types.NoneType), value, where)
-    if origin is Literal:
-        return _parse_choice(args, value, where)
-    if origin is dict:
-        return _parse_dict(args[1], value, where)
-    if origin is tuple:
-        return _parse_list(args, value, where)
-    if dataclasses.is_dataclass(origin or kind):
-        return parse_table(kind, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise SpecError(where, expected=_KINDS[kind], found=f"{value!r}")
-    return value
-
-
-_KINDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-
-
-def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value not in choices:
-        fix = did_you_mean(str(value), choices)
-        raise SpecError(where, expected="one of " + ", ".join(choices), found=f"{value!r}", fix=fix)
-    return value
-
-
-def _parse_dict(kind: Any, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SpecError(where, expected="a table", found=f"{value!r}")
-    return {key: _parse(kind, item, f"{where}: {key}") for key, item in value.items()}
-
-
-def _parse_list(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise SpecError(where, expected="a list", found=f"{value!r}")
-    if args[-1] is not Ellipsis and len(value) != len(args):
-        raise SpecError(where, expected=f"{len(args)} values", found=f"{value!r}")
-    return tuple(_parse(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    """Return the dataclass `kind` from a TOML table, as `from_plain` does; an integer is also a float."""
+    return from_plain(kind, value, where, widen=True)

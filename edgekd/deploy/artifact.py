@@ -1,4 +1,4 @@
-"""Anything a user may name that holds a detector, opened as a graph and its contract."""
+"""Checkpoints, ONNX files, packed graphs, bundles and conversions, opened as a graph with its contract."""
 
 from __future__ import annotations
 
@@ -7,43 +7,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
+from edgekd.core.formats.packed_graph import unpack
+from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
+from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
+from edgekd.detectors.onnx import describe
+from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.view import load_graph
 from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 
-BUNDLE_SUFFIX, PACKED_SUFFIX = ".edgekd", ".packed"
+BUNDLE_SUFFIX = ".edgekd"
+PACKED_SUFFIX = ".packed"
+_GRAPH = "graph.onnx"
 
 
 @contextmanager
 def opened(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec]]:
-    """The graph in a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, and what it takes and gives.
+    """Yield the graph in a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, with its inputs and outputs.
 
-    It is there while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
+    The file exists while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
     expanded; a bundle is verified. Raises SpecError, BundleError.
     """
-    from edgekd.builds.stages.base import GRAPH
-    from edgekd.detectors.export import export
-    from edgekd.detectors.onnx import describe
-    from edgekd.graph.view import load_graph
-
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         if artifact.suffix == BUNDLE_SUFFIX:
-            from edgekd.core.bundle.archive import extract
-
             manifest = extract(artifact, Path(scratch) / "bundle")
             artifact = Path(scratch) / "bundle" / manifest.graph.path
         if artifact.suffix == PACKED_SUFFIX:
-            artifact = expanded(artifact, Path(scratch) / GRAPH)
+            artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
             yield artifact, describe(load_graph(artifact), artifact, head, classes)
         else:
-            graph = Path(scratch) / GRAPH
+            graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
 
 
@@ -51,16 +54,14 @@ def opened(
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
-    """As `opened`, and also the folder of a conversion; with what runs it here. Raises SpecError, DeviceError."""
-    from edgekd.graph.runtimes import engine_named
-    from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+    """Yield the same with an engine for this machine, also for the folder of a conversion.
 
+    Raises SpecError, DeviceError.
+    """
     if not artifact.is_dir():
         with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):
             yield graph, spec, ONNXRUNTIME_CPU
         return
-    from edgekd.deploy.converters.contract import read_contract
-
     contract = read_contract(artifact)
     if contract.engine is None:
         raise DeviceError(
@@ -71,8 +72,6 @@ def runnable(
 
 def expanded(packed: Path, graph: Path) -> Path:
     """Write `graph`, the ONNX file in a packed graph, and return its path. Raises SpecError."""
-    from edgekd.core.formats.packed_graph import unpack
-
     try:
         graph.write_bytes(unpack(packed.read_bytes()))
     except OSError as error:
@@ -84,10 +83,10 @@ def expanded(packed: Path, graph: Path) -> Path:
 
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
-    """The graph of a model as a build for `target` would begin with it; an ONNX file that no build takes, as it is."""
+    """Yield the graph from which a build for `target` would start; an ONNX file that no build takes as it is."""
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        graph = Path(scratch) / "graph.onnx"
+        graph = Path(scratch) / _GRAPH
         try:
             detector.export(graph, opset_for(target))
         except SpecError:

@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from edgekd.builds.recipe import Budget
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
+from edgekd.hardware.budget import Budget
 
 T = TypeVar("T")
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "nvfp4"]

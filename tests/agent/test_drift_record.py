@@ -14,7 +14,7 @@ from edgekd.agent import serving
 from edgekd.agent.serving import Served
 from edgekd.builds.pipeline import build
 from edgekd.builds.recipe import load_recipe
-from edgekd.builds.run import Job
+from edgekd.builds.run import BuildRequest
 from edgekd.core import drift
 from edgekd.core.bundle.archive import extract, read_manifest
 from edgekd.core.drift import MIN_FRAMES, WINDOW, Drift, from_json
@@ -23,7 +23,7 @@ from edgekd.hardware.target import load_target
 
 
 def build_into(out: Path, model: Path, data: Path) -> Path:
-    return build(Job(model, data, load_target("xavier"), load_recipe("ptq"), out)).bundle
+    return build(BuildRequest(model, data, load_target("xavier"), load_recipe("ptq"), out)).bundle
 
 
 @pytest.fixture

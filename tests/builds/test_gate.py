@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.builds.budget import Line, judge, verdict
 from edgekd.builds.gate import costliest, lever, require_met
-from edgekd.builds.recipe import Budget, load_recipe
+from edgekd.builds.recipe import load_recipe
 from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages.quantize import QuantizeResult
 from edgekd.core.errors import BudgetError
+from edgekd.hardware.budget import Budget, Line, judge, verdict
 
 
-def quantized(errors: dict[str, float]) -> Stage:
-    results = {"forms": dict.fromkeys(errors, "int8"), "errors": errors}
-    return Stage("quantize", 1, "", Path(), results, 0.0, False, {})
+def quantized(errors: dict[str, float]) -> Stage[QuantizeResult]:
+    forms = dict.fromkeys(errors, "int8")
+    result = QuantizeResult(None, None, 0, (len(errors), len(errors)), forms, None, {}, errors)
+    return Stage("quantize", 1, "", Path(), result, {}, "", 0.0, False, {})
 
 
 def test_the_costliest_layers_come_first_with_their_share() -> None:
@@ -69,7 +71,7 @@ def test_training_is_no_lever_twice() -> None:
 def test_predicted_energy_is_told_and_never_decides() -> None:
     budget = Budget(max_energy_mj=150.0)
     for energy in (100.0, 200.0, None):
-        (line,) = judge(budget, bundle_bytes=1, retention=1.0, fps=1.0, basis="measured", energy_mj=energy)
+        (line,) = judge(budget, size=1, kept=1.0, fps=1.0, basis="measured", energy_mj=energy)
         assert (line.name, line.value, line.met, line.basis) == ("max_energy_mj", energy, None, "predicted")
         assert line.text(line.limit) == "150 mJ"
     assert verdict([line]) is None

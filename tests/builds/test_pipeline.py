@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest
 import tiny
 from running import Built, EdgeKD, build_command
 
+from edgekd.builds import pipeline
 from edgekd.builds.publish import budget_bytes
 from edgekd.core.bundle.archive import extract, verify
 from edgekd.core.canonical import file_sha256
@@ -43,6 +47,9 @@ STAGES = [
     "report",
     "pack",
 ]
+ROOT = Path(__file__).resolve().parents[2]
+DATA = {"BuildRecord", "BuildRequest", "BuildResult", "MachineRecord", "SpecError", "Dataset", "Signer", "Progress"}
+"""Names in the pipeline that are no functions of other modules."""
 RESULTS = {
     "calibration.toml",
     "graph.onnx",
@@ -52,6 +59,49 @@ RESULTS = {
     "stages",
     "tiny-xavier.edgekd",
 }
+
+
+def calls_of(function: ast.FunctionDef, known: set[str]) -> list[str]:
+    """The calls of known names in a function, in their order."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    names = [(node.end_lineno, node.end_col_offset, ast.unparse(node.func)) for node in calls]
+    return [name for _, _, name in sorted(names) if name.split(".")[0] in known]
+
+
+def module_of(package: str, name: str) -> str:
+    """The module that is or holds an imported name."""
+    return f"{package}.{name}" if (ROOT / package.replace(".", "/") / f"{name}.py").is_file() else package
+
+
+def test_the_pipeline_calls_each_module_at_most_twice_in_the_documented_order() -> None:
+    tree = ast.parse(Path(pipeline.__file__).read_text("utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and str(node.module).startswith("edgekd")
+    ]
+    modules = {
+        alias.asname or alias.name: module_of(str(node.module), alias.name)
+        for node in imports
+        for alias in node.names
+        if alias.name not in DATA
+    }
+    own = {function.name for function in functions}
+    path = {function.name: calls_of(function, own | modules.keys()) for function in functions}
+    listed = re.search(r"```text call-path\n(.*?)```", (ROOT / "docs" / "design.md").read_text("utf-8"), re.DOTALL)
+    assert listed
+    assert listed[1].splitlines() == [f"{name}: {', '.join(calls)}" for name, calls in path.items()]
+    count = Counter(modules[name.split(".")[0]] for calls in path.values() for name in calls if name not in own)
+    assert max(count.values()) == 2
+    assert Counter(name for calls in path.values() for name in calls if name in own).most_common(1)[0][1] == 1
+    loops = (ast.For, ast.While, ast.comprehension)
+    repeated = [
+        call
+        for node in ast.walk(tree)
+        if isinstance(node, loops)
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call)
+    ]
+    assert {ast.unparse(call.func) for call in repeated} <= {"check_request", "SpecError"}, "no stage runs in a loop"
 
 
 def ledger(out: Path) -> dict[str, Any]:

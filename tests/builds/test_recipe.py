@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.builds.recipe import DISTILL_STAGES, Distill, DistillStage, Weights, load_recipe, recipe_from
+from edgekd.builds.recipe import DISTILL_STAGES, Distill, DistillStage, Prune, Weights, load_recipe, recipe_from
 from edgekd.core.errors import SpecError
 
 shares = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
@@ -120,7 +120,7 @@ def test_frames_lie_beside_the_recipe_and_prompts_belong_to_classes(tmp_path: Pa
     (tmp_path / "own.toml").write_text(
         'name = "own"\n[[steps]]\nkind = "prune"\nrounds = 2\nrecovery = { unlabelled = "frames" }\n', "utf-8"
     )
-    prune = load_recipe(str(tmp_path / "own.toml")).prune
+    prune = load_recipe(str(tmp_path / "own.toml")).first(Prune)
     assert prune
     assert prune.recovery
     assert prune.recovery.unlabelled == str(tmp_path / "frames")

@@ -11,15 +11,43 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgekd.builds.stage_store import FileHashes, Stage, StageFile, Store, write_ledger
-from edgekd.core.canonical import file_sha256
+from edgekd.builds.stage_store import (
+    AnyStage,
+    FileHashes,
+    StageFile,
+    StageKind,
+    StageResult,
+    Store,
+    read_stage,
+    write_ledger,
+)
+from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import PlainProgress
+
+
+@dataclass(frozen=True)
+class Written(StageResult):
+    map50_95: float
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Loose(StageResult):
+    value: Any
+
+
+def kind(name: str, version: int = 1) -> StageKind[Written]:
+    return StageKind(name, version, Written)
+
+
+EXPORT = kind("export")
 
 
 class Counted:
@@ -28,11 +56,11 @@ class Counted:
     def __init__(self, content: bytes = b"graph") -> None:
         self.content, self.times = content, 0
 
-    def __call__(self, folder: Path) -> dict[str, Any]:
+    def __call__(self, folder: Path) -> Written:
         self.times += 1
         (folder / "sub").mkdir()
         (folder / "sub" / "graph.onnx").write_bytes(self.content)
-        return {"map50_95": 0.4, "shape": (1, 3)}
+        return Written(0.4, (1, 3))
 
 
 class Notes(PlainProgress):
@@ -51,12 +79,14 @@ def visible(root: Path) -> list[str]:
 
 def test_a_stage_is_done_once_and_found_again(tmp_path: Path) -> None:
     run = Counted()
-    first = Store(tmp_path).stage("export", 1, {"opset": 17}, run)
-    again = Store(tmp_path).stage("export", 1, {"opset": 17}, run)
+    first = Store(tmp_path).stage(EXPORT, {"opset": 17}, run)
+    again = Store(tmp_path).stage(EXPORT, {"opset": 17}, run)
     assert run.times == 1
     assert (first.cached, again.cached) == (False, True)
     assert first.path == again.path == tmp_path / f"export-{first.key[:16]}"
-    assert first.results == again.results == {"map50_95": 0.4, "shape": [1, 3]}
+    assert first.result == again.result == Written(0.4, (1, 3))
+    record = json.loads((first.path / "stage.json").read_text())
+    assert record["results"] == first.results == {"map50_95": 0.4, "shape": [1, 3], "tools": {}}
     assert first.files == again.files == {"sub/graph.onnx": StageFile(5, file_sha256(first.path / "sub/graph.onnx"))}
     assert first.sha256 == again.sha256
     assert first.seconds == pytest.approx(again.seconds, abs=0.001)
@@ -65,7 +95,7 @@ def test_a_stage_is_done_once_and_found_again(tmp_path: Path) -> None:
 def test_the_key_depends_on_name_version_and_inputs_only(tmp_path: Path) -> None:
     store, run = Store(tmp_path), Counted()
     keys = [
-        store.stage(name, version, inputs, run).key
+        store.stage(kind(name, version), inputs, run).key
         for name, version, inputs in [
             ("a", 1, {"x": 1, "y": 2}),
             ("b", 1, {"x": 1, "y": 2}),
@@ -80,36 +110,36 @@ def test_the_key_depends_on_name_version_and_inputs_only(tmp_path: Path) -> None
 
 
 def test_the_identity_is_that_of_files_and_results(tmp_path: Path) -> None:
-    def slow(folder: Path) -> dict[str, Any]:
+    def slow(folder: Path) -> Written:
         time.sleep(0.01)
         return Counted()(folder)
 
-    def other(folder: Path) -> dict[str, Any]:
-        return {**Counted()(folder), "more": 1}
+    def other(folder: Path) -> Written:
+        return replace(Counted()(folder), map50_95=0.5)
 
-    works: list[Callable[[Path], dict[str, Any]]] = [Counted(), slow, Counted(b"other"), other]
-    identities = [Store(tmp_path).stage("s", index, {}, work).sha256 for index, work in enumerate(works)]
+    works: list[Callable[[Path], Written]] = [Counted(), slow, Counted(b"other"), other]
+    identities = [Store(tmp_path).stage(kind("s", index), {}, work).sha256 for index, work in enumerate(works)]
     assert identities[0] == identities[1]
     assert len(set(identities)) == 3
 
 
 def test_fresh_does_each_stage_once_more(tmp_path: Path) -> None:
-    old = Store(tmp_path).stage("export", 1, {}, Counted(b"old"))
+    old = Store(tmp_path).stage(EXPORT, {}, Counted(b"old"))
     run = Counted(b"new")
     store = Store(tmp_path, fresh=True)
-    first, again = (store.stage("export", 1, {}, run) for _ in range(2))
+    first, again = (store.stage(EXPORT, {}, run) for _ in range(2))
     assert run.times == 1
     assert (first.cached, again.cached) == (False, True)
     assert (old.path / "sub" / "graph.onnx").read_bytes() == b"new"
     assert visible(tmp_path) == [old.path.name]
 
 
-def edit_record(stage: Stage, **changes: Any) -> None:
+def edit_record(stage: AnyStage, **changes: Any) -> None:
     record = json.loads((stage.path / "stage.json").read_text())
     (stage.path / "stage.json").write_text(json.dumps({**record, **changes}))
 
 
-DAMAGES: dict[str, Callable[[Stage], object]] = {
+DAMAGES: dict[str, Callable[[AnyStage], object]] = {
     "flipped": lambda stage: (stage.path / "sub/graph.onnx").write_bytes(b"grapi"),
     "shortened": lambda stage: (stage.path / "sub/graph.onnx").write_bytes(b"grap"),
     "removed": lambda stage: (stage.path / "sub/graph.onnx").unlink(),
@@ -124,46 +154,70 @@ DAMAGES: dict[str, Callable[[Stage], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_stage_is_done_again_and_says_so(tmp_path: Path, damage: Callable[[Stage], object]) -> None:
+def test_a_damaged_stage_is_done_again_and_says_so(tmp_path: Path, damage: Callable[[AnyStage], object]) -> None:
     run, notes = Counted(), Notes()
-    good = Store(tmp_path).stage("export", 1, {}, run)
+    good = Store(tmp_path).stage(EXPORT, {}, run)
     damage(good)
-    again = Store(tmp_path, progress=notes).stage("export", 1, {}, run)
+    again = Store(tmp_path, progress=notes).stage(EXPORT, {}, run)
     assert run.times == 2
     assert (again.cached, again.sha256) == (False, good.sha256)
     assert notes.texts == [f"export: {good.path} is damaged; doing this stage again"]
-    assert Store(tmp_path).stage("export", 1, {}, run).cached
+    assert Store(tmp_path).stage(EXPORT, {}, run).cached
     assert visible(tmp_path) == [good.path.name]
+
+
+@pytest.mark.parametrize(
+    "results", [{"map50_95": 0.4}, {"map50_95": 0.4, "shape": "wide"}], ids=["lacks", "other type"]
+)
+def test_a_stage_of_an_older_version_is_done_again(tmp_path: Path, results: dict[str, Any]) -> None:
+    """Its hashes fit, but its results are not those of the kind."""
+    run = Counted()
+    first = Store(tmp_path).stage(EXPORT, {}, run)
+    files = {name: {"length": file.length, "sha256": file.sha256} for name, file in first.files.items()}
+    results = {**results, "tools": {}}
+    edit_record(first, results=results, sha256=json_sha256({"files": files, "results": results}))
+    assert read_stage(first.path, EXPORT) is None
+    assert Store(tmp_path).stage(EXPORT, {}, run).result == first.result
+    assert run.times == 2
+
+
+def test_numbers_are_kept_as_they_were_written(tmp_path: Path) -> None:
+    """An integer where a float is expected stays one: the identity of a stage that is read is that of its record."""
+    first = Store(tmp_path).stage(EXPORT, {}, lambda folder: Written(1, (1,)))
+    again = Store(tmp_path).stage(EXPORT, {}, Counted())
+    assert again.cached
+    assert type(again.result.map50_95) is int
+    assert again.sha256 == first.sha256
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("bug"), KeyboardInterrupt(), DataError("bad label"), FileNotFoundError(errno.ENOENT, "image")]
 )
 def test_what_the_work_raises_passes_and_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    def run(folder: Path) -> dict[str, Any]:
+    def run(folder: Path) -> Written:
         Counted()(folder)
         raise error
 
     with pytest.raises(type(error)) as caught:
-        Store(tmp_path).stage("export", 1, {}, run)
+        Store(tmp_path).stage(EXPORT, {}, run)
     assert caught.value is error
     assert visible(tmp_path) == []
 
 
 def test_results_that_json_cannot_hold_leave_nothing(tmp_path: Path) -> None:
-    for results in ({"map50": float("nan")}, {"path": Path("x")}):
+    for value in (float("nan"), Path("x")):
         with pytest.raises((TypeError, ValueError)):
-            Store(tmp_path).stage("export", 1, {}, lambda folder, results=results: results)  # type: ignore[misc]
+            Store(tmp_path).stage(StageKind("loose", 1, Loose), {}, lambda folder, value=value: Loose(value))  # type: ignore[misc]
     assert visible(tmp_path) == []
 
 
 def test_a_live_stage_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
-    def run(folder: Path) -> dict[str, Any]:
+    def run(folder: Path) -> Loose:
         (folder / "file").write_text("kept")
-        Store(tmp_path).stage("other", 1, {}, Counted())
-        return {"kept": (folder / "file").read_text()}
+        Store(tmp_path).stage(kind("other"), {}, Counted())
+        return Loose((folder / "file").read_text())
 
-    assert Store(tmp_path).stage("export", 1, {}, run).results == {"kept": "kept"}
+    assert Store(tmp_path).stage(StageKind("export", 1, Loose), {}, run).result == Loose("kept")
 
 
 # Builds two stages in the store argv[2], and does something in the middle of the N-th operation on the file system, for
@@ -171,9 +225,14 @@ def test_a_live_stage_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
 # found, did and left.
 DISTURBED = """
 import contextlib, errno, json, os, shutil, signal, sys
+from dataclasses import dataclass
 from pathlib import Path
 from edgekd.core.errors import SpecError
-from edgekd.builds.stage_store import Store
+from edgekd.builds.stage_store import StageKind, StageResult, Store
+
+@dataclass(frozen=True)
+class Named(StageResult):
+    name: str
 
 kind, base, prepared = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "fresh"
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "fcntl.flock"}
@@ -196,11 +255,11 @@ def build(root, fresh=False):
             (folder / "sub").mkdir()
             for index in range(2):
                 (folder / "sub" / str(index)).write_bytes(content * 1000)
-            return {"name": name}
+            return Named(name)
         return run
     store = Store(root, fresh)
-    first = store.stage("first", 1, {}, work("first", b"1"))
-    second = store.stage("second", 1, {"first": first.sha256}, work("second", first.sha256.encode()))
+    first = store.stage(StageKind("first", 1, Named), {}, work("first", b"1"))
+    second = store.stage(StageKind("second", 1, Named), {"first": first.sha256}, work("second", first.sha256.encode()))
     return done, second.sha256
 
 sys.addaudithook(disturb)
@@ -261,7 +320,7 @@ TWO_BUILDERS = """
 import sys, time
 from pathlib import Path
 from edgekd.core.progress import PlainProgress
-from edgekd.builds.stage_store import Store
+from edgekd.builds.stage_store import StageKind, StageResult, Store
 
 def run(folder):
     with open(sys.argv[2], "a") as log:
@@ -269,9 +328,9 @@ def run(folder):
     for index in range(20):
         (folder / str(index)).write_text("content")
         time.sleep(0.03)
-    return {}
+    return StageResult()
 
-stage = Store(Path(sys.argv[1]), progress=PlainProgress()).stage("slow", 1, {}, run)
+stage = Store(Path(sys.argv[1]), progress=PlainProgress()).stage(StageKind("slow", 1, StageResult), {}, run)
 print(stage.cached, len(stage.files), stage.sha256)
 """
 
@@ -303,13 +362,13 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_an_error_that_names_the_place_and_leaves_nothing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as root:
-        small = Store(root).stage("small", 1, {}, Counted())
+        small = Store(root).stage(kind("small"), {}, Counted())
         with pytest.raises(SpecError) as caught:
-            Store(root).stage("large", 1, {}, Counted(bytes(1 << 20)))
+            Store(root).stage(kind("large"), {}, Counted(bytes(1 << 20)))
         assert str(caught.value).startswith(f"{root}/large-")
         assert "cannot write; found No space left on device; fix: free some space there" in str(caught.value)
         assert visible(root) == [small.path.name]
-        assert Store(root).stage("small", 1, {}, Counted()).cached
+        assert Store(root).stage(kind("small"), {}, Counted()).cached
 
 
 def test_a_place_that_cannot_be_written_is_an_error_before_any_work(tmp_path: Path) -> None:
@@ -324,12 +383,12 @@ def test_a_store_without_the_right_to_write_is_an_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
     tmp_path.chmod(0o500)
     with pytest.raises(SpecError, match="Permission denied"):
-        store.stage("export", 1, {}, Counted())
+        store.stage(EXPORT, {}, Counted())
 
 
 def test_the_ledger_has_a_row_for_each_stage(tmp_path: Path) -> None:
-    stage = Store(tmp_path).stage("export", 1, {}, Counted())
-    empty = Store(tmp_path).stage("check", 2, {}, lambda folder: {})
+    stage = Store(tmp_path).stage(EXPORT, {}, Counted())
+    empty = Store(tmp_path).stage(StageKind("check", 2, StageResult), {}, lambda folder: StageResult())
     write_ledger(tmp_path / "ledger.json", [stage, empty], {"target": "xavier"})
     ledger = json.loads((tmp_path / "ledger.json").read_text())
     assert ledger["target"] == "xavier"

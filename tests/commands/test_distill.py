@@ -16,7 +16,7 @@ import pytest
 from running import EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.builds.recipe import Budget, load_recipe
+from edgekd.builds.recipe import load_recipe
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.bundle.archive import verify
 from edgekd.core.bundle.manifest import to_json
@@ -26,6 +26,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.detectors.family import direct_detector
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.evaluation.evaluate import judge
+from edgekd.hardware.budget import Budget
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")

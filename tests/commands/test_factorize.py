@@ -11,10 +11,11 @@ import pytest
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.builds.recipe import Budget, LowRank, Recipe, load_recipe
+from edgekd.builds.recipe import LowRank, Recipe, load_recipe
 from edgekd.builds.speedup import require_faster
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.errors import CompressError, SpecError
+from edgekd.hardware.budget import Budget
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
@@ -107,7 +108,7 @@ def test_it_comes_after_pruning_and_before_training(tmp_path: Path) -> None:
 
     recipe = steps("prune", "factorize", "distill", "quantize")
     assert recipe.trains
-    assert recipe.factorize == LowRank()
+    assert recipe.first(LowRank) == LowRank()
     refuse_recipe(recipe, Budget(), Path("one.pt"))  # the student is what is left
     refuse_recipe(steps("factorize", "distill"), Budget(), Path("one.pt"))
     for kinds in (

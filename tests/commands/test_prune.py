@@ -15,9 +15,10 @@ from test_json_contract import assert_documented
 
 from edgekd.builds.recipe import Distill, Prune
 from edgekd.builds.stage_store import Stage
+from edgekd.builds.stages import export as export_stage
 from edgekd.builds.stages import train
-from edgekd.builds.stages.base import Stages
-from edgekd.builds.stages.prune import ChannelPruner
+from edgekd.builds.stages.base import GraphStage, StageContext
+from edgekd.builds.stages.prune import ChannelPruner, PruneResult
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset
@@ -132,22 +133,22 @@ class Clock:
 
     basis, where, identity, cost = "predicted", "a clock", None, None
 
-    def __init__(self, at_start: float, by_graph: Callable[[Stage], float]) -> None:
+    def __init__(self, at_start: float, by_graph: Callable[[GraphStage], float]) -> None:
         self._at_start, self._by_graph = at_start, by_graph
 
-    def of_both(self, before: Stage, after: Stage) -> tuple[float, float]:
+    def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
         return self._at_start, self._at_start if after is before else self._by_graph(after)
 
 
 @pytest.fixture
 def narrowing(small: Path, tiny_data: Path, tmp_path: Path) -> Callable[[Clock], ChannelPruner]:
     dataset = load_dataset(tiny_data)
-    stages = Stages.within(tmp_path / "out", False, SILENT)
+    context = StageContext.within(tmp_path / "out", False, SILENT)
 
-    def export(checkpoint: Path) -> Stage:
-        return stages.export(load(checkpoint), None, dataset.classes, EXPORT_OPSET)
+    def export(checkpoint: Path) -> GraphStage:
+        return export_stage.run(context, load(checkpoint), None, dataset.classes, EXPORT_OPSET)
 
-    return lambda clock: ChannelPruner(stages, dataset, small, export(small), export, clock)
+    return lambda clock: ChannelPruner(context, dataset, small, export(small), export, clock)
 
 
 def test_what_is_narrower_and_not_faster_is_refused_with_its_widths(
@@ -160,8 +161,8 @@ def test_what_is_narrower_and_not_faster_is_refused_with_its_widths(
 
 def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], ChannelPruner]) -> None:
     """Half of the bytes takes half of the time and a millisecond: the first guess is too slow."""
-    size = narrowing(Clock(0, lambda graph: 0)).before.results["bytes"]
-    clock = Clock(10.0, lambda graph: 1.0 + 9.0 * graph.results["bytes"] / size)
+    size = narrowing(Clock(0, lambda graph: 0)).before.result.bytes
+    clock = Clock(10.0, lambda graph: 1.0 + 9.0 * graph.result.bytes / size)
     step = Prune(min_fps=150, importance="magnitude", multiple=8)
     found = narrowing(clock).run(step)
     assert found.latency_ms[1] <= 1000 / 150
@@ -189,9 +190,9 @@ def test_rounds_take_as_much_together_and_train_in_between(
     trained: list[object] = []
     distill = train.distill
 
-    def watched(*arguments: Any) -> Stage:
-        trained.append(arguments[-1])
-        return distill(*arguments)
+    def watched(*arguments: Any, **settings: Any) -> Stage[train.DistillResult]:
+        trained.append(settings["device"])
+        return distill(*arguments, **settings)
 
     monkeypatch.setattr(train, "distill", watched)
     recovery = Distill(epochs=1, batch=6, image_size=96, warmup_epochs=0.0)
@@ -199,15 +200,14 @@ def test_rounds_take_as_much_together_and_train_in_between(
     made = replace(narrowing(Clock(10.0, lambda graph: 5.0)), train_on="cpu")
     found = made.run(step)
     assert trained == ["cpu"]
-    assert found.graph.results["detector"]["preprocess"]["height"] == 64
-    assert [stage.name for stage in made.stages.done] == ["export", "prune", "distill", "prune", "export"]
-    first, second = (stage.results for stage in made.stages.done if stage.name == "prune")
-    shares = [after / before for before, after in (first["multiply_adds"], second["multiply_adds"])]
+    assert found.graph.result.spec.preprocess.height == 64
+    assert [stage.name for stage in made.context.done] == ["export", "prune", "distill", "prune", "export"]
+    first, second = (stage.result for stage in made.context.done if isinstance(stage.result, PruneResult))
+    shares = [after / before for before, after in (first.multiply_adds, second.multiply_adds)]
     assert shares == pytest.approx([0.6**0.5] * 2, abs=0.05)
-    assert found.multiply_adds == (first["multiply_adds"][0], second["multiply_adds"][1])
+    assert found.multiply_adds == (first.multiply_adds[0], second.multiply_adds[1])
     assert all(
-        old == first["widths"][name][0] and new == second["widths"][name][1]
-        for name, (old, new) in found.widths.items()
+        old == first.widths[name][0] and new == second.widths[name][1] for name, (old, new) in found.widths.items()
     )
 
 

@@ -24,8 +24,8 @@ from running import EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
-from edgekd.builds.recipe import Budget, load_recipe
-from edgekd.builds.run import Job
+from edgekd.builds.recipe import load_recipe
+from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.cost_filter import Cost
 from edgekd.builds.search.leases import leased
 from edgekd.builds.search.pareto import Point
@@ -40,6 +40,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.deploy.engine import EngineJob
 from edgekd.deploy.fleet import Board
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import load_target
 
 pytest.importorskip("optuna")
@@ -220,7 +221,7 @@ def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
 ) -> None:
     target = load_target("xavier")
     budget = Budget(max_bytes=600_000, min_retention=0.9)
-    job = Job(tiny_model, data, target, load_recipe(target.recipe), tmp_path / "out", budget)
+    job = BuildRequest(tiny_model, data, target, load_recipe(target.recipe), tmp_path / "out", budget)
     ended, killed = threading.Event(), []
     hunter = threading.Thread(target=lambda: killed.append(kill_one("ray::_made", ended)))
     hunter.start()
@@ -252,7 +253,7 @@ def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
     from edgekd.builds.search.cluster import cluster_trials, joined_cluster
 
     boards = (Board("a", "null"), Board("b", "null"))
-    job = Job(tiny_model, tmp_path, load_target("xavier"), load_recipe("ptq"), tmp_path)
+    job = BuildRequest(tiny_model, tmp_path, load_target("xavier"), load_recipe("ptq"), tmp_path)
     (tmp_path / "search").mkdir()
 
     # Inside, so that they travel by value.
@@ -291,7 +292,7 @@ def test_a_candidate_is_timed_on_the_board_that_answers(
     boards = (lost, Board("bench", "null"))
     candidate = Candidate(None, 64, bits=16.0)
     recipe = load_recipe(str(searched / "recipe.toml"))
-    job = Job(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
+    job = BuildRequest(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
     task = Task(job, candidate, 0, 0, "", boards)
     point = Point(candidate, 0, 1.0, Cost(1.0, 1.0, 3.0), 1.0)
     (timed, again) = (time_trial(task, point, out) for _ in range(2))
@@ -312,7 +313,7 @@ def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_aga
     out = shutil.copytree(searched, tmp_path / "out")
     boards = tuple(Board(name, "null") for name in ("refusing", "lost"))
     recipe = load_recipe(str(searched / "recipe.toml"))
-    job = Job(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
+    job = BuildRequest(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
     task = Task(job, Candidate(None, 64, bits=16.0), 0, 0, "", boards)
     point = Point(task.candidate, 0, 1.0, Cost(1.0, 1.0, 3.0), 1.0)
     request = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import write_model
 
-from edgekd.builds.recipe import Budget, Recipe
+from edgekd.builds.recipe import Recipe
 from edgekd.builds.stages.base import Stages
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.resize import resize, resized_file
@@ -20,6 +20,7 @@ from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT
 from edgekd.detectors import load
 from edgekd.detectors.family import Family, families, family_of, require_family, student_family
+from edgekd.hardware.budget import Budget
 
 TOY = """
 from edgekd.detectors.family import Family, Imported

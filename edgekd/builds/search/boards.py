@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.builds.publish import pack_bundle
-from edgekd.builds.run import Run
+from edgekd.builds.run import BuildRecord
+from edgekd.builds.search.kinds import BOARD, BoardResult, Refusal
 from edgekd.builds.search.leases import leased
 from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import Stages
+from edgekd.builds.stages.base import StageContext
 from edgekd.core.errors import DeviceError, EngineRefusedError
 from edgekd.core.progress import Progress
 from edgekd.core.version import __version__
@@ -28,33 +29,33 @@ def rehearsed(boards: Sequence[Board]) -> bool:
     return any(_NULL in (board.device, board.runtime) for board in boards)
 
 
-def time_on_board(run: Run, boards: Sequence[Board], stages: Stages) -> Stage:
-    """The graph that ships, timed on one of these boards, which are of one kind. It waits until one is free.
+def time_on_board(record: BuildRecord, boards: Sequence[Board], context: StageContext) -> Stage[BoardResult | Refusal]:
+    """Time the graph that ships on one of these boards, which are of one kind, as soon as one is free.
 
-    Results: `board`, its name; `basis`; `latency_ms`, the mean of its engine; `energy_mj` a frame, all that the sensor
-    sees, None without one. Or `error` where boards answer, but none can build it or finds with it what it should.
-    Raises DeviceError where no board gives an answer.
+    The result is a Refusal where boards answer, but none can build the engine or passes its self-test. Raises
+    DeviceError where no board gives an answer.
     """
 
-    def work(folder: Path) -> Mapping[str, Any]:
+    def work(folder: Path) -> BoardResult | Refusal:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-            packed = pack_bundle(replace(run, job=replace(run.job, out=Path(scratch))), stages)
+            request = replace(record.request, out=Path(scratch))
+            packed = pack_bundle(context, replace(record, request=request))
             with contents(packed) as parts:
                 try:
-                    return _timed(boards, packed, parts, stages.progress)
+                    return _timed(boards, packed, parts, context.progress)
                 except EngineRefusedError as error:
-                    return {"error": str(error)}
+                    return Refusal(str(error))
 
     inputs = {
-        "graph": run.shipped.sha256,
-        "target": to_dict(run.job.target),
+        "graph": record.shipped.sha256,
+        "target": to_dict(record.request.target),
         "boards": sorted((asdict(board) for board in boards), key=lambda board: str(board["name"])),
         "edgekd": __version__,
     }
-    return stages.run("board", inputs, work)
+    return context.run(BOARD, inputs, work)
 
 
-def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> dict[str, Any]:
+def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> BoardResult:
     """Return the timing of the first free board that answers.
 
     Raises EngineRefusedError where one answered and none can use it, else DeviceError.
@@ -64,7 +65,7 @@ def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Pro
     while True:
         with leased("board", list(left)) as name:
             try:
-                return _told(left[name], install(_job(left[name], bundle), parts, progress))
+                return _result(left[name], install(_job(left[name], bundle), parts, progress))
             except DeviceError as error:
                 progress.note(f"board {name}: {error}")
                 del left[name]
@@ -78,12 +79,7 @@ def _job(board: Board, bundle: Path) -> EngineJob:
     return EngineJob(bundle, device_of(board), **own)
 
 
-def _told(board: Board, found: Mapping[str, Any]) -> dict[str, Any]:
+def _result(board: Board, found: Mapping[str, Any]) -> BoardResult:
     bench, played = found["bench"], found["basis"] == REHEARSED
     energy = None if played or bench["energy"] is None else bench["energy"]["gross_mj"]
-    return {
-        "board": board.name,
-        "basis": found["basis"],
-        "latency_ms": bench["inference_ms"]["mean"],
-        "energy_mj": energy,
-    }
+    return BoardResult(board.name, found["basis"], bench["inference_ms"]["mean"], energy)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 from statistics import median
 
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.space import FLOAT, INT8, Candidate, Space
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.latency import Predictor, narrowest
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol
 
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.accuracy_model import AccuracyModel
 from edgekd.builds.search.cost_filter import CostFilter
 from edgekd.builds.search.pareto import Point, best, has_margin, rank, shortfalls
 from edgekd.builds.search.space import Candidate, Space
+from edgekd.hardware.budget import Budget
 
 ROUND_SIZE = 6
 """Candidates that are tried at once where nothing else is asked for, as many however many workers there are."""

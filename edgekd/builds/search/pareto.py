@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.builds.budget import LABELS, size_text
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.cost_filter import Cost, excesses
 from edgekd.builds.search.space import Candidate, candidate_json
+from edgekd.hardware.budget import LABELS, Budget, size_text
 
 MARGIN_RETENTION = 0.25
 """Of the accuracy that a budget gives away, the part that is to be left for a budget to be met with a margin."""

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekd.builds.pipeline import SCORED, data_of, graphs
+from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.publish import bytes_beside_graph
 from edgekd.builds.recipe import Distill
-from edgekd.builds.run import Job
+from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.boards import rehearsed
 from edgekd.builds.search.cost_filter import CostFilter, Network
 from edgekd.builds.search.explain import document
+from edgekd.builds.search.kinds import STUDENT
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
 from edgekd.builds.search.trials import Rung, Task, time_of, with_recipe
 from edgekd.builds.search.workers import Clock, RunTrials
-from edgekd.builds.stage_store import Stage, readable_json
-from edgekd.builds.stages.base import GRAPH, Stages, spec_of
+from edgekd.builds.stage_store import StageResult, readable_json
+from edgekd.builds.stages import export
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.plan import HELD_OUT
+from edgekd.builds.stages.score import SCORED
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
@@ -56,7 +58,7 @@ class SearchJob:
     address; gpus: for each trial there, None for one if there are any.
     """
 
-    job: Job
+    job: BuildRequest
     seconds: float | None = None
     trials: int = 60
     epochs: int = 30
@@ -74,13 +76,13 @@ class SearchContext:
     def __init__(self, request: SearchJob, progress: Progress) -> None:
         job = request.job
         self.request, self.progress = request, progress
-        self.stages = Stages.within(job.out, job.fresh, progress)
+        self.context = StageContext.within(job.out, job.fresh, progress)
         self.folder = job.out / "search"
         dataset = load_dataset(job.data)
-        self.held_out = _divide(dataset, self.folder, self.stages)
+        self.held_out = _divide(dataset, self.folder, self.context)
         self.final = self.folder / "final.yaml"
         detector = load(job.model, job.head, dataset.classes, job.trust_checkpoint)
-        before = self.stages.export(detector, job.head, dataset.classes, opset_for(job.target))
+        before = export.run(self.context, detector, job.head, dataset.classes, opset_for(job.target))
         students = tuple(dict.fromkeys((*request.students, *siblings(job.model))))
         self.facts = detector_facts(job.model, before, students)
         self.space = space_for(self.facts, job.target, request.epochs)
@@ -90,12 +92,12 @@ class SearchContext:
             self.networks[name] = Network(self.facts.image_size, works_in(self._student(name, dataset)))
         first = Candidate(None, self.facts.image_size, bits=INT8 if INT8 in self.space.bits else self.space.bits[0])
         trial = with_recipe(job, recipe_of(first, self.space), self.rung(0))
-        run = graphs(trial, data_of(trial), self.stages)
-        if not run.scores[0].results["map50_95"]:
+        record = compressed(trial, data_of(trial), self.context)
+        if not record.scores[0].result.map50_95:
             raise DataError(f"{job.model}: finds nothing on {self.held_out} training images", fix="train it first")
-        _refuse_unpredicted(job, time_of(run, self.stages), bool(request.boards))
-        self.beside = bytes_beside_graph(run, self.stages)
-        self.identity = self._identity(run.data_sha256, dataset)
+        _refuse_unpredicted(job, time_of(record, self.context), bool(request.boards))
+        self.beside = bytes_beside_graph(record)
+        self.identity = self._identity(record.data_sha256, dataset)
         self.clock = Clock(request.seconds, request.workers)
 
     def rung(self, at: int) -> Path:
@@ -158,42 +160,42 @@ class SearchContext:
         family = student_family(name)
         file = f"student{family.suffix}"
 
-        def work(folder: Path) -> Mapping[str, Any]:
+        def work(folder: Path) -> StageResult:
             step = Distill(name, image_size=self.facts.image_size)
             initialize = family.capability("initialize_student")
             initialize(step, dataset.classes, folder / file, self.request.job.trust_checkpoint)
-            return {}
+            return StageResult()
 
         inputs = {
-            "student": self.stages.named(name),
+            "student": self.context.identity_of(name),
             "classes": list(dataset.classes),
             "image_size": self.facts.image_size,
         }
-        made = self.stages.run("student", inputs, work, family.libraries)
-        detector = load(made.path / file)
-        return self.stages.export(detector, None, dataset.classes, opset_for(self.request.job.target)).path / GRAPH
+        made = self.context.run(STUDENT, inputs, work, libraries=family.libraries)
+        opset = opset_for(self.request.job.target)
+        return export.run(self.context, load(made.path / file), None, dataset.classes, opset).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
         """Return the SHA-256 of everything that trials depend on beside the candidate."""
         job = self.request.job
         known = {
-            "model": self.stages.sha256(job.model),
-            "data": [data, self.stages.fingerprint(load_dataset(self.final).split("train"))],
-            "held_out": self.stages.fingerprint(load_dataset(self.rung(len(RUNGS) - 1)).split(SCORED)),
+            "model": self.context.sha256(job.model),
+            "data": [data, self.context.fingerprint(load_dataset(self.final).split("train"))],
+            "held_out": self.context.fingerprint(load_dataset(self.rung(len(RUNGS) - 1)).split(SCORED)),
             "classes": list(dataset.classes),
             "head": job.head,
             "calibration": job.calibration,
             "target": to_dict(job.target),
             "device": job.device if job.target.kind == "cpu" else None,
-            "students": {name: self.stages.named(name) for name in self.students},
+            "students": {name: self.context.identity_of(name) for name in self.students},
             "beside": self.beside,
         }
         return json_sha256(known)
 
 
-def detector_facts(model: Path, graph: Stage, students: tuple[str, ...]) -> DetectorFacts:
+def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) -> DetectorFacts:
     """Return the properties of a detector that decide which choices it has."""
-    spec = spec_of(graph)
+    spec = graph.result.spec
     size = (spec.preprocess.height, spec.preprocess.width)
     family = family_of(model)
     return DetectorFacts(
@@ -217,7 +219,7 @@ def siblings(model: Path) -> tuple[str, ...]:
     return tuple(str(path) for path in paths if path.is_file())
 
 
-def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None], timed: bool) -> None:
+def _refuse_unpredicted(job: BuildRequest, found: tuple[float | None, float | None], timed: bool) -> None:
     """Refuse limits on what nobody can say of the target. Raises SpecError.
 
     found: milliseconds and millijoules, as predicted; timed: whether boards will say the former.
@@ -234,14 +236,14 @@ def _refuse_unpredicted(job: Job, found: tuple[float | None, float | None], time
             )
 
 
-def _divide(dataset: Dataset, folder: Path, stages: Stages) -> int:
+def _divide(dataset: Dataset, folder: Path, context: StageContext) -> int:
     """Write the data sets of every rung, and that of the final build, into a folder; the number of held-out images.
 
     Training images are held out that are in no copy scored, a quarter of them at most; no copy of them is trained on.
     """
     train, scored = dataset.split("train").samples, dataset.split(SCORED).samples
-    seen = {stages.sha256(sample.image) for sample in scored}
-    hashes = [stages.sha256(sample.image) for sample in train]
+    seen = {context.sha256(sample.image) for sample in scored}
+    hashes = [context.sha256(sample.image) for sample in train]
     free = [int(at) for at in np.random.default_rng(0).permutation(len(train)) if hashes[at] not in seen]
     held = free[: min(HELD_OUT, len(free) // 4)]
     if not held:

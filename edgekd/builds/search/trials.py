@@ -7,21 +7,26 @@ halves are done where they can be: making and scoring where there is a GPU, timi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekd.builds.pipeline import data_of, graphs
-from edgekd.builds.recipe import Budget, Recipe
-from edgekd.builds.run import Job, Run
+from edgekd.builds.pipeline import compressed, data_of
+from edgekd.builds.recipe import Recipe
+from edgekd.builds.run import BuildRecord, BuildRequest
 from edgekd.builds.search.cost_filter import Cost, predicted
+from edgekd.builds.search.kinds import TRIAL, Refusal, TrialResult
 from edgekd.builds.search.pareto import Point
 from edgekd.builds.search.space import Candidate, candidate_json
-from edgekd.builds.stages.base import CACHE, GRAPH, PLAN, VERSION, Stages, local_device
+from edgekd.builds.stages import benchmark
+from edgekd.builds.stages.base import GRAPH, StageContext
+from edgekd.builds.stages.quantize import CACHE, PLAN
+from edgekd.builds.stages.registry import code_versions
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
+from edgekd.deploy.devices.local import local_device
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.graph import works_in
 
 if TYPE_CHECKING:
@@ -44,7 +49,7 @@ class Task:
     of everything else that the result depends on; boards: on one of which it is timed, none to leave it predicted.
     """
 
-    job: Job
+    job: BuildRequest
     candidate: Candidate
     rung: int
     beside: int
@@ -69,13 +74,13 @@ def time_trial(task: Task, point: Point, folder: Path, progress: Progress = SILE
         return point
     from edgekd.builds.search.boards import time_on_board
 
-    stages = Stages.within(folder, False, progress)
-    found = time_on_board(graphs(task.job, data_of(task.job), stages), task.boards, stages)
-    seconds = point.seconds + found.seconds
-    if "error" in found.results:
-        return replace(point, seconds=seconds, error=str(found.results["error"]))
-    latency, energy = found.results["latency_ms"], found.results["energy_mj"]
-    cost = replace(point.cost, latency_ms=latency, energy_mj=point.cost.energy_mj if energy is None else energy)
+    context = StageContext.within(folder, False, progress)
+    stage = time_on_board(compressed(task.job, data_of(task.job), context), task.boards, context)
+    seconds, timed = point.seconds + stage.seconds, stage.result
+    if isinstance(timed, Refusal):
+        return replace(point, seconds=seconds, error=timed.error)
+    energy = point.cost.energy_mj if timed.energy_mj is None else timed.energy_mj
+    cost = replace(point.cost, latency_ms=timed.latency_ms, energy_mj=energy)
     return replace(point, cost=cost, seconds=seconds)
 
 
@@ -85,48 +90,48 @@ def make_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
     A candidate that cannot be made, because pruning it gains nothing or its training diverges, is a point with that
     error. Raises what has nothing to do with the candidate: SpecError, DataError, DeviceError.
     """
-    stages = Stages.within(folder, False, progress)
-    summary = candidate_json(task.candidate)
+    context = StageContext.within(folder, False, progress)
 
-    def work(scratch: Path) -> Mapping[str, Any]:
+    def work(scratch: Path) -> TrialResult | Refusal:
         try:
-            return _tried(task, stages)
+            return _tried(task, context)
         except CompressError as error:
-            return {"error": str(error)}
+            return Refusal(str(error))
 
-    recipe = json_sha256(repr(task.job.recipe.steps))
-    inputs = {"search": task.identity, "candidate": summary, "rung": task.rung, "recipe": recipe, "code": VERSION}
-    done = stages.run("trial", inputs, work)
-    results, seconds = done.results, done.seconds
-    if "error" in results:
-        return Point(task.candidate, task.rung, 0.0, Cost(0, None, None), seconds, str(results["error"]))
-    cost = Cost(results["bytes"], results["latency_ms"], results["energy_mj"])
-    return Point(task.candidate, task.rung, float(results["kept"]), cost, seconds)
-
-
-def _tried(task: Task, stages: Stages) -> dict[str, Any]:
-    run = graphs(task.job, data_of(task.job), stages)
-    before, after = (score.results["map50_95"] for score in run.scores)
-    beside = sum(run.after.files[name].length for name in (CACHE, PLAN) if name in run.after.files)
-    latency, energy = time_of(run, stages)
-    return {
-        "kept": after / before if before else 0.0,
-        "bytes": run.encoded.results["bytes"] + beside + task.beside,
-        "latency_ms": latency,
-        "energy_mj": energy,
+    inputs = {
+        "search": task.identity,
+        "candidate": candidate_json(task.candidate),
+        "rung": task.rung,
+        "recipe": json_sha256(repr(task.job.recipe.steps)),
+        "code": code_versions(),
     }
+    stage = context.run(TRIAL, inputs, work)
+    tried, seconds = stage.result, stage.seconds
+    if isinstance(tried, Refusal):
+        return Point(task.candidate, task.rung, 0.0, Cost(0, None, None), seconds, tried.error)
+    cost = Cost(tried.bytes, tried.latency_ms, tried.energy_mj)
+    return Point(task.candidate, task.rung, float(tried.kept), cost, seconds)
 
 
-def time_of(run: Run, stages: Stages) -> tuple[float | None, float | None]:
-    """Milliseconds and millijoules of a frame: measured where this machine is the target, else as predicted."""
-    target = run.job.target
+def _tried(task: Task, context: StageContext) -> TrialResult:
+    record = compressed(task.job, data_of(task.job), context)
+    before, after = (score.result.map50_95 for score in record.scores)
+    beside = sum(record.after.files[name].length for name in (CACHE, PLAN) if name in record.after.files)
+    latency, energy = time_of(record, context)
+    size = record.encoded.result.bytes + beside + task.beside
+    return TrialResult(after / before if before else 0.0, size, latency, energy)
+
+
+def time_of(record: BuildRecord, context: StageContext) -> tuple[float | None, float | None]:
+    """Return milliseconds and millijoules of a frame: measured where this machine is the target, else predicted."""
+    target = record.request.target
     if target.kind != "cpu":
-        return predicted(works_in(run.shipped.path / GRAPH), target, run.after.key != run.floating.key)
-    device = local_device(run.job.device)
-    timed = stages.benchmark(run.before, run.after, run.scored, run.data_sha256, device, "measured")
-    return float(timed.results["after"]["total_ms"]["mean"]), None
+        return predicted(works_in(record.shipped.path / GRAPH), target, record.after.key != record.floating.key)
+    device, split, data = local_device(record.request.device), record.scored, record.data_sha256
+    timing = benchmark.run(context, record.before, record.after, split, data, device, "measured")
+    return float(timing.result.after.total_ms.mean), None
 
 
-def with_recipe(job: Job, recipe: Recipe, data: Path) -> Job:
-    """A job of a trial: no limit plans its sizes, which its recipe states."""
+def with_recipe(job: BuildRequest, recipe: Recipe, data: Path) -> BuildRequest:
+    """Return the request of a trial: no limit plans its sizes, which its recipe states."""
     return replace(job, recipe=recipe, data=data, budget=Budget(), fresh=False)

@@ -1,22 +1,27 @@
-"""Why and where a build lost accuracy, in detections and in layers: a stage of every build, and part of its report."""
+"""Stage `analyse`, and the analysis of a build in its report: where accuracy was lost, in detections and in layers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from edgekd.builds.report_data import Parts, scored_samples
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import DETECTIONS, GRAPH, Stages, spec_of
+from edgekd.builds.report_data import scored_samples
+from edgekd.builds.run import BuildGraphs
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
+from edgekd.builds.stages.quantize import QuantizeResult
+from edgekd.builds.stages.score import DETECTIONS
+from edgekd.builds.stages.train import TrainedResult
 from edgekd.core.errors import EdgeKDError
 from edgekd.data.images import drawn, read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
+from edgekd.deploy.devices import HostFacts
 from edgekd.evaluation.analysis import counts
 from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
 from edgekd.evaluation.analysis.crops import crops_of, kinds_of
@@ -26,99 +31,130 @@ from edgekd.evaluation.analysis.times import LayerTimes, predicted, profiled
 from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention
 from edgekd.evaluation.evaluate import load_detections, load_shapes
 from edgekd.evaluation.report.types import Report
-from edgekd.hardware.target import to_dict
+from edgekd.hardware.target import Target, to_dict
 
 FRAMES = 8
 """Scored images on which layers are compared."""
 PICTURED = 4
-"""Frames whose maps of attention are shown: those in which most has changed."""
-SHADES = "attention.npz"
+"""Frames whose attention maps are shown: those with most changes."""
+ATTENTION = "attention.npz"
 
 
-def analyse(parts: Parts, findings: Findings, stages: Stages, timing: Stage, frames: int = FRAMES) -> Stage | None:
-    """Look into the graphs of a build: similarity and times of layers, maps of attention.
+@dataclass(frozen=True)
+class AnalyseResult(StageResult):
+    """Analysis inside the networks; attention maps are in the file ATTENTION.
 
-    findings: of the same parts; they say which frames are pictured. timing: names the machine that layers are timed on
-    where the target cannot be predicted. Results: `frames`, `compared`, `times`, `maps`. None, and a note, where one of
-    the graphs cannot be looked into: no build fails by that.
+    Args:
+        frames: Number of images on which layers were compared.
+        compared: Similarity of the layers of two graphs.
+        times: Of the layers, before and after.
+        maps: Of each attention map: index of the scored image, layer, agreement of both networks.
     """
-    pairs = _pairs(parts)
-    samples = scored_samples(parts)
-    host = timing.results["host"]
 
-    def work(folder: Path) -> Mapping[str, Any]:
-        looked = [image for _, image in drawn(samples, frames, 0)]
+    frames: int
+    compared: tuple[GraphSimilarity, ...]
+    times: tuple[LayerTimes, LayerTimes]
+    maps: tuple[tuple[int, str, float | None], ...]
+
+
+ANALYSE = StageKind("analyse", 2, AnalyseResult, ("numpy", "onnx", "onnxruntime", "onnxslim", "opencv-python-headless"))
+
+
+def analyse(
+    context: StageContext,
+    graphs: BuildGraphs,
+    findings: Findings,
+    target: Target | None,
+    host: HostFacts,
+    frames: int = FRAMES,
+) -> Stage[AnalyseResult] | None:
+    """Measure similarity and times of layers, and attention maps, in the graphs of a build.
+
+    Args:
+        findings: Of the same graphs; they choose the frames whose attention is shown.
+        target: None where it is not known here.
+        host: This machine, on which layers are timed where the target cannot be predicted.
+
+    Returns None after a note where one of the graphs cannot be analysed: no build fails by that.
+    """
+    pairs = _pairs(graphs)
+    samples = scored_samples(graphs)
+
+    def work(folder: Path) -> AnalyseResult:
+        images = [image for _, image in drawn(samples, frames, 0)]
         pictured = most_changed(findings, PICTURED)
-        images = [read_image(samples[at].image) for at in pictured]
-        seen = list(attention_maps(_looked(parts.before), _looked(parts.shipped), images))
-        shades = {f"before{at}": each.before for at, each in enumerate(seen)}
-        shades |= {f"after{at}": each.after for at, each in enumerate(seen) if each.after is not None}
-        np.savez(folder / SHADES, **shades)  # type: ignore[arg-type]
-        return {
-            "frames": len(looked),
-            "compared": [row for pair in pairs for row in _compared(*pair, looked, stages)],
-            "times": _times(parts, host),
-            "maps": [[pictured[each.frame], each.layer, _short(each.agreement)] for each in seen],
-        }
+        shown = [read_image(samples[index].image) for index in pictured]
+        attention = list(attention_maps(_looked(graphs.before), _looked(graphs.shipped), shown))
+        shades = {f"before{index}": each.before for index, each in enumerate(attention)}
+        shades |= {f"after{index}": each.after for index, each in enumerate(attention) if each.after is not None}
+        np.savez(folder / ATTENTION, **shades)  # type: ignore[arg-type]
+        return AnalyseResult(
+            frames=len(images),
+            compared=tuple(row for pair in pairs for row in _compared(*pair, images, context)),
+            times=_times(graphs, target, host.cpu),
+            maps=tuple((pictured[each.frame], each.layer, _short(each.agreement)) for each in attention),
+        )
 
     inputs = {
         "graphs": [[reference.sha256, *(each.sha256 for each in others.values())] for _, reference, others in pairs],
-        "ends": [parts.before.sha256, parts.shipped.sha256],
-        "scores": [score.key for score in parts.scores],
-        "thresholds": asdict(parts.thresholds),
+        "ends": [graphs.before.sha256, graphs.shipped.sha256],
+        "scores": [score.key for score in graphs.scores],
+        "thresholds": asdict(graphs.thresholds),
         "frames": frames,
-        "target": to_dict(parts.target) if parts.target else None,
-        "host": [host[name] for name in ("cpu", "threads", "libraries")],
+        "target": to_dict(target) if target else None,
+        "host": [host.cpu, host.threads, host.libraries],
     }
     try:
-        return stages.run("analyse", inputs, work)
+        return context.run(ANALYSE, inputs, work)
     except EdgeKDError as error:
-        stages.note(f"analyse: {error}")
+        context.note(f"analyse: {error}")
         return None
 
 
-def analysed_report(report: Report, parts: Parts, findings: Findings | None, stage: Stage | None) -> Report:
-    """The report with the analysis of its detections, and with what `analyse` has seen inside the networks.
+def analysed_report(
+    report: Report, graphs: BuildGraphs, findings: Findings | None, stage: Stage[AnalyseResult] | None
+) -> Report:
+    """Return the report with the analysis of its detections, and with that inside the networks.
 
-    findings: of the parts; None where the data is not at hand.
+    findings: Of the graphs; None where the data is not at hand.
     """
     missing = []
     if findings is None:
         missing.append("detections, and pictures of any kind: they need the images and labels that were scored")
-    inside = None if stage is None else inside_of(parts, stage, findings)
+    inside = None if stage is None else inside_of(graphs, stage, findings)
     if inside is None:
         missing.append("similarity of layers, their times and attention: nothing has looked into the networks")
     else:
-        strangers = [each.name for each in inside.compared if not each.values]
+        unlike = [each.name for each in inside.compared if not each.values]
         missing += [
             f"similarity {name}: no layers of the same names with maps that can be laid on each other"
-            for name in strangers
+            for name in unlike
         ]
         inside = replace(inside, compared=tuple(each for each in inside.compared if each.values))
-    analysis = None if findings is None else _analysis_of(parts, findings)
+    analysis = None if findings is None else _analysis_of(graphs, findings)
     return replace(report, analysis=analysis, inside=inside, missing=tuple(missing))
 
 
-def findings_of(parts: Parts) -> Findings:
-    """What both graphs make of every labelled object in the scored images, as a camera would count it."""
-    found = [load_detections(score.path / DETECTIONS) for score in parts.scores]
-    shapes = load_shapes(parts.scores[0].path / DETECTIONS)
+def findings_of(graphs: BuildGraphs) -> Findings:
+    """Match the detections of both graphs with every labelled object in the scored images, at a camera's thresholds."""
+    detections = [load_detections(score.path / DETECTIONS) for score in graphs.scores]
+    shapes = load_shapes(graphs.scores[0].path / DETECTIONS)
     frames = [
         Frame(_in_pixels(sample.truth, width, height), before, after)
-        for sample, (width, height), before, after in zip(scored_samples(parts), shapes, *found, strict=True)
+        for sample, (width, height), before, after in zip(scored_samples(graphs), shapes, *detections, strict=True)
     ]
-    return compare(frames, parts.thresholds.confidence)
+    return compare(frames, graphs.thresholds.confidence)
 
 
-def _analysis_of(parts: Parts, findings: Findings) -> Analysis:
-    classes, thresholds = spec_of(parts.after).classes, parts.thresholds.confidence
-    return analysis_from(findings, scored_samples(parts), classes, thresholds)
+def _analysis_of(graphs: BuildGraphs, findings: Findings) -> Analysis:
+    classes, thresholds = graphs.after.result.spec.classes, graphs.thresholds.confidence
+    return analysis_from(findings, scored_samples(graphs), classes, thresholds)
 
 
 def analysis_from(
     findings: Findings, samples: Sequence[Sample], classes: tuple[str, ...], thresholds: tuple[float, ...]
 ) -> Analysis:
-    """Findings in these samples, counted and pictured. Raises DataError where an image cannot be read."""
+    """Return the counts and pictures of findings in samples. Raises DataError where an image cannot be read."""
     return Analysis(
         class_names=classes,
         thresholds=thresholds,
@@ -135,35 +171,30 @@ def analysis_from(
     )
 
 
-def inside_of(parts: Parts, stage: Stage, findings: Findings | None) -> LayerAnalysis:
-    """What `analyse` has seen; maps of attention only where the data is at hand, and with it the findings."""
-    results = stage.results
-    times = [LayerTimes(**each) for each in results["times"]]
-    return LayerAnalysis(
-        frames=results["frames"],
-        compared=tuple(GraphSimilarity(**each) for each in results["compared"]),
-        times=(times[0], times[1]),
-        attention=tuple(_attention(parts, stage, findings)),
-    )
+def inside_of(graphs: BuildGraphs, stage: Stage[AnalyseResult], findings: Findings | None) -> LayerAnalysis:
+    """Return the analysis inside the networks; attention maps only with the findings."""
+    result = stage.result
+    attention = tuple(_attention(graphs, stage, findings))
+    return LayerAnalysis(frames=result.frames, compared=result.compared, times=result.times, attention=attention)
 
 
 def most_changed(findings: Findings, most: int) -> list[int]:
-    """The frames in which most objects were lost and gained; those with most objects where few were."""
+    """Return the frames in which most objects were lost and gained; of equal ones those with most objects."""
     moved = Counter(each.frame for each in findings.objects if each.outcome in ("lost", "gained"))
-    there = Counter(each.frame for each in findings.objects)
-    return sorted(sorted(there, key=lambda frame: (-moved[frame], -there[frame], frame))[:most])
+    count = Counter(each.frame for each in findings.objects)
+    return sorted(sorted(count, key=lambda frame: (-moved[frame], -count[frame], frame))[:most])
 
 
-def _attention(parts: Parts, stage: Stage, findings: Findings | None) -> list[FrameAttention]:
-    """Maps over the frames that they are of, with the objects that were lost; none without the data."""
+def _attention(graphs: BuildGraphs, stage: Stage[AnalyseResult], findings: Findings | None) -> list[FrameAttention]:
+    """Return attention maps laid over their frames, with the objects that were lost; none without the data."""
     if findings is None:
         return []
-    samples = scored_samples(parts)
-    specs = [spec_of(graph).preprocess for graph in (parts.before, parts.shipped)]
+    samples = scored_samples(graphs)
+    specs = [graph.result.spec.preprocess for graph in (graphs.before, graphs.shipped)]
     layers: dict[int, list[LayerAttention]] = {}
     found = []
-    with np.load(stage.path / SHADES) as shades:
-        for at, (frame, layer, agreement) in enumerate(stage.results["maps"]):
+    with np.load(stage.path / ATTENTION) as shades:
+        for at, (frame, layer, agreement) in enumerate(stage.result.maps):
             image = read_image(samples[frame].image)
             lost = [each.box for each in findings.objects if each.frame == frame and each.outcome == "lost"]
             if frame not in layers:
@@ -178,48 +209,53 @@ def _attention(parts: Parts, stage: Stage, findings: Findings | None) -> list[Fr
     return [FrameAttention(name, picture, tuple(rows)) for name, picture, rows in found]
 
 
-def _pairs(parts: Parts) -> list[tuple[str, Stage, dict[str, Stage]]]:
-    """What is compared with what: a student with the given detector, and what ships with the float graph it is of.
+def _pairs(graphs: BuildGraphs) -> list[tuple[str, GraphStage, dict[str, GraphStage]]]:
+    """Return the comparisons: a student with the given detector, and the shipped graph with its own float graph.
 
-    Of a quantized graph that was trained also what it was before.
+    A quantized graph that was trained is also compared with the graph before training.
     """
     rows = []
-    if parts.floating.key != parts.before.key:
-        rows.append(("given", parts.before, {"float": parts.floating, "shipped": parts.shipped}))
-    others: dict[str, Stage] = {}
-    if parts.after.name == "quant_aware_distill":
-        others["untrained"] = next(stage for stage in reversed(parts.steps) if stage.name == "quantize")
-    if parts.shipped.key != parts.floating.key:
-        others["shipped"] = parts.shipped
-    return [*rows, ("float", parts.floating, others)] if others else rows
+    if graphs.floating.key != graphs.before.key:
+        rows.append(("given", graphs.before, {"float": graphs.floating, "shipped": graphs.shipped}))
+    others: dict[str, GraphStage] = {}
+    if isinstance(graphs.after.result, TrainedResult):
+        untrained = next(step for step in reversed(graphs.steps) if isinstance(step.result, QuantizeResult))
+        others["untrained"] = cast(GraphStage, untrained)
+    if graphs.shipped.key != graphs.floating.key:
+        others["shipped"] = graphs.shipped
+    return [*rows, ("float", graphs.floating, others)] if others else rows
 
 
 def _compared(
-    name: str, reference: Stage, others: Mapping[str, Stage], frames: Sequence[Any], stages: Stages
-) -> list[dict[str, Any]]:
-    found = similarities(_looked(reference), [_looked(each) for each in others.values()], frames, stages.progress)
+    name: str, reference: GraphStage, others: Mapping[str, GraphStage], frames: Sequence[Any], context: StageContext
+) -> list[GraphSimilarity]:
+    opened = [_looked(each) for each in others.values()]
+    found = similarities(_looked(reference), opened, frames, context.progress)
     return [
-        {"reference": name, "other": other, "values": {layer: _short(value) for layer, value in values.items()}}
+        GraphSimilarity(name, other, {layer: _short(value) for layer, value in values.items()})
         for other, values in zip(others, found, strict=True)
     ]
 
 
-def _times(parts: Parts, host: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What layers take before and after: on the target, as predicted, or else here; both in the same way."""
-    graphs, target = (parts.before, parts.shipped), parts.target
+def _times(graphs: BuildGraphs, target: Target | None, cpu: str) -> tuple[LayerTimes, LayerTimes]:
+    """Return the times of layers before and after: both predicted for the target, or else both measured here."""
     here = target is not None and target.kind == "cpu"
     if target is not None and not here:
-        told = [predicted(graph.path / GRAPH, target) for graph in graphs]
-        if None not in told:
-            return [asdict(each) for each in told if each is not None]
-    basis, cpu = "measured" if here else "stand-in", str(host["cpu"])
-    shapes = [(1, 3, how.height, how.width) for how in (spec_of(graph).preprocess for graph in graphs)]
-    found = (profiled(graph.path / GRAPH, shape, basis, cpu) for graph, shape in zip(graphs, shapes, strict=True))
-    return [asdict(each) for each in found]
+        before, after = (predicted(graph.path / GRAPH, target) for graph in (graphs.before, graphs.shipped))
+        if before is not None and after is not None:
+            return before, after
+    basis = "measured" if here else "stand-in"
+    before, after = (_profiled(graph, basis, cpu) for graph in (graphs.before, graphs.shipped))
+    return before, after
 
 
-def _looked(graph: Stage) -> ProbedGraph:
-    return ProbedGraph(graph.path / GRAPH, spec_of(graph))
+def _profiled(graph: GraphStage, basis: str, cpu: str) -> LayerTimes:
+    preprocess = graph.result.spec.preprocess
+    return profiled(graph.path / GRAPH, (1, 3, preprocess.height, preprocess.width), basis, cpu)
+
+
+def _looked(graph: GraphStage) -> ProbedGraph:
+    return ProbedGraph(graph.path / GRAPH, graph.result.spec)
 
 
 def _in_pixels(truth: Truth, width: int, height: int) -> Truth:

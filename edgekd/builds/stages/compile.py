@@ -1,13 +1,15 @@
-"""What becomes of the graph on its target: an engine made here, or one that the device makes at installation."""
+"""Stage `compile`: an engine built here, or a check of the graph that the device will build at installation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.core.errors import DeviceError
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.hardware.target import Target, version
+from edgekd.hardware.target import Target, to_dict, version
 
 CHECKED_FOR = ("SM86", "SM89", "SM120")
 """GPUs for which TensorRT for RTX tries a graph whose own target it cannot compile for."""
@@ -19,12 +21,13 @@ Those before refuse graphs that it takes, such as INT8 constants: NVIDIA/TensorR
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """How the engine comes about.
+class CompileResult(StageResult):
+    """The way to an engine.
 
-    how: `ahead` (made here, `engine` is its file), `at load` or `deferred to install`;
-    check: what TensorRT for RTX said of the graph: `accepted`, `refused: ...` or `not run: ...`; None where no TensorRT
-    runs it. It shares parser and builder with TensorRT 10 and later, but is not the target's engine.
+    Args:
+        how: `ahead` (built here, `engine` is its file), `at load` or `deferred to install`.
+        check: Verdict of TensorRT for RTX on the graph: `accepted`, `refused: ...` or `not run: ...`; None where no
+            TensorRT runs it. It shares parser and builder with TensorRT 10 and later, but is not the target's engine.
     """
 
     how: str
@@ -32,19 +35,36 @@ class Compiled:
     check: str | None = None
     engine: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """`how`."""
+        return self.how
 
-def compile_graph(graph: Path, target: Target, folder: Path) -> Compiled:
+
+COMPILE = StageKind("compile", 2, CompileResult, ("tensorrt-rtx",))
+
+
+def run(context: StageContext, graph: GraphStage, target: Target) -> Stage[CompileResult]:
+    """Compile a graph for a target, or check it."""
+
+    def work(folder: Path) -> CompileResult:
+        return compile_graph(graph.path / GRAPH, target, folder)
+
+    return context.run(COMPILE, {"graph": graph.sha256, "target": to_dict(target)}, work)
+
+
+def compile_graph(graph: Path, target: Target, folder: Path) -> CompileResult:
     """Compile what can be compiled here; an engine for RTX cards is written into `folder`. Raises DeviceError."""
     if target.engine == "rtx" and TENSORRT_RTX.available().usable:
         made = compile_ahead(graph, [str(target.compute_capability)], folder / "engine.rtx")
         sizes = f"{made.bytes / 1e6:.1f} MB for {', '.join(made.sm)}"
-        return Compiled(
+        return CompileResult(
             "ahead", f"TensorRT for RTX, {sizes}; final kernels are chosen on the card", engine="engine.rtx"
         )
     if not target.on_tensorrt:
-        return Compiled("at load", f"{target.engine} compiles the graph when it loads it")
+        return CompileResult("at load", f"{target.engine} compiles the graph when it loads it")
     note = f"deferred to install: TensorRT builds the engine on the {target.title}"
-    return Compiled("deferred to install", note, _parser_check(graph, target, folder))
+    return CompileResult("deferred to install", note, _parser_check(graph, target, folder))
 
 
 def _parser_check(graph: Path, target: Target, folder: Path) -> str:

@@ -1,78 +1,99 @@
-"""Low-rank factorization: layers of a detector replaced by products of thinner ones."""
+"""Stage `factorize`: convolutions replaced by low-rank products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgekd.builds.latency import Latency
 from edgekd.builds.recipe import LowRank
-from edgekd.builds.speedup import require_faster
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import Stages
+from edgekd.builds.speedup import DerivedDetector, require_faster
+from edgekd.builds.stage_store import StageKind, StageResult
+from edgekd.builds.stages.base import GraphStage, StageContext
+from edgekd.builds.stages.prune import multiply_adds_text
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
 
 
 @dataclass(frozen=True)
-class Factored:
-    """A detector some layers of which are products now.
+class FactoredLayer:
+    """A layer that is a product now: the share of its output's energy that is kept, and the ranks of its parts."""
 
-    checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; layers: of
-    each layer that is one no more, by its name, the `ranks` between its parts and the share `kept`.
+    kept: float
+    ranks: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FactorizeResult(StageResult):
+    """A checkpoint, in the file `factorized_file(detector)`: its length, and parameters and multiply-adds.
+
+    Pairs are before and after.
     """
 
-    checkpoint: Path
-    graph: Stage
+    bytes: int
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
-    latency_ms: tuple[float, float]
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Mapping[str, FactoredLayer]
+
+    @property
+    def summary(self) -> str:
+        """The multiply-adds."""
+        return multiply_adds_text(self.multiply_adds)
+
+
+FACTORIZE = StageKind("factorize", 2, FactorizeResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
+
+
+@dataclass(frozen=True)
+class FactorizedDetector(DerivedDetector):
+    """A detector some layers of which are products; layers: the replaced ones by name."""
+
+    layers: Mapping[str, FactoredLayer]
 
 
 def factorize(
-    stages: Stages,
+    context: StageContext,
     step: LowRank,
     checkpoint: Path,
     dataset: Dataset,
-    before: Stage,
-    export: Callable[[Path], Stage],
+    before: GraphStage,
+    export: Callable[[Path], GraphStage],
     latency: Latency,
+    *,
     trust: bool = False,
-) -> Factored:
-    """The factorized detector. before: the float graph of what it is made of; export: a checkpoint's.
+) -> FactorizedDetector:
+    """Factorize a detector.
+
+    Args:
+        before: The float graph of the checkpoint.
+        export: Exports a checkpoint that was written here.
 
     Raises CompressError where no layer is worth it, or the detector is not faster.
     """
 
-    def work(folder: Path) -> Mapping[str, Any]:
+    def work(folder: Path) -> FactorizeResult:
         factorize_detector = require_family(checkpoint).capability("factorize")
         out = folder / factorized_file(checkpoint)
-        done = factorize_detector(checkpoint, out, dataset.source, step, trust, stages.progress, latency.cost)
-        return {
-            "bytes": out.stat().st_size,
-            "parameters": list(done.parameters),
-            "multiply_adds": list(done.multiply_adds),
-            "layers": {
-                name: {"ranks": [each.ranks.reading, each.ranks.writing], "kept": float(f"{each.kept:.6g}")}
-                for name, each in done.layers.items()
-            },
+        done = factorize_detector(checkpoint, out, dataset.source, step, trust, context.progress, latency.cost)
+        layers = {
+            name: FactoredLayer(float(f"{layer.kept:.6g}"), (layer.ranks.reading, layer.ranks.writing))
+            for name, layer in done.layers.items()
         }
+        return FactorizeResult(out.stat().st_size, done.parameters, done.multiply_adds, layers)
 
     inputs = {
-        "model": stages.sha256(checkpoint),
-        "train": stages.fingerprint(dataset.split("train")),
+        "model": context.sha256(checkpoint),
+        "train": context.fingerprint(dataset.split("train")),
         "step": asdict(step),
         "latency": latency.identity,
     }
-    done = stages.run("factorize", inputs, work, require_family(checkpoint).libraries)
-    factorized = done.path / factorized_file(checkpoint)
+    stage = context.run(FACTORIZE, inputs, work, libraries=require_family(checkpoint).libraries)
+    factorized, result = stage.path / factorized_file(checkpoint), stage.result
     graph = export(factorized)
-    parameters, counts, layers = (done.results[name] for name in ("parameters", "multiply_adds", "layers"))
-    times = latency.of_both(before, graph)
-    found = Factored(factorized, graph, tuple(parameters), tuple(counts), times, layers)
+    times, layers = latency.of_both(before, graph), result.layers
+    sizes = (result.parameters, result.multiply_adds)
+    found = FactorizedDetector(factorized, graph, *sizes, times, layers)
     fix = "raise channels, so that fewer layers are replaced, lower energy, or leave the network as it is"
     require_faster("factorize: thinner layers", found, latency, f"{len(layers)} layers replaced", fix)
     return found

@@ -1,8 +1,8 @@
-"""Which plan a quantization runs: one from a file, one solved for a size, or one searched for an accuracy.
+"""The choice of a quantization plan: from a file, solved for a size, or searched for an accuracy.
 
-What every format of every layer costs is measured once, on calibration frames and without labels. From that a plan for
-a size follows in milliseconds. How much accuracy a size keeps does not follow from it: that is tried, on frames that
-were neither calibrated on nor will be scored.
+The cost of every format of every layer is measured once, on calibration frames and without labels. A plan for a size
+follows from these costs in milliseconds. The accuracy that a size keeps does not: it is tried on frames that are
+neither calibrated on nor scored.
 """
 
 from __future__ import annotations
@@ -10,42 +10,83 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.builds.recipe import Budget, Quantize, Recipe
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import COSTS, GRAPH, PLAN, Calibrated, Frames, Stages, settings_of, spec_of
+from edgekd.builds.recipe import Distill, LowRank, Prune, Quantize, Recipe, Resize, Step
+from edgekd.builds.stage_store import AnyStage, Stage, StageKind, StageResult
+from edgekd.builds.stages import calibrate, encode, quantize
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
+from edgekd.builds.stages.calibrate import Calibrated, Frames
+from edgekd.builds.stages.quantize import COSTS, PLAN, QuantizedResult, settings_of
+from edgekd.compress.quantization.mixed_precision import Costs, choices, costs_from, ladder, plan_for
+from edgekd.compress.quantization.plan import Plan, load_plan, plan_toml, require_fits
+from edgekd.compress.quantization.quantize import quantize as write_quantized
 from edgekd.compress.weight_formats import FORMS, Form
 from edgekd.core.errors import DataError, SpecError
+from edgekd.core.formats.packed_graph import pack
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors.family import family_of, offering, student_family
+from edgekd.evaluation.evaluate import evaluate
+from edgekd.graph.view import Graph
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import Target
 
-if TYPE_CHECKING:
-    from edgekd.compress.quantization.mixed_precision import Costs
-    from edgekd.compress.quantization.plan import Plan
-
+QuantizedStage = Stage[QuantizedResult]
 RUNGS = 16
 """Plans at even steps of size, of which a search tries four."""
 SOLVES = 3
-"""How often a plan is made smaller because its graph came out larger than predicted."""
-FIRST, LINE = 0.999, 100
-"""Of its room the share that a first plan takes, and what a layer takes in the plan, or in the calibration cache."""
+"""Attempts at a size: how well codes compress is known only afterwards."""
+INITIAL_FILL = 0.999
+"""Share of its room that a first plan takes."""
+BYTES_PER_LAYER = 100
+"""Bytes of a layer in the plan, or in the calibration cache."""
 HELD_OUT = 128
 """Images that a search judges plans on, at most."""
-TRAINED = 0.99
-"""The share of its room that a graph may take if it will be trained: other codes may compress a little less well."""
+TRAINED_FILL = 0.99
+"""Share of its room for a graph that will be trained: its codes may compress a little less well then."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A plan that was tried: bytes of its packed graph, and the share of the score that it keeps."""
+
+    bytes: int
+    kept: float
+
+
+@dataclass(frozen=True)
+class SearchResult(StageResult):
+    """The smallest plan that keeps a share of the score, in the file PLAN; frames: description of the frames."""
+
+    tried: tuple[Attempt, ...]
+    frames: str
+    keep: float
+
+    @property
+    def summary(self) -> str:
+        """The attempts."""
+        tried = ", ".join(f"{each.bytes / 1e6:.2f} MB keeps {each.kept:.1%}" for each in self.tried)
+        return f"the smallest that keeps {self.keep:.1%} of {self.frames}: {tried}"
+
+
+SEARCH = StageKind(
+    "search",
+    2,
+    SearchResult,
+    ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
+)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan is for.
+    """The limits of a plan.
 
-    max_bytes: of the packed graph, and of those files of its stage that are named in `beside`; min_retention: the share
-    of the float graph's score to keep, 0 to 1.
+    Args:
+        max_bytes: Size of the packed graph and of those files of its stage that are named in `beside`.
+        min_retention: Share of the float graph's score to keep, 0 to 1.
     """
 
     max_bytes: int | None = None
@@ -55,9 +96,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a search judges graphs on.
+    """The test by which a search judges graphs.
 
-    score: of an ONNX file, more is better; sha256: of the frames; frames: what they are, in words.
+    Args:
+        score: Scores an ONNX file; more is better.
+        sha256: Of the frames.
+        frames: Description of the frames.
     """
 
     score: Callable[[Path], float]
@@ -66,39 +110,39 @@ class Trial:
 
 
 def quantized(
-    stages: Stages,
+    context: StageContext,
     step: Quantize,
-    graph: Stage,
+    graph: GraphStage,
     frames: Frames,
     limits: Limits,
     trial: Callable[[], Trial],
     tensorrt: str | None = None,
-) -> Stage:
-    """Quantize a float graph as its step says, by a plan where it wants one: the stage of the graph that ships.
+) -> QuantizedStage:
+    """Quantize a float graph as its step says, by a plan where it wants one.
 
-    `trial` is asked for only where no size is given. Raises SpecError for a plan that is not for this graph.
+    `trial` is called only where no size is given. Raises SpecError for a plan that is not for this graph.
     """
 
-    def make(plan: Plan | None) -> Stage:
-        return stages.quantize(step, graph, frames, plan, tensorrt)
+    def quantized_by(plan: Plan | None) -> QuantizedStage:
+        return quantize.run(context, step, graph, frames, plan, tensorrt)
 
     if step.plan is not None:
-        return make(_plan_in(Path(step.plan), graph))
+        return quantized_by(_plan_in(Path(step.plan), graph))
     if not step.planned:
-        return make(None)
-    costs = costs_of(stages.plan(step, graph, frames), step.formats)
+        return quantized_by(None)
+    costs = costs_of(quantize.measure_costs(context, step, graph, frames), step.formats)
     if limits.max_bytes is not None:
-        return _solved(stages, costs, limits.max_bytes, limits.beside, make)
+        return _solved(context, costs, limits.max_bytes, limits.beside, quantized_by)
     if limits.min_retention is not None:
-        return make(_searched(stages, step, graph, frames, costs, limits.min_retention, trial()))
-    return make(plan_within(costs, None))
+        return quantized_by(_searched(context, step, graph, frames, costs, limits.min_retention, trial()))
+    return quantized_by(plan_within(costs, None))
 
 
 def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
-    """Refuse a recipe that lacks a limit to plan for, or the checkpoint that it trains. Raises SpecError."""
+    """Raise SpecError for a recipe without a limit to plan for, or for a detector that cannot take its steps."""
     step = recipe.quantize
-    choosing = step is not None and step.plan is None and len(step.formats) > 1
-    if choosing and step and (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention) == (None,) * 4:
+    limits = (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention) if step else ()
+    if step and step.plan is None and len(step.formats) > 1 and limits == (None,) * 4:
         raise SpecError(
             f"recipe {recipe.name} chooses formats under a limit",
             expected="a largest size, or a least share of the accuracy",
@@ -124,13 +168,14 @@ def _refuse_family(recipe: Recipe, model: Path) -> None:
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
     resize_fix = "pass the checkpoint, or export the model at that size"
-    for step, capability, what, expected, fix in (
-        (recipe.resize, "resize", "resizes the input", "a .pt", resize_fix),
-        (recipe.prune, "prune", "prunes", "a detector", None),
-        (recipe.factorize, "factorize", "factorizes", "a detector", None),
-        (recipe.distill, "teacher", "trains a student", "a teacher", None),
-    ):
-        if step is not None and (family is None or getattr(family, capability) is None):
+    steps: tuple[tuple[type[Step], str, str, str, str | None], ...] = (
+        (Resize, "resize", "resizes the input", "a .pt", resize_fix),
+        (Prune, "prune", "prunes", "a detector", None),
+        (LowRank, "factorize", "factorizes", "a detector", None),
+        (Distill, "teacher", "trains a student", "a teacher", None),
+    )
+    for kind, capability, what, expected, fix in steps:
+        if recipe.first(kind) is not None and (family is None or getattr(family, capability) is None):
             by = f"{expected} by {offering(capability)}"
             raise SpecError(f"recipe {recipe.name} {what}", expected=by, found=model.name, fix=fix)
     shipped = (recipe.distill.student if recipe.distill else None) or model.name
@@ -144,14 +189,14 @@ def _refuse_family(recipe: Recipe, model: Path) -> None:
 
 
 def offered(step: Quantize, target: Target) -> Quantize:
-    """The step with NVFP4 among its formats where it stores in four bits anyway, and the target multiplies in NVFP4."""
+    """Return the step with NVFP4 added to formats with fp4x, where the target multiplies in NVFP4."""
     if "fp4x" not in step.formats or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
         return step
     return replace(step, formats=(*step.formats, "nvfp4"))
 
 
-def size_of(step: Quantize, graph: Stage) -> int | None:
-    """Bytes that the step itself allows for the packed graph of a float graph; None where it does not say."""
+def size_of(step: Quantize, graph: GraphStage) -> int | None:
+    """Return the bytes that the step itself allows for a packed graph; None where it sets no limit."""
     if step.bits is None:
         return step.max_bytes
     by_bits = int(weights_in(graph.path / GRAPH) * step.bits / 8)
@@ -159,48 +204,64 @@ def size_of(step: Quantize, graph: Stage) -> int | None:
 
 
 def weights_in(graph: Path) -> int:
-    """How many weights the convolutions and constant products of an ONNX file have."""
+    """Return the number of weights in the convolutions and constant products of an ONNX file."""
     import onnx
 
-    from edgekd.graph.view import Graph
-
-    found = Graph(onnx.load(graph))
-    names = {node.input[1] for node in found.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
-    values = [found.constant(name) for name in sorted(names)]
+    opened = Graph(onnx.load(graph))
+    names = {node.input[1] for node in opened.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
+    values = [opened.constant(name) for name in sorted(names)]
     return int(sum(value.size for value in values if value is not None))
 
 
 def room(recipe: Recipe, max_bytes: int | None) -> int | None:
-    """Bytes that a plan may take of those that its graph may have."""
-    return int(max_bytes * TRAINED) if max_bytes is not None and recipe.quant_aware else max_bytes
+    """Return the bytes for a plan that leaves its graph within a limit."""
+    return int(max_bytes * TRAINED_FILL) if max_bytes is not None and recipe.quant_aware else max_bytes
 
 
 def searches(step: Quantize, budget: Budget) -> bool:
-    """Whether plans will be tried on held-out images: there is accuracy to keep, and no size to plan for."""
+    """Return whether plans will be tried on held-out images: accuracy is to be kept, and no size is given."""
     sizes = (step.bits, step.max_bytes, budget.max_bytes)
     return step.planned and step.plan is None and sizes == (None, None, None) and budget.min_retention is not None
 
 
-def detector_trial(dataset: Dataset, graph: Stage, calibrated: Calibrated, scored: Split, stages: Stages) -> Trial:
-    """The mAP50-95 on held-out images of the training split."""
-    split = held_out(dataset, calibrated, scored, stages)
-    spec = spec_of(graph)
+def calibrated_for(
+    context: StageContext,
+    step: Quantize,
+    graph: GraphStage,
+    dataset: Dataset,
+    scored: Split,
+    data: str,
+    calibration: str | None,
+    budget: Budget,
+) -> tuple[Calibrated, Callable[[], Trial]]:
+    """Choose the calibration set of a detector, and return also the test by which its plans are searched.
 
-    def score(onnx: Path) -> float:
-        from edgekd.evaluation.evaluate import evaluate
-
-        return evaluate(onnx, spec, split).score.map50_95
-
-    return Trial(score, stages.fingerprint(split), f"{len(split)} training images that were not calibrated on")
-
-
-def costs_of(planned: Stage, formats: tuple[Form, ...] = FORMS) -> Costs:
-    """What a stage `plan` measured, for these formats.
-
-    `float16` is always among them: only layers that have nothing else, or that INT8 would ruin, have that option.
+    Args:
+        data: Fingerprint of the scored split.
+        calibration: The user's choice, as of `calibration_source`.
     """
-    from edgekd.compress.quantization.mixed_precision import costs_from
+    source = calibrate.calibration_source(calibration, dataset, searching=searches(step, budget))
+    calibrated = calibrate.run(context, source, dataset, scored, data, graph.result.spec)
+    return calibrated, partial(_detector_trial, dataset, graph, calibrated, scored, context)
 
+
+def _detector_trial(
+    dataset: Dataset, graph: GraphStage, calibrated: Calibrated, scored: Split, context: StageContext
+) -> Trial:
+    """Return the test by mAP50-95 on held-out images of the training split."""
+    split, spec = held_out(dataset, calibrated, scored, context), graph.result.spec
+
+    def score(path: Path) -> float:
+        return evaluate(path, spec, split).score.map50_95
+
+    return Trial(score, context.fingerprint(split), f"{len(split)} training images that were not calibrated on")
+
+
+def costs_of(planned: AnyStage, formats: tuple[Form, ...] = FORMS) -> Costs:
+    """Return the measured costs of these formats and of `float16`.
+
+    Only layers without another option, or that INT8 would ruin, have the option `float16`.
+    """
     costs = costs_from(json.loads((planned.path / COSTS).read_bytes()))
     layers = []
     for layer in costs.layers:
@@ -210,25 +271,23 @@ def costs_of(planned: Stage, formats: tuple[Form, ...] = FORMS) -> Costs:
 
 
 def plan_within(costs: Costs, max_bytes: int | None) -> Plan:
-    """The plan with the least error within a size; where none is that small, the smallest of all."""
-    from edgekd.compress.quantization.mixed_precision import ladder, plan_for
-
+    """Return the plan with the least error within a size; where none is that small, the smallest of all."""
     smallest = ladder(costs, 2)[-1]
     if max_bytes is not None and smallest.predicted_bytes > max_bytes:
         return smallest
     return plan_for(costs, max_bytes)
 
 
-def held_out(dataset: Dataset, calibrated: Calibrated, scored: Split, stages: Stages) -> Split:
-    """Images of the training split, at most HELD_OUT, of which no copy is calibrated on or scored; the same each time.
+def held_out(dataset: Dataset, calibrated: Calibrated, scored: Split, context: StageContext) -> Split:
+    """Draw at most HELD_OUT images of the training split of which no copy is calibrated on or scored.
 
-    Raises DataError where there are none.
+    The choice is the same each time. Raises DataError where there are none.
     """
     samples = dataset.split("train").samples
-    seen = {file.sha256 for file in calibrated.images.files}
-    seen |= {stages.sha256(sample.image) for sample in scored.samples}
+    used = {file.sha256 for file in calibrated.images.files}
+    used |= {context.sha256(sample.image) for sample in scored.samples}
     order = np.random.default_rng(0).permutation(len(samples))
-    free = [samples[at] for at in order if stages.sha256(samples[at].image) not in seen]
+    free = [samples[index] for index in order if context.sha256(samples[index].image) not in used]
     if not free:
         raise DataError(
             f"{dataset.source}: every training image is calibrated on: none is left to choose a size by",
@@ -237,56 +296,53 @@ def held_out(dataset: Dataset, calibrated: Calibrated, scored: Split, stages: St
     return Split("train", tuple(free[:HELD_OUT]))
 
 
-def _plan_in(path: Path, graph: Stage) -> Plan:
-    from edgekd.compress.quantization.mixed_precision import choices
-    from edgekd.compress.quantization.plan import load_plan, require_fits
-
+def _plan_in(path: Path, graph: GraphStage) -> Plan:
     plan = load_plan(path)
     require_fits(plan, choices(graph.path / GRAPH))
     return plan
 
 
 def _solved(
-    stages: Stages, costs: Costs, max_bytes: int, beside: tuple[str, ...], make: Callable[[Plan], Stage]
-) -> Stage:
-    """The graph of the best plan that keeps a size, or nearly: how well codes compress is known only afterwards."""
-    room = int(max_bytes * FIRST) - LINE * len(beside) * len(costs.layers)
+    context: StageContext,
+    costs: Costs,
+    max_bytes: int,
+    beside: tuple[str, ...],
+    quantized_by: Callable[[Plan], QuantizedStage],
+) -> QuantizedStage:
+    """Quantize by the best plan that keeps a size, or nearly."""
+    room = int(max_bytes * INITIAL_FILL) - BYTES_PER_LAYER * len(beside) * len(costs.layers)
     for _ in range(SOLVES):
         plan = plan_within(costs, room)
-        made = make(plan)
-        others = sum(made.files[name].length for name in beside if name in made.files)
-        over = stages.encode(made, "int8").results["bytes"] + others - max_bytes
-        if over <= 0 or plan.predicted_bytes > room:
+        graph = quantized_by(plan)
+        others = sum(graph.files[name].length for name in beside if name in graph.files)
+        excess = encode.run(context, graph, "int8").result.bytes + others - max_bytes
+        if excess <= 0 or plan.predicted_bytes > room:
             break
-        room = plan.predicted_bytes - over
-    return made
+        room = plan.predicted_bytes - excess
+    return graph
 
 
 def _searched(
-    stages: Stages, step: Quantize, graph: Stage, frames: Frames, costs: Costs, keep: float, trial: Trial
+    context: StageContext, step: Quantize, graph: GraphStage, frames: Frames, costs: Costs, keep: float, trial: Trial
 ) -> Plan:
-    """The smallest plan that keeps a share of the float graph's score on the frames of a trial, found by bisection."""
-    from edgekd.compress.quantization.mixed_precision import ladder
-    from edgekd.compress.quantization.plan import load_plan, plan_toml
-    from edgekd.compress.quantization.quantize import quantize
-    from edgekd.core.formats.packed_graph import pack
+    """Find the smallest plan that keeps a share of the float graph's score on the frames of a trial, by bisection."""
 
-    def work(folder: Path) -> dict[str, Any]:
+    def work(folder: Path) -> SearchResult:
         plans = ladder(costs, RUNGS)
         whole = trial.score(graph.path / GRAPH)
-        tried = []
+        tried: list[Attempt] = []
         best, failing = 0, len(plans)
         while failing - best > 1:
             middle = (best + failing) // 2
             attempt = folder / "attempt.onnx"
-            quantize(graph.path / GRAPH, attempt, frames.read(), step, plans[middle].forms)
+            write_quantized(graph.path / GRAPH, attempt, frames.read(), step, plans[middle].forms)
             kept = trial.score(attempt) / whole if whole else 0.0
-            tried.append({"bytes": len(pack(attempt.read_bytes())), "kept": round(kept, 5)})
-            stages.note(f"search: {tried[-1]['bytes'] / 1e6:.2f} MB keep {kept:.1%} on {trial.frames}")
+            tried.append(Attempt(len(pack(attempt.read_bytes())), round(kept, 5)))
+            context.note(f"search: {tried[-1].bytes / 1e6:.2f} MB keep {kept:.1%} on {trial.frames}")
             attempt.unlink()
             best, failing = (middle, failing) if kept >= keep else (best, middle)
         (folder / PLAN).write_text(plan_toml(plans[best]), "utf-8")
-        return {"tried": tried, "frames": trial.frames, "keep": keep}
+        return SearchResult(tuple(tried), trial.frames, keep)
 
     inputs = {
         "graph": graph.sha256,
@@ -296,4 +352,4 @@ def _searched(
         "keep": keep,
         "trial": trial.sha256,
     }
-    return load_plan(stages.run("search", inputs, work).path / PLAN)
+    return load_plan(context.run(SEARCH, inputs, work).path / PLAN)

@@ -1,74 +1,111 @@
-"""The stages that prune channels iteratively until the MAC, size or latency goal is met."""
+"""Stages `prune` and `sensitivity`: remove channels iteratively until the MAC, size or latency goal is met."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edgekd.builds.latency import Latency
 from edgekd.builds.recipe import Prune
-from edgekd.builds.speedup import require_faster
-from edgekd.builds.stage_store import Stage
+from edgekd.builds.speedup import DerivedDetector, require_faster
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import train as train_module
-from edgekd.builds.stages.base import GRAPH, Stages
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import offering, require_family
 from edgekd.detectors.results import SCANNED_SHARES
+from edgekd.hardware.target import Target
 
 Widths = Mapping[str, tuple[int, int]]
-"""Channels of units, by name, before and after."""
+"""Channels of each unit by its name, before and after."""
 MAX_TRIES = 6
-"""Most prunings to reach a frame rate, each with fewer channels than the one before."""
+"""Attempts to reach a latency."""
 MARGIN = 0.97
-"""Factor of the share that a further try keeps, beside the one that follows from its time."""
+"""Factor by which a further attempt keeps less than latency proportional to multiply-adds would need."""
 
 
 @dataclass(frozen=True)
-class PruneResult:
-    """A pruned detector.
+class PruneResult(StageResult):
+    """One round of pruning; the checkpoint is in the file `checkpoint_name(detector)`.
 
-    checkpoint: its file; graph: its float graph; parameters, multiply_adds, latency_ms: before and after; widths:
-    channels of each unit before and after; importance: the share of each unit's importance that stays.
+    Args:
+        bytes: Length of the checkpoint.
+        parameters: Before and after.
+        multiply_adds: Of a frame, before and after.
+        importance: The share of each unit's importance that stays.
     """
 
-    checkpoint: Path
-    graph: Stage
+    bytes: int
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
-    latency_ms: tuple[float, float]
-    widths: Mapping[str, tuple[int, int]]
+    widths: Widths
+    importance: Mapping[str, float]
+
+    @property
+    def summary(self) -> str:
+        """The multiply-adds."""
+        return multiply_adds_text(self.multiply_adds)
+
+
+@dataclass(frozen=True)
+class SensitivityResult(StageResult):
+    """Loss on the labels when one unit alone loses channels.
+
+    Args:
+        shares: Shares of the channels that are removed.
+        loss: Without any removal.
+        units: For each unit the loss at each share.
+    """
+
+    shares: tuple[float, ...]
+    loss: float
+    units: Mapping[str, tuple[float, ...]]
+
+
+_TOOLS = ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics")
+PRUNE = StageKind("prune", 4, PruneResult, _TOOLS)
+SENSITIVITY = StageKind("sensitivity", 1, SensitivityResult, _TOOLS)
+
+
+@dataclass(frozen=True)
+class PrunedDetector(DerivedDetector):
+    """A detector after all rounds of pruning; importance: the share of each unit's importance that stays."""
+
+    widths: Widths
     importance: Mapping[str, float]
 
     @property
     def left(self) -> float:
-        """The share of the multiply-adds that is left."""
+        """Share of the multiply-adds that is left."""
         before, after = self.multiply_adds
         return after / before
 
 
 @dataclass(frozen=True)
 class ChannelPruner:
-    """Prunes a detector. before: its float graph; export: exports a checkpoint to its float graph.
+    """Prunes a checkpoint for a latency.
 
-    quantized: its quantized graph, to prune what that one needs least. train_on: the GPUs for training between rounds,
-    such as `0,1`; None for one if there is any.
+    Args:
+        before: The float graph of the checkpoint.
+        export: Exports a checkpoint that was written here.
+        quantized: The quantized graph of the checkpoint, to rank channels by their effect there.
+        train_on: GPUs for the training between rounds, such as `0,1`; None for one if there is any.
     """
 
-    stages: Stages
+    context: StageContext
     dataset: Dataset
     checkpoint: Path
-    before: Stage
-    export: Callable[[Path], Stage]
+    before: GraphStage
+    export: Callable[[Path], GraphStage]
     latency: Latency
     trust: bool = False
-    quantized: Stage | None = None
+    quantized: GraphStage | None = None
     train_on: str | None = None
 
-    def run(self, step: Prune) -> PruneResult:
-        """Prune as the step says. Raises CompressError where the goal cannot be met or nothing gets faster."""
+    def run(self, step: Prune) -> PrunedDetector:
+        """Prune as the step says. Raises CompressError: not so much can go, too slow, or not faster than before."""
         found = self._prune(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
         widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
         if not widths:
@@ -81,8 +118,8 @@ class ChannelPruner:
         require_faster("prune: narrower layers", found, self.latency, widths, fix)
         return found
 
-    def _until_fast(self, step: Prune, most_ms: float) -> PruneResult:
-        """Prune more and more until a frame takes `most_ms` at most."""
+    def _until_fast(self, step: Prune, most_ms: float) -> PrunedDetector:
+        """Prune more with each attempt until a frame takes no longer than `most_ms`."""
         now = self.latency.of_both(self.before, self.before)[1]
         left = min(1 - step.share, most_ms / now)
         if left >= 1 and step.max_size is None:
@@ -103,7 +140,7 @@ class ChannelPruner:
             fix="raise most, take a smaller model or a smaller image, or ask for less",
         )
 
-    def _prune(self, step: Prune) -> PruneResult:
+    def _prune(self, step: Prune) -> PrunedDetector:
         unsupported = require_family(self.checkpoint).prune_quantized is None
         if self.quantized and (step.rounds > 1 or unsupported):
             raise SpecError(
@@ -114,97 +151,109 @@ class ChannelPruner:
         rounds = list(self._rounds(step))
         first, last = rounds[0], rounds[-1]
         graph = self.export(last.path / checkpoint_name(self.checkpoint))
-        shares = [stage.results["importance"] for stage in rounds]
-        return PruneResult(
+        shares = [stage.result.importance for stage in rounds]
+        start, end = first.result, last.result
+        return PrunedDetector(
             checkpoint=last.path / checkpoint_name(self.checkpoint),
             graph=graph,
-            parameters=(first.results["parameters"][0], last.results["parameters"][1]),
-            multiply_adds=(first.results["multiply_adds"][0], last.results["multiply_adds"][1]),
+            parameters=(start.parameters[0], end.parameters[1]),
+            multiply_adds=(start.multiply_adds[0], end.multiply_adds[1]),
             latency_ms=self.latency.of_both(self.before, graph),
-            widths={
-                name: (width, last.results["widths"][name][1]) for name, (width, _) in first.results["widths"].items()
-            },
+            widths={name: (width, end.widths[name][1]) for name, (width, _) in start.widths.items()},
             importance={name: min(each[name] for each in shares) for name in shares[0]},
         )
 
-    def _rounds(self, step: Prune) -> Iterator[Stage]:
-        """Prune the same share in each round; train between two rounds."""
+    def _rounds(self, step: Prune) -> Iterator[Stage[PruneResult]]:
+        """Yield rounds that each remove the same share of the rest, with training between two of them."""
         checkpoint = self.checkpoint
         widths: Widths = {}
         for left in range(step.rounds, 0, -1):
             stage = self._round(part_of(step, left, widths), checkpoint, left)
             yield stage
-            widths = {name: (widths.get(name, (old,))[0], new) for name, (old, new) in stage.results["widths"].items()}
+            widths = {name: (widths.get(name, (old,))[0], new) for name, (old, new) in stage.result.widths.items()}
             checkpoint = stage.path / checkpoint_name(self.checkpoint)
             if step.recovery and left > 1:
                 recovery = replace(step.recovery, student=str(checkpoint))
-                known = (self.stages, recovery, self.checkpoint, self.dataset, self.trust, self.train_on)
-                trained = train_module.distill(*known)
+                trained = train_module.distill(
+                    self.context, recovery, self.checkpoint, self.dataset, trust=self.trust, device=self.train_on
+                )
                 checkpoint = trained.path / train_module.student_file(recovery)
 
-    def _round(self, step: Prune, checkpoint: Path, left: int) -> Stage:
-        """Prune one round. left: rounds left, this one included. Results: as of `Pruned`, and `bytes`."""
+    def _round(self, step: Prune, checkpoint: Path, left: int) -> Stage[PruneResult]:
+        """Run one round; left: the number of rounds, this one included."""
         teacher = None if checkpoint == self.checkpoint else self.checkpoint
 
-        def work(folder: Path) -> Mapping[str, Any]:
+        def work(folder: Path) -> PruneResult:
             out = folder / checkpoint_name(self.checkpoint)
-            settings = (out, self.dataset.source, step, self.trust, self.stages.progress, self.latency.cost)
+            settings = (out, self.dataset.source, step, self.trust, self.context.progress, self.latency.cost)
             family = require_family(checkpoint)
             if self.quantized:
                 prune = family.capability("prune_quantized")
                 done = prune(checkpoint, *settings, teacher, left, self.quantized.path / GRAPH)
             else:
                 done = family.capability("prune")(checkpoint, *settings, teacher, left)
-            return {
-                "bytes": out.stat().st_size,
-                "parameters": list(done.parameters),
-                "multiply_adds": list(done.multiply_adds),
-                "widths": {name: list(pair) for name, pair in done.widths.items()},
-                "importance": {name: float(f"{share:.6g}") for name, share in done.importance.items()},
-            }
+            importance = {name: float(f"{share:.6g}") for name, share in done.importance.items()}
+            size = out.stat().st_size
+            return PruneResult(size, done.parameters, done.multiply_adds, dict(done.widths), importance)
 
-        seen = step.importance != "magnitude"
-        counted = {name: value for name, value in asdict(step).items() if name not in ("min_fps", "recovery", "rounds")}
+        needs_images = step.importance != "magnitude"
+        elsewhere = ("min_fps", "recovery", "rounds")  # settings that no single round depends on
+        settings = {name: value for name, value in asdict(step).items() if name not in elsewhere}
         inputs = {
-            "model": self.stages.sha256(checkpoint),
-            "teacher": self.stages.sha256(teacher) if teacher else None,
-            "train": self.stages.fingerprint(self.dataset.split("train")) if seen else None,
-            "step": counted,
+            "model": self.context.sha256(checkpoint),
+            "teacher": self.context.sha256(teacher) if teacher else None,
+            "train": self.context.fingerprint(self.dataset.split("train")) if needs_images else None,
+            "step": settings,
             "left": left if step.max_size else None,
             "latency": self.latency.identity,
             "quantized": self.quantized.sha256 if self.quantized else None,
         }
-        return self.stages.run("prune", inputs, work, require_family(checkpoint).libraries)
+        return self.context.run(PRUNE, inputs, work, libraries=require_family(checkpoint).libraries)
 
 
 def sensitivity(
-    stages: Stages, dataset: Dataset, checkpoint: Path, step: Prune, trust: bool = False
-) -> Mapping[str, Any]:
-    """Measure the growth of the loss on labels when a single unit loses channels: `shares`, `loss`, `units` by name."""
+    context: StageContext, dataset: Dataset, checkpoint: Path, step: Prune, *, trust: bool = False
+) -> Stage[SensitivityResult]:
+    """Measure the loss on the labels when one unit alone loses channels."""
 
-    def work(folder: Path) -> Mapping[str, Any]:
+    def work(folder: Path) -> SensitivityResult:
         scan = require_family(checkpoint).capability("scan")
-        found = scan(checkpoint, dataset.source, step, trust, stages.progress)
-        units = {name: [float(f"{loss:.6g}") for loss in losses] for name, losses in found.units.items()}
-        return {"shares": list(SCANNED_SHARES), "loss": float(f"{found.loss:.6g}"), "units": units}
+        found = scan(checkpoint, dataset.source, step, trust, context.progress)
+        units = {name: tuple(float(f"{loss:.6g}") for loss in losses) for name, losses in found.units.items()}
+        return SensitivityResult(SCANNED_SHARES, float(f"{found.loss:.6g}"), units)
 
     chosen = {name: getattr(step, name) for name in ("importance", "images", "batch", "image_size", "seed")}
-    train = stages.fingerprint(dataset.split("train"))
-    inputs = {"model": stages.sha256(checkpoint), "train": train, "step": chosen}
-    results = stages.run("sensitivity", inputs, work, require_family(checkpoint).libraries).results
-    return {name: results[name] for name in ("shares", "loss", "units")}
+    train = context.fingerprint(dataset.split("train"))
+    inputs = {"model": context.sha256(checkpoint), "train": train, "step": chosen}
+    return context.run(SENSITIVITY, inputs, work, libraries=require_family(checkpoint).libraries)
+
+
+def multiply_adds_text(multiply_adds: tuple[int, int]) -> str:
+    """Return multiply-adds before and after as text."""
+    before, after = (count / 1e9 for count in multiply_adds)
+    return f"{after:.2f} of {before:.2f} G multiply-adds a frame"
+
+
+def for_target(step: Prune, target: Target | None) -> Prune:
+    """Return the step with the target's preferred multiple of channels, where it has none of its own."""
+    preferred = target.precisions.multiple if target else None
+    return replace(step, multiple=step.multiple or (preferred.value if preferred else None))
 
 
 def checkpoint_name(detector: Path) -> str:
-    """Return the name of the file of a pruned detector."""
+    """Return the name of the file that pruning a detector writes."""
     return f"pruned{require_family(detector).suffix}"
 
 
 def part_of(step: Prune, left: int, widths: Widths) -> Prune:
-    """Return the step of one round. left: rounds left, this one included; widths: at first, and now.
+    """Return the settings of one of several rounds, each of which removes the same share of the multiply-adds.
 
-    The same share of the multiply-adds goes in each. Caps are of what a unit had at first: in multiples of channels
-    that is rounded once, and not in every round, where a small share would be none.
+    Caps refer to a unit's first width: rounding to multiples of channels once leaves small shares that rounding in
+    every round would lose.
+
+    Args:
+        left: Number of rounds, this one included.
+        widths: Before the first round, and now.
     """
     ratio = _gone(step.share, 1 / step.rounds) or None
     done = 1 - (left - 1) / step.rounds
@@ -217,5 +266,5 @@ def part_of(step: Prune, left: int, widths: Widths) -> Prune:
 
 
 def _gone(share: float, part: float) -> float:
-    """Return the share that is gone after a part of several rounds that each remove the same share."""
+    """Return the share removed after a part of several rounds that each remove the same share of the rest."""
     return float(1 - (1 - share) ** part)

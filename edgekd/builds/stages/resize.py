@@ -1,14 +1,13 @@
-"""The stage that changes the size of a detector's input; the weights stay the same."""
+"""Stage `resize`: the detector at another size of its input, with the same weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgekd.builds.recipe import Resize
-from edgekd.builds.stage_store import Stage
-from edgekd.builds.stages.base import Stages
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import StageContext
 from edgekd.detectors.family import require_family
 
 
@@ -17,16 +16,30 @@ def resized_file(checkpoint: Path) -> str:
     return f"resized{require_family(checkpoint).suffix}"
 
 
-def resize(stages: Stages, step: Resize, checkpoint: Path, trust: bool = False) -> Stage:
-    """Resize; write `resized_file(checkpoint)`. Results: `bytes`, `size`: height and width before and after."""
+@dataclass(frozen=True)
+class ResizeResult(StageResult):
+    """The checkpoint, in the file `resized_file(detector)`: its length, and its input's height and width.
+
+    size: Before and after.
+    """
+
+    bytes: int
+    size: tuple[tuple[int, int], tuple[int, int]]
+
+
+RESIZE = StageKind("resize", 1, ResizeResult, ("torch", "ultralytics"))
+
+
+def run(context: StageContext, step: Resize, checkpoint: Path, *, trust: bool = False) -> Stage[ResizeResult]:
+    """Write the checkpoint for another size."""
 
     family = require_family(checkpoint)
 
-    def work(folder: Path) -> Mapping[str, Any]:
+    def work(folder: Path) -> ResizeResult:
         resize_detector = family.capability("resize")
         out = folder / resized_file(checkpoint)
         before, after = resize_detector(checkpoint, step.image_size, out, trust)
-        return {"bytes": out.stat().st_size, "size": [list(before), list(after)]}
+        return ResizeResult(out.stat().st_size, (before, after))
 
-    inputs = {"model": stages.sha256(checkpoint), "image_size": step.image_size}
-    return stages.run("resize", inputs, work, family.libraries)
+    inputs = {"model": context.sha256(checkpoint), "image_size": step.image_size}
+    return context.run(RESIZE, inputs, work, libraries=family.libraries)

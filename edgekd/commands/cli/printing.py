@@ -11,13 +11,13 @@ from edgekd.commands.cli.tables import megabytes, print_refused, print_table, ra
 from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
 
 if TYPE_CHECKING:
-    from edgekd.builds.budget import Line
-    from edgekd.builds.run import Outcome
+    from edgekd.builds.run import BuildResult
     from edgekd.commands.check import Checked
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
     from edgekd.commands.quantize import QuantizeOutcome
     from edgekd.commands.targets import Targets
+    from edgekd.hardware.budget import Line
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
 _SIDES = ("source", "converted")
@@ -50,33 +50,29 @@ _DIFFERENT = {
 }
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_outcome(outcome: BuildResult) -> None:
     """Print the result of `edgekd build`."""
-    run = outcome.run
-    if run.job.search is not None:
-        print_searched(run.job.search)
-    scores = [score.results for score in run.scores]
-    timings = [run.timing.results[label] for label in ("before", "after")]
-    timed = [f"{t['total_ms']['p50']:.1f} ms, {rate_text(t['fps'])}" for t in timings]
-    host = run.timing.results["host"]
+    record, compiled, timing = outcome.record, outcome.machine.compiled.result, outcome.machine.timing.result
+    if record.request.search is not None:
+        print_searched(record.request.search)
+    scores = [score.result for score in record.scores]
+    timed = [f"{each.total_ms.p50:.1f} ms, {rate_text(each.fps)}" for each in (timing.before, timing.after)]
+    host, packed = timing.host, record.encoded.result.bytes
     print_table(
         ["", "before", "after"],
         [
-            ["mAP50-95", *(score_text(score["map50_95"]) for score in scores)],
-            ["mAP50", *(score_text(score["map50"]) for score in scores)],
-            ["graph", megabytes(run.before.results["bytes"]), f"{megabytes(run.encoded.results['bytes'])} packed"],
+            ["mAP50-95", *(score_text(score.map50_95) for score in scores)],
+            ["mAP50", *(score_text(score.map50) for score in scores)],
+            ["graph", megabytes(record.before.result.bytes), f"{megabytes(packed)} packed"],
             ["bundle", "", megabytes(outcome.bundle.stat().st_size)],
-            [f"latency p50 ({timings[0]['basis']})", *timed],
+            [f"latency p50 ({timing.before.basis})", *timed],
         ],
     )
-    print(
-        f"timed on {host['cpu']}, {host['threads']} threads, {host['engine']}; engine: {run.compiled.results['note']}"
-    )
-    if run.compiled.results["check"]:
-        print(f"parser and builder check by TensorRT for RTX: {run.compiled.results['check']}")
+    print(f"timed on {host.cpu}, {host.threads} threads, {host.engine}; engine: {compiled.note}")
+    if compiled.check:
+        print(f"parser and builder check by TensorRT for RTX: {compiled.check}")
     print_budget(outcome.budget)
-    for timing in timings[1:]:
-        print_refused(timing["refused"])
+    print_refused(timing.after.refused)
     print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.core.cores import usable_cores
+from edgekd.core.errors import SpecError
 from edgekd.core.procfs import number_in, text_of, value_of
 from edgekd.deploy.devices import Gpu, HostFacts
+from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.runtimes.types import Engine, Session, library_version
+from edgekd.graph.runtimes.openvino import OPENVINO_CPU
+from edgekd.graph.runtimes.types import Engine, Session, library_version, require
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.session import Site, Stop
@@ -114,3 +117,18 @@ def _number(text: str | None) -> float | None:
         return float(text) if text else None
     except ValueError:
         return None
+
+
+def local_device(name: str) -> LocalDevice:
+    """Return the device `local`, with the fastest usable CPU engine, or `local:ENGINE`.
+
+    Raises SpecError, DeviceError.
+    """
+    place, _, engine = name.partition(":")
+    if place != "local":
+        fix = "edgekd engine BUNDLE --device measures a bundle on a camera" if place == "ssh" else None
+        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu", fix=fix)
+    if not engine:
+        return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)
+    require(engine_named(engine))
+    return LocalDevice(engine_named(engine))

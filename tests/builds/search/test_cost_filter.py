@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.cost_filter import Cost, CostFilter, Network, excesses, predicted, scaled_layer
 from edgekd.builds.search.space import FLOAT, INT8, Candidate, DetectorFacts, space_for
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.work import convolution, multiply_adds
 from edgekd.hardware.target import load_target
 

@@ -10,12 +10,12 @@ import pytest
 from test_json_contract import assert_documented
 from test_loop import BUDGET, search
 
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.explain import document
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.page import environment
 from edgekd.evaluation.report.search import Spot
 from edgekd.evaluation.report.types import Change, Report
+from edgekd.hardware.budget import Budget
 
 TOLD = {
     "identity": "0" * 64,

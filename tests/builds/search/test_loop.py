@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.cost_filter import CostFilter, Network
 from edgekd.builds.search.explain import document
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import Point, best, shortfalls
 from edgekd.builds.search.space import Candidate, DetectorFacts, Space, space_for
+from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.work import convolution
 from edgekd.hardware.target import load_target
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgekd.builds.recipe import Budget
 from edgekd.builds.search.cost_filter import Cost
 from edgekd.builds.search.pareto import Point, best, front, has_margin, rank, shortfalls, why
 from edgekd.builds.search.space import Candidate
+from edgekd.hardware.budget import Budget
 
 BUDGET = Budget(max_bytes=1000, min_retention=0.96, min_fps=100)
 

@@ -17,7 +17,8 @@ from test_json_contract import assert_documented
 from edgekd.builds.publish import budget_bytes
 from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.builds.stage_store import FileHashes, Stage, Store
-from edgekd.builds.stages.base import Calibrated, Frames, Stages, calibration_source
+from edgekd.builds.stages.base import StageContext
+from edgekd.builds.stages.calibrate import Calibrated, CalibrateResult, Frames, calibration_source
 from edgekd.builds.stages.plan import held_out, offered
 from edgekd.compress.quantization.plan import load_plan
 from edgekd.core.bundle.archive import extract, verify
@@ -37,8 +38,8 @@ SIDE = 64
 
 
 @pytest.fixture
-def stages(tmp_path: Path) -> Stages:
-    return Stages(Store(tmp_path / "stages"), FileHashes(tmp_path / "hashes.json"), SILENT)
+def context(tmp_path: Path) -> StageContext:
+    return StageContext(Store(tmp_path / "stages"), FileHashes(tmp_path / "hashes.json"), SILENT)
 
 
 def results(out: Path, name: str) -> dict[str, Any]:
@@ -187,11 +188,13 @@ def test_a_search_is_judged_on_training_images_that_were_not_calibrated_on(
 
 def calibrated(dataset: Any, count: int) -> Calibrated:
     rule = replace(load_rule(), count=count)
-    stage = Stage("calibrate", 1, "", Path(), {}, 0.0, False, {})
+    stage = Stage("calibrate", 1, "", Path(), CalibrateResult("", 0, ()), {}, "", 0.0, False, {})
     return Calibrated(stage, choose(dataset, rule), Frames("", lambda: iter(())))
 
 
-def test_no_copy_of_a_calibrated_or_scored_image_is_held_out(tiny_data: Path, stages: Stages, tmp_path: Path) -> None:
+def test_no_copy_of_a_calibrated_or_scored_image_is_held_out(
+    tiny_data: Path, context: StageContext, tmp_path: Path
+) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")
     train = data / "images" / "train"
     shutil.copy(data / "images" / "val" / "003.png", train / "005.png")
@@ -199,21 +202,21 @@ def test_no_copy_of_a_calibrated_or_scored_image_is_held_out(tiny_data: Path, st
     dataset = load_dataset(data)
     scored = dataset.split("val")
     chosen = calibrated(dataset, 5)
-    split = held_out(dataset, chosen, scored, stages)
+    split = held_out(dataset, chosen, scored, context)
     seen = {read_image(image).tobytes() for image in (*chosen.images.images, *(s.image for s in scored.samples))}
     free = [read_image(sample.image).tobytes() for sample in split.samples]
     assert seen.isdisjoint(free)
     assert 4 <= len(free) <= 6
-    again = held_out(dataset, chosen, scored, stages)
+    again = held_out(dataset, chosen, scored, context)
     assert [sample.image for sample in again.samples] == [sample.image for sample in split.samples]
 
 
-def test_half_of_a_small_training_split_is_left_to_a_search(tiny_data: Path, stages: Stages) -> None:
+def test_half_of_a_small_training_split_is_left_to_a_search(tiny_data: Path, context: StageContext) -> None:
     dataset = load_dataset(tiny_data)
     assert calibration_source(None, dataset, searching=True).count == 6  # type: ignore[union-attr]
     assert calibration_source("11", dataset, searching=True).count == 11  # type: ignore[union-attr]
     with pytest.raises(DataError, match="every training image is calibrated on"):
-        held_out(dataset, calibrated(dataset, 12), dataset.split("val"), stages)
+        held_out(dataset, calibrated(dataset, 12), dataset.split("val"), context)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -281,9 +284,11 @@ def test_a_recipe_that_trains_ships_the_trained_graph(
     assert "in the last; epochs: 2" in (out / "report.html").read_text("utf-8")
 
 
-def test_a_training_image_that_is_also_scored_is_refused(tiny_data: Path, stages: Stages, tmp_path: Path) -> None:
+def test_a_training_image_that_is_also_scored_is_refused(
+    tiny_data: Path, context: StageContext, tmp_path: Path
+) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")
     shutil.copy(data / "images" / "val" / "005.png", data / "images" / "train" / "002.png")
     dataset = load_dataset(data)
     with pytest.raises(DataError, match=r"002\.png is trained on and, as .*005\.png, scored"):
-        stages.refuse_shared(dataset.split("train"), dataset.split("val"))
+        context.refuse_shared(dataset.split("train"), dataset.split("val"))

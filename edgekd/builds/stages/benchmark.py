@@ -1,0 +1,116 @@
+"""Stage `benchmark`: latency of two graphs on this machine, interleaved in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
+from edgekd.core.benchmark import Stats
+from edgekd.core.typed_values import from_plain
+from edgekd.data.images import ReadableImages
+from edgekd.data.types import Split
+from edgekd.deploy.devices import HostFacts
+from edgekd.deploy.devices.local import LocalDevice
+from edgekd.evaluation.latency import time_graphs
+
+SAMPLES = "samples.json"
+TIMED_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class SlowDown:
+    """A lasting change of the time of a frame: when, its means before and after, and the test's p-value."""
+
+    at_s: float
+    before_ms: float
+    after_ms: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Frames that took longer than a limit: their number, share and the longest time."""
+
+    count: int
+    share: float
+    limit_ms: float
+    worst_ms: float
+
+
+@dataclass(frozen=True)
+class TimingSummary:
+    """The times of a graph, as `benchmark.Timing.summary` has them.
+
+    Args:
+        basis: `measured`, or `stand-in` for another machine than the target.
+        fps: None where `refused` says why.
+        decode_ms: None where nothing was decoded.
+    """
+
+    basis: str
+    iterations: int
+    fps: float | None
+    refused: tuple[str, ...]
+    slow_down: SlowDown | None
+    outliers: Outliers
+    decode_ms: Stats | None
+    preprocess_ms: Stats
+    inference_ms: Stats
+    postprocess_ms: Stats
+    total_ms: Stats
+
+
+@dataclass(frozen=True)
+class TimingResult(StageResult):
+    """The machine and the times of both graphs; each frame's are in the file SAMPLES."""
+
+    host: HostFacts
+    before: TimingSummary
+    after: TimingSummary
+
+    @property
+    def sides(self) -> Mapping[str, TimingSummary]:
+        """Both graphs by name."""
+        return {"before": self.before, "after": self.after}
+
+
+BENCHMARK = StageKind("benchmark", 2, TimingResult)
+
+
+def run(
+    context: StageContext,
+    before: GraphStage,
+    after: GraphStage,
+    split: Split,
+    data: str,
+    device: LocalDevice,
+    basis: str,
+) -> Stage[TimingResult]:
+    """Time two graphs on images of a split; data: its fingerprint."""
+
+    def work(folder: Path) -> TimingResult:
+        frames = [image for _, image in ReadableImages(split.samples[:TIMED_FRAMES], max_bad_share=0.5)]
+        # A recipe without steps ships the graph as it is: timing it twice would only show the noise.
+        stages = {"after": after} if before.key == after.key else {"before": before, "after": after}
+        context.note(f"benchmark: timing on {device.engine.name} ...")
+        graphs = {label: stage.path / GRAPH for label, stage in stages.items()}
+        specs = {label: stage.result.spec for label, stage in stages.items()}
+        timings = time_graphs(graphs, specs, frames, device, basis)
+        timings = {"before": timings["after"], **timings}
+        samples = {label: timing.total_ms.round(4).tolist() for label, timing in timings.items()}
+        (folder / SAMPLES).write_text(json.dumps(samples), "ascii")
+        summaries = {label: from_plain(TimingSummary, timing.summary(), label) for label, timing in timings.items()}
+        return TimingResult(device.facts(), **summaries)
+
+    facts = device.facts()
+    inputs = {
+        "before": before.sha256,
+        "after": after.sha256,
+        "data": data,
+        "host": [facts.cpu, facts.threads, facts.engine, facts.libraries, basis],
+    }
+    return context.run(BENCHMARK, inputs, work)

@@ -1,0 +1,127 @@
+"""Stage `label`: frames without labels, labelled by a teacher for the training of its student."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.builds.recipe import Distill
+from edgekd.builds.stage_store import StageKind, StageResult
+from edgekd.builds.stages import export
+from edgekd.builds.stages.base import GRAPH, StageContext
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import SpecError
+from edgekd.data.dataset import unlabelled
+from edgekd.data.labelling import Find, label, teacher_bands
+from edgekd.data.labels import Truth
+from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.types import Dataset, Sample
+from edgekd.detectors import load
+from edgekd.detectors.family import direct_detector
+from edgekd.evaluation.evaluate import finder
+from edgekd.hardware.target import EXPORT_OPSET
+
+LABELS = "labels.json"
+
+
+@dataclass(frozen=True)
+class LabelResult(StageResult):
+    """The labels, in the file LABELS.
+
+    Args:
+        frames: Number of readable frames.
+        objects: Number of objects that count as labels.
+        keep: For each class the least score of a label; None where no score is reliable enough.
+        ignore: The same for detections whose area is left out of the loss.
+    """
+
+    frames: int
+    objects: int
+    keep: tuple[float | None, ...]
+    ignore: tuple[float | None, ...]
+
+
+LABEL = StageKind("label", 1, LabelResult, ("numpy", "onnxruntime", "opencv-python-headless"))
+
+
+def run(
+    context: StageContext, step: Distill, teacher: Path, dataset: Dataset, *, trust: bool = False
+) -> tuple[Sample, ...]:
+    """Return the readable frames of `step.unlabelled` with the teacher's detections, doubtful boxes as crowds.
+
+    The least scores are found on the training split. Raises SpecError for a teacher of other classes, DataError where
+    a frame is also scored.
+    """
+    frames, train = unlabelled(Path(str(step.unlabelled))), dataset.split("train")
+    for name in dataset.splits:
+        if name != "train":
+            context.refuse_shared(frames, dataset.split(name))
+    source, classes, opened = _opened(context, teacher, dataset, trust)
+    _require_same_classes(dataset.classes, classes, step.same_classes)
+
+    def work(folder: Path) -> LabelResult:
+        with opened as find:
+            bands = teacher_bands(find, train, dataset.classes, step.keep, progress=context.progress)
+            truths = {one.image: one.truth for one in label(find, frames, bands, context.progress).samples}
+        samples = enumerate(frames.samples)
+        rows = [[index, _to_json(truths[sample.image])] for index, sample in samples if sample.image in truths]
+        (folder / LABELS).write_bytes(canonical_json(rows))
+        objects = sum(int((~truth.crowd).sum()) for truth in truths.values())
+        return LabelResult(len(rows), objects, _finite(bands.keep), _finite(bands.ignore))
+
+    inputs = {"train": context.fingerprint(train), "frames": context.fingerprint(frames), "keep": step.keep}
+    stage = context.run(LABEL, {**source, **inputs}, work)
+    rows = json.loads((stage.path / LABELS).read_bytes())
+    return tuple(Sample(frames.samples[index].image, _from_json(*truth)) for index, truth in rows)
+
+
+def _opened(
+    context: StageContext, teacher: Path, dataset: Dataset, trust: bool
+) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
+    """Return a teacher's identity, its classes, and a function that finds them in a frame: its graph if it has one."""
+    if (direct := direct_detector(teacher, LABELLING, trust)) is not None:
+        return {"checkpoint": context.sha256(teacher)}, direct.classes, nullcontext(direct.find)
+    detector = load(teacher, trust_checkpoint=trust)
+    graph = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
+    spec = graph.result.spec
+    return {"graph": graph.sha256}, spec.classes, finder(graph.path / GRAPH, spec, LABELLING)
+
+
+def same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> bool:
+    """Return whether a teacher's class numbers mean those of the data; same: as of `shared_classes`.
+
+    Raises SpecError.
+    """
+    from edgekd.compress.distillation.loss_terms import shared_classes
+
+    return shared_classes(ours, theirs, same) == tuple((at, at) for at in range(max(len(ours), len(theirs))))
+
+
+def _require_same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> None:
+    """Raise SpecError for other classes: one that only one side knows would count as absent from every frame."""
+    if not same_classes(ours, theirs, same):
+        raise SpecError(
+            "unlabelled frames: the teacher's classes are not those of the data",
+            expected=", ".join(ours),
+            found=", ".join(theirs),
+            fix="pass a teacher of these classes in this order, or leave out unlabelled",
+        )
+
+
+def _finite(scores: Sequence[float]) -> tuple[float | None, ...]:
+    return tuple(score if math.isfinite(score) else None for score in scores)
+
+
+def _to_json(truth: Truth) -> list[Any]:
+    return [truth.boxes.tolist(), truth.classes.tolist(), truth.crowd.tolist()]
+
+
+def _from_json(boxes: Any, classes: Any, crowd: Any) -> Truth:
+    return Truth(np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64), np.array(crowd, bool))

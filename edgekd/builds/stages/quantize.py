@@ -1,0 +1,138 @@
+"""Stages `plan` and `quantize`: the cost of each format of each layer, and the Q/DQ graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.builds.recipe import Quantize
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import GRAPH, GraphResult, GraphStage, StageContext
+from edgekd.builds.stages.calibrate import Frames
+from edgekd.compress.quantization import mixed_precision
+from edgekd.compress.quantization.activation_scales import write_cache
+from edgekd.compress.quantization.plan import Plan, plan_toml
+from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.weight_formats import FORMS
+from edgekd.core.canonical import canonical_json
+
+PLAN = "plan.toml"
+COSTS = "costs.json"
+CACHE = "calibration.cache"
+_PLAN_SETTINGS = frozenset({"formats", "max_size", "bits", "plan"})
+"""Settings of a step that only choose its plan."""
+
+
+@dataclass(frozen=True)
+class CostsResult(StageResult):
+    """The number of layers whose formats were measured; their costs are in the file COSTS."""
+
+    layers: int
+
+
+@dataclass(frozen=True)
+class CacheResult:
+    """Activations with a scale in TensorRT's calibration cache, and those without."""
+
+    activations: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class QuantizedResult(GraphResult):
+    """A Q/DQ graph, with its plan in the file PLAN and TensorRT's calibration cache in CACHE if it has them.
+
+    Args:
+        layers: Number of INT8 layers, and of all.
+        forms: Format of each layer by its name.
+        calibration_cache: None where none was asked for.
+    """
+
+    layers: tuple[int, int]
+    forms: Mapping[str, str]
+    calibration_cache: CacheResult | None
+
+
+@dataclass(frozen=True)
+class QuantizeResult(QuantizedResult):
+    """A graph as quantization leaves it.
+
+    Args:
+        snr_db: Signal-to-noise ratio at each layer's output.
+        errors: Estimated cost of each layer: by the plan, else the noise at its output relative to the signal.
+    """
+
+    snr_db: Mapping[str, float]
+    errors: Mapping[str, float]
+
+    @property
+    def summary(self) -> str:
+        """Layers by format, and the cache's scales."""
+        counts, cache = Counter(self.forms.values()), self.calibration_cache
+        formats = ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form])
+        if cache is None:
+            return formats
+        return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
+
+
+PLAN_COSTS = StageKind("plan", 2, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
+QUANTIZE = StageKind("quantize", 5, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
+
+
+def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:
+    """Measure what every format of every layer would cost, into the file COSTS."""
+
+    def work(folder: Path) -> CostsResult:
+        context.note("plan: measuring what each format of each layer costs ...")
+        costs = mixed_precision.measure_costs(graph.path / GRAPH, frames.read(), step)
+        (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
+        return CostsResult(len(costs.layers))
+
+    inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}
+    return context.run(PLAN_COSTS, inputs | {"nvfp4": "nvfp4" in step.formats}, work)
+
+
+def run(
+    context: StageContext,
+    step: Quantize,
+    graph: GraphStage,
+    frames: Frames,
+    plan: Plan | None = None,
+    tensorrt: str | None = None,
+) -> Stage[QuantizeResult]:
+    """Quantize a graph; tensorrt: the version to write a calibration cache for."""
+
+    def work(folder: Path) -> QuantizeResult:
+        done = quantize(graph.path / GRAPH, folder / GRAPH, frames.read(), step, plan.forms if plan else None)
+        if plan:
+            (folder / PLAN).write_text(plan_toml(plan), "utf-8")
+        cache = write_cache(folder / GRAPH, folder / CACHE, frames.read, tensorrt) if tensorrt else None
+        noises = {name: 10 ** (-done.snr_db[name] / 10) for name in done.int8}
+        errors = {layer.name: layer.error for layer in plan.layers} if plan else noises
+        return QuantizeResult(
+            detector=graph.result.detector,
+            opset=graph.result.opset,
+            bytes=(folder / GRAPH).stat().st_size,
+            layers=(len(done.int8), done.layers),
+            forms=dict(done.forms),
+            snr_db={name: round(ratio, 2) for name, ratio in done.snr_db.items()},
+            errors={name: float(f"{error:.4g}") for name, error in errors.items()},
+            calibration_cache=CacheResult(**cache) if cache else None,
+        )
+
+    inputs = {
+        "graph": graph.sha256,
+        "calibration": frames.sha256,
+        "step": settings_of(step),
+        "plan": asdict(plan) if plan else None,
+        "tensorrt": tensorrt,
+    }
+    return context.run(QUANTIZE, inputs, work)
+
+
+def settings_of(step: Quantize) -> dict[str, Any]:
+    """Return the settings of a step that change a graph beside its plan."""
+    return {name: value for name, value in asdict(step).items() if name not in _PLAN_SETTINGS}

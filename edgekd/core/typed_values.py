@@ -1,0 +1,141 @@
+"""Dataclasses to and from the plain values of JSON and TOML: annotations are the schema, errors name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import SpecError, did_you_mean
+
+T = TypeVar("T")
+_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON gives it back: keys sorted, tuples as lists.
+
+    Raises TypeError or ValueError for what JSON cannot hold.
+    """
+    plain: dict[str, Any] = json.loads(canonical_json(dataclasses.asdict(value)))
+    return plain
+
+
+def from_plain(kind: type[T] | types.UnionType, value: Any, where: str, *, widen: bool = False) -> T:
+    """Return the dataclass `kind` from a table; fields with a default may be left out.
+
+    Args:
+        kind: The dataclass, or a union of some that differ in their fields.
+        where: What the table is, for errors.
+        widen: Convert integers to floats where the field is one, as people write 1 for 1.0. Without it integers stay
+            as they are, so that `to_plain` gives the same table again.
+
+    Raises SpecError with `where` and the key: missing, unknown (with the nearest known one), or of another type.
+    """
+    if isinstance(kind, types.UnionType):
+        one: T = _parse_union(get_args(kind), value, where, widen)
+        return one
+    cls: Any = get_origin(kind) or kind
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    _require_table(value, fields, where)
+    for name, entry in fields.items():
+        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
+        if not optional and name not in value:
+            raise _missing(where, name, value)
+    hints = _hints(cls)
+    # A generic dataclass names its parameters as type variables: replace them by the arguments of `kind`.
+    bound = dict(zip(getattr(cls, "__parameters__", ()), get_args(kind), strict=False))
+    kinds = {key: bound.get(hints[key], hints[key]) for key in value}
+    parsed: T = cls(**{key: _parse(kinds[key], item, f"{where}: {key}", widen) for key, item in value.items()})
+    return parsed
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return get_type_hints(cls)
+
+
+def _missing(where: str, name: str, table: Mapping[str, Any]) -> SpecError:
+    return SpecError(f"{where}: key {name!r} is missing", found=", ".join(table) or "an empty table")
+
+
+def _require_table(value: Any, keys: Mapping[str, Any], where: str) -> None:
+    """Raise SpecError unless the value is a table without unknown keys."""
+    if not isinstance(value, dict):
+        raise SpecError(where, expected="a table with " + ", ".join(keys), found=f"{value!r}")
+    for key in value:
+        if key not in keys:
+            expected = "one of " + ", ".join(keys)
+            raise SpecError(f"{where}: unknown key {key!r}", expected=expected, fix=did_you_mean(key, list(keys)))
+
+
+def _parse(kind: Any, value: Any, where: str, widen: bool) -> Any:
+    """Return a plain value as the annotated type `kind`. Raises SpecError."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _parse_union(args, value, where, widen)
+    if origin is Literal:
+        return _parse_choice(args, value, where)
+    if origin in (dict, Mapping, types.MappingProxyType):
+        _require(isinstance(value, dict), "a table", value, where)
+        return {key: _parse(args[1], item, f"{where}: {key}", widen) for key, item in value.items()}
+    if origin in (tuple, list):
+        return _parse_list(origin, args, value, where, widen)
+    if typing.is_typeddict(kind):
+        return _parse_typed_dict(kind, value, where, widen)
+    if dataclasses.is_dataclass(origin or kind):
+        return from_plain(kind, value, where, widen=widen)
+    if kind is float and type(value) is int:
+        return float(value) if widen else value
+    _require(type(value) is kind, _NAMES[kind], value, where)
+    return value
+
+
+def _require(holds: bool, expected: str, value: Any, where: str) -> None:
+    if not holds:
+        raise SpecError(where, expected=expected, found=f"{value!r}")
+
+
+def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, widen: bool) -> Any:
+    """Return the value as one of several types: of dataclasses the one that has these keys."""
+    if value is None and types.NoneType in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not types.NoneType]
+    tables = [kind for kind in others if dataclasses.is_dataclass(kind) and isinstance(value, dict)]
+    same = [kind for kind in tables if {entry.name for entry in dataclasses.fields(kind)} == value.keys()]
+    return _parse((same or others)[0], value, where, widen)
+
+
+def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value not in choices:
+        fix = did_you_mean(str(value), choices)
+        raise SpecError(where, expected="one of " + ", ".join(choices), found=f"{value!r}", fix=fix)
+    return value
+
+
+def _parse_list(origin: Any, args: tuple[Any, ...], value: Any, where: str, widen: bool) -> Any:
+    _require(isinstance(value, list), "a list", value, where)
+    if origin is list or args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    _require(len(value) == len(args), f"{len(args)} values", value, where)
+    items = (
+        _parse(kind, item, f"{where}[{index}]", widen)
+        for index, (kind, item) in enumerate(zip(args, value, strict=True))
+    )
+    return origin(items)
+
+
+def _parse_typed_dict(kind: Any, value: Any, where: str, widen: bool) -> dict[str, Any]:
+    hints = _hints(kind)
+    _require_table(value, hints, where)
+    for name in hints:
+        if name not in value:
+            raise _missing(where, name, value)
+    return {key: _parse(hints[key], item, f"{where}: {key}", widen) for key, item in value.items()}

@@ -1,0 +1,130 @@
+"""The limits of a build, and their comparison with the values that it reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limits of a build; None where there is none.
+
+    Args:
+        max_bytes: Size of the bundle.
+        min_retention: Share of the detector's own mAP50-95, 0 to 1.
+        min_fps: Frames a second, one after the other, from frame to detections.
+        max_energy_mj: Millijoules of a frame, of the whole device.
+    """
+
+    max_bytes: int | None = None
+    min_retention: float | None = None
+    min_fps: float | None = None
+    max_energy_mj: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """True with any limit."""
+        return any(limit is not None for limit in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Line:
+    """One limit of a budget.
+
+    Args:
+        name: `max_bytes` (of a bundle), `max_graph_bytes` (of a packed graph), `min_retention` (mAP50-95 after /
+            before), `min_output` (1 - the relative error of the outputs), `min_fps` or `max_energy_mj` (of a frame).
+        met: None where the value could not be determined.
+        basis: `measured`, `stand-in` where another machine than the target ran it, or `predicted`.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    met: bool | None
+    basis: str
+
+    @property
+    def is_size(self) -> bool:
+        """True for a limit of bytes."""
+        return self.name in ("max_bytes", "max_graph_bytes")
+
+    @property
+    def is_accuracy(self) -> bool:
+        """True for a share to be kept."""
+        return self.name in ("min_retention", "min_output")
+
+    @property
+    def label(self) -> str:
+        """Name for people."""
+        return LABELS[self.name]
+
+    def text(self, value: float | None) -> str:
+        """Return a value of this line with its unit."""
+        if value is None:
+            return "-"
+        if self.is_size:
+            return size_text(value)
+        if self.name == "max_energy_mj":
+            return f"{value:.0f} mJ"
+        return f"{value:.1%}" if self.is_accuracy else f"{value:.1f}"
+
+
+def size_text(count: float) -> str:
+    """Return bytes for people: 12.30 MB, or 1234 bytes."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count:.0f} bytes"
+
+
+LABELS = {
+    "max_bytes": "bundle size",
+    "max_graph_bytes": "packed graph",
+    "min_retention": "mAP50-95 kept",
+    "min_output": "output kept",
+    "min_fps": "frames per second",
+    "max_energy_mj": "energy of a frame",
+}
+
+
+def judge(
+    budget: Budget,
+    *,
+    size: int,
+    kept: float | None,
+    fps: float | None = None,
+    basis: str = "measured",
+    energy_mj: float | None = None,
+    size_limit: str = "max_bytes",
+    kept_limit: str = "min_retention",
+) -> list[Line]:
+    """Return a line for each limit.
+
+    Frames per second of a stand-in say nothing about the target: such a line stays undecided. So does energy, which is
+    predicted.
+
+    Args:
+        size: Bytes of the bundle, or of the packed graph; `size_limit` is the name of that limit.
+        kept: Share of the score or of the outputs; `kept_limit` is the name of that limit.
+        fps: Frames per second, on the machine that `basis` says.
+        energy_mj: Predicted energy of a frame.
+    """
+    lines = []
+    if budget.max_bytes is not None:
+        lines.append(Line(size_limit, budget.max_bytes, size, size <= budget.max_bytes, "measured"))
+    if budget.min_retention is not None:
+        reached = None if kept is None else kept >= budget.min_retention
+        lines.append(Line(kept_limit, budget.min_retention, kept, reached, "measured"))
+    if budget.min_fps is not None:
+        reached = fps >= budget.min_fps if fps is not None and basis == "measured" else None
+        lines.append(Line("min_fps", budget.min_fps, fps, reached, basis))
+    if budget.max_energy_mj is not None:
+        lines.append(Line("max_energy_mj", budget.max_energy_mj, energy_mj, None, "predicted"))
+    return lines
+
+
+def verdict(lines: Sequence[Line]) -> bool | None:
+    """Return False if a limit is missed, else None if one is undecided, else True."""
+    reached = [line.met for line in lines]
+    if False in reached:
+        return False
+    return None if None in reached else True
