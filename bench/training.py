@@ -375,12 +375,12 @@ def edgekd_job(
 
 def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
     """Return the step's unlabelled frames with the teacher's labels."""
-    from edgekd.builds.stages.base import Stages
-    from edgekd.builds.stages.train import teachers_labels
+    from edgekd.builds.stages import label
+    from edgekd.builds.stages.base import StageContext
 
     with tempfile.TemporaryDirectory() as folder:
-        stages = Stages.within(Path(folder), False, progress)
-        return teachers_labels(stages, step, teacher, load_dataset(data), trust=True)
+        context = StageContext.within(Path(folder), False, progress)
+        return label.run(context, step, teacher, load_dataset(data), trust=True)
 
 
 def ultralytics_job(

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekd.builds.latency import Latency, Measured, latency_on
 from edgekd.builds.publish import bytes_beside_graph
 from edgekd.builds.recipe import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Resize, Step
 from edgekd.builds.run import BuildRecord
@@ -17,6 +16,7 @@ from edgekd.builds.stages import encode, export, low_rank, prune, resize, train
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.calibrate import Calibrated
 from edgekd.builds.stages.export import ExportResult
+from edgekd.builds.stages.latency import Latency, Measured, latency_on
 from edgekd.builds.stages.plan import Limits, calibrated_for, offered, quantized, room, size_of
 from edgekd.builds.stages.quantize import CACHE, PLAN
 from edgekd.data.types import Dataset

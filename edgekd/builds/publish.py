@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.builds.analyse import analyse, analysed_report, findings_of
 from edgekd.builds.report_data import facts_of, full_report, report_of
 from edgekd.builds.run import BuildRecord, BuildResult, MachineRecord, cache_json
 from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, write_ledger
-from edgekd.builds.stages.analyse import analyse, analysed_report, findings_of
 from edgekd.builds.stages.base import GRAPH, StageContext, tools_of
 from edgekd.builds.stages.benchmark import TimingSummary
 from edgekd.builds.stages.calibrate import CALIBRATION

@@ -1,4 +1,4 @@
-"""A detector and a lighter one derived from it: their results side by side, and the requirement that it is faster."""
+"""A detector and a lighter one derived from it: their results side by side."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.latency import Latency, Measured, latency_on
 from edgekd.builds.stages import export, score
 from edgekd.builds.stages.base import GraphStage, StageContext
-from edgekd.core.errors import CompressError
+from edgekd.builds.stages.derived import DerivedDetector
+from edgekd.builds.stages.latency import Latency, Measured, latency_on
 from edgekd.core.typed_values import to_plain
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.types import Dataset
@@ -19,23 +19,6 @@ from edgekd.hardware.target import EXPORT_OPSET, Target
 
 SCORED = "val"
 """The split that is scored and timed on if there is one; nothing is chosen by it."""
-
-
-@dataclass(frozen=True)
-class DerivedDetector:
-    """A detector that was derived from another one; pairs are before and after.
-
-    Args:
-        checkpoint: Its file.
-        graph: Its float graph.
-        multiply_adds: Of a frame.
-    """
-
-    checkpoint: Path
-    graph: GraphStage
-    parameters: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    latency_ms: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -114,16 +97,3 @@ def _scores(graph: GraphStage, measured: Measured) -> dict[str, float | None]:
         return {"map50_95": None, "map50": None}
     found = score.run(measured.context, graph, measured.split, measured.data, "fp32").result
     return {"map50_95": found.map50_95, "map50": found.map50}
-
-
-def require_faster(what: str, derived: DerivedDetector, latency: Latency, with_what: str, fix: str) -> None:
-    """Raise CompressError where the lighter detector takes no less time; what: the method; with_what: its result."""
-    before, after = derived.latency_ms
-    if after < before:
-        return
-    raise CompressError(
-        f"{what}, and not faster",
-        expected=f"less than {before:.2f} ms a frame, as before, on {latency.where} ({latency.basis})",
-        found=f"{after:.2f} ms with {with_what}",
-        fix=fix,
-    )

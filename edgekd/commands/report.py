@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
+from edgekd.builds.analyse import FRAMES, AnalyseResult, analysed_report, findings_of
+from edgekd.builds.analyse import analyse as analyse_stage
 from edgekd.builds.report_data import ReportFacts, full_report
 from edgekd.builds.run import BuildGraphs, MachineRecord
+from edgekd.builds.stage_kinds import kind_of
 from edgekd.builds.stage_store import AnyStage, Stage, StageResult, inputs_of, read_stage
-from edgekd.builds.stages.analyse import FRAMES, AnalyseResult, analysed_report, findings_of
-from edgekd.builds.stages.analyse import analyse as analyse_stage
 from edgekd.builds.stages.base import GRAPH, StageContext
 from edgekd.builds.stages.benchmark import TimingResult
 from edgekd.builds.stages.calibrate import CalibrateResult
 from edgekd.builds.stages.check import CheckResult
 from edgekd.builds.stages.compile import CompileResult
 from edgekd.builds.stages.encode import EncodeResult
-from edgekd.builds.stages.registry import kind_of
 from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened

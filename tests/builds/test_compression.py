@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from edgekd.builds.compression import APPLY
-
 import edgekd
+from edgekd.builds.compression import APPLY
 from edgekd.builds.recipe import load_recipe, recipe_names
-from edgekd.builds.stages.registry import KINDS, code_versions, kind_of
+from edgekd.builds.stage_kinds import KINDS, code_versions, kind_of
 from edgekd.compress.steps import STEPS
 
 

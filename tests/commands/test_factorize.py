@@ -12,7 +12,7 @@ from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd.builds.recipe import LowRank, Recipe, load_recipe
-from edgekd.builds.speedup import require_faster
+from edgekd.builds.stages.derived import require_faster
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.hardware.budget import Budget

@@ -13,7 +13,7 @@ from test_cli import assert_refused
 from test_json_contract import assert_documented
 
 from edgekd import analyse
-from edgekd.builds.stages import analyse as analyse_module
+from edgekd.builds import analyse as analyse_module
 from edgekd.core.errors import DeviceError
 
 

@@ -12,9 +12,9 @@ import pytest
 from tiny import write_model
 
 from edgekd.builds.recipe import Recipe
-from edgekd.builds.stages.base import Stages
+from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.plan import refuse_recipe
-from edgekd.builds.stages.resize import resize, resized_file
+from edgekd.builds.stages.resize import resize
 from edgekd.compress.steps import Prune, QuantAwareDistill, Resize
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT
@@ -109,11 +109,11 @@ def test_a_family_of_another_package_is_used_like_any(toy: Path, tmp_path: Path)
     assert detector.family == "toy"
     assert detector.export(tmp_path / "graph.onnx", 17).classes
     assert student_family("toy-small").name == "toy"
-    stages = Stages.within(tmp_path / "out", False, SILENT)
-    done = resize(stages, Resize(96), toy)
-    assert resized_file(toy) == "resized.toy"
+    context = StageContext.within(tmp_path / "out", False, SILENT)
+    done = resize.run(context, Resize(96), toy)
+    assert resize.resized_file(toy) == "resized.toy"
     assert (done.path / "resized.toy").read_bytes() == toy.read_bytes()
-    assert done.results["size"] == [[64, 64], [96, 96]]
+    assert done.result.size == ((64, 64), (96, 96))
 
 
 def test_a_family_of_another_package_is_offered_what_it_has_alone(toy: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from edgekd.builds.publish import pack_bundle
 from edgekd.builds.run import BuildRecord
-from edgekd.builds.search.kinds import BOARD, BoardResult, Refusal
 from edgekd.builds.search.leases import leased
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import StageContext
+from edgekd.builds.stages.trial import BOARD, BoardResult, Refusal
 from edgekd.core.errors import DeviceError, EngineRefusedError
 from edgekd.core.progress import Progress
 from edgekd.core.version import __version__

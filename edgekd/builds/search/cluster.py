@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.search.kinds import TRIAL
 from edgekd.builds.search.leases import on_cores
 from edgekd.builds.search.loop import TrialRequest
 from edgekd.builds.search.pareto import Point
 from edgekd.builds.search.trials import Task, make_trial, time_trial
 from edgekd.builds.search.workers import EVERY_S, RunTrials
+from edgekd.builds.stage_kinds import code_versions
 from edgekd.builds.stages.base import tool_versions
-from edgekd.builds.stages.registry import code_versions
+from edgekd.builds.stages.trial import TRIAL
 from edgekd.core.atomic_files import write_file
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError, EdgeKDError, SpecError

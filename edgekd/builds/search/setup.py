@@ -16,7 +16,6 @@ from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.boards import rehearsed
 from edgekd.builds.search.cost_filter import CostFilter, Network
 from edgekd.builds.search.explain import document
-from edgekd.builds.search.kinds import STUDENT
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
@@ -27,6 +26,7 @@ from edgekd.builds.stages import export
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.plan import HELD_OUT
 from edgekd.builds.stages.score import SCORED
+from edgekd.builds.stages.trial import STUDENT
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError

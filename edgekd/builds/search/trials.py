@@ -15,13 +15,13 @@ from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRecord, BuildRequest
 from edgekd.builds.search.cost_filter import Cost, predicted
-from edgekd.builds.search.kinds import TRIAL, Refusal, TrialResult
 from edgekd.builds.search.pareto import Point
 from edgekd.builds.search.space import Candidate, candidate_json
+from edgekd.builds.stage_kinds import code_versions
 from edgekd.builds.stages import benchmark
 from edgekd.builds.stages.base import GRAPH, StageContext
 from edgekd.builds.stages.quantize import CACHE, PLAN
-from edgekd.builds.stages.registry import code_versions
+from edgekd.builds.stages.trial import TRIAL, Refusal, TrialResult
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress

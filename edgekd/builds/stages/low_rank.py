@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgekd.builds.latency import Latency
 from edgekd.builds.recipe import LowRank
-from edgekd.builds.speedup import DerivedDetector, require_faster
 from edgekd.builds.stage_store import StageKind, StageResult
 from edgekd.builds.stages.base import GraphStage, StageContext
+from edgekd.builds.stages.derived import DerivedDetector, require_faster
+from edgekd.builds.stages.latency import Latency
 from edgekd.builds.stages.prune import multiply_adds_text
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family

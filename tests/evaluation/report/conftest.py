@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgekd.builds.stages.analyse import analysis_from
+from edgekd.builds.analyse import analysis_from
 from edgekd.core.detection.types import Detections
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample

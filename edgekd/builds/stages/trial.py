@@ -1,4 +1,4 @@
-"""The stages of a search."""
+"""The stages of a search: a student before training, a trial, and its time on a board."""
 
 from __future__ import annotations
 

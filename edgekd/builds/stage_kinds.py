@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekd.builds import publish
-from edgekd.builds.search import kinds
+from edgekd.builds import analyse, publish
 from edgekd.builds.stage_store import StageKind
 from edgekd.builds.stages import (
-    analyse,
     benchmark,
     calibrate,
     check,
@@ -26,6 +24,7 @@ from edgekd.builds.stages import (
     resize,
     score,
     train,
+    trial,
 )
 from edgekd.builds.stages import compile as compile_stage
 
@@ -55,9 +54,9 @@ KINDS: Mapping[str, StageKind[Any]] = {
         analyse.ANALYSE,
         publish.REPORT,
         publish.PACK,
-        kinds.STUDENT,
-        kinds.TRIAL,
-        kinds.BOARD,
+        trial.STUDENT,
+        trial.TRIAL,
+        trial.BOARD,
     )
 }
 
