@@ -45,6 +45,7 @@ check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy edgekd examples kit
+	$(BIN)/lint-imports
 	$(BIN)/python tests/size_gate.py
 	$(BIN)/hadolint --config docker/jetson/hadolint.yaml docker/jetson/Dockerfile.*
 
