@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -23,11 +23,8 @@ from edgekd.agent.engines.records import (
     self_test_from_json,
 )
 from edgekd.agent.runtimes.precision import Realized, Shares
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.state.slots import SELF_TEST
-
-if TYPE_CHECKING:
-    from edgekd.agent.state.documents import Inline
 
 KEY = EngineKey("ab" * 32, RuntimeVersion("tensorrt", "8.5.2"), {"device": "nvidia,p3668", "l4t": "35.4.1"})
 OLDEST = {"runtime": {"name": "null", "version": "1"}, "built_on": {"device": None}}
@@ -103,7 +100,7 @@ class Part:
 class Whole:
     """A part beside its entries."""
 
-    part: Inline[Part]
+    part: Part = field(metadata=INLINE)
     again: Part
     several: tuple[Part, ...]
 
