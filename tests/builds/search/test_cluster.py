@@ -67,7 +67,7 @@ def test_a_machine_that_sees_another_folder_or_has_other_software_is_refused(tmp
 
 def test_an_error_says_on_which_machine_it_was() -> None:
     with pytest.raises(DataError, match=f"^{socket.gethostname()}: x.png: unreadable; fix: restore it$"):  # noqa: SIM117
-        with cluster._named():
+        with cluster._host_in_errors():
             raise DataError("x.png: unreadable", fix="restore it")
 
 
