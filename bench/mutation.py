@@ -44,9 +44,9 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = HERE.parent
 OUT = RESULTS / "mutation.json"
 SEED = 22
-MAX_CPU_S = 60
+MAX_CPU_S = 90
 MAX_S = 900
-"""A fault that keeps the tests from ending is detected. Without one they take up to 10 seconds of a core."""
+"""A fault that keeps the tests from ending is detected. Without one they take up to 30 seconds of a core."""
 MODULES = {
     "edgekd/core/bundle/manifest.py": ("tests/core/bundle/test_manifest.py",),
     "edgekd/core/bundle/archive.py": ("tests/core/bundle/test_archive.py",),

@@ -131,6 +131,45 @@ def test_a_sum_around_products_stays_float() -> None:
     assert placement.edges == (("product0", 0), ("product1", 0))
 
 
+def convolutional(*nodes: onnx.NodeProto, outputs: tuple[str, ...]) -> Graph:
+    """x [1, 4, 8, 8] through nodes; weights 4 -> 4 by 3x3 are called w."""
+    described = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 8, 8])
+    given = [numpy_helper.from_array(np.ones((4, 4, 3, 3), np.float32), "w")]
+    ends = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph(list(nodes), "convolutional", [described], ends, given)
+    return Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+
+
+def node(operator: str, inputs: str, output: str) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs.split(), [output], output)
+
+
+def test_a_head_with_branches_that_meet_is_followed_to_its_end() -> None:
+    graph = convolutional(
+        node("Conv", "x w", "stem"),
+        node("Conv", "stem w", "boxes"),
+        node("Conv", "stem w", "scores"),
+        node("Relu", "scores", "shared"),
+        node("Sigmoid", "shared", "left"),
+        node("Tanh", "shared", "right"),
+        node("Mul", "left right", "product"),
+        outputs=("boxes", "product"),
+    )
+    assert float_head(graph) == {"boxes", "scores", "shared", "left", "right", "product"}
+
+
+def test_a_shape_that_is_computed_shares_no_scale_with_what_is_reshaped() -> None:
+    graph = convolutional(
+        node("Conv", "x w", "stem"),
+        node("Shape", "stem", "size"),
+        node("Reshape", "stem size", "same"),
+        node("Conv", "same w", "body"),
+        node("Conv", "body w", "last"),
+        outputs=("last",),
+    )
+    assert group_of(place(graph), "same") == {"stem", "same"}
+
+
 def perceptron(depth: int) -> onnx.ModelProto:
     """x [1, 16] -> product0 -> relu0 -> product1 -> relu1 ... -> relu of the last."""
     nodes, weights, last = [], [], "x"

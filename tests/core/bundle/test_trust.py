@@ -256,6 +256,32 @@ def test_a_broken_rule_is_refused(edit: Callable[[dict[str, Any]], None]) -> Non
         from_json(content)
 
 
+MANY = tuple(f"{number:064x}" for number in range(1024))
+
+
+@pytest.mark.parametrize(
+    ("last", "beyond"),
+    [
+        (replace(trust_of(), version=2**53), replace(trust_of(), version=2**53 + 1)),
+        (replace(trust_of(), revoked_bundles=MANY), replace(trust_of(), revoked_bundles=(*MANY, "f" * 64))),
+        (trust_of(bundle=range(1, 63), trust=(63, 64)), trust_of(bundle=range(1, 64), trust=(64, 65))),
+    ],
+    ids=["version", "revoked", "keys"],
+)
+def test_the_last_value_in_a_range_is_taken_and_none_beyond_it(last: Trust, beyond: Trust) -> None:
+    taken = SignedTrust(last, ())
+    assert b'"format":1,' in to_json(taken)
+    assert from_json(to_json(taken)) == taken
+    with pytest.raises(SignatureError):
+        to_json(SignedTrust(beyond, ()))
+
+
+def test_a_file_that_was_issued_in_the_same_second_may_follow() -> None:
+    new = from_json(to_json(sealed(trust_of(2), 8, 9)))
+    assert new.trust.issued == HELD.trust.issued
+    require_next(HELD, new, NOW)
+
+
 def test_the_order_of_keys_and_the_spelling_are_fixed() -> None:
     good = to_json(HELD)
     document = json.loads(good)
