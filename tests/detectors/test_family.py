@@ -12,9 +12,9 @@ import pytest
 from tiny import write_model
 
 from edgekd.builds.recipe import Recipe
+from edgekd.builds.stages import resize
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.plan import refuse_recipe
-from edgekd.builds.stages import resize
 from edgekd.compress.steps import Prune, QuantAwareDistill, Resize
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT
