@@ -106,7 +106,7 @@ def test_the_rule_is_refuted_where_constants_are_taken_below_10(
     bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(monkeypatch, "8.5.2.2")
-    monkeypatch.setitem(process.WISHES, "int8-constants", process.WISHES["fp32-weights"])
+    monkeypatch.setitem(process.BUILD_OPTIONS, "int8-constants", process.BUILD_OPTIONS["fp32-weights"])
     assert run(bundle, out, ("tensorrt",)) == SOME_REFUTED
     assert judged(out, "parsed")["tensorrt", "int8-constants"].outcome == "refuted"
 
