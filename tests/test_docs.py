@@ -204,6 +204,15 @@ def test_the_design_page_names_every_folder_of_the_package() -> None:
         assert folder == Path() or f"{folder.name}/" in page or f"`{folder.name}`" in page, folder
 
 
+def test_modules_that_pages_name_are_there() -> None:
+    """A path of Python in code marks is one of the package, of the repository, or of an example on that page."""
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    for page in pages:
+        for named in re.findall(r"`([\w/]+/\w+\.py)`", page.read_text("utf-8")):
+            places = (ROOT / named, ROOT / "edgekd" / named)
+            assert named.startswith("toy_") or any(place.is_file() for place in places), (page.name, named)
+
+
 def test_the_design_page_draws_the_rooms_as_the_contract_has_them() -> None:
     """Each line of the picture that begins with two spaces and a name is a room, the highest first."""
     page = (ROOT / "docs" / "design.md").read_text("utf-8")
