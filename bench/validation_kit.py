@@ -20,7 +20,7 @@ from edgekd.commands.validate_report import read_evidence
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from kit_runs import bare_path, run_kit
-from pythons import find, install
+from pythons import UnavailableError, find, install
 
 LIMIT_S = 300.0
 """On two cores, with ONNX Runtime as the only runtime."""
@@ -45,9 +45,10 @@ def packages_for(version: str, folder: Path) -> Path | None:
     """Install NumPy and ONNX Runtime for a Python; None for one that the kit refuses. Exits where it cannot."""
     if tuple(map(int, version.split("."))) < OLDEST:
         return None
-    problem = install(version, folder, "numpy", "onnxruntime")
-    if problem:
-        raise SystemExit(f"Python {version}: {problem}")
+    try:
+        install(version, folder, "numpy", "onnxruntime")
+    except UnavailableError as error:
+        raise SystemExit(str(error)) from error
     return folder
 
 

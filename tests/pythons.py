@@ -42,14 +42,16 @@ def wheels(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Pa
 def installed(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Path:
     """Return a folder with packages for a Python, not to be changed. arguments: packages and options, for pip."""
 
-    def install(folder: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        choice = ["--target", str(folder), "--python-version", version, "--only-binary", ":all:"]
-        done = subprocess.run([*pip, *choice, *arguments], capture_output=True, text=True)
-        if done.returncode:
-            raise UnavailableError(f"no {' '.join(arguments)} for Python {version}: {done.stderr.splitlines()[-1]}")
+    return once(factory, f"python{version}-{'-'.join(arguments)}", lambda folder: install(version, folder, *arguments))
 
-    return once(factory, f"python{version}-{'-'.join(arguments)}", install)
+
+def install(version: str, folder: Path, *arguments: str) -> None:
+    """Install packages for a Python into a folder. Raises UnavailableError."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    choice = ["--target", str(folder), "--python-version", version, "--only-binary", ":all:"]
+    done = subprocess.run([*pip, *choice, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise UnavailableError(f"no {' '.join(arguments)} for Python {version}: {done.stderr.splitlines()[-1]}")
 
 
 def here() -> tuple[str, list[Path]]:
