@@ -223,7 +223,7 @@ def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
     budget = Budget(max_bytes=600_000, min_retention=0.9)
     job = BuildRequest(tiny_model, data, target, load_recipe(target.recipe), tmp_path / "out", budget)
     ended, killed = threading.Event(), []
-    hunter = threading.Thread(target=lambda: killed.append(kill_one("ray::_made", ended)))
+    hunter = threading.Thread(target=lambda: killed.append(kill_one("ray::_make", ended)))
     hunter.start()
     try:
         search.run(SearchJob(job, cluster=cluster))
