@@ -42,6 +42,7 @@ STANDARD = (
     "core.formats.onnx_bytes",
     "core.formats.protobuf",
     "core.bundle.manifest",
+    "core.bundle.rules",
     "core.bundle.archive",
     "core.bundle.delta",
     "core.bundle.ed25519",

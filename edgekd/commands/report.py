@@ -56,7 +56,7 @@ class Analysed(Result):
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What is not in the report, and why."""
+        """Parts that are not in the report, and why."""
         return tuple(self.document["missing"])
 
     @property

@@ -1,4 +1,4 @@
-"""What a million frames cost, at the user's own prices: the energy they take, and the time of the machine. Pure."""
+"""Cost of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Prices:
 
     @property
     def given(self) -> bool:
-        """Whether there is any."""
+        """True if there is any price."""
         return self.electricity is not None or self.instance is not None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a million frames. total: None where one of the two is asked for and cannot be told."""
+    """Cost of a million frames. total: None where one of the two is asked for and not known."""
 
     electricity: float | None
     instance: float | None

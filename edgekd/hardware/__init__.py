@@ -1,1 +1,1 @@
-"""What a target can run and how fast it is predicted to be."""
+"""Targets: their figures, the graphs that they can run, predictions of latency and energy."""

@@ -156,12 +156,12 @@ class Target:
 
     @property
     def on_tensorrt(self) -> bool:
-        """Whether TensorRT, in any of its forms, runs the graph."""
+        """True if TensorRT, in any of its forms, runs the graph."""
         return self.engine in ("deferred", "rtx", "tensorrt")
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether its builder takes the type of every tensor from the graph, as TensorRT for RTX and 11 do."""
+        """True if its builder takes the type of every tensor from the graph, as TensorRT for RTX and 11 do."""
         newest = self.software.tensorrt
         return self.engine == "rtx" or (newest is not None and version(newest.value[1]) >= (11,))
 

@@ -64,7 +64,7 @@ class Candidate:
 
     @property
     def trains(self) -> bool:
-        """Whether the candidate has a training."""
+        """True if the candidate has a training."""
         return self.recovery > 0 or self.quant_aware > 0
 
     @property

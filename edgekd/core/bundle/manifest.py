@@ -12,15 +12,24 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
+from edgekd.core.bundle.rules import (
+    flag,
+    integer,
+    list_of,
+    matching,
+    number,
+    object_of,
+    one_of,
+    optional,
+    refuse,
+    shown,
+    table,
+    text,
+)
 from edgekd.core.canonical import SHA256_TEXT, canonical_json, short_int
 from edgekd.core.errors import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Rule = Callable[[Any, str], Any]
 
 FORMAT = 1
 ROLES = (
@@ -212,10 +221,10 @@ def from_json(content: bytes) -> Manifest:
         raise BundleError(f"manifest: not JSON: {error}", fix="get the bundle again") from error
     _canonical(document)
     if not isinstance(document, dict):
-        _refuse("manifest", "an object", document)
+        refuse("manifest", "an object", document)
     found = document.pop("format", None)
     if type(found) is not int or found != FORMAT:
-        raise BundleError("manifest.format: unknown", expected=str(FORMAT), found=_shown(found), fix="update edgekd")
+        raise BundleError("manifest.format: unknown", expected=str(FORMAT), found=shown(found), fix="update edgekd")
     extensions = {name: document.pop(name) for name in list(document) if name.startswith(_EXTENSION)}
     return _checked(document, extensions)
 
@@ -223,7 +232,7 @@ def from_json(content: bytes) -> Manifest:
 def _checked(document: dict[str, Any], extensions: dict[str, Any]) -> Manifest:
     for name in extensions:
         if not name.startswith(_EXTENSION):
-            _refuse("manifest", f"extensions whose names begin with {_EXTENSION}", name)
+            refuse("manifest", f"extensions whose names begin with {_EXTENSION}", name)
     manifest = Manifest(**_FIELDS(document, "manifest"), extensions=extensions)
     _check_files(manifest.files)
     _check_classes(manifest)
@@ -232,26 +241,26 @@ def _checked(document: dict[str, Any], extensions: dict[str, Any]) -> Manifest:
 
 def _check_size(content: bytes) -> None:
     if len(content) > MAX_BYTES:
-        _refuse("manifest", f"at most {MAX_BYTES} bytes", f"{len(content)} bytes")
+        refuse("manifest", f"at most {MAX_BYTES} bytes", f"{len(content)} bytes")
 
 
 def _check_files(files: tuple[FileEntry, ...]) -> None:
     """Check the rules on all files: order, no paths that a file system could confuse, one graph."""
     paths = [entry.path for entry in files]
     if paths != sorted(paths):
-        _refuse("manifest.files", "files in ascending order of path", paths)
+        refuse("manifest.files", "files in ascending order of path", paths)
     earlier = set(RESERVED)
     folders = {"/".join(path.lower().split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 1)}
     for path in paths:
         if path.lower() in earlier or path.lower() in folders:
-            _refuse("manifest.files", "paths that differ in more than case, from each other and from folders", path)
+            refuse("manifest.files", "paths that differ in more than case, from each other and from folders", path)
         earlier.add(path.lower())
     graphs = [entry.path for entry in files if entry.role == "graph"]
     if len(graphs) != 1:
-        _refuse("manifest.files", "exactly one file with role graph", graphs)
+        refuse("manifest.files", "exactly one file with role graph", graphs)
     total = sum(entry.length for entry in files)
     if total > MAX_TOTAL:
-        _refuse("manifest.files", f"at most {MAX_TOTAL} bytes together", total)
+        refuse("manifest.files", f"at most {MAX_TOTAL} bytes together", total)
 
 
 def _check_classes(manifest: Manifest) -> None:
@@ -263,7 +272,7 @@ def _check_classes(manifest: Manifest) -> None:
         ("evidence.after.classes", evidence.after.classes),
     ):
         if len(values) != count:
-            _refuse(f"manifest.{where}", f"{count} values, one for each class", f"{len(values)} values")
+            refuse(f"manifest.{where}", f"{count} values, one for each class", f"{len(values)} values")
 
 
 def _canonical(document: Any) -> bytes:
@@ -278,81 +287,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = {}
     for name, value in pairs:
         if name in document:
-            raise ValueError(f"the name {_shown(name)} twice in one object")
+            raise ValueError(f"the name {shown(name)} twice in one object")
         document[name] = value
     return document
 
 
-def _refuse(where: str, expected: str, found: Any) -> NoReturn:
-    raise BundleError(f"{where}: wrong", expected=expected, found=_shown(found))
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-# --- Rules: each takes a JSON value and the name of its field, and returns the value to keep.
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        _refuse(where, "text of printable characters", value)
-    return value
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        _refuse(where, "true or false", value)
-    return value
-
-
-def _integer(low: int, high: int) -> Rule:
-    def rule(value: Any, where: str) -> int:
-        if type(value) is not int or not low <= value <= high:
-            _refuse(where, f"an integer from {low} to {high}", value)
-        return value
-
-    return rule
-
-
-def _number(low: float, high: float) -> Rule:
-    def rule(value: Any, where: str) -> float:
-        if type(value) not in (int, float) or not low <= value <= high:
-            _refuse(where, f"a number from {low:g} to {high:g}", value)
-        return float(value)
-
-    return rule
-
-
-def _matching(pattern: re.Pattern[str], meaning: str) -> Rule:
-    def rule(value: Any, where: str) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            _refuse(where, meaning, value)
-        return value
-
-    return rule
-
-
-def _one_of(*choices: str) -> Rule:
-    def rule(value: Any, where: str) -> str:
-        if not isinstance(value, str) or value not in choices:
-            _refuse(where, f"one of {', '.join(choices)}", value)
-        return value
-
-    return rule
-
-
 def _path(value: Any, where: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_PATH or not all(map(_SEGMENT.fullmatch, value.split("/"))):
-        _refuse(where, f"a relative path of at most {MAX_PATH} characters A-Z a-z 0-9 _ . + - between /", value)
+        refuse(where, f"a relative path of at most {MAX_PATH} characters A-Z a-z 0-9 _ . + - between /", value)
     return value
 
 
 def _tensorrt(value: Any, where: str) -> tuple[str, str]:
-    oldest, newest = _list(_matching(_VERSION, "a version such as 8.5"), 2, 2)(value, where)
+    oldest, newest = list_of(matching(_VERSION, "a version such as 8.5"), 2, 2)(value, where)
     if _numbers(oldest) > _numbers(newest):
-        _refuse(where, "the oldest version, then the newest", value)
+        refuse(where, "the oldest version, then the newest", value)
     return oldest, newest
 
 
@@ -360,112 +309,73 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-def _optional(rule: Rule) -> Rule:
-    return lambda value, where: None if value is None else rule(value, where)
+_COUNT = integer(0, 2**53)
+_SIDE = integer(1, 65536)
+_FIGURE = number(-1e9, 1e9)
+_SHARE = number(0, 1)
+_HASH = matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
-
-def _list(rule: Rule, low: int = 0, high: int = 10_000) -> Rule:
-    def check(value: Any, where: str) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)) or not low <= len(value) <= high:
-            _refuse(where, f"a list of {low} to {high} items", value)
-        return tuple(rule(item, f"{where}[{index}]") for index, item in enumerate(value))
-
-    return check
-
-
-def _table(rule: Rule) -> Rule:
-    def check(value: Any, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            _refuse(where, "an object", value)
-        return {_text(name, where): rule(item, f"{where}.{name}") for name, item in value.items()}
-
-    return check
-
-
-def _object(make: Callable[..., Any], **rules: Rule) -> Rule:
-    """Return the rule for an object with exactly these fields, which becomes `make(**fields)`."""
-
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, dict):
-            _refuse(where, "an object", value)
-        for name in value:
-            if name not in rules:
-                _refuse(where, f"no field but {', '.join(rules)}", name)
-        for name in rules:
-            if name not in value:
-                raise BundleError(f"{where}.{name}: missing", expected=f"the fields {', '.join(rules)}")
-        return make(**{name: rule(value[name], f"{where}.{name}") for name, rule in rules.items()})
-
-    return check
-
-
-_COUNT = _integer(0, 2**53)
-_SIDE = _integer(1, 65536)
-_FIGURE = _number(-1e9, 1e9)
-_SHARE = _number(0, 1)
-_HASH = _matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
-
-_DETECTOR = _object(
+_DETECTOR = object_of(
     dict,
-    classes=_list(_text, 1),
-    preprocess=_object(
+    classes=list_of(text, 1),
+    preprocess=object_of(
         dict,
         height=_SIDE,
         width=_SIDE,
-        color=_one_of("rgb", "bgr"),
-        scale=_number(1e-9, 1e9),
-        mean=_list(_FIGURE, 3, 3),
-        std=_list(_number(1e-9, 1e9), 3, 3),
-        pad_value=_integer(0, 255),
-        center=_flag,
-        upscale=_flag,
+        color=one_of("rgb", "bgr"),
+        scale=number(1e-9, 1e9),
+        mean=list_of(_FIGURE, 3, 3),
+        std=list_of(number(1e-9, 1e9), 3, 3),
+        pad_value=integer(0, 255),
+        center=flag,
+        upscale=flag,
     ),
-    head=_object(dict, kind=_one_of("yolo", "yolox", "end2end"), nms=_flag, strides=_list(_SIDE, 0, 16)),
+    head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
 )
-_SCORE = _object(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=_list(_optional(_SHARE), 1))
-_TIME = _number(0, 1e9)
-_LATENCY = _object(
+_SCORE = object_of(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
+_TIME = number(0, 1e9)
+_LATENCY = object_of(
     Latency,
-    basis=_one_of(*BASES),
-    where=_text,
+    basis=one_of(*BASES),
+    where=text,
     ms=_TIME,
     low_ms=_TIME,
     high_ms=_TIME,
-    layers=_optional(_table(_COUNT)),
+    layers=optional(table(_COUNT)),
 )
-_ENTRY = _object(FileEntry, path=_path, length=_integer(0, MAX_TOTAL), sha256=_HASH, role=_one_of(*ROLES))
-_FIELDS = _object(
+_ENTRY = object_of(FileEntry, path=_path, length=integer(0, MAX_TOTAL), sha256=_HASH, role=one_of(*ROLES))
+_FIELDS = object_of(
     dict,
-    name=_text,
-    created_by=_text,
+    name=text,
+    created_by=text,
     counter=_COUNT,
-    target=_object(TargetName, name=_text, compatible=_text),
-    tensorrt=_optional(_tensorrt),
+    target=object_of(TargetName, name=text, compatible=text),
+    tensorrt=optional(_tensorrt),
     detector=_DETECTOR,
-    thresholds=_object(Thresholds, confidence=_list(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
-    files=_list(_ENTRY, 1, MAX_FILES),
-    limits=_object(
-        Limits, max_bytes=_optional(_COUNT), min_retention=_optional(_SHARE), min_fps=_optional(_number(0, 1e9))
+    thresholds=object_of(Thresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
+    files=list_of(_ENTRY, 1, MAX_FILES),
+    limits=object_of(
+        Limits, max_bytes=optional(_COUNT), min_retention=optional(_SHARE), min_fps=optional(number(0, 1e9))
     ),
-    evidence=_object(
+    evidence=object_of(
         Evidence,
         images=_COUNT,
         before=_SCORE,
         after=_SCORE,
-        retention=_optional(_number(0, 1e9)),
-        latencies=_list(_LATENCY, 0, 64),
+        retention=optional(number(0, 1e9)),
+        latencies=list_of(_LATENCY, 0, 64),
     ),
-    lineage=_object(
+    lineage=object_of(
         Lineage,
         model_sha256=_HASH,
-        student_sha256=_optional(_HASH),
+        student_sha256=optional(_HASH),
         data_sha256=_HASH,
-        calibration_sha256=_optional(_HASH),
-        recipe=_text,
+        calibration_sha256=optional(_HASH),
+        recipe=text,
         recipe_sha256=_HASH,
         seed=_COUNT,
-        tools=_table(_text),
-        stages=_list(_object(StageKey, name=_text, key=_HASH), 0, 1000),
+        tools=table(text),
+        stages=list_of(object_of(StageKey, name=text, key=_HASH), 0, 1000),
     ),
-    licences=_list(_object(Licence, part=_text, licence=_text), 0, 100),
+    licences=list_of(object_of(Licence, part=text, licence=text), 0, 100),
 )

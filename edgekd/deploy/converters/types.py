@@ -104,7 +104,7 @@ class Format(Protocol):
 
     @property
     def single_file(self) -> bool:
-        """Whether the result is one file, which holds its contract; else it is a folder."""
+        """True if the result is one file, which holds its contract; else it is a folder."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What the report shows of layers: the largest, bands from the first to the last, and columns of what was measured."""
+"""Layers in the report: the largest, bands from the first to the last, and columns of what was measured."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ S = TypeVar("S", bound="ClosedByWith")
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether an engine is usable on this host, why or why not, and the one command that adds what is missing."""
+    """Usability of an engine on this host, the reason, and the one command that adds what is missing."""
 
     usable: bool
     why: str
