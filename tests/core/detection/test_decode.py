@@ -50,7 +50,7 @@ def candidates(draw: st.DrawFn, most: int = 40) -> tuple[np.ndarray, np.ndarray]
 @given(candidates(), IOUS)
 def test_kept_boxes_of_one_class_overlap_at_most_as_told(found: tuple[np.ndarray, np.ndarray], iou: float) -> None:
     boxes, classes = found
-    kept = suppress(boxes, classes, iou, most=100)
+    kept = suppress(boxes, classes, iou, max_boxes=100)
     for index, box in enumerate(kept):
         others = np.delete(kept, index)
         same = others[classes[others] == classes[box]]
@@ -61,7 +61,7 @@ def test_kept_boxes_of_one_class_overlap_at_most_as_told(found: tuple[np.ndarray
 @given(candidates(), IOUS)
 def test_every_suppressed_box_has_a_better_one_of_its_class(found: tuple[np.ndarray, np.ndarray], iou: float) -> None:
     boxes, classes = found
-    kept = suppress(boxes, classes, iou, most=100)
+    kept = suppress(boxes, classes, iou, max_boxes=100)
     assert (np.diff(kept) > 0).all()  # the order is that of the scores
     for box in set(range(len(boxes))) - set(kept.tolist()):
         better = kept[(kept < box) & (classes[kept] == classes[box])]
