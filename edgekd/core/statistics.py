@@ -28,6 +28,7 @@ _RESAMPLES = 1000
 _FLIPS = 4000
 _MIN_STRETCHES = 20
 _MAX_STRETCHES = 256
+_ROUNDING = 1e-9  # relative: smaller differences come from the subtraction of clock readings, and are correlated
 _MIN_WINDOWS = 12  # of a run, in the detection of slow-downs
 _MAX_WINDOWS = 60
 _GRID = 2048  # ranks that stand for all samples of a long run
@@ -111,7 +112,7 @@ def memory(samples: np.ndarray) -> float:
     """Return the integrated autocorrelation time in samples, at least 1."""
     count = len(samples)
     centred = samples - samples.mean()
-    if count < 4 or not centred.any():
+    if count < 4 or np.abs(centred).max() <= _ROUNDING * np.abs(samples).max():
         return 1.0
     spectrum = np.fft.rfft(centred, 2 * count)
     correlation = np.fft.irfft(spectrum * np.conj(spectrum))[: count // 2]

@@ -189,3 +189,10 @@ def test_even_frames_are_called_outliers_in_less_than_one_of_ten_thousand() -> N
 def test_a_clock_that_ticks_coarsely_makes_no_outliers() -> None:
     samples = np.random.default_rng(0).choice([10.0, 10.5], 1000, p=[0.9, 0.1])
     assert outliers(samples).count == 0
+
+
+@pytest.mark.parametrize("runs_before", [0, 98, 1498, 3101])
+def test_equal_times_have_no_memory_however_a_clock_rounds(runs_before: int) -> None:
+    """A clock that is a sum gives differences whose rounding is correlated."""
+    readings = np.cumsum(np.full(runs_before + 201, 0.01))[runs_before:]
+    assert memory(1000 * np.diff(readings)) == 1
