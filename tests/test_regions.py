@@ -245,7 +245,7 @@ def test_commands_import_their_own_package_at_the_top() -> None:
 
 def test_only_its_adapters_import_ultralytics() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "ultralytics" in imported_packages(path)]
-    assert users == ["detectors/ultralytics/detector.py", "detectors/ultralytics/library.py"]
+    assert users == ["detectors/ultralytics/detector.py", "detectors/ultralytics/upstream.py"]
 
 
 def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:

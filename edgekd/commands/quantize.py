@@ -179,7 +179,7 @@ def _is_network(job: QuantizeJob) -> bool:
     try:
         classes = load_dataset(job.data).classes
     except DataError:
-        classes = ()  # which is said later, if the network is a detector
+        classes = ()  # the error is raised later, if the network is a detector
     try:
         describe(model, job.model, job.head, classes)
     except SpecError as error:

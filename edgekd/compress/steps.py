@@ -295,7 +295,7 @@ class Distill(Step):
         minutes: Train that long, with as many epochs as fit, the first of which assumes `epochs`.
         batch: Images of a step.
         image_size: Side of the training images in pixels; None for the teacher's own.
-        learning_rate: Of AdamW; None for Ultralytics' choice of optimizer and rate.
+        learning_rate: Rate of AdamW; None for Ultralytics' choice of optimizer and rate.
         final_rate: Share of the learning rate at the end.
         warmup_epochs: Epochs of the linear warm-up.
         mosaic: Probability of the mosaic augmentation.

@@ -40,7 +40,7 @@ class Family:
     libraries: packages on whose versions results depend, beside those of edgekd's own families.
 
     Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
-    read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` is told of each item.
+    read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` receives each item.
 
     load(path, head, classes, trust)
         Open a file as a `Detector`; read nothing yet.

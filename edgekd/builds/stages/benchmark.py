@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
-from edgekd.core.benchmark import Stats
+from edgekd.core.benchmark import Outliers, SlowDown, Stats
 from edgekd.core.typed_values import from_plain
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
@@ -19,26 +19,6 @@ from edgekd.evaluation.latency import time_graphs
 
 SAMPLES = "samples.json"
 TIMED_FRAMES = 16
-
-
-@dataclass(frozen=True)
-class SlowDown:
-    """A lasting change of the time of a frame: when, its means before and after, and the test's p-value."""
-
-    at_s: float
-    before_ms: float
-    after_ms: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Outliers:
-    """Frames that took longer than a limit: their number, share and the longest time."""
-
-    count: int
-    share: float
-    limit_ms: float
-    worst_ms: float
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def print_engine(result: Mapping[str, Any]) -> None:
     print(f"self-test: passed on {tested['frames']} frames; drift, of what is allowed: {', '.join(drift)}")
     columns = ("p50", "p90", "p99", "mean", "min")
     print_table(["ms", *columns], [["engine", *(f"{timed['inference_ms'][column]:.2f}" for column in columns)]])
-    said = f"measured on {where}" if result["basis"] == "measured" else "rehearsed: nothing was computed"
-    print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {said}")
+    basis_text = f"measured on {where}" if result["basis"] == "measured" else "rehearsed: nothing was computed"
+    print(f"{rate_text(timed['fps'])} of the engine alone over {timed['iterations']} runs, {basis_text}")
     print_refused(timed["refused"])
     print(f"in service: slot {engine['slot']}" if result["activated"] else "not put into service: --activate does that")
 

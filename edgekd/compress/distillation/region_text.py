@@ -20,7 +20,7 @@ operations, as in Ultralytics' trainer."""
 MAX_SCALE = 100.0
 """Largest factor before the softmax, as in CLIP: beyond it single regions dominate."""
 INITIAL_TEMPERATURE = 0.07
-"""Of InfoNCE, as in CLIP (Radford et al., arXiv 2103.00020, section 2.5)."""
+"""Temperature of InfoNCE, as in CLIP (Radford et al., arXiv 2103.00020, section 2.5)."""
 
 
 def pool_regions(

@@ -17,7 +17,7 @@ FLOAT32, FLOAT16 = (1e-3, 1e-3), (0.02, 0.05)
 """The largest error of boxes and of scores where only the order of sums differs, and where weights are rounded."""
 LEAST_OF_INT8 = (0.02, 0.05)
 INT8_SHARE = 2.5
-"""Of what INT8 itself changed: runtimes round halves their own way, and each flip goes through the layers behind."""
+"""Factor on the error of INT8 itself: runtimes round halves differently, and each difference spreads further."""
 LEAST_SCORE = 1e-4  # root mean square; where a network finds nothing, its scores are smaller
 
 

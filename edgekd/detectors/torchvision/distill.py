@@ -53,7 +53,7 @@ UNSUPPORTED = ("width", "class_power", "repeat", "unlabelled", "conflict", "text
 DEFAULT_RATE = 5e-4
 """Learning rate of AdamW where none is given."""
 WEIGHT_DECAY = 5e-4
-"""Of AdamW, as in Ultralytics' training."""
+"""Weight decay of AdamW, as in Ultralytics' training."""
 MAX_GRADIENT_NORM = 10.0
 """Longer gradients are scaled to this length."""
 MIN_OBJECT_SIDE = 2.0

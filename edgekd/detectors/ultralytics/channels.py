@@ -18,7 +18,7 @@ from torch import nn
 
 from edgekd.compress.pruning import Convolution
 from edgekd.detectors.channel_groups import Channels, convolutions_run
-from edgekd.detectors.ultralytics.library import C2PSA, AAttn, Attention, C2f, PSABlock
+from edgekd.detectors.ultralytics.upstream import C2PSA, AAttn, Attention, C2f, PSABlock
 
 TRACED = 256
 """Side in pixels of the frame by which layers are followed; the groups do not depend on it."""

@@ -42,9 +42,9 @@ from edgekd.detectors.torch_support import (
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import HEADS, class_names, unfused_network
 from edgekd.detectors.ultralytics.features import tap_points
-from edgekd.detectors.ultralytics.library import RANK, DetectionModel, init_seeds, unwrap_model, yaml_model_load
 from edgekd.detectors.ultralytics.loop import Batches, Loop, base_settings, quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import WEIGHT_PREFIX, StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics.upstream import RANK, DetectionModel, init_seeds, unwrap_model, yaml_model_load
 from edgekd.graph.runtimes.types import import_problem
 
 EPOCHS_SEED = 1009

@@ -30,8 +30,8 @@ from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import TRACED, convolutions_of
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import input_size, unfused_network
-from edgekd.detectors.ultralytics.library import AAttn, Attention, Conv, RepConv
 from edgekd.detectors.ultralytics.loop import quiet
+from edgekd.detectors.ultralytics.upstream import AAttn, Attention, Conv, RepConv
 
 HALF_PRECISION_LOSS = 1e-3
 """Share of a layer's output variance that rounding its weights to half precision, as checkpoints do, may cost."""

@@ -22,7 +22,7 @@ from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preproce
 from edgekd.detectors.teacher import DirectDetector
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics.detector import class_names, input_size, require_box_detector
-from edgekd.detectors.ultralytics.library import RTDETRDetectionModel
+from edgekd.detectors.ultralytics.upstream import RTDETRDetectionModel
 
 PROBE_SIDE = 256
 """Side in pixels of the blank frame by which a network's maps are found."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgekd.core.progress import SILENT, Listener, PlainProgress, Progress
 from edgekd.data.types import Sample
 from edgekd.detectors.torch_support import require_finite
-from edgekd.detectors.ultralytics.library import (
+from edgekd.detectors.ultralytics.upstream import (
     DEFAULT_CFG,
     LOGGER,
     RANK,

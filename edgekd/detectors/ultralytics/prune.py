@@ -46,10 +46,10 @@ from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, c
 from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, write_checkpoint
 from edgekd.detectors.ultralytics.detector import input_size, unfused_network
 from edgekd.detectors.ultralytics.features import tap_points
-from edgekd.detectors.ultralytics.library import DEFAULT_CFG, C2f
 from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics.quant_aware import DistillationLoss, float_network, quantized_network
+from edgekd.detectors.ultralytics.upstream import DEFAULT_CFG, C2f
 
 
 def prune_detector(

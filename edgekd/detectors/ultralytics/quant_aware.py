@@ -27,8 +27,8 @@ from edgekd.detectors.onnx import describe
 from edgekd.detectors.results import Trained
 from edgekd.detectors.torch_support import fitting_batches
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector, keep_one_branch
-from edgekd.detectors.ultralytics.library import v8DetectionLoss
 from edgekd.detectors.ultralytics.loop import Lesson, Loop, base_settings, quiet
+from edgekd.detectors.ultralytics.upstream import v8DetectionLoss
 from edgekd.graph.view import load_graph
 
 BOX_WEIGHT = 5.0
