@@ -9,10 +9,26 @@ from typing import Any
 
 from edgekd.builds.stage_store import readable_json
 from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.core.documents import to_plain
 
 
 @dataclass(frozen=True)
 class Result:
+    """A result of a command, whose fields are the keys of what it prints with `--json`: docs/json.md."""
+
+    @property
+    def document(self) -> Any:
+        """The JSON document, as plain types."""
+        return to_plain(self)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line: 1 where the answer is no."""
+        return 0
+
+
+@dataclass(frozen=True)
+class UntypedResult:
     """document: the JSON that the command of that name prints with `--json`; docs/json.md explains every key."""
 
     document: Any
@@ -27,7 +43,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class DerivedDetector(Result):
+class DerivedDetector(UntypedResult):
     """A detector derived from another one. Pairs are of the original (or the teacher), and of the derived one."""
 
     @property
@@ -73,7 +89,7 @@ class Lightened(DerivedDetector):
 
 
 @dataclass(frozen=True)
-class Verified(Result):
+class Verified(UntypedResult):
     """The result of `verify`, `sign`, `trust` and `pack`: a bundle or trust file that is whole."""
 
     document: Mapping[str, Any]
