@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from edgekd.core.documents import INLINE, INTERNAL, to_plain
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,19 @@ class Part:
 
     one: int
     two: Path | None
+
+
+@dataclass(frozen=True)
+class Box(Generic[T]):
+    """A value.
+
+    Args:
+        value, copy: What is in the box,
+            twice.
+    """
+
+    value: T
+    copy: T
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,13 @@ def test_a_schema_takes_what_the_writer_writes_and_nothing_else(
     validator = Draft202012Validator(schema_generator.schema("whole", "The whole", Whole))
     assert validator.is_valid(document)
     assert not validator.is_valid({**document, **change})
+
+
+def test_a_generic_class_is_an_object_for_each_of_its_types(schema_generator: ModuleType) -> None:
+    schema = schema_generator.schema("boxes", "Boxes", tuple[Box[int], Box[tuple[str, ...]]])
+    assert schema["$defs"]["Box_int"]["properties"]["value"]["type"] == "integer"
+    assert schema["$defs"]["Box_tuple_str"]["properties"]["copy"]["items"] == {"type": "string"}
+    assert schema["$defs"]["Box_int"]["properties"]["copy"]["description"] == "What is in the box, twice."
 
 
 def test_a_list_of_objects(schema_generator: ModuleType) -> None:

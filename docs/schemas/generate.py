@@ -29,7 +29,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
 _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 _ARRAYS = (list, tuple, collections.abc.Sequence)
 _MAPPINGS = (dict, collections.abc.Mapping)
-_ENTRY = re.compile(r" {4}(?P<name>\w+): (?P<text>.+)")
+_ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
 
 
 class SchemaError(Exception):
@@ -62,22 +62,22 @@ class Definitions:
     def object_of(self, kind: Any) -> dict[str, Any]:
         """Return the schema of a dataclass or TypedDict with all of its fields. Raises SchemaError."""
         properties = self._properties(kind)
-        described = {"type": "object", "description": summary(kind)}
+        described = {"type": "object", "description": summary(_class(kind))}
         return {**described, "properties": properties, "required": list(properties)}
 
     def _properties(self, kind: Any) -> dict[str, Any]:
-        texts, hints, properties = field_descriptions(kind), typing.get_type_hints(kind), dict[str, Any]()
-        for name, metadata in _documented_fields(kind).items():
+        texts, hints, properties = field_descriptions(_class(kind)), _hints(kind), dict[str, Any]()
+        for name, metadata in _documented_fields(_class(kind)).items():
             hint = hints[name]
             own = self._properties(hint) if metadata.get("inline") else {name: self._property(kind, name, hint, texts)}
             if repeated := own.keys() & properties.keys():
-                raise SchemaError(f"{kind.__name__}.{name}: keys {sorted(repeated)} are there twice")
+                raise SchemaError(f"{_class(kind).__name__}.{name}: keys {sorted(repeated)} are there twice")
             properties.update(own)
         return properties
 
     def _property(self, kind: Any, name: str, hint: Any, texts: Mapping[str, str]) -> dict[str, Any]:
         """Return the schema of a field. Raises SchemaError where nothing describes it."""
-        where = f"{kind.__module__}.{kind.__qualname__}.{name}"
+        where = f"{_class(kind).__module__}.{_class(kind).__qualname__}.{name}"
         found = self.schema_of(hint, where)
         if name in texts:
             return {**found, "description": texts[name]}
@@ -104,10 +104,11 @@ class Definitions:
         raise SchemaError(f"{where}: {hint} has no schema")
 
     def _reference(self, kind: Any) -> dict[str, Any]:
-        known = self._kinds.setdefault(kind.__name__, kind)
-        if known is not kind:
-            raise SchemaError(f"two classes are called {kind.__name__}: in {known.__module__} and {kind.__module__}")
-        return {"$ref": f"#/$defs/{kind.__name__}"}
+        name = _name(kind)
+        known = self._kinds.setdefault(name, kind)
+        if known != kind:
+            raise SchemaError(f"two classes are called {name}: in {known.__module__} and {kind.__module__}")
+        return {"$ref": f"#/$defs/{name}"}
 
     def _union(self, hint: Any, where: str) -> dict[str, Any]:
         members = [self.schema_of(each, where) for each in _members(hint)]
@@ -146,13 +147,13 @@ def _entries(docstring: str) -> dict[str, str]:
     """Return the entries of the section `Args:` by name, with their continuation lines."""
     lines = iter(docstring.partition("Args:\n")[2].splitlines())
     found: dict[str, str] = {}
-    name = ""
+    names: list[str] = []
     for line in lines:
         if line.startswith(" " * 8):
-            found[name] += f" {line.strip()}"
+            found.update({name: f"{found[name]} {line.strip()}" for name in names})
         elif entry := _ENTRY.fullmatch(line):
-            name = entry["name"]
-            found[name] = entry["text"]
+            names = entry["names"].split(", ")
+            found.update(dict.fromkeys(names, entry["text"]))
         else:
             break
     return found
@@ -163,8 +164,30 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+def _class(kind: Any) -> Any:
+    """Return the class of a generic one with arguments, else the class itself."""
+    return typing.get_origin(kind) or kind
+
+
+def _name(kind: Any) -> str:
+    """Return the name of a class, with the arguments of a generic one."""
+    arguments = "".join(f"_{re.sub(r'[^A-Za-z0-9]+', '_', _text(each))}" for each in typing.get_args(kind))
+    return f"{_class(kind).__name__}{arguments}".rstrip("_")
+
+
+def _text(kind: Any) -> str:
+    return str(kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""))
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields by name; type variables of a generic class are replaced by its arguments."""
+    bound = dict(zip(getattr(_class(kind), "__parameters__", ()), typing.get_args(kind), strict=False))
+    return {name: bound.get(hint, hint) for name, hint in typing.get_type_hints(_class(kind)).items()}
+
+
 def _is_object(kind: Any) -> bool:
-    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or typing.is_typeddict(kind))
+    found = _class(kind)
+    return isinstance(found, type) and (dataclasses.is_dataclass(found) or typing.is_typeddict(found))
 
 
 def _documented_fields(kind: Any) -> dict[str, Mapping[Any, Any]]:

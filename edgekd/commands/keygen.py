@@ -9,7 +9,7 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.options import SecretFile
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.core.documents import Result
 from edgekd.deploy.signing.key_files import make_key
 from edgekd.deploy.signing.secrets import Secrets
 

@@ -9,22 +9,6 @@ from typing import Any
 
 from edgekd.builds.stage_store import readable_json
 from edgekd.core.atomic_files import copy_file, write_file
-from edgekd.core.documents import to_plain
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result of a command, whose fields are the keys of what it prints with `--json`: docs/json.md."""
-
-    @property
-    def document(self) -> Any:
-        """The JSON document, as plain types."""
-        return to_plain(self)
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command line: 1 where the answer is no."""
-        return 0
 
 
 @dataclass(frozen=True)

@@ -32,3 +32,12 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
+
+
+class Result:
+    """Base of frozen dataclasses whose fields are the keys of a documented JSON object."""
+
+    @property
+    def document(self) -> Any:
+        """The object, as plain JSON types."""
+        return to_plain(self)
