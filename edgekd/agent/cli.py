@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.trial import MAX_TRIES, TRIES, Trial
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
 from edgekd.core.version import __version__
 

@@ -23,8 +23,8 @@ from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.trtexec import Trtexec
 from edgekd.agent.runtimes.types import UnsuitedError
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.slots import State
+from edgekd.core.documents import to_plain
 from edgekd.core.formats.onnx_bytes import FLOAT, inputs, with_outputs
 from edgekd.core.formats.plain_graph import plain_graph
 

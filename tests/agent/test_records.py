@@ -23,8 +23,8 @@ from edgekd.agent.engines.records import (
     self_test_from_json,
 )
 from edgekd.agent.runtimes.precision import Realized, Shares
-from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.state.slots import SELF_TEST
+from edgekd.core.documents import INLINE, to_plain
 
 KEY = EngineKey("ab" * 32, RuntimeVersion("tensorrt", "8.5.2"), {"device": "nvidia,p3668", "l4t": "35.4.1"})
 OLDEST = {"runtime": {"name": "null", "version": "1"}, "built_on": {"device": None}}

@@ -22,9 +22,9 @@ from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.tensorrt_generations import generation, numbers
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions, UnsuitedError
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.golden import batches, read_golden
 from edgekd.agent.state.slots import State
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU

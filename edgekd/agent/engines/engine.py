@@ -28,10 +28,11 @@ from edgekd.agent.engines.records import (
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import Realized, realized
 from edgekd.agent.runtimes.types import BuildOptions, UnimplementedLayerError
-from edgekd.agent.state.documents import read_object, to_plain
+from edgekd.agent.state.documents import read_object
 from edgekd.agent.state.slots import SELF_TEST, Slot
 from edgekd.core.atomic_files import new_folder, remove_folder, write_file, writing
 from edgekd.core.canonical import canonical_json, file_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, EngineMismatchError, HashError
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.agent.state.documents import INLINE
 from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
+from edgekd.core.documents import INLINE
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime

@@ -28,7 +28,12 @@ _NOT_FINITE = 1e9  # in place of infinity and NaN
 
 @dataclass(frozen=True)
 class TensorDivergence:
-    """Relative error of a tensor: norm of the differences by that of the values, the maximum over golden frames."""
+    """Divergence of an inner tensor.
+
+    Args:
+        tensor: Name of the tensor in the graph.
+        error: Norm of the differences by that of the values, the maximum over golden frames.
+    """
 
     tensor: str
     error: float

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.state.device import read_device
-from edgekd.agent.state.documents import read_object, to_plain
+from edgekd.agent.state.documents import read_object
 from edgekd.agent.validation.evidence import (
     CALIBRATED,
     FAILED,
@@ -37,6 +37,7 @@ from edgekd.agent.validation.process import UNPACK, AttemptNotes, Job
 from edgekd.agent.validation.verdicts import ALL_CONFIRMED, NOT_TESTED, Verdict, exit_code, verdicts
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json, file_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.core.version import __version__
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekd.agent.runtimes.types import FLOAT as FROM_FLOAT
 from edgekd.agent.runtimes.types import BuildFailedError, BuildOptions, UnsuitedError
-from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.validation import evidence
 from edgekd.agent.validation.evidence import CALIBRATED, FLOAT, FP32_WEIGHTS, INT8_CONSTANTS
 from edgekd.agent.validation.machine import MachineMoment, read_moment
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError
 
 if TYPE_CHECKING:
