@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.agent.state.documents import INLINE
+from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
@@ -113,7 +113,7 @@ def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> 
     if meter is None:
         return None, "no sensor here that may be read"
     try:
-        return measure_energy(meter, {"": work}, seconds)[""].as_json(), ""
+        return to_plain(measure_energy(meter, {"": work}, seconds)[""]), ""
     except OSError as error:
         return None, str(error)
 
