@@ -17,6 +17,7 @@ import yaml
 
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import to_plain
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR
 from edgekd.data.images import read_image
@@ -52,7 +53,7 @@ def conditions(threads: int) -> dict[str, Any]:
     """Return date, machine, and the load of the last minute."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
+        "host": to_plain(LocalDevice(ONNXRUNTIME_CPU, threads).facts()),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
@@ -148,7 +149,7 @@ def median_ms(
     frames, found = synthetic_frames(next(iter(specs.values()))), {}
     for name, engine in CPU_ENGINES.items():
         timed = time_graphs(graphs, specs, frames, LocalDevice(engine, threads), "measured")
-        found[name] = {graph: timing.summary()["total_ms"]["p50"] for graph, timing in timed.items()}
+        found[name] = {graph: timing.summary().total_ms.p50 for graph, timing in timed.items()}
     return found
 
 

@@ -219,7 +219,7 @@ def narrower_start(
         timed = time_graphs(
             graphs, specs, synthetic_frames(specs["like"]), LocalDevice(ONNXRUNTIME_CPU, threads), "measured"
         )
-    took = {name: timing.summary()["total_ms"]["p50"] for name, timing in timed.items()}
+    took = {name: timing.summary().total_ms.p50 for name, timing in timed.items()}
     slower = [width for width in WIDTHS if took[str(width)] >= took["like"]]
     width = min(slower or WIDTHS[-1:], key=lambda each: took[str(each)])
     training.start_job({**step, "width": width}, out, data)

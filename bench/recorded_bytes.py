@@ -24,6 +24,7 @@ from common import HERE, RESULTS, SHARED, copy_data, host_line, use_cores
 
 from edgekd import build
 from edgekd.core.atomic_files import write_file
+from edgekd.core.documents import to_plain
 from edgekd.data.demo import DETECTOR
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -48,7 +49,7 @@ def main() -> int:
     use_cores(2)
     with tempfile.TemporaryDirectory() as scratch:
         found = {f"{model}, {recipe}": recorded(model, recipe, given.shared, Path(scratch)) for model, recipe in CASES}
-    machine = host_line(LocalDevice(ONNXRUNTIME_CPU, 2).facts().as_json())
+    machine = host_line(to_plain(LocalDevice(ONNXRUNTIME_CPU, 2).facts()))
     if given.write:
         write_file(OUT, (json.dumps({"machine": machine, "builds": found}, indent=1, sort_keys=True) + "\n").encode())
         return 0

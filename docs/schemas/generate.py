@@ -17,12 +17,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd.commands.check import Checked
+from edgekd.commands.doctor import Check
+from edgekd.commands.evaluate import Scored
 from edgekd.commands.keygen import NewKey
+from edgekd.evaluation.bench_result import BenchResult
+from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
+    "bench": ("`edgekd bench --json`", BenchResult),
+    "check": ("`edgekd check --json`", Checked),
+    "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "eval": ("`edgekd eval --json`", Scored),
     "keygen": ("`edgekd keygen --json`", NewKey),
+    "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
 }
 """Title and type of each document by the name of its file."""
 
@@ -30,6 +40,8 @@ _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", floa
 _ARRAYS = (list, tuple, collections.abc.Sequence)
 _MAPPINGS = (dict, collections.abc.Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
+LINE_LENGTH = 120
+"""Characters of a line in a file, at most, unless a text is longer."""
 
 
 class SchemaError(Exception):
@@ -84,7 +96,7 @@ class Definitions:
         members = [each for each in _members(hint) if each is not types.NoneType]
         if not all(map(_is_object, members)):
             raise SchemaError(f"{where}: no description in the `Args:` of its class")
-        return found
+        return found if "$ref" in found else {**found, "description": summary(_class(members[0]))}
 
     def schema_of(self, hint: Any, where: str) -> dict[str, Any]:
         """Return the schema of an annotation. Raises SchemaError for a type that JSON does not have."""
@@ -97,6 +109,8 @@ class Definitions:
             return self._union(hint, where)
         if origin is typing.Literal:
             return {"enum": list(arguments)}
+        if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+            return self._array(tuple(typing.get_type_hints(hint).values()), where)
         if origin in _ARRAYS:
             return self._array(arguments, where)
         if origin in _MAPPINGS and arguments[0] is str:
@@ -122,6 +136,8 @@ class Definitions:
         items = [self.schema_of(each, where) for each in arguments if each is not Ellipsis]
         if len(arguments) == 1 or Ellipsis in arguments:
             return {"type": "array", "items": items[0]}
+        if all(each == items[0] for each in items):
+            return {"type": "array", "items": items[0], "minItems": len(items), "maxItems": len(items)}
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
 
 
@@ -199,7 +215,21 @@ def _documented_fields(kind: Any) -> dict[str, Mapping[Any, Any]]:
 
 def text_of(name: str) -> str:
     """Return the content of a schema's file. Raises SchemaError."""
-    return json.dumps(schema(name, *DOCUMENTS[name]), indent=1, ensure_ascii=False) + "\n"
+    return _formatted(schema(name, *DOCUMENTS[name]), indent=0) + "\n"
+
+
+def _formatted(value: Any, indent: int) -> str:
+    """Return JSON text: a value that fits is on one line, others have a line for each entry."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or len(line) + indent < LINE_LENGTH:
+        return line
+    if isinstance(value, dict):
+        entries = [f"{json.dumps(key)}: {_formatted(each, indent + 2)}" for key, each in value.items()]
+    else:
+        entries = [_formatted(each, indent + 2) for each in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    inner = f",\n{' ' * (indent + 2)}".join(entries)
+    return f"{opening}\n{' ' * (indent + 2)}{inner}\n{' ' * indent}{closing}"
 
 
 def main() -> None:

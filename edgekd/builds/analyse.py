@@ -18,10 +18,10 @@ from edgekd.builds.stages.quantize import QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import TrainedResult
 from edgekd.core.errors import EdgeKDError
+from edgekd.core.host_facts import HostFacts
 from edgekd.data.images import drawn, read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
-from edgekd.deploy.devices import HostFacts
 from edgekd.evaluation.analysis import counts
 from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
 from edgekd.evaluation.analysis.crops import crops_of, kinds_of

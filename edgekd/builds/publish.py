@@ -15,7 +15,6 @@ from edgekd.builds.report_data import facts_of, full_report, report_of
 from edgekd.builds.run import BuildRecord, BuildResult, MachineRecord, cache_json
 from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, sorted_plain, write_ledger
 from edgekd.builds.stages.base import GRAPH, StageContext, tools_of
-from edgekd.builds.stages.benchmark import TimingSummary
 from edgekd.builds.stages.calibrate import CALIBRATION
 from edgekd.builds.stages.drift_reference import DRIFT
 from edgekd.builds.stages.encode import PACKED
@@ -23,6 +22,7 @@ from edgekd.builds.stages.quantize import CACHE, PLAN
 from edgekd.builds.stages.score import ScoreResult
 from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.core.benchmark import TimingSummary
 from edgekd.core.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.core.bundle.manifest import (
     Evidence,
@@ -332,7 +332,7 @@ def _predicted(record: BuildRecord) -> tuple[Latency, ...]:
 
 def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> Score:
     rows = [found.per_class.get(name) for name in classes]
-    return Score(found.map50_95, found.map50, size, tuple(row["map50_95"] if row else None for row in rows))
+    return Score(found.map50_95, found.map50, size, tuple(row.map50_95 if row else None for row in rows))
 
 
 def _licences(record: BuildRecord) -> tuple[Licence, ...]:

@@ -91,7 +91,7 @@ class BuildGraphs:
         """For each class the confidence with the best F1 on the scored images; the default where none is known."""
         default, scored = DefaultThresholds(), self.scores[1].result.per_class
         rows = [scored.get(name) for name in self.after.result.spec.classes]
-        best = [row["confidence"] if row else None for row in rows]
+        best = [row.confidence if row else None for row in rows]
         confidence = tuple(default.confidence if value is None else value for value in best)
         return Thresholds(confidence, default.iou, default.max_detections)
 

@@ -48,7 +48,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.detectors.generic_onnx import Input, frame_files, output_errors, read_frame
 from edgekd.detectors.onnx import describe
 from edgekd.graph.view import load_graph
-from edgekd.hardware.budget import Budget, Line, judge, verdict
+from edgekd.hardware.budget import Budget, LimitName, Line, judge, verdict
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128
@@ -144,7 +144,7 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
     refuse_recipe(job.recipe, job.budget, job.model)
     context = StageContext.within(job.out, job.fresh, progress)
     judged = _network(job, context) if _is_network(job) else _detector(job, context)
-    kept_limit = "min_retention" if judged.metric == "map50_95" else "min_output"
+    kept_limit: LimitName = "min_retention" if judged.metric == "map50_95" else "min_output"
     size = judged.encoded.result.bytes
     lines = judge(job.budget, size=size, kept=judged.kept, size_limit="max_graph_bytes", kept_limit=kept_limit)
     result = _result(job, judged, context.done, lines)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,8 +39,7 @@ _MIN_OUTLIER = 1.1  # ratio to the median around
 _NEAR = 50  # samples around an outlier
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """Confidence interval at LEVEL, in the unit of the number."""
 
     low: float
@@ -55,7 +55,11 @@ class Interval:
 class Comparison:
     """Ratio of `first` to `second`, over rounds in which both were measured.
 
-    p_value: probability of a difference as large between equals.
+    Args:
+        ratio: The ratio; 1 where both are equal.
+        interval: Its 95 % interval.
+        p_value: Probability of a difference as large between equals.
+        rounds: Number of rounds in which both were measured.
     """
 
     ratio: float

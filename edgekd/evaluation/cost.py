@@ -10,7 +10,12 @@ _MJ_PER_KWH = 3.6e9
 
 @dataclass(frozen=True)
 class Prices:
-    """In any one currency. electricity: of a kWh; instance: of the machine for an hour; None: it does not count."""
+    """Prices in any one currency; None for what does not count.
+
+    Args:
+        electricity: Price of a kWh.
+        instance: Price of the machine for an hour.
+    """
 
     electricity: float | None = None
     instance: float | None = None
@@ -24,20 +29,30 @@ class Prices:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a million frames. total: None where one of the two is asked for and not known."""
+    """Cost of a million frames.
 
+    Args:
+        currency: Currency of the prices, as given.
+        electricity: Energy, gross, at the price of a kWh.
+        instance: The machine's time, at the throughput where that was measured, else one frame after the other.
+        total: Both; null where one that has a price is not known.
+    """
+
+    currency: str | None
     electricity: float | None
     instance: float | None
     total: float | None
 
 
 def cost_of(prices: Prices, mj: float | None, fps: float | None) -> Cost:
-    """The cost at millijoules a frame and frames a second; None for what is not known or has no price."""
+    """Return the cost at millijoules a frame and frames a second; None for what is not known or has no price."""
     electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
     asked = [(prices.electricity, electricity), (prices.instance, instance)]
     known = [cost for price, cost in asked if price is not None]
-    return Cost(electricity, instance, None if None in known or not known else sum(filter(None, known)))
+    return Cost(
+        prices.currency, electricity, instance, None if None in known or not known else sum(filter(None, known))
+    )
 
 
 def _times(price: float | None, amount: float | None) -> float | None:

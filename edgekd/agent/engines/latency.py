@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
 from edgekd.core.documents import INLINE
+from edgekd.core.machine_state import PowerMode
+from edgekd.core.power.energy import Energy, measure_energy
 
 if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
@@ -28,11 +31,35 @@ MAX_ROUNDS = 100
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Latency of an engine, and its energy; `refused` has the reasons for a figure that is None."""
+    """Latency of an engine, and its energy.
+
+    Args:
+        inference_ms: Milliseconds of a run.
+        energy: Energy of a run; null where `refused` has the reason.
+    """
 
     run: RunSummary = field(metadata=INLINE)
     inference_ms: Stats
-    energy: Mapping[str, Any] | None = None
+    energy: Energy | None = None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Result of `bench`.
+
+    Args:
+        slot: Name of the slot.
+        key: Name of the engine.
+        model: Model of the device.
+        power_mode: Power mode of the device.
+    """
+
+    slot: str
+    key: str
+    runtime: RuntimeVersion
+    model: str | None
+    power_mode: PowerMode | None
+    latency: LatencyReport = field(metadata=INLINE)
 
 
 def measure_latency(
@@ -106,19 +133,17 @@ def _no_postprocess(output: np.ndarray, context: None) -> None:
     return None
 
 
-def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
+def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[Energy | None, str]:
     """Measure the energy of a run; return None and the reason where that is not possible."""
-    from edgekd.core.power.energy import measure_energy
-
     if meter is None:
         return None, "no sensor here that may be read"
     try:
-        return measure_energy(meter, {"": work}, seconds)[""].as_json(), ""
+        return measure_energy(meter, {"": work}, seconds)[""], ""
     except OSError as error:
         return None, str(error)
 
 
-def _report(samples_ms: np.ndarray, energy: dict[str, Any] | None, reason: str) -> LatencyReport:
+def _report(samples_ms: np.ndarray, energy: Energy | None, reason: str) -> LatencyReport:
     run = summarize_run(samples_ms)
     if energy is None:
         run = replace(run, refused=[*run.refused, f"energy: {reason}"])

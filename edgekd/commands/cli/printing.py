@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgekd.commands.evaluate import Scored
     from edgekd.commands.quantize import QuantizeOutcome
     from edgekd.commands.targets import Targets
+    from edgekd.evaluation.bench_result import BenchResult
+    from edgekd.evaluation.coco import ClassScore, Score, TailScore
     from edgekd.hardware.budget import Line
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
@@ -215,18 +217,18 @@ def _cka_at(at: int) -> Callable[[Mapping[str, Any]], float]:
     return lambda layer: float(layer["cka"][at])
 
 
-def print_bench(result: Mapping[str, Any]) -> None:
+def print_bench(bench: BenchResult) -> None:
     """Print the result of `edgekd bench`."""
     columns = [name.replace("p999", "p99.9") for name in STATISTICS]
-    print_table(["ms", *columns], bench_rows(result))
-    for line in bench_lines(result):
+    print_table(["ms", *columns], bench_rows(bench.result))
+    for line in bench_lines(bench):
         print(line)
-    print_refused(result["refused"])
-    if (other := result["against"]) is not None:
-        print_table([f"ms, {other['artifact']}", *columns], bench_rows(other))
+    print_refused(bench.refused)
+    if (other := bench.against) is not None:
+        print_table([f"ms, {other.artifact}", *columns], bench_rows(other.result))
         for line in against_lines(other):
             print(line)
-        print_refused([f"{other['artifact']}: {reason}" for reason in other["refused"]])
+        print_refused([f"{other.artifact}: {reason}" for reason in other.result.refused])
 
 
 def print_predicted(result: Mapping[str, Any]) -> None:
@@ -280,19 +282,16 @@ def _seconds(value: float | None) -> str:
 
 def print_scores(scored: Scored) -> None:
     """Print the result of `edgekd eval`."""
-    result = scored.document
-    for image, reason in scored.skipped:
+    for image, reason in zip(scored.skipped, scored.reasons, strict=True):
         print(f"not scored: {image}: {reason}", file=sys.stderr)
 
-    def row(name: str, images: object, objects: object, scores: Mapping[str, Any]) -> list[str]:
-        return [name, str(images), str(objects), score_text(scores["map50_95"]), score_text(scores["map50"])]
+    def row(name: str, images: object, objects: object, scores: Score | ClassScore | TailScore) -> list[str]:
+        return [name, str(images), str(objects), score_text(scores.map50_95), score_text(scores.map50)]
 
-    rows = [row("all", result["images"], "", result)]
-    rows += [
-        row(name, of["images"], of["instances"], of) for name, of in result["per_class"].items() if of["instances"]
-    ]
-    if (tail := result["tail"]) is not None:
-        rows.append(row(f"rare: {', '.join(tail['classes']) or 'none'}", "", "", tail))
+    rows = [row("all", scored.score.images, "", scored.score)]
+    rows += [row(name, of.images, of.instances, of) for name, of in scored.score.per_class.items() if of.instances]
+    if (tail := scored.tail) is not None:
+        rows.append(row(f"rare: {', '.join(tail.classes) or 'none'}", "", "", tail))
     print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
 
 
@@ -309,7 +308,7 @@ def print_checked(checked: Checked) -> None:
     for finding in checked.findings:
         print(f"{finding.level}: {finding.what} ({finding.where})\n    {finding.change}")
     verdict = "possible" if checked.possible else "impossible as it is"
-    print(f"{checked.model.name} on {checked.target.title}: {verdict}")
+    print(f"{checked.title}: {verdict}")
 
 
 def print_targets(found: Targets) -> None:
@@ -330,6 +329,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 RESULTS: Mapping[str, Callable[[Any], None]] = {
+    "bench": print_bench,
     "build": print_outcome,
     "quantize": print_quantized,
     "eval": print_scores,
@@ -347,7 +347,6 @@ DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "distill": print_distilled,
     "prune": print_pruned,
     "factorize": print_factorized,
-    "bench": print_bench,
     "predict": print_predicted,
     "engine": bundle_printing.print_engine,
     "profile": bundle_printing.print_profiled,

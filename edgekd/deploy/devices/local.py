@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import SpecError
+from edgekd.core.host_facts import Gpu, HostFacts
 from edgekd.core.procfs import number_in, text_of, value_of
-from edgekd.deploy.devices import Gpu, HostFacts
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU

@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekd.core.benchmark import TimingSummary
 from edgekd.core.detection.types import Detections
 from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
+from edgekd.evaluation.bench_result import ArtifactResult
+from edgekd.hardware.budget import Basis
 
-Basis = Literal["measured", "stand-in", "predicted"]
 Moment = Literal["before", "after"]
 
 
@@ -135,22 +137,24 @@ class Latency:
     fps: float | None
 
 
-def latency_of(label: Moment, engine: str, summary: Mapping[str, Any], samples_ms: Sequence[float]) -> Latency:
-    """Return the row of a graph whose timing `Timing.summary` summarized."""
-    total = summary["total_ms"]
+def latency_of(
+    label: Moment, engine: str, summary: TimingSummary | ArtifactResult, samples_ms: Sequence[float]
+) -> Latency:
+    """Return the row of a graph that was timed."""
+    total = summary.total_ms
     return Latency(
         label=label,
         engine=engine,
-        basis=summary["basis"],
+        basis=summary.basis,
         samples_ms=samples_ms,
-        preprocess_ms=summary["preprocess_ms"]["p50"],
-        inference_ms=summary["inference_ms"]["p50"],
-        postprocess_ms=summary["postprocess_ms"]["p50"],
-        p50_ms=total["p50"],
-        p90_ms=total["p90"],
-        p99_ms=total["p99"],
-        mean_ms=total["mean"],
-        fps=summary["fps"],
+        preprocess_ms=summary.preprocess_ms.p50,
+        inference_ms=summary.inference_ms.p50,
+        postprocess_ms=summary.postprocess_ms.p50,
+        p50_ms=total.p50,
+        p90_ms=total.p90,
+        p99_ms=total.p99,
+        mean_ms=total.mean,
+        fps=summary.fps,
     )
 
 
