@@ -9,9 +9,9 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgekd.agent.state.trial import MAX_TRIES, TRIES, Trial
 from edgekd.core.documents import to_plain
@@ -23,24 +23,60 @@ if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
     from edgekd.agent.state.slots import State
 
+R = TypeVar("R")
 STATE = Path("/var/lib/edgekd")
 """Default of `--state`."""
 
 
+@dataclass(frozen=True)
+class ErrorReport:
+    """An error.
+
+    Args:
+        kind: Class of the error, such as `HashError`.
+        what: The problem, and what it is of.
+        expected, found: The expected value, and the found one.
+        fix: The remedy.
+    """
+
+    kind: str
+    what: str
+    expected: str | None
+    found: str | None
+    fix: str | None
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """Output of one command of the agent.
+
+    Args:
+        command: Name of the command; null where there is none of that name.
+        ok: True where it succeeded; the exit code is 0 then, else 1.
+        error: Null where it succeeded.
+        result: Result by command; null where it failed, except for a self-test (also that of an installation) and a
+            validation.
+    """
+
+    command: str | None
+    ok: bool
+    error: ErrorReport | None
+    result: R
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and print its result; return the exit code. Other output goes to stderr."""
-    code = 0
-    answer: dict[str, Any] = {"command": None, "ok": True, "error": None, "result": None}
+    command, code = None, 0
     try:
         options = _parser().parse_args(arguments)
-        answer["command"] = options.command
+        command = options.command
         with _system_errors():
-            answer["result"] = to_plain(_run(options))
+            answer = Answer(command, True, None, _run(options))
     except EdgeKDError as error:
-        report = to_plain(getattr(error, "report", None))
-        answer.update(ok=False, error=_error_json(error), result=report)
+        report = ErrorReport(type(error).__name__, error.what, error.expected, error.found, error.fix)
+        answer = Answer(command, False, report, getattr(error, "report", None))
         code = getattr(error, "agent_exit_code", 1)  # of a validation
-    print(json.dumps(answer, sort_keys=True))
+    print(json.dumps(to_plain(answer), sort_keys=True))
     return code
 
 
@@ -303,13 +339,3 @@ COMMANDS = {
     "rollback": ("put the bundle that was in service before back into service", _MODEL),
 }
 """Help text and arguments of each command."""
-
-
-def _error_json(error: EdgeKDError) -> dict[str, Any]:
-    return {
-        "kind": type(error).__name__,
-        "what": error.what,
-        "expected": error.expected,
-        "found": error.found,
-        "fix": error.fix,
-    }

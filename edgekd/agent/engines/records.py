@@ -158,7 +158,11 @@ def _details(entries: Mapping[str, Any]) -> RuntimeDetails:
     return kind(**{name: entries[name] for name in names})
 
 
-_DETAILS = {"held_in_float": DlaDetails, "command": TrtexecDetails, "workspace_bytes": TensorRtDetails}
+_DETAILS: dict[str, type[RuntimeDetails]] = {
+    "held_in_float": DlaDetails,
+    "command": TrtexecDetails,
+    "workspace_bytes": TensorRtDetails,
+}
 
 
 @dataclass(frozen=True)
