@@ -152,7 +152,7 @@ def record_from_json(document: Mapping[str, Any]) -> EngineRecord:
 
 
 def _details(entries: Mapping[str, Any]) -> RuntimeDetails:
-    """Return the entries of the runtime's own, which one of them tells; older agents wrote fewer."""
+    """Return the entries of the runtime's own; older agents wrote fewer."""
     kind = next((kind for name, kind in _DETAILS.items() if name in entries), RuntimeDetails)
     names = {field.name for field in dataclasses.fields(kind)} & entries.keys()
     return kind(**{name: entries[name] for name in names})
@@ -163,6 +163,7 @@ _DETAILS: dict[str, type[RuntimeDetails]] = {
     "command": TrtexecDetails,
     "workspace_bytes": TensorRtDetails,
 }
+"""Details by an entry that no other has; the first that is there decides."""
 
 
 @dataclass(frozen=True)
