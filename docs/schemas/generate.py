@@ -17,6 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent import commands, installation
+from edgekd.agent.cli import Answer
+from edgekd.agent.engines import latency
+from edgekd.agent.engines.selftest import SelfTestResult
+from edgekd.agent.fetching import FetchResult
+from edgekd.agent.rebuild_engine import RenewResult
+from edgekd.agent.status import StatusResult
+from edgekd.agent.tuning import TuneResult
+from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.commands.check import Checked
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
@@ -26,13 +35,35 @@ from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+AgentResult = (
+    installation.InstallResult
+    | installation.CommitResult
+    | installation.BootResult
+    | FetchResult
+    | commands.PatchResult
+    | commands.VerifyResult
+    | commands.TrustResult
+    | commands.UnpackResult
+    | commands.BuildReport
+    | TuneResult
+    | SelfTestResult
+    | latency.BenchResult
+    | StatusResult
+    | commands.ServiceChange
+    | RenewResult
+    | ValidationSummary
+    | None
+)
+"""Results of the agent's commands."""
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
+    "agent": ("Output of every command of the agent", Answer[AgentResult]),
     "bench": ("`edgekd bench --json`", BenchResult),
     "check": ("`edgekd check --json`", Checked),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "eval": ("`edgekd eval --json`", Scored),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
+    "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
 """Title and type of each document by the name of its file."""
 
@@ -103,6 +134,8 @@ class Definitions:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint in _SCALARS:
             return {"type": _SCALARS[hint]}
+        if hint is object:  # raw JSON
+            return {}
         if _is_object(hint):
             return self._reference(hint)
         if origin in (typing.Union, types.UnionType):

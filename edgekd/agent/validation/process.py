@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from edgekd.agent.state.slots import Slot
 
 T = TypeVar("T")
-BUILD_OPTIONS = {
+BUILD_OPTIONS: Mapping[str, BuildOptions] = {
     FLOAT: BuildOptions(FROM_FLOAT),
     FP32_WEIGHTS: BuildOptions(int8_constants=False),
     INT8_CONSTANTS: BuildOptions(int8_constants=True),
