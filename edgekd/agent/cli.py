@@ -91,8 +91,9 @@ def _system_errors() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace) -> Any:
-    from edgekd.agent import commands
+    from edgekd.agent import commands, installation
     from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.rebuild_engine import renew
     from edgekd.agent.state.slots import State
     from edgekd.agent.status import status
 
@@ -105,10 +106,13 @@ def _run(options: argparse.Namespace) -> Any:
     run: dict[str, Callable[[], Any]] = {
         "activate": lambda: commands.activate(camera),
         "bench": lambda: commands.bench(camera, options.iterations, options.seconds),
+        "boot": lambda: installation.boot(camera),
         "build": lambda: commands.build(camera, _shares(options.require)),
+        "commit": lambda: installation.commit(camera),
         "fetch": lambda: _fetch(options, camera),
+        "install": lambda: _install(options, camera),
         "patch": lambda: commands.patch(camera, options.delta, options.out),
-        "renew": lambda: _renew(camera),
+        "renew": lambda: renew(camera),
         "rollback": lambda: commands.rollback(camera),
         "selftest": lambda: commands.selftest(camera, layers=options.layers, max_latency_ms=options.max_latency),
         "status": lambda: status(camera),
@@ -117,7 +121,7 @@ def _run(options: argparse.Namespace) -> Any:
         "unpack": lambda: commands.unpack(camera, options.bundle),
         "verify": lambda: commands.verify(camera, options.bundle, options.trust),
     }
-    return run.get(options.command, lambda: _installation(options, camera))()
+    return run[options.command]()
 
 
 def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
@@ -128,12 +132,6 @@ def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
     if options.command in _CONTINUING and options.runtime is None:
         return continuing(runtime_in_service(state))
     return chosen(options.runtime)
-
-
-def _renew(camera: Camera) -> Any:
-    from edgekd.agent.rebuild_engine import renew
-
-    return renew(camera)
 
 
 def _fetch(options: argparse.Namespace, camera: Camera) -> Any:
@@ -148,11 +146,9 @@ def _fetch(options: argparse.Namespace, camera: Camera) -> Any:
     return fetch(camera, request)
 
 
-def _installation(options: argparse.Namespace, camera: Camera) -> Any:
+def _install(options: argparse.Namespace, camera: Camera) -> Any:
     from edgekd.agent import installation
 
-    if options.command != "install":
-        return installation.commit(camera) if options.command == "commit" else installation.boot(camera)
     if not 0 <= options.tries <= MAX_TRIES:
         raise SpecError(f"--tries {options.tries}", expected=f"0 to {MAX_TRIES}", fix="0 for no trial")
     trial = Trial(options.tries, window_s=options.window) if options.tries else None

@@ -1,13 +1,5 @@
 """The model in service, for an application that feeds it frames: `Served` opens it, and follows each switch.
 
-    import sys
-    sys.path.insert(0, "/usr/lib/edgekd/agent.pyz")
-    from edgekd.agent.serving import Served
-
-    with Served("/var/lib/edgekd") as served:
-        for frame in frames:                     # uint8 [h, w, 3] BGR
-            model, detections = served.detect(frame)
-
 Agent and application never wait for each other: an open model stays valid when its slot is overwritten, and a switch
 takes effect before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
 """

@@ -1,11 +1,5 @@
 """Models for different conditions, each installed under its own name: `Variants` uses the one that fits.
 
-    from edgekd.agent.variants import Variants
-
-    with Variants("/var/lib/edgekd", [None, "night", "fog"]) as served:
-        for frame in frames:                     # uint8 [h, w, 3] BGR
-            model, detections = served.detect(frame)
-
 All engines were built and tested at their installation, and stay open: a switch takes effect before the next frame.
 Needs what `edgekd.agent.serving` needs.
 """

@@ -54,7 +54,7 @@ class EdgeKDError(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
-    """The fix for a misspelt word: the nearest choice; None where nothing is near."""
+    """Return the fix for a misspelt word: the nearest choice; None where none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"did you mean '{near[0]}'?" if near else None
 
@@ -84,7 +84,7 @@ class EngineMismatchError(DeviceError):
 
 
 class EngineRefusedError(DeviceError):
-    """A device answered, but what it was given cannot be built there, or does not find there what it should."""
+    """A device answered, but cannot build the graph, or lacks a file or feature for it."""
 
 
 class BudgetError(EdgeKDError):
@@ -115,9 +115,9 @@ class RollbackError(BundleError):
 
 @contextmanager
 def naming(what: object) -> Iterator[None]:
-    """Let a BundleError in the block, which stays of its kind, also say of what it is: a file, a slot."""
+    """Prefix a BundleError in the block with its subject, such as a file or a slot."""
     try:
         yield
     except BundleError as error:
-        told = f"{what}: {error.what}"
-        raise type(error)(told, expected=error.expected, found=error.found, fix=error.fix) from error
+        message = f"{what}: {error.what}"
+        raise type(error)(message, expected=error.expected, found=error.found, fix=error.fix) from error

@@ -21,7 +21,7 @@ class Progress(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Say one thing, on a line of its own."""
+        """Print a line."""
         ...
 
 
@@ -30,7 +30,7 @@ class Listener(Protocol):
     """Progress that also receives the numbers of trainings and stages."""
 
     def epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> None:
-        """Numbers of one epoch of a training, counted from 0."""
+        """Receive the numbers of one epoch of a training, counted from 0."""
         ...
 
     def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
@@ -39,7 +39,7 @@ class Listener(Protocol):
 
 
 def tell_stage(progress: Progress, name: str, results: Mapping[str, Any], seconds: float) -> None:
-    """Tell what a stage gave to a progress that hears it."""
+    """Pass the result of a stage to a progress that receives them."""
     if isinstance(progress, Listener):
         progress.stage(name, results, seconds)
 
@@ -66,13 +66,13 @@ class PlainProgress:
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         total = _total(iterable, total)
-        began = said = time.monotonic()
+        began = last = time.monotonic()
         done = 0
         for done, item in enumerate(iterable, start=1):
             yield item
             now = time.monotonic()
-            if now - said >= self._interval_s:
-                said = now
+            if now - last >= self._interval_s:
+                last = now
                 self.note(f"{label}: {_count(done, total)}{_left(done, total, now - began)}")
         self.note(f"{label}: {_count(done, total)} in {time.monotonic() - began:.1f} s")
 
@@ -106,7 +106,7 @@ class RichProgress:
 
 
 def for_stderr() -> Progress:
-    """The progress that suits where stderr goes."""
+    """Return a live bar for a terminal on stderr, else plain lines."""
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 

@@ -19,7 +19,7 @@ from edgekd.core.machine_state import PowerMode
 from edgekd.core.power.energy import Energy, measure_energy
 
 if TYPE_CHECKING:
-    from edgekd.agent.runtimes.types import Runtime
+    from edgekd.agent.runtimes.types import Runtime, Session
     from edgekd.agent.state.slots import Slot
     from edgekd.core.power import Meter
 
@@ -73,7 +73,7 @@ def measure_latency(
     batch = _noise(slot)
     with closing(runtime.load(engine)) as session:
         timings = benchmark_interleaved(
-            {"": Candidate(session, _no_preprocess, _no_postprocess)},
+            {"": _engine_alone(session)},
             [batch],
             block=1,
             min_iterations=iterations,
@@ -95,7 +95,7 @@ def measure_interleaved(
     with ExitStack() as stack:
         sessions = [stack.enter_context(closing(runtime.load(each))) for each in engines]
         timings = benchmark_interleaved(
-            {str(index): Candidate(each, _no_preprocess, _no_postprocess) for index, each in enumerate(sessions)},
+            {str(index): _engine_alone(each) for index, each in enumerate(sessions)},
             [_noise(slot)],
             block=BLOCK,
             min_iterations=rounds * BLOCK,
@@ -125,12 +125,8 @@ def _noise(slot: Slot) -> np.ndarray:
     return to_tensor(frame, preprocess)
 
 
-def _no_preprocess(batch: np.ndarray) -> tuple[np.ndarray, None]:
-    return batch, None
-
-
-def _no_postprocess(output: np.ndarray, context: None) -> None:
-    return None
+def _engine_alone(session: Session) -> Candidate:
+    return Candidate(session, lambda batch: (batch, None), lambda output, context: None)
 
 
 def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[Energy | None, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -152,6 +152,29 @@ class Session(Protocol):
     def scratch_bytes(self) -> int | None:
         """Return the memory for inner tensors; None where the runtime does not report it."""
         ...
+
+
+class LibrarySession:
+    """A graph with one input and one output, run by a function of a library. title: of the library, for errors."""
+
+    def __init__(self, title: str, infer: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._title = title
+        self._infer: Callable[[np.ndarray], np.ndarray] | None = infer
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if self._infer is None:
+            raise DeviceError(f"the {self._title} session is closed", fix="load the engine again")
+        try:
+            return self._infer(batch)
+        except Exception as error:  # the exceptions of these libraries have no common base class
+            what = f"{self._title} cannot run the engine on {batch.dtype} {batch.shape}: {error}"
+            raise DeviceError(what) from error
+
+    def scratch_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self._infer = None
 
 
 class Runtime(ABC):

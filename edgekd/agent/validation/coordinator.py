@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -309,11 +310,9 @@ class _Recorder:
 
     def summary(self) -> ValidationSummary:
         """Return the result of the command."""
-        outcomes: dict[str, int] = {}
-        for each in self.document.verdicts:
-            outcomes[each.outcome] = outcomes.get(each.outcome, 0) + 1
-        lines = [each.summary for each in self.document.verdicts]
-        return ValidationSummary(self._out, self.document.complete, outcomes, lines)
+        judged = self.document.verdicts
+        outcomes: Counter[str] = Counter(each.outcome for each in judged)
+        return ValidationSummary(self._out, self.document.complete, outcomes, [each.summary for each in judged])
 
     def write(self) -> None:
         """Write the file. Raises SpecError."""

@@ -10,12 +10,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, get_args
 
 from edgekd.core.canonical import short_int
 from edgekd.core.errors import SpecError
 
-S = TypeVar("S", bound=str)
 FORMAT = 1
 MAX_BYTES = 16 << 20
 """Maximum size of a file. Thirteen engines with 256 kB of raw data each stay below 4 MB."""
@@ -29,12 +28,10 @@ FLOAT: NetworkForm = "float"
 FP32_WEIGHTS: NetworkForm = "fp32-weights"
 INT8_CONSTANTS: NetworkForm = "int8-constants"
 CALIBRATED: NetworkForm = "calibrated"
-FORMS = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED)
 StepOutcome = Literal["passed", "failed", "not here"]
 PASSED: StepOutcome = "passed"
 FAILED: StepOutcome = "failed"
 NOT_HERE: StepOutcome = "not here"
-OUTCOMES = (PASSED, FAILED, NOT_HERE)
 StepName = Literal["unpack", "build", "inspect", "selftest", "departures", "bench"]
 UNPACK: StepName = "unpack"
 BUILD: StepName = "build"
@@ -292,7 +289,7 @@ def _attempt(each: _Reader) -> Attempt:
     results = {step.name: reader.part("result") for step, reader in zip(steps, each.items("steps")) if _has(step)}  # noqa: B905
     return Attempt(
         runtime=each.text("runtime"),
-        form=each.choice("form", FORMS),
+        form=each.choice("form", get_args(NetworkForm)),
         version=each.maybe_text("version"),
         problem=each.maybe_text("problem"),
         process=Process(
@@ -318,7 +315,7 @@ def _step(each: _Reader) -> Step:
     result = each.maybe("result")
     return Step(
         each.text("name"),
-        each.choice("outcome", OUTCOMES),
+        each.choice("outcome", get_args(StepOutcome)),
         each.number("seconds"),
         each.maybe_text("error"),
         result.content if result else {},
@@ -398,11 +395,10 @@ class _Reader:
             raise self._error(name, "a list of texts", found)
         return tuple(map(_short, found))
 
-    def choice(self, name: str, choices: tuple[S, ...]) -> S:
-        found = next((each for each in choices if each == self.text(name)), None)
-        if found is None:
+    def choice(self, name: str, choices: tuple[str, ...]) -> Any:
+        if self.text(name) not in choices:
             raise self._error(name, f"one of {', '.join(choices)}", self.text(name))
-        return found
+        return self.text(name)
 
     def flag(self, name: str, *, optional: bool = False) -> Any:
         value = self.value(name)
