@@ -104,7 +104,7 @@ def choice_from_json(content: bytes) -> Choice:
         candidates = tuple(_measurement(**each) for each in document["candidates"])
         limits = None if document["limits"] is None else TuningLimits(**document["limits"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"expected candidates and limits: {error}") from error
+        raise ValueError("expected candidates and limits") from error
     key = EngineKey(document["graph"], RuntimeVersion(runtime["name"], runtime["version"]), document["built_on"])
     return Choice(Form(source, tuple(layers or ())), key, candidates, limits)
 
