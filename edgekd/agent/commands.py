@@ -178,7 +178,7 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
             f"{bundle}: for another device",
             expected=device.expected_bundle,
             found=head.manifest.target.compatible,
-            fix="build it for the target of this device, or say in /etc/edgekd/compatible what the device is",
+            fix="build it for the target of this device, or write the name of the device to /etc/edgekd/compatible",
         )
     with state.locked():
         require_not_older(state, head.manifest.counter, bundle)
@@ -350,9 +350,9 @@ def require_no_trial(state: State, wanted: Slot | None = None) -> None:
     active = state.active
     if state.activation.trial and active and (wanted is None or wanted.name != active.name):
         raise DeviceError(
-            f"slot {active.name}: on trial, and the other slot has what it may have to give way to",
+            f"slot {active.name}: on trial, and the other slot has the target of its rollback",
             expected="a bundle that was committed",
-            fix="commit, or rollback; where neither comes, `boot` ends the trial",
+            fix="commit, or rollback; else `boot` ends the trial",
         )
 
 

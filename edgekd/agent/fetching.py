@@ -308,7 +308,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         if new is not None and request.type == "https" and new.type != "https":
             headers = arguments[2]
             raise urllib.error.HTTPError(
-                request.full_url, 403, "leads to a place without encryption", headers, response
+                request.full_url, 403, "redirects to a URL without encryption", headers, response
             )
         return new
 

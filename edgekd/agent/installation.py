@@ -150,7 +150,7 @@ def commit(camera: Camera) -> CommitResult:
                 f"slot {active.name}: too late to be committed",
                 expected=f"within {record.trial.window_s:g} s of its installation or start",
                 found=f"{now.seconds - record.trial.since_s:.0f} s",
-                fix="boot, which leads back; then install it again with a longer --window",
+                fix="boot, which rolls back; then install it again with a longer --window",
             )
         if record.trial:
             raise_counter(state, active.manifest.counter)
@@ -210,7 +210,7 @@ def _require_not_rejected(state: State, identity: str, bundle: Path) -> None:
     """Raise DeviceError for a bundle that was rolled back: an updater would install it again and again."""
     if identity == state.activation.rejected:
         raise DeviceError(
-            f"{bundle}: was in service here, and was led away from",
+            f"{bundle}: was in service here, and was rolled back",
             expected="another bundle",
             fix="build a better one; to try this one again, unpack it first",
         )

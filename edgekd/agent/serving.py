@@ -179,7 +179,7 @@ def _open(state: State) -> Model:
     engine = engine_of(slot)
     if slot is None or engine is None:
         raise DeviceError(
-            f"{state.root}: what is in service cannot be read", fix="unpack a bundle again, and activate it"
+            f"{state.root}: the bundle in service cannot be read", fix="unpack a bundle again, and activate it"
         )
     if not engine.whole:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")

@@ -115,10 +115,10 @@ def require_not_older(state: State, value: int, what: object) -> None:
     minimum = counter(state)
     if value < minimum:
         raise RollbackError(
-            f"{what}: older than what was in service here",
+            f"{what}: older than a bundle that was in service here",
             expected=f"counter {minimum} or higher",
             found=f"counter {value}",
-            fix="install a newer bundle; `rollback` leads back to the one before",
+            fix="install a newer bundle; `rollback` returns to the previous one",
         )
 
 

@@ -94,7 +94,7 @@ def tune(camera: Camera, effort: Effort) -> TuneResult:
             raise DeviceError(
                 f"slot {slot.name}: no engine passes its self-test",
                 expected="the one from the graph, or one with more layers in float",
-                fix="keep what is in service; report this with the device's status",
+                fix="keep the engine in service; report this with the device's status",
             )
         limits = TuningLimits(effort.builds, len(rounds_ms[0]), MIN_GAIN)
         measured = [_measurement(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905

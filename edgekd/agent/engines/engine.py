@@ -60,11 +60,11 @@ class BuildRequest:
             if not report or share < minimum:
                 shares = report.shares_in(unit).items() if report else ()
                 raise PrecisionError(
-                    f"slot {slot.name}: the engine does not compute in {precision} as it has to",
+                    f"slot {slot.name}: too little of the engine computes in {precision}",
                     expected=f"{minimum:.1%} of its {unit or 'layers'} in {precision}",
                     found=", ".join(f"{name} {each:.1%}" for name, each in shares)
                     or "a runtime that does not report precisions",
-                    fix="see what the builder falls back to, or ask for less; what was there is as it was",
+                    fix="see the fallbacks of the builder, or require less; an earlier engine stays",
                 )
 
 

@@ -57,7 +57,7 @@ def layer_divergence(slot: Slot, runtime: Runtime) -> list[TensorDivergence]:
     expected = runtime.outputs(with_outputs(plain.onnx, names, kind), False, frames)
     if found is None or expected is None:
         raise UnsuitedError(
-            f"{runtime.name} does not give inner tensors",
+            f"{runtime.name} does not output inner tensors",
             expected="tensorrt, trtexec, onnxruntime or openvino",
             fix="name another with --runtime, or leave --layers out",
         )

@@ -79,7 +79,7 @@ class TensorRtDla(TensorRt):
 
     def _fallbacks(self, builder: Builder) -> list[str]:
         """Return the layers that the core does not take, and that run on the GPU."""
-        with builder.wrapped("ask what the DLA takes"):
+        with builder.wrapped("check the layers for the DLA"):
             return [layer.name for layer in _layers(builder) if not builder.config.can_run_on_DLA(layer)]
 
 

@@ -223,13 +223,13 @@ class _Data:
         except zlib.error as error:
             raise ValueError(f"a piece is damaged: {error}") from error
         if not whole or not inflate.eof or inflate.unused_data:
-            raise ValueError("a piece is not as long as it says")
+            raise ValueError("a piece has another length than stated")
         return content
 
     def finish(self) -> None:
         """Raise BundleError where data is left."""
         if self._left or self._stream.read(self._filling).strip(b"\0"):
-            raise BundleError(f"{self._path}: something is left over", fix=_FIX)
+            raise BundleError(f"{self._path}: data is left over", fix=_FIX)
         read_end(self._stream, self._path)
 
 
@@ -239,9 +239,9 @@ def _file(
     """Yield the content of a file of the new bundle. Raises HashError at its end when it differs from its entry."""
     content = _content(entry, parts, delta, old, data)
     try:
-        yield from compared(f"{path}: {entry.path} came out as something else", entry, content)
+        yield from compared(f"{path}: {entry.path} was rebuilt as another file", entry, content)
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path}: {entry.path} cannot be made of it", found=str(error), fix=_FIX) from error
+        raise BundleError(f"{path}: {entry.path} cannot be rebuilt", found=str(error), fix=_FIX) from error
     except HashError as error:
         raise HashError(error.what, expected=error.expected, found=error.found, fix="get the whole bundle") from error
 
@@ -296,9 +296,9 @@ def _from_json(content: bytes, manifest: Manifest) -> Delta:
         if to_json(delta) != content:
             raise ValueError("not as edgekd writes it")
     except (TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
-        raise BundleError("what the delta says is damaged", found=str(error) or repr(error), fix=_FIX) from error
+        raise BundleError("the content of the delta is damaged", found=str(error) or repr(error), fix=_FIX) from error
     if not is_sha256(delta.old) or any(type(each) is not str for source in sources for each in source):
-        raise BundleError("what the delta says is damaged", found="a name that is none", fix=_FIX)
+        raise BundleError("the content of the delta is damaged", found="an invalid name", fix=_FIX)
     if len(delta.files) != len(manifest.files):
         raise BundleError("the delta is not of this bundle", expected=f"{len(manifest.files)} files", fix=_FIX)
     for entry, parts in zip(manifest.files, delta.files):  # noqa: B905 strict= is Python 3.10
@@ -347,4 +347,4 @@ def _check_file(entry: FileEntry, parts: tuple[Part, ...], sources: int) -> None
         if not piece.length > 0 or held > MAX_PIECE or piece.window > WINDOW or piece.stored > 2 * MAX_PIECE:
             raise BundleError(f"{entry.path}: a piece of the delta is too large", found=str(piece.row()), fix=_FIX)
         if piece.kind != NEW and piece.source >= sources:
-            raise BundleError(f"{entry.path}: a piece of the delta is from nowhere", fix=_FIX)
+            raise BundleError(f"{entry.path}: a piece of the delta has an unknown source", fix=_FIX)

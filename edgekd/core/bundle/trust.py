@@ -141,7 +141,7 @@ def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
     forgotten = trust.forgets(old)
     if forgotten:
         raise SignatureError(
-            f"{what}: forgets what was revoked", expected="all that was revoked before", found=min(forgotten)
+            f"{what}: lacks earlier revocations", expected="all earlier revocations", found=min(forgotten)
         )
     if trust.issued < old.issued:
         raise SignatureError(f"{what}: issued before version {old.version}", expected=old.issued, found=trust.issued)
