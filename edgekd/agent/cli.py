@@ -229,70 +229,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _option(kind: Callable[[str], Any], metavar: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "metavar": metavar, "help": text, **more}
+
+
+def _flag(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "help": text}
+
+
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file; to install or unpack one, also a delta"},
-    "delta": {"type": Path, "metavar": "DELTA", "help": "a file by `edgekd delta`"},
-    "url": {"metavar": "URL", "help": "https://, http:// or file://"},
-    "trust_files": {"type": Path, "metavar": "TRUST", "nargs": "+", "help": "trust files, the oldest first"},
-    "--trust": {"type": Path, "metavar": "TRUST", "help": "a trust file, in place of the one in effect"},
-    "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "folder of the slots (%(default)s)"},
-    "--root": {"type": Path, "default": Path("/"), "metavar": "DIR", "help": "root of the system (%(default)s)"},
-    "--runtime": {"metavar": "NAME", "help": "runtime, in place of the best one available"},
-    "--model": {"metavar": "NAME", "help": "one of several models of this camera, each with its own slots"},
+    "bundle": _option(Path, "BUNDLE", "a .edgekd file; to install or unpack one, also a delta"),
+    "delta": _option(Path, "DELTA", "a file by `edgekd delta`"),
+    "url": _option(str, "URL", "https://, http:// or file://"),
+    "trust_files": _option(Path, "TRUST", "trust files, the oldest first", nargs="+"),
+    "--trust": _option(Path, "TRUST", "a trust file, in place of the one in effect"),
+    "--state": _option(Path, "DIR", "folder of the slots (%(default)s)", default=STATE),
+    "--root": _option(Path, "DIR", "root of the system (%(default)s)", default=Path("/")),
+    "--runtime": _option(str, "NAME", "runtime, in place of the best one available"),
+    "--model": _option(str, "NAME", "one of several models of this camera, each with its own slots"),
     "--slot": {"choices": ("a", "b"), "help": "slot, in place of the candidate or the one in service"},
-    "--require": {
-        "action": "append",
-        "default": [],
-        "metavar": "PRECISION=SHARE",
-        "help": "minimum share of the engine in a precision, such as int8=0.8; repeatable",
-    },
-    "--layers": {
-        "action": "store_true",
-        "help": "also measure the divergence of inner tensors from the network in float",
-    },
-    "--max-latency": {
-        "type": _positive,
-        "metavar": "MS",
-        "help": "maximum of the median run time, in place of the limit by the bundle's frames per second",
-    },
-    "--max-memory": {
-        "type": int,
-        "metavar": "BYTES",
-        "help": "memory of all models of this camera together, in place of half of the device's",
-    },
-    "--tries": {
-        "type": int,
-        "default": TRIES,
-        "metavar": "N",
-        "help": "starts without a commit before a rollback (%(default)s); 0 for no trial",
-    },
-    "--window": {
-        "type": _positive,
-        "metavar": "S",
-        "help": "seconds after the installation or a start within which it has to be committed (no limit)",
-    },
-    "--builds": {
-        "type": int,
-        "default": 4,
-        "metavar": "N",
-        "help": "maximum of engines with some layers in float (%(default)s)",
-    },
-    "--choice": {"type": Path, "metavar": "FILE", "help": "a tuning.json: build its form without measurements"},
-    "--reset": {"action": "store_true", "help": "remove the choice: the graph as shipped"},
-    "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "file to write"},
-    "--kit": {"type": Path, "metavar": "FILE", "help": "kit.json of the validation kit: predictions for this bundle"},
-    "--quick": {"action": "store_true", "help": "time each engine for 2 seconds in place of 10"},
-    "--patience": {"type": _positive, "metavar": "S", "help": "maximum seconds of a process (2700)"},
-    "--sha256": {"metavar": "HASH", "help": "SHA-256 of the file, checked besides its signatures"},
-    "--max-bytes": {"type": int, "default": 1 << 31, "metavar": "N", "help": "maximum size (%(default)s)"},
-    "--timeout": {
-        "type": _positive,
-        "default": 30.0,
-        "metavar": "S",
-        "help": "seconds without a byte after which a connection counts as broken (%(default)s)",
-    },
-    "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "minimum runs (%(default)s)"},
-    "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "minimum seconds (%(default)s)"},
+    "--require": _option(
+        str,
+        "PRECISION=SHARE",
+        "minimum share of the engine in a precision, such as int8=0.8; repeatable",
+        action="append",
+        default=[],
+    ),
+    "--layers": _flag("also measure the divergence of inner tensors from the network in float"),
+    "--max-latency": _option(
+        _positive, "MS", "maximum of the median run time, in place of the limit by the bundle's frames per second"
+    ),
+    "--max-memory": _option(
+        int, "BYTES", "memory of all models of this camera together, in place of half of the device's"
+    ),
+    "--tries": _option(
+        int, "N", "starts without a commit before a rollback (%(default)s); 0 for no trial", default=TRIES
+    ),
+    "--window": _option(
+        _positive, "S", "seconds after the installation or a start within which it has to be committed (no limit)"
+    ),
+    "--builds": _option(int, "N", "maximum of engines with some layers in float (%(default)s)", default=4),
+    "--choice": _option(Path, "FILE", "a tuning.json: build its form without measurements"),
+    "--reset": _flag("remove the choice: the graph as shipped"),
+    "--out": _option(Path, "FILE", "file to write", required=True),
+    "--kit": _option(Path, "FILE", "kit.json of the validation kit: predictions for this bundle"),
+    "--quick": _flag("time each engine for 2 seconds in place of 10"),
+    "--patience": _option(_positive, "S", "maximum seconds of a process (2700)"),
+    "--sha256": _option(str, "HASH", "SHA-256 of the file, checked besides its signatures"),
+    "--max-bytes": _option(int, "N", "maximum size (%(default)s)", default=1 << 31),
+    "--timeout": _option(
+        _positive, "S", "seconds without a byte after which a connection counts as broken (%(default)s)", default=30.0
+    ),
+    "--iterations": _option(int, "N", "minimum runs (%(default)s)", default=200),
+    "--seconds": _option(float, "S", "minimum seconds (%(default)s)", default=5.0),
 }
 _TRUST = ("--trust", "--state", "--root")
 _CONTINUING = ("status", "renew")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -50,7 +50,13 @@ HEADER_ROOM = 1 << 22
 WHOLE = ""
 """Name of the only part of a file that is not split."""
 COPY, XOR, NEAR, NEW = KINDS = "copy", "xor", "near", "new"
-_NUMBERS = {COPY: 3, XOR: 4, NEAR: 5, NEW: 2}
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    COPY: ("length", "source", "at"),
+    XOR: ("length", "source", "at", "stored"),
+    NEAR: ("length", "source", "at", "window", "stored"),
+    NEW: ("length", "stored"),
+}
+"""By kind of a piece, its numbers in the order of the delta."""
 _FIX = "get the delta again, or the whole bundle"
 
 
@@ -71,13 +77,7 @@ class Piece:
 
     def row(self) -> list[Any]:
         """Return the piece as in the delta."""
-        by_kind = {
-            COPY: [self.source, self.at],
-            XOR: [self.source, self.at, self.stored],
-            NEAR: [self.source, self.at, self.window, self.stored],
-            NEW: [self.stored],
-        }
-        return [self.kind, self.length, *by_kind[self.kind]]
+        return [self.kind, *(getattr(self, name) for name in _NUMBERS[self.kind])]
 
 
 @dataclass(frozen=True)
@@ -315,19 +315,10 @@ def _part(row: Any) -> Part:
 
 def _piece(row: Any) -> Piece:
     kind, *numbers = row
-    if (
-        kind not in KINDS
-        or len(numbers) != _NUMBERS[kind]
-        or any(type(each) is not int or each < 0 for each in numbers)
-    ):
+    valid = kind in KINDS and len(numbers) == len(_NUMBERS[kind])
+    if not valid or any(type(each) is not int or each < 0 for each in numbers):
         raise ValueError(f"{str(row)[:60]} is no piece")
-    length, *more = numbers
-    if kind == COPY:
-        return Piece(kind, length, *more)
-    if kind == NEW:
-        return Piece(kind, length, stored=more[0])
-    window = more[2] if kind == NEAR else 0
-    return Piece(kind, length, more[0], more[1], window, more[-1])
+    return Piece(kind, **dict(zip(_NUMBERS[kind], numbers)))  # noqa: B905
 
 
 def _check_file(entry: FileEntry, parts: tuple[Part, ...], sources: int) -> None:
