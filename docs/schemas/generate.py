@@ -17,21 +17,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd.builds.ledger import Ledger
+from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
+from edgekd.commands.compare import Compared
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
 from edgekd.commands.keygen import NewKey
 from edgekd.evaluation.bench_result import BenchResult
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "bench": ("`edgekd bench --json`", BenchResult),
+    "build": ("`edgekd build --json` and `edgekd demo --json`", BuildResult),
     "check": ("`edgekd check --json`", Checked),
+    "compare": ("`edgekd compare --json`", Compared),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "eval": ("`edgekd eval --json`", Scored),
     "keygen": ("`edgekd keygen --json`", NewKey),
+    "ledger": ("The file ledger.json of a build", Ledger),
+    "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
 }
 """Title and type of each document by the name of its file."""

@@ -37,6 +37,7 @@ from edgekd.evaluation.report.types import (
     Training,
     latency_of,
 )
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Line
 
@@ -52,7 +53,7 @@ class ReportFacts:
         target: Title of the target.
         rare: Classes that are rare in the training split.
         budget: The limits and the values that were reached.
-        search: Record of the search that found the recipe, as in search.json.
+        search: The search that found the recipe.
     """
 
     model: str
@@ -62,7 +63,7 @@ class ReportFacts:
     rare: Sequence[str] = ()
     budget: Sequence[Line] = ()
     bundle_bytes: int | None = None
-    search: Mapping[str, Any] | None = None
+    search: SearchResult | None = None
 
 
 def facts_of(record: BuildRecord) -> ReportFacts:

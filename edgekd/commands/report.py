@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 from edgekd.builds.analyse import FRAMES, AnalyseResult, analysed_report, findings_of
 from edgekd.builds.analyse import analyse as analyse_stage
 from edgekd.builds.report_data import ReportFacts, full_report
-from edgekd.builds.run import BuildGraphs, MachineRecord
+from edgekd.builds.run import SEARCH, BuildGraphs, MachineRecord
 from edgekd.builds.stage_kinds import kind_of
 from edgekd.builds.stage_store import AnyStage, Stage, StageResult, inputs_of, read_stage
 from edgekd.builds.stages.base import GRAPH, StageContext
@@ -28,6 +28,7 @@ from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
+from edgekd.core.typed_values import from_plain
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
 from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts
@@ -36,11 +37,11 @@ from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.report.bench_files import require_place
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import LayerRow, Report
-from edgekd.hardware.budget import Line
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.target import Target, load_target
 
 R = TypeVar("R", bound=StageResult)
-PAGE, SEARCH = "analysis.html", "search.json"
+PAGE = "analysis.html"
 _DERIVED = ("half", "quantize", "quant_aware_distill")
 """Stages that derive a graph from the graph that is their input."""
 
@@ -94,7 +95,7 @@ def analyse(
     done = _stages_of(finished)
     context = StageContext.within(folder, False, progress)
     scored, unavailable = _scored(path_or_none(data), finished, context)
-    graphs, target = _graphs(finished, done, scored), _target(finished.ledger["target"])
+    graphs, target = _graphs(finished, done, scored), _target(finished.ledger.target)
     machine = MachineRecord(_last(done, CompileResult), _last(done, TimingResult))
     analysis = _last(done, AnalyseResult) if any(isinstance(stage.result, AnalyseResult) for stage in done) else None
     findings = None if scored is None else findings_of(graphs)
@@ -112,17 +113,17 @@ def analyse(
 def _stages_of(finished: Finished) -> list[AnyStage]:
     """Return the stages of a build from its store, as its ledger lists them. Raises SpecError where one is gone."""
     found: list[AnyStage] = []
-    for row in finished.ledger["stages"]:
-        path = finished.folder / "stages" / f"{row['name']}-{row['key'][:16]}"
-        kind = kind_of(row["name"])
+    for row in finished.ledger.stages:
+        path = finished.folder / "stages" / f"{row.name}-{row.key[:16]}"
+        kind = kind_of(row.name)
         stage = read_stage(path, kind) if kind else None
-        if stage is None or stage.sha256 != row["sha256"]:
+        if stage is None or stage.sha256 != row.sha256:
             raise SpecError(
-                f"{finished.folder}: its stage {row['name']} is gone or damaged",
+                f"{finished.folder}: its stage {row.name} is gone or damaged",
                 expected=str(path),
                 fix="run the same `edgekd build` again: it does what is missing",
             )
-        found.append(replace(stage, cached=row["cached"]))
+        found.append(replace(stage, cached=row.cached))
     return found
 
 
@@ -172,7 +173,7 @@ def _target(name: str) -> Target | None:
 
 def _scored(data: Path | None, finished: Finished, context: StageContext) -> tuple[Split | None, str | None]:
     """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
-    place = data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
+    place = data or (Path(finished.ledger.data) if finished.ledger.data else None)
     if place is None:
         return None, "the data: this ledger does not say where it was; pass --data"
     try:
@@ -192,23 +193,30 @@ def _scored(data: Path | None, finished: Finished, context: StageContext) -> tup
 
 
 def _facts(finished: Finished, done: Sequence[AnyStage], target: Target | None) -> ReportFacts:
-    path, calibrated = finished.folder / SEARCH, _all(done, CalibrateResult)
+    path, ledger, calibrated = finished.folder / SEARCH, finished.ledger, _all(done, CalibrateResult)
     return ReportFacts(
-        model=finished.ledger["model"],
-        target=target.title if target else finished.ledger["target"],
+        model=ledger.model,
+        target=target.title if target else ledger.target,
         recipe=finished.manifest.lineage.recipe,
         provenance=_provenance(finished),
         rare=calibrated[-1].result.rare if calibrated else (),
-        budget=[Line(**line) for line in finished.ledger["budget"]],
-        bundle_bytes=(finished.folder / finished.ledger["bundle"]).stat().st_size,
-        search=json.loads(path.read_bytes()) if finished.ledger.get("search") and path.is_file() else None,
+        budget=ledger.budget,
+        bundle_bytes=(finished.folder / ledger.bundle).stat().st_size,
+        search=_search(path) if ledger.search and path.is_file() else None,
     )
+
+
+def _search(path: Path) -> SearchResult:
+    try:
+        return from_plain(SearchResult, json.loads(path.read_bytes()), str(path), extra=True)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: cannot be read", found=str(error), fix="build again") from error
 
 
 def _provenance(finished: Finished) -> dict[str, str]:
     lineage = finished.manifest.lineage
     facts = {
-        "Model": finished.ledger["model"],
+        "Model": finished.ledger.model,
         "Model SHA-256": lineage.model_sha256,
         "Scored images and labels, SHA-256": lineage.data_sha256,
         "Calibration set SHA-256": lineage.calibration_sha256,

@@ -13,12 +13,14 @@ from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench
 if TYPE_CHECKING:
     from edgekd.builds.run import BuildResult
     from edgekd.commands.check import Checked
+    from edgekd.commands.compare import Compared
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
     from edgekd.commands.quantize import QuantizeOutcome
     from edgekd.commands.targets import Targets
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
+    from edgekd.evaluation.search_result import SearchResult
     from edgekd.hardware.budget import Line
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
@@ -78,15 +80,15 @@ def print_outcome(outcome: BuildResult) -> None:
     print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
 
 
-def print_searched(result: Mapping[str, Any]) -> None:
+def print_searched(result: SearchResult) -> None:
     """Print the result of a search."""
-    front = [point for point in result["points"] if point["front"]]
-    rows = [[point["text"], *(text(point[key]) for key, text in _SEARCHED)] for point in front]
+    front = [point for point in result.points if point.front]
+    rows = [[point.text, *(text(getattr(point, key)) for key, text in _SEARCHED)] for point in front]
     print_table(["the front", "kept", "bundle", "ms a frame", "mJ a frame"], rows)
-    saved, tried = result["trainings_saved"], result["tried"]
-    print(f"{tried} of {result['candidates']} candidates tried, {result['refused']} refused; {saved} trainings saved")
-    print(f"search ended: {result['reason']}\nwinner: {result['winner']['text']}")
-    for line in result["why"]:
+    saved, tried = result.trainings_saved, result.tried
+    print(f"{tried} of {result.candidates} candidates tried, {result.refused} refused; {saved} trainings saved")
+    print(f"search ended: {result.reason}\nwinner: {result.winner.text if result.winner else 'none'}")
+    for line in result.why:
         print(line)
 
 
@@ -248,20 +250,20 @@ def print_predicted(result: Mapping[str, Any]) -> None:
         print(f"Do not trust it far: {doubt}.")
 
 
-def print_compared(result: Mapping[str, Any]) -> None:
+def print_compared(found: Compared) -> None:
     """Print the result of `edgekd compare`."""
-    a, b = result["a"], result["b"]
-    print_table(["", "a", "b", "b by a"], [_compared(name, a[key], b[key], text) for name, key, text in _COMPARED])
+    rows = [_compared(name, getattr(found.a, key), getattr(found.b, key), text) for name, key, text in _COMPARED]
+    print_table(["", "a", "b", "b by a"], rows)
     for key, what in _DIFFERENT.items():
-        if not result[key]:
+        if not getattr(found, key):
             print(what)
-    changed = [row for row in result["classes"] if row["a"] is not None and row["b"] is not None]
+    changed = [row for row in found.classes if row.gain is not None]
     if changed:
-        rows = [[row["name"], score_text(row["a"]), score_text(row["b"]), _gained(row)] for row in changed]
+        rows = [[row.name, score_text(row.a), score_text(row.b), f"{row.gain:+.4f}"] for row in changed]
         print_table(["mAP50-95", "a", "b", "gained"], rows)
     rows = [
-        [row["name"], *(_seconds(row[f"{side}_seconds"]) for side in "ab"), "the same" if row["same"] else ""]
-        for row in result["stages"]
+        [row.name, _seconds(row.a_seconds), _seconds(row.b_seconds), "the same" if row.same else ""]
+        for row in found.stages
     ]
     print_table(["stage, seconds", "a", "b", ""], rows)
 
@@ -270,10 +272,6 @@ def _compared(name: str, a: Any, b: Any, text: Callable[[Any], str]) -> list[str
     texts = ["-" if value is None else text(value) for value in (a, b)]
     numbers = isinstance(a, (int, float)) and isinstance(b, (int, float)) and a
     return [name, *texts, f"{b / a:.1%}" if numbers else ""]
-
-
-def _gained(row: Mapping[str, Any]) -> str:
-    return f"{row['b'] - row['a']:+.4f}"
 
 
 def _seconds(value: float | None) -> str:
@@ -330,6 +328,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 RESULTS: Mapping[str, Callable[[Any], None]] = {
     "bench": print_bench,
+    "compare": print_compared,
     "build": print_outcome,
     "quantize": print_quantized,
     "eval": print_scores,
@@ -350,7 +349,6 @@ DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "predict": print_predicted,
     "engine": bundle_printing.print_engine,
     "profile": bundle_printing.print_profiled,
-    "compare": print_compared,
     "report": print_report,
     "validate-report": print_validation,
     "verify": bundle_printing.print_verified,
