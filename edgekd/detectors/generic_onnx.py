@@ -22,7 +22,8 @@ from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
 from edgekd.graph.nvfp4 import runnable
-from edgekd.graph.view import opset_of
+from edgekd.graph.session import cpu_session
+from edgekd.graph.view import load_graph, raise_opset
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 MIN_OPSET = 13  # scales per channel came with it
@@ -54,8 +55,6 @@ def prepare(source: Path, out: Path) -> Input:
     import onnx
     import onnxslim
 
-    from edgekd.graph.view import load_graph
-
     model = load_graph(source)
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -74,7 +73,7 @@ def prepare(source: Path, out: Path) -> Input:
             fix="export it with fixed sizes",
         )
     try:
-        model = onnx.version_converter.convert_version(model, MIN_OPSET) if opset_of(model) < MIN_OPSET else model
+        model = raise_opset(model, MIN_OPSET)
     except (RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise SpecError(
             f"{source}: its opset cannot be raised", expected=f"opset {MIN_OPSET}", fix="export it again"
@@ -128,7 +127,7 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Mapping[str, OutputError]:
     """Return the error of each output of `after` against that of `before`, over all frames. Raises CompressError."""
-    sessions = [_session(graph) for graph in (before, after)]
+    sessions = [cpu_session(runnable(graph)) for graph in (before, after)]
     errors = {output.name: RelativeError() for output in sessions[0].get_outputs()}
     for frame in frames:
         expected, found = (session.run(list(errors), {session.get_inputs()[0].name: frame}) for session in sessions)
@@ -142,11 +141,3 @@ def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Ma
         name: OutputError(math.sqrt(power), min(-10 * math.log10(max(power, 1e-30)), MAX_SNR_DB))
         for name, power in powers.items()
     }
-
-
-def _session(graph: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(runnable(graph), options, providers=["CPUExecutionProvider"])

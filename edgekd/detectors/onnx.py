@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.family import Family
 from edgekd.graph.view import load_graph, opset_of
 
@@ -294,7 +294,7 @@ def to_opset(model: Any, opset: int, path: Path) -> Any:
         raise SpecError(
             f"{path}: opset {own} cannot be converted",
             expected=f"opset {opset}",
-            found=str(error).strip().split("\n")[0][:200],
+            found=first_line(error),
             fix=f"export the model again with opset {opset}",
         ) from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.graph.view import Kind, load_view, view_of
+from edgekd.graph.view import Graph, Kind, load_view
 from edgekd.hardware.compatibility_dla import DLA_RULES, missing_dla_generation, operators_beyond_dla
 from edgekd.hardware.compatibility_rules import LEVELS, RULES, Finding, missing_precision
 from edgekd.hardware.target import PRECISIONS, Target
@@ -22,7 +22,7 @@ def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = Fa
     Only shapes and types of weights are read; external data is not loaded. A finding about the DLA is a note, unless
     the graph is meant for it (`dla`). Raises SpecError where the file cannot be read as ONNX.
     """
-    graph = load_view(model) if isinstance(model, Path) else view_of(model)
+    graph = load_view(model) if isinstance(model, Path) else Graph(model, nested=True)
     findings: list[Finding] = []
     for rule in RULES:
         findings += rule(graph, target)

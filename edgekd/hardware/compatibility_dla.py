@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgekd.core.errors import SpecError
-from edgekd.graph.view import GraphView, attribute, where
+from edgekd.graph.view import Graph, attribute, where
 from edgekd.hardware.compatibility_rules import Finding, Rule, dynamic_inputs, runtime_title, tensorrt_range
 from edgekd.hardware.target import Target
 
@@ -29,14 +29,14 @@ def missing_dla_generation(target: Target) -> list[Finding]:
 _FALLBACK = "; it falls back to the GPU"
 
 
-def _dla_dynamic_shapes(graph: GraphView, target: Target) -> list[Finding]:
+def _dla_dynamic_shapes(graph: Graph, target: Target) -> list[Finding]:
     if not (names := dynamic_inputs(graph)):
         return []
     what = f"on the DLA: input {', '.join(names)} has dimensions that are not fixed; the DLA takes fixed shapes only"
     return [Finding("impossible", "graph", what, "export with a fixed shape (dynamic=False)")]
 
 
-def _dla_quantization(graph: GraphView, target: Target) -> list[Finding]:
+def _dla_quantization(graph: Graph, target: Target) -> list[Finding]:
     nodes = graph.of("QuantizeLinear", "DequantizeLinear")
     if not nodes or not target.dla or target.dla.quantization.value == "qdq":
         return []
@@ -46,7 +46,7 @@ def _dla_quantization(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("note", where(nodes), what, "nothing: a build writes the cache, derived from this graph")]
 
 
-def _dla_sizes(graph: GraphView, target: Target) -> list[Finding]:
+def _dla_sizes(graph: Graph, target: Target) -> list[Finding]:
     """Batch at most 4096, every other dimension at most 8192; vectors and scalars are not tensors of a DLA layer."""
     large = {
         n: d
@@ -61,7 +61,7 @@ def _dla_sizes(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("slow", "graph", what, "keep such tensors (a flattened head) out of the part for the DLA")]
 
 
-def _dla_convolutions(graph: GraphView, target: Target) -> list[Finding]:
+def _dla_convolutions(graph: Graph, target: Target) -> list[Finding]:
     """Kernels 1 to 32, strides 1 to 8; transposed ones without groups, dilation or padding."""
     large = [node for node in graph.of("Conv", "ConvTranspose") if _exceeds(graph, node)]
     transposed = [node for node in graph.of("ConvTranspose") if _is_special(node)]
@@ -75,7 +75,7 @@ def _dla_convolutions(graph: GraphView, target: Target) -> list[Finding]:
     return findings
 
 
-def _exceeds(graph: GraphView, node: Any) -> bool:
+def _exceeds(graph: Graph, node: Any) -> bool:
     weights = graph.constants.get(node.input[1])
     kernel = attribute(node, "kernel_shape", list(weights.dims[2:]) if weights is not None else [])
     return max(kernel, default=1) > 32 or max(attribute(node, "strides", [1])) > 8
@@ -98,7 +98,7 @@ DLA_OPERATORS = frozenset(
 _DLA_WINDOW = 8
 
 
-def operators_beyond_dla(graph: GraphView, target: Target) -> list[Finding]:
+def operators_beyond_dla(graph: Graph, target: Target) -> list[Finding]:
     """Find operators without a DLA layer, and the share of the multiply-adds that goes to the GPU with them."""
     from edgekd.hardware.predict.graph import computing_nodes
 
@@ -115,7 +115,7 @@ def _beyond_dla(node: Any, target: Target) -> bool:
     return node.op_type not in DLA_OPERATORS or pooled or (oldest and node.op_type == "Softmax")
 
 
-def _share_of(graph: GraphView, nodes: list[Any]) -> str:
+def _share_of(graph: Graph, nodes: list[Any]) -> str:
     """Return a clause with the share of nodes in a frame's multiply-adds; empty where sizes are not fixed."""
     from edgekd.hardware.predict.graph import work_name, works_of
     from edgekd.hardware.predict.work import multiply_adds

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgekd.graph.view import KINDS, GraphView, Kind, array, attribute, where
+from edgekd.graph.view import KINDS, Graph, Kind, array, attribute, opset_of, where
 from edgekd.hardware.target import PRECISIONS, Target, version
 
 Level = Literal["impossible", "slow", "note"]
@@ -31,7 +31,7 @@ class Finding:
     change: str
 
 
-Rule = Callable[[GraphView, Target], list[Finding]]
+Rule = Callable[[Graph, Target], list[Finding]]
 
 
 def tensorrt_range(target: Target) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -40,16 +40,16 @@ def tensorrt_range(target: Target) -> tuple[tuple[int, ...], tuple[int, ...]] | 
     return (version(figure.value[0]), version(figure.value[1])) if figure else None
 
 
-def _opset(graph: GraphView, target: Target) -> list[Finding]:
+def _opset(graph: Graph, target: Target) -> list[Finding]:
     """max_opset of the target; TensorRT 10 and later take nothing below 9."""
-    limit, trt = target.max_opset, tensorrt_range(target)
-    if limit and graph.opset > limit.value:
+    limit, trt, opset = target.max_opset, tensorrt_range(target), opset_of(graph.model)
+    if limit and opset > limit.value:
         wanted, bound = limit.value, "at most"
-    elif trt and trt[0] >= (10,) and graph.opset < 9:
+    elif trt and trt[0] >= (10,) and opset < 9:
         wanted, bound = 9, "at least"
     else:
         return []
-    what = f"the graph uses opset {graph.opset}; {runtime_title(target)} takes {bound} {wanted}"
+    what = f"the graph uses opset {opset}; {runtime_title(target)} takes {bound} {wanted}"
     change = f"opset {wanted} is required: export again with opset={wanted}, or use onnx.version_converter"
     return [Finding("impossible", "graph", what, change)]
 
@@ -86,7 +86,7 @@ _NEVER = frozenset(  # N in onnx-tensorrt docs/operators.md of both 8.5 and 10.1
 _INTEGER = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 
 
-def _operators(graph: GraphView, target: Target) -> list[Finding]:
+def _operators(graph: Graph, target: Target) -> list[Finding]:
     """Operators that this generation of TensorRT cannot parse."""
     if not target.on_tensorrt:
         return []
@@ -108,13 +108,14 @@ def _operators(graph: GraphView, target: Target) -> list[Finding]:
     return findings
 
 
-def _custom_operators(graph: GraphView, target: Target) -> list[Finding]:
+def _custom_operators(graph: Graph, target: Target) -> list[Finding]:
     """Operators outside ONNX: plugins of TensorRT, contributions of ONNX Runtime, or anything else."""
+    functions = {(function.domain, function.name) for function in graph.model.functions}
     foreign = [
         node
         for node in graph.nodes
         if (node.domain not in ("", "ai.onnx") or _is_plugin(node))
-        and (node.domain, node.op_type) not in graph.functions
+        and (node.domain, node.op_type) not in functions
         and not node.op_type.startswith("EfficientNMS")
     ]
     if target.engine in ("deferred", "tensorrt"):
@@ -138,7 +139,7 @@ def _is_plugin(node: Any) -> bool:
 _RAW_HEAD = "export the raw head (nms=False) and suppress outside the graph, which works on every target"
 
 
-def _nms(graph: GraphView, target: Target) -> list[Finding]:
+def _nms(graph: Graph, target: Target) -> list[Finding]:
     """NonMaxSuppression: a plugin before TensorRT 8.5, native from there, without a kernel in TensorRT-RTX."""
     nodes = graph.of("NonMaxSuppression")
     if not nodes or not target.on_tensorrt:
@@ -157,7 +158,7 @@ def _nms(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("slow", where(nodes), what, _RAW_HEAD)]
 
 
-def _efficient_nms(graph: GraphView, target: Target) -> list[Finding]:
+def _efficient_nms(graph: Graph, target: Target) -> list[Finding]:
     """EfficientNMS_TRT: from 8.0.1, deprecated in 10.12; EfficientNMS_ONNX_TRT: removed in 10.16; RTX: no plugins."""
     nodes = [node for node in graph.nodes if node.op_type.startswith("EfficientNMS")]
     if not nodes:
@@ -176,7 +177,7 @@ def _efficient_nms(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("note", where(nodes), "the plugin ties the graph to TensorRT 8 and 10", _RAW_HEAD)]
 
 
-def _topk(graph: GraphView, target: Target) -> list[Finding]:
+def _topk(graph: Graph, target: Target) -> list[Finding]:
     """K at most 3840 (also tried on TensorRT-RTX 1.7.1: 4096 does not build), and constant before 8.6."""
     findings = []
     trt = tensorrt_range(target)
@@ -192,7 +193,7 @@ def _topk(graph: GraphView, target: Target) -> list[Finding]:
     return findings
 
 
-def _dynamic_shapes(graph: GraphView, target: Target) -> list[Finding]:
+def _dynamic_shapes(graph: Graph, target: Target) -> list[Finding]:
     names = dynamic_inputs(graph)
     if not names or not target.on_tensorrt:
         return []
@@ -202,7 +203,7 @@ def _dynamic_shapes(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("slow", "graph", what, "export with a fixed shape (dynamic=False), one engine per size")]
 
 
-def dynamic_inputs(graph: GraphView) -> list[str]:
+def dynamic_inputs(graph: Graph) -> list[str]:
     """Return the names of inputs with dimensions that are not fixed."""
     return [name for name, dims in graph.inputs.items() if None in dims or not all(dims)]
 
@@ -234,7 +235,7 @@ def missing_precision(precision: str, kind: Kind, target: Target) -> tuple[str, 
     return what, f"use {best} for them (it takes {', '.join(allowed)})"
 
 
-def _precisions(graph: GraphView, target: Target) -> list[Finding]:
+def _precisions(graph: Graph, target: Target) -> list[Finding]:
     """Formats at the operands of convolutions and matrix products that the target does not execute."""
     findings = []
     for kind in KINDS:
@@ -248,7 +249,7 @@ def _precisions(graph: GraphView, target: Target) -> list[Finding]:
     return findings
 
 
-def _symmetry(graph: GraphView, target: Target) -> list[Finding]:
+def _symmetry(graph: Graph, target: Target) -> list[Finding]:
     """TensorRT quantizes symmetrically (parser: zero points must be zero; tried on TensorRT-RTX 1.7.1)."""
     if not target.on_tensorrt:
         return []
@@ -266,13 +267,13 @@ def _symmetry(graph: GraphView, target: Target) -> list[Finding]:
     return findings
 
 
-def _is_shifted(graph: GraphView, node: Any) -> bool:
+def _is_shifted(graph: Graph, node: Any) -> bool:
     if len(node.input) < 3 or node.input[2] not in graph.constants:
         return False
     return graph.quantized_type(node) in ("int8", "int16") and bool(array(graph.constants[node.input[2]]).any())
 
 
-def _per_tensor_weights(graph: GraphView, target: Target) -> list[Finding]:
+def _per_tensor_weights(graph: Graph, target: Target) -> list[Finding]:
     nodes = []
     for node in graph.of("Conv", "ConvTranspose"):
         weights = graph.producers.get(node.input[1])
@@ -287,7 +288,7 @@ def _per_tensor_weights(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("note", where(nodes), what, "quantize the weights of convolutions per output channel")]
 
 
-def _fp8_convolutions(graph: GraphView, target: Target) -> list[Finding]:
+def _fp8_convolutions(graph: Graph, target: Target) -> list[Finding]:
     """NVIDIA/TensorRT issue 4524: no optimized FP8 kernels for grouped and depthwise convolutions."""
     nodes = [node for node in graph.computing_in("conv", "fp8") if attribute(node, "group", 1) > 1]
     if not nodes or "fp8" not in target.precisions.conv.value:
@@ -296,7 +297,7 @@ def _fp8_convolutions(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("slow", where(nodes), what, "quantize these to INT8, or leave them in FP16")]
 
 
-def _dynamic_fp4(graph: GraphView, target: Target) -> list[Finding]:
+def _dynamic_fp4(graph: Graph, target: Target) -> list[Finding]:
     """Model-Optimizer PR 2333: engines with dynamic NVFP4 quantization build from TensorRT 11.0."""
     nodes, trt = graph.of("TRT_FP4DynamicQuantize"), tensorrt_range(target)
     if not nodes or trt is None or trt[0] >= (11,) or "nvfp4" not in target.precisions.gemm.value:
@@ -305,7 +306,7 @@ def _dynamic_fp4(graph: GraphView, target: Target) -> list[Finding]:
     return [Finding("impossible", where(nodes), what, "use static NVFP4 (from TensorRT 10.8), FP8 or INT8")]
 
 
-def _rtx_int8(graph: GraphView, target: Target) -> list[Finding]:
+def _rtx_int8(graph: Graph, target: Target) -> list[Finding]:
     """The TensorRT-RTX support matrices list INT8 for weight-only GEMM, nothing for convolutions."""
     nodes = graph.computing_in("conv", "int8") if target.engine == "rtx" else []
     if not nodes:

@@ -74,11 +74,11 @@ def test_the_graph_has_what_tensorrt_asks_for(int8: tuple[Path, Quantized]) -> N
         assert codes.min() >= -127
         assert not zero.any()
         assert [(entry.name, entry.i) for entry in pair.attribute] == [("axis", 0)]
-        assert graph.producer(node.input[0]).op_type == "DequantizeLinear"
+        assert graph.producers.get(node.input[0]).op_type == "DequantizeLinear"
     assert quantized == LAYERS - 2, "all but the embedding, a convolution, and the head"
     attention = [node for node in graph.nodes if node.op_type == "MatMul" and weights_pair(graph, node) is None]
     assert len(attention) == 4
-    assert all(graph.producer(name).op_type != "DequantizeLinear" for node in attention for name in node.input)
+    assert all(graph.producers.get(name).op_type != "DequantizeLinear" for node in attention for name in node.input)
 
 
 def test_the_runtime_computes_what_the_graph_says(int8: tuple[Path, Quantized]) -> None:

@@ -68,14 +68,14 @@ def float_head(graph: Graph) -> set[str]:
     DFL is itself a layer (of 16 probabilities with 0..15); the search passes through it.
     """
     head: set[str] = set()
-    waiting = [node for name in graph.outputs if (node := graph.producer(name)) is not None]
+    waiting = [node for name in graph.outputs if (node := graph.producers.get(name)) is not None]
     while waiting:
         node = waiting.pop()
         if node.name in head:
             continue
         head.add(node.name)
         if not is_layer(graph, node) or is_dfl(graph, node):
-            waiting.extend(graph.upstream(node))
+            waiting.extend(graph.producers[name] for name in node.input if name in graph.producers)
     return head
 
 

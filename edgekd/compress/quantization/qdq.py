@@ -124,7 +124,7 @@ def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
         names = {"weights": node.input[1]} if pair is None else {"weights": pair.input[0], "scales": pair.input[1]}
         if len(node.input) > 2 and node.input[2]:
             names["bias"] = node.input[2]
-        if (before := graph.producer(node.input[0])) is not None and before.op_type == "DequantizeLinear":
+        if (before := graph.producers.get(node.input[0])) is not None and before.op_type == "DequantizeLinear":
             names["input_scale"] = before.input[1]
         if graph.constant(names["weights"]) is not None:
             yield node, names

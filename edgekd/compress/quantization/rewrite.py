@@ -141,9 +141,9 @@ def _dequantizers(stored: Stored, stem: str) -> tuple[list[Any], list[Any]]:
 
 def weights_pair(graph: Graph, node: Any) -> Any | None:
     """Return the DequantizeLinear of a layer's weights; None for float weights."""
-    before = graph.producer(node.input[1])
+    before = graph.producers.get(node.input[1])
     if before is not None and before.op_type == "Transpose":
-        before = graph.producer(before.input[0])
+        before = graph.producers.get(before.input[0])
     return before if before is not None and before.op_type == "DequantizeLinear" else None
 
 
@@ -152,7 +152,7 @@ def stored_names(graph: Graph, node: Any) -> list[str]:
     pair = weights_pair(graph, node)
     if pair is None:
         return [node.input[1]]
-    scales = graph.producer(pair.input[1])
+    scales = graph.producers.get(pair.input[1])
     return [*pair.input, *(scales.input if scales is not None else ())]
 
 

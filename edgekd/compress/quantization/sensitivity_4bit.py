@@ -77,7 +77,7 @@ def last_products(graph: Graph) -> tuple[str, ...]:
     waiting = list(graph.outputs)
     while waiting:
         name = waiting.pop()
-        node = graph.producer(name)
+        node = graph.producers.get(name)
         if node is None or name in passed:
             continue
         passed.add(name)

@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
-from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.core.errors import SpecError, did_you_mean, first_line
 from edgekd.detectors.torch_support import write_content
 from edgekd.detectors.torchvision.family import BUILDERS, FAMILY
 
@@ -232,8 +232,7 @@ def load_network(path: Path) -> TorchvisionNetwork:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().split("\n")[0][:200]
-        raise _unreadable(path, first or type(error).__name__) from error
+        raise _unreadable(path, first_line(error)) from error
     parts = content if isinstance(content, dict) else {}
     builder, classes, size, state = (parts.get(key) for key in ("builder", "classes", "image_size", "state_dict"))
     if parts.get("family") != FAMILY.name or not isinstance(state, dict) or not isinstance(builder, str):

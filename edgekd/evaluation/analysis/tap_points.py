@@ -79,7 +79,7 @@ def _ancestors(graph: Graph, tensor: str, layers: Iterable[str]) -> set[str]:
     """Return the layers that a tensor depends on, without the one that writes it; itself where there are none."""
     visited, waiting = set(), [tensor]
     while waiting:
-        node = graph.producer(waiting.pop())
+        node = graph.producers.get(waiting.pop())
         for name in graph.activations(node) if node is not None else ():
             if name not in visited:
                 visited.add(name)

@@ -100,11 +100,11 @@ def require_tensorrt_rules(model: Any) -> int:
         assert (graph.constant(node.input[1]) > 0).all()
         assert (
             node.op_type == "DequantizeLinear"
-            or graph.producer(node.input[0]) is None
-            or (graph.producer(node.input[0]).name not in head)
+            or graph.producers.get(node.input[0]) is None
+            or (graph.producers.get(node.input[0]).name not in head)
         )
     for node in graph.nodes:
-        weights = graph.producer(node.input[1]) if node.op_type == "Conv" else None
+        weights = graph.producers.get(node.input[1]) if node.op_type == "Conv" else None
         if weights is None:
             continue
         convolutions += 1
@@ -113,7 +113,7 @@ def require_tensorrt_rules(model: Any) -> int:
         assert codes.min() >= -127
         assert len(scales) == len(codes)
         assert [(entry.name, entry.i) for entry in weights.attribute] == [("axis", 0)]
-        assert graph.producer(node.input[0]).op_type == "DequantizeLinear"
+        assert graph.producers.get(node.input[0]).op_type == "DequantizeLinear"
     return convolutions
 
 
