@@ -31,7 +31,7 @@ from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.types import Engine
-from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
 
@@ -43,7 +43,7 @@ MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
 MOST_SECONDS = 300.0
 """What a detector of 57 M parameters may take on two cores."""
-TARGETS: tuple[tuple[str, Precision], ...] = (
+TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("nano", "fp16"),
     ("xavier", "fp16"),
     ("xavier", "int8"),

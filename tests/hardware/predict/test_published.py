@@ -51,8 +51,9 @@ def test_every_measurement_has_a_source_and_every_device_its_figures() -> None:
 
 
 def test_what_ships_is_what_the_bench_has_fitted() -> None:
-    from edgekd.hardware.predict.latency import model_from_json, shipped
+    from edgekd.core.typed_values import from_plain
+    from edgekd.hardware.predict.latency import COEFFICIENTS, LatencyModel, shipped
 
     result = json.loads((BENCH / "results" / "predictor.json").read_text("utf-8"))
-    assert shipped() == model_from_json(result["model"])
+    assert shipped() == from_plain(LatencyModel, result["model"], COEFFICIENTS)
     assert [each["claim"] for each in result["claims"] if not each["holds"]] == []
