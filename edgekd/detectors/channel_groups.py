@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.pruning import Convolution, Cost, Goal, Unit, choose, isomorphic, least_important, multiply_adds
+from edgekd.compress.pruning import (
+    Convolution,
+    Goal,
+    LayerCost,
+    Unit,
+    choose,
+    isomorphic,
+    least_important,
+    multiply_adds,
+)
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.errors import CompressError, SpecError, did_you_mean
 from edgekd.data.dataset import load_dataset
@@ -74,7 +83,7 @@ class Channels:
         self._groups = {united[0].name: united for united in _united(groups, pairs)}
         self.units = [_unit(united, index) for united in self._groups.values()]
 
-    def thin(self, step: Prune, cost: Cost | None, weights: float = inf) -> dict[str, int]:
+    def thin(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
         """Remove channels as the step says, by `compress.channels.choose`; return how many are gone, by unit.
 
         weights: how many the convolutions may keep. Raises CompressError, also where the network then computes

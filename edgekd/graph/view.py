@@ -181,10 +181,14 @@ def where(nodes: Iterable[Any]) -> str:
 
 def attribute(node: Any, name: str, default: Any) -> Any:
     """Return the value of a node's attribute, or the default."""
-    import onnx
+    return attributes(node).get(name, default)
 
-    found = [onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name]
-    return found[0] if found else default
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node, by name."""
+    from onnx import helper
+
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def array(tensor: Any) -> np.ndarray:

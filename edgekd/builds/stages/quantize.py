@@ -88,7 +88,7 @@ def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, fram
     def work(folder: Path) -> CostsResult:
         context.note("plan: measuring what each format of each layer costs ...")
         costs = mixed_precision.measure_costs(graph.path / GRAPH, frames.read(), step)
-        (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
+        (folder / COSTS).write_bytes(canonical_json(asdict(costs)))
         return CostsResult(len(costs.layers))
 
     inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}

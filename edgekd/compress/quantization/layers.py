@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, attributes
 
 MIN_PRODUCT_SIDE = 16
 """A matrix whose sides are smaller is arithmetic, such as a conversion of boxes, and no layer."""
@@ -203,10 +203,3 @@ def bias_of_product(graph: Graph, node: Any) -> str | None:
     other: str = addition.input[1 - at]
     weights = graph.shape(node.input[1])
     return other if weights is not None and graph.shape(other) == weights[1:] else None
-
-
-def attributes(node: Any) -> dict[str, Any]:
-    """Return the attributes of a node, by name."""
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

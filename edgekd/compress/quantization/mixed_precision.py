@@ -15,10 +15,9 @@ GPUs support it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,13 +37,12 @@ from edgekd.core.errors import CompressError
 from edgekd.core.formats import packed_graph
 from edgekd.core.formats.int8 import quantize_channels
 from edgekd.core.formats.nvfp4 import fits as nvfp4_fits
-from edgekd.core.toml import parse_table
 from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
 
 @dataclass(frozen=True)
-class Option:
+class FormCost:
     """A form of a layer: stored bytes of its weights and scales, and the output error it adds."""
 
     form: Form
@@ -58,7 +56,7 @@ class LayerCosts:
 
     name: str
     weights: int
-    options: tuple[Option, ...]
+    options: tuple[FormCost, ...]
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,6 @@ class Costs:
     graph_sha256: str
     rest_bytes: int
     layers: tuple[LayerCosts, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object, which `costs_from` reads back."""
-        return asdict(self)
-
-
-def costs_from(value: Any) -> Costs:
-    """Read costs from parsed JSON. Raises SpecError for anything else."""
-    return parse_table(Costs, value, "costs")
 
 
 def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
@@ -101,9 +90,9 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
         codes.setdefault(form, {})[name] = each.stored
     sizes = {form: _stored_bytes(graph, placement, scales, stored) for form, stored in codes.items()}
 
-    def option(form: Form, name: str) -> Option:
+    def option(form: Form, name: str) -> FormCost:
         error = _error(form, name, rounded, snr_db[name]) if name in snr_db else 0.0
-        return Option(form, sizes[form][0][name], _short(error))
+        return FormCost(form, sizes[form][0][name], _short(error))
 
     layers = []
     for name, layer in views.items():

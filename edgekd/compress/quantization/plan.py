@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgekd.compress.weight_formats import Form
 from edgekd.core.errors import SpecError, did_you_mean
@@ -48,7 +47,7 @@ class Plan:
 
 
 def plan_toml(plan: Plan) -> str:
-    """Return the plan as readable TOML, which `plan_from` reads back."""
+    """Return the plan as readable TOML, which `load_plan` reads back."""
     head = {name: getattr(plan, name) for name in ("graph_sha256", "max_bytes", "predicted_bytes", "predicted_error")}
     if plan.max_bytes is None:
         del head["max_bytes"]
@@ -75,21 +74,17 @@ def _row(layer: PlannedLayer) -> str:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan from a TOML file. Raises SpecError naming file and key, or the layer."""
-    return plan_from(read_toml(path), str(path))
-
-
-def plan_from(table: dict[str, Any], source: str) -> Plan:
-    """Read a plan from a TOML table. Raises SpecError for unknown keys and forms, and for a repeated layer."""
+    """Read a plan from a TOML file. Raises SpecError for unknown keys and forms, and for a repeated layer."""
+    table = read_toml(path)
     rows = table.get("layers")
     for row in rows if isinstance(rows, list) else []:
         # First each by itself: so a message has the layer's name, not its index.
         name = row.get("name") if isinstance(row, dict) else None
-        parse_table(PlannedLayer, row, f"{source}: layer {name}")
-    plan = parse_table(Plan, table, source)
+        parse_table(PlannedLayer, row, f"{path}: layer {name}")
+    plan = parse_table(Plan, table, str(path))
     twice = [name for name, count in Counter(layer.name for layer in plan.layers).items() if count > 1]
     if twice:
-        raise SpecError(f"{source}: layers {_some(twice)}", expected="each once", found="each more than once")
+        raise SpecError(f"{path}: layers {_some(twice)}", expected="each once", found="each more than once")
     return plan
 
 

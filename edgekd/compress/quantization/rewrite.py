@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.layers import attributes, bias_of_product, is_dfl, is_layer
+from edgekd.compress.quantization.layers import bias_of_product, is_dfl, is_layer
 from edgekd.compress.quantization.placement import Placement
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.core.formats.nvfp4 import Nvfp4
 from edgekd.graph import nvfp4
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, attributes
 
 
 def name_nodes(model: Any) -> None:

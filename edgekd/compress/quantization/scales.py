@@ -21,9 +21,8 @@ def choose_scales(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return a scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each layer.
 
-    ranges: a method of `edgekd.compress.quantization.ranges`, or `best`: for each group the one with the least
-    relative noise over
-    the layers that read it, on the frames `probes` float32 [1, 3, h, w].
+    ranges: a method of `ranges.METHODS`, or `best`: for each group the one with the least relative noise over its
+    readers, on the frames `probes` float32 [1, 3, h, w].
     """
     frame = graph.model.graph.input[0].name
     methods = sorted(METHODS) if ranges == "best" else [ranges]

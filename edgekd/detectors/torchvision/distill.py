@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from edgekd.compress.distillation.loss_terms import Comparison, shared_classes
+from edgekd.compress.distillation.loss_terms import DistillationTerms, shared_classes
 from edgekd.compress.distillation.loss_weighting import LossWeighting
 from edgekd.compress.steps import Distill
 from edgekd.core.detection.preprocess import letterbox, to_input
@@ -201,7 +201,7 @@ class StudentLoss:
     def __init__(self, teacher: Teacher, step: Distill, pairs: Sequence[tuple[int, int]], aids: Any) -> None:
         self.weighting = LossWeighting(step)
         self._teacher, self._step = teacher, step
-        self._compare = Comparison(step, pairs, aids)
+        self._compare = DistillationTerms(step, pairs, aids)
 
     def __call__(
         self, student: TorchvisionNetwork, batch: Batch, progress: float

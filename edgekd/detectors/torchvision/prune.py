@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation.loss_terms import shared_classes
-from edgekd.compress.pruning import Cost
+from edgekd.compress.pruning import LayerCost
 from edgekd.compress.steps import Prune
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
@@ -53,7 +53,7 @@ def prune_detector(
     step: Prune,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: Cost | None = None,
+    cost: LayerCost | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
 ) -> Pruned:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.low_rank import InputMoments, InputStatistics, WeightedLayer, choose, default_cost
-from edgekd.compress.pruning import Convolution, Cost, multiply_adds
+from edgekd.compress.pruning import Convolution, LayerCost, multiply_adds
 from edgekd.compress.steps import LowRank
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
@@ -44,7 +44,7 @@ def factorize_detector(
     step: LowRank,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: Cost | None = None,
+    cost: LayerCost | None = None,
 ) -> Factorized:
     """Write `out`, the detector in `checkpoint` with products for convolutions: again an Ultralytics checkpoint.
 
@@ -138,7 +138,7 @@ def observe_inputs(
 
 
 def _factorize(
-    network: Any, name: str, layer: Convolution, inputs: InputMoments, step: LowRank, cost: Cost
+    network: Any, name: str, layer: Convolution, inputs: InputMoments, step: LowRank, cost: LayerCost
 ) -> Product | None:
     """Put a product in the layer's place where one pays. Raises CompressError."""
     module = network.get_submodule(name)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation.loss_terms import shared_classes
-from edgekd.compress.pruning import Cost
+from edgekd.compress.pruning import LayerCost
 from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Prune
@@ -59,7 +59,7 @@ def prune_detector(
     step: Prune,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: Cost | None = None,
+    cost: LayerCost | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
     quantized: Path | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.compress.quantization.plan import Plan, PlannedLayer, load_plan, plan_from, plan_toml, require_fits
+from edgekd.compress.quantization.plan import Plan, PlannedLayer, load_plan, plan_toml, require_fits
 from edgekd.compress.weight_formats import FORMS
 from edgekd.core.errors import SpecError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PLAN = Plan(
     layers=(
@@ -60,8 +54,8 @@ LAYERS = st.lists(
 
 
 @given(st.builds(Plan, LAYERS.map(tuple), NAMES, COUNTS, ERRORS, st.none() | COUNTS))
-def test_what_is_written_is_read_back(plan: Plan) -> None:
-    assert plan_from(tomllib.loads(plan_toml(plan)), "plan.toml") == plan
+def test_what_is_written_is_read_back(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert load_plan(written(tmp_path_factory.getbasetemp(), plan_toml(plan))) == plan
 
 
 def test_a_layer_is_a_line_in_graph_order_with_its_form_in_a_column() -> None:
