@@ -54,7 +54,7 @@ LAYERS = st.lists(
 
 
 @given(st.builds(Plan, LAYERS.map(tuple), NAMES, COUNTS, ERRORS, st.none() | COUNTS))
-def test_what_is_written_is_read_back(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> None:
     assert load_plan(written(tmp_path_factory.getbasetemp(), plan_toml(plan))) == plan
 
 
