@@ -106,6 +106,5 @@ def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
             raise SpecError(f"plan: layer {name}", expected=" or ".join(choices[name]), found=form)
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -170,9 +170,9 @@ class Predictor:
         self.correction = self.model.corrections.get(target.name, {}).get(precision)
         self._factor = (scale or 1.0) * (self.correction or 1.0)
 
-    def layer_us(self, work: Work, batch: int = 1) -> float:
+    def layer_us(self, work: Work) -> float:
         """Return the microseconds of one layer."""
-        return float(seconds(work, self.device, self.model.coefficients, batch)) * 1e6 * self._factor
+        return float(seconds(work, self.device, self.model.coefficients)) * 1e6 * self._factor
 
     def predict(self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None) -> NetworkPrediction:
         """Predict a network for single frames. measured_us: Of layers timed there, by their work without a name."""
