@@ -32,7 +32,7 @@ from edgekd.core.errors import CompressError, SpecError, did_you_mean
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, drawn
 from edgekd.data.types import Sample
-from edgekd.detectors.results import SCANNED_SHARES, Pruned, Sensitivity
+from edgekd.detectors.results import SCANNED_SHARES, PruneResult, Sensitivity
 from edgekd.detectors.torch_support import requiring
 
 with requiring("pruning needs PyTorch and torch-pruning"):
@@ -123,9 +123,9 @@ class Channels:
 
     def pruned(
         self, gone: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
-    ) -> Pruned:
+    ) -> PruneResult:
         """Return the result once channels are gone, by unit. after: the convolutions that are left."""
-        return Pruned(
+        return PruneResult(
             parameters=parameters,
             multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
             widths={unit.name: (unit.channels, unit.channels - gone[unit.name]) for unit in self.units},

@@ -17,7 +17,7 @@ from edgekd.core.detection.types import Detections, DetectorSpec
 from edgekd.graph.runtimes.types import Session
 
 
-class GraphDevice(Protocol):
+class TimedDevice(Protocol):
     """A device that runs graphs in this process, with the clock of its measurements."""
 
     def load(self, graph: Path) -> Session:
@@ -33,7 +33,7 @@ def time_graphs(
     graphs: Mapping[str, Path],
     specs: Mapping[str, DetectorSpec],
     frames: Sequence[np.ndarray],
-    device: GraphDevice,
+    device: TimedDevice,
     basis: str,
     **limits: Any,
 ) -> dict[str, Timing]:

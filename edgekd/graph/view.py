@@ -14,8 +14,8 @@ from edgekd.core.errors import SpecError, first_line
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["conv", "gemm"]
-KINDS: dict[Kind, tuple[str, ...]] = {"conv": ("Conv", "ConvTranspose"), "gemm": ("MatMul", "Gemm")}
+OperatorClass = Literal["conv", "gemm"]
+KINDS: dict[OperatorClass, tuple[str, ...]] = {"conv": ("Conv", "ConvTranspose"), "gemm": ("MatMul", "Gemm")}
 """The operators of each class that computes with weights."""
 
 Dims = tuple[int | None, ...]
@@ -85,7 +85,7 @@ class Graph:
         computed = (value for value in [*inferred.value_info, *inferred.output] if value.name not in self.constants)
         return self.inputs | {value.name: _dims(value) for value in computed}
 
-    def computing_in(self, kind: Kind, number_format: str) -> list[Any]:
+    def computing_in(self, kind: OperatorClass, number_format: str) -> list[Any]:
         """Return the nodes of a class with an operand in a format."""
         return [node for node in self.of(*KINDS[kind]) if number_format in self._formats(node)]
 

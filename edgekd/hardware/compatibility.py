@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.graph.view import Graph, Kind, load_view
+from edgekd.graph.view import Graph, OperatorClass, load_view
 from edgekd.hardware.compatibility_dla import DLA_RULES, missing_dla_generation, operators_beyond_dla
 from edgekd.hardware.compatibility_rules import LEVELS, RULES, Finding, missing_precision
 from edgekd.hardware.target import PRECISIONS, Target
@@ -41,7 +41,7 @@ def check_request(
     Raises SpecError where there is no such precision.
     """
     findings: list[Finding] = []
-    requested: dict[Kind, str | None] = {"conv": precision, "gemm": products}
+    requested: dict[OperatorClass, str | None] = {"conv": precision, "gemm": products}
     for kind, name in requested.items():
         if name is not None and name not in PRECISIONS:
             fix = did_you_mean(name, PRECISIONS)

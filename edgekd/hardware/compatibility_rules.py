@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgekd.graph.view import KINDS, Graph, Kind, array, attribute, opset_of, where
+from edgekd.graph.view import KINDS, Graph, OperatorClass, array, attribute, opset_of, where
 from edgekd.hardware.target import PRECISIONS, Target, version
 
 Level = Literal["impossible", "slow", "note"]
@@ -211,7 +211,7 @@ _HARDWARE = {
 }
 
 
-def missing_precision(precision: str, kind: Kind, target: Target) -> tuple[str, str]:
+def missing_precision(precision: str, kind: OperatorClass, target: Target) -> tuple[str, str]:
     """Return why an operator class cannot use a precision, and what to use instead."""
     allowed: tuple[str, ...] = getattr(target.precisions, kind).value
     best = next(name for name in ("int8", "fp16", "fp32") if name in allowed)

@@ -24,7 +24,7 @@ from edgekd.builds.stages.quantize import COSTS, PLAN, QuantizedResult, settings
 from edgekd.compress.quantization.mixed_precision import Costs, choices, ladder, plan_for
 from edgekd.compress.quantization.plan import Plan, load_plan, plan_toml, require_fits
 from edgekd.compress.quantization.quantize import quantize as write_quantized
-from edgekd.compress.weight_formats import FORMS, Form
+from edgekd.compress.weight_formats import WEIGHT_FORMATS, WeightFormat
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.toml import parse_table
@@ -258,7 +258,7 @@ def _detector_trial(
     return Trial(score, context.fingerprint(split), f"{len(split)} training images that were not calibrated on")
 
 
-def costs_of(planned: AnyStage, formats: tuple[Form, ...] = FORMS) -> Costs:
+def costs_of(planned: AnyStage, formats: tuple[WeightFormat, ...] = WEIGHT_FORMATS) -> Costs:
     """Return the measured costs of these formats and of `float16`.
 
     Only layers without another option, or that INT8 would ruin, have the option `float16`.

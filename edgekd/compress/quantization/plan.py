@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml, toml_text
 
@@ -20,7 +20,7 @@ class PlannedLayer:
     """
 
     name: str
-    form: Form
+    form: WeightFormat
     weights: int
     bytes: int
     error: float
@@ -41,7 +41,7 @@ class Plan:
     max_bytes: int | None = None
 
     @property
-    def forms(self) -> dict[str, Form]:
+    def forms(self) -> dict[str, WeightFormat]:
         """The form of each layer, by node name."""
         return {layer.name: layer.form for layer in self.layers}
 
@@ -88,7 +88,7 @@ def load_plan(path: Path) -> Plan:
     return plan
 
 
-def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
+def require_fits(plan: Plan, choices: Mapping[str, Collection[WeightFormat]]) -> None:
     """Raise SpecError for a plan with missing or unknown layers, or forms that a layer cannot have.
 
     choices: the forms that each layer of the graph can have, by node name.

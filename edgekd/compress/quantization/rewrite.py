@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.quantization.layers import bias_of_product, is_dfl, is_layer
-from edgekd.compress.quantization.placement import Placement
+from edgekd.compress.quantization.placement import QuantizerPlacement
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.core.formats.nvfp4 import Nvfp4
 from edgekd.graph import nvfp4
@@ -80,7 +80,7 @@ def _add_initializer(graph: Graph, name: str, value: np.ndarray) -> None:
     graph.model.graph.initializer.append(numpy_helper.from_array(value, name))
 
 
-def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> None:
+def insert_activation_pairs(graph: Graph, placement: QuantizerPlacement, scales: Mapping[str, float]) -> None:
     """Insert a QuantizeLinear/DequantizeLinear pair per quantized tensor; the placement's edges read its output."""
     from onnx import helper
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgekd.compress.quantization.placement import Placement
+from edgekd.compress.quantization.placement import QuantizerPlacement
 from edgekd.compress.quantization.ranges import METHODS, MagnitudeHistogram, merged, scale_of
 from edgekd.compress.quantization.sensitivity import decibels, output_noise
 from edgekd.graph.view import Graph
@@ -14,7 +14,7 @@ from edgekd.graph.view import Graph
 
 def choose_scales(
     graph: Graph,
-    placement: Placement,
+    placement: QuantizerPlacement,
     histograms: Mapping[str, MagnitudeHistogram],
     ranges: str,
     probes: Sequence[np.ndarray],
@@ -42,7 +42,7 @@ def choose_scales(
 
 
 def group_scales(
-    placement: Placement, histograms: Mapping[str, MagnitudeHistogram], method: str, frame: str
+    placement: QuantizerPlacement, histograms: Mapping[str, MagnitudeHistogram], method: str, frame: str
 ) -> dict[str, float]:
     """Return the scale of each group, for each of its tensors. The frame is never clipped: white is a valid value."""
     scales = {}

@@ -36,11 +36,11 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import Pruned, Sensitivity
+from edgekd.detectors.results import PruneResult, Sensitivity
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.torchvision.detector import TorchvisionDetector
-from edgekd.detectors.torchvision.distill import Batch, StudentLoss, collate, labelled_frame
+from edgekd.detectors.torchvision.distill import Batch, TorchvisionStudentLoss, collate, labelled_frame
 from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network, with_classes
 
 Loss = Callable[[Batch], torch.Tensor]
@@ -56,7 +56,7 @@ def prune_detector(
     cost: LayerCost | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
-) -> Pruned:
+) -> PruneResult:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
 
     Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose
@@ -154,7 +154,7 @@ def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teache
     if teacher is None:
         return lambda batch: sum(network.losses(batch.frames, batch.targets)[0].values(), torch.zeros(()))
     aids = paired_aids(network.widths, network.strides, teacher, PREDICTIONS_ONLY)
-    loss = StudentLoss(teacher, PREDICTIONS_ONLY, shared_classes(classes, teacher.classes), aids)
+    loss = TorchvisionStudentLoss(teacher, PREDICTIONS_ONLY, shared_classes(classes, teacher.classes), aids)
     return lambda batch: loss(network, batch, 0.0)[0]
 
 

@@ -39,7 +39,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import Pruned, Sensitivity
+from edgekd.detectors.results import PruneResult, Sensitivity
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
@@ -63,7 +63,7 @@ def prune_detector(
     teacher: Path | None = None,
     rounds: int = 1,
     quantized: Path | None = None,
-) -> Pruned:
+) -> PruneResult:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
     Arguments: `Family.prune`. `step.images` training images are read, for gradients. Of the step `share` and `max_size`

@@ -20,7 +20,7 @@ from edgekd.graph.runtimes.types import Availability, Engine, Session, require, 
 
 
 @dataclass(frozen=True)
-class CompileResult:
+class CompiledEngine:
     """Result of an ahead-of-time compilation.
 
     seconds: wall time; bytes: size of `files` together; sm: the compute capabilities inside, such as SM86; log: what
@@ -60,7 +60,7 @@ def supported_compute_capabilities() -> tuple[str, ...]:
     return tuple(name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM"))
 
 
-def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -> CompileResult:
+def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -> CompiledEngine:
     """Compile the ONNX file `graph` into one engine file `out` for all `compute_capabilities` (SM86, sm_86 or 8.6).
 
     The network is strongly typed: precisions are the graph's own, from its Q/DQ nodes and tensor types.
@@ -76,7 +76,7 @@ def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -
     with new_file(out) as stream:
         stream.write(plan)
     seconds = time.perf_counter() - began
-    return CompileResult(seconds, out.stat().st_size, names, (out,), tuple(log))
+    return CompiledEngine(seconds, out.stat().st_size, names, (out,), tuple(log))
 
 
 def _capabilities(requested: Sequence[str]) -> tuple[str, ...]:
