@@ -84,7 +84,7 @@ class Channels:
         self.units = [_unit(united, index) for united in self._groups.values()]
 
     def thin(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
-        """Remove channels as the step says, by `compress.channels.choose`; return how many are gone, by unit.
+        """Remove channels as the step says, by `compress.pruning.choose`; return how many are gone, by unit.
 
         weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
         something else than with the channels unread; SpecError for a cap that matches no unit.
@@ -140,8 +140,11 @@ def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[s
     return dataset.classes, drawn(dataset.split("train").samples, step.images, step.seed, progress)
 
 
-def accumulate_gradients(batches: Sequence[S], loss: Callable[[S], torch.Tensor], progress: Progress) -> None:
-    """Add up in each weight the gradient of a loss over batches, in the same order each time."""
+def accumulate_gradients(
+    samples: Sequence[S], size: int, loss: Callable[[Sequence[S]], torch.Tensor], progress: Progress
+) -> None:
+    """Add up in each weight the gradient of a loss over batches of `size` samples, in the same order each time."""
+    batches = in_batches(samples, size)
     with deterministic():
         for batch in progress.items(batches, "gradients", len(batches)):
             loss(batch).backward()
@@ -150,7 +153,8 @@ def accumulate_gradients(batches: Sequence[S], loss: Callable[[S], torch.Tensor]
 def weights_to_keep(network: Any, excess_bytes: float, bytes_per_weight: int, rounds: int) -> float:
     """Return how many weights convolutions may keep after this round, to lose `excess_bytes` in so many rounds."""
     weights = sum(each.weight.numel() for each in network.modules() if isinstance(each, nn.Conv2d))
-    return after_first_round(weights, weights - excess_bytes / bytes_per_weight, rounds)
+    goal = max(weights - excess_bytes / bytes_per_weight, 0.0)
+    return float(weights * (goal / weights) ** (1 / rounds))  # each round removes the same share
 
 
 def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -> Sensitivity:
@@ -165,11 +169,6 @@ def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -
                     losses.append(measure())
             units[unit.name] = tuple(losses)
     return Sensitivity(whole, units)
-
-
-def after_first_round(weights: int, goal: float, rounds: int) -> float:
-    """Return how many of `weights` are left after the first of `rounds` to `goal` that remove the same share each."""
-    return float(weights * (max(goal, 0.0) / weights) ** (1 / rounds))
 
 
 def _require_capped(units: Sequence[Unit], step: Prune) -> None:
@@ -198,7 +197,7 @@ def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[
 
 def _untraceable(found: str) -> CompressError:
     return CompressError(
-        "pruning: which channels hang together in this network cannot be followed",
+        "pruning: the coupling of channels in this network cannot be followed",
         expected="blocks such as YOLOv8, YOLO11, YOLO26 and torchvision's detectors have",
         found=found,
         fix="leave pruning out, and take a smaller model or fewer bits",
@@ -213,7 +212,7 @@ def _share_kept(unit: Unit, gone: int) -> float:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Have PyTorch add in the same order each time, where it can."""
+    """Let PyTorch add in the same order each time, where it can."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

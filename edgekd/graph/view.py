@@ -159,6 +159,12 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def inputs_of(model: Any) -> list[Any]:
+    """Return the inputs that are not weights; graphs of IR version 3 list both."""
+    weights = {initializer.name for initializer in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
 def opset_of(model: Any) -> int:
     """Return the version of ONNX's own operators in a model; 0 where it states none."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)

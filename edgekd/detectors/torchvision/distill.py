@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def distill_student(
         training.restore(kept)
     with fitting_batches():
         training.run(AugmentedFrames(samples, network.image_size, step.seed), state, progress)
-    network.load_state_dict(training.average.module.network.state_dict())
+    network.load_state_dict(training.average.module["network"].state_dict())
     save_network(network.cpu(), out)
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
     return DistillResult(
@@ -181,20 +181,20 @@ class AugmentedFrames(TorchDataset[tuple[torch.Tensor, FrameLabels]]):  # type: 
         return list(np.random.default_rng([self._seed, self.epoch]).permutation(len(self)))
 
 
-def collate(pairs: Sequence[tuple[torch.Tensor, FrameLabels]]) -> tuple[torch.Tensor, list[FrameLabels]]:
-    frames, targets = zip(*pairs, strict=True)
-    return torch.stack(frames), list(targets)
-
-
-# --------------------------------------------------------------------------------------------------------- the training
-
-
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Frames float32 [b, 3, h, w], RGB, 0 to 1, and the labels of each."""
 
     frames: torch.Tensor
     targets: Sequence[FrameLabels]
+
+
+def collate(pairs: Sequence[tuple[torch.Tensor, FrameLabels]]) -> Batch:
+    """Return frames and their labels as a batch."""
+    frames, targets = zip(*pairs, strict=True)
+    return Batch(torch.stack(frames), list(targets))
+
+
+# --------------------------------------------------------------------------------------------------------- the training
 
 
 class TorchvisionStudentLoss:
@@ -209,7 +209,7 @@ class TorchvisionStudentLoss:
         self, student: TorchvisionNetwork, batch: Batch, progress: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the loss, a scalar; its parts, and their weights, by name. progress: share of the training done."""
-        losses, features = student.losses(batch.frames, batch.targets)
+        losses, features = student.losses(*batch)
         labels = torch.stack(list(losses.values())).sum()
         stage = self._step.stage_at(progress)
         if not stage.weights.any:
@@ -223,14 +223,6 @@ class TorchvisionStudentLoss:
         total = sum((weights[name] * loss for name, loss in distilled.losses.items()), labels)
         weights |= {"disagreement": distilled.disagreement, "temperature": distilled.temperature}
         return total, {**losses, **distilled.losses}, weights
-
-
-class _StudentWithAids(torch.nn.Module):  # type: ignore[misc]
-    """A student, and the modules trained beside it."""
-
-    def __init__(self, network: TorchvisionNetwork, aids: torch.nn.Module) -> None:
-        super().__init__()
-        self.network, self.aids = network, aids
 
 
 class _Training:
@@ -249,7 +241,7 @@ class _Training:
         self.seconds = 0.0
         self._step, self._device, self._finished = step, device, False
         aids = paired_aids(network.widths, network.strides, teacher, step)
-        self._model = _StudentWithAids(network, aids).to(device)
+        self._model = torch.nn.ModuleDict({"network": network, "aids": aids}).to(device)
         self.average = AveragedModel(self._model, avg_fn=_moving_average, use_buffers=True)
         self._rate = step.learning_rate or DEFAULT_RATE
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._rate, weight_decay=WEIGHT_DECAY)
@@ -303,7 +295,7 @@ class _Training:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * self._rate_factor(share, epochs)
         with torch.autocast(self._device.type, torch.bfloat16) if self._mixed else nullcontext():
-            loss, parts, weights = self._loss(self._model.network, batch, share)
+            loss, parts, weights = self._loss(self._model["network"], batch, share)
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)

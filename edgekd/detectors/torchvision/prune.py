@@ -152,7 +152,7 @@ _LAST_LAYER = re.compile(r"(cls_logits|bbox_reg|bbox_ctrness|module_list\.\d+\.1
 def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teacher | None) -> Loss:
     """Return the loss of a batch, a scalar: on the labels, and of a teacher's classes and boxes."""
     if teacher is None:
-        return lambda batch: sum(network.losses(batch.frames, batch.targets)[0].values(), torch.zeros(()))
+        return lambda batch: sum(network.losses(*batch)[0].values(), torch.zeros(()))
     aids = paired_aids(network.widths, network.strides, teacher, PREDICTIONS_ONLY)
     loss = TorchvisionStudentLoss(teacher, PREDICTIONS_ONLY, shared_classes(classes, teacher.classes), aids)
     return lambda batch: loss(network, batch, 0.0)[0]
@@ -167,7 +167,7 @@ def _accumulate(
     def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
         return loss(_batch(some, network.image_size))
 
-    accumulate_gradients(in_batches(samples, step.batch), batch_loss, progress)
+    accumulate_gradients(samples, step.batch, batch_loss, progress)
     network.eval()
 
 
@@ -181,4 +181,4 @@ def _to_train(network: TorchvisionNetwork) -> None:
 
 def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> Batch:
     """Return letterboxed images with their labels."""
-    return Batch(*collate([labelled_frame(sample, image, Preprocess(*size)) for sample, image in samples]))
+    return collate([labelled_frame(sample, image, Preprocess(*size)) for sample, image in samples])

@@ -200,7 +200,7 @@ def _accumulate(
         total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
         return total
 
-    accumulate_gradients(in_batches(samples, step.batch), batch_loss, progress)
+    accumulate_gradients(samples, step.batch, batch_loss, progress)
     head.training = False
     for layer in network.modules():  # the hooks of a teacher's loss
         layer._forward_hooks.clear()
