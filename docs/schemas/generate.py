@@ -21,11 +21,16 @@ from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
+from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
+from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
+from edgekd.commands.prune import Pruned
+from edgekd.commands.quantize import Quantized
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.search_result import SearchResult
+from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
@@ -36,9 +41,14 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "check": ("`edgekd check --json`", Checked),
     "compare": ("`edgekd compare --json`", Compared),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "eval": ("`edgekd eval --json`", Scored),
+    "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),
+    "predict": ("`edgekd predict --json`", PredictResult),
+    "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
+    "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
 }

@@ -56,7 +56,7 @@ from edgekd.deploy.signing.signed import sign_bundle
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import for_bundle
 from edgekd.hardware.budget import Line, judge, verdict
-from edgekd.hardware.predict.result import predict_graph
+from edgekd.hardware.predict.result import PredictResult, predict_graph
 from edgekd.hardware.target import to_dict
 
 if TYPE_CHECKING:
@@ -103,13 +103,14 @@ def publish(
     analysis = analyse(context, record, findings, request.target, timing.host)
     bundle = pack_bundle(context, record, signers)
     before, after = (score.result.map50_95 for score in record.scores)
+    predicted = _on_target(record) if request.budget.max_energy_mj else None
     lines = judge(
         request.budget,
         size=budget_bytes(bundle),
         kept=after / before if before else None,
         fps=timing.after.fps,
         basis=timing.after.basis,
-        energy_mj=(_on_target(record) or {}).get("energy_mj") if request.budget.max_energy_mj else None,
+        energy_mj=predicted.energy_mj if predicted else None,
     )
     facts = replace(facts_of(record), budget=lines, bundle_bytes=bundle.stat().st_size, search=request.search)
     report = analysed_report(full_report(record, facts, machine, context.done), record, findings, analysis)
@@ -305,10 +306,10 @@ def _evidence(record: BuildRecord) -> Evidence:
     )
 
 
-def _on_target(record: BuildRecord) -> Mapping[str, Any] | None:
+def _on_target(record: BuildRecord) -> PredictResult | None:
     """Return the prediction for the graph that ships; None where the target cannot be predicted."""
     try:
-        return predict_graph(record.shipped.path / GRAPH, record.request.target).document
+        return predict_graph(record.shipped.path / GRAPH, record.request.target)
     except SpecError:
         return None
 
@@ -317,8 +318,7 @@ def _predicted(record: BuildRecord) -> tuple[Latency, ...]:
     """Return the predicted latency on the target, if there is one."""
     if (found := _on_target(record)) is None:
         return ()
-    ms, low, high = (float(found[name]) for name in ("latency_ms", "low_ms", "high_ms"))
-    return (Latency("predicted", record.request.target.name, ms, low, high, None),)
+    return (Latency("predicted", record.request.target.name, found.latency_ms, found.low_ms, found.high_ms, None),)
 
 
 def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> Score:

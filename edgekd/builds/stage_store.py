@@ -19,7 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, TypeVar
 
-from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folder, remove_leftovers, writing
+from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError

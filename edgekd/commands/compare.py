@@ -204,11 +204,11 @@ def _numbered(stages: Sequence[LedgerStage]) -> dict[tuple[str, int], LedgerStag
 def _stage(name: str, a: LedgerStage | None, b: LedgerStage | None) -> ComparedStage:
     return ComparedStage(
         name=name,
-        a_seconds=a and a.seconds,
-        b_seconds=b and b.seconds,
-        a_bytes=a and a.bytes,
-        b_bytes=b and b.bytes,
-        a_map50_95=a and a.map50_95,
-        b_map50_95=b and b.map50_95,
+        a_seconds=a.seconds if a else None,
+        b_seconds=b.seconds if b else None,
+        a_bytes=a.bytes if a else None,
+        b_bytes=b.bytes if b else None,
+        a_map50_95=a.map50_95 if a else None,
+        b_map50_95=b.map50_95 if b else None,
         same=a is not None and b is not None and a.key == b.key,
     )

@@ -1,4 +1,4 @@
-"""CostPerMillion of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
+"""Cost of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class SearchSetup:
         model: File name of the detector.
         target: Name of the target.
         budget: The limits as given; null where there is none.
-        basis: Source of `latency_ms` and `energy_mj`: `measured` where this machine is the target, or boards were timed,
-            `rehearsed` on a null device, else `predicted`.
+        basis: Source of `latency_ms` and `energy_mj`: `measured` where this machine is the target, or boards were
+            timed, `rehearsed` on a null device, else `predicted`.
         held_out: Number of training images that nothing was trained or calibrated on.
         rungs: Thoroughness of trials, the least first.
     """

@@ -12,20 +12,24 @@ from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench
 
 if TYPE_CHECKING:
     from edgekd.builds.run import BuildResult
+    from edgekd.builds.speedup import DetectorFigures, Lightened
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
+    from edgekd.commands.distill import Distilled, ScoredDetector
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
-    from edgekd.commands.quantize import QuantizeOutcome
+    from edgekd.commands.factorize import Factorized
+    from edgekd.commands.prune import Pruned
+    from edgekd.commands.quantize import FloatGraph, Quantized, QuantizedGraph
     from edgekd.commands.targets import Targets
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
     from edgekd.evaluation.search_result import SearchResult
     from edgekd.hardware.budget import Line
+    from edgekd.hardware.predict.result import PredictResult
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
 _SIDES = ("source", "converted")
-_SPAN = ("latency_ms", "high_ms", "low_ms")
 _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("run", "run", str),
     ("model", "model", str),
@@ -92,28 +96,21 @@ def print_searched(result: SearchResult) -> None:
         print(line)
 
 
-def print_quantized(outcome: QuantizeOutcome) -> None:
+def print_quantized(result: Quantized) -> None:
     """Print the result of `edgekd quantize`."""
-    result = outcome.document
-    before, after = result["before"], result["after"]
+    before, after = result.before, result.after
+    packed = f"{megabytes(after.bytes)} packed, {megabytes(after.onnx_bytes)} ONNX"
     rows = [
-        [
-            "graph",
-            megabytes(before["bytes"]),
-            f"{megabytes(after['bytes'])} packed, {megabytes(after['onnx_bytes'])} ONNX",
-        ]
+        *(_metric_rows(before, after) if result.metric == "map50_95" else []),
+        ["graph", megabytes(before.bytes), packed],
     ]
-    if result["metric"] == "map50_95":
-        scores = [[label, score_text(before[key]), score_text(after[key])] for label, key in _METRICS.items()]
-        rows = [*scores, *rows]
     print_table(["", "before", "after"], rows)
-    for output in result["outputs"]:
-        error, ratio = output["relative_error"], output["snr_db"]
-        print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
-    formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
-    print(f"layers: {formats}")
-    print_budget(outcome.budget)
-    print(f"results: {outcome.job.out}")
+    for output in result.outputs:
+        error = f"relative error {output.relative_error:.4f} ({output.snr_db:.1f} dB)"
+        print(f"output {output.name}: {error} on {result.frames} frames")
+    print(f"layers: {', '.join(f'{count} in {form}' for form, count in result.forms.items() if count)}")
+    print_budget(result.budget)
+    print(f"results: {result.graph.parent}")
 
 
 def print_converted(result: Mapping[str, Any]) -> None:
@@ -153,38 +150,41 @@ def print_adapted(result: Mapping[str, Any]) -> None:
     print(f"delta: {result['delta']}, {megabytes(result['delta_bytes'])}")
 
 
-def print_distilled(result: Mapping[str, Any]) -> None:
+def print_distilled(result: Distilled) -> None:
     """Print the result of `edgekd distill`."""
-    both = (result["before"], result["after"])
-    rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
-    sizes = ["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)]
-    print_table(["", "teacher", "student"], [*rows, sizes])
-    print(f"epochs: {result['epochs']}\nstudent: {result['checkpoint']}")
+    both = (result.before, result.after)
+    sizes = ["parameters", *(f"{each.parameters / 1e6:.2f} M" for each in both)]
+    print_table(["", "teacher", "student"], [*_metric_rows(*both), sizes])
+    print(f"epochs: {result.epochs}\nstudent: {result.checkpoint}")
 
 
-def print_pruned(result: Mapping[str, Any]) -> None:
+def _metric_rows(*detectors: DetectorFigures | ScoredDetector | FloatGraph | QuantizedGraph) -> list[list[str]]:
+    return [[label, *(score_text(getattr(each, key)) for each in detectors)] for label, key in _METRICS.items()]
+
+
+def print_pruned(result: Pruned) -> None:
     """Print the result of `edgekd prune`."""
     _print_lighter(result)
-    print(f"pruned: {result['checkpoint']}")
+    print(f"pruned: {result.checkpoint}")
 
 
-def print_factorized(result: Mapping[str, Any]) -> None:
+def print_factorized(result: Factorized) -> None:
     """Print the result of `edgekd factorize`."""
     _print_lighter(result)
-    print(f"{len(result['layers'])} layers replaced\nfactorized: {result['checkpoint']}")
+    print(f"{len(result.layers)} layers replaced\nfactorized: {result.checkpoint}")
 
 
-def _print_lighter(result: Mapping[str, Any]) -> None:
+def _print_lighter(result: Lightened) -> None:
     """Print a detector before and after it was made lighter."""
-    both = (result["before"], result["after"])
-    rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
-    rows.append(["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)])
-    rows.append(["multiply-adds", *(f"{each['multiply_adds'] / 1e9:.2f} G" for each in both)])
-    rows.append(["ms a frame", *(f"{each['latency_ms']:.2f}" for each in both)])
-    if (on := result["target"]) is not None and on["basis"] == "predicted":
-        rows.append([f"ms on {on['name']}, predicted", *(f"{on[side]:.2f}" for side in ("before_ms", "after_ms"))])
+    both = (result.before, result.after)
+    rows = _metric_rows(*both)
+    rows.append(["parameters", *(f"{each.parameters / 1e6:.2f} M" for each in both)])
+    rows.append(["multiply-adds", *(f"{each.multiply_adds / 1e9:.2f} G" for each in both)])
+    rows.append(["ms a frame", *(f"{each.latency_ms:.2f}" for each in both)])
+    if (on := result.target) is not None and on.basis == "predicted":
+        rows.append([f"ms on {on.name}, predicted", f"{on.before_ms:.2f}", f"{on.after_ms:.2f}"])
     print_table(["", "before", "after"], rows)
-    print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
+    print(f"measured on {result.host.cpu} with {result.host.engine}")
 
 
 def print_validation(result: Mapping[str, Any]) -> None:
@@ -233,20 +233,21 @@ def print_bench(bench: BenchResult) -> None:
         print_refused([f"{other.artifact}: {reason}" for reason in other.result.refused])
 
 
-def print_predicted(result: Mapping[str, Any]) -> None:
+def print_predicted(result: PredictResult) -> None:
     """Print the result of `edgekd predict`."""
-    rows = [["ms a frame", *(f"{result[key]:.2f}" for key in ("latency_ms", "low_ms", "high_ms"))]]
-    rows.append(["frames a second", *(f"{result['fps'] * result['latency_ms'] / result[key]:.1f}" for key in _SPAN)])
-    if result["energy_mj"] is not None:
-        rows.append(["mJ a frame", *(f"{result[key]:.0f}" for key in ("energy_mj", "low_mj", "high_mj"))])
-    print_table([f"{result['target']}, {result['precision']}", "predicted", "from", "to"], rows)
-    total = sum(layer["us"] for layer in result["layers"])
-    print(f"the {len(result['layers'])} dearest layers take {total / 10 / result['latency_ms']:.0f} % of it:")
-    print_table(["layer", "", "us"], [[each["name"], each["kind"], f"{each['us']:.1f}"] for each in result["layers"]])
+    spans = [(result.latency_ms, result.low_ms, result.high_ms), (result.energy_mj, result.low_mj, result.high_mj)]
+    rates = (result.fps * result.latency_ms / ms for ms in (result.latency_ms, result.high_ms, result.low_ms))
+    rows = [["ms a frame", *(f"{ms:.2f}" for ms in spans[0])], ["frames a second", *(f"{rate:.1f}" for rate in rates)]]
+    if result.energy_mj is not None:
+        rows.append(["mJ a frame", *(f"{mj:.0f}" for mj in spans[1])])
+    print_table([f"{result.target}, {result.precision}", "predicted", "from", "to"], rows)
+    total = sum(layer.us for layer in result.layers)
+    print(f"the {len(result.layers)} dearest layers take {total / 10 / result.latency_ms:.0f} % of it:")
+    print_table(["layer", "", "us"], [[each.name, each.kind, f"{each.us:.1f}"] for each in result.layers])
     print("Predicted, not measured: nine of ten measurements should lie in that range.")
-    if result["measured"]:
-        print(f"Corrected by what was measured: {result['measured']}.")
-    for doubt in result["doubts"]:
+    if result.measured:
+        print(f"Corrected by what was measured: {result.measured}.")
+    for doubt in result.doubts:
         print(f"Do not trust it far: {doubt}.")
 
 
@@ -329,6 +330,10 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 RESULTS: Mapping[str, Callable[[Any], None]] = {
     "bench": print_bench,
     "compare": print_compared,
+    "distill": print_distilled,
+    "factorize": print_factorized,
+    "predict": print_predicted,
+    "prune": print_pruned,
     "build": print_outcome,
     "quantize": print_quantized,
     "eval": print_scores,
@@ -343,10 +348,6 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
 DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "adapt": print_adapted,
     "convert": print_converted,
-    "distill": print_distilled,
-    "prune": print_pruned,
-    "factorize": print_factorized,
-    "predict": print_predicted,
     "engine": bundle_printing.print_engine,
     "profile": bundle_printing.print_profiled,
     "report": print_report,

@@ -43,7 +43,7 @@ def write_prediction(file: Path, prediction: PredictResult) -> None:
     """Write a page with a prediction and its roofline. Raises SpecError."""
     from edgekd.evaluation.report.prediction import render
 
-    write_file(file, render(prediction.document, prediction.roof).encode("utf-8"))
+    write_file(file, render(prediction).encode("utf-8"))
 
 
 def require_place(*files: Path | None) -> None:
