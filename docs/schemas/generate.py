@@ -21,6 +21,7 @@ from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
+from edgekd.commands.convert import Converted
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
@@ -29,6 +30,7 @@ from edgekd.commands.keygen import NewKey
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
 from edgekd.evaluation.bench_result import BenchResult
+from edgekd.evaluation.report.document import Analysed
 from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
@@ -41,6 +43,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "check": ("`edgekd check --json`", Checked),
     "compare": ("`edgekd compare --json`", Compared),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "convert": ("`edgekd convert --json`", Converted),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
@@ -49,6 +52,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "predict": ("`edgekd predict --json`", PredictResult),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
+    "report": ("`edgekd report --json`", Analysed),
     "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
 }

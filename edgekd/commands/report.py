@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -24,19 +24,15 @@ from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.typed_values import from_plain
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
-from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts
-from edgekd.evaluation.analysis.matching import IOU
-from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.report.bench_files import require_place
+from edgekd.evaluation.report.document import Analysed, numbers_of
 from edgekd.evaluation.report.html import render
-from edgekd.evaluation.report.types import LayerRow, Report
 from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.target import Target, load_target
 
@@ -44,35 +40,6 @@ R = TypeVar("R", bound=StageResult)
 PAGE = "analysis.html"
 _DERIVED = ("half", "quantize", "quant_aware_distill")
 """Stages that derive a graph from the graph that is their input."""
-
-
-@dataclass(frozen=True)
-class Analysed(UntypedResult):
-    """The result of `analyse`. Counts are None where the scored data was not at hand; `missing` says what else is."""
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return Path(self.document["report"])
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Parts that are not in the report, and why."""
-        return tuple(self.document["missing"])
-
-    @property
-    def lost(self) -> int | None:
-        """Objects that were found before, and are not found by the graph that ships."""
-        return self._counted("lost")
-
-    @property
-    def gained(self) -> int | None:
-        """Objects that only the graph that ships finds."""
-        return self._counted("gained")
-
-    def _counted(self, name: str) -> int | None:
-        detections = self.document["detections"]
-        return None if detections is None else int(detections["total"][name])
 
 
 def analyse(
@@ -107,7 +74,7 @@ def analyse(
         report = replace(report, missing=(unavailable, *report.missing))
     page = page or folder / PAGE
     write_file(page, render(report).encode("utf-8"))
-    return Analysed(document(folder, page, report))
+    return numbers_of(report, folder, page)
 
 
 def _stages_of(finished: Finished) -> list[AnyStage]:
@@ -226,87 +193,3 @@ def _provenance(finished: Finished) -> dict[str, str]:
         "Made with": ", ".join([finished.manifest.created_by, *(f"{n} {v}" for n, v in lineage.tools.items())]),
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def document(run: Path, page: Path, report: Report) -> dict[str, Any]:
-    """Return the numbers of a report: docs/json.md."""
-    return {
-        "run": str(run),
-        "report": str(page),
-        **_attributes(report, "model", "target", "recipe", "images"),
-        "map50_95": _attributes(report.map50_95, "before", "after"),
-        "missing": list(report.missing),
-        "classes": [
-            {"name": row.name, "objects": row.instances, "before": row.before, "after": row.after}
-            for row in report.classes
-        ],
-        "sizes": [_attributes(row, "name", "before", "after") for row in report.sizes],
-        "detections": None if report.analysis is None else _detections(report.analysis),
-        "layers": [_layer(row, report.inside) for row in report.layers],
-        "inside": None if report.inside is None else _inside(report.inside),
-        "training": [
-            {"step": each.name, "losses": list(each.losses), "weights": list(each.weights)} for each in report.training
-        ],
-    }
-
-
-def _detections(analysis: Analysis) -> dict[str, Any]:
-    shift = analysis.shift
-    return {
-        "images": analysis.images,
-        "iou": IOU,
-        "thresholds": dict(zip(analysis.class_names, analysis.thresholds, strict=True)),
-        "total": _counts(analysis.total),
-        "classes": [_counts(each) for each in analysis.classes],
-        "sizes": [_counts(each) for each in analysis.sizes],
-        "reasons": dict(analysis.reasons),
-        "confusions": [_confusion(each, analysis.class_names) for each in analysis.confusions],
-        "shift": None if shift is None else _attributes(shift, "count", "mean", "p10", "p50", "p90"),
-        "changes": dict(analysis.changes),
-        "pictures": len(analysis.crops),
-    }
-
-
-def _counts(counts: DetectionCounts) -> dict[str, Any]:
-    return _attributes(
-        counts, "name", "objects", "kept", "lost", "gained", "missed", "false_before", "false_after", "shift"
-    )
-
-
-def _confusion(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "labelled": None if confusion.truth is None else classes[confusion.truth],
-        "taken_for": None if confusion.taken_for is None else classes[confusion.taken_for],
-        **_attributes(confusion, "before", "after"),
-    }
-
-
-def _layer(row: LayerRow, inside: LayerAnalysis | None) -> dict[str, Any]:
-    return {
-        **_attributes(row, "name", "op", "precision", "bits", "bytes_before", "bytes_after", "error_share", "snr_db"),
-        "shape": list(row.shape),
-        "options": dict(row.options),
-        "us_before": inside.times[0].us.get(row.name) if inside else None,
-        "us_after": inside.times[1].us.get(row.name) if inside else None,
-        "cka": [each.values.get(row.output) for each in inside.compared] if inside else [],
-    }
-
-
-def _inside(inside: LayerAnalysis) -> dict[str, Any]:
-    return {
-        "frames": inside.frames,
-        "compared": [_attributes(each, "reference", "other") for each in inside.compared],
-        "times": {
-            side: _attributes(times, "basis", "where", "other_us")
-            for side, times in zip(("before", "after"), inside.times, strict=True)
-        },
-        "attention": [
-            {"frame": each.frame, "layer": shown.layer, "agreement": shown.agreement}
-            for each in inside.attention
-            for shown in each.layers
-        ],
-    }
-
-
-def _attributes(value: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from edgekd.commands.cli import bundle_printing
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from edgekd.builds.speedup import DetectorFigures, Lightened
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
+    from edgekd.commands.convert import Converted, MapScores
     from edgekd.commands.distill import Distilled, ScoredDetector
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
     from edgekd.commands.targets import Targets
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
+    from edgekd.evaluation.report.document import Analysed
     from edgekd.evaluation.search_result import SearchResult
     from edgekd.hardware.budget import Line
     from edgekd.hardware.predict.result import PredictResult
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
-_SIDES = ("source", "converted")
 _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("run", "run", str),
     ("model", "model", str),
@@ -113,23 +115,26 @@ def print_quantized(result: Quantized) -> None:
     print(f"results: {result.graph.parent}")
 
 
-def print_converted(result: Mapping[str, Any]) -> None:
+def print_converted(result: Converted) -> None:
     """Print the result of `edgekd convert`."""
-    parity, scores, int8 = result["parity"], result["scores"], result["int8"]
-    if int8["source"]:
-        print(f"INT8: {int8['carried']} of {int8['source']} layers carried over with their scales")
-    if parity is not None:
-        errors = (f"{part} {parity[part]:.2g} of {parity[f'allowed_{part}']:.2g}" for part in ("boxes", "scores"))
-        largest = f"largest of a score {parity['largest_score']:.2g}"
-        if parity["largest_box"] is not None:
-            largest += f", of a sure box {parity['largest_box']:.2g}"
-        print(f"relative error by {parity['engine']} on {parity['frames']} frames: {', '.join(errors)}; {largest}")
-    if scores is not None:
-        rows = [[label, *(score_text(scores[side][key]) for side in _SIDES)] for label, key in _METRICS.items()]
-        print_table([f"{scores['images']} images of {scores['split']}", *_SIDES], rows)
-    for note in result["notes"]:
+    if result.int8.source:
+        print(f"INT8: {result.int8.carried} of {result.int8.source} layers carried over with their scales")
+    if (parity := result.parity) is not None:
+        found = parity.distance
+        errors = f"boxes {found.boxes:.2g} of {parity.allowed_boxes:.2g}, "
+        errors += f"scores {found.scores:.2g} of {parity.allowed_scores:.2g}"
+        largest = f"largest of a score {found.largest_score:.2g}"
+        if found.largest_box is not None:
+            largest += f", of a sure box {found.largest_box:.2g}"
+        print(f"relative error by {parity.engine} on {parity.frames} frames: {errors}; {largest}")
+    if (scores := result.scores) is not None:
+        print_table(
+            [f"{scores.images} images of {scores.split}", "source", "converted"],
+            _metric_rows(scores.source, scores.converted),
+        )
+    for note in result.notes:
         print(f"note: {note}")
-    print(f"{result['format']}: {result['out']}, {megabytes(result['bytes'])}")
+    print(f"{result.format}: {result.out}, {megabytes(result.bytes)}")
 
 
 def print_adapted(result: Mapping[str, Any]) -> None:
@@ -158,7 +163,9 @@ def print_distilled(result: Distilled) -> None:
     print(f"epochs: {result.epochs}\nstudent: {result.checkpoint}")
 
 
-def _metric_rows(*detectors: DetectorFigures | ScoredDetector | FloatGraph | QuantizedGraph) -> list[list[str]]:
+def _metric_rows(
+    *detectors: DetectorFigures | ScoredDetector | FloatGraph | QuantizedGraph | MapScores,
+) -> list[list[str]]:
     return [[label, *(score_text(getattr(each, key)) for each in detectors)] for label, key in _METRICS.items()]
 
 
@@ -197,26 +204,21 @@ def print_validation(result: Mapping[str, Any]) -> None:
     print(f"report: {result['report']}")
 
 
-def print_report(result: Mapping[str, Any]) -> None:
+def print_report(result: Analysed) -> None:
     """Print the result of `edgekd report`."""
-    if (found := result["detections"]) is not None:
+    if (found := result.detections) is not None:
         columns = ("objects", "kept", "lost", "gained", "missed", "false_before", "false_after")
-        worst = sorted(found["classes"], key=lambda each: (each["gained"] - each["lost"], -each["lost"]))[:5]
-        rows = [found["total"], *found["sizes"], *(each for each in worst if each["lost"] > each["gained"])]
-        cells = [[row["name"], *(str(row[column]) for column in columns)] for row in rows]
+        worst = sorted(found.classes, key=lambda each: (each.gained - each.lost, -each.lost))[:5]
+        rows = [found.total, *found.sizes, *(each for each in worst if each.lost > each.gained)]
+        cells = [[row.name, *(str(getattr(row, column)) for column in columns)] for row in rows]
         print_table(["detections", *(column.replace("_", " ") for column in columns)], cells)
-    inside = result["inside"]
-    for at, each in enumerate(inside["compared"] if inside else ()):
-        known = [layer for layer in result["layers"] if layer["cka"][at] is not None]
-        least = ", ".join(f"{layer['name']} {layer['cka'][at]:.3f}" for layer in sorted(known, key=_cka_at(at))[:3])
-        print(f"least alike, {each['reference']} and {each['other']}: {least}")
-    for why in result["missing"]:
+    for index, each in enumerate(result.inside.compared if result.inside else ()):
+        known = [(cka, layer.name) for layer in result.layers if (cka := layer.cka[index]) is not None]
+        least = ", ".join(f"{name} {cka:.3f}" for cka, name in sorted(known, key=itemgetter(0))[:3])
+        print(f"least alike, {each.reference} and {each.other}: {least}")
+    for why in result.missing:
         print(f"missing: {why}")
-    print(f"report: {result['report']}")
-
-
-def _cka_at(at: int) -> Callable[[Mapping[str, Any]], float]:
-    return lambda layer: float(layer["cka"][at])
+    print(f"report: {result.report}")
 
 
 def print_bench(bench: BenchResult) -> None:
@@ -330,10 +332,12 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 RESULTS: Mapping[str, Callable[[Any], None]] = {
     "bench": print_bench,
     "compare": print_compared,
+    "convert": print_converted,
     "distill": print_distilled,
     "factorize": print_factorized,
     "predict": print_predicted,
     "prune": print_pruned,
+    "report": print_report,
     "build": print_outcome,
     "quantize": print_quantized,
     "eval": print_scores,
@@ -347,10 +351,8 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
 """Printers of results by command."""
 DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "adapt": print_adapted,
-    "convert": print_converted,
     "engine": bundle_printing.print_engine,
     "profile": bundle_printing.print_profiled,
-    "report": print_report,
     "validate-report": print_validation,
     "verify": bundle_printing.print_verified,
     "trust": bundle_printing.print_verified,

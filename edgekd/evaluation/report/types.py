@@ -25,7 +25,11 @@ Moment = Literal["before", "after"]
 
 @dataclass(frozen=True)
 class Change:
-    """One number before and after the build."""
+    """One number before and after the build.
+
+    Args:
+        before, after: The number; null where it is missing.
+    """
 
     before: float | None
     after: float | None
@@ -72,7 +76,12 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """mAP50-95 of the objects of one size: small, medium or large, as COCO counts them."""
+    """mAP50-95 of the objects of one size, as COCO counts them.
+
+    Args:
+        name: `small`, `medium` or `large`.
+        before, after: mAP50-95; null without objects.
+    """
 
     name: str
     before: float | None
