@@ -16,13 +16,16 @@ from common import HERE, export_to, frames_of
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, note, read, table
 
+from edgekd import commands
 from edgekd.builds.recipe import Quantize
 from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt_graph, look_json
+from edgekd.compress import quantization
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import CompressError
+from edgekd.data import domain_shift
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
@@ -37,6 +40,8 @@ WANTED = 0.5
 WANTED_AT = 3
 CLEAN_LOSS = 0.005
 """What clean accuracy may lose."""
+SOURCES = (commands.adapt, quantization.adapt, quantization.reconstruct, quantization.quantize, domain_shift)
+"""Modules that decide the rows: rows of another version of them are not taken over."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +172,8 @@ def run(given: Given) -> Result:
 
 
 def sources_sha256() -> list[str]:
-    """Return what decides the rows of this bench: rows of another version are not taken over."""
-    package = HERE.parent / "edgekd"
-    names = ("adapting.py", "compress/adapt.py", "compress/reconstruct.py", "compress/quantize.py", "data/look.py")
-    return [file_sha256(package / name)[:16] for name in names]
+    """Return the hashes of SOURCES."""
+    return [file_sha256(Path(str(module.__file__)))[:16] for module in SOURCES]
 
 
 OPTIONS = (

@@ -10,21 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, exp, log
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from common import HERE
 from frame import Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, note, table
 from numpy.typing import NDArray
 from published.rows import Row, layers_of, read_csv, read_rows
 from scipy.optimize import least_squares
 
 from edgekd.core.atomic_files import write_file
+from edgekd.hardware.predict import latency
 from edgekd.hardware.predict.energy import EnergyModel, mode_watts
 from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficients, Model, scale_from, seconds
 from edgekd.hardware.target import load_target
 
-PACKAGED = HERE.parent / "edgekd" / "predict" / COEFFICIENTS
+PACKAGED = Path(latency.__file__).with_name(COEFFICIENTS)
 SHARE = 0.9
 """Of the measurements that an interval should hold."""
 MOST_ERROR, LEAST_GAIN, MOST_OFF = 0.15, 3.0, 0.02
