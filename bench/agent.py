@@ -1,7 +1,7 @@
 """Measure size and start of the agent, and how long it takes over a bundle of 12 MB on one core.
 
-The bundle's graph has random INT8 weights as fp4x stores them, the most that so many bytes can expand to. Each command
-is a process, timed from start to end, interleaved with an interpreter that does nothing and one that imports NumPy.
+The graph has random INT8 weights as fp4x stores them: the most that so many bytes can expand to. Each command is a
+process, interleaved with an interpreter that does nothing and one that imports NumPy.
 """
 
 import shutil
@@ -115,7 +115,6 @@ OPTIONS = (Option("--python", [sys.executable], "interpreters with NumPy"), Opti
 def run(given: Given) -> Result:
     bundle, agent = write_bundle(given.scratch), given.scratch / NAME
     return {
-        "question": "how large is the agent, how soon does it answer, how long does a bundle of 12 MB take?",
         "bytes": agent.stat().st_size,
         "modules": len(agent_modules()),
         "bundle_bytes": bundle.stat().st_size,
@@ -128,4 +127,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=within, cores=1)
+    main(run, page, options=OPTIONS, holds=within, cores=1)

@@ -1,8 +1,7 @@
 """Compare `edgekd build` with `yolo export` and `yolo val`: wall time from a checkpoint to a scored INT8 model.
 
-Same checkpoint, images and machine, whole processes, in turns; the first to go alternates. edgekd also scores the float
-model, times both, and writes bundle and report in its time. Both calibrate on the training split and score `val`;
-Ultralytics by default calibrates on `val`. Needs `edgekd[train]`.
+The first to go alternates. Ultralytics by default calibrates on `val`; here both calibrate on the training split. Needs
+`edgekd[train]`.
 """
 
 import json
@@ -17,7 +16,7 @@ from typing import Any
 
 import frame
 from common import copy_data, ultralytics_environment, without_folders
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result
+from frame import IMAGES, Blocks, Document, Given, Option, Result
 
 from edgekd.data.dataset import load_dataset
 from edgekd.graph.runtimes.types import library_version
@@ -153,7 +152,6 @@ def run(given: Given) -> Result:
     turns = take_turns(Bench(work, shared / "models" / given.model, data), work, given.repetitions)
     ours, theirs = tools = [summary(turns, tool) for tool in ("edgekd", "ultralytics")]
     return {
-        "question": "how long from a checkpoint to a scored INT8 model, beside Ultralytics?",
         "model": given.model,
         "repetitions": given.repetitions,
         "seeds": "PYTHONHASHSEED=0; calibration images as each tool chooses them by default",
@@ -166,15 +164,8 @@ def run(given: Given) -> Result:
     }
 
 
-OPTIONS = (SHARED_FOLDER, Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
+OPTIONS = (Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
 
 
 if __name__ == "__main__":
-    frame.main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95,
-    )
+    frame.main(run, page, options=OPTIONS, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)

@@ -1,14 +1,14 @@
 """Measure how much of an INT8 score is chance: edgekd's `ptq` and ModelOpt `entropy` on several calibration sets.
 
-A score on 128 images moves by several thousandths when weights are rounded a little differently. So both tools quantize
-several times, each time with another three quarters of the training images, the same for both. Means are compared, and
-each draw with its counterpart. Needs `edgekd[train]`; ModelOpt gets an environment of its own.
+A score on 128 images moves by several thousandths when weights are rounded a little differently. Needs `edgekd[train]`;
+ModelOpt gets an environment of its own.
 """
 
 import statistics
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from common import Detector
 from frame import Blocks, Document, Given, Option, Result, claim, claims_hold, claims_table, head, main, table
 from quantization_baselines import MODELOPT, OPTIONS, RECIPE, Bench, row_of
 
@@ -23,9 +23,9 @@ class Draws(Bench):
 
     def drawn(self, model: str, draws: int) -> Iterator[Document]:
         """Yield the float graph with the draw None, and a graph of each tool for each draw."""
-        source, spec, written, exclude = self.begun(model)
-        folder, frames = source.parent, sorted(written.iterdir())
-        yield Document(draw=None, **self.scored(row_of(model, "float32"), source, spec))
+        source, written, exclude = self.begun(model)
+        folder, frames = source.graph.parent, sorted(written.iterdir())
+        yield Document(draw=None, **self.scored(row_of(model, "float32"), source))
         for draw in range(draws):
             chosen = folder / f"draw-{draw}"
             chosen.mkdir()
@@ -33,8 +33,8 @@ class Draws(Bench):
                 (chosen / frames[at].name).symlink_to(frames[at])
             for method in (RECIPE, MODELOPT):
                 graph = folder / "int8.onnx"
-                row = self.quantized(model, method, source, chosen, graph, exclude)
-                yield Document(draw=draw, **(row if row.error else self.scored(row, graph, spec)))
+                row = self.quantized(model, method, source.graph, chosen, graph, exclude)
+                yield Document(draw=draw, **(row if row.error else self.scored(row, Detector(graph, source.spec))))
 
 
 def claims(rows: Sequence[Document]) -> list[Result]:
@@ -93,4 +93,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(*OPTIONS, Option("--draws", 4)), holds=claims_hold)
+    main(run, page, options=(*OPTIONS, Option("--draws", 4)), holds=claims_hold)

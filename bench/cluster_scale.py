@@ -1,9 +1,8 @@
 """Measure what a cluster adds to the trials of a search, and count how a search grows on it.
 
-Measured: a Ray cluster of processes here, with trials that sleep instead of making and timing a network; tasks, queues,
-leases and shared folder are real. The overhead is a trial's share of what a round takes longer than it has to. Counted:
-a search in rounds with early stopping on up to hundreds of GPUs and boards, each trial with the measured overhead, and
-the bytes that are moved through Ray and kept in the shared folder.
+Measured: a Ray cluster of processes here, with trials that sleep; tasks, queues, leases and shared folder are real. The
+overhead is a trial's share of what a round takes longer than it has to. Counted: a search in rounds with early stopping
+on up to hundreds of GPUs and boards.
 """
 
 import heapq
@@ -235,4 +234,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, cores=1)
+    main(run, page, options=OPTIONS, cores=1)

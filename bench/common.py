@@ -6,26 +6,33 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from edgekd.builds.recipe import Quantize, load_recipe
+from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.weight_formats import Form
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
+from edgekd.detectors.onnx import describe
+from edgekd.evaluation.evaluate import Evaluation, evaluate
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.view import load_graph
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -93,17 +100,59 @@ def summary_s(samples: list[float]) -> dict[str, float]:
 # Models and data
 
 
-def export_to(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> DetectorSpec:
-    """Export a detector as a float32 graph; its specification."""
+@dataclass(frozen=True)
+class Detector:
+    """An ONNX graph and its specification."""
+
+    graph: Path
+    spec: DetectorSpec
+
+    def frames(self, images: Iterable[Path]) -> Iterator[np.ndarray]:
+        """Return images as the network takes them, float32 [1, 3, h, w], one in memory at a time."""
+        return (letterbox(read_image(image), self.spec.preprocess)[0] for image in images)
+
+    def evaluation(self, split: Split, label: str = "score", engine: Engine = ONNXRUNTIME_CPU) -> Evaluation:
+        """Score the graph on a split."""
+        return evaluate(self.graph, self.spec, split, PlainProgress(interval_s=30), label, engine)
+
+    def map50_95(self, split: Split) -> float:
+        """Return the score of the graph on a split."""
+        return self.evaluation(split).score.map50_95
+
+    def quantized(
+        self,
+        out: Path,
+        frames: Iterable[np.ndarray],
+        step: Quantize | None = None,
+        plan: Mapping[str, Form] | None = None,
+    ) -> Quantized:
+        """Write the quantized graph; by default as step `quantize` does without settings."""
+        return quantize(self.graph, out, frames, step or Quantize(), plan)
+
+
+def exported(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> Detector:
+    """Export a detector as a float32 graph."""
     from edgekd.detectors import load
     from edgekd.detectors.export import export
 
-    return export(load(checkpoint, **how), graph, opset).spec
+    return Detector(graph, export(load(checkpoint, **how), graph, opset).spec)
 
 
-def frames_of(split: Split, spec: DetectorSpec, count: int | None = None) -> Iterator[np.ndarray]:
-    """Return the first images of a split as the network takes them, float32 [1, 3, h, w], one in memory at a time."""
-    return (letterbox(read_image(sample.image), spec.preprocess)[0] for sample in islice(split.samples, count))
+def detector_in(graph: Path) -> Detector:
+    """Return the detector in an ONNX file that names its specification."""
+    return Detector(graph, describe(load_graph(graph), graph))
+
+
+def quantize_step(recipe: str) -> Quantize:
+    """Return the only step of a shipped recipe: it quantizes."""
+    (step,) = load_recipe(recipe).steps
+    assert isinstance(step, Quantize)
+    return step
+
+
+def images_of(split: Split, count: int | None = None) -> list[Path]:
+    """Return the first images of a split."""
+    return [sample.image for sample in split.samples[:count]]
 
 
 def split_of(shared: Path, data: str, name: str) -> Split:
@@ -142,11 +191,13 @@ def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float 
 
 
 def median_ms(
-    graphs: Mapping[str, Path], specs: Mapping[str, DetectorSpec], threads: int
+    detectors: Mapping[str, Detector], threads: int, engines: Mapping[str, Engine] = CPU_ENGINES
 ) -> dict[str, dict[str, float]]:
     """Return the median latency of graphs from frame to detections by engine and graph, measured interleaved."""
+    graphs = {name: each.graph for name, each in detectors.items()}
+    specs = {name: each.spec for name, each in detectors.items()}
     frames, found = synthetic_frames(next(iter(specs.values()))), {}
-    for name, engine in CPU_ENGINES.items():
+    for name, engine in engines.items():
         timed = time_graphs(graphs, specs, frames, LocalDevice(engine, threads), "measured")
         found[name] = {graph: timing.summary()["total_ms"]["p50"] for graph, timing in timed.items()}
     return found

@@ -1,9 +1,8 @@
 """Compare edgekd's distillation with none and with Ultralytics' own: same start, same scorer.
 
-The students of a seed start from the same weights and see the same images in the same size and batch, for as many
-epochs or, with `--minutes`, as long. All ship the moving average of the last step: no epoch is chosen on `val`.
-`--ablation` adds edgekd's recipe with one thing changed at a time; `--unlabelled 0.5` takes the labels of half of the
-training images away, and adds a student that also sees these, labelled by the teacher. Needs `edgekd[train]`.
+No epoch is chosen on `val`. `--ablation` adds edgekd's recipe with one thing changed at a time; `--unlabelled 0.5`
+removes the labels of half of the training images, and adds a student that also learns from these, labelled by the
+teacher. Needs `edgekd[train]`.
 """
 
 import statistics
@@ -79,8 +78,6 @@ class Bench(Trainings):
     the teacher a forward pass; tail: the mean mAP50-95 of the classes that are rare in the training split.
     """
 
-    script = __file__
-    question = "how much better is a student that is told by a teacher, beside Ultralytics' own distillation?"
     asked = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "unlabelled", "device")
     shown = ("seeds", "device", "epochs", "minutes", "unlabelled")
     numbers = ("parameters", "epochs", "seconds", "step_seconds")
@@ -103,8 +100,8 @@ class Bench(Trainings):
 
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
-        job = {"do": "teacher", "model": given.model, "out": graph, "size": given.image_size, "batch": given.batch}
-        took = self.job("teacher", {**job, "data": given.data, "images": given.images})
+        asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "images": given.images}
+        took = self.job("teacher", teacher_job, out=graph, data=given.data, **asked)
         by_split = {split: Score(**score) for split, score in took.pop("scores").items()}
         row = self.row(TEACHER, **took)
         return Document(row, **self.notes_of(by_split)) if by_split else self.with_scores(row, graph)
@@ -116,16 +113,16 @@ class Bench(Trainings):
         settings = training.settings_of(given, seed)
         if not start.is_file():
             model = {"student": given.student, "width": given.width, "seed": seed, "image_size": given.image_size}
-            self.job(
-                start.stem,
-                {"do": "start", "step": training.step_table(Distill(**model)), "out": start, "data": self.data},
-            )
+            step_of_start = training.step_table(Distill(**model))
+            self.job(start.stem, training.start_job, step=step_of_start, out=start, data=self.data)
+        files = {"teacher": given.model, "out": out, "data": self.data}
         if step is None:
-            job = {"do": "ultralytics", "start": start, "minutes": given.minutes, "settings": settings}
+            asked = {"start": start, "minutes": given.minutes, "settings": settings}
+            took = self.job(name, training.ultralytics_job, **asked, **files)
         else:
             mine = replace(step, student=str(start), minutes=given.minutes, **settings)
-            job = {"do": "edgekd", "step": training.step_table(mine), "state": given.work / f"{name}.training"}
-        took = self.job(name, {**job, "teacher": given.model, "out": out, "data": self.data})
+            asked = {"step": training.step_table(mine), "state": given.work / f"{name}.training"}
+            took = self.job(name, training.edgekd_job, **asked, **files)
         return self.with_scores(self.row(method, seed, **took), out.with_suffix(".onnx"))
 
     def row(self, method: str, seed: int | None = None, **known: Any) -> Document:
@@ -163,7 +160,7 @@ def teacher_job(
             some = replace(split, samples=split.samples[:images])
             by_split[name] = judge(found.find, found.classes, some).score.to_json()
     else:
-        training.exported(model, Path(out), size)
+        training.export_sized(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
     network = load_teacher(Path(model), trust=True).to(where).to(memory_format=torch.channels_last)
     frames, stamps = torch.rand(batch, 3, size, size, device=where), []
@@ -270,10 +267,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    jobs = {
-        "teacher": teacher_job,
-        "start": training.start_job,
-        "edgekd": training.edgekd_job,
-        "ultralytics": training.ultralytics_job,
-    }
-    frame.main(__file__, __doc__, run, page, options=OPTIONS, holds=training.none_failed, jobs=jobs)
+    frame.main(run, page, options=OPTIONS, holds=training.none_failed)

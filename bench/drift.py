@@ -1,8 +1,6 @@
 """Measure how soon a camera notices fog, noise, low light and blur, how often it is wrong, and what watching costs.
 
-The reference comes from training images, as in a build. Streams of 200 frames are drawn from another split, as it is or
-under one corruption at one severity; an alarm as it is is false. Statistics and comparison are timed on one core. Needs
-`edgekd[train]`.
+Streams are drawn from a split that the reference is not of, as it is or under one corruption. Needs `edgekd[train]`.
 """
 
 import time
@@ -11,9 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import export_to
+from common import exported
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, note, table
+from frame import IMAGES, Blocks, Document, Given, Option, Result, cell, head, main, note, table
 
 from edgekd.builds.stages.drift_reference import statistics
 from edgekd.core.bundle.manifest import Thresholds
@@ -70,7 +68,7 @@ def rows_of(given: Given, case: str) -> Iterator[Document]:
     model, data, name = case.split("=")
     dataset = load_dataset(given.shared / "data" / data)
     graph = given.scratch / f"{Path(model).stem}.onnx"
-    spec = export_to(given.shared / "models" / model, graph)
+    spec = exported(given.shared / "models" / model, graph).spec
     usual = decode.Thresholds()
     thresholds = Thresholds((usual.confidence,) * len(spec.classes), usual.iou, usual.max_detections)
     record = record_of(statistics(graph, spec, thresholds, dataset.split("train")))
@@ -139,8 +137,8 @@ def run(given: Given) -> Result:
     return {"streams": given.streams, "cost_ms": cost, "rows": rows}
 
 
-OPTIONS = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), SHARED_FOLDER, IMAGES, Option("--streams", 1000))
+OPTIONS = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), IMAGES, Option("--streams", 1000))
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=reached)
+    main(run, page, options=OPTIONS, holds=reached)

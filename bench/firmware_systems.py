@@ -1,9 +1,8 @@
 """Test whether RAUC, SWUpdate and Mender accept what edgekd packs for them, and refuse it with one bit changed.
 
 Each system's own program judges: the command that checks a file, then the one that takes the content out, as an
-installation does. The content is compared with what went in. A third of the changed bits lie anywhere, a third in the
-first 4 KiB and a third in the last, where descriptions and signatures are. Needs the Debian packages rauc,
-squashfs-tools, swupdate, mender-artifact and openssl.
+installation does. A third of the changed bits lie anywhere, a third in the first 4 KiB and a third in the last, where
+descriptions and signatures are. Needs the Debian packages rauc, squashfs-tools, swupdate, mender-artifact and openssl.
 """
 
 import os
@@ -191,7 +190,6 @@ def run(given: Given) -> Result:
     bundle = write_with_agent(given.scratch, "noise", noise(SEED, GRAPH_BYTES), counter=1)
     rows = [measured(system, bundle, given.each, given.scratch) for system in systems(given.scratch, given.scratch)]
     return {
-        "question": "do firmware systems take what edgekd packs for them, and refuse it changed?",
         "seed": SEED,
         "programs": versions(),
         "systems": rows,
@@ -201,8 +199,6 @@ def run(given: Given) -> Result:
 if __name__ == "__main__":
     options = (Option("--each", EACH, "changed files of each system (%(default)s)"),)
     main(
-        __file__,
-        __doc__,
         run,
         page,
         options=options,

@@ -35,7 +35,6 @@ def fuzzed(name: str, seconds: int, scratch: Path) -> Result:
 
 def run(given: Given) -> Result:
     return {
-        "question": "are there bytes at which reading a bundle fails, or that are taken and nobody signed?",
         "atheris": version("atheris"),
         "rows": [fuzzed(name, given.seconds, given.scratch) for name in READERS],
     }
@@ -58,8 +57,6 @@ def page(found: Document) -> Blocks:
 if __name__ == "__main__":
     options = (Option("--seconds", 300, "for each reader (%(default)s)"),)
     main(
-        __file__,
-        __doc__,
         run,
         page,
         options=options,

@@ -1,8 +1,7 @@
 """Measure what edgekd's benchmark harness adds to a bare `session.run` loop: at most 2 %.
 
-Both run the same ONNX Runtime session on the same frames, in turns within one process. Each round gives a pair; the
-median over rounds is the answer, the 10th and 90th percentile its spread. A second number needs no quiet machine: the
-microseconds per frame of the harness around a session that does nothing.
+Each round gives a pair. A second number needs no quiet machine: the microseconds per frame of the harness around a
+session that does nothing.
 """
 
 import time
@@ -82,7 +81,6 @@ def run(given: Given) -> Result:
         samples = play(session, [frames[index % len(frames)] for index in range(given.iterations)], given.rounds)
     alone_us = [harness_ms(Nothing(), [frames[0]] * 20_000)[0] * 1000 for _ in range(9)]
     return {
-        "question": "what does the benchmark harness add to a bare session.run loop?",
         "model": given.model.name,
         "input": shape,
         "seed": SEED,
@@ -133,4 +131,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=within)
+    main(run, page, options=OPTIONS, holds=within)

@@ -1,10 +1,8 @@
 """Compare one command, from a large detector to a small bundle, with doing it by hand with Ultralytics.
 
-`edgekd build` gets the large detector, a smaller student and a limit in bytes: it distils, quantizes to INT8 and fp4x,
-trains the result and packs it. By hand: Ultralytics trains the same student for as many seconds, with the large one as
-`distill_model=` and without, and exports it with `quantize=8`. Then the build is asked for half of those bytes. All are
-scored on `val` and `test`, predicted for the target, and timed in turns with the large one. Needs `edgekd[train]`, and
-the library of `--engine`.
+`edgekd build` gets the large detector, a smaller student and a limit in bytes. By hand: Ultralytics trains the same
+student for as many seconds, with the large one as `distill_model=` and without, and exports it with `quantize=8`. Then
+the build gets half of those bytes as its limit. Needs `edgekd[train]`, and the library of `--engine`.
 """
 
 import argparse
@@ -46,8 +44,6 @@ TRAINED = ("distill", "quant_aware_distill")
 class Bench(Trainings):
     """Detectors. bytes: of what ships: the bundle without its agent, or the ONNX file; seconds: of training."""
 
-    script = __file__
-    question = "how much smaller and faster does one command make a large detector, beside doing it by hand?"
     asked = ("student", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "images", "device")
     shown = ("device", "target", "engine", "seed")
     numbers = ("bytes", "seconds")
@@ -56,7 +52,7 @@ class Bench(Trainings):
     def ways(self) -> Iterator[Way]:
         """Yield what makes each row. What was too large to be kept is exported again."""
         if not self.graph(LARGE).is_file():
-            training.exported(self.given.model, self.graph(LARGE), self.given.image_size)
+            training.export_sized(self.given.model, self.graph(LARGE), self.given.image_size)
         yield LARGE, None, partial(self._float, LARGE, self.given.model)
         yield START, None, partial(self._float, START, Path(self.given.student))
         yield OURS, None, partial(self._built, OURS, self.given.max_bytes)
@@ -80,7 +76,7 @@ class Bench(Trainings):
     def _float(self, method: str, checkpoint: Path) -> Document:
         graph = self.graph(method)
         if not graph.is_file():
-            training.exported(checkpoint, graph, self.given.image_size)
+            training.export_sized(checkpoint, graph, self.given.image_size)
         return self.with_scores(self.row(method, bytes=graph.stat().st_size), graph)
 
     def _built_half(self) -> Document:
@@ -95,8 +91,7 @@ class Bench(Trainings):
         recipe.write_text(recipe_toml(self.recipe()), "utf-8")
         command = [sys.executable, "-m", "edgekd", "build", given.model, "--data", self.data, "--target", given.target]
         command += ["--recipe", recipe, "--max-size", most, "--keep", "98%", "--out", folder, "--json"]
-        job = {"do": "build", "command": [*map(str, command), "--trust-checkpoint"]}
-        document = self.job(self.graph(method).stem, job)
+        document = self.job(self.graph(method).stem, build, command=[*map(str, command), "--trust-checkpoint"])
         (limit,) = (one for one in document["budget"] if one["name"] == "max_bytes")
         took = sum(stage["seconds"] for stage in document["stages"] if stage["name"] in TRAINED)
         with opened(Path(document["bundle"]), None, (), False) as (graph, _):
@@ -109,9 +104,9 @@ class Bench(Trainings):
         if not ours:
             raise JobError("edgekd's build failed, so it took no time that could be given")
         settings = {**training.settings_of(given, given.seed), "epochs": MANY}
-        job = {"do": "by hand", "start": given.student, "teacher": teacher, "out": graph.with_suffix(".pt")}
-        job |= {"data": self.data, "settings": settings, "minutes": ours / 60, "rate": given.learning_rate}
-        took = self.job(graph.stem, job, environment="ultralytics")
+        files = {"start": given.student, "teacher": teacher, "out": graph.with_suffix(".pt"), "data": self.data}
+        length = {"settings": settings, "minutes": ours / 60, "rate": given.learning_rate}
+        took = self.job(graph.stem, by_hand, "ultralytics", **files, **length)
         return self.with_scores(self.row(method, bytes=graph.stat().st_size, seconds=took["seconds"]), graph)
 
     def finish(self) -> None:
@@ -265,5 +260,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    jobs = {"build": build, "by hand": by_hand}
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=training.none_failed, jobs=jobs)
+    main(run, page, options=OPTIONS, holds=training.none_failed)

@@ -1,8 +1,5 @@
 """Measure low-rank factorization without training: what it removes, what it keeps, and whether it is faster.
 
-Every model is factorized at several shares of each layer's output to keep: by `edgekd factorize`; at the same ranks,
-but with less or nothing known of what layers read; and with every layer replaced that then multiplies less. Scored on
-`val`, timed interleaved on ONNX Runtime and OpenVINO; errors of replaced layers are measured on images of `val`.
 Further tables: what is chosen and predicted for targets, and what single convolutions cost. Needs
 `edgekd[train,openvino]`.
 """
@@ -17,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import CPU_ENGINES, OPSET, export_to, frames_of, median_ms
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
+from common import CPU_ENGINES, OPSET, Detector, exported, images_of, median_ms
+from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 from pruning_shapes import TIMES_HEADER, network_in, sizes_cells, times_cells
 
 from edgekd.builds.recipe import LowRank
@@ -29,7 +26,6 @@ from edgekd.core.progress import SILENT, PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
-from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.types import Engine
 from edgekd.hardware.predict.device import Precision
 from edgekd.hardware.predict.latency import Predictor
@@ -62,14 +58,18 @@ SHAPES += [(a, b, 1, p) for a, p in ((64, 6400), (128, 1600), (256, 400), (512, 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as it is: its file, its data, the images that are scored, its float graph and what that scores."""
+    """A model as it is: its file, its data, the images that are scored, its float graph and the score of that."""
 
     checkpoint: Path
     data: Path
     scored: Split
-    graph: Path
-    spec: Any
+    detector: Detector
     map50_95: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width of its frames."""
+        return self.detector.spec.preprocess.height, self.detector.spec.preprocess.width
 
 
 def subject(model: str, given: Given) -> Subject:
@@ -78,10 +78,8 @@ def subject(model: str, given: Given) -> Subject:
     checkpoint = Path(name) if Path(name).is_file() else given.shared / "models" / name
     split = load_dataset(given.shared / "data" / data).split("val")
     split = replace(split, samples=split.samples[: given.images])
-    graph = given.scratch / f"{checkpoint.stem}.onnx"
-    spec = export_to(checkpoint, graph, trust_checkpoint=True)
-    score = evaluate(graph, spec, split).score.map50_95
-    return Subject(checkpoint, given.shared / "data" / data, split, graph, spec, score)
+    detector = exported(checkpoint, given.scratch / f"{checkpoint.stem}.onnx", trust_checkpoint=True)
+    return Subject(checkpoint, given.shared / "data" / data, split, detector, detector.map50_95(split))
 
 
 def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
@@ -110,16 +108,15 @@ def row_of(one: Subject, energy: float, way: str, done: Factorized, given: Given
     images that they were made by and on others; `least`: the smallest that was promised; `latency_ms`: median from
     frame to detections, by engine; `seconds`: from file to file.
     """
-    out, graph = given.scratch / "out.pt", given.scratch / "out.onnx"
-    spec = export_to(out, graph)
+    out = given.scratch / "out.pt"
+    factorized = exported(out, given.scratch / "out.onnx")
     kept = [layer.kept for layer in done.layers.values()]
     row = Document(model=one.checkpoint.name, energy=energy, way=way, layers=len(kept), parameters=done.parameters)
     row.update(multiply_adds=done.multiply_adds, promised=statistics.mean(kept), least=min(kept))
     row.update(seen=seen(one, out, list(done.layers)), seconds=done.seconds)
-    row.update(map50_95=(one.map50_95, evaluate(graph, spec, one.scored).score.map50_95), latency_ms={})
+    row.update(map50_95=(one.map50_95, factorized.map50_95(one.scored)), latency_ms={})
     if timed:
-        graphs, specs = {"before": one.graph, "after": graph}, {"before": one.spec, "after": one.spec}
-        times = median_ms(graphs, specs, given.threads)
+        times = median_ms({"before": one.detector, "after": factorized}, given.threads)
         row.latency_ms.update({name: (each["before"], each["after"]) for name, each in times.items()})
     note(row)
     return row
@@ -135,11 +132,9 @@ def remade(
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
     from edgekd.detectors.ultralytics.factorize import in_sequence, observe_inputs
 
-    network, preprocess = network_in(one.checkpoint), one.spec.preprocess
+    network = network_in(one.checkpoint)
     with torch.no_grad():
-        reads = observe_inputs(
-            network, list(done.layers), one.data, step, (preprocess.height, preprocess.width), SILENT
-        )
+        reads = observe_inputs(network, list(done.layers), one.data, step, one.size, SILENT)
         for name, product in done.layers.items():
             layer = network.get_submodule(name)
             products = WeightedLayer(layer.conv.weight, known(reads[name])).products(product.ranks)
@@ -186,7 +181,7 @@ def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
 
     hooks = [layer.conv.register_forward_hook(partial(compare, name)) for name, layer in layers.items()]
     with torch.no_grad():
-        for frame in frames_of(one.scored, one.spec, PROBES):
+        for frame in one.detector.frames(images_of(one.scored, PROBES)):
             network(torch.from_numpy(frame))
     for hook in hooks:
         hook.remove()
@@ -206,13 +201,11 @@ def on_targets(one: Subject, given: Given) -> Iterator[Document]:
     from edgekd.detectors.ultralytics.channels import convolutions_of
     from edgekd.detectors.ultralytics.factorize import candidates, observe_inputs
 
-    network, preprocess = network_in(one.checkpoint), one.spec.preprocess
-    step = LowRank(images=given.watched, image_size=given.image_size)
-    size = (preprocess.height, preprocess.width)
+    network, step = network_in(one.checkpoint), LowRank(images=given.watched, image_size=given.image_size)
     with torch.no_grad():
-        layers = convolutions_of(network, size)
+        layers = convolutions_of(network, one.size)
         names = candidates(network, layers, step.channels)
-        reads, kept = observe_inputs(network, names, one.data, step, size, SILENT), {}
+        reads, kept = observe_inputs(network, names, one.data, step, one.size, SILENT), {}
         for name in names:
             layer = network.get_submodule(name)
             counts = layer.bn.weight.abs() / (layer.bn.running_var + layer.bn.eps).sqrt()
@@ -335,7 +328,6 @@ OPTIONS = (
     Option("--watched", 64, "training images for what layers read"),
     Option("--image-size", type=int, help="their side; default: the detector's own"),
     Option("--images", type=int, help="images of `val` to score; default: all"),
-    SHARED_FOLDER,
 )
 
 
@@ -352,4 +344,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS)
+    main(run, page, options=OPTIONS)

@@ -1,7 +1,6 @@
 """Ways to manipulate a signed bundle, each a function of a source of chance and a victim that returns an attempt.
 
-An attempt is the bytes in place of the bundle, and the circumstances under which the camera meets them. Some ways know
-no key; some hold the right key and sign what breaks the format, because a reader must not rely on a signer.
+Some hold no key; some hold the right key and sign what breaks the format, because a reader must not rely on a signer.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Compare orders of the compressions: what a detector is worth after the same ones, run in different orders.
 
 Half of the multiply-adds are pruned, weights go to INT8, and the rest trains for as many epochs beside the original:
-before it is quantized, afterwards as it will run, or afterwards with the formats chosen before pruning. Every row is an
-`edgekd build`; its bundle is scored on a split that no build saw. Needs `edgekd[train]`.
+before it is quantized, afterwards as it will run, or afterwards with the formats chosen before pruning. No build sees
+the split `test`. Needs `edgekd[train]`.
 """
 
 import json
@@ -43,8 +43,6 @@ def orders(given: Given, seed: int) -> dict[str, list[dict[str, Any]]]:
 class Bench(Trainings):
     """Builds, each with a recipe of its own. seconds: of training; predicted_ms: of a frame on the target."""
 
-    script = __file__
-    question = "in which order do pruning, quantization and training keep most?"
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "target", "device")
     shown = ("seeds", "target", "epochs", "image_size", "ratio")
     numbers = ("bundle_bytes", "seconds", "predicted_ms")
@@ -131,4 +129,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, Bench.run, page, options=OPTIONS, holds=training.none_failed)
+    main(Bench.run, page, options=OPTIONS, holds=training.none_failed)

@@ -1,9 +1,8 @@
 """Cut the agent off at every one of its file operations, and check what is in service after each.
 
-A process does the work up to the operation, and ends. A disk that *keeps* has everything done before, and half of the
-write that was cut; one that *forgets* has only what was flushed. Then a bundle must be in service, every byte right,
-with an engine that passes its self-test; the same command again must end where an undisturbed one does, with nothing
-left over. Last, many cuts hit the same state, one after the other. The bundle is made by `edgekd demo`.
+A process does the work up to the operation, and ends. Then the same command runs again, and must end where an
+undisturbed one does, with nothing left over. Last, many cuts hit the same state, one after the other. The bundle is
+made by `edgekd demo`.
 """
 
 import contextlib
@@ -233,7 +232,6 @@ def run(given: Given) -> Result:
     rows = [bench.sweep(scenario, disk, given.every) for scenario in SCENARIOS for disk in DISKS]
     rows += [bench.in_a_row(disk, given.in_a_row) for disk in DISKS]
     return {
-        "question": "what is in service after a power cut, wherever it comes?",
         "bundle_bytes": given.bundle.stat().st_size,
         "runtime": given.runtime,
         "seed": SEED,
@@ -251,12 +249,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: not any(row.faults for row in found.rows),
-        cores=1,
-    )
+    main(run, page, options=OPTIONS, holds=lambda found: not any(row.faults for row in found.rows), cores=1)

@@ -1,8 +1,6 @@
 """Measure how far predicted latencies are off, on devices and of networks that the fit has not seen.
 
-Coefficients are fitted on published measurements without one device, or one network, which is then predicted; the 90 %
-interval comes from the others, each left out in turn. Beside it: two naive ways with the same measurements. The tables
-in `published/` name their sources. Needs edgekd alone.
+The tables in `published/` name their sources. Needs edgekd alone.
 """
 
 import json
@@ -531,4 +529,4 @@ _MARGINS = {
 
 if __name__ == "__main__":
     options = (Option("--write-coefficients", False, "into the package"),)
-    main(__file__, __doc__, run, page, options=options)
+    main(run, page, options=options)

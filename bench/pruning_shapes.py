@@ -1,14 +1,14 @@
 """Measure what pruning makes of detectors: sizes, whether shapes still fit, how long it takes, whether it is faster.
 
-Networks with random weights, one for each model and share of the multiply-adds; `--trained` adds a checkpoint, pruned
-by gradients. Nothing is trained afterwards, so nothing is scored. Needs `edgekd[train,openvino]`.
+`--trained` adds a checkpoint, pruned by gradients. Nothing is trained afterwards, so nothing is scored. Needs
+`edgekd[train,openvino]`.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import CPU_ENGINES, SHARED, export_to, median_ms
+from common import CPU_ENGINES, SHARED, exported, median_ms
 from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 
 from edgekd.builds.recipe import Distill, Prune
@@ -32,11 +32,11 @@ def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
     row = Document(model=model, trained=step.importance != "magnitude", ratio=step.ratio, parameters=done.parameters)
     row.update(multiply_adds=done.multiply_adds, split_difference=split_difference(checkpoint))
     row.update(shapes=(shape(checkpoint), shape(out)), seconds=done.seconds)
-    graphs, specs = {}, {}
-    for side, file in (("before", checkpoint), ("after", out)):
-        graphs[side] = given.scratch / f"{side}.onnx"
-        specs[side] = export_to(file, graphs[side], trust_checkpoint=True)
-    times = median_ms(graphs, specs, given.threads)
+    detectors = {
+        side: exported(file, given.scratch / f"{side}.onnx", trust_checkpoint=True)
+        for side, file in (("before", checkpoint), ("after", out))
+    }
+    times = median_ms(detectors, given.threads)
     return Document(row, latency_ms={name: (each["before"], each["after"]) for name, each in times.items()})
 
 
@@ -152,4 +152,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS)
+    main(run, page, options=OPTIONS)

@@ -1,15 +1,14 @@
-"""Measure how many of a teacher's labels on unseen frames are right, for several shares that are asked for.
+"""Measure how many of a teacher's labels on unseen frames are right, for several shares that are required.
 
-Thresholds are found on the split that the teacher was trained on, or on another; then a third split is labelled, whose
-own labels only judge the result.
+Thresholds are found on the split that the teacher was trained on, or on another; the labels of a third only judge.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from common import export_to
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, head, main, note, table
+from common import exported
+from frame import Blocks, Document, Given, Option, Result, head, main, note, table
 
 from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
@@ -80,12 +79,12 @@ def page(found: Document) -> Blocks:
 
 
 def run(given: Given) -> Result:
-    data, graph = load_dataset(given.shared / "data" / DATA), given.scratch / "teacher.onnx"
-    spec = export_to(given.shared / "models" / MODEL, graph)
-    with finder(graph, spec, LABELLING) as find:
+    data = load_dataset(given.shared / "data" / DATA)
+    detector = exported(given.shared / "models" / MODEL, given.scratch / "teacher.onnx")
+    with finder(detector.graph, detector.spec, LABELLING) as find:
         rows = list(measure(find, data, given.images))
     return {"images": len(data.split(LABELLED).samples[: given.images]), "rows": rows}
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, Option("--images", IMAGES)), cores=2)
+    main(run, page, options=(Option("--images", IMAGES),), cores=2)

@@ -1,8 +1,6 @@
 """The bytes that builds give: SHA-256 of every file of every stage, recorded, and compared with what is recorded.
 
-For changes that are to change no result: moving code, renaming, merging what stands twice. The detector of the demo and
-three real ones are built for Xavier on a few images. Of each stage the files are recorded, but for those that hold
-times, and but for the agent and what holds it; and which stages ran, in which versions.
+For changes that are to change no result: moving code, renaming, merging what stands twice.
 
     python bench/recorded_bytes.py            # compare; exit code 1 and a line for each difference
     python bench/recorded_bytes.py --write    # record

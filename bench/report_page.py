@@ -1,8 +1,8 @@
 """Measure how soon the report of a build opens in Chromium, and its size: at most 2 seconds and 5 MB.
 
-Each page is opened from disk in a fresh browser, `--rounds` times. The times are the browser's own: until content is
-painted, until all is loaded with pictures, and to apply every filter of the gallery once. The pages are of finished
-builds, by default that of `edgekd demo`: `report_page.py demo=runs/demo/report.html yolo11n=runs/yolo11n/report.html`.
+Each page is opened from disk in a fresh browser. The times are the browser's own: until content is painted, until all
+is loaded with pictures, and to apply every filter of the gallery once. The pages are of finished builds:
+`report_page.py demo=runs/demo/report.html yolo11n=runs/yolo11n/report.html`.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,6 @@ def chromium_version() -> str:
 def run(given: Given) -> Result:
     pairs = [(name, Path(path)) for name, _, path in (each.partition("=") for each in given.pages)]
     return {
-        "question": "how soon does the report of a build open in Chromium, and how large is it?",
         "command": " ".join(["python bench/report_page.py", *(f"{name}=RUN/{path.name}" for name, path in pairs)]),
         "chromium": chromium_version(),
         "rounds": given.rounds,
@@ -115,4 +114,4 @@ OPTIONS = (Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="N
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=lambda found: all(map(within, found.rows)))
+    main(run, page, options=OPTIONS, holds=lambda found: all(map(within, found.rows)))

@@ -1,19 +1,14 @@
 """Count the trials of a search until it finds the best under a budget, beside random search, on a recorded table.
 
-With `--record` every candidate of a small space (input side, share pruned, bits a weight) is made of a checkpoint and
-scored, without training: of a small one that is trained here on scenes of the tests, or of a given one. Searches then
-run on the table for several budgets and many seeds. A trial is a candidate looked up, on whatever rungs; what
-arithmetic and prediction refuse is none.
+With `--record` every candidate of a small space (input side, share pruned, bits a weight) is made of a small detector,
+trained here on scenes of the tests, and scored. Searches then run on the table for several budgets and many seeds.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -35,7 +30,6 @@ from edgekd.builds.search.trials import Task, run_trial, with_recipe
 from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.subset import Part, write_subset
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import resize_detector
 from edgekd.detectors.ultralytics.distill import distill_student, student_network
@@ -45,8 +39,10 @@ from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target, load_target
 
 TABLE = RESULTS / "search_table.json"
-TARGET, OWN = "xavier", "a YOLOv8, width 0.125"
+TARGET = "xavier"
 EPOCHS = 30
+IMAGES = 48  # scenes in each split, all of which are scored
+CALIBRATION = 8  # images
 LABELS = (DistillStage("labels", 1.0, Weights()),)
 SIDES, RATIOS, BITS = (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75)
 NEAR = 0.99
@@ -145,32 +141,23 @@ def _filter(world: World) -> CostFilter:
 
 def record(given: Given) -> None:
     """Make and score every candidate; what was made before is found in the store."""
-    work, progress = given.work, PlainProgress(interval_s=60)
+    work, progress, found = given.work, PlainProgress(interval_s=60), conditions(1)
     work.mkdir(parents=True, exist_ok=True)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # all cores for the workers
-    found = conditions(1)
-    data, checkpoint = (given.data, given.model) if given.model else own_pair(work)
+    data, checkpoint = own_pair(work)
     model = work / "detector.pt"
-    space = Space((None,), tuple(given.sides), tuple(given.ratios), tuple(given.bits), (0,), ("all",), (0,))
-    resize_detector(checkpoint, space.image_size[0], model)
-    scored = tuple(range(min(given.images, len(load_dataset(data).split("val")))))
-    write_subset(work / "scored.yaml", data, {"train": Part("train"), "val": Part("val", only=scored)})
-    job = BuildRequest(
-        model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration)
-    )
-    tasks = [
-        Task(with_recipe(job, recipe_of(each, space), job.data), each, 0, 0, "table") for each in space.candidates()
-    ]
+    space = Space((None,), SIDES, RATIOS, BITS, (0,), ("all",), (0,))
+    resize_detector(checkpoint, SIDES[0], model)
+    job = BuildRequest(model, data, target(), Recipe("", ()), work / "store", calibration=str(CALIBRATION))
     rows = []
-    with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
-        for point in progress.items(pool.map(run_trial, tasks, [job.out] * len(tasks)), "candidates", len(tasks)):
-            result = {"kept": point.kept, **asdict(point.cost), "seconds": point.seconds, "error": point.error}
-            rows.append({**candidate_json(point.candidate), **result})
-            progress.note(f"{point.candidate.text()}: {point.error or f'{point.kept:.1%}'}")
-    works = [asdict(each) for each in works_in(_whole(job.out / "stages", space.image_size[0]))]
-    names = (given.model.name, given.data.name) if given.model else (OWN, "scenes")
-    document = {**dict(zip(("model", "data"), names, strict=True)), "target": TARGET, "images": len(scored)}
-    document |= {"calibration": given.calibration, **found, "works": works, "rows": rows}
+    for candidate in progress.items(space.candidates(), "candidates"):
+        task = Task(with_recipe(job, recipe_of(candidate, space), job.data), candidate, 0, 0, "table")
+        point = run_trial(task, job.out)
+        result = {"kept": point.kept, **asdict(point.cost), "seconds": point.seconds, "error": point.error}
+        rows.append({**candidate_json(candidate), **result})
+        progress.note(f"{candidate.text()}: {point.error or f'{point.kept:.1%}'}")
+    works = [asdict(each) for each in works_in(_whole(job.out / "stages"))]
+    document = {"model": "a YOLOv8, width 0.125", "data": "scenes", "target": TARGET, "images": IMAGES}
+    document |= {"calibration": CALIBRATION, **found, "works": works, "rows": rows}
     write_file(TABLE, (json.dumps(document, indent=0) + "\n").encode())
 
 
@@ -178,7 +165,7 @@ def own_pair(work: Path) -> tuple[Path, Path]:
     """Train a small detector on the tests' scenes; its data and its checkpoint."""
     data, start, out = work / "data", work / "start.pt", work / "trained.pt"
     if not data.is_dir():
-        tiny.write_data(data, 48, 48)
+        tiny.write_data(data, IMAGES, IMAGES)
     if not out.is_file():
         step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDES[0], stages=LABELS)
         step = replace(step, warmup_epochs=0.0, mosaic=0.0, learning_rate=0.01, final_rate=0.1, amp=False)
@@ -194,12 +181,12 @@ def target() -> Target:
     return replace(found, precisions=replace(found.precisions, multiple=None))
 
 
-def _whole(stages: Path, side: int) -> Path:
+def _whole(stages: Path) -> Path:
     """Return the graph of the original checkpoint: of those with this side, the one with most weights."""
     records = {
         path: json.loads((path.parent / "stage.json").read_bytes()) for path in stages.glob("export-*/graph.onnx")
     }
-    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == side]
+    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == SIDES[0]]
     return max(full, key=lambda path: path.stat().st_size)
 
 
@@ -288,17 +275,9 @@ on another one a search may need more."""
 OPTIONS = (
     Option("--record", False, "make the table anew"),
     Option("--work", Path("runs/search_table"), "where its candidates are kept"),
-    Option("--model", type=Path, help="a checkpoint by Ultralytics, in place of a small one made here"),
-    Option("--data", type=Path, help="with it, its data"),
-    Option("--workers", 1, "processes that make the table"),
-    Option("--sides", SIDES, "of the input, the largest first"),
-    Option("--ratios", RATIOS, "that are pruned, 0 first"),
-    Option("--bits", BITS, "a weight, the most first", type=float),
-    Option("--images", 48, "that are scored"),
-    Option("--calibration", 8, "images that are calibrated on"),
     Option("--seeds", 20),
 )
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, cores=1)
+    main(run, page, options=OPTIONS, cores=1)

@@ -1,8 +1,7 @@
 """Break connections to a camera at random moments, and check what is left there and what the next run makes of it.
 
-The camera is OpenSSH's server on the loopback interface behind a wire of limited speed. Connections break at moments of
-upload, build and timing that are drawn with a seed, each with an empty state: reset, or silent. Nothing may go on
-running there, and the same command again has to end like an undisturbed run. The bundle is made by `edgekd demo`.
+The camera is OpenSSH's server on the loopback interface behind a slow wire. Nothing may go on running there,
+and the same command again has to end like an undisturbed run. The bundle is made by `edgekd demo`.
 """
 
 import hashlib
@@ -175,7 +174,6 @@ def run(given: Given) -> Result:
         reference, crossed = bench.undisturbed(given.scratch / "undisturbed")
         kills = [bench.kill(index, rng, reference, crossed) for index in range(given.kills)]
     return {
-        "question": "what does a connection that breaks leave on a camera, and what does the next run make of it?",
         "command": f"python bench/ssh_kills.py {given.bundle.name} --kills {given.kills} --runtime {given.runtime}",
         "seed": SEED,
         "bytes": reference["upload"]["bytes"],
@@ -206,4 +204,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=resumed, cores=1)
+    main(run, page, options=OPTIONS, holds=resumed, cores=1)

@@ -1,8 +1,7 @@
 """Compare a large detector and lighter ones on an x86 GPU, each in its best precision: speed and energy of a frame.
 
-Every graph runs as it is and with float16 in place of float32, in turns with the large detector in float16. A GPU
-stands in for a device: its ratios are its own. A name of Ultralytics' YAML is a network with random weights, which
-changes neither nodes nor shapes. Needs `edgekd[train,gpu]`.
+A GPU stands in for a device: its ratios are its own. A name of Ultralytics' YAML is a network with random weights.
+Needs `edgekd[train,gpu]`.
 """
 
 import sys
@@ -154,4 +153,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=lambda found: any(map(meets, found.rows[2:])))
+    main(run, page, options=OPTIONS, holds=lambda found: any(map(meets, found.rows[2:])))

@@ -1,8 +1,6 @@
 """Measure how weights are stored: what fp4x costs in accuracy, in time, and in bytes after entropy coding.
 
-No detector is scored. On random weights and on the convolutions of detectors: how near 4-bit formats come to float, how
-long quantizing, packing and unpacking take on one core, what compressors gain, and what whole ONNX files take. zstd is
-measured where the package `zstandard` is installed.
+zstd is measured where the package `zstandard` is installed.
 """
 
 import importlib
@@ -19,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import conditions, durations, export_to
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, table
+from common import conditions, durations, exported
+from frame import Blocks, Document, Given, Option, Result, cell, head, main, table
 
 from edgekd.compress.quantization.placement import place
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, name_nodes, store_weights
@@ -151,7 +149,7 @@ class Sample:
 def sample(source: Path, folder: Path) -> Sample:
     """Export a detector."""
     path = folder / f"{source.stem}.onnx"
-    export_to(source, path)
+    exported(source, path)
     graph = opened(path)
     weights = {}
     for node in graph.nodes:
@@ -310,7 +308,6 @@ def run(given: Given) -> Result:
     samples = [sample(given.shared / "models" / name, given.scratch) for name in MODELS]
     nano, repeats = samples[0], given.repeats
     return {
-        "question": "what does storing weights as fp4x cost in accuracy of the weights, time and bytes?",
         "seeds": list(SEEDS),
         "snr": distances(samples),
         "speed": [speed(nano, 1, repeats), speed(nano, round(YOLO11X / nano.count), max(3, repeats // 3))],
@@ -394,4 +391,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, Option("--repeats", 9)), cores=1)
+    main(run, page, options=(Option("--repeats", 9),), cores=1)

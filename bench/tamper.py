@@ -79,7 +79,6 @@ def run(given: Given) -> Result:
         raise SystemExit("the bundle itself is refused: nothing can be said of what is made of it")
     ways = [tried(way, victim, given.each, path) for way in WAYS]
     return {
-        "question": "how many manipulated bundles does a camera take?",
         "seed": SEED,
         "bundle_bytes": len(victim.content),
         "large_bytes": len(heavy.content),
@@ -93,8 +92,6 @@ def run(given: Given) -> Result:
 if __name__ == "__main__":
     options = (Option("--each", EACH, "attempts of each way (%(default)s)"),)
     main(
-        __file__,
-        __doc__,
         run,
         page,
         options=options,

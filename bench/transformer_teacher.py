@@ -1,7 +1,7 @@
 """Train a transformer that can teach: the decoder of an RT-DETR on the frozen backbone and neck of a trained YOLO.
 
-It has RT-DETR's (arXiv 2304.08069) queries chosen from the maps, decoder with deformable attention, and loss. Its
-convolutions are those of the YOLO, so that a CPU can train the rest. Needs `edgekd[train]`.
+Queries, deformable attention and loss are those of RT-DETR (arXiv 2304.08069). Its convolutions are those of the YOLO,
+so that a CPU can train the rest. Needs `edgekd[train]`.
 """
 
 import argparse

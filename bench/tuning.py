@@ -1,8 +1,7 @@
 """Measure what `agent tune` gains: a network in float, in INT8 as shipped, and as tuned, with each runtime here.
 
-Each bundle is unpacked, built and tuned as on a camera. Then the three engines are measured again in rounds that had no
-part in the choice, and each graph is scored. Times are those of the processor (one thread on one core), so that other
-programs count for little. DIR is the `--out` of `edgekd build MODEL --data DATA --recipe ptq`.
+Each bundle is unpacked, built and tuned as on a camera. DIR is the `--out` of `edgekd build MODEL --data DATA --recipe
+ptq`.
 """
 
 import json
@@ -152,7 +151,6 @@ def run(given: Given) -> Result:
     effort = Effort(given.tries, given.iterations, seconds=0.0)
     bundles = [next(folder.glob("*.edgekd")) for folder in given.builds]
     return {
-        "question": "is the tuned engine ever slower than INT8 as shipped, or than float?",
         "command": f"python bench/tuning.py DIR ... --builds {given.tries} --iterations {given.iterations}",
         "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
         "iterations": given.iterations,
@@ -170,11 +168,5 @@ OPTIONS = (
 
 if __name__ == "__main__":
     main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: not any(verdict(row) == "loses" for row in found.rows),
-        cores=1,
+        run, page, options=OPTIONS, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1
     )

@@ -105,6 +105,4 @@ OPTIONS = (
 
 
 if __name__ == "__main__":
-    main(
-        __file__, __doc__, run, page, options=OPTIONS, holds=lambda found: all(row.right for row in found.rows), cores=2
-    )
+    main(run, page, options=OPTIONS, holds=lambda found: all(row.right for row in found.rows), cores=2)
