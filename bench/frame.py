@@ -55,10 +55,11 @@ class Option:
 
     def __init__(self, name: str, default: Any = None, help: str | None = None, **more: Any) -> None:  # noqa: A002
         self.name, self.more = name, {"default": default, "help": help, **more}
-        one = default[0] if isinstance(default, (list, tuple)) and default else default
+        several = isinstance(default, (list, tuple))
+        one = next(iter(default), None) if several else default
         if default is False:
             self.more["action"] = "store_true"
-        elif isinstance(default, (list, tuple)) and "action" not in more:
+        elif several and "action" not in more:
             self.more.setdefault("nargs", "+")
         if one is not None and "action" not in self.more:
             self.more.setdefault("type", Path if isinstance(one, Path) else type(one))
