@@ -26,13 +26,10 @@ from edgekd.data.types import Split
 from edgekd.detectors.ultralytics.detector import resize_detector
 
 MODELS = ("yolo11n-ppe.pt=ppe=val", "yolo11n.pt=coco256=val")
-CALIBRATED = 64
-"""Images that the detector is calibrated on."""
-WANTED = 0.5
-"""Share of what was lost that is to be regained at the severity WANTED_AT, on average."""
+CALIBRATED = 64  # images that the detector is calibrated on
+WANTED = 0.5  # share of what was lost that is to be regained at the severity WANTED_AT, on average
 WANTED_AT = 3
-CLEAN_LOSS = 0.005
-"""What clean accuracy may lose."""
+CLEAN_LOSS = 0.005  # what clean accuracy may lose
 SOURCES = (commands.adapt, quantization.adapt, quantization.reconstruct, quantization.quantize, domain_shift)
 """Modules that decide the rows: rows of another version of them are not taken over."""
 
@@ -98,7 +95,6 @@ def row_of(case: Case, clean: float, kind: str, severity: int, work: Path) -> Do
 
 
 def rows_of(given: Given, kept: FinishedRows) -> Iterator[Document]:
-    """Yield every row, those that are kept as they are."""
     finished = {(row.case, row.corruption, row.severity): row for row in kept.rows}
     for name in given.models:
         keys = [(name, kind, severity) for severity in given.severities for kind in given.corruptions]

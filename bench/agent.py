@@ -38,7 +38,6 @@ def random_codes(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_bundle(folder: Path) -> Path:
-    """Write a bundle of about BUNDLE_BYTES with the agent in it."""
     rng = np.random.default_rng(SEED)
     each = sum(fp4x.packed_bytes(SHAPE))
     tensors = [numpy_helper.from_array(random_codes(rng), f"w{index}") for index in range(-(-BUNDLE_BYTES // each))]
@@ -74,7 +73,6 @@ def measure(pythons: Sequence[str], agent: Path, bundle: Path, state: Path, roun
 
 
 def versions(python: str) -> str:
-    """Return which Python and NumPy an interpreter has."""
     script = "import platform, numpy; print(f'Python {platform.python_version()}, NumPy {numpy.__version__}')"
     return subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -101,7 +99,6 @@ def page(found: Document) -> Blocks:
 
 
 def within(found: Document) -> bool:
-    """Return whether every interpreter keeps every limit."""
     return found.bytes <= LIMITS["bytes"] and all(
         rows.status.p50_s <= LIMITS["start_s"]
         and rows.verify.p50_s + rows.unpack.p50_s <= LIMITS["verify_and_unpack_s"]

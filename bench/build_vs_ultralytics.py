@@ -45,8 +45,6 @@ def like_for_like(each: Document) -> float:
 
 
 class Bench:
-    """One run: the checkpoint, the data and a folder for everything that is made."""
-
     def __init__(self, work: Path, model: Path, data: Path) -> None:
         self._work, self._model, self._data = work, model, data
         self._environment = ultralytics_environment(work / "ultralytics")
@@ -86,7 +84,6 @@ class Bench:
 
 
 def take_turns(bench: Bench, work: Path, repetitions: int) -> list[Document]:
-    """Run both tools `repetitions` times; the first to go alternates."""
     turns = []
     for number in range(repetitions):
         tools = [bench.edgekd, bench.ultralytics]

@@ -12,8 +12,7 @@ from common import Detector
 from frame import Blocks, Document, Given, Option, Result, claim, claims_hold, claims_table, head, main, table
 from quantization_baselines import MODELOPT, OPTIONS, RECIPE, Bench, row_of
 
-SHARE = 0.75
-"""Of the calibration frames, in each draw."""
+SHARE = 0.75  # of the calibration frames, in each draw
 KEEP, QUARTER = 0.995, 0.25
 SPLIT = "val"
 
@@ -38,7 +37,6 @@ class Draws(Bench):
 
 
 def claims(rows: Sequence[Document]) -> list[Result]:
-    """Return what must hold of the means."""
     found = []
     for model in dict.fromkeys(row.model for row in rows):
         reference, ours, theirs = (_of(rows, model, name) for name in ("float32", RECIPE.name, MODELOPT.name))

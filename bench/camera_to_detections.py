@@ -169,7 +169,6 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
 
 
 def input_size(graph: Path) -> tuple[int, int]:
-    """Return height and width of the graph's input."""
     import onnx
 
     dims = onnx.load(graph, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
@@ -244,7 +243,6 @@ def rows_of(contenders: Sequence[Contender]) -> Iterator[Document]:
 
 
 def prepare(model: str, shared: Path, folder: Path) -> Path:
-    """Return the graph of a model: the demo's, or a checkpoint's as edgekd exports it."""
     if model == "demo":
         return Path(shutil.copy(DEMO, folder / "demo.onnx"))
     graph = folder / f"{Path(model).stem}.onnx"
@@ -275,7 +273,6 @@ Packages: {frame.versions_of(found.packages, found.packages)}."""
 
 
 def best_of(rows: Sequence[Document]) -> Document:
-    """Return the fastest of edgekd's rows."""
     return max((row for row in rows if row.contender.startswith("edgekd")), key=lambda row: row.times_as_fast)
 
 

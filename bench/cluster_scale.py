@@ -34,8 +34,7 @@ from edgekd.core.progress import SILENT
 from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
-MAKE_S, BOARD_S = 0.5, 0.3
-"""What a null trial takes here: to be made, and to be timed on a board."""
+MAKE_S, BOARD_S = 0.5, 0.3  # what a null trial takes here: to be made, and to be timed on a board
 SIZES = ((6, 2, 6), (6, 2, 54), (16, 4, 144), (64, 4, 64), (64, 16, 64), (64, 16, 576), (256, 64, 256), (256, 64, 2304))
 """GPUs, boards and candidates a round of the searches that are counted."""
 FULL_S, FIXED_S, BOARD_FULL_S = 3600.0, 180.0, 300.0

@@ -37,26 +37,19 @@ from edgekd.graph.view import load_graph
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PEERS = HERE / "peers"
-SHARED = HERE.parent.parent / "shared"
-"""Where models and data lie unless `--shared` says otherwise."""
-VENVS = Path.home() / ".cache" / "edgekd-bench"
-"""Where environments of other tools are kept."""
+SHARED = HERE.parent.parent / "shared"  # where models and data lie unless `--shared` says otherwise
+VENVS = Path.home() / ".cache" / "edgekd-bench"  # where environments of other tools are kept
 DEMO = DETECTOR
-OPSET = 17
-"""ONNX opset of every exported graph."""
-SPLITS = ("val", "test")
-"""What trained detectors are scored on."""
-FRAMES = "frames"
-"""Of copied data: the images whose labels nobody gets."""
-CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}
-"""What graphs are timed on."""
+OPSET = 17  # ONNX opset of every exported graph
+SPLITS = ("val", "test")  # what trained detectors are scored on
+FRAMES = "frames"  # of copied data: the images whose labels nobody gets
+CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # what graphs are timed on
 
 
 # The machine
 
 
 def conditions(threads: int) -> dict[str, Any]:
-    """Return date, machine, and the load of the last minute."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
@@ -65,7 +58,6 @@ def conditions(threads: int) -> dict[str, Any]:
 
 
 def host_line(host: Mapping[str, Any]) -> str:
-    """Return the machine and its libraries in a sentence."""
     libraries = ", ".join(f"{name} {version}" for name, version in host["libraries"].items())
     return f"Host: {host['cpu']}, {host['cores']} usable cores, {host['os']}, Python {host['python']}; {libraries}."
 
@@ -92,7 +84,6 @@ def durations(work: Callable[[], object], rounds: int) -> list[float]:
 
 
 def summary_s(samples: list[float]) -> dict[str, float]:
-    """Return median, 90th percentile and minimum of durations in seconds."""
     p50, p90 = np.percentile(samples, (50, 90)).round(4).tolist()
     return {"p50_s": p50, "p90_s": p90, "min_s": round(min(samples), 4)}
 
@@ -112,11 +103,9 @@ class Detector:
         return (letterbox(read_image(image), self.spec.preprocess)[0] for image in images)
 
     def evaluation(self, split: Split, label: str = "score", engine: Engine = ONNXRUNTIME_CPU) -> Evaluation:
-        """Score the graph on a split."""
         return evaluate(self.graph, self.spec, split, PlainProgress(interval_s=30), label, engine)
 
     def map50_95(self, split: Split) -> float:
-        """Return the score of the graph on a split."""
         return self.evaluation(split).score.map50_95
 
     def quantized(
@@ -151,12 +140,10 @@ def quantize_step(recipe: str) -> Quantize:
 
 
 def images_of(split: Split, count: int | None = None) -> list[Path]:
-    """Return the first images of a split."""
     return [sample.image for sample in split.samples[:count]]
 
 
 def split_of(shared: Path, data: str, name: str) -> Split:
-    """Return a split of a shared data set."""
     return load_dataset(shared / "data" / data).split(name)
 
 

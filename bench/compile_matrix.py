@@ -45,7 +45,6 @@ def detector_of(network: str, folder: Path) -> tuple[Path, str]:
 
 
 def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the graph that ships in each precision."""
     plain = folder / "float.onnx"
     exact = exported(detector, plain)
     frames = list(exact.frames(images_of(split_of(SHARED, "coco256", "train"), FRAMES)))
@@ -61,7 +60,6 @@ def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def rows_of(network: str, capabilities: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each engine of a network."""
     detector, weights = detector_of(network, folder)
     for precision, graph in graphs_of(detector, folder):
         for sm in capabilities:

@@ -88,7 +88,6 @@ class Bench:
         self.rows = self.kept.rows
 
     def documents(self) -> Iterator[dict[str, Any]]:
-        """Make every row that is missing; yield the result after each."""
         for row, make in self._wanted():
             if not any(name_of(each) == name_of(row) for each in self.rows):
                 yield self.document()
@@ -212,7 +211,6 @@ def _target(row: Document) -> str:
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what edgekd's rows must show."""
     ours = [row for row in rows if row.to != "source" and not row.how.startswith(ULTRALYTICS)]
     found = []
     for kind, limit in ((FLOAT, MAP_LIMIT), (INT8, INT8_MAP_LIMIT)):

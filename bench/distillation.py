@@ -33,12 +33,10 @@ OVERHEAD = 1.15
 
 
 def with_weights(step: Distill, change: Callable[[Weights], Weights]) -> Distill:
-    """Return the step with the weights of every stage changed."""
     return replace(step, stages=tuple(replace(stage, weights=change(stage.weights)) for stage in step.stages))
 
 
 def ablations() -> dict[str, Distill]:
-    """Return the shipped step with one thing changed at a time."""
     step = training.shipped()
     levels = [entry.name for entry in fields(Weights)]
     used = [name for name in levels if any(getattr(stage.weights, name) for stage in step.stages)]
@@ -183,7 +181,6 @@ def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> l
 
 
 def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[str, Any]]:
-    """Return what is aimed at, of edgekd's shipped recipe, on the split test."""
     if not {OURS, NONE, TEACHER} <= found.keys():
         return []
     mine, none, teacher = found[OURS], found[NONE], found[TEACHER]
@@ -231,7 +228,6 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
 
 
 def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
-    """Return one line of the table; what is not known is a dash."""
     seeds = "–" if rows[0].seed is None else training.seeds_of(rows)
     numbers = [frame.cell(training.mean(rows, name), ",.4g") for name in ("epochs", "seconds")]
     numbers = [

@@ -23,7 +23,6 @@ def run(given: Given) -> Result:
 
 
 def measure(name: str, given: Given) -> Document:
-    """Quantize a detector, and score its three forms on the validation images."""
     floating, qdq, rounded = (given.scratch / f"{name}-{part}.onnx" for part in ("float", "qdq", "rounded"))
     exact = exported(given.shared / "models" / name, floating)
     frames = list(exact.frames(images_of(split_of(given.shared, "coco256", "train"), given.images)))

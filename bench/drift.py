@@ -28,8 +28,7 @@ from edgekd.graph.runtimes.types import Session
 MODELS = ("yolo11n.pt=coco256=val", "yolo11n-ppe.pt=ppe=val", "yolo11n-ppe.pt=ppe=test")
 SEED = 0
 CLEAN = "as it is"
-NOTICED = 3
-"""From this severity on an alarm is wanted in every stream."""
+NOTICED = 3  # from this severity on an alarm is wanted in every stream
 LIMIT_MS = 0.2
 
 
@@ -54,7 +53,6 @@ def alarms(record: Record, found: np.ndarray, streams: int) -> list[int]:
 
 
 def first_alarm(record: Record, stream: np.ndarray) -> int | None:
-    """Return after how many frames a stream is called drifted."""
     monitor = Monitor(record)
     for number, row in enumerate(stream, 1):
         drift = monitor.add(row)
@@ -64,7 +62,6 @@ def first_alarm(record: Record, stream: np.ndarray) -> int | None:
 
 
 def rows_of(given: Given, case: str) -> Iterator[Document]:
-    """Yield a row for the images as they are, and one for each corruption and severity."""
     model, data, name = case.split("=")
     dataset = load_dataset(given.shared / "data" / data)
     graph = given.scratch / f"{Path(model).stem}.onnx"
@@ -125,7 +122,6 @@ statistics {cost.statistics:.3f}, comparison {cost.comparison:.3f}; medians (lim
 
 
 def reached(found: Document) -> bool:
-    """Return whether all that is aimed at holds."""
     clean = [row.alarms / row.streams for row in found.rows if not row.severity]
     wanted = [row.alarms == row.streams for row in found.rows if row.severity >= NOTICED]
     return max(clean) <= ALARM and all(wanted) and sum(found.cost_ms.values()) <= LIMIT_MS

@@ -52,7 +52,6 @@ class System:
 
 
 def succeeds(command: Sequence[object], folder: Path, **environment: str) -> bool:
-    """Return whether a program ends well."""
     words = [str(word) for word in command]
     variables = {**os.environ, "TMPDIR": str(folder), **environment}
     return subprocess.run(words, cwd=folder, env=variables, capture_output=True, timeout=120).returncode == 0
@@ -68,7 +67,6 @@ def write_keys(folder: Path) -> None:
 
 
 def content_of(folder: Path) -> bytes | None:
-    """Return the bundle that a program has put into a folder."""
     found = next(folder.rglob("bundle.edgekd"), None)
     return found.read_bytes() if found else None
 
@@ -115,7 +113,6 @@ def changed(content: bytes, number: int, chance: random.Random) -> bytes:
 
 
 def judged(system: System, made: Path, bundle: bytes, scratch: Path) -> str:
-    """Return the judgement of a system's programs on a file."""
     if not succeeds(system.check(made), scratch):
         return REFUSED
     with tempfile.TemporaryDirectory(dir=scratch) as out:
@@ -174,7 +171,6 @@ def page(found: Document) -> Blocks:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the Debian packages whose programs judge."""
     found = {}
     for name in ("rauc", "squashfs-tools", "swupdate", "mender-artifact", "openssl"):
         done = subprocess.run(["dpkg-query", "-W", "-f=${Version}", name], capture_output=True, text=True)

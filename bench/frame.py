@@ -24,16 +24,12 @@ from common import RESULTS, SHARED, conditions, host_line, use_cores
 
 from edgekd.core.atomic_files import write_file
 
-Given = argparse.Namespace
-"""The command line; `scratch` is a folder that is removed at the end."""
-Result = Mapping[str, Any]
-"""What was measured, as JSON can hold it."""
-Blocks = Iterator[str]
-"""Paragraphs and tables of a page, without title."""
+Given = argparse.Namespace  # the command line; `scratch` is a folder that is removed at the end
+Result = Mapping[str, Any]  # what was measured, as JSON can hold it
+Blocks = Iterator[str]  # paragraphs and tables of a page, without title
 Run = Callable[[Given], "Result | Iterator[Result]"]
 """Measures; returns the result, or yields the result so far, again and again."""
-Page = Callable[["Document"], Iterable[str]]
-"""Yields the blocks of the page about a result."""
+Page = Callable[["Document"], Iterable[str]]  # yields the blocks of the page about a result
 Job = Callable[..., Mapping[str, Any]]
 """Work for a separate process: a function of a script; keyword arguments that JSON can hold in, a JSON object out."""
 PLACES = {"help", "out", "page", "work", "shared", "venvs", "peer", "note"}
@@ -159,12 +155,10 @@ def read(text: str) -> Document:
 
 
 def claims_hold(found: Document) -> bool:
-    """Return whether every claim holds."""
     return all(claim.holds for claim in found.get("claims", ()))
 
 
 def as_claimed(found: Document) -> bool:
-    """Return whether every claim holds and no row failed."""
     return claims_hold(found) and not any(row.get("error") for row in found.get("rows", ()))
 
 
@@ -202,7 +196,6 @@ class FinishedRows:
         note(f"{len(self.rows)} rows are there already")
 
     def add(self, row: Document) -> None:
-        """Keep a row."""
         self.rows.append(row)
         kept = {name: getattr(self, name) for name in ("conditions", "packages", "rows")}
         write_file(self._file, json.dumps({"settings": self._settings, **kept}, indent=1).encode())
@@ -218,14 +211,12 @@ def in_process(job: Job, **arguments: Any) -> list[str]:
 
 
 def do_job(name: str, arguments: str) -> None:
-    """Do a job, and print its result with the installed packages."""
     module, function = name.split(":")
     job: Job = getattr(importlib.import_module(module), function)
     print("\n" + json.dumps({**job(**json.loads(arguments)), "packages": installed()}))
 
 
 def last_json(output: str) -> dict[str, Any]:
-    """Return the last JSON object that a process printed."""
     return dict(json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{"))))
 
 
@@ -250,7 +241,6 @@ def render(page: Page, found: Document) -> str:
 
 
 def head(title: str, found: Mapping[str, Any]) -> list[str]:
-    """Return the title and the command as blocks of a page."""
     return [f"# {title}", f"`{found['command']}`"]
 
 
@@ -296,7 +286,6 @@ def claim(text: str, found: float, holds: bool, **more: Any) -> dict[str, Any]:
 
 
 def claims_table(claims: Iterable[Document], form: str = ".4f", header: str = " | found | holds") -> str:
-    """Return the table of claims."""
     return table(header, (f"{each.claim} | {each.found:{form}} | {yes(each.holds, '**no**')}" for each in claims))
 
 

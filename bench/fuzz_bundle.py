@@ -17,7 +17,6 @@ READERS = ("archive", "signatures", "trust")
 
 
 def fuzzed(name: str, seconds: int, scratch: Path) -> Result:
-    """Fuzz one reader in a process of its own; the row of it."""
     folder = scratch / name
     folder.mkdir()
     command = [sys.executable, str(HERE / "fuzz_target.py"), name, str(seconds), str(folder)]

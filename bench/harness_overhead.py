@@ -19,14 +19,11 @@ SEED = 0
 
 
 class Nothing:
-    """A session that returns what it is given."""
-
     def run(self, batch: np.ndarray) -> np.ndarray:
         return batch
 
 
 def keep(frame: np.ndarray) -> tuple[np.ndarray, None]:
-    """Preprocess nothing: the frame is the batch."""
     return frame, None
 
 
@@ -118,7 +115,6 @@ def page(found: Document) -> Blocks:
 
 
 def within(found: Document) -> bool:
-    """Return whether the harness stays within the limit."""
     return max(found.wall_ratio.median, found.reported_ratio.median) <= LIMIT
 
 

@@ -31,14 +31,10 @@ from edgekd.deploy.artifact import opened
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"
 HALF = "`edgekd build`, asked for half of the bytes by hand"
-FASTER, ENERGY = 89 / 12, 0.4
-"""What is aimed at: times as fast, and the share of the energy of a frame."""
-MANY = 100
-"""Epochs that Ultralytics assumes before it knows how many fit into its time."""
-MISSED = 3
-"""How a build ends whose budget is missed."""
-TRAINED = ("distill", "quant_aware_distill")
-"""Stages of a build whose time Ultralytics gets to train in."""
+FASTER, ENERGY = 89 / 12, 0.4  # what is aimed at: times as fast, and the share of the energy of a frame
+MANY = 100  # epochs that Ultralytics assumes before it knows how many fit into its time
+MISSED = 3  # how a build ends whose budget is missed
+TRAINED = ("distill", "quant_aware_distill")  # stages of a build whose time Ultralytics gets to train in
 
 
 class Bench(Trainings):
@@ -61,12 +57,10 @@ class Bench(Trainings):
         yield HALF, None, self._built_half
 
     def graph(self, method: str) -> Path:
-        """Return where the graph of a row lies."""
         names = {LARGE: "large", START: "start", OURS: "built", HALF: "half", TAUGHT: "taught", ALONE: "alone"}
         return Path(self.given.work, f"{names[method]}.onnx")
 
     def recipe(self) -> Recipe:
-        """Return the shipped recipe, for as long as was asked."""
         given = self.given
         settings = {"batch": given.batch, "learning_rate": given.learning_rate, "seed": given.seed}
         settings |= {"epochs": given.epochs, "minutes": given.minutes, "student": given.student}
@@ -166,7 +160,6 @@ def prediction(graph: Path, target: str) -> dict[str, Any]:
 
 
 def claims(bench: Bench, rows: Mapping[str, Document]) -> list[dict[str, Any]]:
-    """Return what is aimed at, of the bundle."""
     if not {LARGE, OURS} <= rows.keys():
         return []
     large, ours, limit = rows[LARGE], rows[OURS], bench.given.max_bytes

@@ -18,8 +18,7 @@ from edgekd.core.formats.packed_graph import pack
 from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
 
-INT8_LAYERS = 2
-"""The first layers have few weights, and what they lose is lost for all."""
+INT8_LAYERS = 2  # the first layers have few weights, and what they lose is lost for all
 SMALLER, KEEP = 7.5, 0.99
 """How many times smaller the file must be, and the share of the float mAP50-95 that must be left."""
 

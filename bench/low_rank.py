@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
-MOST_SECONDS = 300.0
-"""What a detector of 57 M parameters may take on two cores."""
+MOST_SECONDS = 300.0  # what a detector of 57 M parameters may take on two cores
 TARGETS: tuple[tuple[str, Precision], ...] = (
     ("nano", "fp16"),
     ("xavier", "fp16"),
@@ -47,10 +46,8 @@ TARGETS: tuple[tuple[str, Precision], ...] = (
     ("agx-orin", "int8"),
 )
 """Of which it is predicted what they would gain."""
-RUNS = 40
-"""Of a convolution by itself, of which the fastest counts."""
-PROBES = 8
-"""Images of `val` on which outputs of layers are compared."""
+RUNS = 40  # of a convolution by itself, of which the fastest counts
+PROBES = 8  # images of `val` on which outputs of layers are compared
 SHAPES = [(c, c, 9, p) for c, p in ((16, 6400), (64, 6400), (64, 1600), (128, 1600), (128, 400), (256, 400))]
 SHAPES += [(a, b, 1, p) for a, p in ((64, 6400), (128, 1600), (256, 400), (512, 400)) for b in (16, 48, 128, 256)]
 """Inputs, outputs, weights for a pair of them, and places of the convolutions that are timed by themselves."""
@@ -68,7 +65,6 @@ class Subject:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return height and width of its frames."""
         return self.detector.spec.preprocess.height, self.detector.spec.preprocess.width
 
 
@@ -238,7 +234,6 @@ def costs(threads: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def microseconds(layer: Convolution, engine: Engine, threads: int, folder: Path) -> float:
-    """Return the time of the fastest of many runs of a convolution by itself."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -262,7 +257,6 @@ def microseconds(layer: Convolution, engine: Engine, threads: int, folder: Path)
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what must hold."""
     ours = [row for row in rows if row.way == OURS]
     blind_of = {(row.model, row.energy): row for row in rows if row.way == BLIND}
     pairs = [(row, blind_of[row.model, row.energy]) for row in ours]

@@ -137,7 +137,6 @@ def tried(checkout: Path, module: str, marked: str, count: int) -> Iterator[Faul
 
 
 def faults_of(source: str) -> Iterator[Fault]:
-    """Yield every fault that can be put into a module."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -193,7 +192,6 @@ def page(found: Document) -> Blocks:
 
 
 def rate(faults: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many faults were detected, of how many, and the share."""
     killed = sum(fault["outcome"] == "killed" for fault in faults)
     return f"{killed} of {len(faults)}, {killed / len(faults):.0%}" if faults else "-"
 

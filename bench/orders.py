@@ -19,14 +19,12 @@ from frame import Blocks, Document, Given, Option, cell, head, main, table
 from training import SEEDS, JobError, Trainings, Way
 
 WHOLE = "as it was, INT8"
-TRAINING = ("distill", "quant_aware_distill")
-"""The stages that train."""
+TRAINING = ("distill", "quant_aware_distill")  # the stages that train
 RATE = 1e-3
 """How far a quantized weight moves in a step at most: more than by default, as half of the channels are gone."""
 
 
 def orders(given: Given, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the steps of each recipe, by its name."""
     size = {"image_size": given.image_size, "seed": seed}
     prune = {"kind": "prune", "ratio": given.ratio, "images": given.gradient_images, **size}
     train = {"epochs": given.epochs, "batch": given.batch, **size}

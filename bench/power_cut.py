@@ -33,11 +33,9 @@ from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
 
-DISKS = {"keeps": False, "forgets": True}
-"""Kinds of disk, and whether what was not flushed is lost."""
+DISKS = {"keeps": False, "forgets": True}  # kinds of disk, and whether what was not flushed is lost
 SEED = 0
-ALIKE = ("red", "green", "blue")
-"""Bundles with the same counter, any of which may follow any other."""
+ALIKE = ("red", "green", "blue")  # bundles with the same counter, any of which may follow any other
 IN_A_ROW = 200
 
 
@@ -97,7 +95,6 @@ class Bench:
         make_delta(self.bundles["old"], self.bundles["new"], self.bundles["delta"])
 
     def call(self, call: Sequence[str], folder: Path) -> int:
-        """Run one command of the agent; its exit code."""
         command, *more = call
         words = [str(self.bundles.get(word, word)) for word in more]
         places = ["--state", str(folder), "--root", str(self._scratch / "root")]
@@ -106,7 +103,6 @@ class Bench:
             return agent([command, *words, *places, *runtime])
 
     def begin(self, scenario: Scenario) -> Path:
-        """Make the state in which the scenario begins."""
         folder = self._scratch / "begins" / "state"
         fresh(self._scratch / "empty", folder)
         for call in scenario.start:
@@ -199,7 +195,6 @@ class Bench:
 
 
 def used(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 

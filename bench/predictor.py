@@ -24,8 +24,7 @@ from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficie
 from edgekd.hardware.target import load_target
 
 PACKAGED = Path(latency.__file__).with_name(COEFFICIENTS)
-SHARE = 0.9
-"""Of the measurements that an interval should hold."""
+SHARE = 0.9  # of the measurements that an interval should hold
 MOST_ERROR, LEAST_GAIN, MOST_OFF = 0.15, 3.0, 0.02
 """What the median error may be, how much smaller than that of either naive way, and how far off a network's size."""
 
@@ -62,18 +61,15 @@ class Fitted:
     old: float
 
     def latency_ms(self, row: Row) -> float:
-        """Return what is predicted for a measurement."""
         slowed = row.old and row.gpu.unit.startswith("tensor")
         gpu = replace(row.gpu, peak=row.gpu.peak / self.old) if slowed else row.gpu
         return float(np.sum(seconds(row.columns, gpu, self.coefficients, row.batch))) * 1e3
 
     def of_all(self, rows: Sequence[Row]) -> NDArray[np.float64]:
-        """Return the same for many."""
         return np.array([self.latency_ms(row) for row in rows])
 
 
 def fitted(values: Mapping[str, float]) -> Fitted:
-    """Return a fit from values by name."""
     return Fitted(Coefficients(**{name: value for name, value in values.items() if name != OLD}), values[OLD])
 
 
@@ -105,12 +101,10 @@ def fit(rows: Sequence[Row], fixed: Mapping[str, float] | None = None, start: Fi
 
 # What is left out
 
-Unit = tuple[Literal["device", "model"], str]
-"""A whole device or a whole network."""
+Unit = tuple[Literal["device", "model"], str]  # a whole device or a whole network
 
 
 def of(row: Row, unit: Unit) -> bool:
-    """Return whether a row belongs to a unit."""
     return bool(getattr(row, unit[0]) == unit[1])
 
 
@@ -137,7 +131,6 @@ class Margins:
     wide: float
 
     def of(self, judged: Judged) -> float:
-        """Return the factor for a row that was left out."""
         if judged.placed is not None:
             return self.measured
         return self.narrow if judged.seen else self.wide
@@ -161,7 +154,6 @@ class Study:
         return self._made[key]
 
     def units(self, kind: Literal["device", "model"]) -> list[Unit]:
-        """Return all devices, or all networks."""
         return [(kind, name) for name in sorted({getattr(row, kind) for row in self.rows})]
 
     def judge(self, unit: Unit, *hidden: Unit) -> list[Judged]:
@@ -297,7 +289,6 @@ class Powered:
 
 
 def with_power(rows: Sequence[Row]) -> list[Powered]:
-    """Return the rows that energy can be fitted on."""
     found = []
     for row in rows:
         watts = mode_watts(load_target(row.target))
@@ -340,14 +331,12 @@ ABLATIONS: dict[str, dict[str, float]] = {
 
 
 def errors_of(rows: Sequence[Row], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the relative errors of predictions."""
     return np.abs(predicted / np.array([row.latency_ms for row in rows]) - 1)
 
 
 def lines(
     rows: Sequence[Row], key: Callable[[Row], str], ways: Mapping[str, NDArray[np.float64]], inside: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    """Return a line for each kind of rows, and one for all."""
     found = []
     for name in [*sorted({key(row) for row in rows}), "all"]:
         at = [index for index, row in enumerate(rows) if name in ("all", key(row))]
@@ -434,7 +423,6 @@ def sizes() -> list[dict[str, Any]]:
 
 
 def claims(found: Document) -> list[dict[str, Any]]:
-    """Return what must hold."""
     of_all, networks = found.devices[-1], found.networks[-1]
     off = max(abs(each["gflops"] / each["published"] - 1) for each in found.sizes if each["published"])
     gain = min(of_all["peak_error"], of_all["multiply_adds_error"]) / of_all["error"]

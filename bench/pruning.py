@@ -50,7 +50,6 @@ class Made:
 
 
 def methods(given: Given) -> dict[str, Made]:
-    """Return what is compared, by name."""
     step = Prune(given.ratio, images=given.gradient_images)
     found = {
         OURS: Made(edgekd_start, True, step),
@@ -88,7 +87,6 @@ class Bench(Trainings):
                 yield method, seed, partial(self._trained, method, made, seed)
 
     def graph(self, method: str) -> Path:
-        """Return the float graph of a method's first seed."""
         name = WHOLE if method == WHOLE else f"{method}-{self.given.seeds[0]}"
         return self._path(name).with_suffix(".onnx")
 
@@ -133,13 +131,11 @@ class Bench(Trainings):
 
 
 def whole_job(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
-    """Export the detector that is pruned."""
     training.export_sized(model, Path(out), size)
     return sizes_of(network_in(model), size)
 
 
 def network_in(checkpoint: str | Path) -> Any:
-    """Return the network of a checkpoint."""
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     return load_checkpoint(Path(checkpoint), trust=True).model
@@ -220,7 +216,6 @@ def narrower_start(
 
 
 def sizes_of(network: Any, size: int) -> dict[str, Any]:
-    """Return parameters, and multiply-adds of a frame."""
     from edgekd.compress.pruning import multiply_adds
     from edgekd.detectors.torch_support import parameters_in
     from edgekd.detectors.ultralytics.channels import convolutions_of
@@ -243,7 +238,6 @@ def latencies(bench: Bench) -> dict[str, dict[str, float]]:
 
 
 def claims(rows: Mapping[str, Sequence[Document]], times: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return what is aimed at, on the split test, means of the seeds."""
     ours = training.mean_score(rows.get(OURS, ()), "test")
     found = [
         (f"ahead of {peer}", ours - training.mean_score(rows[peer], "test"), 0.0)

@@ -15,8 +15,7 @@ from edgekd.builds.recipe import Distill, Prune
 from edgekd.core.progress import PlainProgress
 
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")
-MOST_SECONDS = 300.0
-"""What pruning a trained detector of 57 M parameters may take on two cores."""
+MOST_SECONDS = 300.0  # what pruning a trained detector of 57 M parameters may take on two cores
 
 
 def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
@@ -41,14 +40,12 @@ def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
 
 
 def network_in(checkpoint: Path) -> Any:
-    """Return the network of a checkpoint."""
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     return load_checkpoint(checkpoint, trust=True).model
 
 
 def shape(checkpoint: Path) -> list[int]:
-    """Return the shape of a network's output for a frame of 640 x 640."""
     import torch
 
     with torch.no_grad():
@@ -69,7 +66,6 @@ def split_difference(checkpoint: Path) -> float:
 
 
 def rows_of(given: Given) -> Iterator[Document]:
-    """Prune one detector after the other."""
     import torch
 
     from edgekd.detectors.ultralytics.distill import student_network
@@ -85,7 +81,6 @@ def rows_of(given: Given) -> Iterator[Document]:
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what must hold of every row."""
     least = min(before / after for row in rows for before, after in row.latency_ms.values())
     over = max(row.multiply_adds[1] / row.multiply_adds[0] - (1 - row.ratio) for row in rows)
     apart, other = sum(row.split_difference for row in rows), sum(row.shapes[0] != row.shapes[1] for row in rows)
@@ -102,13 +97,11 @@ def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def sizes_cells(row: Document) -> str:
-    """Return the cells of parameters and multiply-adds, before and after."""
     (p0, p1), (m0, m1) = row.parameters, row.multiply_adds
     return f"{p0 / 1e6:.2f} -> {p1 / 1e6:.2f} M | {m0 / 1e9:.2f} -> {m1 / 1e9:.2f} G ({m1 / m0 - 1:.0%})"
 
 
 def times_cells(row: Document) -> str:
-    """Return the cells of latencies, before and after, on every engine."""
     times = [f"{before:.1f}, {after:.1f} ({before / after:.2f}x)" for before, after in row.latency_ms.values()]
     return " | ".join(times or [""] * len(CPU_ENGINES))
 

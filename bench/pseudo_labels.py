@@ -23,8 +23,7 @@ MODEL, DATA = "yolo11n-ppe.pt", "ppe"
 FOUND_ON = ("train", "val")
 LABELLED = "test"
 KEEP = (0.8, 0.9, 0.95)
-IMAGES = 118
-"""Of each split at most so many, in the order of their names: as many as `val` has."""
+IMAGES = 118  # of each split at most so many, in the order of their names: as many as `val` has
 
 
 COUNTED = ("objects", "labels", "right", "ignored")
@@ -34,7 +33,6 @@ Seen = list[tuple[Detections, tuple[Truth, int, int]]]
 
 
 def seen(find: Find, data: Dataset, name: str, images: int) -> Seen:
-    """Return the first images of a split."""
     readable = ReadableImages(data.split(name).samples[:images])
     return [(find(image), (sample.truth, image.shape[1], image.shape[0])) for sample, image in readable]
 

@@ -159,7 +159,6 @@ def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dic
 def train_job(
     model: str, graph: str, out: str, data: str, step: Mapping[str, Any], threads: int, **_: Any
 ) -> dict[str, Any]:
-    """Train a quantized graph; what it took."""
     import torch
 
     from edgekd.builds.recipe import QuantAwareDistill
@@ -206,7 +205,7 @@ def claims(found: Mapping[str, Sequence[Document]], smaller: float, keep: float,
 
 def page(found: Document) -> Blocks:
     counts, methods = found.images, training.by_method(found.rows)
-    # Older results do not name these settings; `warmup_bias_lr` was not among them.
+    # older results do not name these settings; `warmup_bias_lr` was not among them.
     gentle = found.get("gentle", {name: value for name, value in GENTLE.items() if name != "warmup_bias_lr"})
     yield from head("Quantization-aware training, edgekd beside Ultralytics", found)
     yield f"""\

@@ -27,12 +27,9 @@ from edgekd.data.types import Dataset
 from edgekd.evaluation.evaluate import Evaluation
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
-FRAMES = 128
-"""Calibration frames that every tool gets, evenly taken from the training split."""
-JUDGED = 32
-"""Frames of the first scored split on which noise is measured."""
-AGREEMENT = 0.005
-"""How far edgekd's mAP50-95 may be from Ultralytics'."""
+FRAMES = 128  # calibration frames that every tool gets, evenly taken from the training split
+JUDGED = 32  # frames of the first scored split on which noise is measured
+AGREEMENT = 0.005  # how far edgekd's mAP50-95 may be from Ultralytics'
 ULTRALYTICS_FLOAT = (r".*\.2/Conv$", r".*/dfl/")
 """The nodes that Ultralytics 8.4.190 keeps from ModelOpt (`utils/export/engine.py`): last head convolutions and DFL."""
 
@@ -174,7 +171,6 @@ class Bench:
         return Document(row, **took, bytes=graph.stat().st_size, **facts(graph))
 
     def scored(self, row: Document, detector: Detector) -> Document:
-        """Return the row with the scores of its graph."""
         scores = {}
         for split in self._scored_splits:
             try:
@@ -220,7 +216,6 @@ _CAPTURED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STD
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what the rows must show."""
     apart = [abs(row.difference) for row in rows if row.difference is not None]
     found = []
     if apart:
@@ -306,7 +301,6 @@ _NAMED = (
 
 
 def _cells(row: Document, exact: Document) -> str:
-    """Return one line of a table; what is not known is a dash."""
     scores = []
     for split, (reference, _) in exact.scores.items():
         found = row.scores.get(split)

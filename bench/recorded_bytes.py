@@ -26,8 +26,7 @@ from edgekd.data.demo import DETECTOR
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
-IMAGES = 16
-"""Of each split: enough for every stage to have something to do."""
+IMAGES = 16  # of each split: enough for every stage to have something to do
 WITH_TIMES = ("agent.pyz", "bundle.edgekd", "evidence.json", "report.html", "samples.json", "sbom.cdx.json")
 """Files that hold times, the agent or versions of libraries."""
 CASES = (("demo", "ptq"), ("yolo11n.pt", "ptq"), ("yolo26n.pt", "ptq"), ("yolox_nano.onnx", "mixed"))
@@ -38,7 +37,6 @@ from demo_scenes.scenes import write_dataset  # noqa: E402
 
 
 def main() -> int:
-    """Record, or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--write", action="store_true")
@@ -79,7 +77,6 @@ def recorded(model: str, recipe: str, shared: Path, scratch: Path) -> dict[str, 
 
 
 def compared(known: Mapping[str, Mapping[str, str]], found: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return a line for each file that is missing, new or another."""
     lines = []
     for build_name in sorted({*known, *found}):
         before, after = known.get(build_name, {}), found.get(build_name, {})

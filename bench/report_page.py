@@ -63,7 +63,6 @@ def measure(name: str, file: Path, rounds: int) -> Result:
 
 
 def middle(values: Sequence[float | None]) -> float | None:
-    """Return the median of the known values."""
     known = [value for value in values if value is not None]
     return round(median(known), 1) if known else None
 
@@ -85,12 +84,10 @@ def page(found: Document) -> Blocks:
 
 
 def within(row: Document) -> bool:
-    """Return whether a page is as small and as quick as it has to be, at its worst."""
     return row.bytes <= LIMIT_BYTES and row.worst_loaded_ms <= LIMIT_MS
 
 
 def chromium_version() -> str:
-    """Return the version of the browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:

@@ -44,7 +44,6 @@ def by_coco(predictions: Path, data: Dataset) -> float:
 
 
 def row_of(detector: Detector, data: Dataset, folder: Path) -> dict[str, float]:
-    """Return the three scores of one graph."""
     from ultralytics import YOLO
 
     graph, spec = detector.graph, detector.spec
@@ -73,7 +72,6 @@ def run(given: Given) -> Result:
 
 
 def worst(found: Document) -> float:
-    """Return how far apart the pipelines are at most with one metric."""
     return max(abs(row.edgekd - row.ultralytics_detections_by_coco) for row in found.rows)
 
 

@@ -45,12 +45,9 @@ IMAGES = 48  # scenes in each split, all of which are scored
 CALIBRATION = 8  # images
 LABELS = (DistillStage("labels", 1.0, Weights()),)
 SIDES, RATIOS, BITS = (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75)
-NEAR = 0.99
-"""Of the best known accuracy under a budget: who reaches it has found it."""
-LEVELS = (0.4, 0.75)
-"""Budgets: size and time that such shares of the candidates keep, in every combination."""
-SHARE = 1 / 3
-"""What is aimed at: of the trials of random search, by the medians."""
+NEAR = 0.99  # of the best known accuracy under a budget: who reaches it has found it
+LEVELS = (0.4, 0.75)  # budgets: size and time that such shares of the candidates keep, in every combination
+SHARE = 1 / 3  # what is aimed at: of the trials of random search, by the medians
 Way = Callable[["World", int], Sequence[Candidate]]
 
 
@@ -65,7 +62,6 @@ class World:
 
     @property
     def goal(self) -> float:
-        """Return the share NEAR of the best accuracy within the budget."""
         found = best(list(self.points.values()), self.budget)
         assert found is not None
         return NEAR * found.kept
@@ -80,7 +76,6 @@ class World:
 
 
 def by_chance(world: World, seed: int) -> Sequence[Candidate]:
-    """Return every candidate in random order."""
     every = list(world.points)
     return [every[at] for at in np.random.default_rng(seed).permutation(len(every))]
 
@@ -203,7 +198,6 @@ def space_of(candidates: Sequence[Candidate]) -> Space:
 
 
 def worlds(recorded: Document) -> Iterator[World]:
-    """Yield the table under each budget."""
     points = {}
     for row in recorded.rows:
         candidate = Candidate(**{name: row[name] for name in candidate_json(Candidate(None, 1))})
@@ -243,7 +237,6 @@ def run(given: Given) -> Result:
 
 
 def _shares(rows: Sequence[Document], name: str) -> list[float]:
-    """Return the median of a way's trials by that of random search, of each budget."""
     return [median(row.trials[name]) / median(row.trials["random"]) for row in rows]
 
 

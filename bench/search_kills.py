@@ -92,7 +92,6 @@ def search(model: str, data: str, out: str, workers: int) -> Result:
 
 
 def stages(out: Path) -> int:
-    """Return how many stages are done."""
     return len(list(out.glob("stages/*/stage.json")))
 
 

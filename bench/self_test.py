@@ -42,7 +42,6 @@ def kernels(model: Any) -> list[Any]:
 
 
 def zeroed(weights: np.ndarray) -> np.ndarray:
-    """Return the weights with the first output channel zero."""
     kept = weights.copy()
     kept[0] = 0
     return kept
@@ -70,7 +69,6 @@ def broken(graph: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def rows_of(build: Path, scratch: Path) -> list[dict[str, Any]]:
-    """Return a row for every alteration of a build's network."""
     bundle = next(build.glob("*.edgekd"))
     manifest = extract(bundle, scratch / "bundle")
     spec = spec_from_json(manifest.detector)
@@ -101,7 +99,6 @@ def rows_of(build: Path, scratch: Path) -> list[dict[str, Any]]:
 
 
 def halved(floating: Path, folder: Path) -> Path:
-    """Convert a float graph to float16."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(floating), keep_io_types=True), folder / "float16.onnx")

@@ -161,7 +161,6 @@ for a random frame, bit for bit, and the same errors in the self-test, by
 
 
 def packages() -> list[Path]:
-    """Return where this Python finds its packages."""
     return [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
 
 

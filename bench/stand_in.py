@@ -45,7 +45,6 @@ def graphs_of(name: str, folder: Path, stack: ExitStack) -> dict[str, Path]:
 
 
 def row_of(name: str, precision: str, graph: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of one side of a measurement."""
     kept = ("fps", "engine_fps", "refused", "engine_ms", "total_ms", "throughput", "energy", "conditions")
     found = {key: result[key] for key in kept if key in result}
     return {"artifact": Path(name).name, "precision": precision, "bytes": graph.stat().st_size, **found}
@@ -133,7 +132,6 @@ def run(given: Given) -> Result:
 
 
 def meets(row: Document) -> bool:
-    """Return whether a row reaches both goals."""
     if "error" in row or not row.energy_share:
         return False
     fast = row.engine_times_as_fast.ratio >= GOALS["times as fast"]

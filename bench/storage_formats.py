@@ -28,8 +28,7 @@ from edgekd.graph.view import Graph
 
 MODELS = ("yolo11n.pt", "yolo11n-ppe.pt", "yolox_nano.onnx")
 SEEDS = range(5)
-YOLO11X = 57_000_000
-"""About how many weights YOLO11x has."""
+YOLO11X = 57_000_000  # about how many weights YOLO11x has
 E2M1 = np.array(fp4x.MAGNITUDES, np.float32)
 E4M3 = np.array([m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)])
 E4M3_MAX = 448
@@ -147,7 +146,6 @@ class Sample:
 
 
 def sample(source: Path, folder: Path) -> Sample:
-    """Export a detector."""
     path = folder / f"{source.stem}.onnx"
     exported(source, path)
     graph = opened(path)
@@ -208,8 +206,6 @@ def deflate(strategy: int, content: bytes) -> bytes:
 
 
 def coders() -> dict[str, tuple[Coder, Coder]]:
-    """Return compressors and their decompressors."""
-
     inflate = partial(zlib.decompress, wbits=-zlib.MAX_WBITS)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
     found: dict[str, tuple[Coder, Coder]] = {
@@ -228,7 +224,6 @@ def coders() -> dict[str, tuple[Coder, Coder]]:
 
 
 def apply_all(coder: Coder, streams: Sequence[bytes]) -> list[bytes]:
-    """Return what a coder makes of each stream."""
     return [coder(stream) for stream in streams]
 
 
@@ -327,7 +322,6 @@ def host_with_coders(threads: int) -> dict[str, Any]:
 
 
 def span(seconds: Document) -> str:
-    """Return the median, and in brackets least and most."""
     return f"{seconds.median:.3f} ({seconds.least:.3f} to {seconds.most:.3f})"
 
 

@@ -16,7 +16,6 @@ LIMITS = {"attempts": 100_000, "accepted": 0, "crashes": 0, "memory_bytes": 64_0
 
 
 def tried(way: Way, victim: Victim, each: int, path: Path) -> Result:
-    """Try one way many times."""
     chance, accepted, crashes = random.Random(f"{SEED} {way.__name__}"), 0, []
     began = time.perf_counter()
     for _ in range(each):

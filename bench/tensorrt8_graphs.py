@@ -21,8 +21,7 @@ from edgekd.detectors.onnx import to_opset
 
 OPSETS = (13, 17)
 DETECTORS = ("yolo11n.pt", "yolo11s.yaml", "yolo26n.pt", "yolov8n.yaml", "yolox_nano.onnx", "demo")
-LARGEST = "yolo11x.yaml"
-"""The largest detector that the project is for: for memory alone, at one opset."""
+LARGEST = "yolo11x.yaml"  # the largest detector that the project is for: for memory alone, at one opset
 WRITER = """
 import json, sys, time
 from pathlib import Path
@@ -136,7 +135,6 @@ def computed(path: Path, frame: np.ndarray, *, optimized: bool) -> list[np.ndarr
 
 
 def cells(row: Document) -> str:
-    """Return one line of the table."""
     apart = ("-" if np.isnan(each) else f"{each:g}" for each in (row.difference, row.difference_optimized))
     scaled = f"{row.activations} | {row.missing}" if row.activations else "- | -"
     sizes = (row[f"{part}_bytes"] / 1e6 for part in ("packed", "qdq", "form", "largest_weight"))

@@ -28,8 +28,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Sample, Split
 from edgekd.evaluation.coco import Score
 
-Way = tuple[str, "int | None", Callable[[], Document]]
-"""Method, seed, and what makes the row."""
+Way = tuple[str, "int | None", Callable[[], Document]]  # method, seed, and what makes the row
 DEVICE = Option("--device", "cpu", "where to train: cpu, or the number of a GPU")
 SEEDS = Option("--seeds", [0, 1, 2])
 MODEL = SHARED / "models" / "yolo11n-ppe.pt"
@@ -87,11 +86,9 @@ class Trainings:
     # For subclasses
 
     def ways(self) -> Iterator[Way]:
-        """Yield what makes each row, in order."""
         raise NotImplementedError
 
     def result(self) -> dict[str, Any]:
-        """Return what else the result has, such as claims."""
         return {}
 
     def finish(self) -> None:
@@ -105,7 +102,6 @@ class Trainings:
 
     @classmethod
     def run(cls, given: Given) -> Iterator[Result]:
-        """Start or take up a run."""
         return cls(given).documents()
 
     def documents(self) -> Iterator[dict[str, Any]]:
@@ -118,7 +114,6 @@ class Trainings:
         yield self.document()
 
     def document(self) -> dict[str, Any]:
-        """Return the result so far."""
         return {
             "images": {name: len(self.split(name)) for name in ("train", *SPLITS)},
             **{name: getattr(self.given, name) for name in self.shown},
@@ -139,11 +134,9 @@ class Trainings:
         return Document({"method": method, "seed": seed, **empty, **known})
 
     def missing(self, method: str, seed: int | None = None) -> bool:
-        """Return whether a row is still to be made."""
         return not any(row.method == method and row.seed == seed for row in self.rows)
 
     def add(self, row: Document) -> None:
-        """Keep a finished row."""
         self.kept.add(row)
         scores = ", ".join(f"{split} {score:.4f}" for split, score in row.map50_95.items())
         self.progress.note(f"{row.method}, seed {row.seed}: {row.error or scores}")
@@ -188,12 +181,10 @@ class Trainings:
 
 
 def none_failed(found: Document) -> bool:
-    """Return whether no row failed."""
     return not any(row.error for row in found.rows)
 
 
 def by_method(rows: Iterable[Document]) -> dict[str, list[Document]]:
-    """Return the rows that did not fail by method, those of a method by seed."""
     good = [row for row in rows if not row.error]
     return {
         name: sorted((row for row in good if row.method == name), key=lambda row: row.seed or 0)
@@ -208,7 +199,6 @@ def mean(rows: Sequence[Document], name: str) -> float | None:
 
 
 def scores(rows: Sequence[Document], split: str) -> list[float]:
-    """Return mAP50-95 of each seed."""
     return [row.map50_95[split] for row in rows]
 
 
@@ -218,17 +208,14 @@ def mean_score(rows: Sequence[Document], split: str) -> float:
 
 
 def seeds_of(rows: Sequence[Document]) -> str:
-    """Return the seeds of rows."""
     return ", ".join(str(row.seed) for row in rows if row.seed is not None) or "–"
 
 
 def spreads(rows: Sequence[Document]) -> str:
-    """Return the cells with mAP50-95 on every split."""
     return " | ".join(spread(scores(rows, split)) for split in SPLITS)
 
 
 def failures(found: Document) -> list[str]:
-    """Return why rows failed."""
     return [f"{row.method}, seed {row.seed}: {row.error}" for row in found.rows if row.error]
 
 
@@ -242,7 +229,6 @@ def epochs_line(found: Document) -> str:
 
 
 def trained_on(found: Document) -> str:
-    """Return where training ran."""
     gpus = ", ".join(gpu.name for gpu in found.host.gpus)
     return f"Trained on {'the CPU' if found.device == 'cpu' else gpus}."
 
@@ -258,7 +244,6 @@ def shipped() -> Distill:
 
 
 def on_labels(step: Distill) -> Distill:
-    """Return the same training without a teacher."""
     return replace(step, stages=(DistillStage("none", 1.0, Weights()),))
 
 
@@ -268,7 +253,6 @@ def step_table(step: Any) -> dict[str, Any]:
 
 
 def settings_of(given: Given, seed: int) -> dict[str, Any]:
-    """Return the settings that every training of a seed shares."""
     return {"epochs": given.epochs, "batch": given.batch, "image_size": given.image_size, "seed": seed}
 
 
@@ -293,7 +277,6 @@ def sized(checkpoint: str | Path, out: Path, size: int) -> None:
 
 
 def gap(stamps: Sequence[float]) -> float | None:
-    """Return the median time between two stamps."""
     gaps = [after - before for before, after in pairwise(stamps)]
     return statistics.median(gaps) if gaps else None
 

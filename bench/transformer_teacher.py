@@ -31,7 +31,6 @@ def described(model: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Train, and write the moving average of the last step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=SHARED / "models" / "yolo11n-ppe.pt", help="a trained YOLO")

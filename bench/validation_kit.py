@@ -22,12 +22,10 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from kit_runs import bare_path, run_kit
 from pythons import UnavailableError, find, install
 
-LIMIT_S = 300.0
-"""On two cores, with ONNX Runtime as the only runtime."""
+LIMIT_S = 300.0  # on two cores, with ONNX Runtime as the only runtime
 VERSIONS = ("3.6", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 SHELLS = ("dash", "bash", "busybox")
-OLDEST = (3, 8)
-"""Older Pythons are run without packages: the kit refuses them."""
+OLDEST = (3, 8)  # older Pythons are run without packages: the kit refuses them
 
 
 def run(given: Given) -> Result:

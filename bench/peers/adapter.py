@@ -38,11 +38,9 @@ class Job:
         return (np.load(frame) for frame in self.frames)
 
     def input_name(self) -> str:
-        """Return the name of the model's input."""
         return str(onnx.load(self.model).graph.input[0].name)
 
     def excluded(self) -> list[str]:
-        """Return the names of the nodes that `exclude` matches."""
         names = [node.name for node in onnx.load(self.model).graph.node]
         return [name for name in names if any(re.search(pattern, name) for pattern in self.exclude)]
 
@@ -168,7 +166,6 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Do the job that the command line describes, and print what it took."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tool", choices=TOOLS)
     for name in ("--model", "--frames", "--out"):

@@ -65,7 +65,6 @@ def fold_weights(graph: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Train, export, and say what it took."""
     parser = argparse.ArgumentParser()
     for name in ("--model", "--data", "--out", "--folded", "--work"):
         parser.add_argument(name, type=Path, required=True)

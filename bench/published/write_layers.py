@@ -33,7 +33,6 @@ def networks() -> list[dict[str, str]]:
 
 
 def layers_of(model: str, size: int) -> tuple[Work, ...]:
-    """The layers of a network for an input of so many pixels a side."""
     if model in NETWORKS:
         return works_of(view_of(NETWORKS[model](size)), model)
     return exported(model, size)
@@ -56,7 +55,6 @@ def exported(model: str, size: int) -> tuple[Work, ...]:
 
 
 def write(path: Path, works: tuple[Work, ...]) -> None:
-    """A table of layers."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
