@@ -125,7 +125,7 @@ def mean_share(rows: Sequence[Document], severity: int) -> float | None:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("What a variant for other conditions regains", found)
+    yield from head("Accuracy that variants for other conditions regain", found)
     yield f"""\
 mAP50-95 in INT8 at {found.size} pixels. Clean, corrupted: of the detector as it was; variant: made of
 {LOOKED} unlabelled frames under the corruption and {FITTED + JUDGED} training images (half of the split,
@@ -145,7 +145,7 @@ detector as it was, so what switching loses there is 0."""
         for severity in found.severities
         if (value := mean_share(found.rows, severity)) is not None
     )
-    yield f"Aimed at: {WANTED:.0%} at severity {WANTED_AT} on average, and clean accuracy within {CLEAN_LOSS:.1%}."
+    yield f"Goals: {WANTED:.0%} at severity {WANTED_AT} on average, and clean accuracy within {CLEAN_LOSS:.1%}."
 
 
 def run(given: Given) -> Result:

@@ -80,7 +80,7 @@ the same graph for the same images: what differs is which images they see."""
             spread = f"{mean:.4f} ± {apart:.4f} ({min(scores):.4f}..{max(scores):.4f})"
             lines.append(f"{model} | {method} | {reference:.4f} | {spread} | {mean / reference:.1%} | {seconds:.1f}")
     yield table(" | how | float32 | mean ± standard deviation (least..most) | of float | seconds", lines)
-    yield "## What must hold"
+    yield "## Requirements"
     yield claims_table(found.claims)
 
 

@@ -55,7 +55,7 @@ def page(found: Document) -> Blocks:
     yield from head("Memory of calibration", found)
     yield """\
 Each row quantizes the same float graph in a process of its own, from images that are decoded one at a time: the
-training images of coco256 and ppe, and mirrored copies where more are asked for. `mixed`: every layer in the
+training images of coco256 and ppe, and mirrored copies where more are needed. `mixed`: every layer in the
 form that takes the most to decide, fp4x where it can be."""
     yield table(
         "recipe | images | peak, GiB | seconds",

@@ -162,7 +162,7 @@ def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ra
 
 
 def page(found: Document) -> Blocks:
-    yield "# Trials on a cluster: what it adds, and how it grows"
+    yield "# Trials on a cluster: overhead and scaling"
     yield (
         f"`python bench/cluster_scale.py`: null trials of {MAKE_S} s, and {BOARD_S} s on a board, on Ray "
         f"{found.ray} with a process for each worker, all on one machine."

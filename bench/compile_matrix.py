@@ -76,7 +76,7 @@ def rows_of(network: str, capabilities: Sequence[str], folder: Path) -> Iterator
 def page(found: Document) -> Blocks:
     rows = found.rows
     refused = [row for row in rows if "refused" in row]
-    yield from head("What TensorRT for RTX compiles of what edgekd ships", found)
+    yield from head("Compilation with TensorRT for RTX", found)
     yield f"""\
 {len(rows) - len(refused)} of {len(rows)} engines were made. MB of the engine (seconds it took), by compute capability;
 packed: MB of the graph in the bundle. Compiled on the CPU, one engine at a time; none was run. An engine

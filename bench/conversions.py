@@ -222,7 +222,7 @@ def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def page(found: Document) -> Blocks:
-    yield from frame.head("What conversions keep", found)
+    yield from frame.head("Accuracy of conversions", found)
     yield """\
 Sources are scored by ONNX Runtime, results by the runtime of their format, all by edgekd's scorer. Seconds: of
 the conversion alone, for Ultralytics of its whole process; on a machine that was busy they say little. INT8
@@ -237,7 +237,7 @@ not run."""
         header = "source | to | bytes | seconds | INT8 layers | largest error of a score | mAP50-95 | less source"
         failed = [f"- {row.to}, {row.how}: {row.error}" for row in mine if row.error]
         yield "\n\n".join([frame.table(header, map(_cells, mine)), *(["\n".join(failed)] if failed else [])])
-    yield "\n" + frame.claims_table(found.claims, header="what must hold | largest | holds")
+    yield "\n" + frame.claims_table(found.claims, header="requirement | largest | holds")
 
 
 def _cells(row: Document) -> str:

@@ -207,7 +207,7 @@ def page(found: Document) -> Blocks:
     unlabelled = f"Of the training images {found.unlabelled:.0%} have no labels: only `{OURS_UNLABELLED}` sees them."
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way
-of a seed starts from the same student. Seconds: of training, without validation, which nobody does; a step: its
+of a seed starts from the same student. Seconds: of training; no method validates while it trains; a step: its
 median, of the teacher a forward pass of a batch. Rare: mAP50-95 of classes that are rare in the training split.
 What ships is the moving average at the end. edgekd's defaults may have been compared on val: test is the split
 to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
@@ -221,7 +221,7 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
         (_cells(method, rows, methods.get(NONE, ())) for method, rows in methods.items()),
     )
     yield from training.failures(found)
-    yield "## What is aimed at"
+    yield "## Goals"
     yield frame.claims_table(found.claims)
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"
     yield training.trained_on(found)

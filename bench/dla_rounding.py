@@ -64,7 +64,7 @@ def with_rounded_activations(
 
 
 def page(found: Document) -> Blocks:
-    yield "# The most that a DLA may lose by its calibration cache"
+    yield "# Accuracy with a DLA's calibration cache: the worst case"
     yield """\
 mAP50-95 on the 128 validation images of coco256, simulated in ONNX Runtime on a CPU; no DLA ran. A DLA that
 computes a convolution and its activation in one step loses less."""

@@ -101,13 +101,13 @@ def cost_ms(rounds: int = 500) -> dict[str, float]:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("How soon drift is noticed", found)
+    yield from head("Detection of drift: delay and false alarms", found)
     yield f"""\
 Alarms in {found.streams} streams of {STREAM} frames, by windows of {WINDOW}; after how many frames,
-median and most; what moved farthest. Records are of training images. Aimed at:
+median and most; the statistic that moved farthest. Records are of training images. Goals:
 at most {ALARM:.0%} where frames are as they are, every stream from severity {NOTICED} on."""
     yield table(
-        "model | frames of | seen | alarms | after | at most | moved",
+        "model | frames of | condition | alarms | after | at most | moved",
         (
             f"{row.model} | {row.data} | {f'{row.seen}, {row.severity}' if row.severity else row.seen} | "
             f"{row.alarms / row.streams:.1%} | {cell(row.frames, '.0f', '-')} | {cell(row.most_frames, '', '-')} | "

@@ -165,7 +165,7 @@ def page(found: Document) -> Blocks:
     yield (
         "RAUC's format `verity` is checked when it is read, as `extract` does and the kernel during an installation: "
         "`info` looks at the signature, and the hashes in it. Accepted with the same content: the same "
-        "bundle comes out; the bit lies where nobody looks, such as the filling between two members."
+        "bundle comes out; the bit lies where no program looks, such as the padding between two members."
     )
     yield f"Programs: {', '.join(f'{name} {version}' for name, version in found.programs.items())}."
 

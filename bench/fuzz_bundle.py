@@ -40,7 +40,7 @@ def run(given: Given) -> Result:
 
 
 def page(found: Document) -> Blocks:
-    yield "# Coverage-guided fuzzing of what reads bundles"
+    yield "# Coverage-guided fuzzing of the bundle readers"
     yield f"`{found.command}`, Atheris {found.atheris}"
     yield table(
         "reader | seconds | inputs | places covered, first to last | found",

@@ -93,10 +93,10 @@ def run(given: Given) -> Result:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("What the benchmark harness adds", found)
+    yield from head("Overhead of the benchmark harness", found)
     yield (
         f"Model `{found.model}`, input {found.input}, {found.bare_ms:.2f} ms per frame in the bare loop; "
-        f"{found.rounds} rounds of {found.iterations_per_round} frames each, in turns in one process, "
+        f"{found.rounds} rounds of {found.iterations_per_round} frames each, interleaved in one process, "
         f"{found.host.threads} thread(s), seed {found.seed}."
     )
     rows = {

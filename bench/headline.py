@@ -207,14 +207,14 @@ precision are this machine's, a stand-in; predicted figures are of the network a
     )
     yield from (f"{row.method}: {row.error}" for row in found.rows if row.error)
     if found.timed:
-        yield f"## In turns with the large one, on {found.engine}"
+        yield f"## Interleaved with the large detector, on {found.engine}"
         yield table(
             "graph | precision | engine p50, ms | engine: times as fast | camera: times as fast | mJ a frame | "
             "share of its energy",
             (_timed_cells(row) for row in found.timed if "error" not in row),
         )
         yield from ["\n".join(failed(found.timed))] if failed(found.timed) else []
-    yield "## What is aimed at"
+    yield "## Goals"
     yield claims_table(found.claims, ",.4g")
     yield f"- {versions_of(found.packages.get('ultralytics', {}), ('edgekd', 'ultralytics', 'torch'))}"
     yield training.trained_on(found)

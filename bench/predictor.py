@@ -436,7 +436,7 @@ def claims(found: Document) -> list[dict[str, Any]]:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("Predicted latencies: how far off", found)
+    yield from head("Errors of predicted latencies", found)
     yield """\
 Every prediction here is of a device, or of a network, that no coefficient was fitted on. Errors are medians of
 |predicted / measured - 1|; inside is the share of measurements in the 90 % interval."""
@@ -456,7 +456,7 @@ but for the device."""
 The device is known here: what was measured of other networks there, in the same precision, corrects predictions,
 as it does for the shipped targets."""
     yield table("network | measurements | predictor | inside", (_cells(line, 1) for line in found.networks))
-    yield "## What each term is worth"
+    yield "## Ablation of the terms"
     yield "Median error on devices left out, fitted anew:"
     yield table(" | error", (f"{name} | {error:.1%}" for name, error in found.without.items()))
     yield from _fitted(found)
@@ -476,7 +476,7 @@ as it does for the shipped targets."""
 
 def _fitted(found: Document) -> Blocks:
     model = found.model
-    yield "## What was fitted"
+    yield "## Fitted coefficients"
     yield """\
 On all measurements: robust least squares of logarithms (soft L1), rows of one party in one place counting
 together as the root of their number. Start values and bounds are in the script. Choices made by looking at these

@@ -282,7 +282,7 @@ machine's CPU; predicted ones are of the network alone."""
         lines.append(" | ".join([*line, *(cell(times.get(name), ".2f") for name in timed)]))
     yield table(" | ".join(["how", "seeds", "parameters", "multiply-adds", "seconds", *columns]), lines)
     yield from training.failures(found)
-    yield "## What is aimed at, on test"
+    yield "## Goals, on test"
     yield claims_table(found.claims)
     yield f"- {versions_of(found.packages.get('edgekd', {}), ('ultralytics', 'torch', 'torch-pruning'))}"
 

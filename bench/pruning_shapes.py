@@ -116,14 +116,14 @@ Random weights by magnitude among layers built alike; trained ones by Taylor imp
 training images. 640 x 640 pixels, 5 classes, widths in multiples of 16. Seconds: of pruning, from file to file.
 Milliseconds: median of a frame from letterbox to boxes, both graphs interleaved, on this machine's CPU."""
     yield table(
-        f"detector | asked for | parameters | multiply-adds | seconds | {TIMES_HEADER}",
+        f"detector | goal | parameters | multiply-adds | seconds | {TIMES_HEADER}",
         (
             f"{row.model}{', trained' if row.trained else ''} | -{row.ratio:.0%} | {sizes_cells(row)} | "
             f"{row.seconds:.1f} | {times_cells(row)}"
             for row in found.rows
         ),
     )
-    yield "## What must hold"
+    yield "## Requirements"
     yield claims_table(found.claims, ".4g")
 
 

@@ -73,7 +73,7 @@ def page(found: Document) -> Blocks:
             share = f"{each.right / each.labels:.3f}" if each.labels else "-"
             start = f"{row.found_on} | {row.asked:.2f} | {each['class']} | {each.objects}"
             lines.append(f"{start} | {each.labels} | {each.right} | {share} | {each.ignored}")
-    yield table("thresholds from | asked | class | objects | labels | right | share that is right | ignored", lines)
+    yield table("thresholds from | goal | class | objects | labels | right | share that is right | ignored", lines)
 
 
 def run(given: Given) -> Result:

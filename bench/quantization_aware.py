@@ -225,7 +225,7 @@ mAP: edgekd's scorer on ONNX Runtime's CPU provider."""
         (_cells(method, methods[method], methods[FLOAT]) for method in METHODS if method in methods),
     )
     yield from training.failures(found)
-    yield "## What must hold, and what is aimed at"
+    yield "## Requirements and goals"
     yield table(
         " |  | found | holds",
         (

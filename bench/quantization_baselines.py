@@ -265,9 +265,9 @@ def page(found: Document) -> Blocks:
 Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and
 runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:
 resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,
-as TensorRT requires. Packed: the graph in edgekd's lossless packed form, whoever made it. Noise: relative to the
+as TensorRT requires. Packed: the graph in edgekd's lossless packed form, for every tool. Noise: relative to the
 signal, where the float graph's last convolutions end, on {JUDGED} frames of the first split. mAP: edgekd's
-scorer, on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 of the same graph by its `val`
+scorer, on ONNX Runtime's CPU provider. Ultralytics, with `--ultralytics-val`: mAP50-95 of the same graph by its `val`
 (`rect=False`, batch 1) on the first split; difference: edgekd's less that."""
     counts = ", ".join(f"{found.images[split]} scored of `{split}`" for split in found.scored)
     yield f"Data: {found.data}; {found.images.calibration} calibration images, {counts}."
@@ -278,7 +278,7 @@ scorer, on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 o
         yield f"## {model}"
         yield frame.table(f"{header} | {scores} | Ultralytics | difference", (_cells(row, mine[0]) for row in mine))
         yield from (f"{row.method}: {row.error}" for row in mine if row.error)
-    yield "## What must hold"
+    yield "## Requirements"
     yield frame.claims_table(found.claims)
     yield f"""\
 How much of a difference is due to which images are scored: drawn anew {RESAMPLES} times, with repetition,

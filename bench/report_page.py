@@ -68,7 +68,7 @@ def middle(values: Sequence[float | None]) -> float | None:
 
 
 def page(found: Document) -> Blocks:
-    yield "# How soon a report opens"
+    yield "# Load time of a report"
     yield f"`{found.command}`, Chromium {found.chromium}, {found.rounds} openings each; medians."
     times = ("painted_ms", "loaded_ms", "worst_loaded_ms", "filtered_ms")
     yield table(

@@ -248,9 +248,9 @@ The table: {found.candidates} candidates made of {recorded.model} without traini
 which could not be made (pruned, and not faster), scored on {recorded.images} images of {recorded.data};
 their times are predicted for {recorded.target}. Median trials of {found.seeds} seeds, and the most,
 until one is found that keeps the budget and {NEAR:.0%} of the accuracy of the best one that does. Of those
-that fit, *near* are so good. What is refused by arithmetic and prediction is not made, and no trial.
-How far estimates may be off, and in what order candidates are proposed, was settled on this very table:
-on another one a search may need more."""
+that fit, *near* are so good. Candidates that arithmetic or prediction refuses are not made and do not count.
+The margins of estimates and the order of proposals were tuned on this table: on another one a search may
+need more."""
     yield table(
         f"budget | fit | best keeps | near | {' | '.join(WAYS)}",
         (
@@ -262,7 +262,7 @@ on another one a search may need more."""
     yield "Trials by those of random search, by the medians over seeds: the median and the largest over the budgets."
     yield table(" | median | largest", (f"{name} | {found.share[name]:.2f} | {found.worst[name]:.2f}" for name in WAYS))
     holds, every = (yes(found[part].edgekd <= SHARE, "**no**") for part in ("share", "worst"))
-    yield f"Aimed at: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}."
+    yield f"Goal: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}."
 
 
 OPTIONS = (

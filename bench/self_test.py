@@ -107,7 +107,7 @@ def halved(floating: Path, folder: Path) -> Path:
 
 def page(found: Document) -> Blocks:
     wrong = [row for row in found.rows if row.kind == BROKEN]
-    yield from head("What the self-test lets pass", found)
+    yield from head("Alterations that the self-test accepts", found)
     caught = sum(not row.passed for row in wrong)
     yield f"Of {len(wrong)} networks that are broken on purpose {caught} fail. In brackets: the tolerance."
     yield table(

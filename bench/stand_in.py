@@ -102,8 +102,8 @@ def page(found: Document) -> Blocks:
     yield from head("On a GPU that stands in for a device", found)
     goals = ", ".join(f"{name} {value:.2g}" for name, value in GOALS.items())
     yield (
-        f"{found.engine}. Beside {found.rows[0].artifact} in float16, measured in turns with each. Camera: "
-        f"from the frame to detections. Energy: gross, of the GPU. What is aimed at: {goals}."
+        f"{found.engine}. Beside {found.rows[0].artifact} in float16, measured interleaved with each. Camera: "
+        f"from the frame to detections. Energy: gross, of the GPU. Goals: {goals}."
     )
     lines = []
     for row in rows:

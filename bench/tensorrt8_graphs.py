@@ -146,7 +146,7 @@ def cells(row: Document) -> str:
 
 
 def page(found: Document) -> Blocks:
-    yield "# The graph that TensorRT 8 gets"
+    yield "# Graphs for TensorRT 8"
     yield """\
 Measured in ONNX Runtime on a CPU; no TensorRT ran. `largest difference`: between any number that the Q/DQ
 graph and its form for TensorRT 8 give, on two images, node by node as written; `optimized`: as ONNX Runtime

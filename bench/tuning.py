@@ -121,8 +121,8 @@ def page(found: Document) -> Blocks:
         "A tie with 0 layers in float is INT8 as shipped."
     )
     yield (
-        f"Medians of {found.iterations} runs or more of each, in turns of 10, in rounds that had no part in the "
-        "choice; the ratio with its interval of 95 %. Times are the processor's, of one thread."
+        f"Medians of {found.iterations} runs or more of each, interleaved 10 at a time, in rounds that had no part in "
+        "the choice; the ratio with its interval of 95 %. Times are the processor's, of one thread."
     )
     yield table(
         f"detector | runtime | {' | '.join(f'{name}, ms' for name in FORMS)} | tuned / shipped | layers in float | "

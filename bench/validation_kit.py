@@ -85,7 +85,7 @@ def page(found: Document) -> Blocks:
         f"and no traceback within {LIMIT_S:.0f} s on two cores."
     )
     yield table(
-        f"Python | shell | NumPy | runtime | exit code | complete | {' | '.join(OUTCOMES)} | seconds | says",
+        f"Python | shell | NumPy | runtime | exit code | complete | {' | '.join(OUTCOMES)} | seconds | problem",
         (
             f"{row.python} | {row.shell} | {row.numpy or '-'} | {row.runtime or '-'} | {row.code} | "
             f"{yes(row.complete)} | {' | '.join(str(row.outcomes.get(outcome, 0)) for outcome in OUTCOMES)} | "
