@@ -152,18 +152,16 @@ def run(given: Given) -> Result:
     sources = [file_sha256(Path(str(module.__file__)))[:16] for module in SOURCES]
     settings = {"size": given.size, "images": given.images, "edgekd": sources}
     rows = list(rows_of(given, FinishedRows(given.work / "rows.json", settings, given.threads)))
-    return {"size": given.size, "severities": given.severities, "rows": rows}
-
-
-OPTIONS = (
-    Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"),
-    Option("--severities", SEVERITIES),
-    Option("--corruptions", tuple(CORRUPTIONS)),
-    Option("--size", 640, "side of the input in pixels"),
-    IMAGES,
-    Option("--work", HERE.parent / "runs" / "adaptation"),
-)
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)
+    options = (
+        Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"),
+        Option("--severities", SEVERITIES),
+        Option("--corruptions", tuple(CORRUPTIONS)),
+        Option("--size", 640, "side of the input in pixels"),
+        IMAGES,
+        Option("--work", HERE.parent / "runs" / "adaptation"),
+    )
+    main(run, page, options=options, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)

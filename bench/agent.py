@@ -106,9 +106,6 @@ def within(found: Document) -> bool:
     )
 
 
-OPTIONS = (Option("--python", [sys.executable], "interpreters with NumPy"), Option("--rounds", 15))
-
-
 def run(given: Given) -> Result:
     bundle, agent = write_bundle(given.scratch), given.scratch / NAME
     return {
@@ -116,12 +113,10 @@ def run(given: Given) -> Result:
         "modules": len(agent_modules()),
         "bundle_bytes": bundle.stat().st_size,
         "graph_bytes": (given.scratch / "graph.packed").stat().st_size,
-        "rounds": given.rounds,
-        "seed": SEED,
-        "limits": LIMITS,
         "seconds": measure(given.python, agent, bundle, given.scratch / "state", given.rounds),
     }
 
 
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=within, cores=1)
+    options = (Option("--python", [sys.executable], "interpreters with NumPy"), Option("--rounds", 15))
+    main(run, page, options=options, holds=within, cores=1)

@@ -149,9 +149,6 @@ def run(given: Given) -> Result:
     turns = take_turns(Bench(work, shared / "models" / given.model, data), work, given.repetitions)
     ours, theirs = tools = [summary(turns, tool) for tool in ("edgekd", "ultralytics")]
     return {
-        "model": given.model,
-        "repetitions": given.repetitions,
-        "seeds": "PYTHONHASHSEED=0; calibration images as each tool chooses them by default",
         "images": {name: len(load_dataset(data).split(name)) for name in ("train", "val")},
         "tools": tools,
         "ratio": theirs["seconds"]["median"] / ours["seconds"]["median"],
@@ -161,8 +158,6 @@ def run(given: Given) -> Result:
     }
 
 
-OPTIONS = (Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
-
-
 if __name__ == "__main__":
-    frame.main(run, page, options=OPTIONS, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)
+    options = (Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
+    frame.main(run, page, options=options, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)

@@ -89,8 +89,6 @@ def run(given: Given) -> Result:
         "agent.pyz verify, a process": lambda: subprocess.run(agent, check=True, stdout=-3),
     }
     return {
-        "rounds": given.rounds,
-        "limits": LIMITS,
         "bundle_bytes": bundle.stat().st_size,
         "seconds": {name: summary_s(durations(work, given.rounds)) for name, work in works.items()},
         "memory_bytes": resident_bytes(*agent),

@@ -64,8 +64,6 @@ form that takes the most to decide, fp4x where it can be."""
     yield f"At most {MOST_BYTES >> 30} GiB: {yes(found.holds, '**no**')}."
 
 
-OPTIONS = (Option("--model", "yolo11n.pt"), Option("--images", [128, 2000]))
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: bool(found.holds))
+    options = (Option("--model", "yolo11n.pt"), Option("--images", [128, 2000]))
+    main(run, page, options=options, holds=lambda found: bool(found.holds))

@@ -293,26 +293,23 @@ def run(given: Given) -> Result:
     return {
         "networks_on": where,
         "cores": given.threads,
-        **{name: getattr(given, name) for name in ("rounds", "seconds", "frames")},
         "packages": {name: library_version(name) for name in packages},
         "models": models,
     }
 
 
-OPTIONS = (
-    Option("--models", ["demo", "yolo11n.pt"], "`demo`, or checkpoints in shared"),
-    Option("--cores", 2, dest="threads"),
-    Option("--rounds", 12),
-    Option("--seconds", 5.0),
-    Option("--frames", FRAMES),
-    Option("--gpu", False, "networks on an NVIDIA GPU, all else on the cores"),
-)
-
-
 if __name__ == "__main__":
+    options = (
+        Option("--models", ["demo", "yolo11n.pt"], "`demo`, or checkpoints in shared"),
+        Option("--cores", 2, dest="threads"),
+        Option("--rounds", 12),
+        Option("--seconds", 5.0),
+        Option("--frames", FRAMES),
+        Option("--gpu", False, "networks on an NVIDIA GPU, all else on the cores"),
+    )
     frame.main(
         run,
         page,
-        options=OPTIONS,
+        options=options,
         holds=lambda found: all(best_of(rows).times_as_fast >= GOAL for rows in found.models.values()),
     )

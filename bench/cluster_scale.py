@@ -217,7 +217,6 @@ def run(given: Given) -> Result:
     return {
         "ray": ray.__version__,
         "conditions": conditions(1),
-        "trials": given.trials,
         "ray_bytes": ray_bytes,
         "measured": rows,
         "overhead_s": overhead,
@@ -225,12 +224,10 @@ def run(given: Given) -> Result:
     }
 
 
-OPTIONS = (
-    Option("--workers", [1, 2, 4]),
-    Option("--each", 6, "trials for each worker"),
-    Option("--trials", 2304, "candidates of the search that is counted"),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, cores=1)
+    options = (
+        Option("--workers", [1, 2, 4]),
+        Option("--each", 6, "trials for each worker"),
+        Option("--trials", 2304, "candidates of the search that is counted"),
+    )
+    main(run, page, options=options, cores=1)

@@ -115,11 +115,9 @@ def earlier(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-OPTIONS = (
-    Option("--networks", NETWORKS, choices=NETWORKS),
-    Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: not any("refused" in row for row in found.rows))
+    options = (
+        Option("--networks", NETWORKS, choices=NETWORKS),
+        Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
+    )
+    main(run, page, options=options, holds=lambda found: not any("refused" in row for row in found.rows))

@@ -73,23 +73,18 @@ def run(given: Given) -> Result:
         *((name, given.old, Path(path)) for name, _, path in (each.partition("=") for each in given.new)),
         *((name, Path(old), Path(new)) for name, old, new in given.pair),
     ]
-    named = [f'"{each.partition("=")[0]}=NEW"' for each in given.new]
-    named += [f'--pair "{name}" OLD NEW' for name, _, _ in given.pair]
     return {
-        "command": " ".join(["python bench/deltas.py OLD", *named]),
         "old_bytes": given.old.stat().st_size,
         "notes": given.note,
         "rows": [measure(*pair, given.scratch) for pair in pairs],
     }
 
 
-OPTIONS = (
-    Option("old", type=Path),
-    Option("new", nargs="*", metavar="NAME=BUNDLE"),
-    Option("--pair", [], nargs=3, action="append", metavar=("NAME", "OLD", "NEW")),
-    Option("--note", [], "what is to be said of the bundles, on the page", action="append"),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: all(row.identical for row in found.rows), cores=1)
+    options = (
+        Option("old", type=Path),
+        Option("new", nargs="*", metavar="NAME=BUNDLE"),
+        Option("--pair", [], nargs=3, action="append", metavar=("NAME", "OLD", "NEW")),
+        Option("--note", [], "what is to be said of the bundles, on the page", action="append"),
+    )
+    main(run, page, options=options, holds=lambda found: all(row.identical for row in found.rows), cores=1)

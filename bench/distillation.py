@@ -77,7 +77,6 @@ class Bench(Trainings):
     """
 
     asked = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "unlabelled", "device")
-    shown = ("seeds", "device", "epochs", "minutes", "unlabelled")
     numbers = ("parameters", "epochs", "seconds", "step_seconds")
     required = TEACHER
 
@@ -136,9 +135,6 @@ class Bench(Trainings):
         return {"claims": claims(training.by_method(self.rows), self.given.gain)}
 
 
-# ----------------------------------------------------------------------------------- what a process of its own does
-
-
 def teacher_job(
     model: str, out: str, size: int, batch: int, data: str, images: int | None, device: str, threads: int
 ) -> dict[str, Any]:
@@ -169,9 +165,6 @@ def teacher_job(
                 torch.cuda.synchronize(where)
             stamps.append(time.perf_counter())
     return {"parameters": parameters_in(network), "step_seconds": training.gap(stamps), "scores": by_split}
-
-
-# ------------------------------------------------------------------------------------------------------- the result
 
 
 def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> list[float]:
@@ -249,18 +242,16 @@ def run(given: Given) -> Iterator[Result]:
     return Bench(given).documents()
 
 
-OPTIONS = (
-    *training.options("distillation", "the teacher", epochs=40, batch=32),
-    Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
-    Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
-    Option("--minutes", type=float, help="train this long, in place of a number of epochs"),
-    SEEDS,
-    Option("--ablation", False, "also edgekd with one thing changed at a time"),
-    Option("--unlabelled", 0.0, "share of the training images that loses its labels"),
-    DEVICE,
-    Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
-)
-
-
 if __name__ == "__main__":
-    frame.main(run, page, options=OPTIONS, holds=training.none_failed)
+    options = (
+        *training.options("distillation", "the teacher", epochs=40, batch=32),
+        Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
+        Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
+        Option("--minutes", type=float, help="train this long, in place of a number of epochs"),
+        SEEDS,
+        Option("--ablation", False, "also edgekd with one thing changed at a time"),
+        Option("--unlabelled", 0.0, "share of the training images that loses its labels"),
+        DEVICE,
+        Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
+    )
+    frame.main(run, page, options=options, holds=training.none_failed)

@@ -19,7 +19,7 @@ DETECTORS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 
 
 def run(given: Given) -> Result:
-    return {"images": given.images, "rows": [measure(name, given) for name in DETECTORS]}
+    return {"rows": [measure(name, given) for name in DETECTORS]}
 
 
 def measure(name: str, given: Given) -> Document:

@@ -130,11 +130,9 @@ def reached(found: Document) -> bool:
 def run(given: Given) -> Result:
     cost = cost_ms()
     rows = [row for case in given.models for row in rows_of(given, case)]
-    return {"streams": given.streams, "cost_ms": cost, "rows": rows}
-
-
-OPTIONS = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), IMAGES, Option("--streams", 1000))
+    return {"cost_ms": cost, "rows": rows}
 
 
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=reached)
+    options = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), IMAGES, Option("--streams", 1000))
+    main(run, page, options=options, holds=reached)

@@ -186,7 +186,6 @@ def run(given: Given) -> Result:
     bundle = write_with_agent(given.scratch, "noise", noise(SEED, GRAPH_BYTES), counter=1)
     rows = [measured(system, bundle, given.each, given.scratch) for system in systems(given.scratch, given.scratch)]
     return {
-        "seed": SEED,
         "programs": versions(),
         "systems": rows,
     }

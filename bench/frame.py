@@ -32,7 +32,7 @@ Run = Callable[[Given], "Result | Iterator[Result]"]
 Page = Callable[["Document"], Iterable[str]]  # yields the blocks of the page about a result
 Job = Callable[..., Mapping[str, Any]]
 """Work for a separate process: a function of a script; keyword arguments that JSON can hold in, a JSON object out."""
-PLACES = {"help", "out", "page", "work", "shared", "venvs", "peer", "note"}
+PLACES = {"help", "out", "page", "work", "shared", "venvs", "peer", "note", "python", "packages"}
 """Options that say where things are, and not what is measured: not part of the recorded command."""
 
 
@@ -108,7 +108,7 @@ def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> D
     """Run the benchmark in a scratch folder, write each result that it gives, and return the last one."""
     given.out = given.out.absolute()
     use_cores(given.threads)
-    first = {"command": command, **conditions(given.threads)}
+    first = {"command": command, **settings_in(given), **conditions(given.threads)}
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
         given.scratch = Path(scratch)
         results = run(given)
@@ -119,6 +119,12 @@ def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> D
             write_file(given.out, content.encode())
             write_file(given.out.with_suffix(".md"), render(page, found).encode())
     return found
+
+
+def settings_in(given: Given) -> dict[str, Any]:
+    """Return the values of the options that are no paths."""
+    settings = {name: value for name, value in vars(given).items() if name not in PLACES and "/" not in str(value)}
+    return {name: value for name, value in settings.items() if not isinstance(value, Path)}
 
 
 def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:

@@ -41,7 +41,6 @@ class Bench(Trainings):
     """Detectors. bytes: of what ships: the bundle without its agent, or the ONNX file; seconds: of training."""
 
     asked = ("student", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "images", "device")
-    shown = ("device", "target", "engine", "seed")
     numbers = ("bytes", "seconds")
     timed: Sequence[Document] = ()
 
@@ -147,9 +146,6 @@ def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:
     return took
 
 
-# ------------------------------------------------------------------------------------------------------- the result
-
-
 def prediction(graph: Path, target: str) -> dict[str, Any]:
     """Return what a graph is predicted to reach there: INT8 where it is quantized, else float16."""
     import onnx
@@ -234,23 +230,21 @@ def run(given: Given) -> Iterator[Result]:
     return Bench(given).documents()
 
 
-OPTIONS = (
-    *training.options("headline", "the large detector", epochs=40, batch=16, default=Path("yolo11x-ppe.pt")),
-    Option("--student", SHARED / "models" / "yolo11n-ppe.pt", "to begin with"),
-    Option("--target", "xavier"),
-    Option("--max-bytes", 12_000_000),
-    Option("--minutes", type=float, help="of training beside the large detector, in place of a number of epochs"),
-    Option("--quantized-epochs", 10, "of training the quantized detector"),
-    Option("--learning-rate", type=float, help="of AdamW, for everybody; default: Ultralytics' choice"),
-    Option("--seed", 0),
-    DEVICE,
-    Option("--engine", "openvino-cpu", "what runs the graphs to be timed"),
-    Option("--iterations", 60),
-    Option("--seconds", 6.0),
-    Option("--streams", 2),
-    Option("--untimed", False, "leave the timing to a later, quiet run"),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=training.none_failed)
+    options = (
+        *training.options("headline", "the large detector", epochs=40, batch=16, default=Path("yolo11x-ppe.pt")),
+        Option("--student", SHARED / "models" / "yolo11n-ppe.pt", "to begin with"),
+        Option("--target", "xavier"),
+        Option("--max-bytes", 12_000_000),
+        Option("--minutes", type=float, help="of training beside the large detector, in place of a number of epochs"),
+        Option("--quantized-epochs", 10, "of training the quantized detector"),
+        Option("--learning-rate", type=float, help="of AdamW, for everybody; default: Ultralytics' choice"),
+        Option("--seed", 0),
+        DEVICE,
+        Option("--engine", "openvino-cpu", "what runs the graphs to be timed"),
+        Option("--iterations", 60),
+        Option("--seconds", 6.0),
+        Option("--streams", 2),
+        Option("--untimed", False, "leave the timing to a later, quiet run"),
+    )
+    main(run, page, options=options, holds=training.none_failed)

@@ -318,15 +318,6 @@ layer was faster as a product."""
     )
 
 
-OPTIONS = (
-    Option("--models", MODELS, "checkpoints and the data they are for"),
-    Option("--energies", [0.99, 0.97, 0.95]),
-    Option("--watched", 64, "training images for what layers read"),
-    Option("--image-size", type=int, help="their side; default: the detector's own"),
-    Option("--images", type=int, help="images of `val` to score; default: all"),
-)
-
-
 def run(given: Given) -> Result:
     found = costs(given.threads, given.scratch)
     rows: list[Document] = []
@@ -340,4 +331,11 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS)
+    options = (
+        Option("--models", MODELS, "checkpoints and the data they are for"),
+        Option("--energies", [0.99, 0.97, 0.95]),
+        Option("--watched", 64, "training images for what layers read"),
+        Option("--image-size", type=int, help="their side; default: the detector's own"),
+        Option("--images", type=int, help="images of `val` to score; default: all"),
+    )
+    main(run, page, options=options)

@@ -196,14 +196,12 @@ def rate(faults: Sequence[Mapping[str, Any]]) -> str:
     return f"{killed} of {len(faults)}, {killed / len(faults):.0%}" if faults else "-"
 
 
-OPTIONS = (
-    Option("name", help="of this run in the result"),
-    Option("revision"),
-    Option("--marked", "", "pytest's -m: which of the tests"),
-    Option("--sample", 24, "faults of each module, at most"),
-    Option("--only", [], "parts of the paths of modules; others keep their result", nargs="*"),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, cores=1)
+    options = (
+        Option("name", help="of this run in the result"),
+        Option("revision"),
+        Option("--marked", "", "pytest's -m: which of the tests"),
+        Option("--sample", 24, "faults of each module, at most"),
+        Option("--only", [], "parts of the paths of modules; others keep their result", nargs="*"),
+    )
+    main(run, page, options=options, cores=1)

@@ -42,7 +42,6 @@ class Bench(Trainings):
     """Builds, each with a recipe of its own. seconds: of training; predicted_ms: of a frame on the target."""
 
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "target", "device")
-    shown = ("seeds", "target", "epochs", "image_size", "ratio")
     numbers = ("bundle_bytes", "seconds", "predicted_ms")
 
     def ways(self) -> Iterator[Way]:
@@ -117,14 +116,12 @@ seeds; in brackets the lowest and the highest. mAP: edgekd's scorer, ONNX Runtim
     yield from training.failures(found)
 
 
-OPTIONS = (
-    *training.options("orders", "what is compressed", epochs=30, batch=16),
-    Option("--ratio", 0.5, "share of the multiply-adds to remove"),
-    Option("--target", "xavier"),
-    Option("--gradient-images", 64, "by which channels are chosen"),
-    SEEDS,
-)
-
-
 if __name__ == "__main__":
-    main(Bench.run, page, options=OPTIONS, holds=training.none_failed)
+    options = (
+        *training.options("orders", "what is compressed", epochs=30, batch=16),
+        Option("--ratio", 0.5, "share of the multiply-adds to remove"),
+        Option("--target", "xavier"),
+        Option("--gradient-images", 64, "by which channels are chosen"),
+        SEEDS,
+    )
+    main(Bench.run, page, options=options, holds=training.none_failed)

@@ -228,20 +228,16 @@ def run(given: Given) -> Result:
     rows += [bench.in_a_row(disk, given.in_a_row) for disk in DISKS]
     return {
         "bundle_bytes": given.bundle.stat().st_size,
-        "runtime": given.runtime,
-        "seed": SEED,
         "cuts": sum(row.cuts for row in rows),
         "rows": [vars(row) for row in rows],
     }
 
 
-OPTIONS = (
-    Option("bundle", type=Path),
-    Option("--runtime", "null"),
-    Option("--every", 1, "cut at each of so many operations (%(default)s)"),
-    Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: not any(row.faults for row in found.rows), cores=1)
+    options = (
+        Option("bundle", type=Path),
+        Option("--runtime", "null"),
+        Option("--every", 1, "cut at each of so many operations (%(default)s)"),
+        Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
+    )
+    main(run, page, options=options, holds=lambda found: not any(row.faults for row in found.rows), cores=1)

@@ -50,9 +50,6 @@ Winograd's algorithm saves, 2.25 times.
 """
 
 
-# The fit
-
-
 @dataclass(frozen=True)
 class Fitted:
     """Coefficients, and how much slower tensor cores were under TensorRT before 8."""
@@ -98,8 +95,6 @@ def fit(rows: Sequence[Row], fixed: Mapping[str, float] | None = None, start: Fi
     done = least_squares(residuals, inside, bounds=bounds, loss="soft_l1", x_scale=0.3, max_nfev=60, ftol=1e-5)
     return fitted({**kept, **dict(zip(names, map(float, np.exp(done.x)), strict=True))})
 
-
-# What is left out
 
 Unit = tuple[Literal["device", "model"], str]  # a whole device or a whole network
 
@@ -235,9 +230,6 @@ def margin(errors: Sequence[float]) -> float:
     return exp(ordered[min(ceil((len(ordered) + 1) * SHARE), len(ordered)) - 1])
 
 
-# The naive ways
-
-
 def by_peak(rows: Sequence[Row]) -> NDArray[np.float64]:
     """The same network's latency elsewhere, in this precision if there is one, by the ratio of peaks."""
 
@@ -269,9 +261,6 @@ def naive(
         others = alike(row, [other for other in rows if other.device != row.device])
         found.append(size(row) * scale_from([other.latency_ms / size(other) for other in others]))
     return np.array(found)
-
-
-# Energy
 
 
 @dataclass(frozen=True)
@@ -320,8 +309,6 @@ def energy_errors(rows: Sequence[Powered], timed: Sequence[Row], start: Fitted) 
                 found.append(log(each.by(model, without.latency_ms(each.row)) / each.millijoules))
     return found
 
-
-# The result
 
 ABLATIONS: dict[str, dict[str, float]] = {
     "without the last wave": {"wave": 1e-9},

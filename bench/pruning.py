@@ -75,7 +75,6 @@ class Bench(Trainings):
     """The detector as it was, and what pruning makes of it. made_in: seconds of pruning; seconds: of training."""
 
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "family", "device")
-    shown = ("seeds", "device", "epochs", "image_size", "ratio")
     numbers = ("parameters", "multiply_adds", "made_in", "seconds")
     required = WHOLE
     times: Mapping[str, Mapping[str, float]] = MappingProxyType({})
@@ -125,9 +124,6 @@ class Bench(Trainings):
 
     def result(self) -> dict[str, Any]:
         return {"latency_ms": dict(self.times), "claims": claims(training.by_method(self.rows), self.times)}
-
-
-# ----------------------------------------------------------------------------------- what a process of its own does
 
 
 def whole_job(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
@@ -224,9 +220,6 @@ def sizes_of(network: Any, size: int) -> dict[str, Any]:
     return {"parameters": parameters_in(network), "multiply_adds": multiply_adds(tuple(found))}
 
 
-# ------------------------------------------------------------------------------------------------------- the result
-
-
 def latencies(bench: Bench) -> dict[str, dict[str, float]]:
     """Return the milliseconds of a frame of every method's first seed: by engine, all interleaved; by target."""
     graphs = {method: bench.graph(method) for method in (WHOLE, *methods(bench.given)) if bench.graph(method).is_file()}
@@ -287,16 +280,14 @@ machine's CPU; predicted ones are of the network alone."""
     yield f"- {versions_of(found.packages.get('edgekd', {}), ('ultralytics', 'torch', 'torch-pruning'))}"
 
 
-OPTIONS = (
-    *training.options("pruning", "what is pruned", epochs=30, batch=16),
-    Option("--family", "yolo11n.yaml", "of the narrower model"),
-    Option("--ratio", 0.5, "share of the multiply-adds to remove"),
-    Option("--gradient-images", 64, "by which edgekd chooses channels"),
-    SEEDS,
-    Option("--ablation", False, "also edgekd's other ways to choose"),
-    DEVICE,
-)
-
-
 if __name__ == "__main__":
-    main(Bench.run, page, options=OPTIONS, holds=training.none_failed)
+    options = (
+        *training.options("pruning", "what is pruned", epochs=30, batch=16),
+        Option("--family", "yolo11n.yaml", "of the narrower model"),
+        Option("--ratio", 0.5, "share of the multiply-adds to remove"),
+        Option("--gradient-images", 64, "by which edgekd chooses channels"),
+        SEEDS,
+        Option("--ablation", False, "also edgekd's other ways to choose"),
+        DEVICE,
+    )
+    main(Bench.run, page, options=options, holds=training.none_failed)

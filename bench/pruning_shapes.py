@@ -127,15 +127,6 @@ Milliseconds: median of a frame from letterbox to boxes, both graphs interleaved
     yield claims_table(found.claims, ".4g")
 
 
-OPTIONS = (
-    Option("--models", MODELS, "models by Ultralytics, with random weights", nargs="*"),
-    Option("--ratios", [0.3, 0.5]),
-    Option("--trained", type=Path, help="a checkpoint that is pruned by gradients"),
-    Option("--images", 16, "for these gradients"),
-    Option("--data", SHARED / "data" / "ppe", "where these images are"),
-)
-
-
 def run(given: Given) -> Result:
     rows = []
     for row in rows_of(given):
@@ -145,4 +136,11 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS)
+    options = (
+        Option("--models", MODELS, "models by Ultralytics, with random weights", nargs="*"),
+        Option("--ratios", [0.3, 0.5]),
+        Option("--trained", type=Path, help="a checkpoint that is pruned by gradients"),
+        Option("--images", 16, "for these gradients"),
+        Option("--data", SHARED / "data" / "ppe", "where these images are"),
+    )
+    main(run, page, options=options)

@@ -71,7 +71,6 @@ class Bench(Trainings):
     """
 
     asked = ("epochs", "batch", "image_size", "images", "device")
-    shown = ("seeds", "device")
     numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs", "step_seconds", "peak_bytes")
 
     def ways(self) -> Iterator[Way]:
@@ -139,9 +138,6 @@ class Bench(Trainings):
         return {"gentle": GENTLE, "claims": held}
 
 
-# ----------------------------------------------------------------------- what a process of its own does for edgekd
-
-
 def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dict[str, Any]:
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
     training.sized(model, Path(folder, "float.pt"), size)  # an exported graph takes frames as large as in training
@@ -168,9 +164,6 @@ def train_job(
     paths = (Path(model), Path(graph), Path(out), Path(data))
     done = distill_quantized(*paths, QuantAwareDistill(**step), trust=True, progress=PlainProgress(interval_s=30))
     return {"seconds": done.seconds, "peak_bytes": peak_bytes()}
-
-
-# ------------------------------------------------------------------------------------------------------- the result
 
 
 def smaller_than(rows: Sequence[Document], base: Sequence[Document]) -> float:
@@ -251,22 +244,20 @@ def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> s
     return " | ".join([method, training.seeds_of(rows), *sizes, *took, *scores])
 
 
-OPTIONS = (
-    *training.options("quantization_aware", "the float detector", epochs=10, batch=8),
-    SEEDS,
-    DEVICE,
-    Option("--smaller", 7.0, "how many times smaller the file must be"),
-    Option("--keep", 0.98, "share of the float mAP50-95 that must be left"),
-    Option("--aim", 8.0, "how many times smaller the file had better be"),
-    Option("--venvs", VENVS, "where Ultralytics' environment is kept"),
-    Option("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists"),
-)
-
-
 if __name__ == "__main__":
+    options = (
+        *training.options("quantization_aware", "the float detector", epochs=10, batch=8),
+        SEEDS,
+        DEVICE,
+        Option("--smaller", 7.0, "how many times smaller the file must be"),
+        Option("--keep", 0.98, "share of the float mAP50-95 that must be left"),
+        Option("--aim", 8.0, "how many times smaller the file had better be"),
+        Option("--venvs", VENVS, "where Ultralytics' environment is kept"),
+        Option("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists"),
+    )
     main(
         Bench.run,
         page,
-        options=OPTIONS,
+        options=options,
         holds=lambda found: training.none_failed(found) and all(each.holds for each in found.claims if each.must),
     )

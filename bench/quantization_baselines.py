@@ -333,8 +333,6 @@ def run(given: Given) -> Result:
         differences.update(bench.differences(model))
     return {
         "seeds": "no tool here draws random numbers; PYTHONHASHSEED=0",
-        "data": given.data,
-        "scored": given.scored,
         "images": {**sizes, "calibration": min(FRAMES, sizes["train"])},
         "differences": differences,
         "rows": rows,

@@ -5,9 +5,11 @@ is loaded with pictures, and to apply every filter of the gallery once. The page
 `report_page.py demo=runs/demo/report.html yolo11n=runs/yolo11n/report.html`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from frame import Blocks, Document, Given, Option, Result, main, table, yes
 
@@ -34,14 +36,22 @@ FILTERED = """() => {
 }"""
 
 
-def measure(name: str, file: Path, rounds: int) -> Result:
-    """Open a page in so many fresh browsers; its size and times in milliseconds, medians and the worst."""
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Start a fresh browser."""
     from playwright.sync_api import sync_playwright
 
-    painted, loaded, filtered = [], [], []
     with sync_playwright() as driver:
-        for _ in range(rounds):
-            browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def measure(name: str, file: Path, rounds: int) -> Result:
+    """Open a page in so many fresh browsers; its size and times in milliseconds, medians and the worst."""
+    painted, loaded, filtered = [], [], []
+    for _ in range(rounds):
+        with chromium() as browser:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(file.absolute().as_uri(), wait_until="load")
             page.wait_for_function(f"{NAVIGATION}.loadEventEnd > 0")
@@ -49,7 +59,6 @@ def measure(name: str, file: Path, rounds: int) -> Result:
             painted.append(page.evaluate(PAINTED))
             filtered.append(page.evaluate(FILTERED))
             pictures, elements = (page.evaluate(f"document.{what}.length") for what in ("images", "all"))
-            browser.close()
     return {
         "page": name,
         "bytes": file.stat().st_size,
@@ -87,28 +96,13 @@ def within(row: Document) -> bool:
     return row.bytes <= LIMIT_BYTES and row.worst_loaded_ms <= LIMIT_MS
 
 
-def chromium_version() -> str:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        version = str(browser.version)
-        browser.close()
-    return version
-
-
 def run(given: Given) -> Result:
     pairs = [(name, Path(path)) for name, _, path in (each.partition("=") for each in given.pages)]
-    return {
-        "command": " ".join(["python bench/report_page.py", *(f"{name}=RUN/{path.name}" for name, path in pairs)]),
-        "chromium": chromium_version(),
-        "rounds": given.rounds,
-        "rows": [measure(name, path, given.rounds) for name, path in pairs],
-    }
-
-
-OPTIONS = (Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="NAME=PAGE"), Option("--rounds", 7))
+    with chromium() as browser:
+        version = str(browser.version)
+    return {"chromium": version, "rows": [measure(name, path, given.rounds) for name, path in pairs]}
 
 
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: all(map(within, found.rows)))
+    options = (Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="NAME=PAGE"), Option("--rounds", 7))
+    main(run, page, options=options, holds=lambda found: all(map(within, found.rows)))

@@ -131,9 +131,6 @@ def _filter(world: World) -> CostFilter:
     return CostFilter(world.space, networks, 0, target())
 
 
-# ------------------------------------------------------------------------------------------------------------ the table
-
-
 def record(given: Given) -> None:
     """Make and score every candidate; what was made before is found in the store."""
     work, progress, found = given.work, PlainProgress(interval_s=60), conditions(1)
@@ -211,9 +208,6 @@ def worlds(recorded: Document) -> Iterator[World]:
         yield World(space_of(list(points)), points, works, Budget(max_bytes=most, min_fps=fps))
 
 
-# ----------------------------------------------------------------------------------------------------------- the result
-
-
 def run(given: Given) -> Result:
     if given.record:
         record(given)
@@ -229,7 +223,6 @@ def run(given: Given) -> Result:
         "table": {name: recorded[name] for name in ("model", "data", "images", "target", "date")},
         "candidates": len(recorded.rows),
         "failed": sum(row.error is not None for row in recorded.rows),
-        "seeds": given.seeds,
         "rows": rows,
         "share": {name: median(_shares(rows, name)) for name in WAYS},
         "worst": {name: max(_shares(rows, name)) for name in WAYS},
@@ -265,12 +258,10 @@ need more."""
     yield f"Goal: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}."
 
 
-OPTIONS = (
-    Option("--record", False, "make the table anew"),
-    Option("--work", Path("runs/search_table"), "where its candidates are kept"),
-    Option("--seeds", 20),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, cores=1)
+    options = (
+        Option("--record", False, "make the table anew"),
+        Option("--work", Path("runs/search_table"), "where its candidates are kept"),
+        Option("--seeds", 20),
+    )
+    main(run, page, options=options, cores=1)

@@ -127,7 +127,6 @@ def run(given: Given) -> Result:
         folder.mkdir()
         rows += rows_of(build, folder)
     return {
-        "command": "python bench/self_test.py DIR ...",
         "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
         "rows": rows,
     }

@@ -173,8 +173,6 @@ def run(given: Given) -> Result:
         reference, crossed = bench.undisturbed(given.scratch / "undisturbed")
         kills = [bench.kill(index, rng, reference, crossed) for index in range(given.kills)]
     return {
-        "command": f"python bench/ssh_kills.py {given.bundle.name} --kills {given.kills} --runtime {given.runtime}",
-        "seed": SEED,
         "bytes": reference["upload"]["bytes"],
         "crossed_bytes": crossed,
         "bytes_per_s": BYTES_PER_S,
@@ -193,14 +191,12 @@ def resumed(found: Document) -> bool:
     )
 
 
-OPTIONS = (
-    Option("bundle", type=Path),
-    Option("--kills", 20),
-    Option("--runtime", "onnxruntime"),
-    Option("--python", os.path.realpath(sys.executable), "the camera's interpreter"),
-    Option("--packages", packages(), "where that finds NumPy", type=Path),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=resumed, cores=1)
+    options = (
+        Option("bundle", type=Path),
+        Option("--kills", 20),
+        Option("--runtime", "onnxruntime"),
+        Option("--python", os.path.realpath(sys.executable), "the camera's interpreter"),
+        Option("--packages", packages(), "where that finds NumPy", type=Path),
+    )
+    main(run, page, options=options, holds=resumed, cores=1)

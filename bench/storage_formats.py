@@ -6,7 +6,6 @@ zstd is measured where the package `zstandard` is installed.
 import importlib
 import lzma
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,9 +128,6 @@ def snr_db(rows: np.ndarray, form: Callable[[np.ndarray], np.ndarray]) -> float:
     return float(10 * np.log10((rows.astype(np.float64) ** 2).sum() / noise.sum()))
 
 
-# --- The graphs
-
-
 @dataclass(frozen=True)
 class Sample:
     """A detector: its float graph, and the weights of the convolutions that quantization converts."""
@@ -175,9 +171,6 @@ def shipped(of: Sample, quantizer: Quantizer) -> bytes:
     return content
 
 
-# --- Time
-
-
 def timed(work: Callable[[], Any], repeats: int) -> Timed:
     """Return median, least and most seconds of several runs after one that is not counted."""
     seconds = durations(work, repeats + 1)[1:]
@@ -195,9 +188,6 @@ def speed(of: Sample, copies: int, repeats: int) -> Document:
     row.update(quantize_s=timed(lambda: [fp4x.quantize(each) for each in layers], repeats))
     row.update(pack_s=timed(lambda: [fp4x.pack(each) for each in codes], repeats))
     return Document(row, unpack_s=timed(lambda: [fp4x.unpack(*pair) for pair in pairs], repeats))
-
-
-# --- Entropy coding
 
 
 def deflate(strategy: int, content: bytes) -> bytes:
@@ -250,15 +240,14 @@ def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
     for form, streams in streams_of(of).items():
         common = {"model": of.name, "form": form, "stored_bits": round(8 * sum(map(len, streams)) / of.count, 3)}
         bits = sum(map(entropy_bits, streams)) / of.count
-        rows.append({**common, "coder": "entropy of the bytes", "bits": round(bits, 3), "decode_s": None})
+        rows.append({**common, "coder": "entropy of the bytes", "bits": round(bits, 3)})
         for name, (compress, expand) in coders().items():
             stored = apply_all(compress, streams)
             assert apply_all(expand, stored) == streams, name
             bits = 8 * sum(map(len, stored)) / of.count
             seconds = timed(partial(apply_all, expand, stored), repeats)
             speed_mb = sum(map(len, streams)) / seconds["median"] / 1e6
-            row = {"coder": name, "bits": round(bits, 3), "decode_s": seconds, "decode_mb_s": round(speed_mb, 1)}
-            rows.append({**common, **row})
+            rows.append({**common, "coder": name, "bits": round(bits, 3), "decode_mb_s": round(speed_mb, 1)})
     return rows
 
 
@@ -269,16 +258,9 @@ def files(of: Sample, repeats: int) -> Iterator[Document]:
     for form, content in graphs.items():
         packed = packed_graph.pack(content)
         assert packed_graph.unpack(packed) == content
-        stored = Counter[str]()
-        for section in packed_graph.sections(packed):
-            stored[section.encoding] += section.stored_bytes
         row = Document(model=of.name, form=form, onnx_bytes=len(content), packed_bytes=len(packed))
-        row.update(times_smaller=round(len(whole) / len(packed), 3), by_encoding=stored)
-        row.update(pack_s=timed(partial(packed_graph.pack, content), repeats))
+        row.update(times_smaller=round(len(whole) / len(packed), 3))
         yield Document(row, unpack_s=timed(partial(packed_graph.unpack, packed), repeats))
-
-
-# --- The document
 
 
 def distances(samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -78,10 +78,8 @@ def run(given: Given) -> Result:
         raise SystemExit("the bundle itself is refused: nothing can be said of what is made of it")
     ways = [tried(way, victim, given.each, path) for way in WAYS]
     return {
-        "seed": SEED,
         "bundle_bytes": len(victim.content),
         "large_bytes": len(heavy.content),
-        "limits": LIMITS,
         **{name: sum(row[name] for row in ways) for name in ("attempts", "accepted", "crashes")},
         "memory_bytes": peak_memory(heavy, path),
         "ways": ways,

@@ -50,7 +50,7 @@ def run(given: Given) -> Result:
         folder.mkdir()
         rows.append(measure(name, opset, folder, given))
         note(rows[-1])
-    return {"images": given.images, "rows": rows}
+    return {"rows": rows}
 
 
 def measure(name: str, opset: int, folder: Path, given: Given) -> Document:

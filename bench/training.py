@@ -54,13 +54,11 @@ class JobError(Exception):
 class Trainings:
     """Rows of trainings, each made in processes of its own.
 
-    asked: names of the options that a run must share with the one whose rows it takes over, beside the model;
-    shown: names of the options that are part of the result; numbers: those of a row; required: the method without which
-    nothing can be compared.
+    asked: names of the options that a run must share with the one whose rows it takes over, beside the model; numbers:
+    those of a row; required: the method without which nothing can be compared.
     """
 
     asked: tuple[str, ...]
-    shown: tuple[str, ...]
     numbers: tuple[str, ...]
     required: str | None = None
 
@@ -116,7 +114,6 @@ class Trainings:
     def document(self) -> dict[str, Any]:
         return {
             "images": {name: len(self.split(name)) for name in ("train", *SPLITS)},
-            **{name: getattr(self.given, name) for name in self.shown},
             **self.kept.conditions,
             "rows": self.rows,
             "packages": self.packages,
@@ -177,9 +174,6 @@ class Trainings:
         return last_json(text)
 
 
-# Results
-
-
 def none_failed(found: Document) -> bool:
     return not any(row.error for row in found.rows)
 
@@ -233,9 +227,6 @@ def trained_on(found: Document) -> str:
     return f"Trained on {'the CPU' if found.device == 'cpu' else gpus}."
 
 
-# Steps
-
-
 def shipped() -> Distill:
     """Return the step of the shipped recipe."""
     step = load_recipe("distill").distill
@@ -254,9 +245,6 @@ def step_table(step: Any) -> dict[str, Any]:
 
 def settings_of(given: Given, seed: int) -> dict[str, Any]:
     return {"epochs": given.epochs, "batch": given.batch, "image_size": given.image_size, "seed": seed}
-
-
-# Jobs for processes of their own
 
 
 def export_sized(checkpoint: str | Path, out: Path, size: int) -> None:

@@ -151,22 +151,18 @@ def run(given: Given) -> Result:
     effort = Effort(given.tries, given.iterations, seconds=0.0)
     bundles = [next(folder.glob("*.edgekd")) for folder in given.builds]
     return {
-        "command": f"python bench/tuning.py DIR ... --builds {given.tries} --iterations {given.iterations}",
         "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
-        "iterations": given.iterations,
         "rows": [row_of(bundle, runtime, split, effort, progress) for bundle in bundles for runtime in RUNTIMES],
     }
 
 
-OPTIONS = (
-    Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results"),
-    Option("--data", SHARED / "data" / "coco256"),
-    Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
-    Option("--iterations", 400),
-)
-
-
 if __name__ == "__main__":
+    options = (
+        Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results"),
+        Option("--data", SHARED / "data" / "coco256"),
+        Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
+        Option("--iterations", 400),
+    )
     main(
-        run, page, options=OPTIONS, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1
+        run, page, options=options, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1
     )

@@ -95,12 +95,10 @@ def page(found: Document) -> Blocks:
     )
 
 
-OPTIONS = (
-    Option("--kit", Path("build/edgekd-validation-kit.tar.gz")),
-    Option("--quick", False),
-    Option("--versions", VERSIONS),
-)
-
-
 if __name__ == "__main__":
-    main(run, page, options=OPTIONS, holds=lambda found: all(row.right for row in found.rows), cores=2)
+    options = (
+        Option("--kit", Path("build/edgekd-validation-kit.tar.gz")),
+        Option("--quick", False),
+        Option("--versions", VERSIONS),
+    )
+    main(run, page, options=options, holds=lambda found: all(row.right for row in found.rows), cores=2)
