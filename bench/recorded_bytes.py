@@ -9,8 +9,6 @@ Sums of floating-point numbers depend on the processor and on libraries: a recor
 after `--write` there at a revision that is known to be right.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -44,7 +44,8 @@ EPOCHS = 30
 IMAGES = 48  # scenes in each split, all of which are scored
 CALIBRATION = 8  # images
 LABELS = (DistillStage("labels", 1.0, Weights()),)
-SIDES, RATIOS, BITS = (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75)
+SPACE = Space((None,), (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75), (0,), ("all",), (0,))
+SIDE = SPACE.image_size[0]
 NEAR = 0.99  # of the best known accuracy under a budget: who reaches it has found it
 LEVELS = (0.4, 0.75)  # budgets: size and time that such shares of the candidates keep, in every combination
 SHARE = 1 / 3  # what is aimed at: of the trials of random search, by the medians
@@ -137,12 +138,11 @@ def record(given: Given) -> None:
     work.mkdir(parents=True, exist_ok=True)
     data, checkpoint = own_pair(work)
     model = work / "detector.pt"
-    space = Space((None,), SIDES, RATIOS, BITS, (0,), ("all",), (0,))
-    resize_detector(checkpoint, SIDES[0], model)
+    resize_detector(checkpoint, SIDE, model)
     job = BuildRequest(model, data, target(), Recipe("", ()), work / "store", calibration=str(CALIBRATION))
     rows = []
-    for candidate in progress.items(space.candidates(), "candidates"):
-        task = Task(with_recipe(job, recipe_of(candidate, space), job.data), candidate, 0, 0, "table")
+    for candidate in progress.items(SPACE.candidates(), "candidates"):
+        task = Task(with_recipe(job, recipe_of(candidate, SPACE), job.data), candidate, 0, 0, "table")
         point = run_trial(task, job.out)
         result = {"kept": point.kept, **asdict(point.cost), "seconds": point.seconds, "error": point.error}
         rows.append({**candidate_json(candidate), **result})
@@ -159,10 +159,10 @@ def own_pair(work: Path) -> tuple[Path, Path]:
     if not data.is_dir():
         tiny.write_data(data, IMAGES, IMAGES)
     if not out.is_file():
-        step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDES[0], stages=LABELS)
+        step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDE, stages=LABELS)
         step = replace(step, warmup_epochs=0.0, mosaic=0.0, learning_rate=0.01, final_rate=0.1, amp=False)
         network = student_network(step, load_dataset(data).classes, False)
-        write_checkpoint(network, {"task": "detect", "imgsz": SIDES[0]}, start)
+        write_checkpoint(network, {"task": "detect", "imgsz": SIDE}, start)
         distill_student(start, out, data, replace(step, student=str(start), width=None), work / "state")
     return data, out
 
@@ -178,20 +178,8 @@ def _whole(stages: Path) -> Path:
     records = {
         path: json.loads((path.parent / "stage.json").read_bytes()) for path in stages.glob("export-*/graph.onnx")
     }
-    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == SIDES[0]]
+    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == SIDE]
     return max(full, key=lambda path: path.stat().st_size)
-
-
-def space_of(candidates: Sequence[Candidate]) -> Space:
-    """Return the space of these candidates, the gentlest choices first."""
-    found = {name: [getattr(each, name) for each in candidates] for name in candidate_json(candidates[0])}
-    order = {"image_size": -1, "bits": -1}
-    values = {
-        name: sorted(set(each), key=lambda v: (v or 0) * order.get(name, 1))
-        for name, each in found.items()
-        if name != "teaching"
-    }
-    return Space(**{name: tuple(each) for name, each in values.items()}, teaching=("all",))
 
 
 def worlds(recorded: Document) -> Iterator[World]:
@@ -205,7 +193,7 @@ def worlds(recorded: Document) -> Iterator[World]:
     for size, time in product(LEVELS, LEVELS):
         most = int(np.quantile([point.cost.bytes for point in made], size))
         fps = 1e3 / float(np.quantile([point.cost.latency_ms or 0.0 for point in made], time))
-        yield World(space_of(list(points)), points, works, Budget(max_bytes=most, min_fps=fps))
+        yield World(SPACE, points, works, Budget(max_bytes=most, min_fps=fps))
 
 
 def run(given: Given) -> Result:

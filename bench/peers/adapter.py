@@ -8,8 +8,6 @@ resident memory of the process) and `packages` (version of everything installed 
 NumPy and its tool, neither edgekd nor PyTorch.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -10,8 +10,6 @@ stdout is a JSON object: `seconds` (wall time of `train`, its calibration, valid
 `export_seconds`, `epochs` (those begun), `step_seconds` (the median), `peak_bytes` and `packages`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -3,8 +3,6 @@
 Each is an ONNX graph without weights: only sizes matter here. Shapes follow from ONNX's own inference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

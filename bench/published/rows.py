@@ -1,7 +1,5 @@
 """The published measurements as rows that can be predicted, and why the others cannot."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

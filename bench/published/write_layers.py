@@ -6,8 +6,6 @@ Ultralytics' networks are built from its YAML files with random weights and expo
 others are described in networks.py. The environment needs `edgekd[train]`.
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 import tempfile

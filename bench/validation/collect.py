@@ -3,8 +3,6 @@
 python bench/validation/collect.py
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys
