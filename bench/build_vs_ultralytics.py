@@ -153,7 +153,6 @@ def run(given: Given) -> Result:
         "tools": tools,
         "ratio": theirs["seconds"]["median"] / ours["seconds"]["median"],
         "ratio_like_for_like": theirs["like_for_like"] / ours["like_for_like"],
-        "turns": turns,
         "packages": {name: version for name in PACKAGES if (version := library_version(name))},
     }
 

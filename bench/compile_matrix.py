@@ -66,7 +66,7 @@ def rows_of(network: str, capabilities: Sequence[str], folder: Path) -> Iterator
             row = {"network": network, "weights": weights, "precision": precision, "sm": sm}
             try:
                 made = compile_ahead(graph, [sm], folder / "engine")
-                row |= {"seconds": round(made.seconds, 2), "bytes": made.bytes, "said": sorted(set(made.log))}
+                row |= {"seconds": round(made.seconds, 2), "bytes": made.bytes}
             except DeviceError as error:
                 row |= {"refused": str(error)}
             note(f"{network} {precision} {sm}: {row.get('refused') or 'compiled'}")

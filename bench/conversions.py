@@ -95,11 +95,15 @@ class Bench:
         yield self.document()
 
     def document(self) -> dict[str, Any]:
+        """Return the result so far; `missing`: the rows that a cut run has not come to, in words."""
         order = {model: index for index, model in enumerate(MODELS)}
         rows = sorted(self.rows, key=lambda r: (order.get(r.model, 99), r.source, r.to != "source", r.to, r.how))
+        known = set(map(name_of, self.rows))
+        absent = [row for row, _ in self._wanted() if name_of(row) not in known]
         return {
             "images": len(self.split),
             "rows": rows,
+            "missing": [f"{row.model}, {row.source} to {_target(row)}" for row in absent],
             "claims": claims(rows),
             **self.kept.conditions,
         }
@@ -225,6 +229,8 @@ the conversion alone, for Ultralytics of its whole process; on a machine that wa
 layers: those carried over with their scales, of those in the source. Engines of TensorRT for RTX are compiled,
 not run."""
     yield f"{found.images} images of coco256's `val`; error of a score on {FRAMES} of them."
+    if found.missing:
+        yield f"Cut, and not measured yet: {'; '.join(found.missing)}. The same command goes on with them."
     for model in dict.fromkeys(row.model for row in found.rows):
         mine = [row for row in found.rows if row.model == model]
         yield f"## {model}"

@@ -74,7 +74,6 @@ def run(given: Given) -> Result:
         *((name, Path(old), Path(new)) for name, old, new in given.pair),
     ]
     return {
-        "old_bytes": given.old.stat().st_size,
         "notes": given.note,
         "rows": [measure(*pair, given.scratch) for pair in pairs],
     }

@@ -11,7 +11,6 @@ import io
 import os
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -78,7 +77,6 @@ class Row:
     bytes: int = 0
     most_bytes: int = 0
     last_bytes: int = 0
-    seconds: float = 0.0
 
 
 class Bench:
@@ -134,7 +132,7 @@ class Bench:
 
     def sweep(self, scenario: Scenario, disk: str, every: int) -> Row:
         """Cut the work of a scenario at every operation, or at each of so many."""
-        row, began = Row(scenario.name, disk), time.perf_counter()
+        row = Row(scenario.name, disk)
         start, folder = self.begin(scenario), self._scratch / "state"
         work = partial(self.call, scenario.work)
         work(fresh(start, folder))
@@ -154,7 +152,6 @@ class Bench:
             row.cuts += 1
             row.faults += [f"operation {count}: {each}" for each in faults]
             count += every
-        row.seconds = round(time.perf_counter() - began, 1)
         return row
 
     def _after_cut(self, row: Row, folder: Path) -> str | None:
@@ -166,7 +163,7 @@ class Bench:
 
     def in_a_row(self, disk: str, cuts: int) -> Row:
         """Cut installations at random operations, each on what the one before left, bundles and directions mixed."""
-        chance, row, began = random.Random(f"{SEED} {disk}"), Row("installations in a row", disk), time.perf_counter()
+        chance, row = random.Random(f"{SEED} {disk}"), Row("installations in a row", disk)
         folder, undisturbed = self._scratch / "state", self._scratch / "undisturbed" / "state"
         installs = [("install", name, "--tries", "0") for name in ALIKE]
         self.call(installs[0], fresh(self._scratch / "empty", folder))
@@ -190,7 +187,6 @@ class Bench:
         row.last_bytes = used(folder)
         if row.last_bytes > row.bytes:
             row.faults.append(f"{row.last_bytes - row.bytes} bytes are left over")
-        row.seconds = round(time.perf_counter() - began, 1)
         return row
 
 

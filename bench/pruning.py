@@ -8,7 +8,6 @@ beside the original. All ship the moving average of the last step, and are timed
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,10 +71,10 @@ def methods(given: Given) -> dict[str, Made]:
 
 
 class Bench(Trainings):
-    """The detector as it was, and what pruning makes of it. made_in: seconds of pruning; seconds: of training."""
+    """The detector as it was, and what pruning makes of it. seconds: of training."""
 
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "family", "device")
-    numbers = ("parameters", "multiply_adds", "made_in", "seconds")
+    numbers = ("parameters", "multiply_adds", "seconds")
     required = WHOLE
     times: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
@@ -149,7 +148,7 @@ def edgekd_start(
     torch.set_num_threads(threads)
     training.sized(model, Path(out), size)
     done = prune_detector(Path(out), Path(out), Path(data), parse_table(Prune, dict(step), "step"), trust=True)
-    return {"parameters": done.parameters[1], "multiply_adds": done.multiply_adds[1], "made_in": done.seconds}
+    return {"parameters": done.parameters[1], "multiply_adds": done.multiply_adds[1]}
 
 
 def unpruned_start(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
@@ -170,7 +169,6 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
     torch.set_num_threads(threads)
-    began = time.perf_counter()
     before = sizes_of(network_in(model), size)["multiply_adds"]
     for percent in range(1, 100):
         found = load_checkpoint(Path(model), trust=True)
@@ -187,16 +185,14 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
         sizes = sizes_of(network, size)
         if sizes["multiply_adds"] <= before * (1 - step["ratio"]):
             break
-    took = time.perf_counter() - began
     write_checkpoint(network, {**found.train_args, "imgsz": size, "task": "detect"}, Path(out))
-    return {**sizes, "made_in": took}
+    return sizes
 
 
 def narrower_start(
     family: str, seed: int, like: str, out: str, data: str, size: int, threads: int, **_: Any
 ) -> dict[str, Any]:
     """Write the narrower model of a family that takes at least as long as the graph `like`, with random weights."""
-    began = time.perf_counter()
     detectors = {"like": detector_in(Path(like))}
     step = {"student": family, "seed": seed, "image_size": size}
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +204,7 @@ def narrower_start(
     slower = [width for width in WIDTHS if took[str(width)] >= took["like"]]
     width = min(slower or WIDTHS[-1:], key=lambda each: took[str(each)])
     training.start_job({**step, "width": width}, out, data)
-    return {**sizes_of(network_in(out), size), "made_in": time.perf_counter() - began}
+    return sizes_of(network_in(out), size)
 
 
 def sizes_of(network: Any, size: int) -> dict[str, Any]:

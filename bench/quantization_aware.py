@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import training
-from common import PEERS, SPLITS, VENVS, exported, peak_bytes, peer_python, quantize_step
+from common import PEERS, SPLITS, VENVS, exported, peer_python, quantize_step
 from frame import Blocks, Document, Option, cell, claim, head, main, spread, table, versions_of, yes
 from training import DEVICE, SEEDS, JobError, Trainings, Way
 
@@ -71,7 +71,7 @@ class Bench(Trainings):
     """
 
     asked = ("epochs", "batch", "image_size", "images", "device")
-    numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs", "step_seconds", "peak_bytes")
+    numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs")
 
     def ways(self) -> Iterator[Way]:
         if self.missing(MIXED) or not (self.given.work / "mixed.onnx").is_file():
@@ -163,7 +163,7 @@ def train_job(
     torch.set_num_threads(threads)
     paths = (Path(model), Path(graph), Path(out), Path(data))
     done = distill_quantized(*paths, QuantAwareDistill(**step), trust=True, progress=PlainProgress(interval_s=30))
-    return {"seconds": done.seconds, "peak_bytes": peak_bytes()}
+    return {"seconds": done.seconds}
 
 
 def smaller_than(rows: Sequence[Document], base: Sequence[Document]) -> float:

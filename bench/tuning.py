@@ -4,7 +4,6 @@ Each bundle is unpacked, built and tuned as on a camera. DIR is the `--out` of `
 ptq`.
 """
 
-import json
 import tempfile
 import time
 from collections import Counter
@@ -74,8 +73,7 @@ def row_of(
         commands.unpack(camera, bundle)
         slot = camera.chosen_slot()
         progress.note(f"{slot.manifest.name} with {runtime.name}: tuning ...")
-        chosen = tuning.tune(camera, effort)
-        tuned = chosen.form
+        tuned = tuning.tune(camera, effort).form
         forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
         key = camera.engine_key(slot)
         engines = {name: tested_engine(camera, slot, key, form) for name, form in forms.items()}
@@ -88,14 +86,11 @@ def row_of(
             "side": slot.manifest.detector["preprocess"]["width"],
             "runtime": {"name": runtime.name, "version": runtime.version()},
             "layers": {"int8": len(tuning.layers_with_qdq(slot).names), "float_in_tuned": _float_count(slot, tuned)},
-            "tuned": {"source": tuned.source, "float_layers": list(tuned.float_layers)},
-            "candidates": chosen.candidates,
             "ms": {name: round(float(np.median(each)), 3) for name, each in rounds.items()},
             "ratio": {
                 name: {"ratio": each.ratio, "interval": [each.interval.low, each.interval.high], "p": each.p_value}
                 for name, each in ratios.items()
             },
-            "rounds": len(rounds[TUNED]),
             "passed": {name: engine.passed for name, engine in engines.items()},
             "map50_95": {name: _score(slot, form, split, progress) for name, form in forms.items()},
         }
@@ -151,7 +146,6 @@ def run(given: Given) -> Result:
     effort = Effort(given.tries, given.iterations, seconds=0.0)
     bundles = [next(folder.glob("*.edgekd")) for folder in given.builds]
     return {
-        "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
         "rows": [row_of(bundle, runtime, split, effort, progress) for bundle in bundles for runtime in RUNTIMES],
     }
 

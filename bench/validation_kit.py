@@ -36,7 +36,7 @@ def run(given: Given) -> Result:
             if shutil.which(shell):
                 rows.append(row_of(given, version, shell, packages))
                 note(rows[-1])
-    return {"limit_s": LIMIT_S, "rows": rows}
+    return {"rows": rows}
 
 
 def packages_for(version: str, folder: Path) -> Path | None:
