@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bundles import manifest_of, noise
-from common import HERE
 
-sys.path.insert(0, str(HERE.parent / "tests" / "core" / "bundle"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "core" / "bundle"))
 from keys import signed_by, trust_of
 
 from edgekd.agent.trust_state import head_judge
