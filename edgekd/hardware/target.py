@@ -109,7 +109,7 @@ class Power:
     """How power is read and limited.
 
     rails: names of the measured rails. total: the rail that carries everything, or `sum` of the rails.
-    default_mode: the mode to measure in unless told otherwise. max_watts: limit of the board or module.
+    default_mode: the mode to measure in by default. max_watts: limit of the board or module.
     """
 
     rails: Figure[tuple[str, ...]] | None = None

@@ -35,7 +35,7 @@ class OnnxRuntime(LoadedApart):
     distributions: the packages that bring the provider; install: the command that adds it;
     driver_libraries: shared libraries of the system without which the provider is there but cannot start.
     memory: ONNX Runtime's name for the device in whose memory input and output stay; None: the host's.
-    recorded: what a provider is asked for so that it launches a frame's kernels as one recording, where it can.
+    recorded: options by which a provider launches a frame's kernels as one recording, where it can.
     """
 
     name: str
@@ -92,13 +92,14 @@ class OnnxRuntime(LoadedApart):
         import onnxruntime
 
         content = runnable(graph)
-        for asked in (dict(self.recorded), {}) if self.recorded else ({},):
+        for provider_options in (dict(self.recorded), {}) if self.recorded else ({},):
             try:
-                native = onnxruntime.InferenceSession(content, options, providers=[(self.provider, asked)])
+                providers = [(self.provider, provider_options)]
+                native = onnxruntime.InferenceSession(content, options, providers=providers)
             except Exception as error:  # ONNX Runtime's own exceptions share no base class
                 problem = error
             else:
-                if _fixed(native) or not asked:
+                if _fixed(native) or not provider_options:
                     return native
         raise DeviceError(
             f"ONNX Runtime cannot load {graph}: {problem}", fix="check that it is an ONNX file"

@@ -52,13 +52,13 @@ class OpenVino:
         native = self._compiled(graph, {"NUM_STREAMS": streams}, max(threads or usable_cores(), streams))
         return tuple(OpenVinoSession(native) for _ in range(streams))
 
-    def _compiled(self, graph: Path, asked: Mapping[str, Any], threads: int) -> Any:
+    def _compiled(self, graph: Path, hints: Mapping[str, Any], threads: int) -> Any:
         """OpenVINO's compiled model. Raises DeviceError."""
         model = read(graph)
         import openvino
 
         settings = {
-            **asked,
+            **hints,
             "INFERENCE_NUM_THREADS": threads,
             # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
             "INFERENCE_PRECISION_HINT": "f32",

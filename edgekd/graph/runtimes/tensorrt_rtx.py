@@ -98,10 +98,10 @@ def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -
     return CompileResult(seconds, out.stat().st_size, names, (out,), tuple(log))
 
 
-def _capabilities(asked: Sequence[str]) -> tuple[str, ...]:
+def _capabilities(requested: Sequence[str]) -> tuple[str, ...]:
     supported = supported_compute_capabilities()
-    names = tuple("SM" + "".join(filter(str.isdigit, text)) for text in asked)
-    refused = [text for text, name in zip(asked, names, strict=True) if name not in supported]
+    names = tuple("SM" + "".join(filter(str.isdigit, text)) for text in requested)
+    refused = [text for text, name in zip(requested, names, strict=True) if name not in supported]
     if refused or not names:
         raise DeviceError(
             f"TensorRT for RTX {TENSORRT_RTX.version()} does not compile for {', '.join(refused) or 'no GPU at all'}",
@@ -138,12 +138,12 @@ def _refusal(parser: Any) -> str:
         return "no reason given"
     error = parser.get_error(0)
     if not error.node_operator():  # the file as a whole, not one of its nodes
-        return _said(error.desc()) or "it is not an ONNX file"
+        return _one_line(error.desc()) or "it is not an ONNX file"
     node = error.node_name() or f"number {error.node()}"
-    return f"node {node} ({error.node_operator()}): {_said(error.desc())}"
+    return f"node {node} ({error.node_operator()}): {_one_line(error.desc())}"
 
 
-def _said(message: str) -> str:
+def _one_line(message: str) -> str:
     """`message` on one line, without the complaint that this host has no GPU driver: compiling needs none."""
     return " ".join(line.strip() for line in message.splitlines() if "catchCudaError" not in line)
 
@@ -151,7 +151,7 @@ def _said(message: str) -> str:
 def _logger(trt: Any, log: list[str]) -> Any:
     """A TensorRT logger that keeps warnings and errors in `log` and prints nothing.
 
-    Made here because its base class exists only once the library is imported.
+    Defined here because its base class exists only once the library is imported.
     """
 
     class KeepingLogger(trt.ILogger):  # type: ignore[misc]
@@ -159,8 +159,8 @@ def _logger(trt: Any, log: list[str]) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            said = _said(message)
-            if said and severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                log.append(f"{severity.name.lower()}: {said}")
+            text = _one_line(message)
+            if text and severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                log.append(f"{severity.name.lower()}: {text}")
 
     return KeepingLogger()

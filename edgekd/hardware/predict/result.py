@@ -115,14 +115,16 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _precision(graph: Path, target: Target, asked: str | None, file: TableFile | None) -> Precision:
-    """Return the precision asked for, of the table, or of the graph: INT8 where it is quantized, else FP16."""
+def _precision(graph: Path, target: Target, requested: str | None, file: TableFile | None) -> Precision:
+    """Return the precision requested, of the table, or of the graph: INT8 where it is quantized, else FP16."""
     if file:
-        if asked not in (None, file.table.precision):
-            raise SpecError(f"{file.path}: measured in another precision", expected=asked, found=file.table.precision)
+        if requested not in (None, file.table.precision):
+            raise SpecError(
+                f"{file.path}: measured in another precision", expected=requested, found=file.table.precision
+            )
         return file.table.precision
-    if asked is not None:
-        return asked  # type: ignore[return-value]
+    if requested is not None:
+        return requested  # type: ignore[return-value]
     quantized = load_view(graph).of("QuantizeLinear")
     return "int8" if quantized and "int8" in target.precisions.conv.value else "fp16"
 
