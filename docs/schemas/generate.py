@@ -135,8 +135,10 @@ class Definitions:
             return self._array(tuple(typing.get_type_hints(hint).values()), where)
         if origin in _ARRAYS:
             return self._array(arguments, where)
-        if origin in _MAPPINGS and arguments[0] is str:
-            return {"type": "object", "additionalProperties": self.schema_of(arguments[1], where)}
+        if origin in _MAPPINGS:
+            keys, values = (self.schema_of(each, where) for each in arguments)
+            named = {"propertyNames": keys} if "enum" in keys else {}
+            return {"type": "object", **named, "additionalProperties": values}
         raise SchemaError(f"{where}: {hint} has no schema")
 
     def _reference(self, kind: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class CostPerMillion:
         currency: Currency of the prices, as given.
         electricity: Energy, gross, at the price of a kWh.
         instance: The machine's time, at the throughput where that was measured, else one frame after the other.
-        total: Both; null where one that has a price is not known.
+        total: Both; null where one of the two has a price and no measurement.
     """
 
     currency: str | None
@@ -48,8 +48,8 @@ def cost_of(prices: Prices, mj: float | None, fps: float | None) -> CostPerMilli
     """Return the cost at millijoules a frame and frames a second; None for what is not known or has no price."""
     electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
-    asked = [(prices.electricity, electricity), (prices.instance, instance)]
-    known = [cost for price, cost in asked if price is not None]
+    priced = [(prices.electricity, electricity), (prices.instance, instance)]
+    known = [cost for price, cost in priced if price is not None]
     total = None if None in known or not known else sum(filter(None, known))
     return CostPerMillion(prices.currency, electricity, instance, total)
 

@@ -98,7 +98,7 @@ def _energy_lines(energy: Energy) -> Iterator[str]:
 def _cost_line(cost: CostPerMillion) -> str:
     known = (("electricity", cost.electricity), ("instance", cost.instance))
     parts = [f"{name} {value:.4g}" for name, value in known if value is not None]
-    unknown = "cannot be told, as energy or throughput is not known"
+    unknown = "unknown: energy or throughput was not measured"
     total = unknown if cost.total is None else f"{cost.total:.4g} {cost.currency or ''}".rstrip()
     return f"a million frames cost {total}" + (f" ({', '.join(parts)})" if parts else "")
 
