@@ -26,11 +26,22 @@ from edgekd.agent.rebuild_engine import RenewResult
 from edgekd.agent.status import StatusResult
 from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
+from edgekd.builds.ledger import Ledger
+from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
+from edgekd.commands.compare import Compared
+from edgekd.commands.convert import Converted
+from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
+from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
+from edgekd.commands.prune import Pruned
+from edgekd.commands.quantize import Quantized
 from edgekd.evaluation.bench_result import BenchResult
+from edgekd.evaluation.report.document import Analysed
+from edgekd.evaluation.search_result import SearchResult
+from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
@@ -58,10 +69,21 @@ AgentResult = (
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "agent": ("Output of every command of the agent", Answer[AgentResult]),
     "bench": ("`edgekd bench --json`", BenchResult),
+    "build": ("`edgekd build --json` and `edgekd demo --json`", BuildResult),
     "check": ("`edgekd check --json`", Checked),
+    "compare": ("`edgekd compare --json`", Compared),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "convert": ("`edgekd convert --json`", Converted),
+    "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "eval": ("`edgekd eval --json`", Scored),
+    "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
     "keygen": ("`edgekd keygen --json`", NewKey),
+    "ledger": ("The file ledger.json of a build", Ledger),
+    "predict": ("`edgekd predict --json`", PredictResult),
+    "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
+    "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
+    "report": ("`edgekd report --json`", Analysed),
+    "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
     "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
@@ -146,8 +168,10 @@ class Definitions:
             return self._array(tuple(typing.get_type_hints(hint).values()), where)
         if origin in _ARRAYS:
             return self._array(arguments, where)
-        if origin in _MAPPINGS and arguments[0] is str:
-            return {"type": "object", "additionalProperties": self.schema_of(arguments[1], where)}
+        if origin in _MAPPINGS:
+            keys, values = (self.schema_of(each, where) for each in arguments)
+            named = {"propertyNames": keys} if "enum" in keys else {}
+            return {"type": "object", **named, "additionalProperties": values}
         raise SchemaError(f"{where}: {hint} has no schema")
 
     def _reference(self, kind: Any) -> dict[str, Any]:

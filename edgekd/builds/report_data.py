@@ -37,6 +37,7 @@ from edgekd.evaluation.report.types import (
     Training,
     latency_of,
 )
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Line
 
@@ -52,7 +53,7 @@ class ReportFacts:
         target: Title of the target.
         rare: Classes that are rare in the training split.
         budget: The limits and the values that were reached.
-        search: Record of the search that found the recipe, as in search.json.
+        search: The search that found the recipe.
     """
 
     model: str
@@ -62,7 +63,7 @@ class ReportFacts:
     rare: Sequence[str] = ()
     budget: Sequence[Line] = ()
     bundle_bytes: int | None = None
-    search: Mapping[str, Any] | None = None
+    search: SearchResult | None = None
 
 
 def facts_of(record: BuildRecord) -> ReportFacts:
@@ -235,7 +236,7 @@ def _host(timing: TimingResult) -> dict[str, str]:
 def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
     compiled = machine.compiled.result
     notes = [f"Engine: {compiled.note}."]
-    notes += [f"Not told of this machine: {reason}." for reason in machine.timing.result.after.refused]
+    notes += [f"Not reported for this machine: {reason}." for reason in machine.timing.result.after.refused]
     if compiled.check:
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {compiled.check}.")
     notes += [
@@ -310,7 +311,7 @@ def _weights(path: Path) -> list[_Weights]:
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
-        source = graph.producer(node.input[1])
+        source = graph.producers.get(node.input[1])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):

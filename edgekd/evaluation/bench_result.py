@@ -13,7 +13,7 @@ from edgekd.core.machine_state import Moment, Setting
 from edgekd.core.power.energy import Energy
 from edgekd.core.statistics import Comparison, Interval, Outliers, SlowDown
 from edgekd.data.frames import FrameFacts
-from edgekd.evaluation.cost import Cost
+from edgekd.evaluation.cost import CostPerMillion
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ArtifactResult:
     cold_start: ColdStart
     throughput: Throughput | None
     energy: Energy | None
-    cost: Cost | None
+    cost: CostPerMillion | None
 
 
 @dataclass(frozen=True)

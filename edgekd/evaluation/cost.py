@@ -28,14 +28,14 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostPerMillion:
     """Cost of a million frames.
 
     Args:
         currency: Currency of the prices, as given.
         electricity: Energy, gross, at the price of a kWh.
         instance: The machine's time, at the throughput where that was measured, else one frame after the other.
-        total: Both; null where one that has a price is not known.
+        total: Both; null where one of the two has a price and no measurement.
     """
 
     currency: str | None
@@ -44,15 +44,14 @@ class Cost:
     total: float | None
 
 
-def cost_of(prices: Prices, mj: float | None, fps: float | None) -> Cost:
+def cost_of(prices: Prices, mj: float | None, fps: float | None) -> CostPerMillion:
     """Return the cost at millijoules a frame and frames a second; None for what is not known or has no price."""
     electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
-    asked = [(prices.electricity, electricity), (prices.instance, instance)]
-    known = [cost for price, cost in asked if price is not None]
-    return Cost(
-        prices.currency, electricity, instance, None if None in known or not known else sum(filter(None, known))
-    )
+    priced = [(prices.electricity, electricity), (prices.instance, instance)]
+    known = [cost for price, cost in priced if price is not None]
+    total = None if None in known or not known else sum(filter(None, known))
+    return CostPerMillion(prices.currency, electricity, instance, total)
 
 
 def _times(price: float | None, amount: float | None) -> float | None:

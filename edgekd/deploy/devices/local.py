@@ -108,7 +108,9 @@ def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
         fields = [part.strip() for part in line.rsplit(",", 3)]
         if len(fields) == 4:
             mib = _number(fields[3])  # "[N/A]" where the GPU shares the host's memory
-            found.append(Gpu(fields[0], fields[1], fields[2], int(mib) * 2**20 if mib else None))
+            name, driver, compute_capability = fields[:3]
+            memory = int(mib) * 2**20 if mib else None
+            found.append(Gpu(name=name, driver=driver, compute_capability=compute_capability, memory_bytes=memory))
     return tuple(found)
 
 

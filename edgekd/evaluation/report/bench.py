@@ -21,7 +21,7 @@ def render(title: str, bench: BenchResult) -> str:
         "bench.html",
         title=title,
         bench=bench,
-        lines=[*bench_lines(bench), *(f"Not told: {reason}" for reason in result.refused)],
+        lines=[*bench_lines(bench), *(f"Not reported: {reason}" for reason in result.refused)],
         latencies=latencies,
         tables=tables,
         against_lines=list(against_lines(other)) if other else [],

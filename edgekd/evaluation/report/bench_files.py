@@ -15,7 +15,7 @@ from edgekd.evaluation.report.bench_text import PARTS
 if TYPE_CHECKING:
     from edgekd.core.benchmark import Timing
     from edgekd.evaluation.bench_result import BenchResult
-    from edgekd.hardware.predict.result import Predicted
+    from edgekd.hardware.predict.result import PredictResult
 
     Timings = Mapping[tuple[str, str], Timing]
 
@@ -39,11 +39,11 @@ def write_page(file: Path, title: str, bench: BenchResult) -> None:
     write_file(file, render(title, bench).encode("utf-8"))
 
 
-def write_prediction(file: Path, prediction: Predicted) -> None:
+def write_prediction(file: Path, prediction: PredictResult) -> None:
     """Write a page with a prediction and its roofline. Raises SpecError."""
     from edgekd.evaluation.report.prediction import render
 
-    write_file(file, render(prediction.document, prediction.roof).encode("utf-8"))
+    write_file(file, render(prediction).encode("utf-8"))
 
 
 def require_place(*files: Path | None) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from edgekd.core.benchmark import Stats
     from edgekd.core.power.energy import Energy
     from edgekd.evaluation.bench_result import ArtifactResult, BenchResult, Conditions, OtherArtifact, SustainedRun
-    from edgekd.evaluation.cost import Cost
+    from edgekd.evaluation.cost import CostPerMillion
 
 PARTS = ("decode", "preprocess", "inference", "postprocess")
 STATISTICS = ("p50", "p90", "p99", "p999", "mean")
@@ -95,10 +95,10 @@ def _energy_lines(energy: Energy) -> Iterator[str]:
         yield f"{mj:.1f} mJ a frame ({low:.1f} to {high:.1f}), {what}: {energy.covers}"
 
 
-def _cost_line(cost: Cost) -> str:
+def _cost_line(cost: CostPerMillion) -> str:
     known = (("electricity", cost.electricity), ("instance", cost.instance))
     parts = [f"{name} {value:.4g}" for name, value in known if value is not None]
-    unknown = "cannot be told, as energy or throughput is not known"
+    unknown = "unknown: energy or throughput was not measured"
     total = unknown if cost.total is None else f"{cost.total:.4g} {cost.currency or ''}".rstrip()
     return f"a million frames cost {total}" + (f" ({', '.join(parts)})" if parts else "")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from edgekd.core.benchmark import TimingSummary
 from edgekd.core.detection.types import Detections
 from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.bench_result import ArtifactResult
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.budget import Basis
 
 Moment = Literal["before", "after"]
@@ -24,7 +25,11 @@ Moment = Literal["before", "after"]
 
 @dataclass(frozen=True)
 class Change:
-    """One number before and after the build."""
+    """One number before and after the build.
+
+    Args:
+        before, after: The number; null where it is missing.
+    """
 
     before: float | None
     after: float | None
@@ -71,7 +76,12 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """mAP50-95 of the objects of one size: small, medium or large, as COCO counts them."""
+    """mAP50-95 of the objects of one size, as COCO counts them.
+
+    Args:
+        name: `small`, `medium` or `large`.
+        before, after: mAP50-95; null without objects.
+    """
 
     name: str
     before: float | None
@@ -222,7 +232,7 @@ class Report:
     """The content of the page.
 
     Of `latencies`, the first "before" and the first "after" are the headline. class_names: By the class indices of the
-    detections in `pictures`. search: as in search.json. analysis: of detections; inside: of layers; where they are
+    detections in `pictures`. analysis: of detections; inside: of layers; where they are
     None, `missing` says why.
     """
 
@@ -246,7 +256,7 @@ class Report:
     pictures: tuple[SamplePicture, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    search: Mapping[str, Any] | None = None
+    search: SearchResult | None = None
     training: tuple[Training, ...] = ()
     analysis: Analysis | None = None
     inside: LayerAnalysis | None = None
