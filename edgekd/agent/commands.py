@@ -14,7 +14,6 @@ from edgekd.agent.apply_delta import any_head, old_bundle, whole_bundle
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, built_engine, engine_of, read_engine, require_engine
-from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.agent.state.device import read_device
 from edgekd.agent.state.slots import Activation, Slot, State
 from edgekd.agent.state.trial import Trial
@@ -269,15 +268,13 @@ def _latency_limit_ms(camera: Camera, slot: Slot) -> float | None:
 
 def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
     """Time the engine by itself on this device. Raises DeviceError."""
-    from edgekd.agent.engines.latency import BenchResult, measure_latency
-    from edgekd.core.power.find import find_meter
+    from edgekd.agent.engines.latency import BenchResult, measure_on
 
     device = read_device(camera.root)
     with camera.state.locked():
-        slot, runtime = camera.chosen_slot(), camera.required_runtime()
+        slot = camera.chosen_slot()
         engine = require_engine(slot, camera.engine_key(slot))
-        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name not in ON_CPU)
-        latency = measure_latency(slot, runtime, engine.file, iterations, seconds, meter)
+        latency = measure_on(camera, slot, engine.file, iterations, seconds)
     return BenchResult(slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency)
 
 

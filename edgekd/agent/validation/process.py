@@ -196,13 +196,9 @@ def _self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
 
 
 def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> LatencyReport:
-    from edgekd.agent.engines.latency import measure_latency
-    from edgekd.agent.state.device import read_device
-    from edgekd.core.power.find import find_meter
+    from edgekd.agent.engines.latency import measure_on
 
-    runtime = camera.required_runtime()
-    meter = find_meter(camera.root, gpu=bool(read_device(camera.root).gpus) and runtime.name != "onnxruntime")
-    return measure_latency(slot, runtime, engine.file, job.iterations, job.seconds, meter)
+    return measure_on(camera, slot, engine.file, job.iterations, job.seconds)
 
 
 @dataclass(frozen=True)
