@@ -19,7 +19,7 @@ from running import Built
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.selftest import SelfTestError
 from edgekd.agent.memory import SCRATCH_INPUTS
-from edgekd.agent.runtimes import chosen
+from edgekd.agent.runtimes import select_runtime
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_manifest
@@ -41,7 +41,7 @@ def built(agent: Agent, bundle: Path, state: State) -> Camera:
 
 
 def test_it_is_chosen_where_it_is_installed() -> None:
-    found = chosen(None)
+    found = select_runtime(None)
     assert found
     assert found.name == "onnxruntime"
     assert found.version() == onnxruntime_version()

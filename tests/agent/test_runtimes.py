@@ -9,7 +9,7 @@ import pytest
 from cameras import Agent
 
 from edgekd.agent.engines.camera import Camera
-from edgekd.agent.runtimes import AUTOMATIC, NAMED, chosen
+from edgekd.agent.runtimes import AUTOMATIC, NAMED, select_runtime
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.types import BuildOptions, Runtime
 from edgekd.agent.state.golden import batches, read_golden
@@ -62,7 +62,7 @@ def test_the_null_runtime_refuses_what_it_did_not_build(tmp_path: Path) -> None:
 
 def test_the_null_runtime_is_never_chosen_by_itself() -> None:
     assert "null" not in [runtime.name for runtime in AUTOMATIC]
-    named = chosen("null")
+    named = select_runtime("null")
     assert isinstance(named, NullRuntime)
 
 
@@ -72,6 +72,6 @@ def test_every_runtime_says_why_it_cannot_be_used(runtime: Runtime) -> None:
     assert problem is None or problem
     if problem:
         with pytest.raises(DeviceError, match=f"{runtime.name} cannot be used here"):
-            chosen(runtime.name)
+            select_runtime(runtime.name)
     else:
-        assert chosen(runtime.name) is not None
+        assert select_runtime(runtime.name) is not None
