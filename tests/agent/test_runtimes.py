@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cameras import Agent
+from test_device import CARDS, planted
 
+from edgekd.agent.engines import latency
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes import AUTOMATIC, NAMED, select_runtime
 from edgekd.agent.runtimes.null import NullRuntime
@@ -75,3 +77,15 @@ def test_every_runtime_says_why_it_cannot_be_used(runtime: Runtime) -> None:
             select_runtime(runtime.name)
     else:
         assert select_runtime(runtime.name) is not None
+
+
+def test_the_energy_of_a_runtime_on_the_processor_is_not_that_of_a_card(
+    slot: Slot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, of_cards = planted(tmp_path / "camera", CARDS), {}
+    for runtime in (*AUTOMATIC, *NAMED):
+        camera = Camera(State(tmp_path / "state"), root, runtime)
+        monkeypatch.setattr(latency, "find_meter", lambda root, gpu, name=runtime.name: of_cards.update({name: gpu}))
+        monkeypatch.setattr(latency, "measure_latency", lambda *arguments: None)
+        latency.measure_on(camera, slot, tmp_path / "engine", 1, 0.0)
+    assert [name for name, gpu in of_cards.items() if not gpu] == ["onnxruntime", "openvino"]
