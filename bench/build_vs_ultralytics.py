@@ -19,7 +19,6 @@ from common import copy_data, ultralytics_environment, without_folders
 from frame import IMAGES, Blocks, Document, Given, Option, Result
 
 from edgekd.data.dataset import load_dataset
-from edgekd.graph.runtimes.types import library_version
 
 IMAGE_SIZE = 640
 EXPORT = ("format=onnx", "quantize=8", "split=train", "device=cpu")
@@ -153,7 +152,7 @@ def run(given: Given) -> Result:
         "tools": tools,
         "ratio": theirs["seconds"]["median"] / ours["seconds"]["median"],
         "ratio_like_for_like": theirs["like_for_like"] / ours["like_for_like"],
-        "packages": {name: version for name in PACKAGES if (version := library_version(name))},
+        "packages": frame.installed(),
     }
 
 

@@ -31,11 +31,14 @@ from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import camera
 from edgekd.evaluation.throughput import run_streams
 from edgekd.graph.runtimes import engine_named
-from edgekd.graph.runtimes.types import library_version
 
 BASELINE, ALONE = "Ultralytics predict", "OpenVINO benchmark_app"
 CONFIDENCE, IOU = 0.25, 0.7
 FRAMES = 64
+PACKAGES = (
+    *("edgekd", "ultralytics", "torch", "onnxruntime", "onnxruntime-gpu"),
+    *("openvino", "opencv-python-headless", "numpy"),
+)
 GOAL = 1.5
 
 Turn = Callable[[float], "tuple[int, float, int | None]"]
@@ -269,7 +272,7 @@ def page(found: Document) -> Blocks:
     yield f"""\
 {found.frames} JPEG files, {found.cores} cores, networks on the {found.networks_on.upper()},
 {found.rounds} rounds of {found.seconds} s.
-Packages: {frame.versions_of(found.packages, found.packages)}."""
+Packages: {frame.versions_of(found.packages, PACKAGES)}."""
 
 
 def best_of(rows: Sequence[Document]) -> Document:
@@ -280,8 +283,6 @@ def run(given: Given) -> Result:
     where, folder = "gpu" if given.gpu else "cpu", given.scratch / "frames"
     if given.gpu and given.out == RESULTS / "camera_to_detections.json":
         given.out = given.out.with_stem("camera_to_detections_gpu")
-    runtime = "onnxruntime-gpu" if given.gpu else "onnxruntime"
-    packages = ("edgekd", "ultralytics", "torch", runtime, "openvino", "opencv-python-headless", "numpy")
     folder.mkdir()
     for image in sorted((given.shared / "data/coco256/images/val2017").glob("*.jpg"))[: given.frames]:
         shutil.copy(image, folder)
@@ -293,7 +294,7 @@ def run(given: Given) -> Result:
     return {
         "networks_on": where,
         "cores": given.threads,
-        "packages": {name: library_version(name) for name in packages},
+        "packages": frame.installed(),
         "models": models,
     }
 
