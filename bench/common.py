@@ -17,7 +17,7 @@ import yaml
 
 from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.compress.quantization.quantize import Quantized, quantize
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.progress import PlainProgress
@@ -113,7 +113,7 @@ class Detector:
         out: Path,
         frames: Iterable[np.ndarray],
         step: Quantize | None = None,
-        plan: Mapping[str, Form] | None = None,
+        plan: Mapping[str, WeightFormat] | None = None,
     ) -> Quantized:
         """Write the quantized graph; by default as step `quantize` does without settings."""
         return quantize(self.graph, out, frames, step or Quantize(), plan)

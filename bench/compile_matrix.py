@@ -15,7 +15,7 @@ from typing import Any
 from common import SHARED, exported, images_of, split_of
 from frame import Blocks, Document, Given, Option, Result, head, main, note, table
 
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.packed_graph import pack, unpack
 from edgekd.graph.fp16 import half
@@ -49,7 +49,7 @@ def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     exact = exported(detector, plain)
     frames = list(exact.frames(images_of(split_of(SHARED, "coco256", "train"), FRAMES)))
     done = exact.quantized(folder / "int8.onnx", frames)
-    forms: dict[str, Form] = {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
+    forms: dict[str, WeightFormat] = {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
     exact.quantized(folder / "int8+fp4x.onnx", frames, plan=forms)
     plain.rename(folder / "fp16.onnx")
     for precision in PRECISIONS:

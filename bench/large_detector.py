@@ -13,7 +13,7 @@ from common import Detector, detector_in, exported, peak_bytes, quantize_step, s
 from frame import Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, table
 
 from edgekd.compress.quantization.mixed_precision import choices
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.formats.packed_graph import pack
 from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
@@ -25,7 +25,7 @@ SMALLER, KEEP = 7.5, 0.99
 
 def in_four_bits(source: Detector, out: Path, frames: Iterator[np.ndarray]) -> float:
     """Quantize every layer that can be fp4x to it, but for the first; the seconds that it took."""
-    plan: dict[str, Form] = {}
+    plan: dict[str, WeightFormat] = {}
     for name, forms in choices(source.graph).items():
         early = sum(form != "float16" for form in plan.values()) < INT8_LAYERS
         plan[name] = "int8" if early and "int8" in forms else "fp4x" if "fp4x" in forms else "float16"

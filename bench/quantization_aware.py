@@ -19,7 +19,7 @@ from common import PEERS, SPLITS, VENVS, exported, peer_python, quantize_step
 from frame import Blocks, Document, Option, cell, claim, head, main, spread, table, versions_of, yes
 from training import DEVICE, SEEDS, JobError, Trainings, Way
 
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.progress import PlainProgress
 from edgekd.data.calibration import choose, load_rule
@@ -147,7 +147,7 @@ def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dic
     done = exact.quantized(Path(folder, "int8.onnx"), exact.frames(images), quantize_step("ptq"))
     int8 = time.perf_counter() - began
     # The first layers have few weights, and what they lose is lost for all.
-    plan: dict[str, Form] = {name: "int8" if at < 2 else "fp4x" for at, name in enumerate(done.int8)}
+    plan: dict[str, WeightFormat] = {name: "int8" if at < 2 else "fp4x" for at, name in enumerate(done.int8)}
     exact.quantized(Path(folder, "mixed.onnx"), exact.frames(images), quantize_step("mixed"), plan)
     return {"float32": {}, "int8": {"seconds": int8}, "mixed": {"seconds": time.perf_counter() - began}}
 

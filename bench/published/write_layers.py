@@ -16,7 +16,7 @@ from typing import Any
 from networks import NETWORKS
 from rows import PUBLISHED, read_csv
 
-from edgekd.graph.view import view_of
+from edgekd.graph.view import Graph
 from edgekd.hardware.predict.graph import works_in, works_of
 from edgekd.hardware.predict.work import Work, multiply_adds
 
@@ -26,7 +26,7 @@ OPSET = 17
 
 def layers_of(model: str, size: int) -> tuple[Work, ...]:
     if model in NETWORKS:
-        return works_of(view_of(NETWORKS[model](size)), model)
+        return works_of(Graph(NETWORKS[model](size)), model)
     return exported(model, size)
 
 
