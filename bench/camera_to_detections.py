@@ -142,7 +142,7 @@ def printed(pattern: str, command: Callable[[int], Sequence[str]]) -> Turn:
         done = subprocess.run(command(whole), capture_output=True, text=True, check=True)
         found = re.search(pattern, done.stdout)
         if found is None:
-            raise SystemExit(f"no throughput is told: {done.stdout[-500:]}")
+            raise SystemExit(f"no throughput in the output: {done.stdout[-500:]}")
         return round(1000 * float(found[1])), 1000.0, None
 
     return turn
