@@ -75,6 +75,8 @@ def row_of(
         progress.note(f"{slot.manifest.name} with {runtime.name}: tuning ...")
         tuned = tuning.tune(camera, effort).form
         forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
+        layers = tuning.layers_with_qdq(slot).names
+        float_layers = layers if tuned == ALL_FLOAT else tuned.float_layers
         key = camera.engine_key(slot)
         engines = {name: tested_engine(camera, slot, key, form) for name, form in forms.items()}
         files = [engine.file for engine in engines.values()]
@@ -85,7 +87,7 @@ def row_of(
             "detector": slot.manifest.name,
             "side": slot.manifest.detector["preprocess"]["width"],
             "runtime": {"name": runtime.name, "version": runtime.version()},
-            "layers": {"int8": len(tuning.layers_with_qdq(slot).names), "float_in_tuned": _float_count(slot, tuned)},
+            "layers": {"int8": len(layers), "float_in_tuned": len(float_layers)},
             "ms": {name: round(float(np.median(each)), 3) for name, each in rounds.items()},
             "ratio": {
                 name: {"ratio": each.ratio, "interval": [each.interval.low, each.interval.high], "p": each.p_value}
@@ -94,10 +96,6 @@ def row_of(
             "passed": {name: engine.passed for name, engine in engines.items()},
             "map50_95": {name: _score(slot, form, split, progress) for name, form in forms.items()},
         }
-
-
-def _float_count(slot: Slot, form: Form) -> int:
-    return len(tuning.layers_with_qdq(slot).names) if form == ALL_FLOAT else len(form.float_layers)
 
 
 def _score(slot: Slot, form: Form, split: Split, progress: Progress) -> float:
