@@ -6,10 +6,7 @@ the build gets half of those bytes as its limit. Needs `edgekd[train]`, and the 
 """
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -34,7 +31,6 @@ HALF = "`edgekd build`, asked for half of the bytes by hand"
 FASTER, ENERGY = 89 / 12, 0.4  # what is aimed at: times as fast, and the share of the energy of a frame
 MANY = 100  # epochs that Ultralytics assumes before it knows how many fit into its time
 MISSED = 3  # how a build ends whose budget is missed
-TRAINED = ("distill", "quant_aware_distill")  # stages of a build whose time Ultralytics gets to train in
 
 
 class Bench(Trainings):
@@ -82,11 +78,22 @@ class Bench(Trainings):
         given, folder = self.given, self.given.work / "build"
         recipe = given.work / "recipe.toml"
         recipe.write_text(recipe_toml(self.recipe()), "utf-8")
-        command = [sys.executable, "-m", "edgekd", "build", given.model, "--data", self.data, "--target", given.target]
-        command += ["--recipe", recipe, "--max-size", most, "--keep", "98%", "--out", folder, "--json"]
-        document = self.job(self.graph(method).stem, build, command=[*map(str, command), "--trust-checkpoint"])
+        build = (
+            "build",
+            given.model,
+            "--data",
+            self.data,
+            "--target",
+            given.target,
+            "--recipe",
+            recipe,
+            "--out",
+            folder,
+        )
+        more = ("--max-size", most, "--keep", "98%", "--trust-checkpoint")
+        document = self.edgekd(self.graph(method).stem, *build, *more, accepted=(0, MISSED))
         (limit,) = (one for one in document["budget"] if one["name"] == "max_bytes")
-        took = sum(stage["seconds"] for stage in document["stages"] if stage["name"] in TRAINED)
+        took = training.seconds_of_training(document)
         with opened(Path(document["bundle"]), None, (), False) as (graph, _):
             shutil.copyfile(graph, self.graph(method))
         return self.with_scores(self.row(method, bytes=limit["value"], seconds=took), self.graph(method))
@@ -121,14 +128,6 @@ class Bench(Trainings):
             "timed": self.timed,
             "claims": claims(self, good),
         }
-
-
-def build(command: Sequence[str], **_: Any) -> dict[str, Any]:
-    """Return what `edgekd build` prints; a missed budget is a result, too."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, MISSED):
-        raise SystemExit(f"edgekd build ended with {done.returncode}")
-    return dict(json.loads(done.stdout))
 
 
 def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:

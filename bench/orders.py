@@ -5,24 +5,19 @@ before it is quantized, afterwards as it will run, or afterwards with the format
 the split `test`. Needs `edgekd[train]`.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import training
 from common import SPLITS
 from frame import Blocks, Document, Given, Option, cell, head, main, table
-from training import SEEDS, JobError, Trainings, Way
+from training import SEEDS, Trainings, Way
 
 from edgekd.builds.recipe import Distill, Prune, QuantAwareDistill, Quantize, Recipe, Step
 from edgekd.builds.recipe_toml import recipe_toml
 
 WHOLE = "as it was, INT8"
-TRAINING = ("distill", "quant_aware_distill")  # the stages that train
 RATE = 1e-3
 """How far a quantized weight moves in a step at most: more than by default, as half of the channels are gone."""
 
@@ -61,32 +56,21 @@ class Bench(Trainings):
         training.sized(self.given.model, model, self.given.image_size)
         # Its pickle was written anew here, by this script.
         build = ("build", model, "--data", self.data, "--recipe", recipe, "--out", folder / "build")
-        built = self._edgekd(name, *build, "--target", self.given.target, "--trust-checkpoint")
+        built = self.edgekd(name, *build, "--target", self.given.target, "--trust-checkpoint")
         bundle = Path(built["bundle"])
-        predicted = self._edgekd(f"{name}-predict", "predict", bundle, "--target", self.given.target)
+        predicted = self.edgekd(f"{name}-predict", "predict", bundle, "--target", self.given.target)
         scores = {
-            split: self._edgekd(f"{name}-{split}", "eval", bundle, "--split", split, "--data", self.data)
+            split: self.edgekd(f"{name}-{split}", "eval", bundle, "--split", split, "--data", self.data)
             for split in SPLITS
         }
         return self.row(
             method,
             seed,
             bundle_bytes=bundle.stat().st_size,
-            seconds=sum(stage["seconds"] for stage in built["stages"] if stage["name"] in TRAINING),
+            seconds=training.seconds_of_training(built),
             predicted_ms=predicted["latency_ms"],
             **{key: {split: score[key] for split, score in scores.items()} for key in ("map50_95", "map50")},
         )
-
-    def _edgekd(self, name: str, *arguments: object) -> dict[str, Any]:
-        """Return the JSON that a command prints. Raises JobError with its last line where it fails."""
-        log = self.given.work / f"{name}.log"
-        command = [sys.executable, "-m", "edgekd", *map(str, arguments), "--json"]
-        with log.open("w", encoding="utf-8") as errors:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=self.environment)
-        if done.returncode:
-            raise JobError(log.read_text("utf-8").strip().rsplit("\n", 1)[-1])
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
 
 
 def page(found: Document) -> Blocks:
