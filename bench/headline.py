@@ -5,9 +5,7 @@ student for as many seconds, with the large one as `distill_model=` and without,
 the build gets half of those bytes as its limit. Needs `edgekd[train]`, and the library of `--engine`.
 """
 
-import argparse
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -110,15 +108,13 @@ class Bench(Trainings):
         return self.with_scores(self.row(method, bytes=graph.stat().st_size, seconds=took["seconds"]), graph)
 
     def finish(self) -> None:
-        """Time the graphs of one build and of one way by hand, in turns with the large one, also in float16."""
+        """Time the graphs of one build and of one way by hand, interleaved with the large one, also in float16."""
         given = self.given
-        if given.untimed:
-            return
-        after = [str(self.graph(row.method)) for row in self.rows if row.method in (OURS, TAUGHT) and not row.error]
-        asked = {name: getattr(given, name) for name in ("engine", "iterations", "seconds", "streams")}
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            asked |= {"before": str(self.graph(LARGE)), "after": after, "frames": None}
-            self.timed = [Document(row) for row in rows_of(argparse.Namespace(**asked), Path(folder))]
+        if not given.untimed:
+            made = [row.method for row in self.rows if row.method in (OURS, TAUGHT) and not row.error]
+            given.frames, given.before = None, str(self.graph(LARGE))
+            given.after = [str(self.graph(method)) for method in made]
+            self.timed = list(map(Document, rows_of(given, given.scratch)))
 
     def result(self) -> dict[str, Any]:
         given, good = self.given, {row.method: row for row in self.rows if not row.error}
