@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import frame
 import numpy as np
-from common import DEMO, RESULTS, exported, ultralytics_environment
+from common import DEMO, RESULTS, detector_in, exported, ultralytics_environment
 from frame import Blocks, Document, Given, Option, Result
 
 from edgekd.core import statistics
@@ -69,8 +69,15 @@ def ultralytics(device: str, graph: Path, folder: Path) -> Turn:
     """Run `YOLO(graph).predict` over the folder, frame by frame, as its documentation streams."""
     from ultralytics import YOLO
 
-    model, size = YOLO(str(graph), task="detect"), input_size(graph)
-    settings = {"imgsz": size, "conf": CONFIDENCE, "iou": IOU, "device": device, "stream": True, "verbose": False}
+    model, preprocess = YOLO(str(graph), task="detect"), detector_in(graph).spec.preprocess
+    settings = {
+        "imgsz": (preprocess.height, preprocess.width),
+        "conf": CONFIDENCE,
+        "iou": IOU,
+        "device": device,
+        "stream": True,
+        "verbose": False,
+    }
     return looped(lambda: (len(result.boxes) for result in model.predict(source=str(folder), **settings)))
 
 
@@ -82,7 +89,7 @@ def bare(provider: str, graph: Path, folder: Path) -> Turn:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
-    name, (height, width) = session.get_inputs()[0].name, input_size(graph)
+    name, (_, _, height, width) = session.get_inputs()[0].name, session.get_inputs()[0].shape
 
     def results() -> Iterator[int]:
         for file in sorted(folder.iterdir()):
@@ -169,13 +176,6 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
     },
 }
 """By where the networks run; 0 streams are one for each core."""
-
-
-def input_size(graph: Path) -> tuple[int, int]:
-    import onnx
-
-    dims = onnx.load(graph, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    return dims[2].dim_value, dims[3].dim_value
 
 
 def work(where: str, name: str, graph: str, folder: str) -> NoReturn:
