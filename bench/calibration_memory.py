@@ -16,7 +16,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 
 SETS = ("coco256", "ppe")
-MOST_BYTES = 4 << 30  # what 2,000 images may take
+MOST_BYTES = 4 << 30  # limit for 2,000 images
 
 
 def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:

@@ -179,7 +179,7 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
 
 
 def work(where: str, name: str, graph: str, folder: str) -> NoReturn:
-    """Be a contender's process: for each line of seconds on stdin print a line with what was done."""
+    """Serve as a contender's process: for each line of seconds on stdin print a line with the result."""
     answers = os.fdopen(os.dup(1), "w")
     with redirect_stdout(sys.stderr):
         turn = CONTENDERS[where][name](Path(graph), Path(folder))
@@ -212,7 +212,7 @@ class Contender:
         return answer
 
     def turn(self, seconds: float) -> None:
-        """Let the process work for so many seconds, and keep the milliseconds of a frame."""
+        """Run the process for some seconds, and keep the milliseconds of a frame."""
         frames, took, self.objects = json.loads(self.say(str(seconds)))
         self.ms.append(1000 * took / frames)
 

@@ -47,9 +47,9 @@ OURS = (
     (FLOAT, "tensorrt-rtx", {"precision": "fp16", "target": ("rtx-40",)}),
     (INT8, "tensorrt-rtx", {"precision": "fp16", "target": ("rtx-40",)}),
 )
-"""What edgekd converts: from which source, to which format, how."""
+"""Conversions by edgekd: source, format, options."""
 PEERS = (("ncnn", "16"), ("openvino", "16"), ("ncnn", "32"), ("openvino", "32"))
-"""What Ultralytics exports: format, bits of a weight."""
+"""Exports by Ultralytics: format, bits of a weight."""
 EXPORT = """
 import json, sys
 from ultralytics import YOLO

@@ -25,7 +25,7 @@ from common import RESULTS, SHARED, conditions, host_line, use_cores
 from edgekd.core.atomic_files import write_file
 
 Given = argparse.Namespace  # the command line; `scratch` is a folder that is removed at the end
-Result = Mapping[str, Any]  # what was measured, as JSON can hold it
+Result = Mapping[str, Any]  # of a measurement, as JSON can hold it
 Blocks = Iterator[str]  # paragraphs and tables of a page, without title
 Run = Callable[[Given], "Result | Iterator[Result]"]
 """Measures; returns the result, or yields the result so far, again and again."""
@@ -169,7 +169,7 @@ def as_claimed(found: Document) -> bool:
 
 
 def note(*parts: object) -> None:
-    """Tell whoever watches what was just measured."""
+    """Print progress."""
     print(*parts, file=sys.stderr, flush=True)
 
 

@@ -26,7 +26,7 @@ from edgekd.deploy.artifact import opened
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"
 HALF = "`edgekd build`, asked for half of the bytes by hand"
-FASTER, ENERGY = 89 / 12, 0.4  # what is aimed at: times as fast, and the share of the energy of a frame
+FASTER, ENERGY = 89 / 12, 0.4  # goals: times as fast, and the share of the energy of a frame
 MANY = 100  # epochs that Ultralytics assumes before it knows how many fit into its time
 MISSED = 3  # how a build ends whose budget is missed
 
@@ -233,7 +233,7 @@ if __name__ == "__main__":
         Option("--max-bytes", 12_000_000),
         Option("--minutes", type=float, help="of training beside the large detector, in place of a number of epochs"),
         Option("--quantized-epochs", 10, "of training the quantized detector"),
-        Option("--learning-rate", type=float, help="of AdamW, for everybody; default: Ultralytics' choice"),
+        Option("--learning-rate", type=float, help="of AdamW, for all; default: Ultralytics' choice"),
         Option("--seed", 0),
         DEVICE,
         Option("--engine", "openvino-cpu", "what runs the graphs to be timed"),

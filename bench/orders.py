@@ -19,7 +19,7 @@ from edgekd.builds.recipe_toml import recipe_toml
 
 WHOLE = "as it was, INT8"
 RATE = 1e-3
-"""How far a quantized weight moves in a step at most: more than by default, as half of the channels are gone."""
+"""Learning rate of quantized weights: more than by default, as half of the channels are gone."""
 
 
 def orders(given: Given, seed: int) -> dict[str, tuple[Step, ...]]:

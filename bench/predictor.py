@@ -27,7 +27,7 @@ from edgekd.hardware.target import load_target
 PACKAGED = Path(latency.__file__).with_name(COEFFICIENTS)
 SHARE = 0.9  # of the measurements that an interval should hold
 MOST_ERROR, LEAST_GAIN, MOST_OFF = 0.15, 3.0, 0.02
-"""What the median error may be, how much smaller than that of either naive way, and how far off a network's size."""
+"""Goals: the median error, that of either naive way by it, and the relative error of a network's size."""
 
 OLD = "old_tensorrt"
 START: dict[str, tuple[float, float, float, float]] = {
@@ -44,9 +44,9 @@ START: dict[str, tuple[float, float, float, float]] = {
     "copy": (0.7, 0.5, 0.05, 4),
     OLD: (1.4, 0.4, 1, 4),
 }
-"""Where the fit begins, how far it may wander from there (standard deviation of the logarithm), and its bounds.
+"""Prior of each coefficient: its median, the standard deviation of its logarithm, and its bounds.
 
-The last is how much slower tensor cores were under TensorRT before 8. CUDA cores may pass their peak by as much as
+The last is the slow-down of tensor cores under TensorRT before 8. CUDA cores may pass their peak by as much as
 Winograd's algorithm saves, 2.25 times.
 """
 

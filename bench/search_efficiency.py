@@ -48,7 +48,7 @@ SPACE = Space((None,), (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8,
 SIDE = SPACE.image_size[0]
 NEAR = 0.99  # of the best known accuracy under a budget: who reaches it has found it
 LEVELS = (0.4, 0.75)  # budgets: size and time that such shares of the candidates keep, in every combination
-SHARE = 1 / 3  # what is aimed at: of the trials of random search, by the medians
+SHARE = 1 / 3  # goal: of the trials of random search, by the medians
 Way = Callable[["World", int], Sequence[Candidate]]
 
 

@@ -19,7 +19,7 @@ def tried(way: Way, victim: Victim, each: int, path: Path) -> Result:
     for _ in range(each):
         try:
             accepted += taken(attempt(way, chance, victim), victim, path)
-        except Exception as error:  # what a camera must not do, whatever it is
+        except Exception as error:  # any error of a camera is a result
             crashes.append(f"{type(error).__name__}: {error}"[:200])
     return {
         "way": way.__name__,

@@ -55,7 +55,7 @@ def write(path: Path, works: tuple[Work, ...]) -> None:
 
 
 def main() -> int:
-    """0, or 1 where a network has not the size that is published for it."""
+    """Return 1 where a network differs from the size that is published for it, else 0."""
     wrong = 0
     for row in read_csv("networks.csv"):
         name = f"{row['model']}-{row['input']}"
