@@ -291,12 +291,7 @@ def run(given: Given) -> Result:
     for model in given.models:
         graph = prepare(model, given.shared, given.scratch)
         models[Path(model).stem] = list(rows_of(take_turns(given, where, graph, environment)))
-    return {
-        "networks_on": where,
-        "cores": given.threads,
-        "packages": frame.installed(),
-        "models": models,
-    }
+    return {"networks_on": where, "cores": given.threads, "packages": frame.installed(), "models": models}
 
 
 if __name__ == "__main__":

@@ -101,11 +101,7 @@ def run(given: Given) -> Iterator[Result]:
         rows += rows_of(network, given.compute_capabilities, folder)
         shutil.rmtree(folder)
         rows.sort(key=lambda row: NETWORKS.index(row["network"]))
-        yield {
-            "command": "python bench/compile_matrix.py",
-            "tensorrt_rtx": TENSORRT_RTX.version(),
-            "rows": rows,
-        }
+        yield {"command": "python bench/compile_matrix.py", "tensorrt_rtx": TENSORRT_RTX.version(), "rows": rows}
 
 
 def earlier(out: Path) -> list[dict[str, Any]]:

@@ -73,10 +73,7 @@ def run(given: Given) -> Result:
         *((name, given.old, Path(path)) for name, _, path in (each.partition("=") for each in given.new)),
         *((name, Path(old), Path(new)) for name, old, new in given.pair),
     ]
-    return {
-        "notes": given.note,
-        "rows": [measure(*pair, given.scratch) for pair in pairs],
-    }
+    return {"notes": given.note, "rows": [measure(*pair, given.scratch) for pair in pairs]}
 
 
 if __name__ == "__main__":

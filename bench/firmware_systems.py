@@ -185,10 +185,7 @@ def run(given: Given) -> Result:
     write_keys(given.scratch)
     bundle = write_with_agent(given.scratch, "noise", noise(SEED, GRAPH_BYTES), counter=1)
     rows = [measured(system, bundle, given.each, given.scratch) for system in systems(given.scratch, given.scratch)]
-    return {
-        "programs": versions(),
-        "systems": rows,
-    }
+    return {"programs": versions(), "systems": rows}
 
 
 if __name__ == "__main__":

@@ -136,22 +136,10 @@ def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argpa
             continue
         groups = value if isinstance(action, argparse._AppendAction) else [value]
         for group in groups:
-            parts = (
-                []
-                if group is True
-                else group
-                if isinstance(group, Sequence) and not isinstance(group, str)
-                else [group]
-            )
-            words += [
-                *action.option_strings[-1:],
-                *(shlex.quote(re.sub(r"[^\s=]*/", "", _plain(part))) for part in parts),
-            ]
+            parts = group if isinstance(group, (list, tuple)) else [] if group is True else [group]
+            texts = [f"{part:g}" if isinstance(part, float) else str(part) for part in parts]
+            words += [*action.option_strings[-1:], *(shlex.quote(re.sub(r"[^\s=]*/", "", text)) for text in texts)]
     return " ".join(words)
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read(text: str) -> Document:

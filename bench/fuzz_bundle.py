@@ -33,10 +33,7 @@ def fuzzed(name: str, seconds: int, scratch: Path) -> Result:
 
 
 def run(given: Given) -> Result:
-    return {
-        "atheris": version("atheris"),
-        "rows": [fuzzed(name, given.seconds, given.scratch) for name in READERS],
-    }
+    return {"atheris": version("atheris"), "rows": [fuzzed(name, given.seconds, given.scratch) for name in READERS]}
 
 
 def page(found: Document) -> Blocks:
