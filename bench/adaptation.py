@@ -164,4 +164,4 @@ if __name__ == "__main__":
         IMAGES,
         Option("--work", HERE.parent / "runs" / "adaptation"),
     )
-    main(run, page, options=options, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)
+    main(run, page, *options, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)

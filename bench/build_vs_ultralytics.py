@@ -158,4 +158,4 @@ def run(given: Given) -> Result:
 
 if __name__ == "__main__":
     options = (Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
-    frame.main(run, page, options=options, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)
+    frame.main(run, page, *options, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)

@@ -66,4 +66,4 @@ form that takes the most to decide, fp4x where it can be."""
 
 if __name__ == "__main__":
     options = (Option("--model", "yolo11n.pt"), Option("--images", [128, 2000]))
-    main(run, page, options=options, holds=lambda found: bool(found.holds))
+    main(run, page, *options, holds=lambda found: bool(found.holds))

@@ -306,6 +306,6 @@ if __name__ == "__main__":
     frame.main(
         run,
         page,
-        options=options,
+        *options,
         holds=lambda found: all(best_of(rows).times_as_fast >= GOAL for rows in found.models.values()),
     )

@@ -230,4 +230,4 @@ if __name__ == "__main__":
         Option("--each", 6, "trials for each worker"),
         Option("--trials", 2304, "candidates of the search that is counted"),
     )
-    main(run, page, options=options, cores=1)
+    main(run, page, *options, cores=1)

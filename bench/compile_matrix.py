@@ -116,4 +116,4 @@ if __name__ == "__main__":
         Option("--networks", NETWORKS, choices=NETWORKS),
         Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
     )
-    main(run, page, options=options, holds=lambda found: not any("refused" in row for row in found.rows))
+    main(run, page, *options, holds=lambda found: not any("refused" in row for row in found.rows))

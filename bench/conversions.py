@@ -258,4 +258,4 @@ if __name__ == "__main__":
         IMAGES,
         Option("--work", Path("runs/conversions"), "finished rows and sources"),
     )
-    frame.main(run, page, options=options)
+    frame.main(run, page, *options)

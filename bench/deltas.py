@@ -83,4 +83,4 @@ if __name__ == "__main__":
         Option("--pair", [], nargs=3, action="append", metavar=("NAME", "OLD", "NEW")),
         Option("--note", [], "what is to be said of the bundles, on the page", action="append"),
     )
-    main(run, page, options=options, holds=lambda found: all(row.identical for row in found.rows), cores=1)
+    main(run, page, *options, holds=lambda found: all(row.identical for row in found.rows), cores=1)

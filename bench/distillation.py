@@ -254,4 +254,4 @@ if __name__ == "__main__":
         DEVICE,
         Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
     )
-    frame.main(run, page, options=options, holds=training.none_failed)
+    frame.main(run, page, *options, holds=training.none_failed)

@@ -131,4 +131,4 @@ def run(given: Given) -> Result:
 
 if __name__ == "__main__":
     options = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), IMAGES, Option("--streams", 1000))
-    main(run, page, options=options, holds=reached)
+    main(run, page, *options, holds=reached)

@@ -189,11 +189,10 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    options = (Option("--each", EACH, "changed files of each system (%(default)s)"),)
     main(
         run,
         page,
-        options=options,
+        Option("--each", EACH, "changed files of each system (%(default)s)"),
         holds=lambda found: all(row.untouched == SAME and not row.other_content for row in found.systems),
         cores=1,
     )

@@ -62,12 +62,7 @@ class Option:
 
 
 def main(
-    run: Run,
-    page: Page,
-    *,
-    options: Iterable[Option] = (),
-    holds: Callable[[Document], bool] | None = None,
-    cores: int | None = None,
+    run: Run, page: Page, *options: Option, holds: Callable[[Document], bool] | None = None, cores: int | None = None
 ) -> None:
     """Run the benchmark of the script that defines `page`, and exit: 0 if everything that it claims holds, else 1.
 

@@ -51,11 +51,10 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    options = (Option("--seconds", 300, "for each reader (%(default)s)"),)
     main(
         run,
         page,
-        options=options,
+        Option("--seconds", 300, "for each reader (%(default)s)"),
         holds=lambda found: all(row.found is None and row.inputs for row in found.rows),
         cores=1,
     )

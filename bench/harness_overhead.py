@@ -115,4 +115,4 @@ if __name__ == "__main__":
         Option("--rounds", 30),
         Option("--threads", 1),
     )
-    main(run, page, options=options, holds=within)
+    main(run, page, *options, holds=within)

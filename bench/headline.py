@@ -242,4 +242,4 @@ if __name__ == "__main__":
         Option("--streams", 2),
         Option("--untimed", False, "leave the timing to a later, quiet run"),
     )
-    main(run, page, options=options, holds=training.none_failed)
+    main(run, page, *options, holds=training.none_failed)

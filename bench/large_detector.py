@@ -93,4 +93,4 @@ if __name__ == "__main__":
         Option("--frames", 64),
         Option("--work", Path("runs/large_detector")),
     )
-    main(run, page, options=options)
+    main(run, page, *options)

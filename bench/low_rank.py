@@ -338,4 +338,4 @@ if __name__ == "__main__":
         Option("--image-size", type=int, help="their side; default: the detector's own"),
         Option("--images", type=int, help="images of `val` to score; default: all"),
     )
-    main(run, page, options=options)
+    main(run, page, *options)

@@ -101,4 +101,4 @@ if __name__ == "__main__":
         Option("--gradient-images", 64, "by which channels are chosen"),
         SEEDS,
     )
-    main(Bench.run, page, options=options, holds=training.none_failed)
+    main(Bench.run, page, *options, holds=training.none_failed)

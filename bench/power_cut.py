@@ -233,4 +233,4 @@ if __name__ == "__main__":
         Option("--every", 1, "cut at each of so many operations (%(default)s)"),
         Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
     )
-    main(run, page, options=options, holds=lambda found: not any(row.faults for row in found.rows), cores=1)
+    main(run, page, *options, holds=lambda found: not any(row.faults for row in found.rows), cores=1)

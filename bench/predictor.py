@@ -503,5 +503,4 @@ _MARGINS = {
 
 
 if __name__ == "__main__":
-    options = (Option("--write-coefficients", False, "into the package"),)
-    main(run, page, options=options)
+    main(run, page, Option("--write-coefficients", False, "into the package"))

@@ -286,4 +286,4 @@ if __name__ == "__main__":
         Option("--ablation", False, "also edgekd's other ways to choose"),
         DEVICE,
     )
-    main(Bench.run, page, options=options, holds=training.none_failed)
+    main(Bench.run, page, *options, holds=training.none_failed)

@@ -143,4 +143,4 @@ if __name__ == "__main__":
         Option("--images", 16, "for these gradients"),
         Option("--data", SHARED / "data" / "ppe", "where these images are"),
     )
-    main(run, page, options=options)
+    main(run, page, *options)

@@ -348,4 +348,4 @@ if __name__ == "__main__":
         Option("--methods", [""], "only those whose names have one of these in them"),
         Option("--ultralytics-val", False, "score with Ultralytics' val, too"),
     )
-    frame.main(run, page, options=(*OPTIONS, *more), holds=frame.claims_hold)
+    frame.main(run, page, *OPTIONS, *more, holds=frame.claims_hold)

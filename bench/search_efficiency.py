@@ -252,4 +252,4 @@ if __name__ == "__main__":
         Option("--work", Path("runs/search_table"), "where its candidates are kept"),
         Option("--seeds", 20),
     )
-    main(run, page, options=options, cores=1)
+    main(run, page, *options, cores=1)

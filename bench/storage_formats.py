@@ -367,4 +367,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    main(run, page, options=(Option("--repeats", 9),), cores=1)
+    main(run, page, Option("--repeats", 9), cores=1)

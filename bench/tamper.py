@@ -84,11 +84,10 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    options = (Option("--each", EACH, "attempts of each way (%(default)s)"),)
     main(
         run,
         page,
-        options=options,
+        Option("--each", EACH, "attempts of each way (%(default)s)"),
         holds=lambda found: found.accepted == found.crashes == 0 and found.memory_bytes <= LIMITS["memory_bytes"],
         cores=1,
     )

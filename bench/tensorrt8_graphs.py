@@ -163,5 +163,4 @@ memory alone."""
 
 
 if __name__ == "__main__":
-    options = (Option("--images", 16, "calibration images of coco256"),)
-    main(run, page, options=options, cores=2)
+    main(run, page, Option("--images", 16, "calibration images of coco256"), cores=2)

@@ -151,6 +151,4 @@ if __name__ == "__main__":
         Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
         Option("--iterations", 400),
     )
-    main(
-        run, page, options=options, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1
-    )
+    main(run, page, *options, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1)
