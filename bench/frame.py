@@ -117,9 +117,9 @@ def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> D
 
 
 def settings_in(given: Given) -> dict[str, Any]:
-    """Return the values of the options that are no paths."""
-    settings = {name: value for name, value in vars(given).items() if name not in PLACES and "/" not in str(value)}
-    return {name: value for name, value in settings.items() if not isinstance(value, Path)}
+    """Return the values of the options without paths, those in lists included."""
+    settings = {name: value for name, value in vars(given).items() if name not in PLACES}
+    return {name: value for name, value in settings.items() if "/" not in str(value) and "Path(" not in repr(value)}
 
 
 def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
