@@ -20,6 +20,7 @@ from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import to_plain
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR
@@ -52,7 +53,7 @@ CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OP
 def conditions(threads: int) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
+        "host": to_plain(LocalDevice(ONNXRUNTIME_CPU, threads).facts()),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
@@ -186,7 +187,7 @@ def median_ms(
     frames, found = synthetic_frames(next(iter(specs.values()))), {}
     for name, engine in engines.items():
         timed = time_graphs(graphs, specs, frames, LocalDevice(engine, threads), "measured")
-        found[name] = {graph: timing.summary()["total_ms"]["p50"] for graph, timing in timed.items()}
+        found[name] = {graph: timing.summary().total_ms.p50 for graph, timing in timed.items()}
     return found
 
 

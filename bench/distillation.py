@@ -128,7 +128,7 @@ class Bench(Trainings):
     def notes_of(self, scores: Mapping[str, Score]) -> dict[str, Any]:
         """Return also mAP50-95 of the rare classes."""
         rare = rare_classes(self.scored.split("train"), self.scored.classes)
-        tail = {split: tail_score(one.per_class, rare, TAIL)["map50_95"] for split, one in scores.items()}
+        tail = {split: tail_score(one.per_class, rare, TAIL).map50_95 for split, one in scores.items()}
         return {**super().notes_of(scores), "tail": tail}
 
     def result(self) -> dict[str, Any]:

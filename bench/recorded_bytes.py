@@ -20,6 +20,7 @@ from frame import Option, parser_of
 
 from edgekd import build
 from edgekd.core.atomic_files import write_file
+from edgekd.core.documents import to_plain
 from edgekd.data.demo import DETECTOR
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -38,7 +39,7 @@ def main() -> int:
     use_cores(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         found = {f"{model}, {recipe}": recorded(model, recipe, given.shared, Path(scratch)) for model, recipe in CASES}
-    machine = host_line(LocalDevice(ONNXRUNTIME_CPU, 2).facts().as_json())
+    machine = host_line(to_plain(LocalDevice(ONNXRUNTIME_CPU, 2).facts()))
     if given.write:
         write_file(
             given.out, (json.dumps({"machine": machine, "builds": found}, indent=1, sort_keys=True) + "\n").encode()

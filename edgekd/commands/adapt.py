@@ -36,6 +36,7 @@ from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.core.formats.golden_set import to_bytes
 from edgekd.core.formats.packed_graph import pack
@@ -293,7 +294,7 @@ class _Scores:
 def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress, label: str) -> _Scores:
     """Score the old graph and the new one on the same images."""
     before, after = (
-        evaluate(path, spec, scored, progress, f"{label}, {which}").score.to_json()
+        to_plain(evaluate(path, spec, scored, progress, f"{label}, {which}").score)
         for path, which in ((base, "bundle"), (graph, "variant"))
     )
     first, last = before["map50_95"], after["map50_95"]

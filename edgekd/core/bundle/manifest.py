@@ -144,10 +144,18 @@ class StageKey:
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """Origin of a bundle. Hashes as 64 hexadecimal digits; tools: versions by package.
+class Origin:
+    """Inputs of a build. Hashes are 64 hexadecimal digits.
 
-    model: the input, which is also the teacher; student: the trained checkpoint, None where the graph is the model's.
+    Args:
+        model_sha256: SHA-256 of the model as given, which is also the teacher.
+        student_sha256: SHA-256 of the checkpoint that was trained or pruned; null where the graph is the model's.
+        data_sha256: SHA-256 of the scored images and labels.
+        calibration_sha256: Identity of the calibration set; null without one.
+        recipe: Name of the recipe.
+        recipe_sha256: SHA-256 of its steps.
+        seed: Seed of every random choice.
+        tools: Versions of libraries.
     """
 
     model_sha256: str
@@ -158,6 +166,16 @@ class Lineage:
     recipe_sha256: str
     seed: int
     tools: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lineage(Origin):
+    """Origin of a bundle.
+
+    Args:
+        stages: The stages that it follows from.
+    """
+
     stages: tuple[StageKey, ...]
 
 
