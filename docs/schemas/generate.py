@@ -17,6 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent import commands, installation
+from edgekd.agent.cli import Answer
+from edgekd.agent.engines import latency
+from edgekd.agent.engines.selftest import SelfTestResult
+from edgekd.agent.fetching import FetchResult
+from edgekd.agent.rebuild_engine import RenewResult
+from edgekd.agent.status import StatusResult
+from edgekd.agent.tuning import TuneResult
+from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
 from edgekd.commands.adapt import Variant
@@ -30,6 +39,7 @@ from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
+from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
@@ -59,18 +69,39 @@ class ManifestDocument(Manifest):
     format: typing.Literal[1] = 1
 
 
+AgentResult = (
+    installation.InstallResult
+    | installation.CommitResult
+    | installation.BootResult
+    | FetchResult
+    | commands.PatchResult
+    | commands.VerifyResult
+    | commands.TrustResult
+    | commands.UnpackResult
+    | commands.BuildReport
+    | TuneResult
+    | SelfTestResult
+    | latency.BenchResult
+    | StatusResult
+    | commands.ServiceChange
+    | RenewResult
+    | ValidationSummary
+    | None
+)
+"""Results of the agent's commands."""
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "adapt": ("`edgekd adapt --json`", Variant),
+    "agent": ("Output of every command of the agent", Answer[AgentResult]),
     "bench": ("`edgekd bench --json`", BenchResult),
     "build": ("`edgekd build --json` and `edgekd demo --json`", BuildResult),
     "check": ("`edgekd check --json`", Checked),
     "compare": ("`edgekd compare --json`", Compared),
-    "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "convert": ("`edgekd convert --json`", Converted),
+    "delta": ("`edgekd delta --json`", DeltaResult),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
+    "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
-    "delta": ("`edgekd delta --json`", DeltaResult),
     "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),
@@ -81,6 +112,8 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "signed": ("`edgekd verify`, `sign`, `trust` and `pack` with `--json`", Verified),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
+    "validate_report": ("`edgekd validate-report --json`", JudgedEvidence),
+    "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
 """Title and type of each document by the name of its file."""
 
@@ -153,6 +186,8 @@ class Definitions:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint in _SCALARS:
             return {"type": _SCALARS[hint]}
+        if hint is object:  # raw JSON
+            return {}
         if _is_object(hint):
             return self._reference(hint)
         if origin in (typing.Union, types.UnionType):

@@ -23,6 +23,7 @@ import numpy as np
 
 from edgekd.core import statistics
 from edgekd.core.errors import SpecError
+from edgekd.core.statistics import Outliers, SlowDown
 
 if TYPE_CHECKING:
     Clock = Callable[[], float]
@@ -84,39 +85,6 @@ class Stats:
     mean: float
     min: float
     intervals: Mapping[str, list[float] | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SlowDown:
-    """A lasting slow-down.
-
-    Args:
-        at_s: Seconds after the first frame.
-        before_ms, after_ms: Median before and after it.
-        p_value: Probability of as large a change in a steady run.
-    """
-
-    at_s: float
-    before_ms: float
-    after_ms: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Outliers:
-    """Frames that took much longer than the others.
-
-    Args:
-        count: Number of them.
-        share: Their share of all frames.
-        limit_ms: They took longer than this.
-        worst_ms: The longest frame.
-    """
-
-    count: int
-    share: float
-    limit_ms: float
-    worst_ms: float
 
 
 @dataclass(frozen=True)
@@ -213,14 +181,14 @@ def summarize_run(samples_ms: np.ndarray, starts_s: np.ndarray | None = None) ->
     """Summarize a run of float64 [n] milliseconds; starts_s: None for runs without a gap between them."""
     if starts_s is None:
         starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
-    slow, outliers = statistics.slow_down(samples_ms, starts_s), statistics.outliers(samples_ms)
+    slow = statistics.slow_down(samples_ms, starts_s)
     refusal = _rate_refusal(samples_ms, slow)
     return RunSummary(
         len(samples_ms),
         None if refusal else 1000.0 / float(samples_ms.mean()),
         [f"fps: {refusal}"] if refusal else [],
-        SlowDown(slow.at_s, slow.before, slow.after, slow.p_value) if slow else None,
-        Outliers(outliers.count, outliers.share, outliers.limit, outliers.worst),
+        slow,
+        statistics.outliers(samples_ms),
     )
 
 
@@ -229,7 +197,7 @@ def rate_refusal(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
     return _rate_refusal(samples_ms, statistics.slow_down(samples_ms, starts_s))
 
 
-def _rate_refusal(samples_ms: np.ndarray, slow: statistics.SlowDown | None) -> str | None:
+def _rate_refusal(samples_ms: np.ndarray, slow: SlowDown | None) -> str | None:
     count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
     if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
         return f"{count} frames in {seconds:.3g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgekd.core.benchmark import Basis, Outliers, SlowDown, Stats, Timing
+from edgekd.core.benchmark import Basis, Stats, Timing
 from edgekd.core.documents import INLINE, INTERNAL, Result
 from edgekd.core.host_facts import HostFacts
 from edgekd.core.machine_state import Moment, Setting
 from edgekd.core.power.energy import Energy
-from edgekd.core.statistics import Comparison, Interval
+from edgekd.core.statistics import Comparison, Interval, Outliers, SlowDown
 from edgekd.data.frames import FrameFacts
 from edgekd.evaluation.cost import CostPerMillion
 

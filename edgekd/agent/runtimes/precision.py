@@ -42,7 +42,13 @@ _OPAQUE = ("myelin", "foreignnode")
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of each precision, 0 to 1. bytes: of weights and outputs; time: None for an engine without a profile."""
+    """Shares of each precision, 0 to 1.
+
+    Args:
+        layers: Of the layers.
+        bytes: Of the bytes of weights and outputs.
+        time: Of the time of profiled runs; null without a profile.
+    """
 
     layers: Mapping[str, float]
     bytes: Mapping[str, float]

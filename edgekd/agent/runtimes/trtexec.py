@@ -23,7 +23,7 @@ from edgekd.agent.runtimes.precision import layers_of
 from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS, Flags, flags_of
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime, TrtexecDetails
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DeviceError
 
@@ -66,12 +66,7 @@ class Trtexec(Runtime):
             log = _build(command, engine)
             _keep_cache(timings, options.cache)
         precision = "graph" if options.source != FLOAT else "fp16" if allowed else network.float_type
-        details = {
-            "command": " ".join(command),
-            "input": networks.input_name(slot.graph),
-            "workspace_bytes": workspace,
-            "log": log.lines,
-        }
+        details = TrtexecDetails(" ".join(command), networks.input_name(slot.graph), workspace, log.lines)
         return BuildResult(precision, ("fp32", *allowed) if allowed else (), details=details)
 
     def load(self, engine: Path) -> TrtexecSession:
