@@ -28,6 +28,7 @@ from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
+from edgekd.commands.adapt import Variant
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
 from edgekd.commands.convert import Converted
@@ -38,6 +39,12 @@ from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
+from edgekd.commands.validate_report import JudgedEvidence
+from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import INTERNAL
+from edgekd.deploy.delta import DeltaResult
+from edgekd.deploy.signing.signed import Verified
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.document import Analysed
 from edgekd.evaluation.search_result import SearchResult
@@ -46,6 +53,22 @@ from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@dataclasses.dataclass(frozen=True)
+class ManifestDocument(Manifest):
+    """The manifest of a bundle.
+
+    Args:
+        detector: The contract of the network.
+        format: Version of the format.
+    """
+
+    detector: DetectorSpec  # type: ignore[assignment]
+    extensions: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=INTERNAL)
+    format: typing.Literal[1] = 1
+
+
 AgentResult = (
     installation.InstallResult
     | installation.CommitResult
@@ -67,16 +90,19 @@ AgentResult = (
 )
 """Results of the agent's commands."""
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
+    "adapt": ("`edgekd adapt --json`", Variant),
     "agent": ("Output of every command of the agent", Answer[AgentResult]),
     "bench": ("`edgekd bench --json`", BenchResult),
     "build": ("`edgekd build --json` and `edgekd demo --json`", BuildResult),
     "check": ("`edgekd check --json`", Checked),
     "compare": ("`edgekd compare --json`", Compared),
-    "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "convert": ("`edgekd convert --json`", Converted),
+    "delta": ("`edgekd delta --json`", DeltaResult),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
+    "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
+    "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
@@ -84,7 +110,9 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),
     "search": ("The file search.json of `edgekd build --search`", SearchResult),
+    "signed": ("`edgekd verify`, `sign`, `trust` and `pack` with `--json`", Verified),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
+    "validate_report": ("`edgekd validate-report --json`", JudgedEvidence),
     "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
 """Title and type of each document by the name of its file."""
@@ -95,6 +123,8 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
 LINE_LENGTH = 120
 """Characters of a line in a file, at most, unless a text is longer."""
+ADDITIONS = {"inspect": {"patternProperties": {"^x-": {"description": "An extension, without a meaning here."}}}}
+"""Rules of schemas that no type has."""
 
 
 class SchemaError(Exception):
@@ -106,7 +136,7 @@ def schema(name: str, title: str, kind: Any) -> dict[str, Any]:
     definitions = Definitions()
     root = definitions.object_of(kind) if _is_object(kind) else definitions.schema_of(kind, title)
     definitions.complete()
-    found = {"$schema": DIALECT, "$id": f"{name}.json", "title": title, **root}
+    found = {"$schema": DIALECT, "$id": f"{name}.json", "title": title, **root, **ADDITIONS.get(name, {})}
     return {**found, "$defs": definitions.schemas} if definitions.schemas else found
 
 

@@ -41,6 +41,7 @@ from edgekd.core.bundle.manifest import (
     Lineage,
     Manifest,
     Origin,
+    Role,
     Score,
     StageKey,
     TargetName,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from edgekd.deploy.signing import Signer
 
 _GOLDEN = "golden.set"
-_ROLES = {
+_ROLES: Mapping[str, Role] = {
     agent_zipapp.NAME: "agent",
     CACHE: "calibration-cache",
     CALIBRATION: "calibration-set",

@@ -31,7 +31,7 @@ class Checked(Result):
     title: str = field(metadata=INTERNAL)
 
     @property
-    def exit_code(self) -> int:
+    def exit_status(self) -> int:
         """1 where the model is impossible on the target."""
         return 0 if self.possible else 1
 

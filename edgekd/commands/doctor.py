@@ -86,7 +86,7 @@ class Diagnosis:
         return plain
 
     @property
-    def exit_code(self) -> int:
+    def exit_status(self) -> int:
         """1 where something is broken."""
         return int(any(check.state == "broken" for check in self.checks))
 

@@ -14,6 +14,7 @@ from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench
 if TYPE_CHECKING:
     from edgekd.builds.run import BuildResult
     from edgekd.builds.speedup import DetectorFigures, Lightened
+    from edgekd.commands.adapt import Variant
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
     from edgekd.commands.convert import Converted, MapScores
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgekd.commands.prune import Pruned
     from edgekd.commands.quantize import FloatGraph, Quantized, QuantizedGraph
     from edgekd.commands.targets import Targets
+    from edgekd.commands.validate_report import JudgedEvidence
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
     from edgekd.evaluation.report.document import Analysed
@@ -137,22 +139,20 @@ def print_converted(result: Converted) -> None:
     print(f"{result.format}: {result.out}, {megabytes(result.bytes)}")
 
 
-def print_adapted(result: Mapping[str, Any]) -> None:
+def print_adapted(result: Variant) -> None:
     """Print the result of `edgekd adapt`."""
-    look, error, clean = result["look"], result["error"], result["clean"]
-    blur = f", blurred by {look['blur']:g} pixels" if look["blur"] else ""
-    gains, noise = (" ".join(f"{value:g}" for value in look[name]) for name in ("gains", "noise"))
-    print(f"the {result['frames']} frames: brightness {look['brightness'][0]:g} to {look['brightness'][1]:g}{blur}")
+    found, look, error = result.adaptation, result.adaptation.look, result.error
+    blur = f", blurred by {look.blur:g} pixels" if look.blur else ""
+    gains, noise = (" ".join(f"{value:g}" for value in values) for values in (look.gains, look.noise))
+    print(f"the {found.frames} frames: brightness {look.brightness[0]:g} to {look.brightness[1]:g}{blur}")
     print(f"detail, from fine to coarse, times {gains}; added {noise} grey levels")
-    print(f"error of scores under these conditions: {error['before']:.3f} before, {error['after']:.3f} after")
-    if clean is not None:
-        labels = {"clean": "mAP50-95 as they are", "shown": "mAP50-95 as the frames would show them"}
-        rows = [
-            [label, *(score_text(result[key][side]) for side in ("before", "after"))] for key, label in labels.items()
-        ]
-        print_table([f"{clean['images']} images of {clean['split']}", "bundle", "variant"], rows)
-    print(f"variant: {result['bundle']}, {megabytes(result['bytes'])}")
-    print(f"delta: {result['delta']}, {megabytes(result['delta_bytes'])}")
+    print(f"error of scores under these conditions: {error.before:.3f} before, {error.after:.3f} after")
+    if found.clean and found.shown:
+        labels = {"mAP50-95 as they are": found.clean, "mAP50-95 as the frames would show them": found.shown}
+        rows = [[label, score_text(each.before), score_text(each.after)] for label, each in labels.items()]
+        print_table([f"{found.clean.images} images of {found.clean.split}", "bundle", "variant"], rows)
+    print(f"variant: {result.bundle}, {megabytes(result.bytes)}")
+    print(f"delta: {result.delta}, {megabytes(result.delta_bytes)}")
 
 
 def print_distilled(result: Distilled) -> None:
@@ -194,14 +194,14 @@ def _print_lighter(result: Lightened) -> None:
     print(f"measured on {result.host.cpu} with {result.host.engine}")
 
 
-def print_validation(result: Mapping[str, Any]) -> None:
+def print_validation(result: JudgedEvidence) -> None:
     """Print the result of `edgekd validate-report`."""
-    print(f"device: {result['device']}{'' if result['complete'] else ', cut short'}")
-    for each in result["verdicts"]:
-        print(f"{each['outcome']:10}  {each['text']}: {each['detail']}")
-    if result["problem"]:
-        print(f"problem: {result['problem']['message']}")
-    print(f"report: {result['report']}")
+    print(f"device: {result.device}{'' if result.complete else ', cut short'}")
+    for each in result.verdicts:
+        print(f"{each.outcome:10}  {each.text}: {each.detail}")
+    if result.problem:
+        print(f"problem: {result.problem.message}")
+    print(f"report: {result.report}")
 
 
 def print_report(result: Analysed) -> None:
@@ -330,6 +330,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 RESULTS: Mapping[str, Callable[[Any], None]] = {
+    "adapt": print_adapted,
     "bench": print_bench,
     "compare": print_compared,
     "convert": print_converted,
@@ -345,20 +346,19 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
     "targets": print_targets,
     "doctor": print_diagnosis,
     "inspect": bundle_printing.print_inspected,
+    "delta": bundle_printing.print_delta,
     "keygen": bundle_printing.print_key,
+    "pack": bundle_printing.print_verified,
+    "sign": bundle_printing.print_verified,
+    "trust": bundle_printing.print_verified,
+    "validate-report": print_validation,
+    "verify": bundle_printing.print_verified,
     "demo": lambda demo: print_outcome(demo.outcome),
 }
 """Printers of results by command."""
 DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
-    "adapt": print_adapted,
     "engine": bundle_printing.print_engine,
     "profile": bundle_printing.print_profiled,
-    "validate-report": print_validation,
-    "verify": bundle_printing.print_verified,
-    "trust": bundle_printing.print_verified,
-    "sign": bundle_printing.print_verified,
-    "pack": bundle_printing.print_verified,
-    "delta": bundle_printing.print_delta,
 }
 """Printers, by command, that need only the document of a result."""
 
