@@ -127,7 +127,7 @@ def test_it_says_in_what_it_computes_and_what_each_layer_takes(built: Camera) ->
 def test_an_engine_is_not_said_to_compute_in_what_it_does_not(agent: Agent, bundle: Path) -> None:
     agent("unpack", bundle)
     error = agent("build", "--require", "int8=0.5", runtime="onnxruntime").error
-    assert "does not compute in int8" in error["what"]
+    assert "too little of the engine computes in int8" in error["what"]
     assert "fp32" in error["found"]
 
 
