@@ -112,7 +112,7 @@ def test_an_engine_that_does_not_compute_as_required_is_refused_and_the_old_one_
     with pytest.raises(EngineMismatchError):
         selftest(camera)
     build(camera)
-    with pytest.raises(PrecisionError, match="as it has to"):
+    with pytest.raises(PrecisionError, match="too little of the engine"):
         build(camera, {"int8": 0.1})
     assert len(list(slot.engines.iterdir())) == 2, "one that is there already is refused, and stays"
 
