@@ -130,12 +130,16 @@ class DistillationTerms:
         pairs = self._pairs(student, teacher, index)
         ours, theirs = pairs["one2many"]
         certainty = distill.certainty(theirs.scores)
-        temperature = self._temperature(progress, certainty)
+        learned = self._aids.temperature
+        temperature = certainty.new_full((), self._step.temperature) if learned is None else learned(progress)
         parts = [shares.get(name, 1.0) / sum(shares.get(each, 1.0) for each in pairs) for name in pairs]
         losses = {}
         for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
             if name == "classes":
-                of_branches = [self._class_loss(*pair, temperature) for pair in pairs.values()]
+                of_branches = [
+                    distill.class_loss(*both, self._step.focus, temperature, self._class_weights)
+                    for both in ((ours.scores, theirs.scores) for ours, theirs in pairs.values())
+                ]
                 losses[name] = _weighted_sum(of_branches, parts)
             elif name == "boxes":
                 of_branches = [_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()]
@@ -161,17 +165,10 @@ class DistillationTerms:
             objects = _select_classes(teacher.objects, self._theirs)
             return {"one2many": (ours, assign_objects(objects, ours, student.grid))}
         return {
-            name: (ours, _at_anchors(_select_classes(teacher.branches[name], self._theirs), index))
+            name: (ours, Predictions(theirs.scores[..., index], theirs.boxes[..., index]))
             for name, ours in predictions.items()
-            if name in teacher.branches
+            if name in teacher.branches and (theirs := _select_classes(teacher.branches[name], self._theirs))
         }
-
-    def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
-        learned = self._aids.temperature
-        return like.new_full((), self._step.temperature) if learned is None else learned(progress)
-
-    def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
-        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
 
     def _feature_loss(
         self, student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor
@@ -214,10 +211,6 @@ def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) 
     if all(len(some) == 1 for some in classes):
         return Predictions(scores[:, [at for (at,) in classes]], boxes)
     return Predictions(torch.stack([scores[:, some].amax(1) for some in classes], dim=1), boxes)
-
-
-def _at_anchors(predictions: Predictions, index: torch.Tensor) -> Predictions:
-    return Predictions(predictions.scores[..., index], predictions.boxes[..., index])
 
 
 def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:
