@@ -79,7 +79,7 @@ class Channels:
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
         free = list(graph.get_all_groups(ignored_layers=list(untouched)))
         groups = [_Group(group, graph, names, importance) for group in free]
-        index = {name: at for at, name in enumerate(convolutions)}
+        index = {name: position for position, name in enumerate(convolutions)}
         self._groups = {united[0].name: united for united in _united(groups, pairs)}
         self.units = [_unit(united, index) for united in self._groups.values()]
 
@@ -223,7 +223,7 @@ def deterministic() -> Iterator[None]:
 
 def in_batches(samples: Sequence[S], size: int) -> list[Sequence[S]]:
     """Split samples into batches of `size`, the last one with the rest."""
-    return [samples[at : at + size] for at in range(0, len(samples), size)]
+    return [samples[index : index + size] for index in range(0, len(samples), size)]
 
 
 def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Callable[[Sequence[S]], Any]) -> None:
@@ -256,14 +256,16 @@ def convolutions_run(
 
     scale: factor and divisor of the number of positions; spared: ids of those that a camera skips, without positions.
     """
-    found: dict[str, Convolution] = {}
+    convolutions: dict[str, Convolution] = {}
 
     def record(name: str, layer: Any, inputs: Any, output: torch.Tensor) -> None:
         positions = 0 if id(layer) in spared else output.shape[2] * output.shape[3] * scale[0] // scale[1]
         kernel = layer.kernel_size[0] * layer.kernel_size[1]
         depthwise = layer.groups > 1
-        before = found[name].positions if name in found else 0  # one that reads several maps runs several times
-        found[name] = Convolution(
+        before = (
+            convolutions[name].positions if name in convolutions else 0
+        )  # one that reads several maps runs several times
+        convolutions[name] = Convolution(
             layer.in_channels, layer.out_channels, before + positions, kernel, depthwise, layer.stride[0]
         )
 
@@ -273,7 +275,7 @@ def convolutions_run(
         run()
     for hook in hooks:
         hook.remove()
-    return found
+    return convolutions
 
 
 class _Group:
@@ -287,12 +289,12 @@ class _Group:
         self.parts: list[tuple[str, bool, list[int], list[int]]] = []
         self._group = group
         scores = []
-        for at in range(len(group)):
-            layer, handler = group[at].dep.target.module, group[at].dep.handler
+        for index in range(len(group)):
+            layer, handler = group[index].dep.target.module, group[index].dep.handler
             if not isinstance(layer, nn.Conv2d):
                 continue
             writes = graph.is_out_channel_pruning_fn(handler)
-            own, roots = list(group[at].idxs), list(group[at].root_idxs)
+            own, roots = list(group[index].idxs), list(group[index].root_idxs)
             if max(own) >= (layer.out_channels if writes else layer.in_channels):
                 raise _untraceable(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))

@@ -93,11 +93,11 @@ class Family:
 
     def capability(self, name: str) -> Callable[..., Any]:
         """Return a capability. Raises SpecError where the family lacks it."""
-        found: Callable[..., Any] | None = getattr(self, name)
-        if found is None:
+        function: Callable[..., Any] | None = getattr(self, name)
+        if function is None:
             expected = f"a detector by {offering(name)}"
             raise SpecError(f"{name}: not for detectors by {self.title}", expected=expected, found=self.name)
-        return found
+        return function
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ def family_of(path: Path | str) -> Family | None:
 
 def require_family(path: Path | str) -> Family:
     """As `family_of`. Raises SpecError for a file of no family."""
-    found = family_of(path)
-    if found is None:
+    family = family_of(path)
+    if family is None:
         suffix = Path(path).suffix or "no suffix"
         raise SpecError(f"{path}: unknown kind of model", expected=known_suffixes(), found=suffix)
-    return found
+    return family
 
 
 def student_family(student: str | None) -> Family:

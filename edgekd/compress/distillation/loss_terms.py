@@ -195,7 +195,7 @@ def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, certain
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
     """Return the teacher with the maps of the level nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
-    neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
+    neck, hidden = (tuple(maps[index] for index in levels) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
 
 
@@ -206,10 +206,10 @@ def _weighted_sum(losses: Sequence[torch.Tensor], weights: Sequence[float]) -> t
 def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:
     """Select classes; of several indices for one class the most certain one counts."""
     scores, boxes = predictions.scores, predictions.boxes
-    if list(classes) == [[at] for at in range(scores.shape[1])]:
+    if list(classes) == [[index] for index in range(scores.shape[1])]:
         return predictions  # indices would have to travel to the GPU
     if all(len(some) == 1 for some in classes):
-        return Predictions(scores[:, [at for (at,) in classes]], boxes)
+        return Predictions(scores[:, [index for (index,) in classes]], boxes)
     return Predictions(torch.stack([scores[:, some].amax(1) for some in classes], dim=1), boxes)
 
 
@@ -287,8 +287,8 @@ def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[st
         given.add(names[0])
         meaning[names[0]] = names[1]
     pairs = tuple(
-        (at, lists[0].index(name))
-        for at, our_name in enumerate(lists[1])
+        (index, lists[0].index(name))
+        for index, our_name in enumerate(lists[1])
         for name, means in meaning.items()
         if means == our_name
     )

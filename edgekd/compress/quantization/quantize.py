@@ -271,7 +271,7 @@ def _halves(layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray
     indices = layer.draw_patches(reference, max(MIN_PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
     middle = max(sum(map(len, indices)) // 2, 1)
     ours, theirs = (
-        np.concatenate([layer.patches(value, at) for value, at in zip(values, indices, strict=True)], axis=1)
+        np.concatenate([layer.patches(value, index) for value, index in zip(values, indices, strict=True)], axis=1)
         for values in (reference, read)
     )
     parts = slice(None, middle), slice(-middle, None)

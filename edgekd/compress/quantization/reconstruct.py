@@ -113,8 +113,8 @@ def _correction(moments: Moments) -> np.ndarray:
     def solved(covariance: np.ndarray, cross: np.ndarray) -> np.ndarray:
         # A covariance is symmetric and positive: its Cholesky factor costs half of what elimination does.
         factor = _of_positive(covariance, lambda each: cho_factor(each, check_finite=False))
-        found: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
-        return found.T
+        solution: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
+        return solution.T
 
     damped = _damped(moments.covariance)
     if len(damped) > 1:

@@ -34,8 +34,8 @@ class OutputNoise:
 
     def relative(self, layer: str) -> np.ndarray:
         """Return noise by signal, float64 [choices]."""
-        at = self.layers.index(layer)
-        return np.asarray(self.noise[:, at] / max(self.signal[at], MIN_POWER))
+        index = self.layers.index(layer)
+        return np.asarray(self.noise[:, index] / max(self.signal[index], MIN_POWER))
 
 
 def decibels(relative: float) -> float:

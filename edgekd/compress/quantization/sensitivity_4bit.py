@@ -104,7 +104,7 @@ def _round(
 ) -> tuple[Stored, np.ndarray, np.ndarray, float]:
     """Round a layer by its input on each frame: as stored, weights, bias, and local noise on the last frames."""
     indices = layer.draw_patches(inputs, PATCHES)
-    patches = [layer.patches(value, at) for value, at in zip(inputs, indices, strict=True)]
+    patches = [layer.patches(value, index) for value, index in zip(inputs, indices, strict=True)]
     seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
     moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
     stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape)
@@ -138,7 +138,7 @@ class _Rest:
         session = self._session(changed)
         values = zip(*(self._walk.values(name)[-frames:] for name in self._inputs), strict=True)
         outputs = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
-        return {name: [each[at] for each in outputs] for at, name in enumerate(self._ends)}
+        return {name: [each[index] for each in outputs] for index, name in enumerate(self._ends)}
 
     def _session(self, changed: Mapping[str, np.ndarray]) -> Any:
         from onnx import numpy_helper

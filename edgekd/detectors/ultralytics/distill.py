@@ -176,9 +176,12 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
             old = level[-1]
             new = nn.Conv2d(old.in_channels, len(classes), 1)
             new.bias.data.fill_(UNKNOWN_CLASS_LOGIT)
-            for at, name in enumerate(classes):
+            for index, name in enumerate(classes):
                 if name in known:
-                    new.weight.data[at], new.bias.data[at] = old.weight[known.index(name)], old.bias[known.index(name)]
+                    new.weight.data[index], new.bias.data[index] = (
+                        old.weight[known.index(name)],
+                        old.bias[known.index(name)],
+                    )
             level[-1] = new
     head.nc, head.no = len(classes), len(classes) + 4 * head.reg_max
     network.names, network.nc = dict(enumerate(classes)), len(classes)

@@ -169,12 +169,12 @@ def in_sequence(layer: Any, weights: list[torch.Tensor]) -> Any:
     """Return convolutions with these weights in sequence; the last one in the layer, with its norm and activation."""
     whole = layer.conv
     # Of several 1 x 1 the last one, as `low_rank.parts` counts their cost.
-    core = max(at for at, weight in enumerate(weights) if weight.shape[2:] == whole.weight.shape[2:])
+    core = max(index for index, weight in enumerate(weights) if weight.shape[2:] == whole.weight.shape[2:])
     geometry = {"stride": whole.stride, "padding": whole.padding, "dilation": whole.dilation}
     made = []
-    for at, weight in enumerate(weights):
+    for index, weight in enumerate(weights):
         outputs, inputs, *kernel = weight.shape
-        made.append(nn.Conv2d(inputs, outputs, tuple(kernel), bias=False, **(geometry if at == core else {})))
+        made.append(nn.Conv2d(inputs, outputs, tuple(kernel), bias=False, **(geometry if index == core else {})))
         made[-1].weight = nn.Parameter(weight)
     layer.conv = made.pop()
     sequence = nn.Sequential(*made, layer)

@@ -210,14 +210,14 @@ def _accumulate(
 def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Return letterboxed images with their labels, as Ultralytics' losses take them."""
     frames, classes, boxes, owners = [], [], [], []
-    for at, (sample, image) in enumerate(samples):
+    for index, (sample, image) in enumerate(samples):
         frame, place = letterbox(image, Preprocess(*size))
         shares = (to_input(sample.truth.boxes, place) / (size[::-1] * 2)).astype(np.float32)
         label = ultralytics_label(replace(sample, truth=replace(sample.truth, boxes=shares)))
         frames.append(frame[0])
         classes.append(label["cls"])
         boxes.append(label["bboxes"])
-        owners.append(np.full(len(label["cls"]), at, np.float32))
+        owners.append(np.full(len(label["cls"]), index, np.float32))
     values = {"img": np.stack(frames), "cls": np.concatenate(classes), "bboxes": np.concatenate(boxes)}
     values["batch_idx"] = np.concatenate(owners)
     return {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}

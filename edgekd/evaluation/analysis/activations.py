@@ -66,7 +66,7 @@ def similarities(
         DeviceError: One of the graphs cannot run.
     """
     probes = [_Probe(each) for each in (reference, *others)]
-    found: list[dict[str, float | None]] = [{} for _ in others]
+    results: list[dict[str, float | None]] = [{} for _ in others]
     for points in _passes(probes[0].graph):
         for probe in probes:
             probe.open(points)
@@ -75,9 +75,9 @@ def similarities(
             expected, *outputs = (probe.run(frame) for probe in probes)
             for similarity, output in zip(sums, outputs, strict=True):
                 _add_frame(similarity, points, expected, output)
-        for values, similarity in zip(found, sums, strict=True):
+        for values, similarity in zip(results, sums, strict=True):
             values |= {name: each.value() for name, each in similarity.items()}
-    return tuple(found)
+    return tuple(results)
 
 
 def attention_maps(before: ProbedGraph, after: ProbedGraph, frames: Sequence[Image]) -> Iterator[AttentionMap]:
@@ -108,12 +108,12 @@ def _add_frame(
     sums: dict[str, LinearCka],
     points: Sequence[TapPoint],
     expected: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
 ) -> None:
     for point in points:
-        if point.output not in found:
+        if point.output not in actual:
             continue
-        pair = at_same_positions(expected[point.output], found[point.output], channels_last=point.channels_last)
+        pair = at_same_positions(expected[point.output], actual[point.output], channels_last=point.channels_last)
         if pair is not None:
             first, second = (samples(each, POSITIONS, channels_last=point.channels_last) for each in pair)
             sums.setdefault(point.output, LinearCka()).add(first, second)

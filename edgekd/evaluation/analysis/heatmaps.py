@@ -21,9 +21,9 @@ def heatmap(frame: Image, attention: np.ndarray, preprocess: Preprocess) -> np.n
     """
     import cv2
 
-    at = place(frame.shape[1], frame.shape[0], preprocess)
+    placement = place(frame.shape[1], frame.shape[0], preprocess)
     whole = cv2.resize(attention, (preprocess.width, preprocess.height), interpolation=cv2.INTER_LINEAR)
-    inner = whole[at.top : at.top + at.down, at.left : at.left + at.across]
+    inner = whole[placement.top : placement.top + placement.down, placement.left : placement.left + placement.across]
     small = thumbnail(frame)
     heat = cv2.resize(inner, small.shape[1::-1], interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
