@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -293,7 +293,7 @@ class _Scores:
 def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress, label: str) -> _Scores:
     """Score the old graph and the new one on the same images."""
     before, after = (
-        evaluate(path, spec, scored, progress, f"{label}, {which}").score.to_json()
+        asdict(evaluate(path, spec, scored, progress, f"{label}, {which}").score)
         for path, which in ((base, "bundle"), (graph, "variant"))
     )
     first, last = before["map50_95"], after["map50_95"]

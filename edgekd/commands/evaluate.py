@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +61,6 @@ def score_model(
         require_classes(spec, dataset)
         found = evaluate(graph, spec, dataset.split(split), progress, engine=engine)
     tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
-    document = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
+    document = {**asdict(found.score), "tail": tails, "seconds": time.perf_counter() - began}
     document["skipped"] = [str(image) for image, _ in found.skipped]
     return Scored(document, found.score, found.skipped)

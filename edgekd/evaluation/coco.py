@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -57,10 +57,6 @@ class Score:
     per_class: Mapping[str, ClassScore]
     by_size: Mapping[str, float | None]
     images: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the score as JSON types."""
-        return asdict(self)
 
 
 def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, int]], classes: Sequence[str]) -> Score:

@@ -93,11 +93,6 @@ def judge(
     )
 
 
-def sure(detections: Detections, confidence: float) -> Detections:
-    """Return the detections with at least this score."""
-    return detections.only(detections.scores >= confidence)
-
-
 def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
     """Write the detections of several images, and the widths and heights of these, into one uncompressed `.npz`."""
     np.savez(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -38,7 +39,7 @@ def main() -> None:
         height, width = scene.image.shape[:2]
         shares = (scene.boxes / np.array([width, height, width, height])).astype(np.float32)
         truths.append((Truth(shares, scene.classes, np.zeros(len(shares), np.bool_)), width, height))
-    result = score(found, truths, CLASSES).to_json()
+    result = asdict(score(found, truths, CLASSES))
     training = json.loads((args.folder / "training.json").read_text())
     # Where files lay on the training machine means nothing elsewhere.
     arguments = {name: value for name, value in training.pop("arguments").items() if name not in ("out", "start")}

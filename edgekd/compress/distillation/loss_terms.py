@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from edgekd.compress.distillation import distill
 from edgekd.compress.distillation.anchors import Grid, nearest_anchors, nearest_levels
 from edgekd.compress.distillation.boxes import corners
 from edgekd.compress.distillation.region_text import RegionText
-from edgekd.compress.distillation.temperature import Temperature
 from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ ASSIGN_TOPK = 10
 """Most anchors that each of them is assigned to: as many as labels are."""
 MIN_PROBABILITY = 1e-6
 """Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
+MAX_TEMPERATURE = 4.0
+"""Upper bound of the temperature; the lower one is 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,36 @@ class DetectorFeatures:
     hidden: tuple[torch.Tensor, ...]
     branches: Mapping[str, Predictions]
     objects: Predictions | None = None
+
+
+class Temperature(nn.Module):  # type: ignore[misc]
+    """A temperature that the student's optimizer trains to maximize the loss.
+
+    T = 1 + 3 sigmoid(theta), in (1, 4); theta's gradient is reversed and scaled by `strength`, which grows with
+    training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
+
+    def forward(self, strength: float) -> torch.Tensor:
+        """Return the temperature, a scalar."""
+        theta: torch.Tensor = _ReverseGradient.apply(self.theta, strength)  # type: ignore[no-untyped-call]
+        return 1 + (MAX_TEMPERATURE - 1) * theta.sigmoid()
+
+
+class _ReverseGradient(torch.autograd.Function):  # type: ignore[misc]
+    """Identity forward; backward the gradient with its sign changed, times `strength`."""
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
+        context.strength = strength
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return -context.strength * gradient, None
 
 
 class Aids(nn.Module):  # type: ignore[misc]
