@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,6 +61,11 @@ def test_a_schema_is_valid_and_promises_every_key_it_names(path: Path) -> None:
     described = list(objects(schema))
     assert all(set(each["required"]) == set(each["properties"]) for each in described)
     assert all("description" in value or "$ref" in value for each in described for value in named(each))
+
+
+def test_schemas_are_those_of_the_types(schema_generator: ModuleType) -> None:
+    for name in schema_generator.DOCUMENTS:
+        assert (SCHEMAS / f"{name}.json").read_text("utf-8") == schema_generator.text_of(name), "run `make schemas`"
 
 
 def test_a_schema_refuses_what_is_missing_or_not_documented(tiny_build: Built) -> None:
@@ -144,7 +150,7 @@ def test_bench_against_another_artifact_with_frames_of_a_folder(
     assert "<title>tiny-xavier.edgekd" in (tmp_path / "a.html").read_text("utf-8")
     people = edgekd("bench", tiny_model, *limits)
     assert "camera to detections" in people.out
-    assert "not told: fps" in people.out
+    assert "not reported: fps" in people.out
 
 
 @pytest.mark.parametrize(("target", "level", "code"), [("xavier", "note", 0), ("nano", "impossible", 1)])

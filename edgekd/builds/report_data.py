@@ -18,8 +18,8 @@ from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import DistillResult, TrainedResult
+from edgekd.core.documents import to_plain
 from edgekd.core.formats.packed_graph import sections
-from edgekd.core.typed_values import to_plain
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
 from edgekd.data.types import Sample
@@ -236,7 +236,7 @@ def _host(timing: TimingResult) -> dict[str, str]:
 def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
     compiled = machine.compiled.result
     notes = [f"Engine: {compiled.note}."]
-    notes += [f"Not told of this machine: {reason}." for reason in machine.timing.result.after.refused]
+    notes += [f"Not reported for this machine: {reason}." for reason in machine.timing.result.after.refused]
     if compiled.check:
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {compiled.check}.")
     notes += [

@@ -16,7 +16,7 @@ from edgekd.commands.arguments import names_of, path_or_none
 from edgekd.commands.options import Artifact, Head, Trust
 from edgekd.commands.options import Split as SplitName
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import copy_file, new_folder, remove_folder, writing
 from edgekd.core.bundle.archive import read_file, read_manifest
 from edgekd.core.canonical import file_sha256
@@ -54,7 +54,7 @@ _FOR_TENSORRT = ("onnx", "deepstream")
 
 
 @dataclass(frozen=True)
-class Converted(Result):
+class Converted(UntypedResult):
     """The result of `convert`."""
 
     @property
@@ -97,7 +97,7 @@ def convert(
 
     INT8 is carried over as it is. GPUs of an engine are targets such as `rtx-40`.
 
-    Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where the
+    Raises SpecError for invalid options, DeviceError where a converter or runtime fails, ParityError where the
     result computes something else; then nothing is written. The command: `edgekd convert`. The checks and their limits:
     docs/converting.md.
     """

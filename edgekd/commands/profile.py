@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from edgekd.commands.options import AgentPath, Interpreter, Iterations, Runtime, Seconds, State, StepTimeout
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -33,7 +33,7 @@ def profile(
     device: Annotated[str, Option("local or ssh://[USER@]HOST[:PORT].")],
     out: Annotated[str | Path, Option("The table, a .toml; networks go beside it.")],
     *,
-    target: Annotated[str | None, Option("What the device is, where it does not say so itself.")] = None,
+    target: Annotated[str | None, Option("Target of a device that does not report its model.")] = None,
     runtime: Runtime = None,
     state: State = None,
     python: Interpreter = None,
@@ -42,7 +42,7 @@ def profile(
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
     progress: Progress = SILENT,
-) -> Result:
+) -> UntypedResult:
     """Time the networks of bundles on a device, and write a table that corrects predictions for its target.
 
     Raises SpecError, and the errors of `engine`; then no table is written. The command: `edgekd profile`.
@@ -74,7 +74,7 @@ def profile(
     networks = tuple(MeasuredNetwork(graph, each["p50"]) for graph, each in zip(graphs, times, strict=True))
     table = MeasuredTable(chosen.name, precision, _how(found), networks)  # type: ignore[arg-type]
     write_file(table_path, table_toml(table).encode("utf-8"))
-    return Result(
+    return UntypedResult(
         {
             "table": str(table_path),
             "target": chosen.name,
@@ -108,7 +108,7 @@ def _require_measured_there(result: Mapping[str, Any], given: str | None) -> Non
     if result["fits"] is None and given is None:
         fix = f"if you know it: --target {target}"
         raise SpecError(
-            f"{device}: does not say that it is a {target}", expected="a device that says what it is", fix=fix
+            f"{device}: not confirmed to be a {target}", expected="a device that reports its model", fix=fix
         )
 
 
