@@ -41,6 +41,8 @@ class Family:
 
     Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
     read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` receives each item.
+    They raise SpecError for a checkpoint that is no detector of the family, DataError for unusable data, and
+    CompressError where a step cannot be done. Without a GPU the same arguments give the same result.
 
     load(path, head, classes, trust)
         Open a file as a `Detector`; read nothing yet.

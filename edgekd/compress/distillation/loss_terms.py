@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation import distill
-from edgekd.compress.distillation.anchors import Grid, nearest_anchors, nearest_levels
-from edgekd.compress.distillation.boxes import corners
+from edgekd.compress.distillation.anchors import Grid, corners, nearest_anchors, nearest_levels
 from edgekd.compress.distillation.region_text import RegionText
 from edgekd.core.errors import SpecError
 

@@ -60,7 +60,7 @@ def prune_detector(
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
 
     Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose
-    groups are of neighbours. Raises the same errors as pruning of Ultralytics' detectors.
+    groups are of neighbours.
     """
     began = time.monotonic()
     network = TorchvisionDetector(checkpoint).network()

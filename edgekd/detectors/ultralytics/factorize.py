@@ -49,10 +49,7 @@ def factorize_detector(
     """Write `out`, the detector in `checkpoint` with products for convolutions: again an Ultralytics checkpoint.
 
     Arguments: `Family.factorize`. `step.images` training images are read, to observe layers' inputs; labels are not.
-    cost: of a convolution, which decides where a product pays; None for `default_cost`. Nothing is trained. The same
-    arguments give the same detector.
-    Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where nothing
-    pays, or a layer does not keep what it should.
+    cost: of a convolution, which decides where a product pays; None for `default_cost`. Nothing is trained.
     """
     began = time.monotonic()
     network, train_args = unfused_network(checkpoint, trust)

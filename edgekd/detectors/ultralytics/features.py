@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.compress.distillation.anchors import Grid
-from edgekd.compress.distillation.boxes import corners
+from edgekd.compress.distillation.anchors import Grid, corners
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox

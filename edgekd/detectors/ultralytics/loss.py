@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.compress.distillation.boxes import best_inside, corners, ignored
+from edgekd.compress.distillation.anchors import best_inside, corners, ignored
 from edgekd.compress.distillation.gradient_conflict import reconcile
 from edgekd.compress.distillation.loss_terms import DistillationLosses, DistillationTerms
 from edgekd.compress.distillation.loss_weighting import LossWeighting

@@ -70,10 +70,7 @@ def prune_detector(
     say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input keeps its size,
     which training may have changed. quantized: the detector's Q/DQ graph, to take gradients on; of the loss on labels
     and of the distance from the detector.
-    Nothing is trained: a detector that has lost more than a little needs distillation. The same arguments give the same
-    detector.
-    Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where so much
-    cannot be removed.
+    Nothing is trained: a detector that has lost more than a little needs distillation.
     """
     began = time.monotonic()
     network, train_args, size = _opened(checkpoint, trust)

@@ -50,9 +50,6 @@ def distill_quantized(
     """Write `out`: the Q/DQ graph `graph` with weights trained to match the float `checkpoint`, or `teacher`.
 
     Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
-    Without a GPU it runs on the CPU, and then the same arguments give the same graph.
-    Raises SpecError for a checkpoint that is no detector and a step that cannot train, DataError for unusable data,
-    CompressError where graph and checkpoint do not belong together or training diverges.
     """
     _require_sensible(step)
     began = time.monotonic()
