@@ -35,7 +35,7 @@ class Teacher(Protocol):
         """Return its weights."""
         ...
 
-    def to(self, *where: Any, **how: Any) -> Any:
+    def to(self, *arguments: Any, **named: Any) -> Any:
         """Return it on another device, or in another memory layout."""
         ...
 

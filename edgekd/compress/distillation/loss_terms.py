@@ -238,9 +238,9 @@ def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) 
     scores, boxes = predictions.scores, predictions.boxes
     if list(classes) == [[index] for index in range(scores.shape[1])]:
         return predictions  # indices would have to travel to the GPU
-    if all(len(some) == 1 for some in classes):
+    if all(len(indices) == 1 for indices in classes):
         return Predictions(scores[:, [index for (index,) in classes]], boxes)
-    return Predictions(torch.stack([scores[:, some].amax(1) for some in classes], dim=1), boxes)
+    return Predictions(torch.stack([scores[:, indices].amax(1) for indices in classes], dim=1), boxes)
 
 
 def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:

@@ -89,10 +89,10 @@ def channels_of(network: Any, size: tuple[int, int], importance: str) -> Channel
     convolutions = convolutions_of(network, size)
     with branches_alone(network):
         frame = torch.zeros(1, 3, TRACED, TRACED)
-        return Channels(network, frame, convolutions, _untouched(network), importance, pairs)
+        return Channels(network, frame, convolutions, _fixed_outputs(network), importance, pairs)
 
 
-def _untouched(network: Any) -> list[Any]:
+def _fixed_outputs(network: Any) -> list[Any]:
     """List the convolutions that keep their outputs: the last of each branch, and those that attention splits."""
     layers = [branch[level][-1] for branch in _branches(network) for level in range(len(branch))]
     for module in network.modules():
@@ -125,8 +125,8 @@ def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolutio
     """Return a network's convolutions by name, for frames of `size`; those that a camera skips have no positions."""
     shipped_names = ("one2one_cv2", "one2one_cv3") if network.model[-1].end2end else ("cv2", "cv3")
     shipped = {id(getattr(network.model[-1], name)) for name in shipped_names}
-    spared = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
+    skipped = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
     with branches_alone(network):
         run = partial(network.eval(), torch.zeros(1, 3, TRACED, TRACED))
         # Whole: sizes and TRACED are multiples of the strides.
-        return convolutions_run(network, run, (size[0] * size[1], TRACED**2), spared)
+        return convolutions_run(network, run, (size[0] * size[1], TRACED**2), skipped)

@@ -73,14 +73,14 @@ def prune_detector(
     Nothing is trained: a detector that has lost more than a little needs distillation.
     """
     began = time.monotonic()
-    network, train_args, size = _opened(checkpoint, trust)
-    size = _opened(teacher, trust)[2] if teacher else size
+    network, train_args, size = _load(checkpoint, trust)
+    size = _load(teacher, trust)[2] if teacher else size
     train_args = {"task": "detect", **train_args, "imgsz": list(size)}
     before, max_weights = parameters_in(network), inf
     if step.max_bytes is not None:
         excess = len(checkpoint_bytes(deepcopy(network), train_args)) - step.max_bytes
         max_weights = weights_to_keep(network, excess, 2, rounds)
-    shown = _shown(step, network, size)
+    image_size = _gradient_size(step, network, size)
     samples: Sequence[LabelledImage] = ()
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
@@ -89,32 +89,32 @@ def prune_detector(
                 model, loss = _quantized(checkpoint, quantized, trust)
             else:
                 model, loss = network, _loss(network, classes, teacher, trust)
-            _accumulate(model, loss, samples, shown, step, progress)
+            _accumulate(model, loss, samples, image_size, step, progress)
             if quantized:
                 _copy_gradients(model, network)
         channels = channels_of(network, size, step.importance)
         with branches_alone(network):
-            gone = channels.thin(step, cost, max_weights)
-            renew_statistics(network, samples, step.batch, lambda some: _batch(some, shown)["img"])
+            removed = channels.prune(step, cost, max_weights)
+            renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, image_size)["img"])
     network.zero_grad(set_to_none=True)
     after = convolutions_of(network, size).values()
     write_checkpoint(network, train_args, out)
-    return channels.pruned(gone, after, (before, parameters_in(network)), time.monotonic() - began)
+    return channels.pruned(removed, after, (before, parameters_in(network)), time.monotonic() - began)
 
 
 def scan_detector(
     checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
 ) -> Sensitivity:
     """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
-    network, _, size = _opened(checkpoint, trust)
+    network, _, size = _load(checkpoint, trust)
     classes, samples = pruning_images(data, step, progress)
     with quiet(), in_halves(network):
-        loss, shown = _loss(network, classes, None, trust), _shown(step, network, size)
+        loss, image_size = _loss(network, classes, None, trust), _gradient_size(step, network, size)
         if step.importance != "magnitude":
-            _accumulate(network, loss, samples, shown, step, progress)
+            _accumulate(network, loss, samples, image_size, step, progress)
         channels = channels_of(network, size, step.importance)
         network.model[-1].training = True  # the head alone: raw predictions
-        batches = [_batch(some, shown) for some in in_batches(samples, step.batch)]
+        batches = [_batch(chosen, image_size) for chosen in in_batches(samples, step.batch)]
 
         def measure() -> float:
             return sum(float(loss(network(each["img"]), each)[0].sum()) for each in batches) / len(batches)
@@ -122,7 +122,7 @@ def scan_detector(
         return scan(channels, measure, progress)
 
 
-def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
+def _load(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
     """Return a network that can be pruned, its training's arguments, and its input's size. Raises SpecError."""
     network, train_args = unfused_network(checkpoint, trust)
     if not all(hasattr(block.cv1, "conv") for block in network.modules() if isinstance(block, C2f)):
@@ -130,7 +130,7 @@ def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[i
     return network, train_args, input_size(train_args, int(max(network.stride)))
 
 
-def _shown(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
+def _gradient_size(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of the images for gradients: whole strides."""
     return input_size({"imgsz": step.image_size or size}, int(max(network.stride)))
 
@@ -192,8 +192,8 @@ def _accumulate(
     head = network.model[-1]
     head.training = True  # the head alone: raw predictions, and no statistics change
 
-    def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
-        batch = _batch(some, size)
+    def batch_loss(chosen: Sequence[LabelledImage]) -> torch.Tensor:
+        batch = _batch(chosen, size)
         total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
         return total
 
