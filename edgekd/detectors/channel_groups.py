@@ -1,6 +1,6 @@
 """Groups of channels of a PyTorch network, and their removal, by torch-pruning.
 
-Families of detectors say how their networks are run, and which layers keep their outputs.
+Families of detectors state how their networks run, and which layers keep their outputs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Channels:
         pairs: Iterable[Pair] = (),
     ) -> None:
         """frame: by which layers are followed through the network's `forward`; convolutions: by name, in the order of
-        the units' indices; untouched: layers that keep their outputs; importance: as of `Prune`.
+        the units' indices; fixed_outputs: layers that keep their outputs; importance: as of `Prune`.
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
@@ -84,10 +84,10 @@ class Channels:
         self.units = [_unit(joined, index) for joined in self._groups.values()]
 
     def prune(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
-        """Remove channels as the step says, by `compress.pruning.choose`; return how many are gone, by unit.
+        """Remove the channels that `compress.pruning.choose` selects; return how many are removed, by unit.
 
         weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
-        something else than with the channels unread; SpecError for a cap that matches no unit.
+        something else than with the channels masked; SpecError for a cap that matches no unit.
         """
         _require_known_caps(self.units, step)
         units = isomorphic(self.units) if step.ranking == "isomorphic" else self.units
@@ -110,7 +110,7 @@ class Channels:
 
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:
-        """Leave so many channels of each group of a unit unread, as if they were gone."""
+        """Set the weights by which so many channels of each group of a unit are read to zero, as if they were removed."""
         kept = [
             (layer.weight, layer.weight.detach().clone()) for group in self._groups[name] for layer in group.readers
         ]
@@ -124,7 +124,7 @@ class Channels:
     def pruned(
         self, removed: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
     ) -> PruneResult:
-        """Return the result once channels are gone, by unit. after: the convolutions that are left."""
+        """Return the result after a removal. removed: channels by unit; after: the convolutions that are left."""
         return PruneResult(
             parameters=parameters,
             multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
@@ -192,7 +192,7 @@ def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[
     for one, other in zip(outputs, expected, strict=True):
         off = float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
         if not off <= OUTPUT_TOLERANCE:
-            raise _unsupported(f"outputs that are off by {off:.1%} once channels are gone that nothing reads")
+            raise _unsupported(f"outputs that are off by {off:.1%} after the removal of channels that nothing reads")
 
 
 def _unsupported(found: str) -> CompressError:

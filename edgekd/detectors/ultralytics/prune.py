@@ -66,11 +66,10 @@ def prune_detector(
 ) -> PruneResult:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
-    Arguments: `Family.prune`. `step.images` training images are read, for gradients. Of the step `share` and `max_size`
-    say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input keeps its size,
-    which training may have changed. quantized: the detector's Q/DQ graph, to take gradients on; of the loss on labels
-    and of the distance from the detector.
-    Nothing is trained: a detector that has lost more than a little needs distillation.
+    Arguments: `Family.prune`. `step.images` training images are read, for gradients. The step's `share` and `max_size`
+    are the goal; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input has the teacher's size.
+    quantized: the detector's Q/DQ graph, on which gradients are taken: of the loss on labels and of the distance from
+    the detector. Nothing is trained.
     """
     began = time.monotonic()
     network, train_args, size = _load(checkpoint, trust)
