@@ -110,7 +110,7 @@ class Channels:
 
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:
-        """Set the weights by which so many channels of each group of a unit are read to zero, as if they were removed."""
+        """Set the weights that read so many channels of each group of a unit to zero, as if these were removed."""
         kept = [
             (layer.weight, layer.weight.detach().clone()) for group in self._groups[name] for layer in group.readers
         ]
