@@ -17,7 +17,8 @@ from edgekd.data.images import Image
 from edgekd.evaluation.analysis.attention import agreement, as_image, attention
 from edgekd.evaluation.analysis.similarity import LinearCka, at_same_positions, samples
 from edgekd.evaluation.analysis.tap_points import TapPoint, head_inputs, tap_points
-from edgekd.graph.session import copied, cpu_session
+from edgekd.graph.nvfp4 import expanded
+from edgekd.graph.session import copied, cpu_session, parts_within
 from edgekd.graph.view import Graph
 
 POSITIONS = 1024
@@ -121,19 +122,13 @@ def _add_frame(
 
 def _passes(graph: Graph) -> Iterator[list[TapPoint]]:
     """Yield the layers, as many at a time as have room for their sums: three float64 [channels, channels] each."""
-    points: list[TapPoint] = []
-    room = MAX_SUM_BYTES
     writers = {node.output[0]: node for node in graph.nodes}
-    for point in tap_points(graph):
+
+    def sum_bytes(point: TapPoint) -> int:
         shape = graph.shape(writers[point.output].input[1]) or (1,)
-        needed = 24 * (max(shape) if point.channels_last else shape[0]) ** 2
-        if points and needed > room:
-            yield points
-            points, room = [], MAX_SUM_BYTES
-        points.append(point)
-        room -= needed
-    if points:
-        yield points
+        return 24 * int(max(shape) if point.channels_last else shape[0]) ** 2
+
+    return parts_within(tap_points(graph), sum_bytes, MAX_SUM_BYTES)
 
 
 class _Probe:
@@ -141,8 +136,6 @@ class _Probe:
 
     def __init__(self, probed: ProbedGraph) -> None:
         import onnx
-
-        from edgekd.graph.nvfp4 import expanded
 
         self._spec = probed.spec
         self._path = probed.path
@@ -166,7 +159,7 @@ class _Probe:
         try:
             self._session = cpu_session(model) if self._tensors else None
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise DeviceError(f"{self._path}: ONNX Runtime cannot look into the graph: {error}") from error
+            raise DeviceError(f"{self._path}: ONNX Runtime cannot open the graph: {error}") from error
 
     def run(self, frame: Image) -> dict[str, np.ndarray]:
         """Return the activations of a frame, by the tensor that each layer writes."""
