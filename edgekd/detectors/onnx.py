@@ -111,7 +111,7 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     classes = _class_names(metadata)
     described = _read_head(head)
     shape = _shape(model.graph.output[0])
-    kind = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
+    kind: Any = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
     strides = tuple(described.pop("strides", None) or fitting)
