@@ -170,12 +170,12 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
 def _signers(
     trust: Trust, role: Role, message: bytes, signatures: Sequence[Signature], now: str | None
 ) -> tuple[Key, ...]:
-    """Return the keys of a role that have signed a message, without those that have expired `now`.
+    """Return the keys of a role that have signed a message, each once, without those that have expired `now`.
 
     Signatures by other keys are ignored: a newer trust file may know them.
     """
     named = {key.id: key for key in trust.keys if key.id in role.keys}
-    found = []
+    found = {}
     for signature in signatures:
         key = named.get(signature.key)
         if key is None:
@@ -183,8 +183,8 @@ def _signers(
         if not holds(signature, bytes.fromhex(key.public), message):
             raise SignatureError(f"signature of key {key.name}: wrong", found=signature.key, fix="get the file again")
         if now is None or key.expires is None or now < key.expires:
-            found.append(key)
-    return tuple(found)
+            found[key.public] = key
+    return tuple(found.values())
 
 
 def _require(found: Sequence[Key], role: Role, what: str, whose: str) -> None:
@@ -240,7 +240,7 @@ def _check(trust: Trust) -> None:
     for key in trust.keys:
         _expect(is_sha256(key.public), "keys", "64 hexadecimal digits in lower case", key.public)
         sound = ed25519.sound_key(bytes.fromhex(key.public))
-        _expect(sound, "keys", "public keys of Ed25519, canonical, not of small order", key.public)
+        _expect(sound, "keys", "public keys of Ed25519, canonical, of the prime order", key.public)
         printable = isinstance(key.name, str) and 0 < len(key.name) <= 100 and key.name.isprintable()
         _expect(printable, "keys", "names of 1 to 100 printable characters", key.name)
         _expect(key.expires is None or _is_time(key.expires), "keys", "times of expiry, or null", key.expires)
