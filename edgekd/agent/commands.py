@@ -32,6 +32,7 @@ from edgekd.agent.status import (
 )
 from edgekd.agent.trust_state import (
     TrustStatus,
+    camera_judge,
     head_judge,
     held_trust,
     raise_counter,
@@ -42,6 +43,7 @@ from edgekd.agent.trust_state import (
     take_trust,
     trust_status_of,
 )
+from edgekd.agent.trusted_clock import current_time
 from edgekd.core.bundle.archive import read_head
 from edgekd.core.bundle.archive import verify as verify_archive
 from edgekd.core.bundle.delta import is_delta, rebuild
@@ -71,7 +73,8 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
     trust: in place of the trust file that the camera holds; without either, signatures are not checked. Raises
     BundleError, HashError, SignatureError.
     """
-    now, held = camera.clock(), read_trust(trust) if trust else held_trust(camera.state, camera.root)
+    now = current_time(camera.state, camera.clock())
+    held = read_trust(trust) if trust else held_trust(camera.state, camera.root)
     head = read_head(bundle)
     manifest = verify_archive(bundle, head_judge(held, now))
     return VerifyResult(
@@ -93,10 +96,10 @@ class TrustResult:
 
 def trust(camera: Camera, paths: Sequence[Path]) -> TrustResult:
     """Replace the trust file that is held by a newer one. Raises SignatureError where it does not allow that."""
-    now = camera.clock()
+    clock = camera.clock()
     with camera.state.locked():
-        held, changed = take_trust(camera.state, camera.root, paths, now)
-    return TrustResult(trust_status_of(held, now), changed)
+        held, changed = take_trust(camera.state, camera.root, paths, clock)
+    return TrustResult(trust_status_of(held, current_time(camera.state, clock)), changed)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class PatchResult:
 
 def patch(camera: Camera, delta: Path, out: Path) -> PatchResult:
     """Write the bundle that a delta leads to. Raises BundleError, HashError, SignatureError, DeviceError, SpecError."""
-    judge = head_judge(held_trust(camera.state, camera.root), camera.clock())
+    judge = camera_judge(camera.state, camera.root, camera.clock())
     if not is_delta(delta):
         raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
     with camera.state.locked():
@@ -147,7 +150,7 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
     bundle in service is on trial.
     """
     state = camera.state
-    judge = head_judge(held_trust(state, camera.root), camera.clock())
+    judge = camera_judge(state, camera.root, camera.clock())
     head, device = any_head(bundle, judge), read_device(camera.root)
     fits = device.fits(head.manifest.target.compatible)
     if fits is False:

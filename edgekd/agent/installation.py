@@ -20,7 +20,7 @@ from edgekd.agent.state.device import read_device
 from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
-from edgekd.agent.trust_state import head_judge, held_trust, raise_counter
+from edgekd.agent.trust_state import camera_judge, raise_counter
 from edgekd.core.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, requirements: Req
     """
     state = camera.state
     with state.locked():
-        head = any_head(bundle, head_judge(held_trust(state, camera.root), camera.clock()))
+        head = any_head(bundle, camera_judge(state, camera.root, camera.clock()))
         _end_if_over(camera)
         _require_not_rejected(state, head.identity, bundle)
         unpacked = commands.unpack(camera, bundle).unpacked

@@ -4,6 +4,7 @@
       lock                  held by an operation that changes something
       trust.json            trust file that is newer than the firmware's
       counter.json          highest counter of a bundle that was put into service
+      clock.json            last time that signatures were judged by
       active                symbolic link to the slot in service: slots/a or slots/b
       timings/              timings of builders, for the next build
       staged/               temporary: a bundle that is rebuilt from a delta
