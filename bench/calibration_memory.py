@@ -33,7 +33,7 @@ def measure(recipe: str, images: int, graph: str, shared: str) -> Result:
     from edgekd.builds.recipe import Quantize, load_recipe
     from edgekd.compress.quantization.mixed_precision import choices
     from edgekd.compress.quantization.quantize import quantize
-    from edgekd.compress.weight_formats import Form
+    from edgekd.compress.weight_formats import WeightFormat
     from edgekd.detectors.onnx import describe
     from edgekd.graph.view import load_graph
 
@@ -41,7 +41,7 @@ def measure(recipe: str, images: int, graph: str, shared: str) -> Result:
     spec = describe(load_graph(source), source)
     (step,) = load_recipe(recipe).steps
     assert isinstance(step, Quantize)
-    plan: dict[str, Form] | None = None
+    plan: dict[str, WeightFormat] | None = None
     if step.planned:  # every layer in the form that takes the most to decide
         plan = {name: forms[-1] for name, forms in choices(source).items()}
     calibration, out = islice(frames(Path(shared), spec.preprocess), images), source.with_suffix(".int8.onnx")

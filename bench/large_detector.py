@@ -15,7 +15,7 @@ from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, 
 from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.compress.quantization.mixed_precision import choices
 from edgekd.compress.quantization.quantize import quantize
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.formats.packed_graph import pack
@@ -37,7 +37,7 @@ def in_four_bits(source: Path, out: Path, frames: Iterator[np.ndarray]) -> float
     """Quantize every layer that can be fp4x to it, but for the first; the seconds that it took."""
     (step,) = load_recipe("mixed").steps
     assert isinstance(step, Quantize)
-    plan: dict[str, Form] = {}
+    plan: dict[str, WeightFormat] = {}
     for name, forms in choices(source).items():
         early = sum(form != "float16" for form in plan.values()) < INT8_LAYERS
         plan[name] = "int8" if early and "int8" in forms else "fp4x" if "fp4x" in forms else "float16"

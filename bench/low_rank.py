@@ -31,19 +31,19 @@ from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.types import Engine
-from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
 
 if TYPE_CHECKING:
     from edgekd.compress.low_rank import InputMoments
-    from edgekd.detectors.results import Factorized
+    from edgekd.detectors.results import FactorizeResult
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
 MOST_SECONDS = 300.0
 """What a detector of 57 M parameters may take on two cores."""
-TARGETS: tuple[tuple[str, Precision], ...] = (
+TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("nano", "fp16"),
     ("xavier", "fp16"),
     ("xavier", "int8"),
@@ -103,7 +103,7 @@ def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
     yield row_of(one, energy, COUNTED, done, given, timed=True)
 
 
-def row_of(one: Subject, energy: float, way: str, done: Factorized, given: Given, *, timed: bool) -> Document:
+def row_of(one: Subject, energy: float, way: str, done: FactorizeResult, given: Given, *, timed: bool) -> Document:
     """Score, compare and time the factorized detector; pairs are before and after.
 
     `layers`: replaced ones; `promised`, `seen`: the mean share of what varies in their outputs that they keep, on the
@@ -126,7 +126,7 @@ def row_of(one: Subject, energy: float, way: str, done: Factorized, given: Given
 
 
 def remade(
-    one: Subject, out: Path, done: Factorized, step: LowRank, known: Callable[[InputMoments], InputMoments]
+    one: Subject, out: Path, done: FactorizeResult, step: LowRank, known: Callable[[InputMoments], InputMoments]
 ) -> None:
     """Write the detector with the same ranks, found as if only this were known of what layers read."""
     import torch

@@ -21,7 +21,7 @@ from scipy.optimize import least_squares
 
 from edgekd.core.atomic_files import write_file
 from edgekd.hardware.predict.energy import EnergyModel, mode_watts
-from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficients, Model, scale_from, seconds
+from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficients, LatencyModel, scale_from, seconds
 from edgekd.hardware.target import load_target
 
 PACKAGED = HERE.parent / "edgekd" / "predict" / COEFFICIENTS
@@ -373,7 +373,7 @@ def without_terms(study: Study) -> dict[str, float]:
     return found
 
 
-def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[float]]:
+def model_of(study: Study, powered: Sequence[Powered]) -> tuple[LatencyModel, list[float]]:
     """Return the model that ships, and the errors of energies on devices left out."""
     rows, margins, corrections = study.rows, study.margins(), study.corrections()
 
@@ -390,7 +390,9 @@ def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[floa
         seen=tuple(sorted({row.kind for row in rows})),
         multiply_adds=(int(counts[0]), int(counts[-1])),
     )
-    return Model(study.whole.coefficients, corrections, calibration, replace(energy, margin=margin(errors))), errors
+    return LatencyModel(
+        study.whole.coefficients, corrections, calibration, replace(energy, margin=margin(errors))
+    ), errors
 
 
 def run(given: Given) -> Result:

@@ -25,7 +25,7 @@ from edgekd.builds.recipe import Prune
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
@@ -35,7 +35,7 @@ OURS, OURS_LABELS = "edgekd, distilled", "edgekd, on labels"
 PEER, PEER_DISTILLED = "torch-pruning, magnitude, uniform, on labels", "torch-pruning, magnitude, uniform, distilled"
 NARROWER = "narrower model, on labels"
 UNPRUNED = "as it was, trained as long on labels"
-TARGETS: tuple[tuple[str, Precision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
+TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
 """Of which it is predicted how long a frame takes them."""
 WIDTHS = tuple(number / 100 for number in range(8, 25, 2))
 """Factors of width among which the narrower model is looked for."""

@@ -146,7 +146,7 @@ def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dic
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
     from edgekd.builds.recipe import Quantize, load_recipe
     from edgekd.compress.quantization.quantize import Quantized, quantize
-    from edgekd.compress.weight_formats import Form
+    from edgekd.compress.weight_formats import WeightFormat
     from edgekd.core.detection.preprocess import letterbox
     from edgekd.data.calibration import choose, load_rule
     from edgekd.data.dataset import load_dataset
@@ -158,7 +158,7 @@ def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dic
     began = time.perf_counter()
     images = choose(load_dataset(Path(data)), load_rule(), preprocess=spec.preprocess).images
 
-    def quantized(name: str, plan: Mapping[str, Form] | None = None) -> Quantized:
+    def quantized(name: str, plan: Mapping[str, WeightFormat] | None = None) -> Quantized:
         frames = (letterbox(read_image(image), spec.preprocess)[0] for image in images)
         (step,) = load_recipe("ptq" if plan is None else "mixed").steps
         assert isinstance(step, Quantize)

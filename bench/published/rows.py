@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.hardware.predict.device import Device, device_of
+from edgekd.hardware.predict.device import GpuFigures, gpu_figures
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import load_target
 
@@ -44,7 +44,7 @@ class Row:
     latency_ms: float
     power_w: float | None
     source: str
-    gpu: Device
+    gpu: GpuFigures
     old: bool
 
     @property
@@ -98,12 +98,12 @@ def why_not(row: Mapping[str, str]) -> str | None:
     return None
 
 
-def device_for(given: Mapping[str, str], precision: str) -> Device:
+def device_for(given: Mapping[str, str], precision: str) -> GpuFigures:
     """What was measured on: a shipped target, or figures of devices.csv."""
     if given["target"]:
-        return device_of(load_target(given["target"]), precision)
+        return gpu_figures(load_target(given["target"]), precision)
     peak = {"fp16": given["fp16_tflops"], "int8": given["int8_tops"]}[precision]
-    return Device(
+    return GpuFigures(
         sm=float(given["sm"]),
         precision=precision,  # type: ignore[arg-type]
         peak=float(peak) * 1e12,

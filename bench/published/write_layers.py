@@ -17,7 +17,7 @@ from typing import Any
 
 from networks import NETWORKS
 
-from edgekd.graph.view import view_of
+from edgekd.graph.view import Graph
 from edgekd.hardware.predict.graph import works_in, works_of
 from edgekd.hardware.predict.work import Work, multiply_adds
 
@@ -35,7 +35,7 @@ def networks() -> list[dict[str, str]]:
 def layers_of(model: str, size: int) -> tuple[Work, ...]:
     """The layers of a network for an input of so many pixels a side."""
     if model in NETWORKS:
-        return works_of(view_of(NETWORKS[model](size)), model)
+        return works_of(Graph(NETWORKS[model](size)), model)
     return exported(model, size)
 
 
