@@ -22,7 +22,8 @@ from edgekd.core.errors import BundleError, DeviceError, RollbackError, Signatur
 
 if TYPE_CHECKING:
     from edgekd.agent.state.slots import Slot, State
-    from edgekd.core.bundle.archive import Head, Judge
+    from edgekd.core.bundle.archive import Judge
+    from edgekd.core.bundle.signatures import SignatureEnvelope
     from edgekd.core.bundle.trust import SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
@@ -62,15 +63,15 @@ def camera_judge(state: State, root: Path, clock: datetime) -> Judge | None:
 
 
 def head_judge(held: SignedTrust | None, now: datetime) -> Judge | None:
-    """Return a function that raises SignatureError for a head without valid signatures; None without a trust file."""
+    """Return a function that raises SignatureError where valid signatures are missing; None without a trust file."""
     if held is None:
         return None
     from edgekd.core.bundle.trust import require_signed
 
     trust = held.trust
 
-    def require_trusted(head: Head) -> None:
-        require_signed(trust, head.identity, head.envelope.signatures, now)
+    def require_trusted(envelope: SignatureEnvelope) -> None:
+        require_signed(trust, envelope.sha256, envelope.signatures, now)
 
     return require_trusted
 

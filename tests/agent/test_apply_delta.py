@@ -25,7 +25,7 @@ def test_a_delta_is_installed_like_a_bundle(agent: Agent, bundle: Path, newer: P
     agent("install", bundle)
     found = agent("install", delta).result
     assert (found["identity"], found["active"], found["changed"]) == (identity_of(newer), "b", True)
-    assert not state.staged.exists()
+    assert not list(state.base.glob("*tmp*")), "the temporary file has no name"
     assert agent("install", delta).result["changed"] is False
     assert agent("install", newer).result["changed"] is False, "it is the bundle itself"
 
@@ -78,7 +78,7 @@ def test_a_damaged_old_bundle(agent: Agent, bundle: Path, delta: Path, state: St
     file.write_bytes(file.read_bytes().replace(b"e", b"f"))
     error = agent("install", delta).error
     assert (error["kind"], error["fix"]) == ("HashError", "get the whole bundle")
-    assert not state.staged.exists()
+    assert not list(state.base.glob("*tmp*")), "the temporary file has no name"
     assert agent("status").result["active"]["identity"] == identity_of(bundle)
 
 

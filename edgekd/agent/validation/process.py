@@ -21,6 +21,7 @@ from edgekd.agent.validation import evidence
 from edgekd.agent.validation.evidence import CALIBRATED, FLOAT, FP32_WEIGHTS, INT8_CONSTANTS
 from edgekd.agent.validation.machine import MachineMoment, read_moment
 from edgekd.core.atomic_files import write_file
+from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import DeviceError, EdgeKDError
 
@@ -119,8 +120,8 @@ class Inspected:
 
 def _unpack(camera: Camera, bundle: Path) -> UnpackedBundle:
     """Unpack the bundle for any device and by any signer: it is not put into service."""
-    with camera.state.locked():
-        slot = camera.state.fill(bundle)
+    with opened_bundle(bundle) as reader, camera.state.locked():
+        slot = camera.state.fill(reader)
     return UnpackedBundle(slot.identity, slot.manifest.name, slot.manifest.target.name)
 
 

@@ -8,7 +8,6 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +16,15 @@ from typing import Any
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.signatures import Signature, from_listed, holds, key_id, listed, merged, statement
-from edgekd.core.canonical import canonical_json, is_sha256, json_sha256, short_int
+from edgekd.core.canonical import bounded_json, canonical_json, is_sha256, json_sha256
 from edgekd.core.errors import SignatureError
 
 FORMAT = 1
 MAX_BYTES = 256 << 10
 MAX_KEYS = 64
 MAX_REVOKED = 1024
+MAX_VALUES = 4096
+"""Maximum values and names, as `bounded_json` counts; those of a file with all that it may have take 2,800."""
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -107,12 +108,12 @@ def from_json(content: bytes) -> SignedTrust:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
-        document = json.loads(content.decode("utf-8"), parse_int=short_int)
+        document = bounded_json(content, MAX_VALUES)
         signed = SignedTrust(_trust(document["signed"]), from_listed(document["signatures"]))
         same = to_json(signed) == content
     except SignatureError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SignatureError("not a trust file", found=f"{type(error).__name__}: {error}", fix=_RENEW) from error
     if not same:
         raise SignatureError("not a trust file as edgekd writes it", fix=_RENEW)

@@ -10,18 +10,18 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from edgekd.core.canonical import canonical_json
+from edgekd.core.canonical import bounded_json, canonical_json
 from edgekd.core.formats import fp4x
 from edgekd.core.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
 
@@ -30,6 +30,8 @@ FORMAT = 0
 MAX_BYTES = 2**31 - 1
 """Maximum bytes of an ONNX file: the limit of a Protocol Buffers message."""
 MAX_HEADER = 1 << 22
+MAX_VALUES = 1 << 17
+"""Maximum values in a header, as `bounded_json` counts: of 26,000 large initializers."""
 MIN_CUT = 64
 """Minimum bytes of a tensor that is cut out."""
 ENCODINGS = ("fp4x", "float16", "raw")
@@ -120,14 +122,20 @@ class _Stream:
 
     def read(self, count: int) -> bytes:
         """Read `count` bytes. Raises ValueError where there are fewer, or the stream is damaged."""
-        parts = []
+        return b"".join(self._read(count))
+
+    def chunks(self, count: int) -> Iterator[bytes]:
+        """Yield all of a stream of `count` bytes. Raises ValueError where it has others, or is damaged."""
+        yield from self._read(count)
+        self.finish()
+
+    def _read(self, count: int) -> Iterator[bytes]:
         while count:
             part, more = self._step(min(count, _CHUNK))
             if not part and not more:
                 raise ValueError("a stream ends early")
-            parts.append(part)
+            yield part
             count -= len(part)
-        return b"".join(parts)
 
     def finish(self) -> None:
         """Raise ValueError where the stream does not end."""
@@ -182,26 +190,74 @@ def pack(onnx: bytes) -> bytes:
 
 def parts(data: bytes) -> dict[str, bytes]:
     """Return header and expanded streams of a packed graph, by name, in order. Raises ValueError."""
+    return {name: b"".join(chunks) for name, chunks in expanded_parts(data)}
+
+
+def expanded_parts(data: bytes) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield what `parts` returns, part by part, each in small chunks. Raises ValueError."""
     header, streams = _opened(data, MAX_BYTES)
-    expanded = {HEADER: _header_json(header)}
+    yield HEADER, iter((_header_json(header),))
     for name, count in header.expanded.items():
-        expanded[name] = streams[name].read(count)
-        streams[name].finish()
-    return expanded
+        yield name, streams[name].chunks(count)
 
 
 def assemble(expanded: Mapping[str, bytes]) -> bytes:
     """Return the packed graph of these parts, by this machine's zlib. Raises ValueError where they do not fit."""
-    header = _header(expanded.get(HEADER, b""))
-    if {name: len(part) for name, part in expanded.items() if name != HEADER} != header.expanded:
+    spool = io.BytesIO()
+    packer = PartsPacker(expanded.get(HEADER, b""), spool)
+    if [HEADER, *packer.lengths] != list(expanded):
         raise ValueError("expected the streams that the header tells of, found others")
-    return _assembled(expanded[HEADER], [_deflated(expanded[name], name) for name, _ in header.streams])
+    for name in packer.lengths:
+        content = expanded[name]
+        packer.add(name, (content[at : at + _CHUNK] for at in range(0, len(content), _CHUNK)))
+    return b"".join(packer.content())
+
+
+class PartsPacker:
+    """Packs the parts of a graph one after the other, in memory that does not depend on their length.
+
+    lengths: bytes of each stream, by its name, in the order in which they are to be added; spool: an empty file that
+    keeps the packed streams.
+    """
+
+    def __init__(self, header: bytes, spool: BinaryIO) -> None:
+        """Begin with the header. Raises ValueError where it is damaged."""
+        self.lengths: Mapping[str, int] = _header(header).expanded
+        self._spool = spool
+        self._expanded_header = len(header)
+        self._stored_header = _deflated(header, HEADER)
+        self._checksum = zlib.crc32(self._stored_header)
+
+    def add(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Add the next stream. Raises ValueError where it has another length than in the header."""
+        deflate, length = _deflater(name), 0
+        for chunk in chunks:
+            length += len(chunk)
+            self._store(deflate.compress(chunk))
+        self._store(deflate.flush())
+        if length != self.lengths[name]:
+            raise ValueError(f"expected {self.lengths[name]} bytes of {name}, found {length}")
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the packed graph, after all streams were added."""
+        yield _prefix(self._checksum, self._stored_header, self._expanded_header)
+        yield self._stored_header
+        self._spool.seek(0)
+        yield from iter(lambda: self._spool.read(_CHUNK), b"")
+
+    def _store(self, content: bytes) -> None:
+        self._checksum = zlib.crc32(content, self._checksum)
+        self._spool.write(content)
 
 
 def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
     stored = _deflated(header, HEADER)
     content = b"".join((stored, *streams))
-    return _PREFIX.pack(MAGIC, FORMAT, zlib.crc32(content), len(stored), len(header)) + content
+    return _prefix(zlib.crc32(content), stored, len(header)) + content
+
+
+def _prefix(checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
+    return _PREFIX.pack(MAGIC, FORMAT, checksum, len(stored_header), expanded_header)
 
 
 def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
@@ -283,10 +339,14 @@ def _planes(raw: bytes, width: int) -> list[bytes]:
 
 
 def _deflated(content: bytes, name: str) -> bytes:
+    deflate = _deflater(name)
+    return deflate.compress(content) + deflate.flush()
+
+
+def _deflater(name: str) -> zlib._Compress:
     # Weights hardly repeat: matches only spoil their Huffman codes. Names and nodes do repeat.
     strategy = zlib.Z_DEFAULT_STRATEGY if name in (HEADER, SKELETON) else zlib.Z_RLE
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
-    return deflate.compress(content) + deflate.flush()
+    return zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
 
 
 def _header_json(header: _Header) -> bytes:
@@ -324,7 +384,7 @@ def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
 def _header(content: bytes) -> _Header:
     """Parse a header. Raises ValueError where it is not in canonical form, or numbers disagree."""
     try:
-        document = json.loads(content.decode("utf-8"), parse_int=_count)
+        document = bounded_json(content, MAX_VALUES)
         header = _Header(
             document["length"],
             document["sha256"],
@@ -332,11 +392,11 @@ def _header(content: bytes) -> _Header:
             tuple(_Cut(*row) for row in document["tensors"]),
         )
         same = _header_json(header) == content
-    except (TypeError, KeyError, RecursionError) as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"the header is damaged: {error!r}") from error
     counts = [header.length, *(length for _, length in header.streams)]
     counts += [number for cut in header.cuts for number in (cut.gap, cut.rows, cut.columns)]
-    if not same or any(type(number) is not int for number in counts):
+    if not same or any(type(number) is not int or number < 0 for number in counts):
         raise ValueError("the header is not as edgekd writes it")
     for cut in header.cuts:
         fits = {"fp4x": cut.columns >= 1, "float16": cut.columns == 2, "raw": cut.columns in (1, 2, 4, 8)}
@@ -348,9 +408,3 @@ def _header(content: bytes) -> _Header:
     if [name for name, _ in header.streams] != sorted(needed):
         raise ValueError(f"expected the streams {sorted(needed)}, found others")
     return header
-
-
-def _count(digits: str) -> int:
-    if len(digits) > 10 or digits.startswith("-"):
-        raise ValueError(f"expected a count, found {digits[:20]}")
-    return int(digits)
