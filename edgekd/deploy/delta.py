@@ -24,7 +24,8 @@ from edgekd.core.bundle.delta import (
     COPY,
     DATA,
     DOCUMENT,
-    HEADER_ROOM,
+    EXTRA_GROWTH,
+    MAX_GRAPH_TEXT,
     MAX_GROWTH,
     NEAR,
     NEW,
@@ -252,7 +253,9 @@ def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
         same = packed_graph.assemble(parts) == content
     except ValueError:
         return {}
-    return parts if same and sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + HEADER_ROOM else {}
+    small = sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + EXTRA_GROWTH
+    plain = len(parts[packed_graph.HEADER]) + len(parts[packed_graph.SKELETON]) <= MAX_GRAPH_TEXT
+    return parts if same and small and plain else {}
 
 
 def _digest(chunk: bytes) -> bytes:

@@ -51,10 +51,15 @@ from edgekd.core.bundle.manifest import Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, SpecError
+from edgekd.core.file_view import FileView
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+MAX_GRAPH_GROWTH = 32
+"""Maximum bytes of an expanded network, relative to the packed one; 2 to 4 are usual."""
+EXTRA_GRAPH_BYTES = 1 << 24
+"""Maximum bytes in addition: tiny networks of equal weights shrink more."""
 _ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "models"
 
 
@@ -230,8 +235,6 @@ class State:
         Raises BundleError or HashError for a bad bundle, DeviceError where there is no room, SpecError where the folder
         cannot be written. The slot is then unchanged, or empty.
         """
-        from edgekd.core.formats.packed_graph import unpack
-
         bundle.verify()  # else a bad bundle would replace the target of a rollback
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
@@ -240,14 +243,9 @@ class State:
             remove_folder(path)
         with new_folder(path) as temporary:
             bundle.extract(temporary / "bundle")
-            slot, packed = read_slot(temporary), bundle.manifest.graph.path
-            try:
-                graph = unpack((temporary / "bundle" / packed).read_bytes())
-            except ValueError as error:
-                what = f"{bundle.path}: {packed} cannot be expanded"
-                raise BundleError(what, found=str(error), fix="get the bundle again") from error
+            slot = read_slot(temporary)
             with writing(slot.graph):
-                slot.graph.write_bytes(graph)
+                _expand_graph(bundle, slot.graph)
                 slot.engines.mkdir()
         return read_slot(path)
 
@@ -291,19 +289,38 @@ def require_alone(stream: BinaryIO, what: Path, expected: str) -> None:
         raise DeviceError(f"{what}: in use", expected=expected, fix="wait for the other to end") from error
 
 
+def _expand_graph(bundle: BundleReader, out: Path) -> None:
+    """Write the expanded network of a bundle, in bounded memory. Raises BundleError, OSError."""
+    from edgekd.core.formats.packed_graph import expand
+
+    with out.open("xb") as stream, _graph_of(bundle) as packed:
+        for piece in expand(packed):
+            stream.write(piece)
+
+
 def _needs(bundle: BundleReader) -> dict[str, int]:
-    """Return the disk space that a bundle needs, in bytes. Raises BundleError where its graph is damaged.
+    """Return the disk space that a bundle needs, in bytes. Raises BundleError where its graph is damaged or a bomb.
 
     The size of the engine is unknown before the build: the size of the graph stands for it.
     """
     from edgekd.core.formats.packed_graph import expanded_bytes
 
-    try:
-        graph = expanded_bytes(bundle.read(bundle.manifest.graph))
-    except ValueError as error:
-        what = f"{bundle.path}: {bundle.manifest.graph.path} cannot be expanded"
-        raise BundleError(what, found=str(error), fix="get the bundle again") from error
+    with _graph_of(bundle) as packed:
+        graph, limit = expanded_bytes(packed), len(packed) * MAX_GRAPH_GROWTH + EXTRA_GRAPH_BYTES
+        if graph > limit:
+            raise ValueError(f"{graph} bytes, more than {limit}")
     return {"the bundle": bundle.size, "its graph": graph, "about as much for an engine": graph}
+
+
+@contextmanager
+def _graph_of(bundle: BundleReader) -> Iterator[FileView]:
+    """Yield the packed network of a bundle; a ValueError in the block becomes a BundleError."""
+    entry = bundle.manifest.graph
+    try:
+        yield bundle.view(entry)
+    except ValueError as error:
+        what = f"{bundle.path}: {entry.path} cannot be expanded"
+        raise BundleError(what, found=str(error), fix="get the bundle again") from error
 
 
 def _disk_usage(folder: Path) -> int:

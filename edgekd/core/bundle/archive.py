@@ -27,6 +27,7 @@ from edgekd.core.bundle.manifest import MAX_BYTES, FileEntry, Manifest, from_jso
 from edgekd.core.bundle.signatures import Signature, SignatureEnvelope
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import BundleError, HashError, SpecError, naming
+from edgekd.core.file_view import FileView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,6 +160,11 @@ class BundleReader:
         before = self.manifest.files[: self.manifest.files.index(entry)]
         self._stream.seek(sum(map(stored_bytes, before)), os.SEEK_CUR)
         return b"".join(_member(self._stream, entry, self.path))
+
+    def view(self, entry: FileEntry) -> FileView:
+        """Return the content of a file, which is not compared with its entry: `verify` does that."""
+        before = self.manifest.files[: self.manifest.files.index(entry)]
+        return FileView(self._stream, self._files_at + sum(map(stored_bytes, before)) + BLOCK, entry.length)
 
     def extract(self, folder: Path) -> None:
         """Unpack the bundle into `folder`, after all of it has been verified.

@@ -40,6 +40,7 @@ from edgekd.core.bundle.archive import (
 from edgekd.core.bundle.manifest import FileEntry, Manifest, from_json
 from edgekd.core.canonical import CHUNK
 from edgekd.core.errors import BundleError, HashError
+from edgekd.core.file_view import FileView
 
 if TYPE_CHECKING:
     from edgekd.core.bundle.archive import Judge
@@ -55,8 +56,10 @@ WINDOW = 1 << 15
 """Maximum bytes of the old bundle that a similar piece refers to: the window of DEFLATE."""
 MAX_GROWTH = 4
 """Maximum total length of the parts of a network, relative to its file."""
-HEADER_ROOM = 1 << 22
+EXTRA_GROWTH = 1 << 20
 """Maximum bytes of the parts of a network in addition: a small one has a long header, relative to its file."""
+MAX_GRAPH_TEXT = 1 << 19
+"""Maximum bytes of a network's header and skeleton: zlib takes 2.5 s for 1 MB of the worst; 160 KB are usual."""
 MAX_EXPANSION = 4
 """Maximum bytes of the new bundle, relative to those of the old one and of the delta."""
 BYTES_PER_RECORD = 1024
@@ -143,11 +146,11 @@ class OldBundle:
             raise ValueError(f"{path}: {error.strerror}") from error
         size = os.fstat(stream.fileno()).st_size
         if split:
-            self._expand(file, stream.read(), size * MAX_GROWTH + HEADER_ROOM)
+            self._expand(file, FileView(stream, 0, size), size * MAX_GROWTH + EXTRA_GROWTH)
         else:
             self._places[file, WHOLE] = (stream.fileno(), 0, size)
 
-    def _expand(self, file: int, content: bytes, limit: int) -> None:
+    def _expand(self, file: int, content: FileView, limit: int) -> None:
         """Write the parts of a network to a temporary file. Raises ValueError where they are larger than a limit."""
         from edgekd.core.formats import packed_graph
 
@@ -373,13 +376,15 @@ def _content(entry: FileEntry, records: _Records, old: OldBundle) -> Iterator[by
             raise ValueError(f"expected {entry.length} bytes, found {first.length}")
         yield from records.pieces(first.length)
         return
-    from edgekd.core.formats.packed_graph import PartsPacker
+    from edgekd.core.formats.packed_graph import SKELETON, PartsPacker
 
-    limit = entry.length * MAX_GROWTH + HEADER_ROOM
+    limit = entry.length * MAX_GROWTH + EXTRA_GROWTH
     with writing(old.scratch), tempfile.TemporaryFile(dir=old.scratch) as spool:
         packer = PartsPacker(_header_part(first, records), spool)
         if first.length + sum(packer.lengths.values()) > limit:
             raise ValueError(f"expected parts of at most {limit} bytes")
+        if first.length + packer.lengths[SKELETON] > MAX_GRAPH_TEXT:
+            raise ValueError(f"expected header and skeleton of at most {MAX_GRAPH_TEXT} bytes")
         for number, (name, length) in enumerate(packer.lengths.items(), first.part + 1):
             begun = records.begin()
             if (begun.part, begun.length) != (number, length):
@@ -391,7 +396,7 @@ def _content(entry: FileEntry, records: _Records, old: OldBundle) -> Iterator[by
 
 
 def _header_part(first: Record, records: _Records) -> bytes:
-    if first.part != WHOLE + 1 or first.length > HEADER_ROOM:
+    if first.part != WHOLE + 1 or first.length > MAX_GRAPH_TEXT:
         raise ValueError("no header of a network where one should be")
     return b"".join(records.pieces(first.length))
 
