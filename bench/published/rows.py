@@ -1,7 +1,5 @@
 """The published measurements as rows that can be predicted, and why the others cannot."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -49,12 +47,10 @@ class Row:
 
     @property
     def kind(self) -> tuple[float, str]:
-        """Compute capability and precision."""
         return self.gpu.sm, self.gpu.precision
 
     @property
     def place(self) -> tuple[str, str]:
-        """Device and precision."""
         return self.device, self.gpu.precision
 
     @property
@@ -64,13 +60,11 @@ class Row:
 
     @property
     def columns(self) -> Columns:
-        """The layers."""
         return layers_of(self.network)
 
 
 @cache
 def layers_of(network: str) -> Columns:
-    """The layers of a network from its table."""
     works = []
     for row in read_csv(f"layers/{network}.csv"):
         numbers = {key: int(value) for key, value in row.items() if key not in ("name", "kind", "plugin")}
@@ -79,7 +73,6 @@ def layers_of(network: str) -> Columns:
 
 
 def read_csv(name: str) -> list[dict[str, str]]:
-    """A table in this folder."""
     with (PUBLISHED / name).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cameras import Agent, identity_of, repacked, status
+from cameras import Agent, Answer, identity_of, repacked, status
 from signer import public, sign, signatures, signed, trust_file
 
 from edgekd.agent import commands
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.state.slots import State
-from edgekd.core.bundle.archive import read_head, replace_signatures
+from edgekd.core.bundle.archive import END, member, read_head, replace_signatures
 from edgekd.core.bundle.ed25519 import verify
+from edgekd.core.bundle.signatures import SignatureEnvelope, to_json
 from edgekd.core.bundle.trust import Key
 from edgekd.core.errors import SignatureError
 
@@ -344,3 +346,69 @@ def test_a_damaged_counter_lets_nothing_in(agent: Agent, bundle: Path, tmp_path:
     for content in (b"", b"{}", b'{"counter":"1"}', b"[]"):
         path.write_bytes(content)
         assert agent("unpack", bundle).error["kind"] == "DeviceError"
+
+
+# ----------------------------------------------------------------------------- what is judged is what is unpacked
+
+
+def swapped(agent: Agent, monkeypatch: pytest.MonkeyPatch, path: Path, other: Path, call: tuple[object, ...]) -> Answer:
+    """Run a command on a path, at which another bundle lies as soon as the head was judged."""
+    read = commands.read_device
+
+    def swap(root: Path) -> Any:
+        path.unlink()
+        path.symlink_to(other)
+        return read(root)
+
+    monkeypatch.setattr(commands, "read_device", swap)
+    answer = agent(*call)
+    monkeypatch.undo()
+    assert path.is_symlink()
+    return answer
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("command", ["unpack", "install"])
+def test_another_bundle_in_the_place_of_the_judged_one_does_not_matter(
+    agent: Agent, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Both are signed; the second is for another device, or too old, and was never looked at."""
+    judged, other = counting(bundle, tmp_path / "2", 2, 1), counting(bundle, tmp_path / "1", 1, 1)
+    path = tmp_path / "update.edgekd"
+    path.write_bytes(judged.read_bytes())
+    answer = swapped(agent, monkeypatch, path, other, (command, path))
+    assert answer.result["identity"] == identity_of(judged)
+    slot = State(tmp_path / "state").find(identity_of(judged))
+    assert slot
+    assert (slot.manifest.counter, State(tmp_path / "state").find(identity_of(other))) == (2, None)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_bytes_that_change_in_the_file_are_found(
+    agent: Agent, bundle: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file, not another one under its name."""
+    read = commands.read_device
+
+    def overwrite(root: Path) -> Any:
+        content = signed(repacked(bundle, tmp_path / "x", name="other"), tmp_path / "x.edgekd", 1).read_bytes()
+        with good.open("r+b") as stream:
+            stream.write(content)
+            stream.truncate()
+        return read(root)
+
+    monkeypatch.setattr(commands, "read_device", overwrite)
+    identity = identity_of(good)
+    answer = agent("unpack", good)
+    assert answer.code == 1 or answer.result["identity"] == identity
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_manifest_is_parsed_only_for_whom_it_is_signed(agent: Agent, tmp_path: Path) -> None:
+    """What is no manifest, without a signature, is refused for the signature."""
+    content = b"[" * 1000
+    envelope = SignatureEnvelope(hashlib.sha256(content).hexdigest())
+    bad = tmp_path / "bad.edgekd"
+    bad.write_bytes(member("manifest.json", content) + member("signatures.json", to_json(envelope)) + END)
+    for command in ("verify", "unpack", "install"):
+        assert agent(command, bad).error["kind"] == "SignatureError"

@@ -18,7 +18,7 @@ from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_check
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 DEFAULT_SIDE = 640
-"""Side of the input in pixels where a checkpoint does not say it: Ultralytics' own default."""
+"""Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
 
 
 class UltralyticsDetector:
