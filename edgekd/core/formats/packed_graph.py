@@ -383,7 +383,7 @@ def _header(content: bytes) -> _Header:
         raise ValueError(f"the header is damaged: {error!r}") from error
     counts = [header.length, *(length for _, length in header.streams)]
     counts += [number for cut in header.cuts for number in (cut.gap, cut.rows, cut.columns)]
-    if not same or not is_sha256(header.sha256) or any(type(number) is not int or number < 0 for number in counts):
+    if not same or not is_sha256(header.sha256) or any(type(count) is not int or not 0 <= count < 10**10 for count in counts):
         raise ValueError("the header is not as edgekd writes it")
     for cut in header.cuts:
         fits = {
