@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from edgekd.core.bundle.delta import (
 )
 from edgekd.core.bundle.manifest import FileEntry
 from edgekd.core.canonical import file_sha256
+from edgekd.core.documents import Result
 from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats import packed_graph
 
@@ -51,12 +51,50 @@ STRIDE = 1 << 14
 """Bytes that one dictionary is for."""
 _BITS, _LEAST, _MOST = 10, 256, 1 << 14
 """Of a chunk: it ends where so many bits of a rolling hash are zero, which happens every 1024 bytes."""
-_NAMES = {COPY: "copy", XOR: "xor", NEAR: "near", NEW: "new"}
 _WHOLE_NAME = ""
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
-def run(old: Path, new: Path, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DeltaPieces:
+    """Bytes of the new bundle, its network taken apart, by how the delta has them.
+
+    Args:
+        copy: As they are in the old bundle.
+        xor: By their difference to bytes there.
+        near: Compressed with bytes there as a dictionary.
+        new: By themselves, compressed.
+    """
+
+    copy: int
+    xor: int
+    near: int
+    new: int
+
+
+@dataclass(frozen=True)
+class DeltaResult(Result):
+    """A delta that was written.
+
+    Args:
+        file: Path of the delta.
+        old: Identity of the bundle that it leads from.
+        new: Identity of the bundle that it leads to.
+        bytes: Size of the delta.
+        new_bytes: Size of the new bundle.
+        share: `bytes` / `new_bytes`.
+    """
+
+    file: Path
+    old: str
+    new: str
+    bytes: int
+    new_bytes: int
+    share: float
+    pieces: DeltaPieces
+
+
+def run(old: Path, new: Path, out: Path) -> DeltaResult:
     """Write the delta that leads from a bundle to another, and rebuild that by it; the documented result.
 
     Raises BundleError or HashError for a bad bundle, SpecError where `out` cannot be written, or nothing leads there.
@@ -90,17 +128,10 @@ def _require_same(delta: Path, source: OldBundle, new: Path, again: Path) -> Non
         raise SpecError(f"{new}: the delta leads to something else", fix="send the whole bundle, and report this")
 
 
-def _result(writer: _Writer, head: Head, out: Path, new: Path) -> dict[str, Any]:
+def _result(writer: _Writer, head: Head, out: Path, new: Path) -> DeltaResult:
     size, whole = out.stat().st_size, new.stat().st_size
-    return {
-        "file": str(out),
-        "old": writer.old.identity,
-        "new": head.identity,
-        "bytes": size,
-        "new_bytes": whole,
-        "share": round(size / whole, 4),
-        "pieces": {name: writer.given[kind] for kind, name in _NAMES.items()},
-    }
+    pieces = DeltaPieces(*(writer.given[kind] for kind in (COPY, XOR, NEAR, NEW)))
+    return DeltaResult(out, writer.old.identity, head.identity, size, whole, round(size / whole, 4), pieces)
 
 
 @dataclass(frozen=True)

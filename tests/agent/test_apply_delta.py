@@ -106,7 +106,7 @@ def test_a_slot_that_goes_meanwhile(
 
     monkeypatch.setattr(DeltaReader, "rebuild", rebuild)
     error = agent("unpack", delta).error
-    assert (error["kind"], "cannot be made of it" in error["what"]) == ("BundleError", True)
+    assert (error["kind"], "cannot be rebuilt" in error["what"]) == ("BundleError", True)
 
 
 def test_a_damaged_old_bundle(agent: Agent, bundle: Path, delta: Path, state: State) -> None:

@@ -226,7 +226,7 @@ class DeltaReader:
         if new > MAX_EXPANSION * given:
             expected = f"at most {MAX_EXPANSION * given} bytes, {MAX_EXPANSION} times the old bundle and the delta"
             raise BundleError(
-                f"{self.path}: too much comes of it",
+                f"{self.path}: leads to a bundle that is much too large",
                 expected=expected,
                 found=f"{new} bytes",
                 fix="get the whole bundle",
@@ -241,9 +241,9 @@ class DeltaReader:
         """Yield the content of a file. Raises HashError at its end when it differs from its entry."""
         content = _content(entry, records, old)
         try:
-            yield from compared(f"{self.path}: {entry.path} came out as something else", entry, content)
+            yield from compared(f"{self.path}: {entry.path} was rebuilt as another file", entry, content)
         except ValueError as error:
-            what = f"{self.path}: {entry.path} cannot be made of it"
+            what = f"{self.path}: {entry.path} cannot be rebuilt"
             raise BundleError(what, found=str(error), fix=_FIX) from error
         except HashError as error:
             fix = "get the whole bundle"
@@ -301,7 +301,7 @@ class _Records:
         """Return the record of the part that begins. Raises ValueError."""
         record = self._next()
         if record.kind != PART or record.file or record.at or record.stored:
-            raise ValueError("no part begins where one should")
+            raise ValueError("expected the beginning of a part")
         return record
 
     def pieces(self, length: int) -> Iterator[bytes]:
@@ -309,7 +309,7 @@ class _Records:
         while length:
             record = self._next()
             if record.kind == PART or not 0 < record.length <= length:
-                raise ValueError("the pieces of a part are not as long as it")
+                raise ValueError("the pieces of a part have another length than it")
             length -= record.length
             self._given += record.length
             yield from self._bytes(record)
@@ -318,7 +318,7 @@ class _Records:
         """Raise BundleError where data is left."""
         filling = self._stream.read(self._filling)
         if self._left or len(filling) != self._filling or filling.strip(b"\0"):
-            raise BundleError(f"{self._path}: something is left over", fix=_FIX)
+            raise BundleError(f"{self._path}: data is left over", fix=_FIX)
         read_end(self._stream, self._path)
 
     def _next(self) -> Record:
@@ -364,7 +364,7 @@ class _Records:
         except zlib.error as error:
             raise ValueError(f"a piece is damaged: {error}") from error
         if not whole or not inflate.eof or inflate.unused_data:
-            raise ValueError("a piece is not as long as it says")
+            raise ValueError("a piece has another length than stated")
         return content
 
 
@@ -391,13 +391,13 @@ def _content(entry: FileEntry, records: _Records, old: OldBundle) -> Iterator[by
                 raise ValueError(f"expected part {number} of {length} bytes")
             packer.add(name, records.pieces(length))
             if spool.tell() > entry.length:
-                raise ValueError(f"it would be longer than {entry.length} bytes")
+                raise ValueError(f"longer than {entry.length} bytes")
         yield from packer.content()
 
 
 def _header_part(first: Record, records: _Records) -> bytes:
     if first.part != WHOLE + 1 or first.length > MAX_GRAPH_TEXT:
-        raise ValueError("no header of a network where one should be")
+        raise ValueError("expected the header of a network")
     return b"".join(records.pieces(first.length))
 
 

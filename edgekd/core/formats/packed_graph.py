@@ -160,7 +160,7 @@ def assemble(expanded: Mapping[str, bytes]) -> bytes:
     spool = io.BytesIO()
     packer = PartsPacker(expanded.get(HEADER, b""), spool)
     if [HEADER, *packer.lengths] != list(expanded):
-        raise ValueError("expected the streams that the header tells of, found others")
+        raise ValueError("expected the streams of the header, found others")
     for name in packer.lengths:
         content = expanded[name]
         packer.add(name, (content[at : at + _CHUNK] for at in range(0, len(content), _CHUNK)))
@@ -351,7 +351,7 @@ def _opened(data: bytes | FileView, limit: int) -> tuple[_Header, dict[str, Infl
     for at in range(0, len(content), _CHUNK):
         found = zlib.crc32(bytes(content[at : at + _CHUNK]), found)
     if found != checksum:
-        raise ValueError("cut short or damaged: what is in it has another checksum")
+        raise ValueError("cut short or damaged: its content has another checksum")
     if expanded > MAX_HEADER:
         raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, found {expanded}")
     head = InflateStream(content[:stored])
@@ -383,7 +383,8 @@ def _header(content: bytes) -> _Header:
         raise ValueError(f"the header is damaged: {error!r}") from error
     counts = [header.length, *(length for _, length in header.streams)]
     counts += [number for cut in header.cuts for number in (cut.gap, cut.rows, cut.columns)]
-    if not same or not is_sha256(header.sha256) or any(type(count) is not int or not 0 <= count < 10**10 for count in counts):
+    valid = all(type(count) is int and 0 <= count < 10**10 for count in counts) and is_sha256(header.sha256)
+    if not same or not valid:
         raise ValueError("the header is not as edgekd writes it")
     for cut in header.cuts:
         fits = {
