@@ -197,7 +197,7 @@ def test_a_clock_that_was_years_ahead_costs_one_trust_file(
     assert status(timed)["trust"]["expired"]
     newer = trust_file(tmp_path / "2.json", 2, expires="2027-12-01T00:00:00Z")
     assert commands.trust(timed, [newer]).changed
-    assert commands.unpack(timed, good).unpacked.changed
+    assert commands.unpack(timed, good).changed
 
 
 def test_the_time_is_stored_once_a_day_and_by_commands_that_judge(
