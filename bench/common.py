@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,7 @@ def conditions(threads: int) -> dict[str, Any]:
     """Return date, machine, and the load of the last minute."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
+        "host": asdict(LocalDevice(ONNXRUNTIME_CPU, threads).facts()),
         "load_before": round(os.getloadavg()[0], 2),
     }
 

@@ -41,11 +41,11 @@ def measure(change: str, old: Path, new: Path, scratch: Path) -> Result:
     (seconds,) = durations(lambda: rebuild(out, OldBundle(folder), again), 1)
     return {
         "change": change,
-        "new_bytes": made["new_bytes"],
-        "bytes": made["bytes"],
-        "plain_bytes": plain["bytes"],
+        "new_bytes": made.new_bytes,
+        "bytes": made.bytes,
+        "plain_bytes": plain.bytes,
         "xz_bytes": len(lzma.compress(new.read_bytes(), preset=9)),
-        "pieces": made["pieces"],
+        "pieces": made.pieces,
         "apply_s": round(seconds, 2),
         "identical": again.read_bytes() == new.read_bytes(),
     }

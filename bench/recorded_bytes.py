@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from common import HERE, RESULTS, SHARED, copy_data, host_line, use_cores
@@ -48,7 +49,7 @@ def main() -> int:
     use_cores(2)
     with tempfile.TemporaryDirectory() as scratch:
         found = {f"{model}, {recipe}": recorded(model, recipe, given.shared, Path(scratch)) for model, recipe in CASES}
-    machine = host_line(LocalDevice(ONNXRUNTIME_CPU, 2).facts().as_json())
+    machine = host_line(asdict(LocalDevice(ONNXRUNTIME_CPU, 2).facts()))
     if given.write:
         write_file(OUT, (json.dumps({"machine": machine, "builds": found}, indent=1, sort_keys=True) + "\n").encode())
         return 0

@@ -35,7 +35,7 @@ from edgekd.builds.search.trials import Task, run_trial, with_recipe
 from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.subset import Part, write_subset
+from edgekd.data.subset import SplitPart, write_subset
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import resize_detector
 from edgekd.detectors.ultralytics.distill import distill_student, student_network
@@ -154,7 +154,7 @@ def record(given: Given) -> None:
     space = Space((None,), tuple(given.sides), tuple(given.ratios), tuple(given.bits), (0,), ("all",), (0,))
     resize_detector(checkpoint, space.image_size[0], model)
     scored = tuple(range(min(given.images, len(load_dataset(data).split("val")))))
-    write_subset(work / "scored.yaml", data, {"train": Part("train"), "val": Part("val", only=scored)})
+    write_subset(work / "scored.yaml", data, {"train": SplitPart("train"), "val": SplitPart("val", only=scored)})
     job = BuildRequest(
         model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration)
     )

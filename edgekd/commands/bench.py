@@ -35,7 +35,7 @@ from edgekd.core.power.recorder import Joules, Recorder
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
-from edgekd.deploy.devices import GraphDevice
+from edgekd.deploy.devices import InProcessDevice
 from edgekd.deploy.devices.local import local_device
 from edgekd.evaluation.cost import Cost, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
@@ -66,7 +66,7 @@ class BenchJob:
     """
 
     artifact: Path
-    device: GraphDevice
+    device: InProcessDevice
     against: Path | None = None
     frames: Path | None = None
     iterations: int = 200
@@ -151,7 +151,7 @@ def run(job: BenchJob, progress: Progress = SILENT) -> Measured:
     if theirs is not None:
         theirs = {"artifact": str(job.against), **theirs, **_compared(job, ours, theirs, timings)}
     document = {
-        "host": job.device.facts().as_json(),
+        "host": asdict(job.device.facts()),
         "frames": source.as_json(),
         "conditions": conditions,
         **ours,
@@ -177,7 +177,7 @@ def _candidates(side: Side, source: FrameSource, session: Session | None = None)
     prepared = itertools.cycle(side.batches)
     session = session or side.session
     return {
-        CAMERA: camera(session, side.spec, source.opener() if source.opener else None),
+        CAMERA: camera(session, side.spec, source.make_decoder() if source.make_decoder else None),
         ENGINE: Candidate(session, lambda frame: (next(prepared), None), lambda output, context: None),
     }
 

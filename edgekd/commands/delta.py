@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,4 +17,4 @@ def delta(
     out: Annotated[str | Path, Option("The delta to write.")],
 ) -> Result:
     """Write the delta from one bundle to another. Raises SpecError, BundleError. The command: `edgekd delta`."""
-    return Result(deltas.run(Path(old), Path(new), Path(out)))
+    return Result(asdict(deltas.run(Path(old), Path(new), Path(out))))

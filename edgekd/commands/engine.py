@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -79,9 +79,10 @@ def engine(
         data=path_or_none(data),
     )
     if fleet is None:
-        return Result(devices.run(job, progress))
+        return Result(asdict(devices.run(job, progress)))
     folder = path_or_none(out) or Path("runs") / f"{job.bundle.stem}-fleet"
-    return FleetResult(fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress))
+    report = fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress)
+    return FleetResult(asdict(report))
 
 
 def _require_one(device: str | None, fleet: str | Path | None, activate: bool, out: str | Path | None) -> None:

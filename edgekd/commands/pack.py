@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from edgekd.core.errors import SpecError
 from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
 from edgekd.deploy.signing import Signer
-from edgekd.deploy.signing.signed import sign_bundle, verify
+from edgekd.deploy.signing.signed import VerifyReport, sign_bundle, verify
 
 
 def pack(
@@ -74,7 +74,7 @@ def pack(
     )
     packaging, signers = packaging_for(wanted, Path(out)), signers_of(sign, secret_file)
     change = partial(_changed, counter=version_counter, name=name, licence=licence, measured=paths_of(measured))
-    return Verified(repack(Path(source), Path(out), signers, change, packaging))
+    return Verified(asdict(repack(Path(source), Path(out), signers, change, packaging)))
 
 
 def repack(
@@ -83,7 +83,7 @@ def repack(
     signers: Sequence[Signer],
     change: Callable[[Manifest], Manifest],
     packaging: Packaging | None = None,
-) -> Mapping[str, Any]:
+) -> VerifyReport:
     """Pack a bundle or a folder with a changed manifest; return what `edgekd verify` reports on the result.
 
     In a folder, a manifest.json lists files, whose lengths and hashes may have changed. packaging: the firmware system
@@ -100,8 +100,8 @@ def repack(
         sign_bundle(packed, signers, packed if packaging else out, _signatures(source, changed))
         if packaging is None:
             return verify(out)
-        report, made = verify(packed), wrap(packaging, packed, out)
-        return {**report, "file": str(out), "bytes": out.stat().st_size, "firmware": made}
+        report, firmware = verify(packed), wrap(packaging, packed, out)
+        return replace(report, file=str(out), bytes=out.stat().st_size, firmware=firmware)
 
 
 def _folder(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,4 +25,4 @@ def sign(
 
     Raises SpecError, BundleError, HashError, SignatureError. The command: `edgekd sign`.
     """
-    return Verified(signed.sign(Path(file), signers_of(key, secret_file), path_or_none(out)))
+    return Verified(asdict(signed.sign(Path(file), signers_of(key, secret_file), path_or_none(out))))

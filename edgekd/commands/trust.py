@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,4 +22,5 @@ def trust(
     secret_file: SecretFile = None,
 ) -> Verified:
     """Make a trust file from a table, and sign it. Raises SpecError, SignatureError. The command: `edgekd trust`."""
-    return Verified(make_trust(Path(table), Path(out), signers_of(key, secret_file), path_or_none(previous)))
+    report = make_trust(Path(table), Path(out), signers_of(key, secret_file), path_or_none(previous))
+    return Verified(asdict(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -30,4 +31,4 @@ def verify(
     SpecError. The command: `edgekd verify`. The format, and Ed25519 by RFC 8032: docs/formats/bundle.md.
     """
     publics = {path.name: read_public(path) for path in paths_of(keys)}
-    return Verified(signed.verify(Path(file), path_or_none(trust), publics))
+    return Verified(asdict(signed.verify(Path(file), path_or_none(trust), publics)))

@@ -1,7 +1,7 @@
-"""Pseudo labels of frames by a teacher: reads the frames; the rules are in `data/pseudo_labels.py`.
+"""Pseudo-label image files with a teacher, by the rules of `data/pseudo_labels.py`.
 
-`find` is any detector: `evaluate.finder` makes one of a graph, `detectors.family.direct_detector` one of an RT-DETR,
-`detectors.ultralytics.open_vocabulary.open_vocabulary` one of words.
+`find` is any detector: from a graph (`evaluate.finder`), an RT-DETR (`detectors.family.direct_detector`), or prompts
+(`detectors.ultralytics.open_vocabulary.open_vocabulary`).
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from edgekd.core.detection.types import Detections
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import Bands, find_bands, pseudo_truth
+from edgekd.data.pseudo_labels import ClassThresholds, find_thresholds, pseudo_truth
 from edgekd.data.types import Sample, Split
 
 Find = Callable[[Image], Detections]
 """Returns the detections in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
 
 
-def teacher_bands(
+def teacher_thresholds(
     find: Find,
     split: Split,
     classes: Sequence[str],
     keep: float = 0.9,
     ignore: float = 0.5,
     progress: Progress = SILENT,
-) -> Bands:
-    """Return a teacher's thresholds for each class, chosen on a labelled split with its classes in its order.
+) -> ClassThresholds:
+    """Return a teacher's thresholds for each class, chosen on a labelled split with the same classes in order.
 
-    Raises SpecError unless 0 < ignore <= keep <= 1, DataError where too many images are unreadable.
+    Raises SpecError unless 0 < ignore <= keep <= 1, DataError if too many images are unreadable.
     """
-    found: list[Detections] = []
+    detections: list[Detections] = []
     truths: list[tuple[Truth, int, int]] = []
     for sample, image in ReadableImages(split.samples, progress, label="find thresholds"):
-        found.append(find(image))
+        detections.append(find(image))
         truths.append((sample.truth, image.shape[1], image.shape[0]))
-    return find_bands(found, truths, len(classes), keep, ignore)
+    return find_thresholds(detections, truths, len(classes), keep, ignore)
 
 
-def label(find: Find, split: Split, bands: Bands, progress: Progress = SILENT) -> Split:
-    """Return the readable frames of a split with a teacher's detections as labels, in place of their own.
+def label(find: Find, split: Split, thresholds: ClassThresholds, progress: Progress = SILENT) -> Split:
+    """Return the readable frames of a split with a teacher's detections in place of their labels.
 
-    Raises DataError where too many frames are unreadable.
+    Raises DataError if too many frames are unreadable.
     """
     samples = [
-        Sample(sample.image, pseudo_truth(find(image), bands, image.shape[1], image.shape[0]))
+        Sample(sample.image, pseudo_truth(find(image), thresholds, image.shape[1], image.shape[0]))
         for sample, image in ReadableImages(split.samples, progress, label="label")
     ]
     return Split(split.name, tuple(samples))

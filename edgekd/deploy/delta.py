@@ -1,8 +1,8 @@
-"""`edgekd delta`: what a camera needs of a new bundle beyond the one it has.
+"""`edgekd delta`: the difference between two bundles.
 
-Files are cut into chunks where their content says so, so that what was put in or left out moves no other cut. A chunk
-that the old bundle has anywhere is a copy. Between copies, the old bytes that most likely became the new ones are taken
-as what to differ from, bit for bit, or as a dictionary, whichever is shorter.
+Files are cut into chunks at positions defined by their content, so that insertions and deletions move no other cuts. A
+chunk that occurs in the old bundle becomes a copy. Bytes between copies are stored as the difference from similar old
+bytes, or compressed with old bytes as dictionary, whichever is shortest.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import hashlib
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,165 +45,168 @@ from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import SpecError
 from edgekd.core.formats import packed_graph
 
-STEP = 1 << 16
-"""Bytes for which one way to store them is chosen."""
-STRIDE = 1 << 14
-"""Bytes that one dictionary is for."""
-_BITS, _LEAST, _MOST = 10, 256, 1 << 14
-"""Of a chunk: it ends where so many bits of a rolling hash are zero, which happens every 1024 bytes."""
+BLOCK_BYTES = 1 << 16  # stored by one method
+NEAR_BYTES = 1 << 14  # compressed with one dictionary
+_CHUNK_BITS = 10  # a chunk ends where this many bits of the rolling hash are 0: every 1024 bytes on average
+_MIN_CHUNK_BYTES = 256
+_MAX_CHUNK_BYTES = 1 << 14
+_PIECE_BYTES = 24  # about what the description of a piece takes in the delta
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
-def run(old: Path, new: Path, out: Path) -> dict[str, Any]:
-    """Write the delta that leads from a bundle to another, and rebuild that by it; the documented result.
+@dataclass(frozen=True)
+class DeltaReport:
+    """A delta. old, new: identities of the bundles; share: its size by that of the new one; pieces: bytes by kind."""
 
-    Raises BundleError or HashError for a bad bundle, SpecError where `out` cannot be written, or nothing leads there.
+    file: str
+    old: str
+    new: str
+    bytes: int
+    new_bytes: int
+    share: float
+    pieces: Mapping[str, int]
+
+
+def run(old: Path, new: Path, out: Path) -> DeltaReport:
+    """Write the delta from one bundle to another, and verify it by rebuilding the new one.
+
+    Raises BundleError or HashError for an invalid bundle, SpecError if `out` cannot be written, or the bundles have too
+    little in common.
     """
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         before, after = Path(scratch) / "old", Path(scratch) / "new"
         extract(old, before)
         manifest = extract(new, after)
-        writer = _Writer(OldBundle(before))
-        files = tuple(writer.file(entry, (after / entry.path).read_bytes()) for entry in manifest.files)
-        delta = Delta(writer.old.identity, tuple(writer.sources), files)
-        told = to_json(delta)
-        if len(told) > MAX_JSON:
+        encoder = _Encoder(OldBundle(before))
+        files = tuple(encoder.file(entry, (after / entry.path).read_bytes()) for entry in manifest.files)
+        delta = Delta(encoder.old.identity, tuple(encoder.sources), files)
+        document = to_json(delta)
+        if len(document) > MAX_JSON:
             raise SpecError(f"{new}: too little in common with {old}", fix="send the whole bundle")
         head = read_head(new)
         with new_file(out) as stream:
-            for content in (member(DOCUMENT, told), head_members(head), member(DATA, b"".join(writer.data)), END):
-                stream.write(content)
+            for part in (member(DOCUMENT, document), head_members(head), member(DATA, b"".join(encoder.data)), END):
+                stream.write(part)
         again = Path(scratch) / "again.edgekd"
-        rebuild(out, writer.old, again)
+        rebuild(out, encoder.old, again)
         if file_sha256(again) != file_sha256(new):
             raise SpecError(f"{out}: does not lead to {new}", fix="send the whole bundle, and report this")
-    return _told(delta, head.identity, out, new)
-
-
-def _told(delta: Delta, identity: str, out: Path, new: Path) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
-    for piece in (piece for parts in delta.files for part in parts for piece in part.pieces):
+    for piece in (piece for parts in files for part in parts for piece in part.pieces):
         kinds[piece.kind] += piece.length
-    size, whole = out.stat().st_size, new.stat().st_size
-    return {
-        "file": str(out),
-        "old": delta.old,
-        "new": identity,
-        "bytes": size,
-        "new_bytes": whole,
-        "share": round(size / whole, 4),
-        "pieces": {kind: kinds[kind] for kind in (COPY, XOR, NEAR, NEW)},
-    }
+    size, new_size = out.stat().st_size, new.stat().st_size
+    return DeltaReport(
+        file=str(out),
+        old=delta.old,
+        new=head.identity,
+        bytes=size,
+        new_bytes=new_size,
+        share=round(size / new_size, 4),
+        pieces={kind: kinds[kind] for kind in (COPY, XOR, NEAR, NEW)},
+    )
 
 
 @dataclass
 class _Source:
-    """A part of the old bundle: its number, None while nothing refers to it, and its content."""
+    """A part of the old bundle: file and part name, content, and its number once a piece refers to it."""
 
     place: tuple[str, str]
     content: bytes
     number: int | None = None
 
 
-@dataclass
-class _Way:
-    """A way to store some bytes: its pieces, and the data of each."""
+class _Copy(NamedTuple):
+    """Bytes of a source."""
 
-    pieces: list[Piece] = field(default_factory=list)
-    data: list[bytes] = field(default_factory=list)
-
-    def add(self, kind: str, length: int, stored: bytes, at: int = 0, window: int = 0) -> None:
-        """One piece more; which source it is from is said later."""
-        self.pieces.append(Piece(kind, length, 0, at, window, len(stored)))
-        self.data.append(stored)
+    source: _Source
+    offset: int
+    length: int = 0
 
     @property
-    def cost(self) -> int:
-        """About how many bytes it takes in the delta."""
-        return sum(len(each) + 24 for each in self.data)
+    def end(self) -> int:
+        return self.offset + self.length
 
 
-class _Writer:
-    """Makes pieces of files. sources, data: what goes into the delta for them."""
+Encoded = list[tuple[Piece, bytes]]
+"""Pieces and their data; the number of their source is set later."""
+
+
+class _Encoder:
+    """Encodes files as pieces. sources, data: what the pieces refer to."""
 
     def __init__(self, old: OldBundle) -> None:
         self.old = old
         self.sources: list[tuple[str, str]] = []
         self.data: list[bytes] = []
-        self._found: dict[tuple[str, str], _Source] = {}
-        self._chunks: dict[bytes, tuple[_Source, int]] = {}
+        self._parts: dict[tuple[str, str], _Source] = {}
+        self._chunks: dict[bytes, _Copy] = {}
         for entry in old.manifest.files:
             content = old.read(entry.path, WHOLE, 0, entry.length)
-            for name, part in _parts(entry, content).items():
+            for name, part in {**_parts(entry, content), WHOLE: content}.items():
                 self._index(_Source((entry.path, name), part))
-            if (entry.path, WHOLE) not in self._found:
-                self._index(_Source((entry.path, WHOLE), content))
 
     def _index(self, source: _Source) -> None:
-        self._found[source.place] = source
+        self._parts[source.place] = source
         for begin, end in chunks(source.content):
-            self._chunks.setdefault(_digest(source.content[begin:end]), (source, begin))
+            self._chunks.setdefault(_digest(source.content[begin:end]), _Copy(source, begin))
 
     def file(self, entry: FileEntry, content: bytes) -> tuple[Part, ...]:
-        """The parts of a file of the new bundle, taken apart where that is of use."""
-        same = self._found.get((entry.path, WHOLE))
+        """Encode a file of the new bundle."""
+        same = self._parts.get((entry.path, WHOLE))
         if same and same.content == content:
-            pieces = (self._copy(same, 0, len(content)),) if content else ()
+            pieces = (self._copy(_Copy(same, 0, len(content))),) if content else ()
             return (Part(WHOLE, pieces),)
         parts = _parts(entry, content)
         return tuple(Part(name, tuple(self._pieces((entry.path, name), part))) for name, part in parts.items())
 
     def _pieces(self, place: tuple[str, str], content: bytes) -> Iterator[Piece]:
-        """The pieces of a part: copies, and between them what is new."""
-        alike, at, pending, copy = self._found.get(place), 0, 0, None
+        """Yield the pieces of a part: copies, and new bytes between them."""
+        similar, shift, pending, copy = self._parts.get(place), 0, 0, None
         for begin, end in [*chunks(content), (len(content), len(content))]:
-            there = self._copy_of(content[begin:end], copy)
-            if there is None and begin < end:
+            match = self._match(content[begin:end], copy)
+            if match is None and begin < end:
                 continue
             if pending < begin:
                 if copy:
-                    yield self._copy(*copy)
-                    alike, at = copy[0], copy[1] + copy[2] - pending
+                    yield self._copy(copy)
+                    similar, shift = copy.source, copy.end - pending
                     copy = None
-                yield from self._new(content, pending, begin, alike, at)
-            if there and copy and (there[0] is copy[0] and there[1] == copy[1] + copy[2]):
-                copy = (copy[0], copy[1], copy[2] + end - begin)
+                yield from self._new(content, pending, begin, similar, shift)
+            if match and copy and match.source is copy.source and match.offset == copy.end:
+                copy = copy._replace(length=copy.length + end - begin)
             else:
                 if copy:
-                    yield self._copy(*copy)
-                copy = (*there, end - begin) if there else None
+                    yield self._copy(copy)
+                copy = match._replace(length=end - begin) if match else None
             pending = end
 
-    def _copy_of(self, chunk: bytes, copy: tuple[_Source, int, int] | None) -> tuple[_Source, int] | None:
-        """Return where the old bundle has a chunk: best where the copy before it ends."""
+    def _match(self, chunk: bytes, copy: _Copy | None) -> _Copy | None:
+        """Find a chunk in the old bundle, preferably where the previous copy ends."""
         if not chunk:
             return None
-        if copy:
-            source, at = copy[0], copy[1] + copy[2]
-            if source.content[at : at + len(chunk)] == chunk:
-                return source, at
+        if copy and copy.source.content[copy.end : copy.end + len(chunk)] == chunk:
+            return _Copy(copy.source, copy.end)
         return self._chunks.get(_digest(chunk))
 
-    def _new(self, content: bytes, begin: int, end: int, alike: _Source | None, shift: int) -> Iterator[Piece]:
-        """Return a part that the old bundle lacks, compressed; `shift`: offset of a similar part of the old one."""
-        for first in range(begin, end, STEP):
-            last = min(first + STEP, end)
-            ways = [_compressed(content[first:last])]
-            if alike:
-                old = alike.content
-                tail = len(old) - len(content)
-                for at in sorted({first, first + shift, first + tail}):
-                    if at >= 0 and at + last - first <= len(old):
-                        ways.append(_different(content[first:last], old, at))
-                ways.append(_near(content, first, last, old, shift))
-            best = min(ways, key=lambda way: way.cost)
-            self.data += best.data
-            for piece in best.pieces:
-                number = 0 if piece.kind == NEW or alike is None else self._number(alike)
-                yield Piece(piece.kind, piece.length, number, piece.at, piece.window, piece.stored)
+    def _new(self, content: bytes, begin: int, end: int, similar: _Source | None, shift: int) -> Iterator[Piece]:
+        """Yield pieces of bytes that the old bundle lacks; shift: offset of similar bytes in `similar`."""
+        for first in range(begin, end, BLOCK_BYTES):
+            last = min(first + BLOCK_BYTES, end)
+            block = content[first:last]
+            options = [[_encoded(NEW, len(block), _deflated(block))]]
+            if similar:
+                old = similar.content
+                for offset in sorted({first, first + shift, first + len(old) - len(content)}):
+                    if 0 <= offset <= len(old) - len(block):
+                        difference = _deflated(xor(old[offset : offset + len(block)], block))
+                        options.append([_encoded(XOR, len(block), difference, offset)])
+                options.append(_near(content, first, last, old, shift))
+            for piece, data in min(options, key=_cost):
+                self.data.append(data)
+                yield piece if piece.kind == NEW or similar is None else replace(piece, source=self._number(similar))
 
-    def _copy(self, source: _Source, at: int, length: int) -> Piece:
-        return Piece(COPY, length, self._number(source), at)
+    def _copy(self, copy: _Copy) -> Piece:
+        return Piece(COPY, copy.length, self._number(copy.source), copy.offset)
 
     def _number(self, source: _Source) -> int:
         if source.number is None:
@@ -213,29 +216,29 @@ class _Writer:
 
 
 def chunks(content: bytes) -> list[tuple[int, int]]:
-    """Return the borders of a content's chunks, defined by the content: equal parts of two are mostly cut alike."""
+    """Return the bounds of content-defined chunks: equal bytes are mostly cut at the same positions."""
     if not content:
         return []
     rolling = _GEAR[np.frombuffer(content, np.uint8)]
     for shift in (1, 2, 4, 8, 16):
         rolling[shift:] = rolling[shift:] + (rolling[:-shift] << np.uint32(shift))
-    cuts = np.flatnonzero(rolling >> np.uint32(32 - _BITS) == 0) + 1
-    found, begin = [], 0
+    cuts = np.flatnonzero(rolling >> np.uint32(32 - _CHUNK_BITS) == 0) + 1
+    bounds, begin = [], 0
     for cut in [*cuts.tolist(), len(content)]:
-        while cut - begin > _MOST:
-            found.append((begin, begin + _MOST))
-            begin += _MOST
-        if cut - begin >= _LEAST or (cut == len(content) and cut > begin):
-            found.append((begin, cut))
+        while cut - begin > _MAX_CHUNK_BYTES:
+            bounds.append((begin, begin + _MAX_CHUNK_BYTES))
+            begin += _MAX_CHUNK_BYTES
+        if cut - begin >= _MIN_CHUNK_BYTES or (cut == len(content) and cut > begin):
+            bounds.append((begin, cut))
             begin = cut
-    return found
+    return bounds
 
 
 _GEAR = np.frombuffer(hashlib.shake_128(b"edgekd delta").digest(1024), "<u4").astype(np.uint32)
 
 
 def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
-    """A network without its entropy coding, where this zlib codes it the same; any other file as it is."""
+    """Return a packed graph without entropy coding, if this zlib reproduces it; other files as one part."""
     whole = {WHOLE: content}
     if entry.role != "graph":
         return whole
@@ -252,31 +255,30 @@ def _digest(chunk: bytes) -> bytes:
 
 
 def _deflated(content: bytes, dictionary: bytes = b"") -> bytes:
-    found = []
+    options = {"zdict": dictionary} if dictionary else {}
+    results = []
     for strategy in _STRATEGIES:
-        told = {"zdict": dictionary} if dictionary else {}
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy, **told)
-        found.append(deflate.compress(content) + deflate.flush())
-    return min(found, key=len)
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy, **options)
+        results.append(deflate.compress(content) + deflate.flush())
+    return min(results, key=len)
 
 
-def _compressed(content: bytes) -> _Way:
-    way = _Way()
-    way.add(NEW, len(content), _deflated(content))
-    return way
+def _encoded(kind: str, length: int, data: bytes, offset: int = 0, window: int = 0) -> tuple[Piece, bytes]:
+    return Piece(kind, length, 0, offset, window, len(data)), data
 
 
-def _different(content: bytes, old: bytes, at: int) -> _Way:
-    way = _Way()
-    way.add(XOR, len(content), _deflated(xor(old[at : at + len(content)], content)), at)
-    return way
+def _near(content: bytes, first: int, last: int, old: bytes, shift: int) -> Encoded:
+    """Compress bytes with windows of similar old bytes as dictionaries."""
+    encoded = []
+    for begin in range(first, last, NEAR_BYTES):
+        end = min(begin + NEAR_BYTES, last)
+        offset = max(0, min(begin + shift - (WINDOW - NEAR_BYTES) // 2, len(old) - WINDOW))
+        window = old[offset : offset + WINDOW]
+        data = _deflated(content[begin:end], window)
+        encoded.append(_encoded(NEAR, end - begin, data, offset, len(window)))
+    return encoded
 
 
-def _near(content: bytes, first: int, last: int, old: bytes, shift: int) -> _Way:
-    way = _Way()
-    for begin in range(first, last, STRIDE):
-        end = min(begin + STRIDE, last)
-        at = max(0, min(begin + shift - (WINDOW - STRIDE) // 2, len(old) - WINDOW))
-        window = old[at : at + WINDOW]
-        way.add(NEAR, end - begin, _deflated(content[begin:end], window), at, len(window))
-    return way
+def _cost(encoded: Sequence[tuple[Piece, bytes]]) -> int:
+    """Return the approximate number of bytes in the delta."""
+    return sum(len(data) + _PIECE_BYTES for _, data in encoded)

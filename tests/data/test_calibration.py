@@ -151,7 +151,9 @@ def test_image_in_both_splits_is_refused_by_content(tmp_path: Path) -> None:
     chosen = choose(dataset, RULE)
     refuse_overlap(chosen, dataset.split("val"))
     shutil.copy(tmp_path / "images" / "train" / "002.png", tmp_path / "images" / "val" / "renamed.png")
-    with pytest.raises(DataError, match=r"train/002\.png is calibrated on and, as .*val/renamed\.png, scored"):
+    with pytest.raises(
+        DataError, match=r"train/002\.png is in the calibration set and, as .*val/renamed\.png, in the scored"
+    ):
         refuse_overlap(chosen, load_dataset(tmp_path).split("val"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def test_this_machine_is_described_in_plain_json() -> None:
     assert facts.memory_bytes is not None
     assert facts.memory_bytes > 2**28
     assert facts.libraries["onnxruntime"] == ONNXRUNTIME_CPU.version()
-    assert json.loads(json.dumps(facts.as_json()))["python"] == facts.python
+    assert json.loads(json.dumps(asdict(facts)))["python"] == facts.python
 
 
 def test_facts_come_from_the_system_files(tmp_path: Path, monkeypatch) -> None:
