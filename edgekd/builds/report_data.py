@@ -18,8 +18,8 @@ from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import DistillResult, TrainedResult
+from edgekd.core.documents import to_plain
 from edgekd.core.formats.packed_graph import sections
-from edgekd.core.typed_values import to_plain
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
 from edgekd.data.types import Sample
@@ -311,7 +311,7 @@ def _weights(path: Path) -> list[_Weights]:
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
-        source = graph.producer(node.input[1])
+        source = graph.producers.get(node.input[1])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):

@@ -20,7 +20,7 @@ from edgekd.agent.state.device import read_device
 from edgekd.commands.arguments import path_or_none, target_or_none
 from edgekd.commands.options import Artifact, Head, TimedOn, Trust
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core import statistics
 from edgekd.core.benchmark import MEASURED, STAND_IN, Candidate, Timing, benchmark_interleaved, compare, rate_refusal
 from edgekd.core.benchmark import summarize as stats_of
@@ -37,7 +37,7 @@ from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices import InProcessDevice
 from edgekd.deploy.devices.local import local_device
-from edgekd.evaluation.cost import Cost, Prices, cost_of
+from edgekd.evaluation.cost import CostPerMillion, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
 from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page
 from edgekd.evaluation.throughput import between, run_streams
@@ -83,7 +83,7 @@ class BenchJob:
 
 
 @dataclass(frozen=True)
-class Measured(Result):
+class Measured(UntypedResult):
     """The result of `bench`. timings: every sample, by side (`artifact`, `against`) and state (`camera`, `engine`)."""
 
     timings: dict[tuple[str, str], Timing]
@@ -370,7 +370,7 @@ def _cost_json(
 ) -> dict[str, Any]:
     """Return the cost of a million frames, at the throughput where that was measured, else one after the other."""
     fps = throughput["fps"] if throughput else 1000 / mean_ms
-    found: Cost = cost_of(prices, energy["gross_mj"] if energy else None, fps)
+    found: CostPerMillion = cost_of(prices, energy["gross_mj"] if energy else None, fps)
     return {"currency": prices.currency, **asdict(found)}
 
 

@@ -14,10 +14,10 @@ from edgekd.graph.runtimes.types import require
 def convert(source: Source, folder: Path, name: str, request: ConversionRequest) -> ConversionResult:
     """Convert; Q/DQ becomes FakeQuantize with the same scales, INT8 weights stay INT8."""
     require_float32(source, "an OpenVINO IR")
-    fp16 = request.precision == "fp16"
-    carried = write_ir(source.graph, folder / f"{name}.xml", fp16, source.spec.classes)
+    half = request.precision == "fp16"
+    carried = write_ir(source.graph, folder / f"{name}.xml", half=half, labels=source.spec.classes)
     notes = ("OpenVINO computes in the precision that its device prefers, independent of the stored weights",)
-    return ConversionResult(f"{name}.xml", carried, notes=notes if fp16 else ())
+    return ConversionResult(f"{name}.xml", carried, notes=notes if half else ())
 
 
 OPENVINO = Format(

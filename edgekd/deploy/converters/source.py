@@ -35,7 +35,7 @@ def quantized_layers(model: Any) -> Iterator[QuantizedLayer]:
     for node in graph.nodes:
         if node.op_type not in COMPUTING:
             continue
-        activation, weight = (graph.producer(name) for name in node.input[:2])
+        activation, weight = (graph.producers.get(name) for name in node.input[:2])
         if activation is None or weight is None or {activation.op_type, weight.op_type} != {"DequantizeLinear"}:
             continue
         codes, scales, scale = (graph.constant(name) for name in (*weight.input[:2], activation.input[1]))
