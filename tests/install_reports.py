@@ -7,10 +7,10 @@ from edgekd.core.benchmark import Stats
 from edgekd.core.machine_state import PowerMode
 from edgekd.deploy.engine_report import (
     DeviceReport,
+    EngineLatency,
     EngineReport,
     InstallReport,
-    LatencyReport,
-    SelfTestReport,
+    SelfTestErrors,
     UploadReport,
 )
 
@@ -40,8 +40,8 @@ def install_report(
         runtime=RuntimeVersion("tensorrt", "8.5.2.2"),
         engine=EngineReport("a", "0" * 16, "model.engine", 1, 1.0, True, layers, (), None),
         tuning=None,
-        self_test=SelfTestReport(True, graph, 3, PartErrors(0.0, 0.0), PartErrors(0.1, 0.1)),
-        bench=LatencyReport(200, 222.2, (), Stats(p50, 5.0, 6.0, None, 4.5, 3.5), None, {}, None),
+        self_test=SelfTestErrors(True, graph, 3, PartErrors(0.0, 0.0), PartErrors(0.1, 0.1)),
+        bench=EngineLatency(200, 222.2, (), Stats(p50, 5.0, 6.0, None, 4.5, 3.5), None, {}, None),
         activated=False,
         upload=UploadReport(1, 1),
         steps=(),

@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.commands.keygen import NewKey
+from edgekd.deploy.delta import WrittenDelta
+from edgekd.deploy.signing.signed import Verified
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
+    "delta": ("`edgekd delta --json`", WrittenDelta),
     "keygen": ("`edgekd keygen --json`", NewKey),
+    "signed": ("`edgekd verify --json`, `sign`, `trust` and `pack`", Verified),
 }
 """Title and type of each document by the name of its file."""
 

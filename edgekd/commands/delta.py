@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.deploy import delta as deltas
 
 
@@ -15,6 +13,6 @@ def delta(
     old: Annotated[str | Path, Argument("The bundle that the cameras have.")],
     new: Annotated[str | Path, Argument("The bundle that they should have.")],
     out: Annotated[str | Path, Option("The delta to write.")],
-) -> UntypedResult:
+) -> deltas.WrittenDelta:
     """Write the delta from one bundle to another. Raises SpecError, BundleError. The command: `edgekd delta`."""
-    return UntypedResult(asdict(deltas.run(Path(old), Path(new), Path(out))))
+    return deltas.run(Path(old), Path(new), Path(out))

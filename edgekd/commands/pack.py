@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,6 @@ from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.commands.arguments import path_or_none, paths_of, signers_of
 from edgekd.commands.options import Counter, Keys, Licence, Paths, SecretFile
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Verified
 from edgekd.core.atomic_files import contents
 from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, read_head
 from edgekd.core.bundle.archive import pack as pack_archive
@@ -28,7 +27,7 @@ from edgekd.core.errors import SpecError
 from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
 from edgekd.deploy.signing import Signer
-from edgekd.deploy.signing.signed import VerifyReport, sign_bundle, verify
+from edgekd.deploy.signing.signed import Verified, sign_bundle, verify
 
 
 def pack(
@@ -74,7 +73,7 @@ def pack(
     )
     packaging, signers = packaging_for(wanted, Path(out)), signers_of(sign, secret_file)
     change = partial(_changed, counter=version_counter, name=name, licence=licence, measured=paths_of(measured))
-    return Verified(asdict(repack(Path(source), Path(out), signers, change, packaging)))
+    return repack(Path(source), Path(out), signers, change, packaging)
 
 
 def repack(
@@ -83,7 +82,7 @@ def repack(
     signers: Sequence[Signer],
     change: Callable[[Manifest], Manifest],
     packaging: Packaging | None = None,
-) -> VerifyReport:
+) -> Verified:
     """Pack a bundle or a folder with a changed manifest; return what `edgekd verify` reports on the result.
 
     In a folder, a manifest.json lists files, whose lengths and hashes may have changed. packaging: the firmware system

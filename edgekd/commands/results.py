@@ -72,24 +72,6 @@ class Lightened(DerivedDetector):
         return self._both("latency_ms")
 
 
-@dataclass(frozen=True)
-class Verified(UntypedResult):
-    """The result of `verify`, `sign`, `trust` and `pack`: a bundle or trust file that is whole."""
-
-    document: Mapping[str, Any]
-
-    @property
-    def identity(self) -> str:
-        """The SHA-256 that signatures are of, 64 hexadecimal digits."""
-        return str(self.document["identity"])
-
-    @property
-    def trusted(self) -> bool | None:
-        """True where the trust file or keys that were passed say so; None where none was passed. Never False."""
-        trusted: bool | None = self.document["trusted"]
-        return trusted
-
-
 def write_result(folder: Path, name: str, document: Mapping[str, Any], files: Mapping[str, Path]) -> None:
     """Copy files into a result folder under new names, and write its document last. Raises SpecError."""
     for file, source in files.items():

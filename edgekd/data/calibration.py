@@ -35,7 +35,7 @@ Traits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Weights:
+class TraitWeights:
     """The weight of each kind of trait in the choice."""
 
     classes: float
@@ -56,7 +56,7 @@ class CalibrationRule:
     seed: int
     pool: int
     balance: float
-    weights: Weights
+    weights: TraitWeights
 
     def __post_init__(self) -> None:
         shares = (self.weights.classes, self.weights.brightness, self.weights.size)

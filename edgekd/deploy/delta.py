@@ -42,6 +42,7 @@ from edgekd.core.bundle.delta import (
 )
 from edgekd.core.bundle.manifest import FileEntry
 from edgekd.core.canonical import file_sha256
+from edgekd.core.documents import Result
 from edgekd.core.errors import SpecError
 from edgekd.core.formats import packed_graph
 
@@ -55,8 +56,35 @@ _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
 @dataclass(frozen=True)
-class DeltaReport:
-    """A delta. old, new: identities of the bundles; share: its size by that of the new one; pieces: bytes by kind."""
+class DeltaPieces:
+    """Bytes of the new bundle, with its network unpacked, by kind of piece.
+
+    Args:
+        copy: Equal to bytes of the old bundle.
+        xor: Stored as differences from bytes of the old bundle.
+        near: Compressed with bytes of the old bundle as dictionary.
+        new: Compressed alone.
+    """
+
+    copy: int
+    xor: int
+    near: int
+    new: int
+
+
+@dataclass(frozen=True)
+class WrittenDelta(Result):
+    """A delta that was written.
+
+    Args:
+        file: Path of the delta.
+        old: Identity of the bundle that it applies to.
+        new: Identity of the bundle that it leads to.
+        bytes: Size of the delta.
+        new_bytes: Size of the new bundle.
+        share: bytes / new_bytes.
+        pieces: Bytes by kind of piece.
+    """
 
     file: str
     old: str
@@ -64,10 +92,10 @@ class DeltaReport:
     bytes: int
     new_bytes: int
     share: float
-    pieces: Mapping[str, int]
+    pieces: DeltaPieces
 
 
-def run(old: Path, new: Path, out: Path) -> DeltaReport:
+def run(old: Path, new: Path, out: Path) -> WrittenDelta:
     """Write the delta from one bundle to another, and verify it by rebuilding the new one.
 
     Raises BundleError or HashError for an invalid bundle, SpecError if `out` cannot be written, or the bundles have too
@@ -95,14 +123,14 @@ def run(old: Path, new: Path, out: Path) -> DeltaReport:
     for piece in (piece for parts in files for part in parts for piece in part.pieces):
         kinds[piece.kind] += piece.length
     size, new_size = out.stat().st_size, new.stat().st_size
-    return DeltaReport(
+    return WrittenDelta(
         file=str(out),
         old=delta.old,
         new=head.identity,
         bytes=size,
         new_bytes=new_size,
         share=round(size / new_size, 4),
-        pieces={kind: kinds[kind] for kind in (COPY, XOR, NEAR, NEW)},
+        pieces=DeltaPieces(kinds[COPY], kinds[XOR], kinds[NEAR], kinds[NEW]),
     )
 
 

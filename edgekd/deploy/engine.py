@@ -41,10 +41,10 @@ from edgekd.deploy.devices import AgentDevice
 from edgekd.deploy.devices.connection import Connection, Stop, Upload
 from edgekd.deploy.engine_report import (
     DeviceReport,
+    EngineLatency,
     EngineReport,
     InstallReport,
-    LatencyReport,
-    SelfTestReport,
+    SelfTestErrors,
     StepTime,
     TuningReport,
     UploadReport,
@@ -179,12 +179,12 @@ def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAc
         engine=_picked(EngineReport, built),
         tuning=_picked(TuningReport, tuned, accuracy=accuracy) if tuned else None,
         self_test=_picked(
-            SelfTestReport,
+            SelfTestErrors,
             tested,
             error=PartErrors(**tested["error"]),
             tolerance=PartErrors(**tested["tolerance"]),
         ),
-        bench=_picked(LatencyReport, timed, inference_ms=Stats(**timed["inference_ms"])),
+        bench=_picked(EngineLatency, timed, inference_ms=Stats(**timed["inference_ms"])),
         activated="activate" in steps.results,
         upload=UploadReport(
             bytes=sum(upload.bytes for upload in steps.uploads),

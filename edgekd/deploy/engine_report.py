@@ -1,4 +1,4 @@
-"""Result of `edgekd engine`: what the agent reported of one device."""
+"""Result of `edgekd engine` on one device: what the agent reported."""
 
 from __future__ import annotations
 
@@ -8,15 +8,29 @@ from typing import Any
 
 from edgekd.agent.engines.records import PartErrors, RuntimeVersion
 from edgekd.core.benchmark import Stats
+from edgekd.core.documents import Result
 from edgekd.core.machine_state import PowerMode
 from edgekd.deploy.tuned_accuracy import TunedAccuracy
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """The device; None or empty for unreadable values.
+    """The device; null or empty for unreadable values.
 
-    name: as passed to `--device`; the others: see `agent.state.device.Device`.
+    Args:
+        name: Value of `--device`.
+        firmware: Name of the firmware, from /etc/edgekd/compatible.
+        compatible: Names in the device tree.
+        model: Model in the device tree.
+        serial: Serial number in the device tree.
+        cpu: Model of the processor.
+        gpus: Cards of the NVIDIA driver.
+        driver: Version of NVIDIA's driver for cards.
+        l4t: Release of Jetson Linux.
+        os: Name of the system in /etc/os-release.
+        kernel: Release of the kernel.
+        memory_bytes: Memory of the system.
+        power_mode: Mode set by nvpmodel.
     """
 
     name: str
@@ -38,9 +52,17 @@ class DeviceReport:
 class EngineReport:
     """The engine on the device.
 
-    key: hash of all that it depends on; seconds: build time; changed: False if it was built before; layers: number by
-    precision; float_layers: INT8 layers of the graph that were built in float; missing_scales: activations without an
-    INT8 scale; None without a calibration cache.
+    Args:
+        slot: Slot of the engine: `a` or `b`.
+        key: Name of the engine: a hash of all that it depends on.
+        file: Path on the device.
+        bytes: Size of the file.
+        seconds: Build time.
+        changed: False if it was built before.
+        layers: Number of layers by precision; null where the runtime does not report it.
+        float_layers: INT8 layers of the graph that were built in float, for lack of a kernel or by `--tune`.
+        missing_scales: Activations without an INT8 scale, around which a DLA computes in FP16; null without a
+            calibration cache.
     """
 
     slot: str
@@ -56,18 +78,34 @@ class EngineReport:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """Choice of `--tune`. candidates: compared forms, the shipped one first; accuracy: None without `--data`."""
+    """Choice of `--tune`.
+
+    Args:
+        source: `graph`, or `float` for the network without Q/DQ.
+        float_layers: Layers of the graph whose Q/DQ is left out.
+        candidates: Compared forms, the shipped one first; empty without a comparison.
+        limits: Rules of the comparison; null without one.
+        accuracy: Score of the form; null without `--data`.
+    """
 
     source: str
     float_layers: tuple[str, ...]
     candidates: tuple[Mapping[str, Any], ...]
-    limits: Mapping[str, Any]
+    limits: Mapping[str, Any] | None
     accuracy: TunedAccuracy | None = None
 
 
 @dataclass(frozen=True)
-class SelfTestReport:
-    """Errors of the engine on the golden frames, and their tolerances. precision: of the graph."""
+class SelfTestErrors:
+    """Errors of the engine on the golden frames.
+
+    Args:
+        passed: Whether both errors are within tolerance.
+        precision: Precision of the graph: `float` or `int8`.
+        frames: Number of golden frames.
+        error: Largest relative errors over all frames.
+        tolerance: Largest allowed errors.
+    """
 
     passed: bool
     precision: str
@@ -77,8 +115,18 @@ class SelfTestReport:
 
 
 @dataclass(frozen=True)
-class LatencyReport:
-    """Latency of the engine alone, and its energy; `refused` has the reasons for a figure that is None."""
+class EngineLatency:
+    """Latency of the engine alone, and its energy.
+
+    Args:
+        iterations: Number of timed runs.
+        fps: Sequential runs per second; null where `refused` has the reason.
+        refused: Metrics not reported for this run, why, and what to do.
+        inference_ms: Statistics over all runs, in milliseconds.
+        slow_down: Lasting slow-down during the run; null if there was none.
+        outliers: Runs that took much longer than those around them.
+        energy: Energy of a run; null where `refused` has the reason.
+    """
 
     iterations: int
     fps: float | None
@@ -91,7 +139,12 @@ class LatencyReport:
 
 @dataclass(frozen=True)
 class UploadReport:
-    """Size of the bundle and its agent, and the bytes that had to be sent."""
+    """Transfer to the device.
+
+    Args:
+        bytes: Size of the bundle and its agent.
+        sent_bytes: Bytes that were not on the device yet.
+    """
 
     bytes: int
     sent_bytes: int
@@ -99,15 +152,38 @@ class UploadReport:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Duration of a step."""
+    """Duration of a step.
+
+    Args:
+        name: `upload`, or a command of the agent.
+        seconds: Wall time on this host.
+    """
 
     name: str
     seconds: float
 
 
 @dataclass(frozen=True)
-class InstallReport:
-    """Result for one device; docs/json.md explains every field."""
+class InstallReport(Result):
+    """A bundle's engine, built, tested and timed on a device.
+
+    Args:
+        bundle: Path of the bundle on this host.
+        identity: SHA-256 of its manifest.
+        name: Name of the model.
+        target: Name of the target that it was built for.
+        fits: Whether the device is that target; null if unknown.
+        device: Description of the device.
+        basis: `measured` by the runtime on the device, or `rehearsed` by the null runtime, which computes nothing.
+        runtime: Runtime of the engine.
+        engine: The engine on the device.
+        tuning: Choice of `--tune`; null without it.
+        self_test: The golden frames through the engine.
+        bench: Latency of the engine alone.
+        activated: Whether it was put into service.
+        upload: Transfer to the device.
+        steps: Steps, in order.
+    """
 
     bundle: str
     identity: str
@@ -119,8 +195,8 @@ class InstallReport:
     runtime: RuntimeVersion
     engine: EngineReport
     tuning: TuningReport | None
-    self_test: SelfTestReport
-    bench: LatencyReport
+    self_test: SelfTestErrors
+    bench: EngineLatency
     activated: bool
     upload: UploadReport
     steps: tuple[StepTime, ...]

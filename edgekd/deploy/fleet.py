@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.canonical import file_sha256, json_sha256
+from edgekd.core.documents import Result, to_plain
 from edgekd.core.errors import EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress, SilentProgress
 from edgekd.core.toml import parse_table, read_toml
@@ -109,7 +110,16 @@ class FleetJob:
 
 @dataclass(frozen=True)
 class BoardError:
-    """An error of a board: its class, its text, and the parts of it."""
+    """Error of a board.
+
+    Args:
+        kind: Class of the error, such as DeviceError.
+        text: The whole error on one line.
+        what: Problem.
+        expected: Expected value.
+        found: Value found.
+        fix: Remedy.
+    """
 
     kind: str
     text: str
@@ -121,10 +131,17 @@ class BoardError:
 
 @dataclass(frozen=True)
 class BoardReport:
-    """Result of a board.
+    """Result of a board; either `error` or `result` is null.
 
-    measured_at: UTC, ISO 8601; jetpack: None if unknown; error, result: one of them is None; kept: read from a file of
-    an earlier run.
+    Args:
+        name: Name of the board in the fleet's file.
+        device: Address of the board.
+        measured_at: Start of the measurement, UTC, ISO 8601.
+        seconds: Wall time on this host.
+        jetpack: JetPack of its release of Jetson Linux; null if unknown.
+        error: Error of the board.
+        result: Result of `edgekd engine --device`.
+        kept: Whether it was measured by an earlier call.
     """
 
     name: str
@@ -138,8 +155,17 @@ class BoardReport:
 
 
 @dataclass(frozen=True)
-class FleetReport:
-    """Result of `edgekd engine --fleet`. out: folder of results; passed: no board has an error."""
+class FleetReport(Result):
+    """A bundle's engine, built, tested and timed on the boards of a fleet.
+
+    Args:
+        bundle: Path of the bundle on this host.
+        name: Name of the model.
+        target: Name of the target that it was built for.
+        out: Folder of the results: this document, and one file per board in `boards`.
+        passed: Whether no board has an error.
+        boards: Results in the order of the fleet's file.
+    """
 
     bundle: str
     name: str
@@ -147,6 +173,11 @@ class FleetReport:
     out: str
     passed: bool
     boards: tuple[BoardReport, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a board has an error."""
+        return 0 if self.passed else 1
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -254,7 +285,7 @@ def _jetpack(l4t: str | None) -> str | None:
 
 
 def _json(report: FleetReport | BoardReport) -> bytes:
-    return (json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    return (json.dumps(to_plain(report), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,11 @@ SCORED = "val"
 class TunedAccuracy:
     """Accuracy of a tuned network.
 
-    images: number of scored images; retention: mAP50-95 relative to that before compression, None where that is 0;
-    min_retention: limit of the bundle, None where it has none.
+    Args:
+        images: Number of scored images.
+        map50_95: COCO mAP50-95, 0 to 1.
+        retention: mAP50-95 relative to that before compression; null where that is 0.
+        min_retention: Limit of the bundle; null if it has none.
     """
 
     images: int

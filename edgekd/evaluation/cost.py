@@ -1,4 +1,4 @@
-"""CostPerMillion of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
+"""Cost of a million frames. total: None where one of the two has a price and no measurement."""
 
 from __future__ import annotations
 

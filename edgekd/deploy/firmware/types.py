@@ -43,7 +43,14 @@ class Packaging:
 
 @dataclass(frozen=True)
 class FirmwareFile:
-    """File of a firmware system. version: in that system; compatible: devices by their names there."""
+    """File of a firmware system.
+
+    Args:
+        system: `mender`, `oci`, `rauc` or `swupdate`.
+        version: Version in that system: the bundle's counter.
+        compatible: Names in that system of the devices that it fits.
+        signed: Whether it has a signature of that system, around those of the bundle.
+    """
 
     system: str
     version: str

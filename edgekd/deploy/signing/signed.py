@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.archive import Head, read_head, replace_signatures
 from edgekd.core.bundle.archive import verify as verify_archive
 from edgekd.core.bundle.signatures import Signature, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
+from edgekd.core.documents import Result
 from edgekd.core.errors import SignatureError, SpecError
 from edgekd.deploy.firmware.types import FirmwareFile
 from edgekd.deploy.signing import Signer
@@ -20,23 +22,36 @@ from edgekd.deploy.signing.trust_files import read_trust_file, trust_from_toml, 
 
 @dataclass(frozen=True)
 class NamedSignature:
-    """Id of a key that has signed, and its name if known."""
+    """A signature; it is verified if its key was given, or is in the given trust file.
+
+    Args:
+        key: Id of the key: SHA-256 of the public key.
+        name: Name of the key in the trust file, or of its .pub file; null if unknown.
+    """
 
     key: str
     name: str | None
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class Verified(Result):
     """A valid bundle or trust file, and its signatures.
 
-    identity: SHA-256 that signatures are of; version: counter of a bundle, version of a trust file; trusted: None if
-    neither a trust file nor keys were given; trust_version: of that trust file; firmware: file that contains the
-    bundle.
+    Args:
+        file: Path of the file.
+        kind: `bundle` or `trust`.
+        identity: SHA-256 that signatures are of: that of the bundle's manifest, or of the content of the trust file.
+        version: Counter of the bundle, or version of the trust file.
+        expires: Expiry of the trust file, UTC; null for bundles and if it never expires.
+        bytes: Size of the file.
+        signatures: Signatures of the file.
+        trusted: True if a trust file or keys were given and the signatures suffice; null if none were given.
+        trust_version: Version of the given trust file.
+        firmware: Of `pack`: the firmware system's file around the bundle; null for a bundle or a trust file.
     """
 
     file: str
-    kind: str
+    kind: Literal["bundle", "trust"]
     identity: str
     version: int
     expires: str | None
@@ -69,7 +84,7 @@ def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable
     replace_signatures(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
 
 
-def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> VerifyReport:
+def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Verified:
     """Add signatures to a bundle or a trust file, in place or into another file, and verify the result."""
     if _is_trust(path):
         write_trust_file(out or path, _with_signatures(read_trust_file(path), signers))
@@ -78,7 +93,7 @@ def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Veri
     return verify(out or path)
 
 
-def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path | None) -> VerifyReport:
+def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path | None) -> Verified:
     """Write a signed trust file from a table.
 
     previous: the trust file that it is to follow, except for signatures that are added later. Raises SpecError,
@@ -91,7 +106,7 @@ def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path
     return verify(out)
 
 
-def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | None = None) -> VerifyReport:
+def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | None = None) -> Verified:
     """Verify a whole bundle or trust file, and its signatures.
 
     trust: the trust file that decides on signatures; keys: public keys by name, all of which must have signed.
@@ -101,6 +116,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
     held = read_trust_file(trust) if trust else None
     if held:
         require_complete(held)
+    kind: Literal["bundle", "trust"]
     if _is_trust(path):
         signed = read_trust_file(path)
         if held and held.trust != signed.trust:
@@ -115,7 +131,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         kind, identity, signatures = "bundle", head.identity, head.envelope.signatures
         version, expires = head.manifest.counter, None
         names = {**_names(held), **{key_id(public): name for name, public in keys.items()}}
-    return VerifyReport(
+    return Verified(
         file=str(path),
         kind=kind,
         identity=identity,
