@@ -320,7 +320,7 @@ def test_layers_with_the_same_weights_and_other_scales_are_refused_for_ncnn(
     assert constants["cells16.w_codes"].raw_data == constants["cells32.w_codes"].raw_data
     constants["cells32.x_scale"].CopyFrom(onnx.numpy_helper.from_array(np.float32(0.01), "cells32.x_scale"))
     onnx.save(model, tmp_path / "twice.onnx")
-    with pytest.raises(SpecError, match="cells16 and cells32 have the same weights and other scales"):
+    with pytest.raises(SpecError, match="cells16 and cells32 have the same weights and different scales"):
         convert(tmp_path / "twice.onnx", "ncnn")
 
 
