@@ -13,9 +13,8 @@ from frame import Blocks, Document, Given, Option, Result, head, main, note, tab
 from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
-from edgekd.data.labelling import Find
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING, ClassThresholds, find_thresholds, match, pseudo_truth
+from edgekd.data.pseudo_labels import LABELLING, ClassThresholds, Find, find_thresholds, match, pseudo_truth
 from edgekd.data.types import Dataset
 from edgekd.evaluation.evaluate import finder
 

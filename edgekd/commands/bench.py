@@ -35,8 +35,8 @@ from edgekd.core.power.recorder import Joules, Recorder
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
-from edgekd.deploy.devices import InProcessDevice
-from edgekd.deploy.devices.local import local_device
+from edgekd.deploy.devices.local import LocalDevice, local_device
+from edgekd.deploy.devices.null import NullDevice
 from edgekd.evaluation.cost import CostPerMillion, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
 from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page
@@ -66,7 +66,7 @@ class BenchJob:
     """
 
     artifact: Path
-    device: InProcessDevice
+    device: LocalDevice | NullDevice
     against: Path | None = None
     frames: Path | None = None
     iterations: int = 200

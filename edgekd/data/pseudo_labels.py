@@ -1,4 +1,4 @@
-"""Pseudo labels: a teacher's detections on unlabelled frames as labels, and batches of both kinds. Pure rules.
+"""Pseudo labels: a teacher's detections on unlabelled frames as labels, and batches of both kinds.
 
 Each class has its own score thresholds, chosen on labelled images. Detections are matched as in COCO's benchmark: per
 image and class, in descending order of score, each is matched to the free object of highest IoU, at least 0.5; a
@@ -13,7 +13,8 @@ A class that never reaches the precision of `keep` gets no labels, and its detec
 `ignore` exceeds the lowest score considered only if detections below it were false positives.
 Per-class thresholds: AMROD, arXiv 2406.16439; ignored regions: the COCO and LVIS benchmarks.
 
-From a training loop (`edgekd/data/labelling.py` runs the teacher)::
+The teacher `find` is any detector: of a graph (`evaluate.finder`), an RT-DETR (`detectors.family.direct_detector`), or
+prompts (`detectors.ultralytics.open_vocabulary.open_vocabulary`). From a training loop::
 
     with finder(graph, spec, LABELLING) as find:
         thresholds = teacher_thresholds(find, dataset.split("train"), dataset.classes)
@@ -26,7 +27,7 @@ From a training loop (`edgekd/data/labelling.py` runs the teacher)::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +36,14 @@ from numpy.typing import NDArray
 from edgekd.core.detection.decode import Thresholds
 from edgekd.core.detection.types import Detections
 from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.boxes import overlaps
+from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
+from edgekd.data.types import Sample, Split
 
+Find = Callable[[Image], Detections]
+"""Returns the detections in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
 LABELLING = Thresholds(confidence=0.05)
 """Thresholds of the teacher's detections: one class per box, without noise."""
 MIN_OVERLAP = 0.5  # IoU with an object, or share of a detection that lies in a crowd
@@ -120,6 +126,38 @@ def pseudo_truth(detections: Detections, thresholds: ClassThresholds, width: int
     used = detections.scores >= ignore
     boxes = detections.boxes[used] / np.array([width, height, width, height], np.float32)
     return Truth(boxes.astype(np.float32), detections.classes[used], (detections.scores < keep)[used])
+
+
+def teacher_thresholds(
+    find: Find,
+    split: Split,
+    classes: Sequence[str],
+    keep: float = 0.9,
+    ignore: float = 0.5,
+    progress: Progress = SILENT,
+) -> ClassThresholds:
+    """Return a teacher's thresholds for each class, chosen on a labelled split with the same classes in order.
+
+    Raises SpecError unless 0 < ignore <= keep <= 1, DataError if too many images are unreadable.
+    """
+    detections: list[Detections] = []
+    truths: list[tuple[Truth, int, int]] = []
+    for sample, image in ReadableImages(split.samples, progress, label="find thresholds"):
+        detections.append(find(image))
+        truths.append((sample.truth, image.shape[1], image.shape[0]))
+    return find_thresholds(detections, truths, len(classes), keep, ignore)
+
+
+def label(find: Find, split: Split, thresholds: ClassThresholds, progress: Progress = SILENT) -> Split:
+    """Return the readable frames of a split with a teacher's detections in place of their labels.
+
+    Raises DataError if too many frames are unreadable.
+    """
+    samples = [
+        Sample(sample.image, pseudo_truth(find(image), thresholds, image.shape[1], image.shape[0]))
+        for sample, image in ReadableImages(split.samples, progress, label="label")
+    ]
+    return Split(split.name, tuple(samples))
 
 
 def mixed_order(

@@ -19,9 +19,8 @@ from edgekd.builds.stages.base import GRAPH, StageContext
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import SpecError
 from edgekd.data.dataset import unlabelled
-from edgekd.data.labelling import Find, label, teacher_thresholds
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.pseudo_labels import LABELLING, Find, label, teacher_thresholds
 from edgekd.data.types import Dataset, Sample
 from edgekd.detectors import load
 from edgekd.detectors.family import direct_detector

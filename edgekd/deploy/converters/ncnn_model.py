@@ -45,7 +45,7 @@ def parse(param: str, weights: bytes) -> tuple[NcnnLayer, ...]:
     lines = param.splitlines()
     if not lines or lines[0].strip() != _MAGIC:
         raise ValueError(f"expected an ncnn network, which begins with {_MAGIC}")
-    reader = _Reader(weights)
+    reader = _WeightReader(weights)
     layers = tuple(_with_weights(_parse_line(line), reader) for line in lines[2:] if line.strip())
     if reader.offset != len(weights):
         kinds = ", ".join(sorted({layer.kind for layer in layers if not layer.weights}))
@@ -97,7 +97,7 @@ def _line(layer: NcnnLayer) -> str:
     return " ".join((layer.kind, layer.name, *counts, *layer.inputs, *layer.outputs, *parameters))
 
 
-def _with_weights(layer: NcnnLayer, reader: _Reader) -> NcnnLayer:
+def _with_weights(layer: NcnnLayer, reader: _WeightReader) -> NcnnLayer:
     """Read the weights of a layer. Kinds that are not listed have none: otherwise the total size does not match."""
     number = layer.number
     if layer.kind in _CONVOLUTIONS:
@@ -114,7 +114,7 @@ def _with_weights(layer: NcnnLayer, reader: _Reader) -> NcnnLayer:
     return layer
 
 
-class _Reader:
+class _WeightReader:
     """Reads weights in sequence; raises ValueError at the end of the file, and for unknown types."""
 
     def __init__(self, content: bytes) -> None:

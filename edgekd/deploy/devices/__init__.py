@@ -1,13 +1,10 @@
-"""Devices that run a bundle's agent, or graphs in this process."""
+"""Devices that run a bundle's agent; those on this machine also run graphs in this process."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-from edgekd.graph.runtimes.types import Session
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.connection import Connection, Stop
@@ -66,24 +63,4 @@ class AgentDevice(Protocol):
 
         python: its interpreter, None for the default; stop: interrupts the work from another thread.
         """
-        ...
-
-
-class InProcessDevice(Protocol):
-    """A device that runs graphs in this process, frame by frame: this machine, and its fake."""
-
-    def facts(self) -> HostFacts:
-        """Return a description of the machine."""
-        ...
-
-    def load(self, graph: Path) -> Session:
-        """Open an ONNX file. Raises DeviceError."""
-        ...
-
-    def load_streams(self, graph: Path, streams: int) -> tuple[Session, ...]:
-        """Open an ONNX file for several frames at once, one session for each. Raises DeviceError."""
-        ...
-
-    def clock(self) -> float:
-        """Return the seconds of the clock that measurements on this device use, from any fixed point."""
         ...

@@ -9,9 +9,8 @@ import pytest
 
 from edgekd.core.errors import DataError
 from edgekd.data.dataset import load_dataset, unlabelled
-from edgekd.data.labelling import label, teacher_thresholds
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.pseudo_labels import LABELLING, label, teacher_thresholds
 from edgekd.data.types import Split
 from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import finder
