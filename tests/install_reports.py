@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgekd.agent.engines.records import PartErrors, RuntimeVersion
 from edgekd.core.benchmark import Stats
 from edgekd.core.machine_state import PowerMode
+from edgekd.core.statistics import Outliers
 from edgekd.deploy.engine_report import (
     DeviceReport,
     EngineLatency,
@@ -41,7 +42,9 @@ def install_report(
         engine=EngineReport("a", "0" * 16, "model.engine", 1, 1.0, True, layers, (), None),
         tuning=None,
         self_test=SelfTestErrors(True, graph, 3, PartErrors(0.0, 0.0), PartErrors(0.1, 0.1)),
-        bench=EngineLatency(200, 222.2, (), Stats(p50, 5.0, 6.0, None, 4.5, 3.5), None, {}, None),
+        bench=EngineLatency(
+            200, 222.2, [], None, Outliers(0, 0.0, 5.0, 5.0), Stats(p50, 5.0, 6.0, None, 4.5, 3.5), None
+        ),
         activated=False,
         upload=UploadReport(1, 1),
         steps=(),

@@ -22,7 +22,7 @@ from edgekd.commands.parameter import Argument, Option
 from edgekd.core.atomic_files import contents
 from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, read_head
 from edgekd.core.bundle.archive import pack as pack_archive
-from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Latency, Manifest, from_json
+from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Basis, Latency, Manifest, from_json
 from edgekd.core.errors import SpecError
 from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
@@ -100,7 +100,7 @@ def repack(
         if packaging is None:
             return verify(out)
         report, firmware = verify(packed), wrap(packaging, packed, out)
-        return replace(report, file=str(out), bytes=out.stat().st_size, firmware=firmware)
+        return replace(report, file=out, bytes=out.stat().st_size, firmware=firmware)
 
 
 def _folder(out: Path) -> Path:
@@ -228,7 +228,7 @@ def _latency(result: Mapping[str, Any], layers: Mapping[str, Any], target: str) 
             raise ValueError("the null runtime computes nothing")
         where = f"{result['model'] or 'unknown device'}, {runtime['name']} {runtime['version']}"
         where += f", {mode['name']}" if mode else ""
-        basis = "stand-in" if runtime["name"] in ON_CPU and target != "cpu" else "measured"
+        basis: Basis = "stand-in" if runtime["name"] in ON_CPU and target != "cpu" else "measured"
     else:
         host = result["host"]
         where = f"{host['cpu']}, {host['engine']}, {host['threads']} threads"

@@ -22,6 +22,23 @@ Decode = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
+class FrameFacts:
+    """The frames of a measurement.
+
+    Args:
+        source: Their origin.
+        count: Number of frames; they repeat.
+        compressed: True where they are decoded, which is then a part of the time.
+        shapes: Width and height of those that differ.
+    """
+
+    source: str
+    count: int
+    compressed: bool
+    shapes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class FrameSource:
     """Frames before decoding. description: their origin; items: raw or compressed frames.
 
@@ -39,14 +56,10 @@ class FrameSource:
         decode = self.make_decoder() if self.make_decoder else lambda item: item
         return [decode(item) for item in self.items[:count]]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the description of the frames for JSON."""
-        return {
-            "source": self.description,
-            "count": len(self.items),
-            "compressed": self.make_decoder is not None,
-            "shapes": [list(shape) for shape in self.shapes],
-        }
+    @property
+    def facts(self) -> FrameFacts:
+        """Description of the frames."""
+        return FrameFacts(self.description, len(self.items), self.make_decoder is not None, self.shapes)
 
 
 def load_frames(path: Path) -> FrameSource:

@@ -73,7 +73,7 @@ class DeltaPieces:
 
 
 @dataclass(frozen=True)
-class WrittenDelta(Result):
+class DeltaResult(Result):
     """A delta that was written.
 
     Args:
@@ -82,11 +82,10 @@ class WrittenDelta(Result):
         new: Identity of the bundle that it leads to.
         bytes: Size of the delta.
         new_bytes: Size of the new bundle.
-        share: bytes / new_bytes.
-        pieces: Bytes by kind of piece.
+        share: `bytes` / `new_bytes`.
     """
 
-    file: str
+    file: Path
     old: str
     new: str
     bytes: int
@@ -95,7 +94,7 @@ class WrittenDelta(Result):
     pieces: DeltaPieces
 
 
-def run(old: Path, new: Path, out: Path) -> WrittenDelta:
+def run(old: Path, new: Path, out: Path) -> DeltaResult:
     """Write the delta from one bundle to another, and verify it by rebuilding the new one.
 
     Raises BundleError or HashError for an invalid bundle, SpecError if `out` cannot be written, or the bundles have too
@@ -123,8 +122,8 @@ def run(old: Path, new: Path, out: Path) -> WrittenDelta:
     for piece in (piece for parts in files for part in parts for piece in part.pieces):
         kinds[piece.kind] += piece.length
     size, new_size = out.stat().st_size, new.stat().st_size
-    return WrittenDelta(
-        file=str(out),
+    return DeltaResult(
+        file=out,
         old=delta.old,
         new=head.identity,
         bytes=size,

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekd.agent.cli import COMMANDS, STATE
-from edgekd.agent.engines.records import Form, PartErrors, RuntimeVersion
-from edgekd.core.benchmark import MEASURED, Stats
+from edgekd.agent.engines.records import Form, RuntimeVersion
 from edgekd.core.bundle.archive import extract
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
@@ -34,8 +33,8 @@ from edgekd.core.errors import (
     SignatureError,
     SpecError,
 )
-from edgekd.core.machine_state import PowerMode
 from edgekd.core.progress import SILENT, Progress
+from edgekd.core.typed_values import from_plain
 from edgekd.deploy import tuned_accuracy
 from edgekd.deploy.devices import AgentDevice
 from edgekd.deploy.devices.connection import Connection, Stop, Upload
@@ -135,7 +134,7 @@ def install(
             steps.run(command)
     try:
         return _report(job, parts.manifest, steps, accuracy)
-    except (KeyError, TypeError) as error:
+    except (KeyError, SpecError) as error:
         what = f"{job.device.name}: unexpected answers from an agent of another version of edgekd"
         raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
 
@@ -159,32 +158,24 @@ def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> TunedAccuracy | Non
 
 
 def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAccuracy | None) -> InstallReport:
-    """Raises KeyError or TypeError for answers that lack a field."""
+    """Raises KeyError or SpecError for answers that lack a field."""
     status, unpacked, built, tested, timed = (steps.results[name] for name in ("status", "unpack", *_STEPS))
     tuned = steps.results.get("tune")
     if tuned:
         built = {**built, **tuned["engine"]}
-    mode = status["device"].get("power_mode")
     return InstallReport(
         bundle=str(job.bundle),
         identity=unpacked["identity"],
         name=manifest.name,
         target=manifest.target.name,
         fits=unpacked["fits"],
-        device=_picked(
-            DeviceReport, status["device"], name=job.device.name, power_mode=PowerMode(**mode) if mode else None
-        ),
-        basis=REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
-        runtime=_picked(RuntimeVersion, built["runtime"]),
-        engine=_picked(EngineReport, built),
-        tuning=_picked(TuningReport, tuned, accuracy=accuracy) if tuned else None,
-        self_test=_picked(
-            SelfTestErrors,
-            tested,
-            error=PartErrors(**tested["error"]),
-            tolerance=PartErrors(**tested["tolerance"]),
-        ),
-        bench=_picked(EngineLatency, timed, inference_ms=Stats(**timed["inference_ms"])),
+        device=_parsed(DeviceReport, {**status["device"], "name": job.device.name}),
+        basis="rehearsed" if built["runtime"]["name"] == _NULL else "measured",
+        runtime=_parsed(RuntimeVersion, built["runtime"]),
+        engine=_parsed(EngineReport, built),
+        tuning=replace(_parsed(TuningReport, tuned), accuracy=accuracy) if tuned else None,
+        self_test=_parsed(SelfTestErrors, tested),
+        bench=_parsed(EngineLatency, timed),
         activated="activate" in steps.results,
         upload=UploadReport(
             bytes=sum(upload.bytes for upload in steps.uploads),
@@ -194,10 +185,9 @@ def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAc
     )
 
 
-def _picked(kind: type[T], answer: Mapping[str, Any], **parsed: Any) -> T:
-    """Return the dataclass `kind` from fields of an answer of the agent, or their parsed values; others are ignored."""
-    names = {field.name for field in fields(kind)} & answer.keys()  # type: ignore[arg-type]
-    return kind(**{**{name: answer[name] for name in names}, **parsed})
+def _parsed(kind: type[T], answer: Mapping[str, Any]) -> T:
+    """Return the dataclass `kind` from an answer of the agent, which may have further keys. Raises SpecError."""
+    return from_plain(kind, answer, kind.__name__, extra=True)
 
 
 class _Steps:

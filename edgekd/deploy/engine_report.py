@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from edgekd.agent.engines.choice import RelativeTime, TuningLimits
 from edgekd.agent.engines.records import PartErrors, RuntimeVersion
-from edgekd.core.benchmark import Stats
+from edgekd.agent.runtimes.types import Source
+from edgekd.core.benchmark import RunSummary, Stats
 from edgekd.core.documents import Result
 from edgekd.core.machine_state import PowerMode
+from edgekd.core.power.energy import Energy
 from edgekd.deploy.tuned_accuracy import TunedAccuracy
 
 
@@ -77,6 +80,27 @@ class EngineReport:
 
 
 @dataclass(frozen=True)
+class FormReport:
+    """A form of the network, built and tested.
+
+    Args:
+        source: `graph`, or `float` for the network without Q/DQ.
+        float_layers: Layers of the graph whose Q/DQ is left out.
+        key: Name of its engine; null where it could not be built.
+        passed: Whether it passed the self-test.
+        found: Reason of a failure; null where it passed.
+        ms: Null where it could not be built.
+    """
+
+    source: Source
+    float_layers: tuple[str, ...]
+    key: str | None
+    passed: bool
+    found: str | None
+    ms: RelativeTime | None
+
+
+@dataclass(frozen=True)
 class TuningReport:
     """Choice of `--tune`.
 
@@ -84,14 +108,14 @@ class TuningReport:
         source: `graph`, or `float` for the network without Q/DQ.
         float_layers: Layers of the graph whose Q/DQ is left out.
         candidates: Compared forms, the shipped one first; empty without a comparison.
-        limits: Rules of the comparison; null without one.
-        accuracy: Score of the form; null without `--data`.
+        limits: Null without a comparison.
+        accuracy: Null without `--data`.
     """
 
-    source: str
+    source: Source
     float_layers: tuple[str, ...]
-    candidates: tuple[Mapping[str, Any], ...]
-    limits: Mapping[str, Any] | None
+    candidates: tuple[FormReport, ...]
+    limits: TuningLimits | None
     accuracy: TunedAccuracy | None = None
 
 
@@ -115,26 +139,16 @@ class SelfTestErrors:
 
 
 @dataclass(frozen=True)
-class EngineLatency:
-    """Latency of the engine alone, and its energy.
+class EngineLatency(RunSummary):
+    """Latency of the engine alone.
 
     Args:
-        iterations: Number of timed runs.
-        fps: Sequential runs per second; null where `refused` has the reason.
-        refused: Metrics not reported for this run, why, and what to do.
         inference_ms: Statistics over all runs, in milliseconds.
-        slow_down: Lasting slow-down during the run; null if there was none.
-        outliers: Runs that took much longer than those around them.
         energy: Energy of a run; null where `refused` has the reason.
     """
 
-    iterations: int
-    fps: float | None
-    refused: tuple[str, ...]
     inference_ms: Stats
-    slow_down: Mapping[str, Any] | None
-    outliers: Mapping[str, Any]
-    energy: Mapping[str, Any] | None
+    energy: Energy | None
 
 
 @dataclass(frozen=True)
@@ -173,15 +187,9 @@ class InstallReport(Result):
         name: Name of the model.
         target: Name of the target that it was built for.
         fits: Whether the device is that target; null if unknown.
-        device: Description of the device.
         basis: `measured` by the runtime on the device, or `rehearsed` by the null runtime, which computes nothing.
-        runtime: Runtime of the engine.
-        engine: The engine on the device.
-        tuning: Choice of `--tune`; null without it.
-        self_test: The golden frames through the engine.
-        bench: Latency of the engine alone.
+        tuning: Null without `--tune`.
         activated: Whether it was put into service.
-        upload: Transfer to the device.
         steps: Steps, in order.
     """
 
@@ -191,7 +199,7 @@ class InstallReport(Result):
     target: str
     fits: bool | None
     device: DeviceReport
-    basis: str
+    basis: Literal["measured", "rehearsed"]
     runtime: RuntimeVersion
     engine: EngineReport
     tuning: TuningReport | None

@@ -175,7 +175,7 @@ class FleetReport(Result):
     boards: tuple[BoardReport, ...]
 
     @property
-    def exit_code(self) -> int:
+    def exit_status(self) -> int:
         """1 if a board has an error."""
         return 0 if self.passed else 1
 

@@ -80,5 +80,5 @@ def _job(board: Board, bundle: Path) -> EngineJob:
 
 
 def _result(board: Board, report: InstallReport) -> BoardResult:
-    energy = None if report.basis == REHEARSED or report.bench.energy is None else report.bench.energy["gross_mj"]
+    energy = None if report.basis == REHEARSED or report.bench.energy is None else report.bench.energy.gross_mj
     return BoardResult(board.name, report.basis, report.bench.inference_ms.mean, energy)

@@ -27,9 +27,12 @@ MIN_SCORE_RMS = 1e-4  # scores of a network without detections are smaller
 class Distance:
     """Errors of outputs over all frames.
 
-    boxes, scores: relative; boxes are weighted by confidence.
-    largest_score, largest_box: largest absolute difference of any score, and of a coordinate of a confident box, in the
-    unit of the output; None without confident boxes.
+    Args:
+        boxes: Relative error of boxes, weighted by confidence.
+        scores: Relative error of scores.
+        largest_score: Largest difference of any score.
+        largest_box: Largest difference of a coordinate of a box with a confidence above 0.25, in the unit of the
+            output; null where there is none.
     """
 
     boxes: float

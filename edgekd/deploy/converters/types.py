@@ -13,6 +13,7 @@ from edgekd.graph.runtimes.types import Engine
 if TYPE_CHECKING:
     import numpy as np
 
+FormatName = Literal["onnx", "openvino", "ncnn", "tensorrt-rtx", "deepstream"]
 Precision = Literal["as-is", "fp16", "fp32"]
 """as-is: that of the source; fp16: float16 for what is not INT8; fp32: float32 for everything, without INT8."""
 PRECISIONS: tuple[Precision, ...] = ("as-is", "fp16", "fp32")
@@ -65,8 +66,10 @@ class ConversionRequest:
 class CacheCounts:
     """Numbers of scales in a calibration cache.
 
-    activations: floating-point tensors that depend on the frame; float_tensors: those without a scale because they
-    must stay in floating point; missing: those that lack a scale.
+    Args:
+        activations: Number of floating-point tensors of the network that depend on the frame.
+        float_tensors: Number of those that must stay in floating point, such as decoded boxes.
+        missing: Number of those that lack a scale; TensorRT computes the layers around them in FP16.
     """
 
     activations: int
@@ -104,7 +107,7 @@ class Format:
     the fix, unless the converter is installed.
     """
 
-    name: str
+    name: FormatName
     suffix: str
     single_file: bool
     runtime: Engine | None

@@ -50,7 +50,7 @@ class Verified(Result):
         firmware: Of `pack`: the firmware system's file around the bundle; null for a bundle or a trust file.
     """
 
-    file: str
+    file: Path
     kind: Literal["bundle", "trust"]
     identity: str
     version: int
@@ -132,7 +132,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         version, expires = head.manifest.counter, None
         names = {**_names(held), **{key_id(public): name for name, public in keys.items()}}
     return Verified(
-        file=str(path),
+        file=path,
         kind=kind,
         identity=identity,
         version=version,
