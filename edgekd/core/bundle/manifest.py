@@ -32,16 +32,7 @@ from edgekd.core.errors import BundleError
 
 FORMAT = 1
 Role = Literal[
-    "graph",
-    "calibration-cache",
-    "calibration-set",
-    "golden",
-    "drift",
-    "report",
-    "evidence",
-    "labels",
-    "agent",
-    "sbom",
+    "graph", "calibration-cache", "calibration-set", "golden", "drift", "report", "evidence", "labels", "agent", "sbom"
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_BYTES = 1 << 20
