@@ -16,9 +16,9 @@ from common import HERE, export_to, frames_of
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, note, read, table
 
-from edgekd.builds.recipe import Quantize
 from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt_graph, look_json
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.types import DetectorSpec

@@ -30,9 +30,10 @@ def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:
 
 def measure(recipe: str, images: int, graph: str, shared: str) -> Result:
     """Quantize in this process; peak memory and wall time of it."""
-    from edgekd.builds.recipe import Quantize, load_recipe
+    from edgekd.builds.recipe import load_recipe
     from edgekd.compress.quantization.mixed_precision import choices
     from edgekd.compress.quantization.quantize import quantize
+    from edgekd.compress.steps import Quantize
     from edgekd.compress.weight_formats import Form
     from edgekd.detectors.onnx import describe
     from edgekd.graph.view import load_graph

@@ -16,8 +16,8 @@ from typing import Any
 from common import SHARED, export_to, frames_of, split_of
 from frame import Blocks, Document, Given, Option, Result, head, main, note, table
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.packed_graph import pack, unpack
 from edgekd.graph.fp16 import half

@@ -20,9 +20,9 @@ import frame
 from common import conditions, export_to, frames_of, ultralytics_environment, without_folders
 from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell
 
-from edgekd.builds.recipe import Quantize
 from edgekd.commands.convert import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, convert, outputs
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.detection.types import DetectorSpec, Head
 from edgekd.core.errors import EdgeKDError
 from edgekd.data.dataset import load_dataset

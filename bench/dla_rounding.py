@@ -13,9 +13,9 @@ from common import export_to, frames_of, split_of
 from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, main, table
 from onnx import helper, numpy_helper
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.progress import PlainProgress
 from edgekd.evaluation.evaluate import evaluate

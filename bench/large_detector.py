@@ -12,9 +12,10 @@ import numpy as np
 from common import export_to, peak_bytes
 from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, table
 
-from edgekd.builds.recipe import Quantize, load_recipe
+from edgekd.builds.recipe import load_recipe
 from edgekd.compress.quantization.mixed_precision import choices
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import Form
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec

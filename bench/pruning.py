@@ -21,7 +21,7 @@ from common import CPU_ENGINES, SPLITS, export_to, median_ms
 from frame import Blocks, Document, Given, Option, cell, claim, claims_table, head, main, table, versions_of
 from training import DEVICE, SEEDS, Trainings, Way
 
-from edgekd.builds.recipe import Prune
+from edgekd.compress.steps import Prune
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU

@@ -144,8 +144,9 @@ class Bench(Trainings):
 
 def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dict[str, Any]:
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
-    from edgekd.builds.recipe import Quantize, load_recipe
+    from edgekd.builds.recipe import load_recipe
     from edgekd.compress.quantization.quantize import Quantized, quantize
+    from edgekd.compress.steps import Quantize
     from edgekd.compress.weight_formats import Form
     from edgekd.core.detection.preprocess import letterbox
     from edgekd.data.calibration import choose, load_rule
@@ -177,7 +178,7 @@ def train_job(
     """Train a quantized graph; what it took."""
     import torch
 
-    from edgekd.builds.recipe import QuantAwareDistill
+    from edgekd.compress.steps import QuantAwareDistill
     from edgekd.detectors.ultralytics.quant_aware import distill_quantized
 
     torch.set_num_threads(threads)

@@ -15,8 +15,8 @@ import numpy as np
 from common import copy_data, export_to, frames_of, ultralytics_environment
 from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Result, head, main, note, table
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.detection.types import Detections, DetectorSpec
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image

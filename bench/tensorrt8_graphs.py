@@ -15,9 +15,9 @@ import onnxruntime
 from common import DEMO, HERE, export_to, frames_of, split_of
 from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, last_json, main, note, table
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.formats.plain_graph import plain_graph

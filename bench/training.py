@@ -21,7 +21,8 @@ from typing import Any
 from common import SHARED, SPLITS, conditions, copy_data, export_to, ultralytics_environment, without_folders
 from frame import IMAGES, Document, Given, Option, Result, in_process, last_json, read, spread
 
-from edgekd.builds.recipe import Distill, DistillStage, Weights, load_recipe
+from edgekd.builds.recipe import load_recipe
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.progress import PlainProgress, Progress

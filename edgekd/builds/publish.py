@@ -52,7 +52,7 @@ from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import to_dict
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Step
+    from edgekd.compress.steps import Step
     from edgekd.deploy.signing import Signer
 
 _GOLDEN = "golden.set"

@@ -285,7 +285,7 @@ def ledger_row(stage: AnyStage) -> dict[str, Any]:
 
 
 def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
-    """Return a number that only some results have, by its name."""
+    """Return a number, or numbers by epoch, that only some results have, by its name."""
     return getattr(stage.result, name, default)
 
 

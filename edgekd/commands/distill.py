@@ -7,17 +7,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from edgekd.builds.recipe import Distill
+from edgekd.builds.recipe import refuse_recipe
 from edgekd.builds.stage_store import stage_json
 from edgekd.builds.stages import export, score, train
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.label import same_classes
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.score import SCORED
 from edgekd.commands.arguments import path_or_none, recipe_of
 from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import Distilled, write_result
+from edgekd.compress.steps import Distill
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset

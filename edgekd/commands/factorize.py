@@ -6,16 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.recipe import LowRank
+from edgekd.builds.recipe import refuse_recipe
 from edgekd.builds.speedup import compared, start
 from edgekd.builds.stage_store import stage_json
 from edgekd.builds.stages import low_rank
 from edgekd.builds.stages.base import StageContext
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import Lightened, write_result
+from edgekd.compress.steps import LowRank
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
 from edgekd.hardware.budget import Budget

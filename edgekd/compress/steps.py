@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 from edgekd.compress.weight_formats import Form
 from edgekd.core.errors import SpecError
 from edgekd.core.units import parse_size
 
+S = TypeVar("S", bound="Step")
+
 
 @dataclass(frozen=True)
 class Step:
-    """Base of the settings of a compression step: its declaration.
-
-    Args:
-        kind: Its name in a recipe.
-        trains: It needs a `.pt` checkpoint and labelled training data.
-        repeats: A recipe may hold it more than once.
-        refused_by_quantize: What it does, and what to do instead, for `edgekd quantize`, which does not run it.
-    """
+    """Base of the settings of a compression step; kind: its name in a recipe."""
 
     kind: ClassVar[str]
-    trains: ClassVar[bool] = False
-    repeats: ClassVar[bool] = False
-    refused_by_quantize: ClassVar[tuple[str, str] | None] = None
+
+    def beside(self: S, folder: Path) -> S:
+        """Return the step with the paths in it relative to the folder of its recipe."""
+        return self
 
 
 class _Sized(Step):
@@ -90,6 +87,10 @@ class Quantize(_Sized):
         """True where a planner, or a plan from a file, chooses the formats."""
         return self.plan is not None or self.formats != ("int8",)
 
+    def beside(self, folder: Path) -> Quantize:
+        """Return the step with its plan relative to a folder."""
+        return replace(self, plan=str(folder / self.plan)) if self.plan else self
+
 
 @dataclass(frozen=True)
 class QuantAwareDistill(Step):
@@ -106,8 +107,6 @@ class QuantAwareDistill(Step):
     """
 
     kind = "quant_aware_distill"
-    trains = True
-    repeats = True
 
     epochs: int = 10
     batch: int = 8
@@ -123,7 +122,6 @@ class Resize(Step):
     """Another size of the input; image_size: its side in pixels, rounded up to the detector's strides."""
 
     kind = "resize"
-    refused_by_quantize = ("resizes the input", "leave that to `edgekd build`")
 
     image_size: int
 
@@ -160,8 +158,6 @@ class Prune(_Sized):
     """
 
     kind = "prune"
-    trains = True
-    refused_by_quantize = ("removes channels", "`edgekd prune` it, and quantize that")
 
     ratio: float | None = None
     max_size: str | None = None
@@ -205,6 +201,10 @@ class Prune(_Sized):
         """Return the largest share of a unit's channels to remove."""
         return min([self.most, *(cap for pattern, cap in self.caps.items() if fnmatchcase(unit, pattern))])
 
+    def beside(self, folder: Path) -> Prune:
+        """Return the step with the files of its training relative to a folder."""
+        return replace(self, recovery=self.recovery.beside(folder)) if self.recovery else self
+
 
 @dataclass(frozen=True)
 class LowRank(Step):
@@ -219,8 +219,6 @@ class LowRank(Step):
     """
 
     kind = "factorize"
-    trains = True
-    refused_by_quantize = ("replaces convolutions", "`edgekd factorize` it, and quantize that")
 
     energy: float = 0.97
     channels: int = 64
@@ -324,8 +322,6 @@ class Distill(Step):
     """
 
     kind = "distill"
-    trains = True
-    refused_by_quantize = ("trains a student", "`edgekd distill` it, and quantize that")
 
     student: str | None = None
     width: float | None = None
@@ -394,6 +390,11 @@ class Distill(Step):
                 return stage
         return self.stages[-1]
 
-
-STEPS: tuple[type[Step], ...] = (Resize, Prune, LowRank, Distill, Quantize, QuantAwareDistill)
-"""The compression steps that a recipe may hold, in the usual order."""
+    def beside(self, folder: Path) -> Distill:
+        """Return the step with its files relative to a folder; a student may also be the name of a model."""
+        student = folder / self.student if self.student else None
+        return replace(
+            self,
+            student=str(student) if student and student.is_file() else self.student,
+            unlabelled=str(folder / self.unlabelled) if self.unlabelled else None,
+        )
