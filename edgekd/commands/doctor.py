@@ -19,7 +19,7 @@ from typing import Literal
 
 from edgekd.commands.results import UntypedResult
 from edgekd.deploy.devices.local import gpus
-from edgekd.graph.runtimes import ENGINES
+from edgekd.graph.runtimes import engines
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CUDA
 from edgekd.graph.runtimes.types import Engine, library_version
 
@@ -94,7 +94,7 @@ def diagnose(root: Path = Path("/")) -> list[Check]:
         *map(_package, base),
         _images(),
         *(_extra(extra, [each for each in wanted if each.extra == extra]) for extra in extras),
-        *map(_engine, ENGINES),
+        *map(_engine, engines()),
         _gpu(),
         _pycuda(),
         _jetson(root),

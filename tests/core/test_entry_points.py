@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from installed import install
+from extending_page import install
 
 from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,11 @@ class LocalDevice:
 
     def facts(self) -> HostFacts:
         """Return a description of this machine."""
-        return host_facts(self.name, self.engine.name, self.threads or usable_cores())
+        facts, version = host_facts(self.name, self.engine.name, self.threads or usable_cores()), self.engine.version()
+        if version is None or version in facts.libraries.values():
+            return facts
+        # What was measured with another version is another measurement.
+        return replace(facts, libraries={**facts.libraries, self.engine.name: version})
 
     def load(self, graph: Path) -> Session:
         """Open the ONNX file `graph` with this device's engine. Raises DeviceError."""

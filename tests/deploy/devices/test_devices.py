@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,13 @@ def test_this_machine_is_described_in_plain_json() -> None:
     assert facts.memory_bytes > 2**28
     assert facts.libraries["onnxruntime"] == ONNXRUNTIME_CPU.version()
     assert json.loads(json.dumps(facts.as_json()))["python"] == facts.python
+
+
+def test_what_runs_the_network_is_among_the_libraries_though_nobody_lists_it() -> None:
+    """Times of one version of a runtime are not those of another."""
+    other = SimpleNamespace(name="other", version=lambda: "0.0.7")
+    assert LocalDevice(other).facts().libraries["other"] == "0.0.7"
+    assert "onnxruntime-cpu" not in LocalDevice().facts().libraries
 
 
 def test_facts_come_from_the_system_files(tmp_path: Path, monkeypatch) -> None:
