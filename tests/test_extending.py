@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAG, FAMILY, STEP, RUNTIME, TARGET = SECTIONS
 ADDED = {
     "edgekd/detectors/toy/family.py": (FAMILY, "toy_family.py"),
-    "edgekd/builds/steps/clip.py": (STEP, "toy_clip.py"),
+    "edgekd/builds/clip.py": (STEP, "toy_clip.py"),
     "edgekd/graph/runtimes/reference.py": (RUNTIME, "toy_runtime.py"),
 }
 """Files that the page adds within edgekd."""

@@ -12,7 +12,7 @@ from edgekd.builds.step_kinds import in_order, kind_of, order_text, step_kinds
 from edgekd.compress.steps import Distill, QuantAwareDistill, Quantize, Step
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
-from edgekd.detectors.family import Family, family_of, offering, student_family
+from edgekd.detectors.family import family_of, offering, student_family
 from edgekd.hardware.budget import Budget
 
 S = TypeVar("S", bound=Step)
@@ -64,9 +64,7 @@ class Recipe:
         """
         if self.quantize is None:
             raise SpecError(f"--plan {plan}: recipe {self.name} quantizes nothing", fix="pass --recipe mixed or ptq")
-        return replace(
-            self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
-        )
+        return self.with_settings(Quantize, plan=str(plan))
 
     def with_settings(self, kind: type[Step], **settings: Any) -> Recipe:
         """Return the recipe with these settings, unless they are None, of its first step of that kind.
@@ -146,27 +144,14 @@ def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
             found=name,
             fix="pass the checkpoint, or a recipe without training such as mixed",
         )
+    given = (family, name)
     for step in recipe.steps:
         kind = kind_of(step)
         if kind.refuse:
-            kind.refuse(step, recipe, budget, model)
+            kind.refuse(step, recipe, budget)
         if isinstance(step, Distill) and step.student:
             family, name = student_family(step.student), step.student
-        if kind.capability:
-            require_capability(recipe, kind.effect, kind.capability, family, name, fix=kind.fix)
-
-
-def require_capability(
-    recipe: Recipe,
-    effect: str,
-    capability: str,
-    family: Family | None,
-    name: str,
-    *,
-    expected: str = "a detector",
-    fix: str | None = None,
-) -> None:
-    """Raise SpecError where the family of a detector, called `name`, lacks what a step needs."""
-    if family is None or getattr(family, capability) is None:
-        by = f"{expected} by {offering(capability)}"
-        raise SpecError(f"recipe {recipe.name} {effect}", expected=by, found=name, fix=fix)
+        for capability, (owner, found) in ((kind.given_capability, given), (kind.capability, (family, name))):
+            if capability and (owner is None or getattr(owner, capability) is None):
+                by = f"a detector by {offering(capability)}"
+                raise SpecError(f"recipe {recipe.name} {kind.effect}", expected=by, found=found, fix=kind.fix)

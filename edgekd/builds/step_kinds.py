@@ -1,7 +1,7 @@
 """Compression steps: what each needs, where it may stand in a recipe, and the table of all of them.
 
-A step is the dataclass of its settings (`edgekd.compress.steps`) and one module-level `STEP`, which declares the rest.
-A package outside edgekd adds a step by an entry point of the group `edgekd.steps`.
+A step is the dataclass of its settings (`edgekd.compress.steps`) and one `StepKind`, which declares the rest. A package
+outside edgekd adds a step by an entry point of the group `edgekd.steps`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from edgekd.core.errors import SpecError
 GROUP = "edgekd.steps"
 """The group of entry points that name steps of other packages."""
 BUILT_IN = (
-    "edgekd.builds.steps.resize:STEP",
-    "edgekd.builds.steps.prune:STEP",
-    "edgekd.builds.steps.factorize:STEP",
-    "edgekd.builds.steps.distill:STEP",
-    "edgekd.builds.steps.quantize:STEP",
-    "edgekd.builds.steps.quant_aware_distill:STEP",
+    "edgekd.builds.steps:RESIZE",
+    "edgekd.builds.steps:PRUNE",
+    "edgekd.builds.steps:FACTORIZE",
+    "edgekd.builds.steps:DISTILL",
+    "edgekd.builds.steps:QUANTIZE",
+    "edgekd.builds.steps:QUANT_AWARE_DISTILL",
 )
 
 
@@ -39,15 +39,16 @@ class StepKind:
             record after the step.
         stages: Kinds of the stages that it runs alone.
         trains: It needs a checkpoint, and labelled training data of which no image is scored.
-        capability: Of the detector's family, which it needs: an attribute of `edgekd.detectors.family.Family`.
-        fix: Remedy where the family lacks that.
+        capability: An attribute of `edgekd.detectors.family.Family` that it needs, of the detector as the steps before
+            leave it.
+        given_capability: The same of the detector that the build was given.
+        fix: Remedy where a family lacks one of them.
         repeats: A recipe may hold it several times in succession.
         requires: Name of a step that a recipe must hold before it.
         out_of_order: Called with the names of the steps before and after it: returns whether it may stand there
             although the step before it has a higher order.
         out_of_order_text: The same in words, for messages.
-        refuse: Called with the step, the recipe, the `Budget` and the model's path, before anything runs; raises
-            SpecError.
+        refuse: Called with the step, the recipe and the `Budget`, before anything runs; raises SpecError.
         command: The command of edgekd that runs it alone.
     """
 
@@ -58,6 +59,7 @@ class StepKind:
     stages: tuple[StageKind[Any], ...] = ()
     trains: bool = False
     capability: str | None = None
+    given_capability: str | None = None
     fix: str | None = None
     repeats: bool = False
     requires: str | None = None
