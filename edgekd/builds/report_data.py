@@ -234,7 +234,7 @@ def _host(timing: TimingResult) -> dict[str, str]:
 def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
     compiled = machine.compiled.result
     notes = [f"Engine: {compiled.note}."]
-    notes += [f"Not told of this machine: {reason}." for reason in machine.timing.result.after.refused]
+    notes += [f"Not reported for this machine: {reason}." for reason in machine.timing.result.after.refused]
     if compiled.check:
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {compiled.check}.")
     notes += [
@@ -309,7 +309,7 @@ def _weights(path: Path) -> list[_Weights]:
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
-        source = graph.producer(node.input[1])
+        source = graph.producers.get(node.input[1])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):

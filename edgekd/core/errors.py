@@ -59,6 +59,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
     return f"did you mean '{near[0]}'?" if near else None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters; without a message its type's name."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 class SpecError(EdgeKDError):
     """Bad TOML or arguments; nothing ran."""
 
@@ -115,9 +120,9 @@ class RollbackError(BundleError):
 
 @contextmanager
 def naming(what: object) -> Iterator[None]:
-    """Let a BundleError in the block, which stays of its kind, also say of what it is: a file, a slot."""
+    """Prefix the message of a BundleError in the block with `what`, such as a file or a slot; its class stays."""
     try:
         yield
     except BundleError as error:
-        told = f"{what}: {error.what}"
-        raise type(error)(told, expected=error.expected, found=error.found, fix=error.fix) from error
+        message = f"{what}: {error.what}"
+        raise type(error)(message, expected=error.expected, found=error.found, fix=error.fix) from error

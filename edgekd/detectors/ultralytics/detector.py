@@ -18,7 +18,7 @@ from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_check
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 DEFAULT_SIDE = 640
-"""Side of the input in pixels where a checkpoint does not say it: Ultralytics' own default."""
+"""Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
 
 
 class UltralyticsDetector:
@@ -27,7 +27,8 @@ class UltralyticsDetector:
     family = "ultralytics"
     libraries: tuple[str, ...] = ("torch", "ultralytics")
 
-    def __init__(self, path: Path, trust: bool = False) -> None:
+    def __init__(self, path: Path, trust: bool = False, **_: Any) -> None:
+        """It describes its head and classes itself."""
         self.path = path
         self._trust = trust
 
@@ -67,11 +68,6 @@ class UltralyticsDetector:
         checkpoint = load_checkpoint(self.path, self._trust)
         require_box_detector(checkpoint.model, self.path)
         return checkpoint.model, checkpoint.train_args
-
-
-def load(path: Path, *, trust: bool = False, **_: Any) -> UltralyticsDetector:
-    """Open a checkpoint, which describes its head and classes itself."""
-    return UltralyticsDetector(path, trust)
 
 
 def model_classes(path: Path) -> Any:
