@@ -45,11 +45,10 @@ class LocalDevice:
 
     def facts(self) -> HostFacts:
         """Return a description of this machine."""
-        facts, version = host_facts(self.name, self.engine.name, self.threads or usable_cores()), self.engine.version()
-        if version is None or version in facts.libraries.values():
-            return facts
-        # What was measured with another version is another measurement.
-        return replace(facts, libraries={**facts.libraries, self.engine.name: version})
+        facts = host_facts(self.name, self.engine.name, self.threads or usable_cores())
+        # What was measured with another version of the runtime is another measurement.
+        versions = {name: version for name in self.engine.distributions if (version := library_version(name))}
+        return replace(facts, libraries={**facts.libraries, **versions})
 
     def load(self, graph: Path) -> Session:
         """Open the ONNX file `graph` with this device's engine. Raises DeviceError."""

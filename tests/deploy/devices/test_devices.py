@@ -31,9 +31,9 @@ def test_this_machine_is_described_in_plain_json() -> None:
 
 def test_what_runs_the_network_is_among_the_libraries_though_nobody_lists_it() -> None:
     """Times of one version of a runtime are not those of another."""
-    other = SimpleNamespace(name="other", version=lambda: "0.0.7")
-    assert LocalDevice(other).facts().libraries["other"] == "0.0.7"
-    assert "onnxruntime-cpu" not in LocalDevice().facts().libraries
+    other = SimpleNamespace(name="other", distributions=("pytest", "nowhere"))
+    libraries = LocalDevice(other).facts().libraries
+    assert libraries == {**LocalDevice().facts().libraries, "pytest": pytest.__version__}
 
 
 def test_facts_come_from_the_system_files(tmp_path: Path, monkeypatch) -> None:
