@@ -33,7 +33,7 @@ PEER, PEER_DISTILLED = "torch-pruning, magnitude, uniform, on labels", "torch-pr
 NARROWER = "narrower model, on labels"
 UNPRUNED = "as it was, trained as long on labels"
 TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
-"""Of which it is predicted how long a frame takes them."""
+"""Targets whose latency is predicted."""
 WIDTHS = tuple(number / 100 for number in range(8, 25, 2))
 """Factors of width among which the narrower model is looked for."""
 ENOUGH = 0.98
@@ -41,7 +41,7 @@ ENOUGH = 0.98
 
 @dataclass(frozen=True)
 class Made:
-    """How a row is made. start: a job that leaves what is trained; distilled: whether its training has a teacher."""
+    """The way to make a row. start: a job that writes the detector to train; distilled: trained with a teacher."""
 
     start: Job
     distilled: bool
@@ -165,7 +165,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
     import torch
     import torch_pruning
 
-    from edgekd.detectors.ultralytics.channels import TRACED, _untouched, branches_alone, in_halves
+    from edgekd.detectors.ultralytics.channels import TRACED, _fixed_outputs, branches_alone, in_halves
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
     torch.set_num_threads(threads)
@@ -179,7 +179,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
                 torch.zeros(1, 3, TRACED, TRACED),
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=percent / 100,
-                ignored_layers=_untouched(network),
+                ignored_layers=_fixed_outputs(network),
             )
             pruner.step()
         sizes = sizes_of(network, size)
@@ -286,4 +286,4 @@ if __name__ == "__main__":
         Option("--ablation", False, "also edgekd's other ways to choose"),
         DEVICE,
     )
-    main(Bench.run, page, options=options, holds=training.none_failed)
+    main(Bench.run, page, *options, holds=training.none_failed)

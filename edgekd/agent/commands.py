@@ -5,33 +5,30 @@ docs/agent.md and docs/schemas/agent.json describe the results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent.apply_delta import any_head, old_bundle, whole_bundle
+from edgekd.agent.apply_delta import old_bundle, opened_update, whole_bundle
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, built_engine, engine_of, read_engine, require_engine
-from edgekd.agent.engines.records import RuntimeVersion
-from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.agent.state.device import read_device
-from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.slots import Activation, Slot, State
 from edgekd.agent.state.trial import Trial
 from edgekd.agent.status import (
-    BuildDetails,
+    BuiltEngine,
     BundleStatus,
-    EngineStatus,
     ServiceStatus,
-    build_details,
+    built_engine_status,
     bundle_status,
-    engine_status,
     service_status,
 )
 from edgekd.agent.trust_state import (
     TrustStatus,
+    camera_judge,
     head_judge,
     held_trust,
     raise_counter,
@@ -42,21 +39,29 @@ from edgekd.agent.trust_state import (
     take_trust,
     trust_status_of,
 )
-from edgekd.core.bundle.archive import read_head
-from edgekd.core.bundle.archive import verify as verify_archive
-from edgekd.core.bundle.delta import is_delta, rebuild
+from edgekd.agent.trusted_clock import current_time
+from edgekd.core.atomic_files import new_file
+from edgekd.core.bundle.archive import BundleReader, Head, opened_bundle
+from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
-from edgekd.core.machine_state import PowerMode
 
 if TYPE_CHECKING:
-    from edgekd.agent.engines.latency import LatencyReport
-    from edgekd.agent.engines.layer_divergence import TensorDivergence
-    from edgekd.agent.engines.selftest import SelfTestReport
+    from edgekd.agent.apply_delta import Update
+    from edgekd.agent.engines.latency import BenchResult
+    from edgekd.agent.engines.selftest import SelfTestResult
+    from edgekd.core.bundle.archive import Judge
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Result of `verify`. bytes: of the bundle; signatures: ids of the keys; trust: None without a trust file."""
+    """Result of `verify`.
+
+    Args:
+        bytes: Size of the bundle.
+        files: Number of its files.
+        signatures: Ids of the keys that have signed it; `trust` decides whether they are accepted.
+        trust: Trust file by which it was judged; null without one, and then every bundle is accepted.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     bytes: int
@@ -71,13 +76,15 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
     trust: in place of the trust file that the camera holds; without either, signatures are not checked. Raises
     BundleError, HashError, SignatureError.
     """
-    now, held = camera.clock(), read_trust(trust) if trust else held_trust(camera.state, camera.root)
-    head = read_head(bundle)
-    manifest = verify_archive(bundle, head_judge(held, now))
+    now = current_time(camera.state, camera.clock())
+    held = read_trust(trust) if trust else held_trust(camera.state, camera.root)
+    with opened_bundle(bundle, head_judge(held, now)) as reader:
+        reader.verify()
+        head, size = reader.head, reader.size
     return VerifyResult(
-        bundle_status(manifest, head.identity),
-        bundle.stat().st_size,
-        len(manifest.files),
+        bundle_status(head.manifest, head.identity),
+        size,
+        len(head.manifest.files),
         [signature.key for signature in head.envelope.signatures],
         trust_status_of(held, now) if held else None,
     )
@@ -85,7 +92,11 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
 
 @dataclass(frozen=True)
 class TrustResult:
-    """Result of `trust`: the trust file that is held now."""
+    """Result of `trust`: the trust file in effect now.
+
+    Args:
+        changed: False where it was in effect already.
+    """
 
     trust: TrustStatus = field(metadata=INLINE)
     changed: bool
@@ -93,15 +104,21 @@ class TrustResult:
 
 def trust(camera: Camera, paths: Sequence[Path]) -> TrustResult:
     """Replace the trust file that is held by a newer one. Raises SignatureError where it does not allow that."""
-    now = camera.clock()
+    clock = camera.clock()
     with camera.state.locked():
-        held, changed = take_trust(camera.state, camera.root, paths, now)
-    return TrustResult(trust_status_of(held, now), changed)
+        held, changed = take_trust(camera.state, camera.root, paths, clock)
+    return TrustResult(trust_status_of(held, current_time(camera.state, clock)), changed)
 
 
 @dataclass(frozen=True)
 class PatchResult:
-    """Result of `patch`: the new bundle. old: identity of the bundle that the delta is from."""
+    """Result of `patch`: the new bundle.
+
+    Args:
+        file: Path of the bundle.
+        bytes: Its size.
+        old: Identity of the bundle that it was rebuilt from.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     file: Path
@@ -111,30 +128,42 @@ class PatchResult:
 
 def patch(camera: Camera, delta: Path, out: Path) -> PatchResult:
     """Write the bundle that a delta leads to. Raises BundleError, HashError, SignatureError, DeviceError, SpecError."""
-    judge = head_judge(held_trust(camera.state, camera.root), camera.clock())
-    if not is_delta(delta):
-        raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
-    with camera.state.locked():
-        old = old_bundle(camera.state, delta)
-        head = rebuild(delta, old, out, judge)
-    return PatchResult(bundle_status(head.manifest, head.identity), out, out.stat().st_size, old.identity)
+    judge = camera_judge(camera.state, camera.root, camera.clock())
+    with opened_update(delta, judge) as update:
+        if isinstance(update, BundleReader):
+            raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
+        with old_bundle(camera.state, update) as old, new_file(out) as stream:
+            update.rebuild(old, stream)
+        head = update.head
+        return PatchResult(bundle_status(head.manifest, head.identity), out, update.new_bytes, old.identity)
 
 
 @dataclass(frozen=True)
-class Unpacked:
-    """A bundle in a slot. fits: whether the device is its target, None where that is unknown."""
+class UnpackedSlot:
+    """A bundle in a slot.
+
+    Args:
+        slot: Name of the slot, `a` or `b`.
+        fits: Whether the device is the target of the bundle; null where that is unknown.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     slot: str
-    changed: bool
     fits: bool | None
 
 
 @dataclass(frozen=True)
 class UnpackResult:
-    """Result of `unpack`. graph: the expanded network."""
+    """Result of `unpack`.
 
-    unpacked: Unpacked = field(metadata=INLINE)
+    Args:
+        changed: False where the bundle was in the slot already.
+        graph: Path of the expanded network.
+        graph_bytes: Its size.
+    """
+
+    slot: UnpackedSlot = field(metadata=INLINE)
+    changed: bool
     graph: Path
     graph_bytes: int
 
@@ -146,42 +175,77 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
     it is older than a bundle that was in service; DeviceError where it is for another device, there is no room, or the
     bundle in service is on trial.
     """
-    state = camera.state
-    judge = head_judge(held_trust(state, camera.root), camera.clock())
-    head, device = any_head(bundle, judge), read_device(camera.root)
+    judge = camera_judge(camera.state, camera.root, camera.clock())
+    with opened_update(bundle, judge) as update, prepared(camera, update, judge) as new:
+        return unpack_prepared(camera, new)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A bundle that was judged. whole: the complete bundle, None where its content is in a slot already."""
+
+    path: Path
+    head: Head
+    fits: bool | None
+    judged: bool
+    whole: BundleReader | None
+
+
+@contextmanager
+def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Prepared]:
+    """Check that an update is for this device, and rebuild a delta, which takes long and needs no lock.
+
+    Raises BundleError, HashError, SignatureError, DeviceError, SpecError.
+    """
+    head, device, path = update.head, read_device(camera.root), update.path
     fits = device.fits(head.manifest.target.compatible)
     if fits is False:
         raise BundleError(
-            f"{bundle}: for another device",
+            f"{path}: for another device",
             expected=device.expected_bundle,
             found=head.manifest.target.compatible,
-            fix="build it for the target of this device, or say in /etc/edgekd/compatible what the device is",
+            fix="build it for the target of this device, or write the name of the device to /etc/edgekd/compatible",
         )
+    if camera.state.find(head.identity):
+        yield Prepared(path, head, fits, judge is not None, None)
+        return
+    with whole_bundle(camera.state, update, judge) as whole:
+        yield Prepared(path, head, fits, judge is not None, whole)
+
+
+def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
+    """Unpack an update, as `unpack` does."""
+    state, head = camera.state, new.head
     with state.locked():
-        require_not_older(state, head.manifest.counter, bundle)
+        require_not_older(state, head.manifest.counter, new.path)
         existing = state.find(head.identity)
         require_no_trial(state, existing)
         state.allow(head.identity)
         if existing:
-            if judge:
+            if new.judged:
                 state.update_signatures(existing, head)
             slot = existing
+        elif new.whole:
+            slot = state.fill(new.whole)
         else:
-            with whole_bundle(state, bundle, head, judge) as path:
-                slot = state.fill(path, judge)
+            raise DeviceError(f"{new.path}: its slot was replaced meanwhile", fix="try again")
         size = slot.graph.stat().st_size
-    unpacked = Unpacked(bundle_status(slot.manifest, slot.identity), slot.name, existing is None, fits)
-    return UnpackResult(unpacked, slot.graph, size)
+    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, new.fits)
+    return UnpackResult(unpacked, existing is None, slot.graph, size)
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Result of `build`."""
+    """Result of `build`.
+
+    Args:
+        slot: Name of the slot.
+        changed: False where the engine was there already.
+    """
 
     slot: str
     changed: bool
-    engine: EngineStatus = field(metadata=INLINE)
-    details: BuildDetails = field(metadata=INLINE)
+    engine: BuiltEngine = field(metadata=INLINE)
 
 
 def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildReport:
@@ -196,17 +260,7 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildRep
         request, existing = camera.request(form, shares), built_engine(slot, key, form)
         engine = existing if existing and existing.whole else build_engine(slot, runtime, key, request)
         request.require(slot, engine.record.realized)
-    return BuildReport(slot.name, engine is not existing, engine_status(engine), build_details(engine))
-
-
-@dataclass(frozen=True)
-class SelfTestResult:
-    """Result of `selftest`. layers: divergence of inner tensors, None where it was not requested."""
-
-    slot: str
-    key: str
-    report: SelfTestReport = field(metadata=INLINE)
-    layers: Sequence[TensorDivergence] | None
+    return BuildReport(slot.name, engine is not existing, built_engine_status(engine))
 
 
 def selftest(camera: Camera, *, layers: bool = False, max_latency_ms: float | None = None) -> SelfTestResult:
@@ -216,7 +270,7 @@ def selftest(camera: Camera, *, layers: bool = False, max_latency_ms: float | No
     median run time, in place of the limit by the bundle's frames per second.
     """
     from edgekd.agent.engines.layer_divergence import layer_divergence
-    from edgekd.agent.engines.selftest import SelfTestError, keep_self_test
+    from edgekd.agent.engines.selftest import SelfTestError, SelfTestResult, keep_self_test
 
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
@@ -250,35 +304,25 @@ def _latency_limit_ms(camera: Camera, slot: Slot) -> float | None:
     return 1000 / fps if fps and read_device(camera.root).fits(target.compatible) else None
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """Result of `bench`. model: of the device."""
-
-    slot: str
-    key: str
-    runtime: RuntimeVersion
-    model: str | None
-    power_mode: PowerMode | None
-    latency: LatencyReport = field(metadata=INLINE)
-
-
 def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
     """Time the engine by itself on this device. Raises DeviceError."""
-    from edgekd.agent.engines.latency import measure_latency
-    from edgekd.core.power.find import find_meter
+    from edgekd.agent.engines.latency import BenchResult, measure_on
 
     device = read_device(camera.root)
     with camera.state.locked():
-        slot, runtime = camera.chosen_slot(), camera.required_runtime()
+        slot = camera.chosen_slot()
         engine = require_engine(slot, camera.engine_key(slot))
-        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name not in ON_CPU)
-        latency = measure_latency(slot, runtime, engine.file, iterations, seconds, meter)
+        latency = measure_on(camera, slot, engine.file, iterations, seconds)
     return BenchResult(slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency)
 
 
 @dataclass(frozen=True)
 class ServiceChange:
-    """Result of `activate` and `rollback`."""
+    """Result of `activate` and `rollback`.
+
+    Args:
+        changed: False where the bundle was in service already, with this engine.
+    """
 
     service: ServiceStatus = field(metadata=INLINE)
     changed: bool
@@ -341,9 +385,9 @@ def require_no_trial(state: State, wanted: Slot | None = None) -> None:
     active = state.active
     if state.activation.trial and active and (wanted is None or wanted.name != active.name):
         raise DeviceError(
-            f"slot {active.name}: on trial, and the other slot has what it may have to give way to",
+            f"slot {active.name}: on trial, and the other slot has the target of its rollback",
             expected="a bundle that was committed",
-            fix="commit, or rollback; where neither comes, `boot` ends the trial",
+            fix="commit, or rollback; else `boot` ends the trial",
         )
 
 

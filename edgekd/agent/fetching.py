@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from edgekd.agent.apply_delta import any_head
 from edgekd.agent.state.slots import require_alone, require_room
-from edgekd.agent.trust_state import head_judge, held_trust
+from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
 from edgekd.core.bundle.archive import verify
 from edgekd.core.bundle.delta import is_delta
@@ -62,10 +62,21 @@ class FetchRequest:
 
 @dataclass(frozen=True)
 class FetchResult:
-    """Result of `fetch`. kind: `bundle` or `delta`; resumed_bytes: of earlier calls; received_bytes: of this one."""
+    """Result of `fetch`.
+
+    Args:
+        file: Path of the file.
+        kind: Kind of the file.
+        identity: Identity of the bundle, or of the target of the delta.
+        bytes: Size of the file.
+        resumed_bytes: Bytes of it that earlier calls had received.
+        received_bytes: Bytes that this call received, some perhaps twice.
+        connections: Number of requests.
+        changed: False where the file with this SHA-256 was there already.
+    """
 
     file: Path
-    kind: str
+    kind: Literal["bundle", "delta"]
     identity: str
     bytes: int
     resumed_bytes: int
@@ -141,7 +152,7 @@ def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -
     if found != request.sha256:
         what = f"{request.url}: not the requested file"
         raise HashError(what, expected=f"SHA-256 {request.sha256}", found=f"SHA-256 {found}", fix="check the address")
-    judge = head_judge(held_trust(camera.state, camera.root), camera.clock())
+    judge = camera_judge(camera.state, camera.root, camera.clock())
     if is_delta(part):
         any_head(part, judge)
     else:
@@ -297,7 +308,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         if new is not None and request.type == "https" and new.type != "https":
             headers = arguments[2]
             raise urllib.error.HTTPError(
-                request.full_url, 403, "leads to a place without encryption", headers, response
+                request.full_url, 403, "redirects to a URL without encryption", headers, response
             )
         return new
 

@@ -8,7 +8,6 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none, signers_of
 from edgekd.commands.options import Paths, SecretFile
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Verified
 from edgekd.commands.verify import SignedFile
 from edgekd.deploy.signing import signed
 
@@ -19,9 +18,9 @@ def sign(
     *,
     out: Annotated[str | Path | None, Option("Where to write it. Default: in place.")] = None,
     secret_file: SecretFile = None,
-) -> Verified:
+) -> signed.Verified:
     """Add signatures to a bundle or a trust file.
 
     Raises SpecError, BundleError, HashError, SignatureError. The command: `edgekd sign`.
     """
-    return Verified(signed.sign(Path(file), signers_of(key, secret_file), path_or_none(out)))
+    return signed.sign(Path(file), signers_of(key, secret_file), path_or_none(out))

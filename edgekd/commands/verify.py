@@ -8,7 +8,6 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none, paths_of
 from edgekd.commands.options import Paths
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Verified
 from edgekd.deploy.signing import signed
 from edgekd.deploy.signing.key_files import read_public
 
@@ -20,7 +19,7 @@ def verify(
     *,
     trust: Annotated[str | Path | None, Option("Trust file that decides.")] = None,
     keys: Annotated[Paths, Option("A .pub that must have signed it.", flag="--key")] = (),
-) -> Verified:
+) -> signed.Verified:
     """Check a bundle or trust file from its first byte to its last, and who signed it.
 
     All of `keys` must have signed it. Without `trust` and `keys` the result only says that the file is whole, and by
@@ -30,4 +29,4 @@ def verify(
     SpecError. The command: `edgekd verify`. The format, and Ed25519 by RFC 8032: docs/formats/bundle.md.
     """
     publics = {path.name: read_public(path) for path in paths_of(keys)}
-    return Verified(signed.verify(Path(file), path_or_none(trust), publics))
+    return signed.verify(Path(file), path_or_none(trust), publics)

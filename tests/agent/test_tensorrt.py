@@ -15,16 +15,16 @@ from running import Built
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import EngineMismatchError, PrecisionError
 from edgekd.agent.engines.selftest import SelfTestError
-from edgekd.agent.runtimes import AUTOMATIC, chosen
+from edgekd.agent.runtimes import AUTOMATIC, select_runtime
 from edgekd.agent.runtimes.networks import calibrated_network, float_network
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.tensorrt_generations import generation, numbers
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, UnsuitedError
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, TensorRtDetails, UnsuitedError
 from edgekd.agent.state.golden import batches, read_golden
 from edgekd.agent.state.slots import State
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -112,7 +112,7 @@ def test_an_engine_that_does_not_compute_as_required_is_refused_and_the_old_one_
     with pytest.raises(EngineMismatchError):
         selftest(camera)
     build(camera)
-    with pytest.raises(PrecisionError, match="as it has to"):
+    with pytest.raises(PrecisionError, match="too little of the engine"):
         build(camera, {"int8": 0.1})
     assert len(list(slot.engines.iterdir())) == 2, "one that is there already is refused, and stays"
 
@@ -175,7 +175,9 @@ def test_timings_are_kept_for_the_next_build_and_not_for_another_version(
     (cache,) = kept.iterdir()
     assert cache.read_bytes() == b"timings of 8.5.2.2+"
     engine = slot.path / "engine.test"
-    assert TensorRt().build(slot, engine, BuildOptions(cache=cache)).details["timing_cache"] is True
+    details = TensorRt().build(slot, engine, BuildOptions(cache=cache)).details
+    assert isinstance(details, TensorRtDetails)
+    assert details.timing_cache is True
     assert cache.read_bytes() == b"timings of 8.5.2.2++"
     monkeypatch.undo()
     installed(monkeypatch, "8.6.1")
@@ -192,7 +194,8 @@ def test_a_timing_cache_that_does_not_fit_is_replaced(
     installed(monkeypatch, "10.3.0")
     (tmp_path / "cache").write_bytes(content)
     made = TensorRt().build(camera.chosen_slot(), tmp_path / "engine", BuildOptions(cache=tmp_path / "cache"))
-    assert made.details["timing_cache"] is False
+    assert isinstance(made.details, TensorRtDetails)
+    assert made.details.timing_cache is False
     assert (tmp_path / "cache").read_bytes() == b"timings of 10.3.0+"
 
 
@@ -290,7 +293,7 @@ def test_what_is_too_old_is_said(version: str) -> None:
 def test_it_is_the_first_choice_where_it_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [runtime.name for runtime in AUTOMATIC] == ["tensorrt", "trtexec", "onnxruntime"]
     installed(monkeypatch, "8.5.2.2")
-    found = chosen(None)
+    found = select_runtime(None)
     assert found
     assert found.name == "tensorrt"
     sys.modules["tensorrt"].__version__ = "8.0.1"
@@ -351,7 +354,7 @@ def test_a_strongly_typed_builder_takes_what_the_newest_generation_says(camera: 
         patch.setitem(sys.modules, "tensorrt", rtx)
         builder = Builder(generation("11.4.1"), BuildOptions())
         slot = camera.chosen_slot()
-        made = TensorRt()._configure(builder, slot, BuildOptions(), tmp_path)
+        made, _ = TensorRt()._configure(builder, slot, BuildOptions(), tmp_path)
         builder.config.num_compute_capabilities = 1
         builder.config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
         builder.write(tmp_path / "engine")

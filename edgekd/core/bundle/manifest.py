@@ -8,11 +8,10 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edgekd.core.bundle.rules import (
     flag,
@@ -28,11 +27,11 @@ from edgekd.core.bundle.rules import (
     table,
     text,
 )
-from edgekd.core.canonical import SHA256_TEXT, canonical_json, short_int
+from edgekd.core.canonical import SHA256_TEXT, bounded_json, canonical_json
 from edgekd.core.errors import BundleError
 
 FORMAT = 1
-ROLES = (
+Role = Literal[
     "graph",
     "calibration-cache",
     "calibration-set",
@@ -43,13 +42,17 @@ ROLES = (
     "labels",
     "agent",
     "sbom",
-)
+]
+ROLES: tuple[Role, ...] = get_args(Role)
 MAX_BYTES = 1 << 20
+MAX_VALUES = 1 << 16
+"""Maximum values and names, as `bounded_json` counts: 10,000 classes in four lists, 1024 files and 1000 stages fit."""
 MAX_FILES = 1024
 MAX_PATH = 100  # characters: what the name field of a ustar header holds
 MAX_TOTAL = 1 << 31  # bytes: of all files together
 RESERVED = ("manifest.json", "signatures.json")
-BASES = ("measured", "stand-in", "predicted")
+Basis = Literal["measured", "stand-in", "predicted"]
+BASES: tuple[Basis, ...] = get_args(Basis)
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
@@ -58,7 +61,12 @@ _EXTENSION = "x-"
 
 @dataclass(frozen=True)
 class TargetName:
-    """Target of a bundle: its name in `edgekd targets`, and the name in its firmware."""
+    """Target of a bundle.
+
+    Args:
+        name: Its name in `edgekd targets`.
+        compatible: Its name in the firmware.
+    """
 
     name: str
     compatible: str
@@ -66,17 +74,30 @@ class TargetName:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a bundle. `length` in bytes; `sha256` as 64 hexadecimal digits; `role` one of ROLES."""
+    """One file of a bundle.
+
+    Args:
+        path: Its name in the bundle.
+        length: Bytes.
+        sha256: SHA-256, as 64 hexadecimal digits.
+        role: Its use.
+    """
 
     path: str
     length: int
     sha256: str
-    role: str
+    role: Role
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Minimum score of a detection, by class, and the overlap above which two boxes are one object."""
+    """Thresholds of detections.
+
+    Args:
+        confidence: Minimum score, for each class.
+        iou: Overlap above which two boxes are one object.
+        max_detections: Maximum number of detections of a frame.
+    """
 
     confidence: tuple[float, ...]
     iou: float
@@ -85,7 +106,13 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the build, None where there is none: bytes, share of the mAP50-95, frames per second."""
+    """Limits of the build; null where there is none.
+
+    Args:
+        max_bytes: Bytes of the bundle.
+        min_retention: Share of the mAP50-95.
+        min_fps: Frames per second.
+    """
 
     max_bytes: int | None
     min_retention: float | None
@@ -94,9 +121,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Score:
-    """COCO mAP, 0 to 1, and size in bytes, of one graph.
+    """Accuracy and size of a graph.
 
-    classes: map50_95 of each class in the network's order, None where the scored images have no object of it.
+    Args:
+        map50_95, map50: COCO's mAP, 0 to 1.
+        bytes: Size of the graph.
+        classes: mAP50-95 of each class in the network's order; null where the scored images have no object of it.
     """
 
     map50_95: float
@@ -107,13 +137,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of the network for one frame, in milliseconds, where, and whether it was measured there.
+    """Latency of the network for one frame.
 
-    basis: one of BASES. Of a measurement `ms` is the median, `low_ms` the least, `high_ms` the 99th percentile; of a
-    prediction its value and range. layers: number by precision, None where unknown.
+    Args:
+        basis: Measured on the target or on another machine, or predicted.
+        where: Device and runtime.
+        ms: Milliseconds: median of a measurement, or the prediction.
+        low_ms, high_ms: Least and 99th percentile of a measurement, or the range of a prediction.
+        layers: Number of layers by precision; null where that is not known.
     """
 
-    basis: str
+    basis: Basis
     where: str
     ms: float
     low_ms: float
@@ -123,9 +157,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence on the graph: accuracy and size from the build; latencies as predicted, or as added afterwards.
+    """Evidence on the graph.
 
-    images: number of scored ones; retention: after.map50_95 / before.map50_95, None where that is 0 / 0.
+    Args:
+        images: Number of scored images.
+        before, after: The given detector's float graph, and the graph of the bundle.
+        retention: mAP50-95 after / before; null where that is 0 / 0.
+        latencies: Latencies as predicted, or as added afterwards.
     """
 
     images: int
@@ -137,17 +175,30 @@ class Evidence:
 
 @dataclass(frozen=True)
 class StageKey:
-    """A stage of the build, and the SHA-256 of its inputs."""
+    """A stage of the build.
+
+    Args:
+        name: Name of the stage.
+        key: SHA-256 of its inputs.
+    """
 
     name: str
     key: str
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """Origin of a bundle. Hashes as 64 hexadecimal digits; tools: versions by package.
+class Origin:
+    """Inputs of a build. Hashes are 64 hexadecimal digits.
 
-    model: the input, which is also the teacher; student: the trained checkpoint, None where the graph is the model's.
+    Args:
+        model_sha256: SHA-256 of the model as given, which is also the teacher.
+        student_sha256: SHA-256 of the checkpoint that was trained or pruned; null where the graph is the model's.
+        data_sha256: SHA-256 of the scored images and labels.
+        calibration_sha256: Identity of the calibration set; null without one.
+        recipe: Name of the recipe.
+        recipe_sha256: SHA-256 of its steps.
+        seed: Seed of every random choice.
+        tools: Versions of libraries.
     """
 
     model_sha256: str
@@ -158,12 +209,27 @@ class Lineage:
     recipe_sha256: str
     seed: int
     tools: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lineage(Origin):
+    """Origin of a bundle.
+
+    Args:
+        stages: The stages that it follows from.
+    """
+
     stages: tuple[StageKey, ...]
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Licence of a part of a bundle: an SPDX expression, or NOASSERTION where it is unknown."""
+    """Licence of a part of a bundle.
+
+    Args:
+        part: `model` or `agent`.
+        licence: An SPDX expression, or NOASSERTION where it is unknown.
+    """
 
     part: str
     licence: str
@@ -171,13 +237,22 @@ class Licence:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest.
+    """The manifest of a bundle.
 
-    counter: against rollback, a device accepts no lower one than that of a bundle it has run; 0 for no counter.
-    tensorrt: oldest and newest TensorRT version that can build the graph, or None where TensorRT is not used.
-    detector: `dataclasses.asdict` of an edgekd.core.detection.types.DetectorSpec; its `spec_from_json` gives that back.
-    files: in ascending order of path.
-    extensions: fields whose name begins with `x-`, without a meaning here.
+    Args:
+        name: Name of the model.
+        created_by: Program that wrote it, with its version.
+        counter: Against rollback, a device accepts no lower one than that of a bundle it has run; 0 for no counter.
+        target: The device that it is for.
+        tensorrt: Oldest and newest TensorRT version that can build the graph; null where TensorRT is not used.
+        detector: `dataclasses.asdict` of a `DetectorSpec`; `spec_from_json` gives that back.
+        thresholds: The thresholds that ship.
+        files: Every file, in ascending order of path.
+        limits: The limits of the build.
+        evidence: Accuracy, size and latencies.
+        lineage: The inputs of the build.
+        licences: Licences of its parts.
+        extensions: Fields whose name begins with `x-`, without a meaning here.
     """
 
     name: str
@@ -208,7 +283,7 @@ def to_json(manifest: Manifest) -> bytes:
     checked = asdict(_checked(document, extensions))
     del checked["extensions"]
     content = _canonical({**checked, **extensions, "format": FORMAT}) + b"\n"
-    _check_size(content)
+    from_json(content)
     return content
 
 
@@ -216,9 +291,9 @@ def from_json(content: bytes) -> Manifest:
     """Parse a manifest. Raises BundleError with the field, the expected and the found value."""
     _check_size(content)
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=short_int)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"manifest: not JSON: {error}", fix="get the bundle again") from error
+        document = bounded_json(content, MAX_VALUES, _unique)
+    except ValueError as error:
+        raise BundleError("manifest: cannot be parsed", found=str(error), fix="get the bundle again") from error
     _canonical(document)
     if not isinstance(document, dict):
         refuse("manifest", "an object", document)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.core.errors import DeviceError, SpecError
+from edgekd.hardware.budget import Basis
 from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import Target
 
@@ -29,7 +30,7 @@ class LayerTimes:
     and runtime.
     """
 
-    basis: str
+    basis: Basis
     where: str
     us: Mapping[str, float]
     other_us: float
@@ -46,7 +47,7 @@ def predicted(graph: Path, target: Target) -> LayerTimes | None:
     return LayerTimes("predicted", where, layers, round(prediction.roof.other_us, 3))
 
 
-def profiled(graph: Path, shape: tuple[int, ...], basis: str, cpu: str) -> LayerTimes:
+def profiled(graph: Path, shape: tuple[int, ...], basis: Basis, cpu: str) -> LayerTimes:
     """Return the times of ONNX Runtime's profiler on this machine's CPU: the median of RUNS, on noise.
 
     shape: Of the input. Raises DeviceError where the graph cannot run.
