@@ -11,39 +11,38 @@ import hashlib
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from edgekd.core.atomic_files import new_file
-from edgekd.core.bundle.archive import END, extract, head_members, member, read_head
+from edgekd.core.atomic_files import copy_file
+from edgekd.core.bundle.archive import END, Head, extract, head_members, member, opened_bundle
 from edgekd.core.bundle.delta import (
     COPY,
     DATA,
     DOCUMENT,
-    HEADER_ROOM,
+    EXTRA_GROWTH,
+    MAX_GRAPH_TEXT,
     MAX_GROWTH,
-    MAX_JSON,
     NEAR,
     NEW,
+    PART,
+    RECORD,
     WHOLE,
     WINDOW,
     XOR,
-    Delta,
     OldBundle,
-    Part,
-    Piece,
+    Record,
+    opening,
     rebuild,
-    to_json,
     xor,
 )
 from edgekd.core.bundle.manifest import FileEntry
 from edgekd.core.canonical import file_sha256
 from edgekd.core.documents import Result
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats import packed_graph
 
 BLOCK_BYTES = 1 << 16  # stored by one method
@@ -51,13 +50,13 @@ NEAR_BYTES = 1 << 14  # compressed with one dictionary
 _CHUNK_BITS = 10  # a chunk ends where this many bits of the rolling hash are 0: every 1024 bytes on average
 _MIN_CHUNK_BYTES = 256
 _MAX_CHUNK_BYTES = 1 << 14
-_PIECE_BYTES = 24  # about what the description of a piece takes in the delta
+_WHOLE_NAME = ""
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
 @dataclass(frozen=True)
 class DeltaPieces:
-    """Bytes of the new bundle, with its network unpacked, by kind of piece.
+    """Bytes of the new bundle, with its network unpacked, by kind of record.
 
     Args:
         copy: Equal to bytes of the old bundle.
@@ -103,143 +102,155 @@ def run(old: Path, new: Path, out: Path) -> DeltaResult:
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         before, after = Path(scratch) / "old", Path(scratch) / "new"
         extract(old, before)
-        manifest = extract(new, after)
-        encoder = _Encoder(OldBundle(before))
-        files = tuple(encoder.file(entry, (after / entry.path).read_bytes()) for entry in manifest.files)
-        delta = Delta(encoder.old.identity, tuple(encoder.sources), files)
-        document = to_json(delta)
-        if len(document) > MAX_JSON:
-            raise SpecError(f"{new}: too little in common with {old}", fix="send the whole bundle")
-        head = read_head(new)
-        with new_file(out) as stream:
-            for part in (member(DOCUMENT, document), head_members(head), member(DATA, b"".join(encoder.data)), END):
-                stream.write(part)
-        again = Path(scratch) / "again.edgekd"
-        rebuild(out, encoder.old, again)
-        if file_sha256(again) != file_sha256(new):
-            raise SpecError(f"{out}: does not lead to {new}", fix="send the whole bundle, and report this")
-    kinds: Counter[str] = Counter()
-    for piece in (piece for parts in files for part in parts for piece in part.pieces):
-        kinds[piece.kind] += piece.length
-    size, new_size = out.stat().st_size, new.stat().st_size
-    return DeltaResult(
-        file=out,
-        old=delta.old,
-        new=head.identity,
-        bytes=size,
-        new_bytes=new_size,
-        share=round(size / new_size, 4),
-        pieces=DeltaPieces(kinds[COPY], kinds[XOR], kinds[NEAR], kinds[NEW]),
-    )
+        with opened_bundle(new) as bundle:
+            bundle.extract(after)
+            head = bundle.head
+        with OldBundle(before, Path(scratch)) as source:
+            writer = _Writer(source)
+            for entry in head.manifest.files:
+                writer.add(entry, (after / entry.path).read_bytes())
+            delta = Path(scratch) / "delta"
+            first, data = member(DOCUMENT, opening(source.identity)), member(DATA, b"".join(writer.content))
+            delta.write_bytes(b"".join((first, head_members(head), data, END)))
+            _require_same(delta, source, new, Path(scratch) / "again.edgekd")
+        copy_file(delta, out)
+    return _result(writer, head, out, new)
+
+
+def _require_same(delta: Path, source: OldBundle, new: Path, again: Path) -> None:
+    """Raise SpecError unless a delta rebuilds the new bundle."""
+    try:
+        rebuild(delta, source, again)
+    except BundleError as error:
+        what = f"{new}: too little in common with the old bundle"
+        raise SpecError(what, found=error.found or error.what, fix="send the whole bundle") from error
+    if file_sha256(again) != file_sha256(new):
+        raise SpecError(f"{new}: the delta leads to something else", fix="send the whole bundle, and report this")
+
+
+def _result(writer: _Writer, head: Head, out: Path, new: Path) -> DeltaResult:
+    size, whole = out.stat().st_size, new.stat().st_size
+    pieces = DeltaPieces(*(writer.given[kind] for kind in (COPY, XOR, NEAR, NEW)))
+    return DeltaResult(out, writer.old.identity, head.identity, size, whole, round(size / whole, 4), pieces)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A part of the old bundle: number of its file, its own number, and its content."""
+
+    file: int
+    part: int
+    content: bytes
 
 
 @dataclass
-class _Source:
-    """A part of the old bundle: file and part name, content, and its number once a piece refers to it."""
+class _Encoding:
+    """Encoded bytes: records, and the data of each."""
 
-    place: tuple[str, str]
-    content: bytes
-    number: int | None = None
+    records: list[Record] = field(default_factory=list)
+    data: list[bytes] = field(default_factory=list)
 
-
-class _Copy(NamedTuple):
-    """Bytes of a source."""
-
-    source: _Source
-    offset: int
-    length: int = 0
+    def add(self, kind: int, length: int, stored: bytes, source: _Source | None = None, at: int = 0) -> None:
+        """Add a record."""
+        file, part = (source.file, source.part) if source else (0, 0)
+        self.records.append(Record(kind, length, part, file, at, len(stored)))
+        self.data.append(stored)
 
     @property
-    def end(self) -> int:
-        return self.offset + self.length
+    def cost(self) -> int:
+        """Size in the delta."""
+        return sum(len(each) + RECORD.size for each in self.data)
 
 
-Encoded = list[tuple[Piece, bytes]]
-"""Pieces and their data; the number of their source is set later."""
-
-
-class _Encoder:
-    """Encodes files as pieces. sources, data: what the pieces refer to."""
+class _Writer:
+    """Writes the records of files. content: the delta's data, in parts; given: bytes of the new bundle by kind."""
 
     def __init__(self, old: OldBundle) -> None:
         self.old = old
-        self.sources: list[tuple[str, str]] = []
-        self.data: list[bytes] = []
+        self.content: list[bytes] = []
+        self.given: Counter[int] = Counter()
         self._parts: dict[tuple[str, str], _Source] = {}
-        self._chunks: dict[bytes, _Copy] = {}
-        for entry in old.manifest.files:
-            content = old.read(entry.path, WHOLE, 0, entry.length)
-            for name, part in {**_parts(entry, content), WHOLE: content}.items():
-                self._index(_Source((entry.path, name), part))
+        self._chunks: dict[bytes, tuple[_Source, int]] = {}
+        for file, entry in enumerate(old.manifest.files):
+            content = old.read(file, WHOLE, 0, entry.length) if entry.length else b""
+            for part, (name, split) in enumerate(_parts(entry, content).items(), WHOLE + 1):
+                self._index((entry.path, name), _Source(file, part, split))
+            self._index((entry.path, _WHOLE_NAME), _Source(file, WHOLE, content))
 
-    def _index(self, source: _Source) -> None:
-        self._parts[source.place] = source
+    def _index(self, place: tuple[str, str], source: _Source) -> None:
+        self._parts[place] = source
         for begin, end in chunks(source.content):
-            self._chunks.setdefault(_digest(source.content[begin:end]), _Copy(source, begin))
+            self._chunks.setdefault(_digest(source.content[begin:end]), (source, begin))
 
-    def file(self, entry: FileEntry, content: bytes) -> tuple[Part, ...]:
-        """Encode a file of the new bundle."""
-        same = self._parts.get((entry.path, WHOLE))
+    def add(self, entry: FileEntry, content: bytes) -> None:
+        """Write the records of a file of the new bundle."""
+        same = self._parts.get((entry.path, _WHOLE_NAME))
+        split = _parts(entry, content)
         if same and same.content == content:
-            pieces = (self._copy(_Copy(same, 0, len(content))),) if content else ()
-            return (Part(WHOLE, pieces),)
-        parts = _parts(entry, content)
-        return tuple(Part(name, tuple(self._pieces((entry.path, name), part))) for name, part in parts.items())
+            self._write(Record(PART, len(content)))
+            if content:
+                self._write(_copy(same, 0, len(content)))
+        elif split:
+            for number, (name, part) in enumerate(split.items(), WHOLE + 1):
+                self._add_part((entry.path, name), number, part)
+        else:
+            self._add_part((entry.path, _WHOLE_NAME), WHOLE, content)
 
-    def _pieces(self, place: tuple[str, str], content: bytes) -> Iterator[Piece]:
-        """Yield the pieces of a part: copies, and new bytes between them."""
-        similar, shift, pending, copy = self._parts.get(place), 0, 0, None
+    def _write(self, record: Record, data: bytes = b"") -> None:
+        self.content += [record.packed(), data]
+        if record.kind != PART:
+            self.given[record.kind] += record.length
+
+    def _add_part(self, place: tuple[str, str], number: int, content: bytes) -> None:
+        """Write the records of a part: copies, and new bytes between them."""
+        self._write(Record(PART, len(content), number))
+        similar, at, pending, copy = self._parts.get(place), 0, 0, None
         for begin, end in [*chunks(content), (len(content), len(content))]:
-            match = self._match(content[begin:end], copy)
-            if match is None and begin < end:
+            there = self._copy_of(content[begin:end], copy)
+            if there is None and begin < end:
                 continue
             if pending < begin:
                 if copy:
-                    yield self._copy(copy)
-                    similar, shift = copy.source, copy.end - pending
+                    self._write(_copy(*copy))
+                    similar, at = copy[0], copy[1] + copy[2] - pending
                     copy = None
-                yield from self._new(content, pending, begin, similar, shift)
-            if match and copy and match.source is copy.source and match.offset == copy.end:
-                copy = copy._replace(length=copy.length + end - begin)
+                self._add_new(content, pending, begin, similar, at)
+            if there and copy and (there[0] is copy[0] and there[1] == copy[1] + copy[2]):
+                copy = (copy[0], copy[1], copy[2] + end - begin)
             else:
                 if copy:
-                    yield self._copy(copy)
-                copy = match._replace(length=end - begin) if match else None
+                    self._write(_copy(*copy))
+                copy = (*there, end - begin) if there else None
             pending = end
 
-    def _match(self, chunk: bytes, copy: _Copy | None) -> _Copy | None:
+    def _copy_of(self, chunk: bytes, copy: tuple[_Source, int, int] | None) -> tuple[_Source, int] | None:
         """Find a chunk in the old bundle, preferably where the previous copy ends."""
         if not chunk:
             return None
-        if copy and copy.source.content[copy.end : copy.end + len(chunk)] == chunk:
-            return _Copy(copy.source, copy.end)
+        if copy:
+            source, at = copy[0], copy[1] + copy[2]
+            if source.content[at : at + len(chunk)] == chunk:
+                return source, at
         return self._chunks.get(_digest(chunk))
 
-    def _new(self, content: bytes, begin: int, end: int, similar: _Source | None, shift: int) -> Iterator[Piece]:
-        """Yield pieces of bytes that the old bundle lacks; shift: offset of similar bytes in `similar`."""
+    def _add_new(self, content: bytes, begin: int, end: int, similar: _Source | None, shift: int) -> None:
+        """Write bytes that the old bundle lacks; shift: offset of similar bytes in `similar`."""
         for first in range(begin, end, BLOCK_BYTES):
             last = min(first + BLOCK_BYTES, end)
-            block = content[first:last]
-            options = [[_encoded(NEW, len(block), _deflated(block))]]
-            if similar:
-                old = similar.content
-                for offset in sorted({first, first + shift, first + len(old) - len(content)}):
-                    if 0 <= offset <= len(old) - len(block):
-                        difference = _deflated(xor(old[offset : offset + len(block)], block))
-                        options.append([_encoded(XOR, len(block), difference, offset)])
-                options.append(_near(content, first, last, old, shift))
-            for piece, data in min(options, key=_cost):
-                self.data.append(data)
-                yield piece if piece.kind == NEW or similar is None else replace(piece, source=self._number(similar))
+            encodings = [_compressed(content[first:last])]
+            if similar and similar.content:
+                tail = len(similar.content) - len(content)
+                for at in sorted({first, first + shift, first + tail}):
+                    if at >= 0 and at + last - first <= len(similar.content):
+                        encodings.append(_different(content[first:last], similar, at))
+                encodings.append(_near(content, first, last, similar, shift))
+            best = min(encodings, key=lambda encoding: encoding.cost)
+            for record, data in zip(best.records, best.data, strict=True):
+                self._write(record, data)
 
-    def _copy(self, copy: _Copy) -> Piece:
-        return Piece(COPY, copy.length, self._number(copy.source), copy.offset)
 
-    def _number(self, source: _Source) -> int:
-        if source.number is None:
-            source.number = len(self.sources)
-            self.sources.append(source.place)
-        return source.number
+def _copy(source: _Source, at: int, length: int) -> Record:
+    return Record(COPY, length, source.part, source.file, at)
 
 
 def chunks(content: bytes) -> list[tuple[int, int]]:
@@ -250,31 +261,32 @@ def chunks(content: bytes) -> list[tuple[int, int]]:
     for shift in (1, 2, 4, 8, 16):
         rolling[shift:] = rolling[shift:] + (rolling[:-shift] << np.uint32(shift))
     cuts = np.flatnonzero(rolling >> np.uint32(32 - _CHUNK_BITS) == 0) + 1
-    bounds, begin = [], 0
+    found, begin = [], 0
     for cut in [*cuts.tolist(), len(content)]:
         while cut - begin > _MAX_CHUNK_BYTES:
-            bounds.append((begin, begin + _MAX_CHUNK_BYTES))
+            found.append((begin, begin + _MAX_CHUNK_BYTES))
             begin += _MAX_CHUNK_BYTES
         if cut - begin >= _MIN_CHUNK_BYTES or (cut == len(content) and cut > begin):
-            bounds.append((begin, cut))
+            found.append((begin, cut))
             begin = cut
-    return bounds
+    return found
 
 
 _GEAR = np.frombuffer(hashlib.shake_128(b"edgekd delta").digest(1024), "<u4").astype(np.uint32)
 
 
 def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
-    """Return a packed graph without entropy coding, if this zlib reproduces it; other files as one part."""
-    whole = {WHOLE: content}
+    """Return the parts of a packed graph without entropy coding, if this zlib reproduces it; else none."""
     if entry.role != "graph":
-        return whole
+        return {}
     try:
         parts = packed_graph.parts(content)
         same = packed_graph.assemble(parts) == content
     except ValueError:
-        return whole
-    return parts if same and sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + HEADER_ROOM else whole
+        return {}
+    small = sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + EXTRA_GROWTH
+    plain = len(parts[packed_graph.HEADER]) + len(parts[packed_graph.SKELETON]) <= MAX_GRAPH_TEXT
+    return parts if same and small and plain else {}
 
 
 def _digest(chunk: bytes) -> bytes:
@@ -282,30 +294,31 @@ def _digest(chunk: bytes) -> bytes:
 
 
 def _deflated(content: bytes, dictionary: bytes = b"") -> bytes:
-    options = {"zdict": dictionary} if dictionary else {}
-    results = []
+    found = []
     for strategy in _STRATEGIES:
+        options = {"zdict": dictionary} if dictionary else {}
         deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy, **options)
-        results.append(deflate.compress(content) + deflate.flush())
-    return min(results, key=len)
+        found.append(deflate.compress(content) + deflate.flush())
+    return min(found, key=len)
 
 
-def _encoded(kind: str, length: int, data: bytes, offset: int = 0, window: int = 0) -> tuple[Piece, bytes]:
-    return Piece(kind, length, 0, offset, window, len(data)), data
+def _compressed(content: bytes) -> _Encoding:
+    encoding = _Encoding()
+    encoding.add(NEW, len(content), _deflated(content))
+    return encoding
 
 
-def _near(content: bytes, first: int, last: int, old: bytes, shift: int) -> Encoded:
-    """Compress bytes with windows of similar old bytes as dictionaries."""
-    encoded = []
+def _different(content: bytes, old: _Source, at: int) -> _Encoding:
+    encoding = _Encoding()
+    encoding.add(XOR, len(content), _deflated(xor(old.content[at : at + len(content)], content)), old, at)
+    return encoding
+
+
+def _near(content: bytes, first: int, last: int, old: _Source, shift: int) -> _Encoding:
+    encoding = _Encoding()
     for begin in range(first, last, NEAR_BYTES):
         end = min(begin + NEAR_BYTES, last)
-        offset = max(0, min(begin + shift - (WINDOW - NEAR_BYTES) // 2, len(old) - WINDOW))
-        window = old[offset : offset + WINDOW]
-        data = _deflated(content[begin:end], window)
-        encoded.append(_encoded(NEAR, end - begin, data, offset, len(window)))
-    return encoded
-
-
-def _cost(encoded: Sequence[tuple[Piece, bytes]]) -> int:
-    """Return the approximate number of bytes in the delta."""
-    return sum(len(data) + _PIECE_BYTES for _, data in encoded)
+        at = max(0, min(begin + shift - (WINDOW - NEAR_BYTES) // 2, len(old.content) - WINDOW))
+        window = old.content[at : at + WINDOW]
+        encoding.add(NEAR, end - begin, _deflated(content[begin:end], window), old, at)
+    return encoding

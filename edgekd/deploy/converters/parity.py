@@ -61,7 +61,7 @@ def distance(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], he
         largest_boxes += [float(difference[confident, :4].max())] if confident.any() else []
     return Distance(
         boxes=errors["boxes"].value(),
-        scores=errors["scores"].value(least_rms=MIN_SCORE_RMS),
+        scores=errors["scores"].value(min_rms=MIN_SCORE_RMS),
         largest_score=max(largest_scores),
         largest_box=max(largest_boxes, default=None),
     )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import Head, read_head, replace_signatures
-from edgekd.core.bundle.archive import verify as verify_archive
-from edgekd.core.bundle.signatures import Signature, holds, key_id, merged, statement
+from edgekd.core.bundle.archive import opened_bundle
+from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
 from edgekd.core.documents import Result
 from edgekd.core.errors import SignatureError, SpecError
 from edgekd.deploy.firmware.types import FirmwareFile
 from edgekd.deploy.signing import Signer
 from edgekd.deploy.signing.trust_files import read_trust_file, trust_from_toml, write_trust_file
+
+if TYPE_CHECKING:
+    from edgekd.core.bundle.archive import Judge
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable
 
     kept: the signatures to add to, in place of those of the bundle.
     """
-    head = read_head(path)
-    before = head.envelope.signatures if kept is None else kept
-    replace_signatures(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
+    with opened_bundle(path) as bundle:
+        head = bundle.head
+        before = head.envelope.signatures if kept is None else kept
+        bundle.write_signed(merged(before, signatures_of("bundle", head.identity, signers)), out)
 
 
 def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Verified:
@@ -123,11 +126,12 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
             require_next(held, signed, now)
         _require_keys(keys, statement("trust", signed.trust.sha256), signed.signatures, path)
         kind, identity, signatures = "trust", signed.trust.sha256, signed.signatures
-        version, expires = signed.trust.version, signed.trust.expires
+        version, expires, size = signed.trust.version, signed.trust.expires, path.stat().st_size
         names = {**_names(held), **_names(signed)}
     else:
-        head = read_head(path, _signature_check(held, keys, now))
-        verify_archive(path)
+        with opened_bundle(path, _signature_check(held, keys, now)) as bundle:
+            bundle.verify()
+            head, size = bundle.head, bundle.size
         kind, identity, signatures = "bundle", head.identity, head.envelope.signatures
         version, expires = head.manifest.counter, None
         names = {**_names(held), **{key_id(public): name for name, public in keys.items()}}
@@ -137,19 +141,18 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         identity=identity,
         version=version,
         expires=expires,
-        bytes=path.stat().st_size,
+        bytes=size,
         signatures=tuple(NamedSignature(each.key, names.get(each.key)) for each in signatures),
         trusted=True if held or keys else None,
         trust_version=held.trust.version if held else None,
     )
 
 
-def _signature_check(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Callable[[Head], None]:
-    def check(head: Head) -> None:
-        signatures = head.envelope.signatures
-        _require_keys(keys, statement("bundle", head.identity), signatures, "signatures")
+def _signature_check(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Judge:
+    def check(envelope: SignatureEnvelope) -> None:
+        _require_keys(keys, statement("bundle", envelope.sha256), envelope.signatures, "signatures")
         if held:
-            require_signed(held.trust, head.identity, signatures, now)
+            require_signed(held.trust, envelope.sha256, envelope.signatures, now)
 
     return check
 
