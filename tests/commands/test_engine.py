@@ -91,7 +91,7 @@ def test_a_state_that_cannot_be_written(engine: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = engine("--device", "local", "--state", tmp_path / "file" / "state")
     assert ran.code == 2
-    assert "Not a directory; fix: choose a place" in ran.err
+    assert "Not a directory; fix: choose a writable folder" in ran.err
 
 
 def test_a_bundle_without_an_agent(engine: Any, tiny_build: Built, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_firmwares_own_agent_is_used_in_place_of_the_bundles(
 def test_an_agent_of_another_edgekd(tiny_build: Built) -> None:
     told = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
     device: Any = Answers(json.dumps({"command": "any", "ok": True, "error": None, "result": told}), code=0)
-    with pytest.raises(DeviceError, match="the agent there is of another edgekd"):
+    with pytest.raises(DeviceError, match="unexpected answers from an agent of another version"):
         run(EngineJob(tiny_build.bundle, device))
 
 

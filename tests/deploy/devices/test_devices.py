@@ -67,8 +67,8 @@ def test_what_cannot_be_read_is_none_and_not_an_error(tmp_path: Path) -> None:
 def test_gpus_are_read_from_nvidia_smi() -> None:
     text = "NVIDIA L4, 550.54.15, 8.9, 23034\nNVIDIA GB10, 580.1, 12.1, [N/A]\n\n"
     assert parse_nvidia_smi(text) == (
-        Gpu("NVIDIA L4", "550.54.15", "8.9", 23034 * 2**20),
-        Gpu("NVIDIA GB10", "580.1", "12.1", None),
+        Gpu(name="NVIDIA L4", driver="550.54.15", compute_capability="8.9", memory_bytes=23034 * 2**20),
+        Gpu(name="NVIDIA GB10", driver="580.1", compute_capability="12.1", memory_bytes=None),
     )
 
 
