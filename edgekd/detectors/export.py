@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.parity import largest_error
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import DetectorSpec
@@ -38,7 +39,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     from edgekd.detectors.onnx import describe_in
     from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
-    spec = detector.export(graph, opset)
+    spec = checked_spec(detector.export(graph, opset), f"{detector.path}: detector")
     model = _simplify(onnx.load(graph))
     describe_in(model, spec)
     onnx.save(model, graph)

@@ -202,10 +202,18 @@ def array(tensor: Any) -> np.ndarray:
 
 def type_name(code: int) -> str:
     """Return the name of a TensorProto type as `edgekd.hardware.target.Precision` has it, else ONNX's in lower case."""
+    name = onnx_type_name(code)
+    return "fp8" if name.startswith("float8") else _STORED.get(name.upper(), name)
+
+
+def onnx_type_name(code: int) -> str:
+    """Return ONNX's name of a TensorProto type in lower case; its number where ONNX has no such type."""
     import onnx
 
-    name = str(onnx.TensorProto.DataType.Name(code))
-    return "fp8" if name.startswith("FLOAT8") else _STORED.get(name, name.lower())
+    try:
+        return str(onnx.TensorProto.DataType.Name(code)).lower()
+    except ValueError:
+        return f"type {code}"
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

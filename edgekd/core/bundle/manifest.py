@@ -315,7 +315,7 @@ _FIGURE = number(-1e9, 1e9)
 _SHARE = number(0, 1)
 _HASH = matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
-_DETECTOR = object_of(
+DETECTOR = object_of(
     dict,
     classes=list_of(text, 1),
     preprocess=object_of(
@@ -332,6 +332,7 @@ _DETECTOR = object_of(
     ),
     head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
 )
+"""Rule for a detector's description; `core/detection/checked_spec.py` applies it where one comes in."""
 _SCORE = object_of(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
 _TIME = number(0, 1e9)
 _LATENCY = object_of(
@@ -351,7 +352,7 @@ _FIELDS = object_of(
     counter=_COUNT,
     target=object_of(TargetName, name=text, compatible=text),
     tensorrt=optional(_tensorrt),
-    detector=_DETECTOR,
+    detector=DETECTOR,
     thresholds=object_of(Thresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
     files=list_of(_ENTRY, 1, MAX_FILES),
     limits=object_of(

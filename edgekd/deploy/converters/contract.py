@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.core.canonical import short_int
+from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.errors import SpecError
 from edgekd.core.version import __version__
@@ -47,8 +49,8 @@ def read_contract(folder: Path) -> Contract:
     """The contract in a folder that a conversion wrote. Raises SpecError."""
     path = folder / NAME
     try:
-        found = json.loads(path.read_text("utf-8"))
-        spec = spec_from_json(found["detector"])
+        found = json.loads(path.read_text("utf-8"), parse_int=short_int)
+        spec = checked_spec(spec_from_json(found["detector"]), f"{path}: detector")
         contract = Contract(str(found["format"]), Path(found["entry"]).name, found["engine"], spec)
     except OSError as error:
         raise SpecError(
@@ -57,7 +59,7 @@ def read_contract(folder: Path) -> Contract:
             found=error.strerror,
             fix="check the path",
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SpecError(f"{path}: is damaged", found=repr(error)[:200], fix="convert the detector again") from error
     return contract
 
