@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test test-slow coverage test-gpu gpu kit check docs bench clean
+.PHONY: demo test test-slow coverage test-gpu gpu kit check docs schemas bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -39,6 +39,10 @@ kit: demo
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+## The JSON schemas in docs/schemas, from the types of the documents.
+schemas: $(VENV)/dev.installed
+	$(BIN)/python docs/schemas/generate.py
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -61,6 +63,18 @@ def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Ran(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def schema_generator() -> ModuleType:
+    """The program docs/schemas/generate.py."""
+    path = Path(__file__).resolve().parents[1] / "docs" / "schemas" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate_schemas", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

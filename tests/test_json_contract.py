@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,6 +61,11 @@ def test_a_schema_is_valid_and_promises_every_key_it_names(path: Path) -> None:
     described = list(objects(schema))
     assert all(set(each["required"]) == set(each["properties"]) for each in described)
     assert all("description" in value or "$ref" in value for each in described for value in named(each))
+
+
+def test_schemas_are_those_of_the_types(schema_generator: ModuleType) -> None:
+    for name in schema_generator.DOCUMENTS:
+        assert (SCHEMAS / f"{name}.json").read_text("utf-8") == schema_generator.text_of(name), "run `make schemas`"
 
 
 def test_a_schema_refuses_what_is_missing_or_not_documented(tiny_build: Built) -> None:

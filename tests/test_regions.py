@@ -35,6 +35,7 @@ STANDARD = (
     "core.version",
     "core.errors",
     "core.canonical",
+    "core.documents",
     "core.cores",
     "core.atomic_files",
     "core.formats.activations",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.builds.analyse import analyse, analysed_report, findings_of
 from edgekd.builds.report_data import facts_of, full_report, report_of
 from edgekd.builds.run import BuildRecord, BuildResult, MachineRecord, cache_json
-from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, write_ledger
+from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, sorted_plain, write_ledger
 from edgekd.builds.stages.base import GRAPH, StageContext, tools_of
 from edgekd.builds.stages.benchmark import TimingSummary
 from edgekd.builds.stages.calibrate import CALIBRATION
@@ -39,7 +39,6 @@ from edgekd.core.bundle.manifest import (
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.core.errors import SpecError
 from edgekd.core.formats.golden_set import to_bytes
-from edgekd.core.typed_values import to_plain
 from edgekd.core.version import __version__
 from edgekd.data.images import ReadableImages
 from edgekd.deploy import agent_zipapp, sbom
@@ -185,7 +184,7 @@ def _write_ledger(
         "calibration_cache": cache_json(record.after),
         "distillation": _distillation(record),
         "lineage": {key: value for key, value in lineage.items() if key != "stages"},
-        "host": to_plain(timing.host),
+        "host": sorted_plain(timing.host),
         "timing": {side: _timing_json(summary) for side, summary in timing.sides.items()},
         "predicted": _prediction_json(bundle),
         "search": _search_json(record),

@@ -18,8 +18,8 @@ from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import DistillResult, TrainedResult
+from edgekd.core.documents import to_plain
 from edgekd.core.formats.packed_graph import sections
-from edgekd.core.typed_values import to_plain
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
 from edgekd.data.types import Sample

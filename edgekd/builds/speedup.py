@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.builds.stage_store import sorted_plain
 from edgekd.builds.stages import export, score
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector
 from edgekd.builds.stages.latency import Latency, Measured, latency_on
-from edgekd.core.typed_values import to_plain
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.types import Dataset
 from edgekd.deploy.devices.local import local_device
@@ -79,7 +79,7 @@ def compared(begun: Start, derived: DerivedDetector) -> dict[str, Any]:
             (("before", before, timing.before), ("after", derived.graph, timing.after))
         )
     }
-    return {**sides, "target": _on_target(begun, derived), "host": to_plain(timing.host)}
+    return {**sides, "target": _on_target(begun, derived), "host": sorted_plain(timing.host)}
 
 
 def _on_target(begun: Start, derived: DerivedDetector) -> dict[str, Any] | None:

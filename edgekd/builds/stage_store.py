@@ -21,9 +21,10 @@ from typing import Any, Generic, TypeVar
 
 from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
-from edgekd.core.typed_values import from_plain, to_plain
+from edgekd.core.typed_values import from_plain
 
 R = TypeVar("R", bound="StageResult")
 R_co = TypeVar("R_co", bound="StageResult", covariant=True)
@@ -98,7 +99,7 @@ class Stage(Generic[R_co]):
     @property
     def results(self) -> dict[str, Any]:
         """Result and tools as its record has them."""
-        return _plain(self.result, self.tools)
+        return _results(self.result, self.tools)
 
 
 AnyStage = Stage[StageResult]
@@ -208,7 +209,7 @@ def _make(
             with writing(path):
                 raise
         seconds = time.perf_counter() - began
-        results = _plain(result, tools)
+        results = _results(result, tools)
         with writing(path):
             identity = (name, kind.version, key)
             stage = _stage(kind, identity, path, results, _files(folder), seconds, cached=False)
@@ -228,9 +229,18 @@ def _make(
     return stage
 
 
-def _plain(result: StageResult, tools: Mapping[str, str]) -> dict[str, Any]:
-    """Return the results of a record, sorted by name."""
-    return dict(sorted({**to_plain(result), "tools": dict(sorted(tools.items()))}.items()))
+def _results(result: StageResult, tools: Mapping[str, str]) -> dict[str, Any]:
+    """Return the results of a record."""
+    results: dict[str, Any] = sorted_plain({**to_plain(result), "tools": tools})
+    return results
+
+
+def sorted_plain(value: Any) -> Any:
+    """Return a value as the record of a stage has it: plain JSON types, keys sorted.
+
+    Raises TypeError or ValueError for what JSON cannot hold.
+    """
+    return json.loads(canonical_json(to_plain(value)))
 
 
 def _stage(

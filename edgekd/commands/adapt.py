@@ -24,7 +24,7 @@ from edgekd.commands.arguments import path_or_none, signers_of
 from edgekd.commands.options import Bundle, Counter, Data, Keys, SecretFile
 from edgekd.commands.pack import repack
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.compress.quantization.activation_scales import write_cache
 from edgekd.compress.quantization.adapt import adapt as fit
 from edgekd.core import drift
@@ -87,7 +87,7 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class Variant(Result):
+class Variant(UntypedResult):
     """The result of `adapt`."""
 
     @property

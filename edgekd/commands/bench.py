@@ -20,7 +20,7 @@ from edgekd.agent.state.device import read_device
 from edgekd.commands.arguments import path_or_none, target_or_none
 from edgekd.commands.options import Artifact, Head, TimedOn, Trust
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core import statistics
 from edgekd.core.benchmark import MEASURED, STAND_IN, Candidate, Timing, benchmark_interleaved, compare, rate_refusal
 from edgekd.core.benchmark import summarize as stats_of
@@ -83,7 +83,7 @@ class BenchJob:
 
 
 @dataclass(frozen=True)
-class Measured(Result):
+class Measured(UntypedResult):
     """The result of `bench`. timings: every sample, by side (`artifact`, `against`) and state (`camera`, `engine`)."""
 
     timings: dict[tuple[str, str], Timing]

@@ -9,7 +9,7 @@ from typing import Annotated
 from edgekd.commands.arguments import target_of
 from edgekd.commands.options import Head, Model, TargetName, Trust
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.deploy.artifact import graph_of
 from edgekd.hardware.compatibility import check_graph, check_request
 from edgekd.hardware.compatibility_rules import Finding
@@ -17,7 +17,7 @@ from edgekd.hardware.target import Target
 
 
 @dataclass(frozen=True)
-class Checked(Result):
+class Checked(UntypedResult):
     """The result of `check_model`. findings: worst first."""
 
     model: Path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from edgekd.commands.parameter import Argument
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import SpecError
@@ -31,7 +31,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Compared(Result):
+class Compared(UntypedResult):
     """The result of `compare`: `a` and `b`, and whether models, data and machines were the same."""
 
     @property

@@ -16,7 +16,7 @@ from edgekd.commands.arguments import names_of, path_or_none
 from edgekd.commands.options import Artifact, Head, Trust
 from edgekd.commands.options import Split as SplitName
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import copy_file, new_folder, remove_folder, writing
 from edgekd.core.bundle.archive import read_file, read_manifest
 from edgekd.core.canonical import file_sha256
@@ -54,7 +54,7 @@ _FOR_TENSORRT = ("onnx", "deepstream")
 
 
 @dataclass(frozen=True)
-class Converted(Result):
+class Converted(UntypedResult):
     """The result of `convert`."""
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.deploy import delta as deltas
 
 
@@ -14,6 +14,6 @@ def delta(
     old: Annotated[str | Path, Argument("The bundle that the cameras have.")],
     new: Annotated[str | Path, Argument("The bundle that they should have.")],
     out: Annotated[str | Path, Option("The delta to write.")],
-) -> Result:
+) -> UntypedResult:
     """Write the delta from one bundle to another. Raises SpecError, BundleError. The command: `edgekd delta`."""
-    return Result(deltas.run(Path(old), Path(new), Path(out)))
+    return UntypedResult(deltas.run(Path(old), Path(new), Path(out)))

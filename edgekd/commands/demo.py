@@ -10,13 +10,13 @@ from edgekd.builds.run import BuildResult
 from edgekd.commands.build import build
 from edgekd.commands.options import TargetName
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.demo import DETECTOR, SCENES
 
 
 @dataclass(frozen=True)
-class Demo(Result):
+class Demo(UntypedResult):
     """The build of a demo, whose limits are not required."""
 
     outcome: BuildResult

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.deploy.devices.local import gpus
 from edgekd.graph.runtimes import ENGINES
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CUDA
@@ -66,7 +66,7 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Diagnosis(Result):
+class Diagnosis(UntypedResult):
     """The result of `doctor`: its checks, in the order in which to show them."""
 
     checks: tuple[Check, ...]

@@ -18,7 +18,7 @@ from edgekd.commands.options import (
     StepTimeout,
 )
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.deploy import engine as devices
@@ -27,7 +27,7 @@ from edgekd.deploy.devices.named import device_named
 
 
 @dataclass(frozen=True)
-class FleetResult(Result):
+class FleetResult(UntypedResult):
     """The results of the boards of a fleet."""
 
     @property
@@ -55,7 +55,7 @@ def engine(
     out: Annotated[str | Path | None, Option("Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
     fresh: Annotated[bool, Option("Keep what boards of a fleet gave before.", inverse="--resume")] = False,
     progress: Progress = SILENT,
-) -> Result | FleetResult:
+) -> UntypedResult | FleetResult:
     """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it if asked.
 
     Raises SpecError, BundleError, HashError, DeviceError, and the errors of the agent. The command: `edgekd engine`.
@@ -79,7 +79,7 @@ def engine(
         data=path_or_none(data),
     )
     if fleet is None:
-        return Result(devices.run(job, progress))
+        return UntypedResult(devices.run(job, progress))
     folder = path_or_none(out) or Path("runs") / f"{job.bundle.stem}-fleet"
     return FleetResult(fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress))
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from edgekd.commands.options import Data, Head, Split, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.long_tail import rare_classes
@@ -19,7 +19,7 @@ from edgekd.evaluation.evaluate import evaluate
 
 
 @dataclass(frozen=True)
-class Scored(Result):
+class Scored(UntypedResult):
     """The result of `score_model`. skipped: files that could not be read, and why."""
 
     score: Score

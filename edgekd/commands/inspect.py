@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.commands.options import Bundle
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.bundle.archive import read_head, verify
 from edgekd.core.bundle.manifest import Manifest, to_json
 
 
 @dataclass(frozen=True)
-class Inspected(Result):
+class Inspected(UntypedResult):
     """A whole bundle. document: its manifest; signatures: how many there are."""
 
     bundle: Path

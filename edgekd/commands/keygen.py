@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.options import SecretFile
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.core.documents import Result
 from edgekd.deploy.signing.key_files import make_key
 from edgekd.deploy.signing.secrets import Secrets
+
+
+@dataclass(frozen=True)
+class NewKey(Result):
+    """A key pair that was written.
+
+    Args:
+        key: Id of the key: SHA-256 of the public key's 32 bytes, 64 hexadecimal digits.
+        private: Path of the private key.
+        public: Path of the public key.
+        encrypted: Whether the private key has a passphrase.
+    """
+
+    key: str
+    private: Path
+    public: Path
+    encrypted: bool
 
 
 def keygen(
@@ -19,11 +37,9 @@ def keygen(
     out: Annotated[str | Path, Option("Folder for the two files.")] = Path(),
     encrypt: Annotated[bool, Option("Ask for a passphrase; implied by --secret-file.")] = False,
     secret_file: SecretFile = None,
-) -> Result:
+) -> NewKey:
     """Make a key pair, whose private key only its owner can read. Raises SpecError. The command: `edgekd keygen`."""
     secrets = Secrets(path_or_none(secret_file))
     passphrase = secrets.choose(f"Passphrase for {name}.key") if encrypt or secrets.given else None
     made = make_key(Path(out), name, passphrase)
-    return Result(
-        {"key": made.id, "private": str(made.private), "public": str(made.public), "encrypted": made.encrypted}
-    )
+    return NewKey(made.id, made.private, made.public, made.encrypted)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from edgekd.commands.options import AgentPath, Interpreter, Iterations, Runtime, Seconds, State, StepTimeout
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -42,7 +42,7 @@ def profile(
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
     progress: Progress = SILENT,
-) -> Result:
+) -> UntypedResult:
     """Time the networks of bundles on a device, and write a table that corrects predictions for its target.
 
     Raises SpecError, and the errors of `engine`; then no table is written. The command: `edgekd profile`.
@@ -74,7 +74,7 @@ def profile(
     networks = tuple(MeasuredNetwork(graph, each["p50"]) for graph, each in zip(graphs, times, strict=True))
     table = MeasuredTable(chosen.name, precision, _how(found), networks)  # type: ignore[arg-type]
     write_file(table_path, table_toml(table).encode("utf-8"))
-    return Result(
+    return UntypedResult(
         {
             "table": str(table_path),
             "target": chosen.name,

@@ -24,7 +24,7 @@ from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -46,7 +46,7 @@ _DERIVED = ("half", "quantize", "quant_aware_distill")
 
 
 @dataclass(frozen=True)
-class Analysed(Result):
+class Analysed(UntypedResult):
     """The result of `analyse`. Counts are None where the scored data was not at hand; `missing` says what else is."""
 
     @property

@@ -12,7 +12,7 @@ from edgekd.core.atomic_files import copy_file, write_file
 
 
 @dataclass(frozen=True)
-class Result:
+class UntypedResult:
     """document: the JSON that the command of that name prints with `--json`; docs/json.md explains every key."""
 
     document: Any
@@ -27,7 +27,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class DerivedDetector(Result):
+class DerivedDetector(UntypedResult):
     """A detector derived from another one. Pairs are of the original (or the teacher), and of the derived one."""
 
     @property
@@ -73,7 +73,7 @@ class Lightened(DerivedDetector):
 
 
 @dataclass(frozen=True)
-class Verified(Result):
+class Verified(UntypedResult):
     """The result of `verify`, `sign`, `trust` and `pack`: a bundle or trust file that is whole."""
 
     document: Mapping[str, Any]

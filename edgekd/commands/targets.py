@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from edgekd.commands.parameter import Argument
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.hardware.target import Fact, Target, explain, load_target, target_names, to_dict
 
 
 @dataclass(frozen=True)
-class Targets(Result):
+class Targets(UntypedResult):
     """The targets to list, or one with its facts."""
 
     targets: tuple[Target, ...]

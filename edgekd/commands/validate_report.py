@@ -10,7 +10,7 @@ from edgekd.agent.validation.evidence import MAX_BYTES, Evidence, loads
 from edgekd.agent.validation.verdicts import Verdict, exit_code, verdicts
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
+from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import SpecError
 from edgekd.evaluation.report.validation import render
@@ -20,7 +20,7 @@ def validate_report(
     result: Annotated[str | Path, Argument("A result.json of the validation kit.")],
     *,
     out: Annotated[str | Path | None, Option("The page. Default: RESULT.html.")] = None,
-) -> Result:
+) -> UntypedResult:
     """Judge the evidence of a validation on hardware, and write a page of it.
 
     Verdicts are derived from the evidence again; those in the file are ignored. Raises SpecError. The command: `edgekd
@@ -31,7 +31,7 @@ def validate_report(
     judged = verdicts(evidence)
     page = path_or_none(out) or path.with_suffix(".html")
     write_file(page, render(path.name, evidence, judged).encode("utf-8"))
-    return Result(document(path, page, evidence, judged))
+    return UntypedResult(document(path, page, evidence, judged))
 
 
 def read_evidence(path: Path) -> Evidence:

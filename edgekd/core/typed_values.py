@@ -1,29 +1,18 @@
-"""Dataclasses to and from the plain values of JSON and TOML: annotations are the schema, errors name the key."""
+"""Dataclasses from the plain values of JSON and TOML: annotations are the schema, errors name the key."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import SpecError, did_you_mean
 
 T = TypeVar("T")
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-
-
-def to_plain(value: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON gives it back: keys sorted, tuples as lists.
-
-    Raises TypeError or ValueError for what JSON cannot hold.
-    """
-    plain: dict[str, Any] = json.loads(canonical_json(dataclasses.asdict(value)))
-    return plain
 
 
 def from_plain(kind: type[T] | types.UnionType, value: Any, where: str, *, widen: bool = False) -> T:
@@ -33,7 +22,7 @@ def from_plain(kind: type[T] | types.UnionType, value: Any, where: str, *, widen
         kind: The dataclass, or a union of some that differ in their fields.
         where: What the table is, for errors.
         widen: Convert integers to floats where the field is one, as people write 1 for 1.0. Without it integers stay
-            as they are, so that `to_plain` gives the same table again.
+            as they are, so that `documents.to_plain` gives the same table again.
 
     Raises SpecError with `where` and the key: missing, unknown (with the nearest known one), or of another type.
     """

@@ -205,7 +205,7 @@ def test_what_the_work_raises_passes_and_leaves_nothing(tmp_path: Path, error: B
 
 
 def test_results_that_json_cannot_hold_leave_nothing(tmp_path: Path) -> None:
-    for value in (float("nan"), Path("x")):
+    for value in (float("nan"), object()):
         with pytest.raises((TypeError, ValueError)):
             Store(tmp_path).stage(StageKind("loose", 1, Loose), {}, lambda folder, value=value: Loose(value))  # type: ignore[misc]
     assert visible(tmp_path) == []

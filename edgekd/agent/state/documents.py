@@ -1,31 +1,14 @@
-"""JSON documents of the agent: one writer for its dataclasses, one reader for its files."""
+"""JSON documents of the agent: the writer that it shares with the host, and the reader of its files."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-INLINE = MappingProxyType({"inline": True})
-"""Metadata of a field whose entries are written into the object of its dataclass."""
+from edgekd.core.documents import INLINE, to_plain
 
-
-def to_plain(value: Any) -> Any:
-    """Return a value as plain JSON types: dataclasses and mappings as objects, paths as text."""
-    if dataclasses.is_dataclass(value):
-        document: dict[str, Any] = {}
-        for field in dataclasses.fields(value):
-            plain = to_plain(getattr(value, field.name))
-            document.update(plain if field.metadata.get("inline") else {field.name: plain})
-        return document
-    if isinstance(value, Mapping):
-        return {key: to_plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+__all__ = ["INLINE", "read_object", "to_plain"]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from edgekd.commands.cli.tables import megabytes, print_refused, print_table, ra
 
 if TYPE_CHECKING:
     from edgekd.commands.inspect import Inspected
+    from edgekd.commands.keygen import NewKey
 
 
 def print_engine(result: Mapping[str, Any]) -> None:
@@ -131,10 +132,10 @@ def print_inspected(inspected: Inspected) -> None:
     print_table(["file", "role", "bytes", "sha256"], rows)
 
 
-def print_key(result: Mapping[str, Any]) -> None:
+def print_key(key: NewKey) -> None:
     """Print the result of `edgekd keygen`."""
-    encrypted = ", encrypted" if result["encrypted"] else ""
-    print(f"key {result['key']}\nprivate: {result['private']}{encrypted}\npublic: {result['public']}")
+    encrypted = ", encrypted" if key.encrypted else ""
+    print(f"key {key.key}\nprivate: {key.private}{encrypted}\npublic: {key.public}")
 
 
 def print_delta(result: Mapping[str, Any]) -> None:

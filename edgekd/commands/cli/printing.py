@@ -337,6 +337,7 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
     "targets": print_targets,
     "doctor": print_diagnosis,
     "inspect": bundle_printing.print_inspected,
+    "keygen": bundle_printing.print_key,
     "demo": lambda demo: print_outcome(demo.outcome),
 }
 """Printers of results by command."""
@@ -354,7 +355,6 @@ DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "report": print_report,
     "validate-report": print_validation,
     "verify": bundle_printing.print_verified,
-    "keygen": bundle_printing.print_key,
     "trust": bundle_printing.print_verified,
     "sign": bundle_printing.print_verified,
     "pack": bundle_printing.print_verified,
