@@ -16,6 +16,7 @@ from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
 from edgekd.detectors.onnx import describe
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import Engine
@@ -44,7 +45,9 @@ def opened(
             artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
-            yield artifact, describe(load_graph(artifact), artifact, head, classes)
+            spec = describe(load_graph(artifact), artifact, head, classes)
+            rehearse(artifact, (spec.preprocess.height, spec.preprocess.width))
+            yield artifact, spec
         else:
             graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
@@ -92,5 +95,6 @@ def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Targ
         except SpecError:
             if not require_family(model).is_graph:
                 raise
+            rehearse(model)
             graph = model
         yield graph

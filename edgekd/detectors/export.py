@@ -14,6 +14,7 @@ from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import ParityError
 from edgekd.detectors import Detector
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import opset_of
 
 TOLERANCE = 1e-3
@@ -40,7 +41,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
     spec = checked_spec(detector.export(graph, opset), f"{detector.path}: detector")
-    model = _simplify(onnx.load(graph))
+    model = _simplify(read_model(graph))
     describe_in(model, spec)
     onnx.save(model, graph)
     frame = probe(spec)

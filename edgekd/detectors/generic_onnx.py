@@ -22,6 +22,7 @@ from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
 from edgekd.graph.nvfp4 import runnable
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.view import opset_of
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
@@ -57,6 +58,7 @@ def prepare(source: Path, out: Path) -> Input:
     from edgekd.graph.view import load_graph
 
     model = load_graph(source)
+    rehearse(source)
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != FLOAT32:

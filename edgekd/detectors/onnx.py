@@ -17,6 +17,7 @@ from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, s
 from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
 from edgekd.detectors.literals import read_literal
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.view import load_graph, onnx_type_name, opset_of
 
 SPEC_KEY = "edgekd.detector"
@@ -70,6 +71,7 @@ class OnnxDetector:
 
         model = load_graph(self.path)
         spec = describe(model, self.path, self._head, self._classes)
+        rehearse(self.path, (spec.preprocess.height, spec.preprocess.width))
         inputs = _inputs(model)
         del model.graph.input[:]
         model.graph.input.extend(inputs)

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.qdq_graph import COMPUTING
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import opset_of
 
 MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)
@@ -26,7 +27,7 @@ def half(source: Path, out: Path) -> int:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    model = onnx.load(source)
+    model = read_model(source)
     try:
         if opset_of(model) < MIN_OPSET:
             model = onnx.version_converter.convert_version(model, MIN_OPSET)

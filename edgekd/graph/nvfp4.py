@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekd.core.formats.fp4x import pack_nibbles
 from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, unpack
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import opset_of
 
 OPSET = 23  # the first in which DequantizeLinear takes FLOAT4E2M1
@@ -42,9 +43,8 @@ def runnable(graph: Path) -> str | bytes:
     """
     if _CODES.encode("ascii") not in graph.read_bytes():
         return str(graph)
-    import onnx
 
-    model = onnx.load(graph)
+    model = read_model(graph)
     found: bytes = expanded(model).SerializeToString()
     return found
 

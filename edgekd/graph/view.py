@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekd.core.errors import SpecError
+from edgekd.graph.model_file import read_model, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,15 +24,11 @@ def load_graph(path: Path) -> Any:
     """Load a ModelProto. Raises SpecError for any other file."""
     import onnx
 
+    model = read_model(path)
     try:
-        model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
-        raise SpecError(
-            f"{path}: cannot be read as an ONNX model",
-            found=str(error).strip().split("\n")[0][:200],
-            fix="check that the file is complete, or export it again",
-        ) from error
+        raise unreadable(path, str(error).strip().split("\n")[0][:200]) from error
     return model
 
 
@@ -154,16 +150,12 @@ _UINT8 = 2  # TensorProto.UINT8, which QuantizeLinear means where it does not sa
 
 def load_view(path: Path) -> GraphView:
     """Read the graph of a file, without external data. Raises SpecError where the file is not an ONNX model."""
-    import onnx
-
+    model = read_model(path, external=False)
     try:
-        return view_of(onnx.load(path, load_external_data=False))
-    except Exception as error:  # protobuf's error type is not part of onnx's interface
-        raise SpecError(
-            f"{path}: cannot be read as an ONNX model",
-            found=str(error).strip().split("\n")[0][:200] or type(error).__name__,
-            fix="check that the file is complete, or export it again",
-        ) from error
+        return view_of(model)
+    except Exception as error:
+        found = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise unreadable(path, found) from error
 
 
 def view_of(model: Any) -> GraphView:

@@ -10,13 +10,13 @@ import configparser
 import json
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st

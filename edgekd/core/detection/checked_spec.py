@@ -1,7 +1,7 @@
-"""The check of a detector's description at every place where one comes in: metadata of a graph, TOML, checkpoint, folder.
+"""The check of a detector's description wherever one comes in: metadata of a graph, TOML, checkpoint, folder.
 
-It is the manifest's rule, so what passes can be packed. Generated files (C++ headers, labels, configurations) are made of
-checked descriptions only.
+It is the manifest's rule, so what passes can be packed. Generated files (C++ headers, labels, configurations) hold
+values of checked descriptions only.
 """
 
 from __future__ import annotations
