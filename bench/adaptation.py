@@ -1,51 +1,45 @@
 """Measure how much of what fog, noise, low light and blur cost a detector a variant regains (`edgekd adapt`).
 
-The detector is quantized as a build does it. For each corruption and severity a variant is made of corrupted training
-images, without labels, and scored on the split under the corruption, with other random numbers, and as it is. Nothing
-was chosen by the scored split. Finished rows are kept in `--work`. Needs `edgekd[train]`.
+Nothing was chosen by the scored split. Finished rows are kept in `--work`. Needs `edgekd[train]`.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
-from common import HERE, export_to, frames_of
+from common import HERE, Detector, exported
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, note, read, table
+from frame import IMAGES, Blocks, Document, FinishedRows, Given, Option, Result, cell, head, main, note, table
 
-from edgekd.builds.recipe import Quantize
-from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt_graph, look_json
-from edgekd.compress.quantization.quantize import quantize
+from edgekd import commands
+from edgekd.commands.adapt import FITTED, JUDGED, LOOKED, adapt_graph
+from edgekd.compress import quantization
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import file_sha256
-from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import CompressError
+from edgekd.data import domain_shift
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
 from edgekd.detectors.ultralytics.detector import resize_detector
-from edgekd.evaluation.evaluate import evaluate
 
 MODELS = ("yolo11n-ppe.pt=ppe=val", "yolo11n.pt=coco256=val")
-CALIBRATED = 64
-"""Images that the detector is calibrated on."""
-WANTED = 0.5
-"""Share of what was lost that is to be regained at the severity WANTED_AT, on average."""
+CALIBRATED = 64  # images that the detector is calibrated on
+WANTED = 0.5  # share of what was lost that is to be regained at the severity WANTED_AT, on average
 WANTED_AT = 3
-CLEAN_LOSS = 0.005
-"""What clean accuracy may lose."""
+CLEAN_LOSS = 0.005  # what clean accuracy may lose
+SOURCES = (commands.adapt, quantization.adapt, quantization.reconstruct, quantization.quantize, domain_shift)
+"""Modules that decide the rows: rows of another version of them are not taken over."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A quantized detector with its specification; images that it knows, frames to adapt to, and what is scored."""
+    """A quantized detector; images that it knows, frames to adapt to, and what is scored."""
 
     name: str
-    graph: Path
-    spec: DetectorSpec
+    detector: Detector
     known: Split
     frames: Split
     scored: Split
@@ -63,11 +57,11 @@ def case_of(given: Given, name: str) -> Case:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, floating, graph = folder / model, folder / "float.onnx", folder / "int8.onnx"
     resize_detector(given.shared / "models" / model, given.size, checkpoint)
-    spec = export_to(checkpoint, floating)
+    exact = exported(checkpoint, floating)
     if not graph.is_file():
-        quantize(floating, graph, frames_of(Split("known", known), spec, CALIBRATED), Quantize())
+        exact.quantized(graph, exact.frames(sample.image for sample in known[:CALIBRATED]))
     scored = Split(split, dataset.split(split).samples[: given.images])
-    return Case(name, graph, spec, Split("known", known), Split("frames", frames), scored)
+    return Case(name, Detector(graph, exact.spec), Split("known", known), Split("frames", frames), scored)
 
 
 def seen(split: Split, folder: Path, kind: str, severity: int, seed: int) -> Split:
@@ -88,29 +82,32 @@ def row_of(case: Case, clean: float, kind: str, severity: int, work: Path) -> Do
     frames = seen(case.frames, folder / "frames", kind, severity, 0)
     scored = seen(case.scored, folder / "scored", kind, severity, 1_000_000)
     row = Document(case=case.name, corruption=kind, severity=severity, images=len(scored.samples), clean=clean)
-    row.update(corrupted=evaluate(case.graph, case.spec, scored).score.map50_95)
-    row.update(dict.fromkeys(("variant", "variant_clean", "seconds", "look", "error", "refused")))
+    row.update(corrupted=case.detector.map50_95(scored))
+    row.update(dict.fromkeys(("variant", "variant_clean", "seconds", "refused")))
     began = time.perf_counter()
     try:
-        made = adapt_graph(case.graph, folder / "variant.onnx", case.spec, case.known, frames)
+        made = adapt_graph(case.detector.graph, folder / "variant.onnx", case.detector.spec, case.known, frames)
     except CompressError as error:
         return Document(row, refused=str(error))
-    row.update(seconds=round(time.perf_counter() - began, 1), look=look_json(made.look), error=list(made.errors))
-    variant, clean = (evaluate(made.graph, case.spec, each).score.map50_95 for each in (scored, case.scored))
-    return Document(row, variant=variant, variant_clean=clean)
+    row.update(seconds=round(time.perf_counter() - began, 1))
+    variant = Detector(made.graph, case.detector.spec)
+    return Document(row, variant=variant.map50_95(scored), variant_clean=variant.map50_95(case.scored))
 
 
-def rows_of(given: Given, kept: Sequence[Document]) -> Iterator[Document]:
-    """Yield every row, those that are kept as they are."""
-    there = {(row.case, row.corruption, row.severity): row for row in kept}
+def rows_of(given: Given, kept: FinishedRows) -> Iterator[Document]:
+    finished = {(row.case, row.corruption, row.severity): row for row in kept.rows}
     for name in given.models:
         keys = [(name, kind, severity) for severity in given.severities for kind in given.corruptions]
-        case = case_of(given, name) if any(key not in there for key in keys) else None
-        clean = evaluate(case.graph, case.spec, case.scored).score.map50_95 if case else 0.0
+        if any(key not in finished for key in keys):
+            case = case_of(given, name)
+            clean = case.detector.map50_95(case.scored)
         for key in keys:
-            row = there.get(key) or (row_of(case, clean, *key[1:], given.work) if case else Document())
-            yield row
-            note(key, row.refused or f"{row.corrupted:.4f} to {row.variant:.4f}, {share(row) or 0:+.0%} regained")
+            if key not in finished:
+                row = row_of(case, clean, *key[1:], given.work)
+                kept.add(row)
+                finished[key] = row
+                note(key, row.refused or f"{row.corrupted:.4f} to {row.variant:.4f}, {share(row) or 0:+.0%} regained")
+            yield finished[key]
 
 
 def share(row: Document) -> float | None:
@@ -128,7 +125,7 @@ def mean_share(rows: Sequence[Document], severity: int) -> float | None:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("What a variant for other conditions regains", found)
+    yield from head("Accuracy that variants for other conditions regain", found)
     yield f"""\
 mAP50-95 in INT8 at {found.size} pixels. Clean, corrupted: of the detector as it was; variant: made of
 {LOOKED} unlabelled frames under the corruption and {FITTED + JUDGED} training images (half of the split,
@@ -148,48 +145,23 @@ detector as it was, so what switching loses there is 0."""
         for severity in found.severities
         if (value := mean_share(found.rows, severity)) is not None
     )
-    yield f"Aimed at: {WANTED:.0%} at severity {WANTED_AT} on average, and clean accuracy within {CLEAN_LOSS:.1%}."
+    yield f"Goals: {WANTED:.0%} at severity {WANTED_AT} on average, and clean accuracy within {CLEAN_LOSS:.1%}."
 
 
 def run(given: Given) -> Result:
-    state = given.work / "rows.json"
-    asked = {"size": given.size, "images": given.images, "edgekd": sources_sha256()}
-    kept = read(state.read_text("utf-8")) if state.is_file() else Document(asked=asked, rows=[])
-    if kept.asked != asked:
-        raise SystemExit(f"{state} is of another run ({kept.asked}): remove it, or pass another --work")
-    rows = []
-    for row in rows_of(given, list(kept.rows)):
-        rows.append(row)
-        if row not in kept.rows:
-            kept.rows.append(row)
-            write_file(state, json.dumps(kept, indent=1).encode())
-    return {"size": given.size, "severities": given.severities, "rows": rows}
-
-
-def sources_sha256() -> list[str]:
-    """Return what decides the rows of this bench: rows of another version are not taken over."""
-    package = HERE.parent / "edgekd"
-    names = ("adapting.py", "compress/adapt.py", "compress/reconstruct.py", "compress/quantize.py", "data/look.py")
-    return [file_sha256(package / name)[:16] for name in names]
-
-
-OPTIONS = (
-    Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"),
-    Option("--severities", SEVERITIES),
-    Option("--corruptions", tuple(CORRUPTIONS)),
-    Option("--size", 640, "side of the input in pixels"),
-    IMAGES,
-    SHARED_FOLDER,
-    Option("--work", HERE.parent / "runs" / "adaptation"),
-)
+    sources = [file_sha256(Path(str(module.__file__)))[:16] for module in SOURCES]
+    settings = {"size": given.size, "images": given.images, "edgekd": sources}
+    rows = list(rows_of(given, FinishedRows(given.work / "rows.json", settings, given.threads)))
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED,
+    options = (
+        Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"),
+        Option("--severities", SEVERITIES),
+        Option("--corruptions", tuple(CORRUPTIONS)),
+        Option("--size", 640, "side of the input in pixels"),
+        IMAGES,
+        Option("--work", HERE.parent / "runs" / "adaptation"),
     )
+    main(run, page, options=options, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)

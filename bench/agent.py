@@ -1,7 +1,7 @@
 """Measure size and start of the agent, and how long it takes over a bundle of 12 MB on one core.
 
-The bundle's graph has random INT8 weights as fp4x stores them, the most that so many bytes can expand to. Each command
-is a process, timed from start to end, interleaved with an interpreter that does nothing and one that imports NumPy.
+The graph has random INT8 weights as fp4x stores them: the most that so many bytes can expand to. Each command is a
+process, interleaved with an interpreter that does nothing and one that imports NumPy.
 """
 
 import shutil
@@ -38,7 +38,6 @@ def random_codes(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_bundle(folder: Path) -> Path:
-    """Write a bundle of about BUNDLE_BYTES with the agent in it."""
     rng = np.random.default_rng(SEED)
     each = sum(fp4x.packed_bytes(SHAPE))
     tensors = [numpy_helper.from_array(random_codes(rng), f"w{index}") for index in range(-(-BUNDLE_BYTES // each))]
@@ -74,7 +73,6 @@ def measure(pythons: Sequence[str], agent: Path, bundle: Path, state: Path, roun
 
 
 def versions(python: str) -> str:
-    """Return which Python and NumPy an interpreter has."""
     script = "import platform, numpy; print(f'Python {platform.python_version()}, NumPy {numpy.__version__}')"
     return subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -101,7 +99,6 @@ def page(found: Document) -> Blocks:
 
 
 def within(found: Document) -> bool:
-    """Return whether every interpreter keeps every limit."""
     return found.bytes <= LIMITS["bytes"] and all(
         rows.status.p50_s <= LIMITS["start_s"]
         and rows.verify.p50_s + rows.unpack.p50_s <= LIMITS["verify_and_unpack_s"]
@@ -109,23 +106,17 @@ def within(found: Document) -> bool:
     )
 
 
-OPTIONS = (Option("--python", [sys.executable], "interpreters with NumPy"), Option("--rounds", 15))
-
-
 def run(given: Given) -> Result:
     bundle, agent = write_bundle(given.scratch), given.scratch / NAME
     return {
-        "question": "how large is the agent, how soon does it answer, how long does a bundle of 12 MB take?",
         "bytes": agent.stat().st_size,
         "modules": len(agent_modules()),
         "bundle_bytes": bundle.stat().st_size,
         "graph_bytes": (given.scratch / "graph.packed").stat().st_size,
-        "rounds": given.rounds,
-        "seed": SEED,
-        "limits": LIMITS,
         "seconds": measure(given.python, agent, bundle, given.scratch / "state", given.rounds),
     }
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=within, cores=1)
+    options = (Option("--python", [sys.executable], "interpreters with NumPy"), Option("--rounds", 15))
+    main(run, page, options=options, holds=within, cores=1)

@@ -1,8 +1,7 @@
 """Compare `edgekd build` with `yolo export` and `yolo val`: wall time from a checkpoint to a scored INT8 model.
 
-Same checkpoint, images and machine, whole processes, in turns; the first to go alternates. edgekd also scores the float
-model, times both, and writes bundle and report in its time. Both calibrate on the training split and score `val`;
-Ultralytics by default calibrates on `val`. Needs `edgekd[train]`.
+The first to go alternates. Ultralytics by default calibrates on `val`; here both calibrate on the training split. Needs
+`edgekd[train]`.
 """
 
 import json
@@ -17,7 +16,7 @@ from typing import Any
 
 import frame
 from common import copy_data, ultralytics_environment, without_folders
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result
+from frame import IMAGES, Blocks, Document, Given, Option, Result
 
 from edgekd.data.dataset import load_dataset
 from edgekd.graph.runtimes.types import library_version
@@ -46,8 +45,6 @@ def like_for_like(each: Document) -> float:
 
 
 class Bench:
-    """One run: the checkpoint, the data and a folder for everything that is made."""
-
     def __init__(self, work: Path, model: Path, data: Path) -> None:
         self._work, self._model, self._data = work, model, data
         self._environment = ultralytics_environment(work / "ultralytics")
@@ -87,7 +84,6 @@ class Bench:
 
 
 def take_turns(bench: Bench, work: Path, repetitions: int) -> list[Document]:
-    """Run both tools `repetitions` times; the first to go alternates."""
     turns = []
     for number in range(repetitions):
         tools = [bench.edgekd, bench.ultralytics]
@@ -153,28 +149,14 @@ def run(given: Given) -> Result:
     turns = take_turns(Bench(work, shared / "models" / given.model, data), work, given.repetitions)
     ours, theirs = tools = [summary(turns, tool) for tool in ("edgekd", "ultralytics")]
     return {
-        "question": "how long from a checkpoint to a scored INT8 model, beside Ultralytics?",
-        "model": given.model,
-        "repetitions": given.repetitions,
-        "seeds": "PYTHONHASHSEED=0; calibration images as each tool chooses them by default",
         "images": {name: len(load_dataset(data).split(name)) for name in ("train", "val")},
         "tools": tools,
         "ratio": theirs["seconds"]["median"] / ours["seconds"]["median"],
         "ratio_like_for_like": theirs["like_for_like"] / ours["like_for_like"],
-        "turns": turns,
         "packages": {name: version for name in PACKAGES if (version := library_version(name))},
     }
 
 
-OPTIONS = (SHARED_FOLDER, Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
-
-
 if __name__ == "__main__":
-    frame.main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95,
-    )
+    options = (Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
+    frame.main(run, page, options=options, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)

@@ -1,7 +1,6 @@
 """Measure how long packing, signing and verifying 12 MB takes, in how much memory, and whether the bytes are the same.
 
 Verifying checks every hash, and a signature in plain Python. The agent is timed as a process, the rest within one.
-Two more processes pack with another hash seed, umask, time zone and folder.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from pathlib import Path
 from bundles import manifest_of, noise
 from common import durations, summary_s
 from frame import Blocks, Document, Given, Option, Result, head, in_process, main, table
-from mutations import NOW, signature, trust_of
+from mutations import NOW, signature, trust_in
 
 from edgekd.agent.trust_state import head_judge
 from edgekd.core.bundle import ed25519
@@ -32,7 +31,6 @@ SIZES = {
 }
 ROLES = {"graph.packed": "graph", "agent.pyz": "agent", "golden.set": "golden", "report.html": "report"}
 LIMITS = {"verify_s": 0.5, "pack_s": 2.0, "memory_bytes": 64_000_000}
-TRUSTED = (1,)
 
 MEMORY = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 
@@ -46,7 +44,6 @@ def write_sources(folder: Path) -> dict[str, Path]:
 
 
 def pack_all(sources: Mapping[str, Path], out: Path) -> None:
-    """Hash the files, write the bundle, sign it."""
     pack(manifest_of("speed", sources, ROLES), sources, out)
     replace_signatures(out, [signature(1, read_head(out).identity)], out)
 
@@ -58,19 +55,17 @@ def packed_elsewhere(scratch: Path) -> list[str]:
         folder = scratch / name
         folder.mkdir(parents=True)
         environment = {**os.environ, "PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": "C"}
-        subprocess.run(in_process(__file__, {"do": "pack"}), cwd=folder, env=environment, umask=mask, check=True)
+        subprocess.run(in_process(pack_here), cwd=folder, env=environment, umask=mask, check=True)
         found.append(hashlib.sha256((folder / "bundle.edgekd").read_bytes()).hexdigest())
     return found
 
 
 def pack_here() -> Result:
-    """Pack in the working folder."""
     pack_all(write_sources(Path("files")), Path("bundle.edgekd"))
     return {}
 
 
 def resident_bytes(*command: object) -> int:
-    """Return the largest resident size of a process."""
     script = f"import subprocess; subprocess.run({list(map(str, command))!r}, check=True, stdout=-3)\n{MEMORY}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return int(done.stdout) * 1024
@@ -80,7 +75,7 @@ def run(given: Given) -> Result:
     scratch = given.scratch
     sources, bundle = write_sources(scratch / "sources"), scratch / "bundle.edgekd"
     pack_all(sources, bundle)
-    trust = trust_of(*TRUSTED)
+    trust = trust_in(1)
     allowed = head_judge(SignedTrust(trust), NOW)
     (scratch / "trust.json").write_bytes(to_json(SignedTrust(trust, (signature(1, trust.sha256, "trust"),))))
     seal_head = read_head(bundle)
@@ -94,9 +89,6 @@ def run(given: Given) -> Result:
         "agent.pyz verify, a process": lambda: subprocess.run(agent, check=True, stdout=-3),
     }
     return {
-        "question": "how long does a bundle of 12 MB take to pack and to verify, and is it the same bytes?",
-        "rounds": given.rounds,
-        "limits": LIMITS,
         "bundle_bytes": bundle.stat().st_size,
         "seconds": {name: summary_s(durations(work, given.rounds)) for name, work in works.items()},
         "memory_bytes": resident_bytes(*agent),
@@ -107,12 +99,10 @@ def run(given: Given) -> Result:
 
 
 def same(found: Document) -> bool:
-    """Return whether all processes packed the same bytes."""
     return {found.packed_here} == set(found.packed_elsewhere)
 
 
 def within(found: Document) -> bool:
-    """Return whether every limit is kept."""
     return (
         same(found)
         and found.seconds["pack and sign"].p50_s <= LIMITS["pack_s"]
@@ -141,4 +131,4 @@ def page(found: Document) -> Blocks:
 
 if __name__ == "__main__":
     options = (Option("--rounds", 15),)
-    main(__file__, __doc__, run, page, options=options, holds=within, cores=1, jobs={"pack": pack_here})
+    main(run, page, options=options, holds=within, cores=1)

@@ -1,19 +1,18 @@
 """Measure how much of an INT8 score is chance: edgekd's `ptq` and ModelOpt `entropy` on several calibration sets.
 
-A score on 128 images moves by several thousandths when weights are rounded a little differently. So both tools quantize
-several times, each time with another three quarters of the training images, the same for both. Means are compared, and
-each draw with its counterpart. Needs `edgekd[train]`; ModelOpt gets an environment of its own.
+A score on 128 images moves by several thousandths when weights are rounded a little differently. Needs `edgekd[train]`;
+ModelOpt gets an environment of its own.
 """
 
 import statistics
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from common import Detector
 from frame import Blocks, Document, Given, Option, Result, claim, claims_hold, claims_table, head, main, table
 from quantization_baselines import MODELOPT, OPTIONS, RECIPE, Bench, row_of
 
-SHARE = 0.75
-"""Of the calibration frames, in each draw."""
+SHARE = 0.75  # of the calibration frames, in each draw
 KEEP, QUARTER = 0.995, 0.25
 SPLIT = "val"
 
@@ -23,9 +22,9 @@ class Draws(Bench):
 
     def drawn(self, model: str, draws: int) -> Iterator[Document]:
         """Yield the float graph with the draw None, and a graph of each tool for each draw."""
-        source, spec, written, exclude = self.begun(model)
-        folder, frames = source.parent, sorted(written.iterdir())
-        yield Document(draw=None, **self.scored(row_of(model, "float32"), source, spec))
+        source, written, exclude = self.begun(model)
+        folder, frames = source.graph.parent, sorted(written.iterdir())
+        yield Document(draw=None, **self.scored(row_of(model, "float32"), source))
         for draw in range(draws):
             chosen = folder / f"draw-{draw}"
             chosen.mkdir()
@@ -33,12 +32,11 @@ class Draws(Bench):
                 (chosen / frames[at].name).symlink_to(frames[at])
             for method in (RECIPE, MODELOPT):
                 graph = folder / "int8.onnx"
-                row = self.quantized(model, method, source, chosen, graph, exclude)
-                yield Document(draw=draw, **(row if row.error else self.scored(row, graph, spec)))
+                row = self.quantized(model, method, source.graph, chosen, graph, exclude)
+                yield Document(draw=draw, **(row if row.error else self.scored(row, Detector(graph, source.spec))))
 
 
 def claims(rows: Sequence[Document]) -> list[Result]:
-    """Return what must hold of the means."""
     found = []
     for model in dict.fromkeys(row.model for row in rows):
         reference, ours, theirs = (_of(rows, model, name) for name in ("float32", RECIPE.name, MODELOPT.name))
@@ -82,7 +80,7 @@ the same graph for the same images: what differs is which images they see."""
             spread = f"{mean:.4f} ± {apart:.4f} ({min(scores):.4f}..{max(scores):.4f})"
             lines.append(f"{model} | {method} | {reference:.4f} | {spread} | {mean / reference:.1%} | {seconds:.1f}")
     yield table(" | how | float32 | mean ± standard deviation (least..most) | of float | seconds", lines)
-    yield "## What must hold"
+    yield "## Requirements"
     yield claims_table(found.claims)
 
 
@@ -93,4 +91,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(*OPTIONS, Option("--draws", 4)), holds=claims_hold)
+    main(run, page, options=(*OPTIONS, Option("--draws", 4)), holds=claims_hold)

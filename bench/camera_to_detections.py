@@ -1,8 +1,7 @@
 """Compare frames a second from JPEG to detections: edgekd, Ultralytics' `predict`, a loop by hand, OpenVINO's tool.
 
-All get the same ONNX graph, JPEG files and cores. Each is a process that stays loaded; they take turns, every other
-round in reverse. `benchmark_app` times the engine alone. Needs `edgekd[train,openvino]`; with `--gpu`, where only the
-networks move, `onnxruntime-gpu` as well.
+All get the same ONNX graph, JPEG files and cores. Each is a process that stays loaded; they are measured interleaved,
+every other round in reverse. Needs `edgekd[train,openvino]`; `--gpu`, where only the networks move, `onnxruntime-gpu`.
 """
 
 import itertools
@@ -22,8 +21,8 @@ from typing import Any, NoReturn
 
 import frame
 import numpy as np
-from common import DEMO, RESULTS, export_to, ultralytics_environment
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result
+from common import DEMO, RESULTS, exported, ultralytics_environment
+from frame import Blocks, Document, Given, Option, Result
 
 from edgekd.core import statistics
 from edgekd.data.frames import load_frames
@@ -170,7 +169,6 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
 
 
 def input_size(graph: Path) -> tuple[int, int]:
-    """Return height and width of the graph's input."""
     import onnx
 
     dims = onnx.load(graph, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
@@ -220,9 +218,7 @@ def take_turns(given: Given, where: str, graph: Path, environment: Mapping[str, 
     """Load all contenders one after the other, then let them take turns."""
     contenders, folder = [], given.scratch / "frames"
     for name in CONTENDERS[where]:
-        command = frame.in_process(
-            __file__, {"do": "work", "where": where, "name": name, "graph": graph, "folder": folder}
-        )
+        command = frame.in_process(work, where=where, name=name, graph=graph, folder=folder)
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, env=environment, cwd=given.scratch, **pipes)
         contenders.append(Contender(name, process))
@@ -247,11 +243,10 @@ def rows_of(contenders: Sequence[Contender]) -> Iterator[Document]:
 
 
 def prepare(model: str, shared: Path, folder: Path) -> Path:
-    """Return the graph of a model: the demo's, or a checkpoint's as edgekd exports it."""
     if model == "demo":
         return Path(shutil.copy(DEMO, folder / "demo.onnx"))
     graph = folder / f"{Path(model).stem}.onnx"
-    export_to(shared / "models" / model, graph)
+    exported(shared / "models" / model, graph)
     return graph
 
 
@@ -278,7 +273,6 @@ Packages: {frame.versions_of(found.packages, found.packages)}."""
 
 
 def best_of(rows: Sequence[Document]) -> Document:
-    """Return the fastest of edgekd's rows."""
     return max((row for row in rows if row.contender.startswith("edgekd")), key=lambda row: row.times_as_fast)
 
 
@@ -299,30 +293,23 @@ def run(given: Given) -> Result:
     return {
         "networks_on": where,
         "cores": given.threads,
-        **{name: getattr(given, name) for name in ("rounds", "seconds", "frames")},
         "packages": {name: library_version(name) for name in packages},
         "models": models,
     }
 
 
-OPTIONS = (
-    Option("--models", ["demo", "yolo11n.pt"], "`demo`, or checkpoints in shared"),
-    SHARED_FOLDER,
-    Option("--cores", 2, dest="threads"),
-    Option("--rounds", 12),
-    Option("--seconds", 5.0),
-    Option("--frames", FRAMES),
-    Option("--gpu", False, "networks on an NVIDIA GPU, all else on the cores"),
-)
-
-
 if __name__ == "__main__":
+    options = (
+        Option("--models", ["demo", "yolo11n.pt"], "`demo`, or checkpoints in shared"),
+        Option("--cores", 2, dest="threads"),
+        Option("--rounds", 12),
+        Option("--seconds", 5.0),
+        Option("--frames", FRAMES),
+        Option("--gpu", False, "networks on an NVIDIA GPU, all else on the cores"),
+    )
     frame.main(
-        __file__,
-        __doc__,
         run,
         page,
-        options=OPTIONS,
+        options=options,
         holds=lambda found: all(best_of(rows).times_as_fast >= GOAL for rows in found.models.values()),
-        jobs={"work": work},
     )

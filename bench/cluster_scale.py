@@ -1,9 +1,8 @@
 """Measure what a cluster adds to the trials of a search, and count how a search grows on it.
 
-Measured: a Ray cluster of processes here, with trials that sleep instead of making and timing a network; tasks, queues,
-leases and shared folder are real. The overhead is a trial's share of what a round takes longer than it has to. Counted:
-a search in rounds with early stopping on up to hundreds of GPUs and boards, each trial with the measured overhead, and
-the bytes that are moved through Ray and kept in the shared folder.
+Measured: a Ray cluster of processes here, with trials that sleep; tasks, queues, leases and shared folder are real. The
+overhead is a trial's share of what a round takes longer than it has to. Counted: a search in rounds with early stopping
+on up to hundreds of GPUs and boards.
 """
 
 import heapq
@@ -35,8 +34,7 @@ from edgekd.core.progress import SILENT
 from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
-MAKE_S, BOARD_S = 0.5, 0.3
-"""What a null trial takes here: to be made, and to be timed on a board."""
+MAKE_S, BOARD_S = 0.5, 0.3  # what a null trial takes here: to be made, and to be timed on a board
 SIZES = ((6, 2, 6), (6, 2, 54), (16, 4, 144), (64, 4, 64), (64, 16, 64), (64, 16, 576), (256, 64, 256), (256, 64, 2304))
 """GPUs, boards and candidates a round of the searches that are counted."""
 FULL_S, FIXED_S, BOARD_FULL_S = 3600.0, 180.0, 300.0
@@ -164,7 +162,7 @@ def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ra
 
 
 def page(found: Document) -> Blocks:
-    yield "# Trials on a cluster: what it adds, and how it grows"
+    yield "# Trials on a cluster: overhead and scaling"
     yield (
         f"`python bench/cluster_scale.py`: null trials of {MAKE_S} s, and {BOARD_S} s on a board, on Ray "
         f"{found.ray} with a process for each worker, all on one machine."
@@ -219,7 +217,6 @@ def run(given: Given) -> Result:
     return {
         "ray": ray.__version__,
         "conditions": conditions(1),
-        "trials": given.trials,
         "ray_bytes": ray_bytes,
         "measured": rows,
         "overhead_s": overhead,
@@ -227,12 +224,10 @@ def run(given: Given) -> Result:
     }
 
 
-OPTIONS = (
-    Option("--workers", [1, 2, 4]),
-    Option("--each", 6, "trials for each worker"),
-    Option("--trials", 2304, "candidates of the search that is counted"),
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, cores=1)
+    options = (
+        Option("--workers", [1, 2, 4]),
+        Option("--each", 6, "trials for each worker"),
+        Option("--trials", 2304, "candidates of the search that is counted"),
+    )
+    main(run, page, options=options, cores=1)

@@ -6,50 +6,50 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from edgekd.builds.recipe import Quantize, load_recipe
+from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
+from edgekd.detectors.onnx import describe
+from edgekd.evaluation.evaluate import Evaluation, evaluate
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.view import load_graph
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PEERS = HERE / "peers"
-SHARED = HERE.parent.parent / "shared"
-"""Where models and data lie unless `--shared` says otherwise."""
-VENVS = Path.home() / ".cache" / "edgekd-bench"
-"""Where environments of other tools are kept."""
+SHARED = HERE.parent.parent / "shared"  # where models and data lie unless `--shared` says otherwise
+VENVS = Path.home() / ".cache" / "edgekd-bench"  # where environments of other tools are kept
 DEMO = DETECTOR
-OPSET = 17
-"""ONNX opset of every exported graph."""
-SPLITS = ("val", "test")
-"""What trained detectors are scored on."""
-FRAMES = "frames"
-"""Of copied data: the images whose labels nobody gets."""
-CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}
-"""What graphs are timed on."""
+OPSET = 17  # ONNX opset of every exported graph
+SPLITS = ("val", "test")  # what trained detectors are scored on
+FRAMES = "frames"  # of copied data: the images whose labels nobody gets
+CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # what graphs are timed on
 
 
 # The machine
 
 
 def conditions(threads: int) -> dict[str, Any]:
-    """Return date, machine, and the load of the last minute."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
@@ -58,7 +58,6 @@ def conditions(threads: int) -> dict[str, Any]:
 
 
 def host_line(host: Mapping[str, Any]) -> str:
-    """Return the machine and its libraries in a sentence."""
     libraries = ", ".join(f"{name} {version}" for name, version in host["libraries"].items())
     return f"Host: {host['cpu']}, {host['cores']} usable cores, {host['os']}, Python {host['python']}; {libraries}."
 
@@ -85,7 +84,6 @@ def durations(work: Callable[[], object], rounds: int) -> list[float]:
 
 
 def summary_s(samples: list[float]) -> dict[str, float]:
-    """Return median, 90th percentile and minimum of durations in seconds."""
     p50, p90 = np.percentile(samples, (50, 90)).round(4).tolist()
     return {"p50_s": p50, "p90_s": p90, "min_s": round(min(samples), 4)}
 
@@ -93,21 +91,59 @@ def summary_s(samples: list[float]) -> dict[str, float]:
 # Models and data
 
 
-def export_to(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> DetectorSpec:
-    """Export a detector as a float32 graph; its specification."""
+@dataclass(frozen=True)
+class Detector:
+    """An ONNX graph and its specification."""
+
+    graph: Path
+    spec: DetectorSpec
+
+    def frames(self, images: Iterable[Path]) -> Iterator[np.ndarray]:
+        """Return images as the network takes them, float32 [1, 3, h, w], one in memory at a time."""
+        return (letterbox(read_image(image), self.spec.preprocess)[0] for image in images)
+
+    def evaluation(self, split: Split, label: str = "score", engine: Engine = ONNXRUNTIME_CPU) -> Evaluation:
+        return evaluate(self.graph, self.spec, split, PlainProgress(interval_s=30), label, engine)
+
+    def map50_95(self, split: Split) -> float:
+        return self.evaluation(split).score.map50_95
+
+    def quantized(
+        self,
+        out: Path,
+        frames: Iterable[np.ndarray],
+        step: Quantize | None = None,
+        plan: Mapping[str, WeightFormat] | None = None,
+    ) -> Quantized:
+        """Write the quantized graph; by default as step `quantize` does without settings."""
+        return quantize(self.graph, out, frames, step or Quantize(), plan)
+
+
+def exported(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> Detector:
+    """Export a detector as a float32 graph."""
     from edgekd.detectors import load
     from edgekd.detectors.export import export
 
-    return export(load(checkpoint, **how), graph, opset).spec
+    return Detector(graph, export(load(checkpoint, **how), graph, opset).spec)
 
 
-def frames_of(split: Split, spec: DetectorSpec, count: int | None = None) -> Iterator[np.ndarray]:
-    """Return the first images of a split as the network takes them, float32 [1, 3, h, w], one in memory at a time."""
-    return (letterbox(read_image(sample.image), spec.preprocess)[0] for sample in islice(split.samples, count))
+def detector_in(graph: Path) -> Detector:
+    """Return the detector in an ONNX file that names its specification."""
+    return Detector(graph, describe(load_graph(graph), graph))
+
+
+def quantize_step(recipe: str) -> Quantize:
+    """Return the only step of a shipped recipe: it quantizes."""
+    (step,) = load_recipe(recipe).steps
+    assert isinstance(step, Quantize)
+    return step
+
+
+def images_of(split: Split, count: int | None = None) -> list[Path]:
+    return [sample.image for sample in split.samples[:count]]
 
 
 def split_of(shared: Path, data: str, name: str) -> Split:
-    """Return a split of a shared data set."""
     return load_dataset(shared / "data" / data).split(name)
 
 
@@ -142,11 +178,13 @@ def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float 
 
 
 def median_ms(
-    graphs: Mapping[str, Path], specs: Mapping[str, DetectorSpec], threads: int
+    detectors: Mapping[str, Detector], threads: int, engines: Mapping[str, Engine] = CPU_ENGINES
 ) -> dict[str, dict[str, float]]:
     """Return the median latency of graphs from frame to detections by engine and graph, measured interleaved."""
+    graphs = {name: each.graph for name, each in detectors.items()}
+    specs = {name: each.spec for name, each in detectors.items()}
     frames, found = synthetic_frames(next(iter(specs.values()))), {}
-    for name, engine in CPU_ENGINES.items():
+    for name, engine in engines.items():
         timed = time_graphs(graphs, specs, frames, LocalDevice(engine, threads), "measured")
         found[name] = {graph: timing.summary()["total_ms"]["p50"] for graph, timing in timed.items()}
     return found

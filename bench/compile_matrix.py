@@ -1,8 +1,7 @@
 """Compile what edgekd ships with TensorRT for RTX: all combinations of networks, precisions and GPU generations.
 
-Networks are exported, quantized, packed and expanded as a build does it, and compiled on the CPU: nothing runs, no GPU
-is needed. Without a checkpoint a network has random weights, which changes neither nodes nor shapes. Rows of other
-networks that are in `--out` stay there. Needs `edgekd[train,rtx]`.
+Networks are compiled on the CPU: no GPU is needed. Rows of other networks that are in `--out` stay there. Needs
+`edgekd[train,rtx]`.
 """
 
 import json
@@ -13,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import SHARED, export_to, frames_of, split_of
+from common import SHARED, exported, images_of, split_of
 from frame import Blocks, Document, Given, Option, Result, head, main, note, table
 
-from edgekd.builds.recipe import Quantize
-from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.packed_graph import pack, unpack
 from edgekd.graph.fp16 import half
@@ -47,13 +45,12 @@ def detector_of(network: str, folder: Path) -> tuple[Path, str]:
 
 
 def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the graph that ships in each precision."""
     plain = folder / "float.onnx"
-    spec = export_to(detector, plain)
-    frames = list(frames_of(split_of(SHARED, "coco256", "train"), spec, FRAMES))
-    done = quantize(plain, folder / "int8.onnx", frames, Quantize())
-    forms = {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
-    quantize(plain, folder / "int8+fp4x.onnx", frames, Quantize(), forms)
+    exact = exported(detector, plain)
+    frames = list(exact.frames(images_of(split_of(SHARED, "coco256", "train"), FRAMES)))
+    done = exact.quantized(folder / "int8.onnx", frames)
+    forms: dict[str, WeightFormat] = {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
+    exact.quantized(folder / "int8+fp4x.onnx", frames, plan=forms)
     plain.rename(folder / "fp16.onnx")
     for precision in PRECISIONS:
         graph = folder / f"{precision}.onnx"
@@ -63,14 +60,13 @@ def graphs_of(detector: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def rows_of(network: str, capabilities: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each engine of a network."""
     detector, weights = detector_of(network, folder)
     for precision, graph in graphs_of(detector, folder):
         for sm in capabilities:
             row = {"network": network, "weights": weights, "precision": precision, "sm": sm}
             try:
                 made = compile_ahead(graph, [sm], folder / "engine")
-                row |= {"seconds": round(made.seconds, 2), "bytes": made.bytes, "said": sorted(set(made.log))}
+                row |= {"seconds": round(made.seconds, 2), "bytes": made.bytes}
             except DeviceError as error:
                 row |= {"refused": str(error)}
             note(f"{network} {precision} {sm}: {row.get('refused') or 'compiled'}")
@@ -80,7 +76,7 @@ def rows_of(network: str, capabilities: Sequence[str], folder: Path) -> Iterator
 def page(found: Document) -> Blocks:
     rows = found.rows
     refused = [row for row in rows if "refused" in row]
-    yield from head("What TensorRT for RTX compiles of what edgekd ships", found)
+    yield from head("Compilation with TensorRT for RTX", found)
     yield f"""\
 {len(rows) - len(refused)} of {len(rows)} engines were made. MB of the engine (seconds it took), by compute capability;
 packed: MB of the graph in the bundle. Compiled on the CPU, one engine at a time; none was run. An engine
@@ -106,7 +102,6 @@ def run(given: Given) -> Iterator[Result]:
         shutil.rmtree(folder)
         rows.sort(key=lambda row: NETWORKS.index(row["network"]))
         yield {
-            "question": "does TensorRT for RTX compile what edgekd ships?",
             "command": "python bench/compile_matrix.py",
             "tensorrt_rtx": TENSORRT_RTX.version(),
             "rows": rows,
@@ -120,18 +115,9 @@ def earlier(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-OPTIONS = (
-    Option("--networks", NETWORKS, choices=NETWORKS),
-    Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
-)
-
-
 if __name__ == "__main__":
-    main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: not any("refused" in row for row in found.rows),
+    options = (
+        Option("--networks", NETWORKS, choices=NETWORKS),
+        Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
     )
+    main(run, page, options=options, holds=lambda found: not any("refused" in row for row in found.rows))

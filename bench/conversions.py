@@ -1,11 +1,9 @@
 """Measure what conversions keep: mAP, largest error, bytes and seconds by format, beside Ultralytics' own exports.
 
-Each detector is exported as float32 ONNX and quantized with few frames (what INT8 costs is not the question), then
-`edgekd convert` writes both in each format. One scorer scores all on the same images, each with the runtime of its
-format. Finished rows are kept in `--work`. Needs `edgekd[train,openvino,ncnn,rtx]`.
+The INT8 source is calibrated on few frames: what INT8 costs is not the question. Finished rows are kept in `--work`.
+Needs `edgekd[train,openvino,ncnn,rtx]`.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,25 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import frame
-from common import conditions, export_to, frames_of, ultralytics_environment, without_folders
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell
+from common import Detector, detector_in, exported, images_of, ultralytics_environment, without_folders
+from frame import IMAGES, Blocks, Document, Given, Option, Result, cell
 
-from edgekd.builds.recipe import Quantize
 from edgekd.commands.convert import FRAMES, INT8_MAP_LIMIT, MAP_LIMIT, convert, outputs
-from edgekd.compress.quantization.quantize import quantize
-from edgekd.core.detection.types import DetectorSpec, Head
+from edgekd.core.detection.types import Head
 from edgekd.core.errors import EdgeKDError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy.artifact import runnable
 from edgekd.deploy.converters.parity import distance
-from edgekd.detectors.onnx import describe
-from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.ncnn import NCNN_CPU
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 from edgekd.graph.runtimes.types import Engine
-from edgekd.graph.view import load_graph
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 CALIBRATION = 16
@@ -87,17 +80,14 @@ class Bench:
     def __init__(self, given: Given) -> None:
         self.given, self.work = given, given.work.absolute()
         self.shared: Path = given.shared.absolute()
-        self.work.mkdir(parents=True, exist_ok=True)
         self.data: Dataset = load_dataset(self.shared / "data" / "coco256")
         whole = self.data.split("val")
         self.split: Split = replace(whole, samples=whole.samples[: given.images])
-        self._state = self.work / "rows.json"
-        kept = frame.read(self._state.read_text("utf-8")) if self._state.is_file() else Document()
-        self.conditions = kept.get("conditions") or conditions(given.threads)
-        self.rows: list[Document] = kept.rows if kept.get("images") == len(self.split) else []
+        settings = {"images": len(self.split)}
+        self.kept = frame.FinishedRows(self.work / "rows.json", settings, given.threads)
+        self.rows = self.kept.rows
 
     def documents(self) -> Iterator[dict[str, Any]]:
-        """Make every row that is missing; yield the result after each."""
         for row, make in self._wanted():
             if not any(name_of(each) == name_of(row) for each in self.rows):
                 yield self.document()
@@ -111,12 +101,11 @@ class Bench:
         known = set(map(name_of, self.rows))
         absent = [row for row, _ in self._wanted() if name_of(row) not in known]
         return {
-            "question": "what do conversions keep of a detector?",
             "images": len(self.split),
             "rows": rows,
-            "claims": claims(rows),
             "missing": [f"{row.model}, {row.source} to {_target(row)}" for row in absent],
-            **self.conditions,
+            "claims": claims(rows),
+            **self.kept.conditions,
         }
 
     def _wanted(self) -> Iterator[tuple[Document, Callable[[Document], Document]]]:
@@ -140,13 +129,11 @@ class Bench:
             last = (str(output).strip() or "it said nothing").splitlines()[-1]
             row = Document(row, error=without_folders(last, self.work, self.shared)[:300])
         frame.note(f"{row} in {time.monotonic() - began:.0f} s")
-        self.rows.append(row)
-        kept = {"conditions": self.conditions, "images": len(self.split), "rows": self.rows}
-        self._state.write_text(json.dumps(kept, indent=1), "utf-8")
+        self.kept.add(row)
 
     def _source(self, row: Document) -> Document:
-        graph = self.graph(row.model, row.source)
-        return self._scored(Document(row, bytes=graph.stat().st_size), graph, self._spec(row), ONNXRUNTIME_CPU)
+        source = detector_in(self.graph(row.model, row.source))
+        return self._scored(Document(row, bytes=source.graph.stat().st_size), source, ONNXRUNTIME_CPU)
 
     def _converted(self, row: Document, options: Mapping[str, Any]) -> Document:
         graph = self.graph(row.model, row.source)
@@ -159,7 +146,7 @@ class Bench:
         if done["parity"] is None:
             return row
         with runnable(out, None, (), False) as (entry, spec, engine):
-            return self._scored(row, entry, spec, engine)
+            return self._scored(row, Detector(entry, spec), engine)
 
     def _exported(self, row: Document, bits: str) -> Document:
         """Export with Ultralytics, in a process of its own."""
@@ -177,17 +164,19 @@ class Bench:
         engine: Engine = NCNN_CPU if row.to == "ncnn" else OPENVINO_CPU
         entry = next(made.glob("*.param" if row.to == "ncnn" else "*.xml"))
         size = sum(path.stat().st_size for path in (entry, entry.with_suffix(".bin")))
-        return self._scored(Document(row, bytes=size, seconds=seconds), entry, self._spec(row), engine)
+        spec = detector_in(self.graph(row.model, FLOAT)).spec
+        return self._scored(Document(row, bytes=size, seconds=seconds), Detector(entry, spec), engine)
 
-    def _scored(self, row: Document, entry: Path, spec: DetectorSpec, engine: Engine) -> Document:
-        frames = list(frames_of(self.split, spec, FRAMES))
+    def _scored(self, row: Document, made: Detector, engine: Engine) -> Document:
+        frames = list(made.frames(images_of(self.split, FRAMES)))
         graph = self.graph(row.model, row.source)
-        expected, found = (outputs(of, by, frames) for of, by in ((graph, ONNXRUNTIME_CPU), (entry, engine)))
+        expected, found = outputs(graph, ONNXRUNTIME_CPU, frames), outputs(made.graph, engine, frames)
+        far = None
         if found[0].shape != expected[0].shape and found[0].shape[-1] == 6:  # with its TopK: nothing to compare with
-            spec, far = replace(spec, head=Head("end2end", nms=False)), None
+            made = Detector(made.graph, replace(made.spec, head=Head("end2end", nms=False)))
         else:
-            far = distance(found, expected, spec.head).largest_score
-        score = evaluate(entry, spec, self.split, engine=engine).score
+            far = distance(found, expected, made.spec.head).largest_score
+        score = made.evaluation(self.split, engine=engine).score
         source = next((each for each in self.rows if name_of(each) == (row.model, row.source, "source", "")), None)
         apart = None if source is None or source.map50_95 is None else score.map50_95 - source.map50_95
         scores = {"map50_95": score.map50_95, "map50": score.map50, "difference": apart}
@@ -197,18 +186,14 @@ class Bench:
         """Return a source: made once, and kept."""
         exact = self.work / f"{Path(model).stem}.onnx"
         if not exact.is_file():
-            export_to(self.shared / "models" / model, exact, classes=self.data.classes)
+            exported(self.shared / "models" / model, exact, classes=self.data.classes)
         if kind == FLOAT:
             return exact
         int8 = exact.with_name(f"{exact.stem}.int8.onnx")
         if not int8.is_file():
-            frames = list(frames_of(self.data.split("train"), describe(load_graph(exact), exact), CALIBRATION))
-            quantize(exact, int8, frames, Quantize())
+            source = detector_in(exact)
+            source.quantized(int8, source.frames(images_of(self.data.split("train"), CALIBRATION)))
         return int8
-
-    def _spec(self, row: Document) -> DetectorSpec:
-        graph = self.graph(row.model, FLOAT)
-        return describe(load_graph(graph), graph)
 
 
 def _model_bytes(done: Mapping[str, Any]) -> int:
@@ -226,7 +211,6 @@ def _target(row: Document) -> str:
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what edgekd's rows must show."""
     ours = [row for row in rows if row.to != "source" and not row.how.startswith(ULTRALYTICS)]
     found = []
     for kind, limit in ((FLOAT, MAP_LIMIT), (INT8, INT8_MAP_LIMIT)):
@@ -238,7 +222,7 @@ def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def page(found: Document) -> Blocks:
-    yield from frame.head("What conversions keep", found)
+    yield from frame.head("Accuracy of conversions", found)
     yield """\
 Sources are scored by ONNX Runtime, results by the runtime of their format, all by edgekd's scorer. Seconds: of
 the conversion alone, for Ultralytics of its whole process; on a machine that was busy they say little. INT8
@@ -253,7 +237,7 @@ not run."""
         header = "source | to | bytes | seconds | INT8 layers | largest error of a score | mAP50-95 | less source"
         failed = [f"- {row.to}, {row.how}: {row.error}" for row in mine if row.error]
         yield "\n\n".join([frame.table(header, map(_cells, mine)), *(["\n".join(failed)] if failed else [])])
-    yield "\n" + frame.claims_table(found.claims, header="what must hold | largest | holds")
+    yield "\n" + frame.claims_table(found.claims, header="requirement | largest | holds")
 
 
 def _cells(row: Document) -> str:
@@ -270,13 +254,10 @@ def run(given: Given) -> Iterator[Result]:
     return Bench(given).documents()
 
 
-OPTIONS = (
-    SHARED_FOLDER,
-    Option("--models", MODELS, choices=MODELS),
-    IMAGES,
-    Option("--work", Path("runs/conversions"), "finished rows and sources"),
-)
-
-
 if __name__ == "__main__":
-    frame.main(__file__, __doc__, run, page, options=OPTIONS)
+    options = (
+        Option("--models", MODELS, choices=MODELS),
+        IMAGES,
+        Option("--work", Path("runs/conversions"), "finished rows and sources"),
+    )
+    frame.main(run, page, options=options)

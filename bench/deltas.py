@@ -1,8 +1,7 @@
 """Measure the deltas between builds of one detector: how much of a bundle has to travel to cameras with another one.
 
 Pairs are NAME=BUNDLE, or `--pair` where the old one differs; the same bundle with another counter, and with other
-thresholds, is made here. Each delta is applied on one core, and the result compared byte for byte. Beside it: the
-bundle compressed by xz alone, and a delta without the network taken apart.
+thresholds, is made here. Each delta is applied on one core, and the result compared byte for byte.
 
     edgekd build model.pt --data DATA --target xavier --out runs/old
     edgekd build model.pt --data DATA --target xavier --calibration 64 --out runs/calibration
@@ -74,32 +73,17 @@ def run(given: Given) -> Result:
         *((name, given.old, Path(path)) for name, _, path in (each.partition("=") for each in given.new)),
         *((name, Path(old), Path(new)) for name, old, new in given.pair),
     ]
-    named = [f'"{each.partition("=")[0]}=NEW"' for each in given.new]
-    named += [f'--pair "{name}" OLD NEW' for name, _, _ in given.pair]
     return {
-        "question": "how much of a bundle has to travel, where the cameras have another one?",
-        "command": " ".join(["python bench/deltas.py OLD", *named]),
-        "old_bytes": given.old.stat().st_size,
         "notes": given.note,
         "rows": [measure(*pair, given.scratch) for pair in pairs],
     }
 
 
-OPTIONS = (
-    Option("old", type=Path),
-    Option("new", nargs="*", metavar="NAME=BUNDLE"),
-    Option("--pair", [], nargs=3, action="append", metavar=("NAME", "OLD", "NEW")),
-    Option("--note", [], "what is to be said of the bundles, on the page", action="append"),
-)
-
-
 if __name__ == "__main__":
-    main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: all(row.identical for row in found.rows),
-        cores=1,
+    options = (
+        Option("old", type=Path),
+        Option("new", nargs="*", metavar="NAME=BUNDLE"),
+        Option("--pair", [], nargs=3, action="append", metavar=("NAME", "OLD", "NEW")),
+        Option("--note", [], "what is to be said of the bundles, on the page", action="append"),
     )
+    main(run, page, options=options, holds=lambda found: all(row.identical for row in found.rows), cores=1)

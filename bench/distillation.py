@@ -1,9 +1,8 @@
 """Compare edgekd's distillation with none and with Ultralytics' own: same start, same scorer.
 
-The students of a seed start from the same weights and see the same images in the same size and batch, for as many
-epochs or, with `--minutes`, as long. All ship the moving average of the last step: no epoch is chosen on `val`.
-`--ablation` adds edgekd's recipe with one thing changed at a time; `--unlabelled 0.5` takes the labels of half of the
-training images away, and adds a student that also sees these, labelled by the teacher. Needs `edgekd[train]`.
+No epoch is chosen on `val`. `--ablation` adds edgekd's recipe with one thing changed at a time; `--unlabelled 0.5`
+removes the labels of half of the training images, and adds a student that also learns from these, labelled by the
+teacher. Needs `edgekd[train]`.
 """
 
 import statistics
@@ -34,12 +33,10 @@ OVERHEAD = 1.15
 
 
 def with_weights(step: Distill, change: Callable[[Weights], Weights]) -> Distill:
-    """Return the step with the weights of every stage changed."""
     return replace(step, stages=tuple(replace(stage, weights=change(stage.weights)) for stage in step.stages))
 
 
 def ablations() -> dict[str, Distill]:
-    """Return the shipped step with one thing changed at a time."""
     step = training.shipped()
     levels = [entry.name for entry in fields(Weights)]
     used = [name for name in levels if any(getattr(stage.weights, name) for stage in step.stages)]
@@ -79,10 +76,7 @@ class Bench(Trainings):
     the teacher a forward pass; tail: the mean mAP50-95 of the classes that are rare in the training split.
     """
 
-    script = __file__
-    question = "how much better is a student that is told by a teacher, beside Ultralytics' own distillation?"
     asked = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "unlabelled", "device")
-    shown = ("seeds", "device", "epochs", "minutes", "unlabelled")
     numbers = ("parameters", "epochs", "seconds", "step_seconds")
     required = TEACHER
 
@@ -103,8 +97,8 @@ class Bench(Trainings):
 
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
-        job = {"do": "teacher", "model": given.model, "out": graph, "size": given.image_size, "batch": given.batch}
-        took = self.job("teacher", {**job, "data": given.data, "images": given.images})
+        asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "images": given.images}
+        took = self.job("teacher", teacher_job, out=graph, data=given.data, **asked)
         by_split = {split: Score(**score) for split, score in took.pop("scores").items()}
         row = self.row(TEACHER, **took)
         return Document(row, **self.notes_of(by_split)) if by_split else self.with_scores(row, graph)
@@ -116,16 +110,16 @@ class Bench(Trainings):
         settings = training.settings_of(given, seed)
         if not start.is_file():
             model = {"student": given.student, "width": given.width, "seed": seed, "image_size": given.image_size}
-            self.job(
-                start.stem,
-                {"do": "start", "step": training.step_table(Distill(**model)), "out": start, "data": self.data},
-            )
+            step_of_start = training.step_table(Distill(**model))
+            self.job(start.stem, training.start_job, step=step_of_start, out=start, data=self.data)
+        files = {"teacher": given.model, "out": out, "data": self.data}
         if step is None:
-            job = {"do": "ultralytics", "start": start, "minutes": given.minutes, "settings": settings}
+            asked = {"start": start, "minutes": given.minutes, "settings": settings}
+            took = self.job(name, training.ultralytics_job, **asked, **files)
         else:
             mine = replace(step, student=str(start), minutes=given.minutes, **settings)
-            job = {"do": "edgekd", "step": training.step_table(mine), "state": given.work / f"{name}.training"}
-        took = self.job(name, {**job, "teacher": given.model, "out": out, "data": self.data})
+            asked = {"step": training.step_table(mine), "state": given.work / f"{name}.training"}
+            took = self.job(name, training.edgekd_job, **asked, **files)
         return self.with_scores(self.row(method, seed, **took), out.with_suffix(".onnx"))
 
     def row(self, method: str, seed: int | None = None, **known: Any) -> Document:
@@ -139,9 +133,6 @@ class Bench(Trainings):
 
     def result(self) -> dict[str, Any]:
         return {"claims": claims(training.by_method(self.rows), self.given.gain)}
-
-
-# ----------------------------------------------------------------------------------- what a process of its own does
 
 
 def teacher_job(
@@ -163,7 +154,7 @@ def teacher_job(
             some = replace(split, samples=split.samples[:images])
             by_split[name] = judge(found.find, found.classes, some).score.to_json()
     else:
-        training.exported(model, Path(out), size)
+        training.export_sized(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
     network = load_teacher(Path(model), trust=True).to(where).to(memory_format=torch.channels_last)
     frames, stamps = torch.rand(batch, 3, size, size, device=where), []
@@ -176,9 +167,6 @@ def teacher_job(
     return {"parameters": parameters_in(network), "step_seconds": training.gap(stamps), "scores": by_split}
 
 
-# ------------------------------------------------------------------------------------------------------- the result
-
-
 def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> list[float]:
     """Return by how much rows are better than others, seed by seed."""
     theirs = {row.seed: row.map50_95[split] for row in others}
@@ -186,7 +174,6 @@ def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> l
 
 
 def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[str, Any]]:
-    """Return what is aimed at, of edgekd's shipped recipe, on the split test."""
     if not {OURS, NONE, TEACHER} <= found.keys():
         return []
     mine, none, teacher = found[OURS], found[NONE], found[TEACHER]
@@ -213,7 +200,7 @@ def page(found: Document) -> Blocks:
     unlabelled = f"Of the training images {found.unlabelled:.0%} have no labels: only `{OURS_UNLABELLED}` sees them."
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way
-of a seed starts from the same student. Seconds: of training, without validation, which nobody does; a step: its
+of a seed starts from the same student. Seconds: of training; no method validates while it trains; a step: its
 median, of the teacher a forward pass of a batch. Rare: mAP50-95 of classes that are rare in the training split.
 What ships is the moving average at the end. edgekd's defaults may have been compared on val: test is the split
 to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
@@ -227,14 +214,13 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
         (_cells(method, rows, methods.get(NONE, ())) for method, rows in methods.items()),
     )
     yield from training.failures(found)
-    yield "## What is aimed at"
+    yield "## Goals"
     yield frame.claims_table(found.claims)
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"
     yield training.trained_on(found)
 
 
 def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
-    """Return one line of the table; what is not known is a dash."""
     seeds = "–" if rows[0].seed is None else training.seeds_of(rows)
     numbers = [frame.cell(training.mean(rows, name), ",.4g") for name in ("epochs", "seconds")]
     numbers = [
@@ -256,24 +242,16 @@ def run(given: Given) -> Iterator[Result]:
     return Bench(given).documents()
 
 
-OPTIONS = (
-    *training.options("distillation", "the teacher", epochs=40, batch=32),
-    Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
-    Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
-    Option("--minutes", type=float, help="train this long, in place of a number of epochs"),
-    SEEDS,
-    Option("--ablation", False, "also edgekd with one thing changed at a time"),
-    Option("--unlabelled", 0.0, "share of the training images that loses its labels"),
-    DEVICE,
-    Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
-)
-
-
 if __name__ == "__main__":
-    jobs = {
-        "teacher": teacher_job,
-        "start": training.start_job,
-        "edgekd": training.edgekd_job,
-        "ultralytics": training.ultralytics_job,
-    }
-    frame.main(__file__, __doc__, run, page, options=OPTIONS, holds=training.none_failed, jobs=jobs)
+    options = (
+        *training.options("distillation", "the teacher", epochs=40, batch=32),
+        Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
+        Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
+        Option("--minutes", type=float, help="train this long, in place of a number of epochs"),
+        SEEDS,
+        Option("--ablation", False, "also edgekd with one thing changed at a time"),
+        Option("--unlabelled", 0.0, "share of the training images that loses its labels"),
+        DEVICE,
+        Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
+    )
+    frame.main(run, page, options=options, holds=training.none_failed)

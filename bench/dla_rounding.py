@@ -1,44 +1,40 @@
 """Score detectors with every scaled activation rounded to INT8: the most that a DLA may lose by its calibration cache.
 
 An engine from Q/DQ rounds once between two layers; one from a cache may also round a convolution's output before its
-activation, and each factor of a SiLU. This worst case is simulated in ONNX Runtime: the graph without Q/DQ, with a Q/DQ
-pair behind everything that has a scale. No DLA runs. Needs `edgekd[train]`.
+activation, and each factor of a SiLU: a Q/DQ pair behind everything that has a scale. Needs `edgekd[train]`.
 """
 
 from collections.abc import Container, Mapping
 
 import numpy as np
 import onnx
-from common import export_to, frames_of, split_of
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, main, table
+from common import Detector, exported, images_of, split_of
+from frame import Blocks, Document, Given, Option, Result, main, table
 from onnx import helper, numpy_helper
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
-from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.formats.plain_graph import plain_graph
-from edgekd.core.progress import PlainProgress
-from edgekd.evaluation.evaluate import evaluate
 
 DETECTORS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 
 
 def run(given: Given) -> Result:
-    return {"images": given.images, "rows": [measure(name, given) for name in DETECTORS]}
+    return {"rows": [measure(name, given) for name in DETECTORS]}
 
 
 def measure(name: str, given: Given) -> Document:
-    """Quantize a detector, and score its three forms on the validation images."""
     floating, qdq, rounded = (given.scratch / f"{name}-{part}.onnx" for part in ("float", "qdq", "rounded"))
-    spec = export_to(given.shared / "models" / name, floating)
-    frames = list(frames_of(split_of(given.shared, "coco256", "train"), spec, given.images))
-    quantize(floating, qdq, frames, Quantize())
+    exact = exported(given.shared / "models" / name, floating)
+    frames = list(exact.frames(images_of(split_of(given.shared, "coco256", "train"), given.images)))
+    exact.quantized(qdq, frames)
     scales, plain = activation_scales(qdq, lambda: frames), plain_graph(qdq.read_bytes())
     model, count = with_rounded_activations(onnx.load_from_string(plain.onnx), scales, plain.float_tensors)
     onnx.save(model, rounded)
-    split, progress = split_of(given.shared, "coco256", "val"), PlainProgress(interval_s=30)
-    graphs = {"float32": floating, "qdq": qdq, "every_activation": rounded}
-    scores = {part: evaluate(graph, spec, split, progress, name).score.map50_95 for part, graph in graphs.items()}
+    split, graphs = (
+        split_of(given.shared, "coco256", "val"),
+        {"float32": floating, "qdq": qdq, "every_activation": rounded},
+    )
+    scores = {part: Detector(graph, exact.spec).map50_95(split) for part, graph in graphs.items()}
     return Document(detector=name, activations=len(scales), rounded=count, **scores)
 
 
@@ -68,7 +64,7 @@ def with_rounded_activations(
 
 
 def page(found: Document) -> Blocks:
-    yield "# The most that a DLA may lose by its calibration cache"
+    yield "# Accuracy with a DLA's calibration cache: the worst case"
     yield """\
 mAP50-95 on the 128 validation images of coco256, simulated in ONNX Runtime on a CPU; no DLA ran. A DLA that
 computes a convolution and its activation in one step loses less."""
@@ -84,5 +80,5 @@ computes a convolution and its activation in one step loses less."""
 
 
 if __name__ == "__main__":
-    options = (SHARED_FOLDER, Option("--images", 64, "calibration images of coco256"))
-    main(__file__, __doc__, run, page, options=options, cores=2)
+    options = (Option("--images", 64, "calibration images of coco256"),)
+    main(run, page, options=options, cores=2)

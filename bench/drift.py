@@ -1,8 +1,6 @@
 """Measure how soon a camera notices fog, noise, low light and blur, how often it is wrong, and what watching costs.
 
-The reference comes from training images, as in a build. Streams of 200 frames are drawn from another split, as it is or
-under one corruption at one severity; an alarm as it is is false. Statistics and comparison are timed on one core. Needs
-`edgekd[train]`.
+Streams are drawn from a split that the reference is not of, as it is or under one corruption. Needs `edgekd[train]`.
 """
 
 import time
@@ -11,9 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import export_to
+from common import exported
 from corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, note, table
+from frame import IMAGES, Blocks, Document, Given, Option, Result, cell, head, main, note, table
 
 from edgekd.builds.stages.drift_reference import statistics
 from edgekd.core.bundle.manifest import Thresholds
@@ -30,8 +28,7 @@ from edgekd.graph.runtimes.types import Session
 MODELS = ("yolo11n.pt=coco256=val", "yolo11n-ppe.pt=ppe=val", "yolo11n-ppe.pt=ppe=test")
 SEED = 0
 CLEAN = "as it is"
-NOTICED = 3
-"""From this severity on an alarm is wanted in every stream."""
+NOTICED = 3  # from this severity on an alarm is wanted in every stream
 LIMIT_MS = 0.2
 
 
@@ -56,7 +53,6 @@ def alarms(record: Record, found: np.ndarray, streams: int) -> list[int]:
 
 
 def first_alarm(record: Record, stream: np.ndarray) -> int | None:
-    """Return after how many frames a stream is called drifted."""
     monitor = Monitor(record)
     for number, row in enumerate(stream, 1):
         drift = monitor.add(row)
@@ -66,11 +62,10 @@ def first_alarm(record: Record, stream: np.ndarray) -> int | None:
 
 
 def rows_of(given: Given, case: str) -> Iterator[Document]:
-    """Yield a row for the images as they are, and one for each corruption and severity."""
     model, data, name = case.split("=")
     dataset = load_dataset(given.shared / "data" / data)
     graph = given.scratch / f"{Path(model).stem}.onnx"
-    spec = export_to(given.shared / "models" / model, graph)
+    spec = exported(given.shared / "models" / model, graph).spec
     usual = decode.Thresholds()
     thresholds = Thresholds((usual.confidence,) * len(spec.classes), usual.iou, usual.max_detections)
     record = record_of(statistics(graph, spec, thresholds, dataset.split("train")))
@@ -106,13 +101,13 @@ def cost_ms(rounds: int = 500) -> dict[str, float]:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("How soon drift is noticed", found)
+    yield from head("Detection of drift: delay and false alarms", found)
     yield f"""\
 Alarms in {found.streams} streams of {STREAM} frames, by windows of {WINDOW}; after how many frames,
-median and most; what moved farthest. Records are of training images. Aimed at:
+median and most; the statistic that moved farthest. Records are of training images. Goals:
 at most {ALARM:.0%} where frames are as they are, every stream from severity {NOTICED} on."""
     yield table(
-        "model | frames of | seen | alarms | after | at most | moved",
+        "model | frames of | condition | alarms | after | at most | moved",
         (
             f"{row.model} | {row.data} | {f'{row.seen}, {row.severity}' if row.severity else row.seen} | "
             f"{row.alarms / row.streams:.1%} | {cell(row.frames, '.0f', '-')} | {cell(row.most_frames, '', '-')} | "
@@ -127,7 +122,6 @@ statistics {cost.statistics:.3f}, comparison {cost.comparison:.3f}; medians (lim
 
 
 def reached(found: Document) -> bool:
-    """Return whether all that is aimed at holds."""
     clean = [row.alarms / row.streams for row in found.rows if not row.severity]
     wanted = [row.alarms == row.streams for row in found.rows if row.severity >= NOTICED]
     return max(clean) <= ALARM and all(wanted) and sum(found.cost_ms.values()) <= LIMIT_MS
@@ -136,11 +130,9 @@ def reached(found: Document) -> bool:
 def run(given: Given) -> Result:
     cost = cost_ms()
     rows = [row for case in given.models for row in rows_of(given, case)]
-    return {"streams": given.streams, "cost_ms": cost, "rows": rows}
-
-
-OPTIONS = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), SHARED_FOLDER, IMAGES, Option("--streams", 1000))
+    return {"cost_ms": cost, "rows": rows}
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=reached)
+    options = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), IMAGES, Option("--streams", 1000))
+    main(run, page, options=options, holds=reached)

@@ -1,9 +1,8 @@
 """Test whether RAUC, SWUpdate and Mender accept what edgekd packs for them, and refuse it with one bit changed.
 
 Each system's own program judges: the command that checks a file, then the one that takes the content out, as an
-installation does. The content is compared with what went in. A third of the changed bits lie anywhere, a third in the
-first 4 KiB and a third in the last, where descriptions and signatures are. Needs the Debian packages rauc,
-squashfs-tools, swupdate, mender-artifact and openssl.
+installation does. A third of the changed bits lie anywhere, a third in the first 4 KiB and a third in the last, where
+descriptions and signatures are. Needs the Debian packages rauc, squashfs-tools, swupdate, mender-artifact and openssl.
 """
 
 import os
@@ -53,7 +52,6 @@ class System:
 
 
 def succeeds(command: Sequence[object], folder: Path, **environment: str) -> bool:
-    """Return whether a program ends well."""
     words = [str(word) for word in command]
     variables = {**os.environ, "TMPDIR": str(folder), **environment}
     return subprocess.run(words, cwd=folder, env=variables, capture_output=True, timeout=120).returncode == 0
@@ -69,7 +67,6 @@ def write_keys(folder: Path) -> None:
 
 
 def content_of(folder: Path) -> bytes | None:
-    """Return the bundle that a program has put into a folder."""
     found = next(folder.rglob("bundle.edgekd"), None)
     return found.read_bytes() if found else None
 
@@ -116,7 +113,6 @@ def changed(content: bytes, number: int, chance: random.Random) -> bytes:
 
 
 def judged(system: System, made: Path, bundle: bytes, scratch: Path) -> str:
-    """Return the judgement of a system's programs on a file."""
     if not succeeds(system.check(made), scratch):
         return REFUSED
     with tempfile.TemporaryDirectory(dir=scratch) as out:
@@ -169,13 +165,12 @@ def page(found: Document) -> Blocks:
     yield (
         "RAUC's format `verity` is checked when it is read, as `extract` does and the kernel during an installation: "
         "`info` looks at the signature, and the hashes in it. Accepted with the same content: the same "
-        "bundle comes out; the bit lies where nobody looks, such as the filling between two members."
+        "bundle comes out; the bit lies where no program looks, such as the padding between two members."
     )
     yield f"Programs: {', '.join(f'{name} {version}' for name, version in found.programs.items())}."
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the Debian packages whose programs judge."""
     found = {}
     for name in ("rauc", "squashfs-tools", "swupdate", "mender-artifact", "openssl"):
         done = subprocess.run(["dpkg-query", "-W", "-f=${Version}", name], capture_output=True, text=True)
@@ -191,8 +186,6 @@ def run(given: Given) -> Result:
     bundle = write_with_agent(given.scratch, "noise", noise(SEED, GRAPH_BYTES), counter=1)
     rows = [measured(system, bundle, given.each, given.scratch) for system in systems(given.scratch, given.scratch)]
     return {
-        "question": "do firmware systems take what edgekd packs for them, and refuse it changed?",
-        "seed": SEED,
         "programs": versions(),
         "systems": rows,
     }
@@ -201,8 +194,6 @@ def run(given: Given) -> Result:
 if __name__ == "__main__":
     options = (Option("--each", EACH, "changed files of each system (%(default)s)"),)
     main(
-        __file__,
-        __doc__,
         run,
         page,
         options=options,

@@ -5,6 +5,8 @@ A benchmark has a function `run` that measures and a function `page` that writes
 """
 
 import argparse
+import importlib
+import inspect
 import json
 import re
 import shlex
@@ -15,23 +17,22 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from common import RESULTS, SHARED, conditions, host_line, use_cores
 
 from edgekd.core.atomic_files import write_file
 
-Given = argparse.Namespace
-"""The command line; `scratch` is a folder that is removed at the end."""
-Result = Mapping[str, Any]
-"""What was measured, as JSON can hold it."""
-Blocks = Iterator[str]
-"""Paragraphs and tables of a page, without title."""
+Given = argparse.Namespace  # the command line; `scratch` is a folder that is removed at the end
+Result = Mapping[str, Any]  # what was measured, as JSON can hold it
+Blocks = Iterator[str]  # paragraphs and tables of a page, without title
 Run = Callable[[Given], "Result | Iterator[Result]"]
 """Measures; returns the result, or yields the result so far, again and again."""
+Page = Callable[["Document"], Iterable[str]]  # yields the blocks of the page about a result
 Job = Callable[..., Mapping[str, Any]]
-"""Work for a separate process: keyword arguments that JSON can hold in, a JSON object out."""
-PLACES = {"help", "out", "page", "do", "work", "shared", "venvs", "peer", "note"}
+"""Work for a separate process: a function of a script; keyword arguments that JSON can hold in, a JSON object out."""
+PLACES = {"help", "out", "page", "work", "shared", "venvs", "peer", "note", "python", "packages"}
 """Options that say where things are, and not what is measured: not part of the recorded command."""
 
 
@@ -50,40 +51,34 @@ class Option:
 
     def __init__(self, name: str, default: Any = None, help: str | None = None, **more: Any) -> None:  # noqa: A002
         self.name, self.more = name, {"default": default, "help": help, **more}
-        one = default[0] if isinstance(default, (list, tuple)) and default else default
+        several = isinstance(default, (list, tuple))
+        one = next(iter(default), None) if several else default
         if default is False:
             self.more["action"] = "store_true"
-        elif isinstance(default, (list, tuple)) and "action" not in more:
+        elif several and "action" not in more:
             self.more.setdefault("nargs", "+")
         if one is not None and "action" not in self.more:
             self.more.setdefault("type", Path if isinstance(one, Path) else type(one))
 
 
 def main(
-    script: str,
-    about: str | None,
     run: Run,
-    page: Callable[[Document], Iterable[str]],
+    page: Page,
     *,
     options: Iterable[Option] = (),
     holds: Callable[[Document], bool] | None = None,
     cores: int | None = None,
-    jobs: Mapping[str, Job] | None = None,
 ) -> None:
-    """Run a benchmark from the command line and exit: 0 if everything that it claims holds, else 1.
+    """Run the benchmark of the script that defines `page`, and exit: 0 if everything that it claims holds, else 1.
 
     Args:
         options: Those that not all benchmarks have.
         holds: Returns whether the result is as claimed; default: every claim in it holds and no row has an error.
         cores: Number of cores for this process and its children; None adds the option `--threads`.
-        jobs: What `in_process` may ask of a process of its own.
     """
-    parser = parser_of(script, about, options, cores)
+    script = sys.modules[page.__module__]
+    parser = parser_of(script, options, cores)
     given = parser.parse_args()
-    if given.do:
-        job = (jobs or {})[given.do.pop("do")]
-        print("\n" + json.dumps({**job(**given.do), "packages": installed()}))
-        sys.exit(0)
     if given.page:
         found = read(given.out.read_text("utf-8"))
     else:
@@ -94,26 +89,26 @@ def main(
     sys.exit(0 if (holds or as_claimed)(found) else 1)
 
 
-def parser_of(script: str, about: str | None, options: Iterable[Option], cores: int | None) -> argparse.ArgumentParser:
+def parser_of(script: ModuleType, options: Iterable[Option], cores: int | None) -> argparse.ArgumentParser:
     """Return the parser with the options of all benchmarks and those of this one."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for each in options:
         parser.add_argument(each.name, **each.more)
     if cores is None and not any(action.dest == "threads" for action in parser._actions):
         parser.add_argument("--threads", type=int, default=2, help="cores that everything may use")
-    default = RESULTS / f"{Path(script).stem}.json"
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/")
+    default = RESULTS / f"{Path(str(script.__file__)).stem}.json"
     parser.add_argument("--out", type=Path, default=default, help="the result; its page is written beside it")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page of --out again")
-    parser.add_argument("--do", type=json.loads, help=argparse.SUPPRESS)
     parser.set_defaults(**({} if cores is None else {"threads": cores}))
     return parser
 
 
-def measured(run: Run, given: argparse.Namespace, command: str, page: Callable[[Document], Iterable[str]]) -> Document:
+def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> Document:
     """Run the benchmark in a scratch folder, write each result that it gives, and return the last one."""
     given.out = given.out.absolute()
     use_cores(given.threads)
-    first = {"command": command, **conditions(given.threads)}
+    first = {"command": command, **settings_in(given), **conditions(given.threads)}
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
         given.scratch = Path(scratch)
         results = run(given)
@@ -126,9 +121,15 @@ def measured(run: Run, given: argparse.Namespace, command: str, page: Callable[[
     return found
 
 
-def command_of(script: str, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
+def settings_in(given: Given) -> dict[str, Any]:
+    """Return the values of the options that are no paths."""
+    settings = {name: value for name, value in vars(given).items() if name not in PLACES and "/" not in str(value)}
+    return {name: value for name, value in settings.items() if not isinstance(value, Path)}
+
+
+def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
     """Return the command line with every setting that matters, defaults included, folders left out."""
-    words = [f"python bench/{Path(script).name}"]
+    words = [f"python bench/{Path(str(script.__file__)).name}"]
     for action in parser._actions:
         value = getattr(given, action.dest, None)
         if action.dest in PLACES or value is None or value is False or value == []:
@@ -160,12 +161,10 @@ def read(text: str) -> Document:
 
 
 def claims_hold(found: Document) -> bool:
-    """Return whether every claim holds."""
     return all(claim.holds for claim in found.get("claims", ()))
 
 
 def as_claimed(found: Document) -> bool:
-    """Return whether every claim holds and no row failed."""
     return claims_hold(found) and not any(row.get("error") for row in found.get("rows", ()))
 
 
@@ -174,26 +173,62 @@ def note(*parts: object) -> None:
     print(*parts, file=sys.stderr, flush=True)
 
 
-SHARED_FOLDER = Option("--shared", SHARED, "folder with models/ and data/")
 IMAGES = Option("--images", type=int, help="of each split; default: all")
+
+
+class FinishedRows:
+    """The finished rows of a run in a file, from which the same command goes on after a cut.
+
+    Rows of other settings are refused with SystemExit. Rows that failed are measured again.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any], threads: int) -> None:
+        self.conditions: dict[str, Any] = conditions(threads)
+        self.packages: dict[str, dict[str, str]] = {}
+        self.rows: list[Document] = []
+        self._file = file
+        self._settings = json.loads(json.dumps(settings, default=str))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.is_file():
+            return
+        kept = read(file.read_text("utf-8"))
+        if kept.settings != self._settings:
+            raise SystemExit(f"{file} is of another run ({kept.settings}): remove it, or pass another --work")
+        self.rows = [row for row in kept.rows if not row.get("error")]
+        cpu, self.conditions, self.packages = self.conditions["host"]["cpu"], kept.conditions, kept.packages
+        cpus = [self.conditions["host"]["cpu"], *self.conditions.get("taken_up_on", ())]
+        if cpu not in cpus:
+            self.conditions["taken_up_on"] = [*cpus[1:], cpu]
+        note(f"{len(self.rows)} rows are there already")
+
+    def add(self, row: Document) -> None:
+        self.rows.append(row)
+        kept = {name: getattr(self, name) for name in ("conditions", "packages", "rows")}
+        write_file(self._file, json.dumps({"settings": self._settings, **kept}, indent=1).encode())
 
 
 # Processes
 
 
-def in_process(script: str, job: Mapping[str, Any]) -> list[str]:
-    """Return the command that does one of a script's jobs, `do`, in a process of its own."""
-    return [sys.executable, str(Path(script).resolve()), "--do", json.dumps(job, default=str)]
+def in_process(job: Job, **arguments: Any) -> list[str]:
+    """Return the command that does a job in a process of its own and prints its result."""
+    name = f"{Path(inspect.getfile(job)).stem}:{job.__name__}"
+    return [sys.executable, str(Path(__file__).resolve()), name, json.dumps(arguments, default=str)]
+
+
+def do_job(name: str, arguments: str) -> None:
+    module, function = name.split(":")
+    job: Job = getattr(importlib.import_module(module), function)
+    print("\n" + json.dumps({**job(**json.loads(arguments)), "packages": installed()}))
 
 
 def last_json(output: str) -> dict[str, Any]:
-    """Return the last JSON object that a process printed."""
     return dict(json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{"))))
 
 
-def done_in_process(script: str, **job: Any) -> dict[str, Any]:
-    """Do one of a script's jobs in a process of its own; its result. Raises CalledProcessError."""
-    done = subprocess.run(in_process(script, job), check=True, capture_output=True, text=True)
+def done_in_process(job: Job, **arguments: Any) -> dict[str, Any]:
+    """Do a job in a process of its own; its result. Raises CalledProcessError."""
+    done = subprocess.run(in_process(job, **arguments), check=True, capture_output=True, text=True)
     return {name: value for name, value in last_json(done.stdout).items() if name != "packages"}
 
 
@@ -205,14 +240,13 @@ def installed() -> dict[str, str]:
 # Pages
 
 
-def render(page: Callable[[Document], Iterable[str]], found: Document) -> str:
+def render(page: Page, found: Document) -> str:
     """Return the page of a document: its blocks, then where and when it was measured."""
     where = found.get("conditions", found)
     return "\n\n".join([*page(found), *(conditions_lines(where) if "host" in where else ())]) + "\n"
 
 
 def head(title: str, found: Mapping[str, Any]) -> list[str]:
-    """Return the title and the command as blocks of a page."""
     return [f"# {title}", f"`{found['command']}`"]
 
 
@@ -258,5 +292,8 @@ def claim(text: str, found: float, holds: bool, **more: Any) -> dict[str, Any]:
 
 
 def claims_table(claims: Iterable[Document], form: str = ".4f", header: str = " | found | holds") -> str:
-    """Return the table of claims."""
     return table(header, (f"{each.claim} | {each.found:{form}} | {yes(each.holds, '**no**')}" for each in claims))
+
+
+if __name__ == "__main__":
+    do_job(*sys.argv[1:])

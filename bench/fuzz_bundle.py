@@ -17,7 +17,6 @@ READERS = ("archive", "signatures", "trust")
 
 
 def fuzzed(name: str, seconds: int, scratch: Path) -> Result:
-    """Fuzz one reader in a process of its own; the row of it."""
     folder = scratch / name
     folder.mkdir()
     command = [sys.executable, str(HERE / "fuzz_target.py"), name, str(seconds), str(folder)]
@@ -35,14 +34,13 @@ def fuzzed(name: str, seconds: int, scratch: Path) -> Result:
 
 def run(given: Given) -> Result:
     return {
-        "question": "are there bytes at which reading a bundle fails, or that are taken and nobody signed?",
         "atheris": version("atheris"),
         "rows": [fuzzed(name, given.seconds, given.scratch) for name in READERS],
     }
 
 
 def page(found: Document) -> Blocks:
-    yield "# Coverage-guided fuzzing of what reads bundles"
+    yield "# Coverage-guided fuzzing of the bundle readers"
     yield f"`{found.command}`, Atheris {found.atheris}"
     yield table(
         "reader | seconds | inputs | places covered, first to last | found",
@@ -58,8 +56,6 @@ def page(found: Document) -> Blocks:
 if __name__ == "__main__":
     options = (Option("--seconds", 300, "for each reader (%(default)s)"),)
     main(
-        __file__,
-        __doc__,
         run,
         page,
         options=options,

@@ -47,7 +47,6 @@ def reader(name: str, victim: Victim, scratch: Path) -> Callable[[bytes], None]:
 
 
 def first_inputs(name: str, victim: Victim) -> list[bytes]:
-    """Return the inputs that the search begins with."""
     if name == "archive":
         return [victim.content, victim.other, victim.older]
     if name == "signatures":

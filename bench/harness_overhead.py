@@ -1,8 +1,7 @@
 """Measure what edgekd's benchmark harness adds to a bare `session.run` loop: at most 2 %.
 
-Both run the same ONNX Runtime session on the same frames, in turns within one process. Each round gives a pair; the
-median over rounds is the answer, the 10th and 90th percentile its spread. A second number needs no quiet machine: the
-microseconds per frame of the harness around a session that does nothing.
+Each round gives a pair. A second number needs no quiet machine: the microseconds per frame of the harness around a
+session that does nothing.
 """
 
 import time
@@ -20,14 +19,11 @@ SEED = 0
 
 
 class Nothing:
-    """A session that returns what it is given."""
-
     def run(self, batch: np.ndarray) -> np.ndarray:
         return batch
 
 
 def keep(frame: np.ndarray) -> tuple[np.ndarray, None]:
-    """Preprocess nothing: the frame is the batch."""
     return frame, None
 
 
@@ -82,11 +78,9 @@ def run(given: Given) -> Result:
         samples = play(session, [frames[index % len(frames)] for index in range(given.iterations)], given.rounds)
     alone_us = [harness_ms(Nothing(), [frames[0]] * 20_000)[0] * 1000 for _ in range(9)]
     return {
-        "question": "what does the benchmark harness add to a bare session.run loop?",
         "model": given.model.name,
         "input": shape,
         "seed": SEED,
-        "rounds": given.rounds,
         "iterations_per_round": given.iterations,
         "bare_ms": summarize(np.array([each["bare_ms"] for each in samples])).p50,
         "wall_ratio": ratios(samples, "harness_ms"),
@@ -98,10 +92,10 @@ def run(given: Given) -> Result:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("What the benchmark harness adds", found)
+    yield from head("Overhead of the benchmark harness", found)
     yield (
         f"Model `{found.model}`, input {found.input}, {found.bare_ms:.2f} ms per frame in the bare loop; "
-        f"{found.rounds} rounds of {found.iterations_per_round} frames each, in turns in one process, "
+        f"{found.rounds} rounds of {found.iterations_per_round} frames each, interleaved in one process, "
         f"{found.host.threads} thread(s), seed {found.seed}."
     )
     rows = {
@@ -120,17 +114,14 @@ def page(found: Document) -> Blocks:
 
 
 def within(found: Document) -> bool:
-    """Return whether the harness stays within the limit."""
     return max(found.wall_ratio.median, found.reported_ratio.median) <= LIMIT
 
 
-OPTIONS = (
-    Option("model", DEMO, "ONNX detector (default: the demo's)", nargs="?"),
-    Option("--iterations", 25, "frames per turn"),
-    Option("--rounds", 30),
-    Option("--threads", 1),
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=within)
+    options = (
+        Option("model", DEMO, "ONNX detector (default: the demo's)", nargs="?"),
+        Option("--iterations", 25, "frames per turn"),
+        Option("--rounds", 30),
+        Option("--threads", 1),
+    )
+    main(run, page, options=options, holds=within)

@@ -1,10 +1,8 @@
 """Compare one command, from a large detector to a small bundle, with doing it by hand with Ultralytics.
 
-`edgekd build` gets the large detector, a smaller student and a limit in bytes: it distils, quantizes to INT8 and fp4x,
-trains the result and packs it. By hand: Ultralytics trains the same student for as many seconds, with the large one as
-`distill_model=` and without, and exports it with `quantize=8`. Then the build is asked for half of those bytes. All are
-scored on `val` and `test`, predicted for the target, and timed in turns with the large one. Needs `edgekd[train]`, and
-the library of `--engine`.
+`edgekd build` gets the large detector, a smaller student and a limit in bytes. By hand: Ultralytics trains the same
+student for as many seconds, with the large one as `distill_model=` and without, and exports it with `quantize=8`. Then
+the build gets half of those bytes as its limit. Needs `edgekd[train]`, and the library of `--engine`.
 """
 
 import argparse
@@ -33,30 +31,23 @@ from edgekd.deploy.artifact import opened
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"
 HALF = "`edgekd build`, asked for half of the bytes by hand"
-FASTER, ENERGY = 89 / 12, 0.4
-"""What is aimed at: times as fast, and the share of the energy of a frame."""
-MANY = 100
-"""Epochs that Ultralytics assumes before it knows how many fit into its time."""
-MISSED = 3
-"""How a build ends whose budget is missed."""
-TRAINED = ("distill", "quant_aware_distill")
-"""Stages of a build whose time Ultralytics gets to train in."""
+FASTER, ENERGY = 89 / 12, 0.4  # what is aimed at: times as fast, and the share of the energy of a frame
+MANY = 100  # epochs that Ultralytics assumes before it knows how many fit into its time
+MISSED = 3  # how a build ends whose budget is missed
+TRAINED = ("distill", "quant_aware_distill")  # stages of a build whose time Ultralytics gets to train in
 
 
 class Bench(Trainings):
     """Detectors. bytes: of what ships: the bundle without its agent, or the ONNX file; seconds: of training."""
 
-    script = __file__
-    question = "how much smaller and faster does one command make a large detector, beside doing it by hand?"
     asked = ("student", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "images", "device")
-    shown = ("device", "target", "engine", "seed")
     numbers = ("bytes", "seconds")
     timed: Sequence[Document] = ()
 
     def ways(self) -> Iterator[Way]:
         """Yield what makes each row. What was too large to be kept is exported again."""
         if not self.graph(LARGE).is_file():
-            training.exported(self.given.model, self.graph(LARGE), self.given.image_size)
+            training.export_sized(self.given.model, self.graph(LARGE), self.given.image_size)
         yield LARGE, None, partial(self._float, LARGE, self.given.model)
         yield START, None, partial(self._float, START, Path(self.given.student))
         yield OURS, None, partial(self._built, OURS, self.given.max_bytes)
@@ -65,12 +56,10 @@ class Bench(Trainings):
         yield HALF, None, self._built_half
 
     def graph(self, method: str) -> Path:
-        """Return where the graph of a row lies."""
         names = {LARGE: "large", START: "start", OURS: "built", HALF: "half", TAUGHT: "taught", ALONE: "alone"}
         return Path(self.given.work, f"{names[method]}.onnx")
 
     def recipe(self) -> Recipe:
-        """Return the shipped recipe, for as long as was asked."""
         given = self.given
         settings = {"batch": given.batch, "learning_rate": given.learning_rate, "seed": given.seed}
         settings |= {"epochs": given.epochs, "minutes": given.minutes, "student": given.student}
@@ -80,7 +69,7 @@ class Bench(Trainings):
     def _float(self, method: str, checkpoint: Path) -> Document:
         graph = self.graph(method)
         if not graph.is_file():
-            training.exported(checkpoint, graph, self.given.image_size)
+            training.export_sized(checkpoint, graph, self.given.image_size)
         return self.with_scores(self.row(method, bytes=graph.stat().st_size), graph)
 
     def _built_half(self) -> Document:
@@ -95,8 +84,7 @@ class Bench(Trainings):
         recipe.write_text(recipe_toml(self.recipe()), "utf-8")
         command = [sys.executable, "-m", "edgekd", "build", given.model, "--data", self.data, "--target", given.target]
         command += ["--recipe", recipe, "--max-size", most, "--keep", "98%", "--out", folder, "--json"]
-        job = {"do": "build", "command": [*map(str, command), "--trust-checkpoint"]}
-        document = self.job(self.graph(method).stem, job)
+        document = self.job(self.graph(method).stem, build, command=[*map(str, command), "--trust-checkpoint"])
         (limit,) = (one for one in document["budget"] if one["name"] == "max_bytes")
         took = sum(stage["seconds"] for stage in document["stages"] if stage["name"] in TRAINED)
         with opened(Path(document["bundle"]), None, (), False) as (graph, _):
@@ -109,9 +97,9 @@ class Bench(Trainings):
         if not ours:
             raise JobError("edgekd's build failed, so it took no time that could be given")
         settings = {**training.settings_of(given, given.seed), "epochs": MANY}
-        job = {"do": "by hand", "start": given.student, "teacher": teacher, "out": graph.with_suffix(".pt")}
-        job |= {"data": self.data, "settings": settings, "minutes": ours / 60, "rate": given.learning_rate}
-        took = self.job(graph.stem, job, environment="ultralytics")
+        files = {"start": given.student, "teacher": teacher, "out": graph.with_suffix(".pt"), "data": self.data}
+        length = {"settings": settings, "minutes": ours / 60, "rate": given.learning_rate}
+        took = self.job(graph.stem, by_hand, "ultralytics", **files, **length)
         return self.with_scores(self.row(method, bytes=graph.stat().st_size, seconds=took["seconds"]), graph)
 
     def finish(self) -> None:
@@ -158,9 +146,6 @@ def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:
     return took
 
 
-# ------------------------------------------------------------------------------------------------------- the result
-
-
 def prediction(graph: Path, target: str) -> dict[str, Any]:
     """Return what a graph is predicted to reach there: INT8 where it is quantized, else float16."""
     import onnx
@@ -171,7 +156,6 @@ def prediction(graph: Path, target: str) -> dict[str, Any]:
 
 
 def claims(bench: Bench, rows: Mapping[str, Document]) -> list[dict[str, Any]]:
-    """Return what is aimed at, of the bundle."""
     if not {LARGE, OURS} <= rows.keys():
         return []
     large, ours, limit = rows[LARGE], rows[OURS], bench.given.max_bytes
@@ -219,14 +203,14 @@ precision are this machine's, a stand-in; predicted figures are of the network a
     )
     yield from (f"{row.method}: {row.error}" for row in found.rows if row.error)
     if found.timed:
-        yield f"## In turns with the large one, on {found.engine}"
+        yield f"## Interleaved with the large detector, on {found.engine}"
         yield table(
             "graph | precision | engine p50, ms | engine: times as fast | camera: times as fast | mJ a frame | "
             "share of its energy",
             (_timed_cells(row) for row in found.timed if "error" not in row),
         )
         yield from ["\n".join(failed(found.timed))] if failed(found.timed) else []
-    yield "## What is aimed at"
+    yield "## Goals"
     yield claims_table(found.claims, ",.4g")
     yield f"- {versions_of(found.packages.get('ultralytics', {}), ('edgekd', 'ultralytics', 'torch'))}"
     yield training.trained_on(found)
@@ -246,24 +230,21 @@ def run(given: Given) -> Iterator[Result]:
     return Bench(given).documents()
 
 
-OPTIONS = (
-    *training.options("headline", "the large detector", epochs=40, batch=16, default=Path("yolo11x-ppe.pt")),
-    Option("--student", SHARED / "models" / "yolo11n-ppe.pt", "to begin with"),
-    Option("--target", "xavier"),
-    Option("--max-bytes", 12_000_000),
-    Option("--minutes", type=float, help="of training beside the large detector, in place of a number of epochs"),
-    Option("--quantized-epochs", 10, "of training the quantized detector"),
-    Option("--learning-rate", type=float, help="of AdamW, for everybody; default: Ultralytics' choice"),
-    Option("--seed", 0),
-    DEVICE,
-    Option("--engine", "openvino-cpu", "what runs the graphs to be timed"),
-    Option("--iterations", 60),
-    Option("--seconds", 6.0),
-    Option("--streams", 2),
-    Option("--untimed", False, "leave the timing to a later, quiet run"),
-)
-
-
 if __name__ == "__main__":
-    jobs = {"build": build, "by hand": by_hand}
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=training.none_failed, jobs=jobs)
+    options = (
+        *training.options("headline", "the large detector", epochs=40, batch=16, default=Path("yolo11x-ppe.pt")),
+        Option("--student", SHARED / "models" / "yolo11n-ppe.pt", "to begin with"),
+        Option("--target", "xavier"),
+        Option("--max-bytes", 12_000_000),
+        Option("--minutes", type=float, help="of training beside the large detector, in place of a number of epochs"),
+        Option("--quantized-epochs", 10, "of training the quantized detector"),
+        Option("--learning-rate", type=float, help="of AdamW, for everybody; default: Ultralytics' choice"),
+        Option("--seed", 0),
+        DEVICE,
+        Option("--engine", "openvino-cpu", "what runs the graphs to be timed"),
+        Option("--iterations", 60),
+        Option("--seconds", 6.0),
+        Option("--streams", 2),
+        Option("--untimed", False, "leave the timing to a later, quiet run"),
+    )
+    main(run, page, options=options, holds=training.none_failed)

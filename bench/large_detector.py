@@ -9,66 +9,49 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from common import export_to, peak_bytes
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, table
+from common import Detector, detector_in, exported, peak_bytes, quantize_step, split_of
+from frame import Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, table
 
-from edgekd.builds.recipe import Quantize, load_recipe
 from edgekd.compress.quantization.mixed_precision import choices
-from edgekd.compress.quantization.quantize import quantize
-from edgekd.compress.weight_formats import Form
-from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.detection.types import DetectorSpec
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.formats.packed_graph import pack
-from edgekd.core.progress import PlainProgress
 from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import read_image
-from edgekd.detectors.onnx import describe
-from edgekd.evaluation.evaluate import evaluate
-from edgekd.graph.view import load_graph
 
-INT8_LAYERS = 2
-"""The first layers have few weights, and what they lose is lost for all."""
+INT8_LAYERS = 2  # the first layers have few weights, and what they lose is lost for all
 SMALLER, KEEP = 7.5, 0.99
 """How many times smaller the file must be, and the share of the float mAP50-95 that must be left."""
 
 
-def in_four_bits(source: Path, out: Path, frames: Iterator[np.ndarray]) -> float:
+def in_four_bits(source: Detector, out: Path, frames: Iterator[np.ndarray]) -> float:
     """Quantize every layer that can be fp4x to it, but for the first; the seconds that it took."""
-    (step,) = load_recipe("mixed").steps
-    assert isinstance(step, Quantize)
-    plan: dict[str, Form] = {}
-    for name, forms in choices(source).items():
+    plan: dict[str, WeightFormat] = {}
+    for name, forms in choices(source.graph).items():
         early = sum(form != "float16" for form in plan.values()) < INT8_LAYERS
         plan[name] = "int8" if early and "int8" in forms else "fp4x" if "fp4x" in forms else "float16"
     began = time.perf_counter()
-    quantize(source, out, frames, step, plan)
+    source.quantized(out, frames, quantize_step("mixed"), plan)
     return time.perf_counter() - began
 
 
 def scored(name: str, graph: Path, ships: int, seconds: float | None, given: Given) -> Document:
     """Return the row of a graph; `bytes` are those of the file that ships, `scores` mAP50-95 and mAP50 by split."""
-    spec, dataset = describe(load_graph(graph), graph), load_dataset(given.shared / "data" / given.data)
-    scores = {}
+    detector, scores = detector_in(graph), {}
     for split in given.scored:
-        found = evaluate(graph, spec, dataset.split(split), PlainProgress(interval_s=30), f"{name}, {split}").score
+        found = detector.evaluation(split_of(given.shared, given.data, split), f"{name}, {split}").score
         scores[split] = (found.map50_95, found.map50)
     return Document(name=name, bytes=ships, seconds=seconds, scores=scores)
-
-
-def calibration(spec: DetectorSpec, given: Given) -> Iterator[np.ndarray]:
-    """Return the first frames of the calibration set that a build would choose."""
-    images = choose(load_dataset(given.shared / "data" / given.data), load_rule(), preprocess=spec.preprocess).images
-    return (letterbox(read_image(image), spec.preprocess)[0] for image in images[: given.frames])
 
 
 def run(given: Given) -> Result:
     given.work.mkdir(parents=True, exist_ok=True)
     floating, small, cost = (given.work / name for name in ("float32.onnx", "small.onnx", "took.json"))
     if not floating.is_file():
-        export_to(given.model, floating)
+        exported(given.model, floating)
     if not cost.is_file():
-        seconds = in_four_bits(floating, small, calibration(describe(load_graph(floating), floating), given))
+        exact, dataset = detector_in(floating), load_dataset(given.shared / "data" / given.data)
+        images = choose(dataset, load_rule(), preprocess=exact.spec.preprocess).images[: given.frames]
+        seconds = in_four_bits(exact, small, exact.frames(images))
         cost.write_text(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}), "ascii")
     took = json.loads(cost.read_text("ascii"))
     whole = scored("float32", floating, floating.stat().st_size, None, given)
@@ -78,8 +61,7 @@ def run(given: Given) -> Result:
     for split, (score, _) in row.scores.items():
         kept = score / whole.scores[split][0]
         claims.append(claim(f"{split}: it keeps at least {KEEP:.0%}", kept, kept >= KEEP))
-    counts = {"scored": given.scored, "frames": given.frames, "peak_bytes": took["peak_bytes"]}
-    return {**counts, "claims": claims, "rows": [whole, row]}
+    return {"peak_bytes": took["peak_bytes"], "claims": claims, "rows": [whole, row]}
 
 
 def page(found: Document) -> Blocks:
@@ -103,15 +85,12 @@ nothing trained, so a detector of 57 M parameters takes minutes on two cores."""
     yield claims_table(found.claims)
 
 
-OPTIONS = (
-    SHARED_FOLDER,
-    Option("--model", type=Path, required=True, help="an Ultralytics checkpoint"),
-    Option("--data", "ppe"),
-    Option("--scored", ["test"]),
-    Option("--frames", 64),
-    Option("--work", Path("runs/large_detector")),
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS)
+    options = (
+        Option("--model", type=Path, required=True, help="an Ultralytics checkpoint"),
+        Option("--data", "ppe"),
+        Option("--scored", ["test"]),
+        Option("--frames", 64),
+        Option("--work", Path("runs/large_detector")),
+    )
+    main(run, page, options=options)

@@ -1,8 +1,5 @@
 """Measure low-rank factorization without training: what it removes, what it keeps, and whether it is faster.
 
-Every model is factorized at several shares of each layer's output to keep: by `edgekd factorize`; at the same ranks,
-but with less or nothing known of what layers read; and with every layer replaced that then multiplies less. Scored on
-`val`, timed interleaved on ONNX Runtime and OpenVINO; errors of replaced layers are measured on images of `val`.
 Further tables: what is chosen and predicted for targets, and what single convolutions cost. Needs
 `edgekd[train,openvino]`.
 """
@@ -17,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import CPU_ENGINES, OPSET, export_to, frames_of, median_ms
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
+from common import CPU_ENGINES, OPSET, Detector, exported, images_of, median_ms
+from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 from pruning_shapes import TIMES_HEADER, network_in, sizes_cells, times_cells
 
 from edgekd.builds.recipe import LowRank
@@ -29,21 +26,19 @@ from edgekd.core.progress import SILENT, PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
-from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.types import Engine
-from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
 
 if TYPE_CHECKING:
     from edgekd.compress.low_rank import InputMoments
-    from edgekd.detectors.results import Factorized
+    from edgekd.detectors.results import FactorizeResult
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
-MOST_SECONDS = 300.0
-"""What a detector of 57 M parameters may take on two cores."""
-TARGETS: tuple[tuple[str, Precision], ...] = (
+MOST_SECONDS = 300.0  # what a detector of 57 M parameters may take on two cores
+TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("nano", "fp16"),
     ("xavier", "fp16"),
     ("xavier", "int8"),
@@ -51,10 +46,8 @@ TARGETS: tuple[tuple[str, Precision], ...] = (
     ("agx-orin", "int8"),
 )
 """Of which it is predicted what they would gain."""
-RUNS = 40
-"""Of a convolution by itself, of which the fastest counts."""
-PROBES = 8
-"""Images of `val` on which outputs of layers are compared."""
+RUNS = 40  # of a convolution by itself, of which the fastest counts
+PROBES = 8  # images of `val` on which outputs of layers are compared
 SHAPES = [(c, c, 9, p) for c, p in ((16, 6400), (64, 6400), (64, 1600), (128, 1600), (128, 400), (256, 400))]
 SHAPES += [(a, b, 1, p) for a, p in ((64, 6400), (128, 1600), (256, 400), (512, 400)) for b in (16, 48, 128, 256)]
 """Inputs, outputs, weights for a pair of them, and places of the convolutions that are timed by themselves."""
@@ -62,14 +55,17 @@ SHAPES += [(a, b, 1, p) for a, p in ((64, 6400), (128, 1600), (256, 400), (512, 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as it is: its file, its data, the images that are scored, its float graph and what that scores."""
+    """A model as it is: its file, its data, the images that are scored, its float graph and the score of that."""
 
     checkpoint: Path
     data: Path
     scored: Split
-    graph: Path
-    spec: Any
+    detector: Detector
     map50_95: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.detector.spec.preprocess.height, self.detector.spec.preprocess.width
 
 
 def subject(model: str, given: Given) -> Subject:
@@ -78,10 +74,8 @@ def subject(model: str, given: Given) -> Subject:
     checkpoint = Path(name) if Path(name).is_file() else given.shared / "models" / name
     split = load_dataset(given.shared / "data" / data).split("val")
     split = replace(split, samples=split.samples[: given.images])
-    graph = given.scratch / f"{checkpoint.stem}.onnx"
-    spec = export_to(checkpoint, graph, trust_checkpoint=True)
-    score = evaluate(graph, spec, split).score.map50_95
-    return Subject(checkpoint, given.shared / "data" / data, split, graph, spec, score)
+    detector = exported(checkpoint, given.scratch / f"{checkpoint.stem}.onnx", trust_checkpoint=True)
+    return Subject(checkpoint, given.shared / "data" / data, split, detector, detector.map50_95(split))
 
 
 def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
@@ -103,30 +97,29 @@ def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
     yield row_of(one, energy, COUNTED, done, given, timed=True)
 
 
-def row_of(one: Subject, energy: float, way: str, done: Factorized, given: Given, *, timed: bool) -> Document:
+def row_of(one: Subject, energy: float, way: str, done: FactorizeResult, given: Given, *, timed: bool) -> Document:
     """Score, compare and time the factorized detector; pairs are before and after.
 
     `layers`: replaced ones; `promised`, `seen`: the mean share of what varies in their outputs that they keep, on the
     images that they were made by and on others; `least`: the smallest that was promised; `latency_ms`: median from
     frame to detections, by engine; `seconds`: from file to file.
     """
-    out, graph = given.scratch / "out.pt", given.scratch / "out.onnx"
-    spec = export_to(out, graph)
+    out = given.scratch / "out.pt"
+    factorized = exported(out, given.scratch / "out.onnx")
     kept = [layer.kept for layer in done.layers.values()]
     row = Document(model=one.checkpoint.name, energy=energy, way=way, layers=len(kept), parameters=done.parameters)
     row.update(multiply_adds=done.multiply_adds, promised=statistics.mean(kept), least=min(kept))
     row.update(seen=seen(one, out, list(done.layers)), seconds=done.seconds)
-    row.update(map50_95=(one.map50_95, evaluate(graph, spec, one.scored).score.map50_95), latency_ms={})
+    row.update(map50_95=(one.map50_95, factorized.map50_95(one.scored)), latency_ms={})
     if timed:
-        graphs, specs = {"before": one.graph, "after": graph}, {"before": one.spec, "after": one.spec}
-        times = median_ms(graphs, specs, given.threads)
+        times = median_ms({"before": one.detector, "after": factorized}, given.threads)
         row.latency_ms.update({name: (each["before"], each["after"]) for name, each in times.items()})
     note(row)
     return row
 
 
 def remade(
-    one: Subject, out: Path, done: Factorized, step: LowRank, known: Callable[[InputMoments], InputMoments]
+    one: Subject, out: Path, done: FactorizeResult, step: LowRank, known: Callable[[InputMoments], InputMoments]
 ) -> None:
     """Write the detector with the same ranks, found as if only this were known of what layers read."""
     import torch
@@ -135,11 +128,9 @@ def remade(
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
     from edgekd.detectors.ultralytics.factorize import in_sequence, observe_inputs
 
-    network, preprocess = network_in(one.checkpoint), one.spec.preprocess
+    network = network_in(one.checkpoint)
     with torch.no_grad():
-        reads = observe_inputs(
-            network, list(done.layers), one.data, step, (preprocess.height, preprocess.width), SILENT
-        )
+        reads = observe_inputs(network, list(done.layers), one.data, step, one.size, SILENT)
         for name, product in done.layers.items():
             layer = network.get_submodule(name)
             products = WeightedLayer(layer.conv.weight, known(reads[name])).products(product.ranks)
@@ -186,7 +177,7 @@ def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
 
     hooks = [layer.conv.register_forward_hook(partial(compare, name)) for name, layer in layers.items()]
     with torch.no_grad():
-        for frame in frames_of(one.scored, one.spec, PROBES):
+        for frame in one.detector.frames(images_of(one.scored, PROBES)):
             network(torch.from_numpy(frame))
     for hook in hooks:
         hook.remove()
@@ -206,13 +197,11 @@ def on_targets(one: Subject, given: Given) -> Iterator[Document]:
     from edgekd.detectors.ultralytics.channels import convolutions_of
     from edgekd.detectors.ultralytics.factorize import candidates, observe_inputs
 
-    network, preprocess = network_in(one.checkpoint), one.spec.preprocess
-    step = LowRank(images=given.watched, image_size=given.image_size)
-    size = (preprocess.height, preprocess.width)
+    network, step = network_in(one.checkpoint), LowRank(images=given.watched, image_size=given.image_size)
     with torch.no_grad():
-        layers = convolutions_of(network, size)
+        layers = convolutions_of(network, one.size)
         names = candidates(network, layers, step.channels)
-        reads, kept = observe_inputs(network, names, one.data, step, size, SILENT), {}
+        reads, kept = observe_inputs(network, names, one.data, step, one.size, SILENT), {}
         for name in names:
             layer = network.get_submodule(name)
             counts = layer.bn.weight.abs() / (layer.bn.running_var + layer.bn.eps).sqrt()
@@ -245,7 +234,6 @@ def costs(threads: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def microseconds(layer: Convolution, engine: Engine, threads: int, folder: Path) -> float:
-    """Return the time of the fastest of many runs of a convolution by itself."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -269,7 +257,6 @@ def microseconds(layer: Convolution, engine: Engine, threads: int, folder: Path)
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what must hold."""
     ours = [row for row in rows if row.way == OURS]
     blind_of = {(row.model, row.energy): row for row in rows if row.way == BLIND}
     pairs = [(row, blind_of[row.model, row.energy]) for row in ours]
@@ -301,16 +288,18 @@ def page(found: Document) -> Blocks:
     yield f"""\
 Ways: `{OURS}`: what `edgekd factorize` does. `{CHANNELS}`, `{BLIND}`: the same ranks, with less known of what
 layers read. `{COUNTED}`: every layer replaced that then multiplies less. Energy: the share of what varies in
-each replaced layer's output that it keeps at least. Kept: the mean over these layers, on images it was made by
-(told) and on images of `val` (seen). mAP50-95 on `val`, nothing trained. Milliseconds: median of a frame from
-letterbox to boxes, both graphs interleaved, on this machine's CPU. Without a row `edgekd` no layer was worth it."""
+each replaced layer's output that it keeps at least. Kept: the mean over these layers, on the images that the
+products were computed from, and on images of `val`. mAP50-95 on `val`, nothing trained. Milliseconds: median
+of a frame from letterbox to boxes, both graphs interleaved, on this machine's CPU. Without a row `edgekd` no
+layer was faster as a product."""
     yield table(
-        "detector | energy | way | layers | parameters | multiply-adds | kept: told, seen | mAP50-95 | " + TIMES_HEADER,
+        "detector | energy | way | layers | parameters | multiply-adds | kept: computed from, `val` | mAP50-95 | "
+        + TIMES_HEADER,
         map(_cells, found.rows),
     )
-    yield "## What must hold"
+    yield "## Requirements"
     yield claims_table(found.claims, ".4g")
-    yield "## What is predicted for targets, by which layers and ranks are then chosen"
+    yield "## Layers chosen by the predicted latency of targets"
     yield table(
         "detector | energy | target | layers | convolutions, predicted ms: before, after",
         (
@@ -319,7 +308,7 @@ letterbox to boxes, both graphs interleaved, on this machine's CPU. Without a ro
             for each in found.targets
         ),
     )
-    yield "## What a convolution costs by itself"
+    yield "## Cost of single convolutions"
     yield table(
         "engine | G multiply-adds a second | a number, in multiply-adds | a layer, in M | mean error",
         (
@@ -327,16 +316,6 @@ letterbox to boxes, both graphs interleaved, on this machine's CPU. Without a ro
             for name, each in found.costs.items()
         ),
     )
-
-
-OPTIONS = (
-    Option("--models", MODELS, "checkpoints and the data they are for"),
-    Option("--energies", [0.99, 0.97, 0.95]),
-    Option("--watched", 64, "training images for what layers read"),
-    Option("--image-size", type=int, help="their side; default: the detector's own"),
-    Option("--images", type=int, help="images of `val` to score; default: all"),
-    SHARED_FOLDER,
-)
 
 
 def run(given: Given) -> Result:
@@ -352,4 +331,11 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS)
+    options = (
+        Option("--models", MODELS, "checkpoints and the data they are for"),
+        Option("--energies", [0.99, 0.97, 0.95]),
+        Option("--watched", 64, "training images for what layers read"),
+        Option("--image-size", type=int, help="their side; default: the detector's own"),
+        Option("--images", type=int, help="images of `val` to score; default: all"),
+    )
+    main(run, page, options=options)

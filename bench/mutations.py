@@ -1,12 +1,12 @@
 """Ways to manipulate a signed bundle, each a function of a source of chance and a victim that returns an attempt.
 
-An attempt is the bytes in place of the bundle, and the circumstances under which the camera meets them. Some ways know
-no key; some hold the right key and sign what breaks the format, because a reader must not rely on a signer.
+Some hold no key; some hold the right key and sign what breaks the format, because a reader must not rely on a signer.
 """
 
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from bundles import manifest_of, noise
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "core" / "bundle"))
+from keys import signed_by, trust_of
 
 from edgekd.agent.trust_state import head_judge
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, pack, replace_signatures, verify
 from edgekd.core.bundle.manifest import MAX_FILES, MAX_TOTAL, to_json
-from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, key_id, statement
+from edgekd.core.bundle.signatures import Signature, SignatureEnvelope
 from edgekd.core.bundle.signatures import to_json as envelope_json
-from edgekd.core.bundle.trust import Key, Role, SignedTrust, Trust
+from edgekd.core.bundle.trust import SignedTrust, Trust
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError
 
@@ -64,23 +66,15 @@ class Victim:
 Way = Callable[[random.Random, Victim], Attempt]
 
 
-def private(number: int) -> Ed25519PrivateKey:
-    """Return the private key of a number; 1 is the trusted one."""
-    return Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
-
-
 def signature(number: int, sha256: str, kind: str = "bundle") -> Signature:
-    """Return the signature of a bundle's or trust file's hash by a key."""
-    key = private(number)
-    return Signature(key_id(key.public_key().public_bytes_raw()), key.sign(statement(kind, sha256)).hex())
+    """Return the signature of a bundle's or trust file's hash by a key; key 1 is the trusted one."""
+    (made,) = signed_by(kind, sha256, number)
+    return made
 
 
-def trust_of(*numbers: int) -> Trust:
-    """Return a trust file by which each of these keys may sign bundles."""
-    public = [private(number).public_key().public_bytes_raw() for number in numbers]
-    keys = sorted((Key(each.hex(), f"key {at}") for at, each in zip(numbers, public, strict=True)), key=lambda k: k.id)
-    role = Role(tuple(key.id for key in keys), 1)
-    return Trust(1, "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z", tuple(keys), role, role)
+def trust_in(*numbers: int) -> Trust:
+    """Return a trust file by which each of these keys may sign bundles and trust files."""
+    return trust_of(1, numbers, numbers, (1, 1))
 
 
 def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Victim:
@@ -97,7 +91,7 @@ def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Vic
         sha256 = hashlib.sha256(to_json(manifest)).hexdigest()
         replace_signatures(place / "bundle", [signature(1, sha256)], place / "bundle")
         made.append((place / "bundle").read_bytes())
-    return Victim(*made, trust_of(1), json.loads(content_of(members(made[0])[0])))
+    return Victim(*made, trust_in(1), json.loads(content_of(members(made[0])[0])))
 
 
 def taken(attempt: Attempt, victim: Victim, path: Path) -> bool:
@@ -126,7 +120,6 @@ def members(content: bytes) -> list[bytes]:
 
 
 def content_of(member: bytes) -> bytes:
-    """Return the content of a member."""
     return member[BLOCK : BLOCK + int(member[124:135], 8)]
 
 
@@ -148,12 +141,10 @@ def header(path: str | bytes, length: int, **changed: bytes) -> bytes:
 
 
 def member(path: str | bytes, content: bytes, **changed: bytes) -> bytes:
-    """Return a member with header and filling."""
     return header(path, len(content), **changed) + content + bytes(-len(content) % BLOCK)
 
 
 def whole(parts: Sequence[bytes]) -> bytes:
-    """Return an archive of members."""
     return b"".join(parts) + bytes(2 * BLOCK)
 
 
@@ -403,9 +394,9 @@ def met_elsewhere(chance: random.Random, victim: Victim) -> Attempt:
     """The right bundle at a camera that trusts another key, wants two, or knows that it was revoked."""
     edit = chance.randrange(3)
     if edit == 0:
-        return Attempt(victim.content, NOW, trust_of(chance.randrange(2, 10**6)))
+        return Attempt(victim.content, NOW, trust_in(chance.randrange(2, 10**6)))
     if edit == 1:
-        both = trust_of(1, chance.randrange(2, 10**6))
+        both = trust_in(1, chance.randrange(2, 10**6))
         return Attempt(victim.content, NOW, replace(both, bundle=replace(both.bundle, threshold=2)))
     sha256 = hashlib.sha256(content_of(victim.members[0])).hexdigest()
     return Attempt(victim.content, NOW, replace(victim.trust, revoked_bundles=(sha256,)))

@@ -1,8 +1,8 @@
 """Compare orders of the compressions: what a detector is worth after the same ones, run in different orders.
 
 Half of the multiply-adds are pruned, weights go to INT8, and the rest trains for as many epochs beside the original:
-before it is quantized, afterwards as it will run, or afterwards with the formats chosen before pruning. Every row is an
-`edgekd build`; its bundle is scored on a split that no build saw. Needs `edgekd[train]`.
+before it is quantized, afterwards as it will run, or afterwards with the formats chosen before pruning. No build sees
+the split `test`. Needs `edgekd[train]`.
 """
 
 import json
@@ -19,14 +19,12 @@ from frame import Blocks, Document, Given, Option, cell, head, main, table
 from training import SEEDS, JobError, Trainings, Way
 
 WHOLE = "as it was, INT8"
-TRAINING = ("distill", "quant_aware_distill")
-"""The stages that train."""
+TRAINING = ("distill", "quant_aware_distill")  # the stages that train
 RATE = 1e-3
 """How far a quantized weight moves in a step at most: more than by default, as half of the channels are gone."""
 
 
 def orders(given: Given, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the steps of each recipe, by its name."""
     size = {"image_size": given.image_size, "seed": seed}
     prune = {"kind": "prune", "ratio": given.ratio, "images": given.gradient_images, **size}
     train = {"epochs": given.epochs, "batch": given.batch, **size}
@@ -43,10 +41,7 @@ def orders(given: Given, seed: int) -> dict[str, list[dict[str, Any]]]:
 class Bench(Trainings):
     """Builds, each with a recipe of its own. seconds: of training; predicted_ms: of a frame on the target."""
 
-    script = __file__
-    question = "in which order do pruning, quantization and training keep most?"
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "target", "device")
-    shown = ("seeds", "target", "epochs", "image_size", "ratio")
     numbers = ("bundle_bytes", "seconds", "predicted_ms")
 
     def ways(self) -> Iterator[Way]:
@@ -121,14 +116,12 @@ seeds; in brackets the lowest and the highest. mAP: edgekd's scorer, ONNX Runtim
     yield from training.failures(found)
 
 
-OPTIONS = (
-    *training.options("orders", "what is compressed", epochs=30, batch=16),
-    Option("--ratio", 0.5, "share of the multiply-adds to remove"),
-    Option("--target", "xavier"),
-    Option("--gradient-images", 64, "by which channels are chosen"),
-    SEEDS,
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, Bench.run, page, options=OPTIONS, holds=training.none_failed)
+    options = (
+        *training.options("orders", "what is compressed", epochs=30, batch=16),
+        Option("--ratio", 0.5, "share of the multiply-adds to remove"),
+        Option("--target", "xavier"),
+        Option("--gradient-images", 64, "by which channels are chosen"),
+        SEEDS,
+    )
+    main(Bench.run, page, options=options, holds=training.none_failed)

@@ -1,9 +1,8 @@
 """Cut the agent off at every one of its file operations, and check what is in service after each.
 
-A process does the work up to the operation, and ends. A disk that *keeps* has everything done before, and half of the
-write that was cut; one that *forgets* has only what was flushed. Then a bundle must be in service, every byte right,
-with an engine that passes its self-test; the same command again must end where an undisturbed one does, with nothing
-left over. Last, many cuts hit the same state, one after the other. The bundle is made by `edgekd demo`.
+A process does the work up to the operation, and ends. Then the same command runs again, and must end where an
+undisturbed one does, with nothing left over. Last, many cuts hit the same state, one after the other. The bundle is
+made by `edgekd demo`.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import io
 import os
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,11 +32,9 @@ from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
 
-DISKS = {"keeps": False, "forgets": True}
-"""Kinds of disk, and whether what was not flushed is lost."""
+DISKS = {"keeps": False, "forgets": True}  # kinds of disk, and whether what was not flushed is lost
 SEED = 0
-ALIKE = ("red", "green", "blue")
-"""Bundles with the same counter, any of which may follow any other."""
+ALIKE = ("red", "green", "blue")  # bundles with the same counter, any of which may follow any other
 IN_A_ROW = 200
 
 
@@ -81,7 +77,6 @@ class Row:
     bytes: int = 0
     most_bytes: int = 0
     last_bytes: int = 0
-    seconds: float = 0.0
 
 
 class Bench:
@@ -98,7 +93,6 @@ class Bench:
         make_delta(self.bundles["old"], self.bundles["new"], self.bundles["delta"])
 
     def call(self, call: Sequence[str], folder: Path) -> int:
-        """Run one command of the agent; its exit code."""
         command, *more = call
         words = [str(self.bundles.get(word, word)) for word in more]
         places = ["--state", str(folder), "--root", str(self._scratch / "root")]
@@ -107,7 +101,6 @@ class Bench:
             return agent([command, *words, *places, *runtime])
 
     def begin(self, scenario: Scenario) -> Path:
-        """Make the state in which the scenario begins."""
         folder = self._scratch / "begins" / "state"
         fresh(self._scratch / "empty", folder)
         for call in scenario.start:
@@ -139,7 +132,7 @@ class Bench:
 
     def sweep(self, scenario: Scenario, disk: str, every: int) -> Row:
         """Cut the work of a scenario at every operation, or at each of so many."""
-        row, began = Row(scenario.name, disk), time.perf_counter()
+        row = Row(scenario.name, disk)
         start, folder = self.begin(scenario), self._scratch / "state"
         work = partial(self.call, scenario.work)
         work(fresh(start, folder))
@@ -159,7 +152,6 @@ class Bench:
             row.cuts += 1
             row.faults += [f"operation {count}: {each}" for each in faults]
             count += every
-        row.seconds = round(time.perf_counter() - began, 1)
         return row
 
     def _after_cut(self, row: Row, folder: Path) -> str | None:
@@ -171,7 +163,7 @@ class Bench:
 
     def in_a_row(self, disk: str, cuts: int) -> Row:
         """Cut installations at random operations, each on what the one before left, bundles and directions mixed."""
-        chance, row, began = random.Random(f"{SEED} {disk}"), Row("installations in a row", disk), time.perf_counter()
+        chance, row = random.Random(f"{SEED} {disk}"), Row("installations in a row", disk)
         folder, undisturbed = self._scratch / "state", self._scratch / "undisturbed" / "state"
         installs = [("install", name, "--tries", "0") for name in ALIKE]
         self.call(installs[0], fresh(self._scratch / "empty", folder))
@@ -195,12 +187,10 @@ class Bench:
         row.last_bytes = used(folder)
         if row.last_bytes > row.bytes:
             row.faults.append(f"{row.last_bytes - row.bytes} bytes are left over")
-        row.seconds = round(time.perf_counter() - began, 1)
         return row
 
 
 def used(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
@@ -233,30 +223,17 @@ def run(given: Given) -> Result:
     rows = [bench.sweep(scenario, disk, given.every) for scenario in SCENARIOS for disk in DISKS]
     rows += [bench.in_a_row(disk, given.in_a_row) for disk in DISKS]
     return {
-        "question": "what is in service after a power cut, wherever it comes?",
         "bundle_bytes": given.bundle.stat().st_size,
-        "runtime": given.runtime,
-        "seed": SEED,
         "cuts": sum(row.cuts for row in rows),
         "rows": [vars(row) for row in rows],
     }
 
 
-OPTIONS = (
-    Option("bundle", type=Path),
-    Option("--runtime", "null"),
-    Option("--every", 1, "cut at each of so many operations (%(default)s)"),
-    Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
-)
-
-
 if __name__ == "__main__":
-    main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: not any(row.faults for row in found.rows),
-        cores=1,
+    options = (
+        Option("bundle", type=Path),
+        Option("--runtime", "null"),
+        Option("--every", 1, "cut at each of so many operations (%(default)s)"),
+        Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
     )
+    main(run, page, options=options, holds=lambda found: not any(row.faults for row in found.rows), cores=1)

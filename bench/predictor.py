@@ -1,8 +1,6 @@
 """Measure how far predicted latencies are off, on devices and of networks that the fit has not seen.
 
-Coefficients are fitted on published measurements without one device, or one network, which is then predicted; the 90 %
-interval comes from the others, each left out in turn. Beside it: two naive ways with the same measurements. The tables
-in `published/` name their sources. Needs edgekd alone.
+The tables in `published/` name their sources. Needs edgekd alone.
 """
 
 import json
@@ -10,23 +8,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, exp, log
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from common import HERE
 from frame import Blocks, Document, Given, Option, Result, cell, claim, claims_table, head, main, note, table
 from numpy.typing import NDArray
 from published.rows import Row, layers_of, read_csv, read_rows
 from scipy.optimize import least_squares
 
 from edgekd.core.atomic_files import write_file
+from edgekd.hardware.predict import latency
 from edgekd.hardware.predict.energy import EnergyModel, mode_watts
-from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficients, Model, scale_from, seconds
+from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficients, LatencyModel, scale_from, seconds
 from edgekd.hardware.target import load_target
 
-PACKAGED = HERE.parent / "edgekd" / "predict" / COEFFICIENTS
-SHARE = 0.9
-"""Of the measurements that an interval should hold."""
+PACKAGED = Path(latency.__file__).with_name(COEFFICIENTS)
+SHARE = 0.9  # of the measurements that an interval should hold
 MOST_ERROR, LEAST_GAIN, MOST_OFF = 0.15, 3.0, 0.02
 """What the median error may be, how much smaller than that of either naive way, and how far off a network's size."""
 
@@ -52,9 +50,6 @@ Winograd's algorithm saves, 2.25 times.
 """
 
 
-# The fit
-
-
 @dataclass(frozen=True)
 class Fitted:
     """Coefficients, and how much slower tensor cores were under TensorRT before 8."""
@@ -63,18 +58,15 @@ class Fitted:
     old: float
 
     def latency_ms(self, row: Row) -> float:
-        """Return what is predicted for a measurement."""
         slowed = row.old and row.gpu.unit.startswith("tensor")
         gpu = replace(row.gpu, peak=row.gpu.peak / self.old) if slowed else row.gpu
         return float(np.sum(seconds(row.columns, gpu, self.coefficients, row.batch))) * 1e3
 
     def of_all(self, rows: Sequence[Row]) -> NDArray[np.float64]:
-        """Return the same for many."""
         return np.array([self.latency_ms(row) for row in rows])
 
 
 def fitted(values: Mapping[str, float]) -> Fitted:
-    """Return a fit from values by name."""
     return Fitted(Coefficients(**{name: value for name, value in values.items() if name != OLD}), values[OLD])
 
 
@@ -104,14 +96,10 @@ def fit(rows: Sequence[Row], fixed: Mapping[str, float] | None = None, start: Fi
     return fitted({**kept, **dict(zip(names, map(float, np.exp(done.x)), strict=True))})
 
 
-# What is left out
-
-Unit = tuple[Literal["device", "model"], str]
-"""A whole device or a whole network."""
+Unit = tuple[Literal["device", "model"], str]  # a whole device or a whole network
 
 
 def of(row: Row, unit: Unit) -> bool:
-    """Return whether a row belongs to a unit."""
     return bool(getattr(row, unit[0]) == unit[1])
 
 
@@ -138,7 +126,6 @@ class Margins:
     wide: float
 
     def of(self, judged: Judged) -> float:
-        """Return the factor for a row that was left out."""
         if judged.placed is not None:
             return self.measured
         return self.narrow if judged.seen else self.wide
@@ -162,7 +149,6 @@ class Study:
         return self._made[key]
 
     def units(self, kind: Literal["device", "model"]) -> list[Unit]:
-        """Return all devices, or all networks."""
         return [(kind, name) for name in sorted({getattr(row, kind) for row in self.rows})]
 
     def judge(self, unit: Unit, *hidden: Unit) -> list[Judged]:
@@ -244,9 +230,6 @@ def margin(errors: Sequence[float]) -> float:
     return exp(ordered[min(ceil((len(ordered) + 1) * SHARE), len(ordered)) - 1])
 
 
-# The naive ways
-
-
 def by_peak(rows: Sequence[Row]) -> NDArray[np.float64]:
     """The same network's latency elsewhere, in this precision if there is one, by the ratio of peaks."""
 
@@ -280,9 +263,6 @@ def naive(
     return np.array(found)
 
 
-# Energy
-
-
 @dataclass(frozen=True)
 class Powered:
     """A row with power. millijoules: of a frame; watts: of its power mode."""
@@ -298,7 +278,6 @@ class Powered:
 
 
 def with_power(rows: Sequence[Row]) -> list[Powered]:
-    """Return the rows that energy can be fitted on."""
     found = []
     for row in rows:
         watts = mode_watts(load_target(row.target))
@@ -331,8 +310,6 @@ def energy_errors(rows: Sequence[Powered], timed: Sequence[Row], start: Fitted) 
     return found
 
 
-# The result
-
 ABLATIONS: dict[str, dict[str, float]] = {
     "without the last wave": {"wave": 1e-9},
     "without launches": {"launch_us": 1e-9, "server_launch_us": 1e-9},
@@ -341,14 +318,12 @@ ABLATIONS: dict[str, dict[str, float]] = {
 
 
 def errors_of(rows: Sequence[Row], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the relative errors of predictions."""
     return np.abs(predicted / np.array([row.latency_ms for row in rows]) - 1)
 
 
 def lines(
     rows: Sequence[Row], key: Callable[[Row], str], ways: Mapping[str, NDArray[np.float64]], inside: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    """Return a line for each kind of rows, and one for all."""
     found = []
     for name in [*sorted({key(row) for row in rows}), "all"]:
         at = [index for index, row in enumerate(rows) if name in ("all", key(row))]
@@ -373,7 +348,7 @@ def without_terms(study: Study) -> dict[str, float]:
     return found
 
 
-def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[float]]:
+def model_of(study: Study, powered: Sequence[Powered]) -> tuple[LatencyModel, list[float]]:
     """Return the model that ships, and the errors of energies on devices left out."""
     rows, margins, corrections = study.rows, study.margins(), study.corrections()
 
@@ -390,7 +365,9 @@ def model_of(study: Study, powered: Sequence[Powered]) -> tuple[Model, list[floa
         seen=tuple(sorted({row.kind for row in rows})),
         multiply_adds=(int(counts[0]), int(counts[-1])),
     )
-    return Model(study.whole.coefficients, corrections, calibration, replace(energy, margin=margin(errors))), errors
+    return LatencyModel(
+        study.whole.coefficients, corrections, calibration, replace(energy, margin=margin(errors))
+    ), errors
 
 
 def run(given: Given) -> Result:
@@ -435,7 +412,6 @@ def sizes() -> list[dict[str, Any]]:
 
 
 def claims(found: Document) -> list[dict[str, Any]]:
-    """Return what must hold."""
     of_all, networks = found.devices[-1], found.networks[-1]
     off = max(abs(each["gflops"] / each["published"] - 1) for each in found.sizes if each["published"])
     gain = min(of_all["peak_error"], of_all["multiply_adds_error"]) / of_all["error"]
@@ -449,7 +425,7 @@ def claims(found: Document) -> list[dict[str, Any]]:
 
 
 def page(found: Document) -> Blocks:
-    yield from head("Predicted latencies: how far off", found)
+    yield from head("Errors of predicted latencies", found)
     yield """\
 Every prediction here is of a device, or of a network, that no coefficient was fitted on. Errors are medians of
 |predicted / measured - 1|; inside is the share of measurements in the 90 % interval."""
@@ -469,7 +445,7 @@ but for the device."""
 The device is known here: what was measured of other networks there, in the same precision, corrects predictions,
 as it does for the shipped targets."""
     yield table("network | measurements | predictor | inside", (_cells(line, 1) for line in found.networks))
-    yield "## What each term is worth"
+    yield "## Ablation of the terms"
     yield "Median error on devices left out, fitted anew:"
     yield table(" | error", (f"{name} | {error:.1%}" for name, error in found.without.items()))
     yield from _fitted(found)
@@ -489,7 +465,7 @@ as it does for the shipped targets."""
 
 def _fitted(found: Document) -> Blocks:
     model = found.model
-    yield "## What was fitted"
+    yield "## Fitted coefficients"
     yield """\
 On all measurements: robust least squares of logarithms (soft L1), rows of one party in one place counting
 together as the root of their number. Start values and bounds are in the script. Choices made by looking at these
@@ -530,4 +506,4 @@ _MARGINS = {
 
 if __name__ == "__main__":
     options = (Option("--write-coefficients", False, "into the package"),)
-    main(__file__, __doc__, run, page, options=options)
+    main(run, page, options=options)

@@ -8,8 +8,7 @@ beside the original. All ship the moving average of the last step, and are timed
 
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 import training
-from common import CPU_ENGINES, SPLITS, export_to, median_ms
-from frame import Blocks, Document, Given, Option, cell, claim, claims_table, head, main, table, versions_of
+from common import CPU_ENGINES, SPLITS, detector_in, exported, median_ms
+from frame import Blocks, Document, Given, Job, Option, cell, claim, claims_table, head, main, table, versions_of
 from training import DEVICE, SEEDS, Trainings, Way
 
 from edgekd.builds.recipe import Prune
-from edgekd.deploy.devices.local import LocalDevice
-from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
@@ -35,7 +32,7 @@ OURS, OURS_LABELS = "edgekd, distilled", "edgekd, on labels"
 PEER, PEER_DISTILLED = "torch-pruning, magnitude, uniform, on labels", "torch-pruning, magnitude, uniform, distilled"
 NARROWER = "narrower model, on labels"
 UNPRUNED = "as it was, trained as long on labels"
-TARGETS: tuple[tuple[str, Precision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
+TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
 """Of which it is predicted how long a frame takes them."""
 WIDTHS = tuple(number / 100 for number in range(8, 25, 2))
 """Factors of width among which the narrower model is looked for."""
@@ -46,21 +43,20 @@ ENOUGH = 0.98
 class Made:
     """How a row is made. start: a job that leaves what is trained; distilled: whether its training has a teacher."""
 
-    start: str
+    start: Job
     distilled: bool
     step: Prune
 
 
 def methods(given: Given) -> dict[str, Made]:
-    """Return what is compared, by name."""
     step = Prune(given.ratio, images=given.gradient_images)
     found = {
-        OURS: Made("edgekd", True, step),
-        OURS_LABELS: Made("edgekd", False, step),
-        UNPRUNED: Made("unpruned", False, step),
-        PEER: Made("uniform", False, step),
-        PEER_DISTILLED: Made("uniform", True, step),
-        NARROWER: Made("narrower", False, step),
+        OURS: Made(edgekd_start, True, step),
+        OURS_LABELS: Made(edgekd_start, False, step),
+        UNPRUNED: Made(unpruned_start, False, step),
+        PEER: Made(uniform_start, False, step),
+        PEER_DISTILLED: Made(uniform_start, True, step),
+        NARROWER: Made(narrower_start, False, step),
     }
     if given.ablation:
         changes: dict[str, dict[str, Any]] = {
@@ -68,18 +64,17 @@ def methods(given: Given) -> dict[str, Made]:
             "magnitude": {"importance": "magnitude"},
             "ranks among layers built alike": {"ranking": "isomorphic"},
         }
-        found |= {f"edgekd, {name}, distilled": Made("edgekd", True, replace(step, **c)) for name, c in changes.items()}
+        found |= {
+            f"edgekd, {name}, distilled": Made(edgekd_start, True, replace(step, **c)) for name, c in changes.items()
+        }
     return found
 
 
 class Bench(Trainings):
-    """The detector as it was, and what pruning makes of it. made_in: seconds of pruning; seconds: of training."""
+    """The detector as it was, and what pruning makes of it. seconds: of training."""
 
-    script = __file__
-    question = "what is a detector at half of its multiply-adds worth after training, made in different ways?"
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "family", "device")
-    shown = ("seeds", "device", "epochs", "image_size", "ratio")
-    numbers = ("parameters", "multiply_adds", "made_in", "seconds")
+    numbers = ("parameters", "multiply_adds", "seconds")
     required = WHOLE
     times: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
@@ -90,7 +85,6 @@ class Bench(Trainings):
                 yield method, seed, partial(self._trained, method, made, seed)
 
     def graph(self, method: str) -> Path:
-        """Return the float graph of a method's first seed."""
         name = WHOLE if method == WHOLE else f"{method}-{self.given.seeds[0]}"
         return self._path(name).with_suffix(".onnx")
 
@@ -99,29 +93,30 @@ class Bench(Trainings):
         return Path(self.given.work, f"{safe}.pt")
 
     def _whole(self) -> Document:
-        job = {"do": "whole", "model": self.given.model, "size": self.given.image_size, "out": self.graph(WHOLE)}
-        return self.with_scores(self.row(WHOLE, **self.job("whole", job)), self.graph(WHOLE))
+        graph, given = self.graph(WHOLE), self.given
+        sizes = self.job("whole", whole_job, model=given.model, size=given.image_size, out=graph)
+        return self.with_scores(self.row(WHOLE, **sizes), graph)
 
     def _trained(self, method: str, made: Made, seed: int) -> Document:
         given, out = self.given, self._path(f"{method}-{seed}")
-        start = self._path(f"{made.start}-{made.step.importance}-{made.step.ranking}-{seed}")
+        start = self._path(f"{made.start.__name__}-{made.step.importance}-{made.step.ranking}-{seed}")
         sizes = start.with_suffix(".json")
         if not sizes.is_file():
             sizes.write_text(json.dumps(self._start(made, seed, start)), "utf-8")
         step = training.shipped() if made.distilled else training.on_labels(training.shipped())
         mine = replace(step, student=str(start), **training.settings_of(given, seed))
         files = {"teacher": given.model, "out": out, "data": self.data, "state": out.with_suffix(".training")}
-        took = self.job(out.stem, {"do": "train", "step": training.step_table(mine), **files})
+        took = self.job(out.stem, training.edgekd_job, step=training.step_table(mine), **files)
         row = self.row(method, seed, seconds=took["seconds"], **json.loads(sizes.read_text("utf-8")))
         return self.with_scores(row, out.with_suffix(".onnx"))
 
     def _start(self, made: Made, seed: int, out: Path) -> dict[str, Any]:
-        job = {"do": made.start, "model": self.given.model, "out": out, "size": self.given.image_size}
-        if made.start == "narrower":
-            job |= {"family": self.given.family, "seed": seed, "like": self.graph(OURS)}
+        asked = {"model": self.given.model, "out": out, "size": self.given.image_size, "data": self.data}
+        if made.start is narrower_start:
+            asked |= {"family": self.given.family, "seed": seed, "like": self.graph(OURS)}
         else:
-            job["step"] = training.step_table(replace(made.step, seed=seed, image_size=self.given.image_size))
-        return self.job(out.stem, {**job, "data": self.data})
+            asked["step"] = training.step_table(replace(made.step, seed=seed, image_size=self.given.image_size))
+        return self.job(out.stem, made.start, **asked)
 
     def finish(self) -> None:
         self.times = latencies(self)
@@ -130,17 +125,12 @@ class Bench(Trainings):
         return {"latency_ms": dict(self.times), "claims": claims(training.by_method(self.rows), self.times)}
 
 
-# ----------------------------------------------------------------------------------- what a process of its own does
-
-
 def whole_job(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
-    """Export the detector that is pruned."""
-    training.exported(model, Path(out), size)
+    training.export_sized(model, Path(out), size)
     return sizes_of(network_in(model), size)
 
 
 def network_in(checkpoint: str | Path) -> Any:
-    """Return the network of a checkpoint."""
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     return load_checkpoint(Path(checkpoint), trust=True).model
@@ -158,7 +148,7 @@ def edgekd_start(
     torch.set_num_threads(threads)
     training.sized(model, Path(out), size)
     done = prune_detector(Path(out), Path(out), Path(data), parse_table(Prune, dict(step), "step"), trust=True)
-    return {"parameters": done.parameters[1], "multiply_adds": done.multiply_adds[1], "made_in": done.seconds}
+    return {"parameters": done.parameters[1], "multiply_adds": done.multiply_adds[1]}
 
 
 def unpruned_start(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
@@ -179,7 +169,6 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
     torch.set_num_threads(threads)
-    began = time.perf_counter()
     before = sizes_of(network_in(model), size)["multiply_adds"]
     for percent in range(1, 100):
         found = load_checkpoint(Path(model), trust=True)
@@ -196,38 +185,29 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
         sizes = sizes_of(network, size)
         if sizes["multiply_adds"] <= before * (1 - step["ratio"]):
             break
-    took = time.perf_counter() - began
     write_checkpoint(network, {**found.train_args, "imgsz": size, "task": "detect"}, Path(out))
-    return {**sizes, "made_in": took}
+    return sizes
 
 
 def narrower_start(
     family: str, seed: int, like: str, out: str, data: str, size: int, threads: int, **_: Any
 ) -> dict[str, Any]:
     """Write the narrower model of a family that takes at least as long as the graph `like`, with random weights."""
-    from edgekd.detectors.onnx import describe
-    from edgekd.graph.view import load_graph
-
-    began = time.perf_counter()
-    graphs, specs = {"like": Path(like)}, {"like": describe(load_graph(Path(like)), Path(like))}
+    detectors = {"like": detector_in(Path(like))}
     step = {"student": family, "seed": seed, "image_size": size}
     with tempfile.TemporaryDirectory() as folder:
         for width in WIDTHS:
             checkpoint, graph = Path(folder, f"{width}.pt"), Path(folder, f"{width}.onnx")
             training.start_job({**step, "width": width}, str(checkpoint), data)
-            graphs[str(width)], specs[str(width)] = graph, export_to(checkpoint, graph, trust_checkpoint=True)
-        timed = time_graphs(
-            graphs, specs, synthetic_frames(specs["like"]), LocalDevice(ONNXRUNTIME_CPU, threads), "measured"
-        )
-    took = {name: timing.summary()["total_ms"]["p50"] for name, timing in timed.items()}
+            detectors[str(width)] = exported(checkpoint, graph, trust_checkpoint=True)
+        took = median_ms(detectors, threads, {"onnxruntime": ONNXRUNTIME_CPU})["onnxruntime"]
     slower = [width for width in WIDTHS if took[str(width)] >= took["like"]]
     width = min(slower or WIDTHS[-1:], key=lambda each: took[str(each)])
     training.start_job({**step, "width": width}, out, data)
-    return {**sizes_of(network_in(out), size), "made_in": time.perf_counter() - began}
+    return sizes_of(network_in(out), size)
 
 
 def sizes_of(network: Any, size: int) -> dict[str, Any]:
-    """Return parameters, and multiply-adds of a frame."""
     from edgekd.compress.pruning import multiply_adds
     from edgekd.detectors.torch_support import parameters_in
     from edgekd.detectors.ultralytics.channels import convolutions_of
@@ -236,27 +216,10 @@ def sizes_of(network: Any, size: int) -> dict[str, Any]:
     return {"parameters": parameters_in(network), "multiply_adds": multiply_adds(tuple(found))}
 
 
-JOBS: dict[str, Callable[..., dict[str, Any]]] = {
-    "whole": whole_job,
-    "edgekd": edgekd_start,
-    "unpruned": unpruned_start,
-    "uniform": uniform_start,
-    "narrower": narrower_start,
-    "train": training.edgekd_job,
-}
-
-
-# ------------------------------------------------------------------------------------------------------- the result
-
-
 def latencies(bench: Bench) -> dict[str, dict[str, float]]:
     """Return the milliseconds of a frame of every method's first seed: by engine, all interleaved; by target."""
-    from edgekd.detectors.onnx import describe
-    from edgekd.graph.view import load_graph
-
     graphs = {method: bench.graph(method) for method in (WHOLE, *methods(bench.given)) if bench.graph(method).is_file()}
-    specs = {method: describe(load_graph(graph), graph) for method, graph in graphs.items()}
-    by_place = median_ms(graphs, specs, bench.given.threads)
+    by_place = median_ms({method: detector_in(graph) for method, graph in graphs.items()}, bench.given.threads)
     for target, precision in TARGETS:
         predictor, name = Predictor(load_target(target), precision), f"{target} {precision}, predicted"
         by_place[name] = {method: predictor.predict(works_in(graph)).latency_ms for method, graph in graphs.items()}
@@ -264,7 +227,6 @@ def latencies(bench: Bench) -> dict[str, dict[str, float]]:
 
 
 def claims(rows: Mapping[str, Sequence[Document]], times: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return what is aimed at, on the split test, means of the seeds."""
     ours = training.mean_score(rows.get(OURS, ()), "test")
     found = [
         (f"ahead of {peer}", ours - training.mean_score(rows[peer], "test"), 0.0)
@@ -309,21 +271,19 @@ machine's CPU; predicted ones are of the network alone."""
         lines.append(" | ".join([*line, *(cell(times.get(name), ".2f") for name in timed)]))
     yield table(" | ".join(["how", "seeds", "parameters", "multiply-adds", "seconds", *columns]), lines)
     yield from training.failures(found)
-    yield "## What is aimed at, on test"
+    yield "## Goals, on test"
     yield claims_table(found.claims)
     yield f"- {versions_of(found.packages.get('edgekd', {}), ('ultralytics', 'torch', 'torch-pruning'))}"
 
 
-OPTIONS = (
-    *training.options("pruning", "what is pruned", epochs=30, batch=16),
-    Option("--family", "yolo11n.yaml", "of the narrower model"),
-    Option("--ratio", 0.5, "share of the multiply-adds to remove"),
-    Option("--gradient-images", 64, "by which edgekd chooses channels"),
-    SEEDS,
-    Option("--ablation", False, "also edgekd's other ways to choose"),
-    DEVICE,
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, Bench.run, page, options=OPTIONS, holds=training.none_failed, jobs=JOBS)
+    options = (
+        *training.options("pruning", "what is pruned", epochs=30, batch=16),
+        Option("--family", "yolo11n.yaml", "of the narrower model"),
+        Option("--ratio", 0.5, "share of the multiply-adds to remove"),
+        Option("--gradient-images", 64, "by which edgekd chooses channels"),
+        SEEDS,
+        Option("--ablation", False, "also edgekd's other ways to choose"),
+        DEVICE,
+    )
+    main(Bench.run, page, options=options, holds=training.none_failed)

@@ -1,22 +1,21 @@
 """Measure what pruning makes of detectors: sizes, whether shapes still fit, how long it takes, whether it is faster.
 
-Networks with random weights, one for each model and share of the multiply-adds; `--trained` adds a checkpoint, pruned
-by gradients. Nothing is trained afterwards, so nothing is scored. Needs `edgekd[train,openvino]`.
+`--trained` adds a checkpoint, pruned by gradients. Nothing is trained afterwards, so nothing is scored. Needs
+`edgekd[train,openvino]`.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import CPU_ENGINES, SHARED, export_to, median_ms
+from common import CPU_ENGINES, SHARED, exported, median_ms
 from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 
 from edgekd.builds.recipe import Distill, Prune
 from edgekd.core.progress import PlainProgress
 
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")
-MOST_SECONDS = 300.0
-"""What pruning a trained detector of 57 M parameters may take on two cores."""
+MOST_SECONDS = 300.0  # what pruning a trained detector of 57 M parameters may take on two cores
 
 
 def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
@@ -32,23 +31,21 @@ def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
     row = Document(model=model, trained=step.importance != "magnitude", ratio=step.ratio, parameters=done.parameters)
     row.update(multiply_adds=done.multiply_adds, split_difference=split_difference(checkpoint))
     row.update(shapes=(shape(checkpoint), shape(out)), seconds=done.seconds)
-    graphs, specs = {}, {}
-    for side, file in (("before", checkpoint), ("after", out)):
-        graphs[side] = given.scratch / f"{side}.onnx"
-        specs[side] = export_to(file, graphs[side], trust_checkpoint=True)
-    times = median_ms(graphs, specs, given.threads)
+    detectors = {
+        side: exported(file, given.scratch / f"{side}.onnx", trust_checkpoint=True)
+        for side, file in (("before", checkpoint), ("after", out))
+    }
+    times = median_ms(detectors, given.threads)
     return Document(row, latency_ms={name: (each["before"], each["after"]) for name, each in times.items()})
 
 
 def network_in(checkpoint: Path) -> Any:
-    """Return the network of a checkpoint."""
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 
     return load_checkpoint(checkpoint, trust=True).model
 
 
 def shape(checkpoint: Path) -> list[int]:
-    """Return the shape of a network's output for a frame of 640 x 640."""
     import torch
 
     with torch.no_grad():
@@ -69,7 +66,6 @@ def split_difference(checkpoint: Path) -> float:
 
 
 def rows_of(given: Given) -> Iterator[Document]:
-    """Prune one detector after the other."""
     import torch
 
     from edgekd.detectors.ultralytics.distill import student_network
@@ -85,7 +81,6 @@ def rows_of(given: Given) -> Iterator[Document]:
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what must hold of every row."""
     least = min(before / after for row in rows for before, after in row.latency_ms.values())
     over = max(row.multiply_adds[1] / row.multiply_adds[0] - (1 - row.ratio) for row in rows)
     apart, other = sum(row.split_difference for row in rows), sum(row.shapes[0] != row.shapes[1] for row in rows)
@@ -102,13 +97,11 @@ def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def sizes_cells(row: Document) -> str:
-    """Return the cells of parameters and multiply-adds, before and after."""
     (p0, p1), (m0, m1) = row.parameters, row.multiply_adds
     return f"{p0 / 1e6:.2f} -> {p1 / 1e6:.2f} M | {m0 / 1e9:.2f} -> {m1 / 1e9:.2f} G ({m1 / m0 - 1:.0%})"
 
 
 def times_cells(row: Document) -> str:
-    """Return the cells of latencies, before and after, on every engine."""
     times = [f"{before:.1f}, {after:.1f} ({before / after:.2f}x)" for before, after in row.latency_ms.values()]
     return " | ".join(times or [""] * len(CPU_ENGINES))
 
@@ -123,24 +116,15 @@ Random weights by magnitude among layers built alike; trained ones by Taylor imp
 training images. 640 x 640 pixels, 5 classes, widths in multiples of 16. Seconds: of pruning, from file to file.
 Milliseconds: median of a frame from letterbox to boxes, both graphs interleaved, on this machine's CPU."""
     yield table(
-        f"detector | asked for | parameters | multiply-adds | seconds | {TIMES_HEADER}",
+        f"detector | goal | parameters | multiply-adds | seconds | {TIMES_HEADER}",
         (
             f"{row.model}{', trained' if row.trained else ''} | -{row.ratio:.0%} | {sizes_cells(row)} | "
             f"{row.seconds:.1f} | {times_cells(row)}"
             for row in found.rows
         ),
     )
-    yield "## What must hold"
+    yield "## Requirements"
     yield claims_table(found.claims, ".4g")
-
-
-OPTIONS = (
-    Option("--models", MODELS, "models by Ultralytics, with random weights", nargs="*"),
-    Option("--ratios", [0.3, 0.5]),
-    Option("--trained", type=Path, help="a checkpoint that is pruned by gradients"),
-    Option("--images", 16, "for these gradients"),
-    Option("--data", SHARED / "data" / "ppe", "where these images are"),
-)
 
 
 def run(given: Given) -> Result:
@@ -152,4 +136,11 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS)
+    options = (
+        Option("--models", MODELS, "models by Ultralytics, with random weights", nargs="*"),
+        Option("--ratios", [0.3, 0.5]),
+        Option("--trained", type=Path, help="a checkpoint that is pruned by gradients"),
+        Option("--images", 16, "for these gradients"),
+        Option("--data", SHARED / "data" / "ppe", "where these images are"),
+    )
+    main(run, page, options=options)

@@ -1,15 +1,14 @@
-"""Measure how many of a teacher's labels on unseen frames are right, for several shares that are asked for.
+"""Measure how many of a teacher's labels on unseen frames are right, for several shares that are required.
 
-Thresholds are found on the split that the teacher was trained on, or on another; then a third split is labelled, whose
-own labels only judge the result.
+Thresholds are found on the split that the teacher was trained on, or on another; the labels of a third only judge.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from common import export_to
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, head, main, note, table
+from common import exported
+from frame import Blocks, Document, Given, Option, Result, head, main, note, table
 
 from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
@@ -24,8 +23,7 @@ MODEL, DATA = "yolo11n-ppe.pt", "ppe"
 FOUND_ON = ("train", "val")
 LABELLED = "test"
 KEEP = (0.8, 0.9, 0.95)
-IMAGES = 118
-"""Of each split at most so many, in the order of their names: as many as `val` has."""
+IMAGES = 118  # of each split at most so many, in the order of their names: as many as `val` has
 
 
 COUNTED = ("objects", "labels", "right", "ignored")
@@ -35,7 +33,6 @@ Seen = list[tuple[Detections, tuple[Truth, int, int]]]
 
 
 def seen(find: Find, data: Dataset, name: str, images: int) -> Seen:
-    """Return the first images of a split."""
     readable = ReadableImages(data.split(name).samples[:images])
     return [(find(image), (sample.truth, image.shape[1], image.shape[0])) for sample, image in readable]
 
@@ -76,16 +73,16 @@ def page(found: Document) -> Blocks:
             share = f"{each.right / each.labels:.3f}" if each.labels else "-"
             start = f"{row.found_on} | {row.asked:.2f} | {each['class']} | {each.objects}"
             lines.append(f"{start} | {each.labels} | {each.right} | {share} | {each.ignored}")
-    yield table("thresholds from | asked | class | objects | labels | right | share that is right | ignored", lines)
+    yield table("thresholds from | goal | class | objects | labels | right | share that is right | ignored", lines)
 
 
 def run(given: Given) -> Result:
-    data, graph = load_dataset(given.shared / "data" / DATA), given.scratch / "teacher.onnx"
-    spec = export_to(given.shared / "models" / MODEL, graph)
-    with finder(graph, spec, LABELLING) as find:
+    data = load_dataset(given.shared / "data" / DATA)
+    detector = exported(given.shared / "models" / MODEL, given.scratch / "teacher.onnx")
+    with finder(detector.graph, detector.spec, LABELLING) as find:
         rows = list(measure(find, data, given.images))
     return {"images": len(data.split(LABELLED).samples[: given.images]), "rows": rows}
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, Option("--images", IMAGES)), cores=2)
+    main(run, page, options=(Option("--images", IMAGES),), cores=2)

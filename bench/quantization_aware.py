@@ -1,9 +1,8 @@
 """Compare quantization-aware training by edgekd and by Ultralytics on the same images, with the same scorer.
 
-edgekd quantizes to INT8 and fp4x after training, and then distils from the float detector. Ultralytics trains with
-`quantize=8`, with and without `distill_model=`. All start from the same checkpoint and see the same images for as many
-epochs; one row of Ultralytics' has edgekd's time instead. Needs `edgekd[train]`; Ultralytics' training with ModelOpt
-gets an environment of its own.
+All start from the same checkpoint. edgekd quantizes to INT8 and fp4x after training, and then distils from the float
+detector; Ultralytics trains with `quantize=8`. Needs `edgekd[train]`; Ultralytics' training with ModelOpt gets an
+environment of its own.
 """
 
 import json
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import training
-from common import PEERS, SPLITS, VENVS, export_to, peak_bytes, peer_python
+from common import PEERS, SPLITS, VENVS, exported, peer_python, quantize_step
 from frame import Blocks, Document, Option, cell, claim, head, main, spread, table, versions_of, yes
 from training import DEVICE, SEEDS, JobError, Trainings, Way
 
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.progress import PlainProgress
+from edgekd.data.calibration import choose, load_rule
+from edgekd.data.dataset import load_dataset
 
 FLOAT, INT8, MIXED = "float32", "edgekd, INT8 after training", "edgekd, INT8 and fp4x after training"
 TRAINED = "edgekd, the same, quantization-aware distillation"
@@ -68,11 +70,8 @@ class Bench(Trainings):
     median of one step.
     """
 
-    script = __file__
-    question = "how good and how small is a detector after quantization-aware training, beside Ultralytics' own?"
     asked = ("epochs", "batch", "image_size", "images", "device")
-    shown = ("seeds", "device")
-    numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs", "step_seconds", "peak_bytes")
+    numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs")
 
     def ways(self) -> Iterator[Way]:
         if self.missing(MIXED) or not (self.given.work / "mixed.onnx").is_file():
@@ -90,9 +89,9 @@ class Bench(Trainings):
     def _quantize_after_training(self) -> None:
         """Make the rows before training: the float graph, and what edgekd makes of it."""
         folder = self.given.work
-        job = {"do": "quantize", "model": self.given.model, "size": self.given.image_size, "data": self.data}
-        took = self.job("quantize", {**job, "folder": folder})
-        self.rows = [row for row in self.rows if row.seed is not None]
+        asked = {"model": self.given.model, "size": self.given.image_size, "data": self.data, "folder": folder}
+        took = self.job("quantize", quantize_job, **asked)
+        self.rows[:] = [row for row in self.rows if row.seed is not None]
         for method, name in ((FLOAT, "float32"), (INT8, "int8"), (MIXED, "mixed")):
             graph = folder / f"{name}.onnx"
             size = len(graph.read_bytes() if method == FLOAT else pack(graph.read_bytes()))
@@ -101,8 +100,8 @@ class Bench(Trainings):
     def _trained_by_edgekd(self, seed: int) -> Document:
         given = self.given
         graph = given.work / f"edgekd-{seed}.onnx"
-        job = {"do": "train", "model": self._checkpoint, "data": self.data, "step": training.settings_of(given, seed)}
-        took = self.job(graph.stem, {**job, "graph": given.work / "mixed.onnx", "out": graph})
+        files = {"model": self._checkpoint, "graph": given.work / "mixed.onnx", "out": graph, "data": self.data}
+        took = self.job(graph.stem, train_job, step=training.settings_of(given, seed), **files)
         took["seconds"] += sum(row.seconds or 0.0 for row in self.rows if row.method == MIXED)
         row = self.row(TRAINED, seed, bytes=len(pack(graph.read_bytes())), epochs=given.epochs, **took)
         return self.with_scores(row, graph)
@@ -139,42 +138,23 @@ class Bench(Trainings):
         return {"gentle": GENTLE, "claims": held}
 
 
-# ----------------------------------------------------------------------- what a process of its own does for edgekd
-
-
 def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dict[str, Any]:
     """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
-    from edgekd.builds.recipe import Quantize, load_recipe
-    from edgekd.compress.quantization.quantize import Quantized, quantize
-    from edgekd.compress.weight_formats import Form
-    from edgekd.core.detection.preprocess import letterbox
-    from edgekd.data.calibration import choose, load_rule
-    from edgekd.data.dataset import load_dataset
-    from edgekd.data.images import read_image
-
-    graphs = {name: Path(folder, f"{name}.onnx") for name in ("float32", "int8", "mixed")}
     training.sized(model, Path(folder, "float.pt"), size)  # an exported graph takes frames as large as in training
-    spec = export_to(Path(folder, "float.pt"), graphs["float32"], trust_checkpoint=True)
+    exact = exported(Path(folder, "float.pt"), Path(folder, "float32.onnx"), trust_checkpoint=True)
     began = time.perf_counter()
-    images = choose(load_dataset(Path(data)), load_rule(), preprocess=spec.preprocess).images
-
-    def quantized(name: str, plan: Mapping[str, Form] | None = None) -> Quantized:
-        frames = (letterbox(read_image(image), spec.preprocess)[0] for image in images)
-        (step,) = load_recipe("ptq" if plan is None else "mixed").steps
-        assert isinstance(step, Quantize)
-        return quantize(graphs["float32"], graphs[name], frames, step, plan)
-
-    done = quantized("int8")
+    images = choose(load_dataset(Path(data)), load_rule(), preprocess=exact.spec.preprocess).images
+    done = exact.quantized(Path(folder, "int8.onnx"), exact.frames(images), quantize_step("ptq"))
     int8 = time.perf_counter() - began
     # The first layers have few weights, and what they lose is lost for all.
-    quantized("mixed", {name: "int8" if at < 2 else "fp4x" for at, name in enumerate(done.int8)})
+    plan: dict[str, WeightFormat] = {name: "int8" if at < 2 else "fp4x" for at, name in enumerate(done.int8)}
+    exact.quantized(Path(folder, "mixed.onnx"), exact.frames(images), quantize_step("mixed"), plan)
     return {"float32": {}, "int8": {"seconds": int8}, "mixed": {"seconds": time.perf_counter() - began}}
 
 
 def train_job(
     model: str, graph: str, out: str, data: str, step: Mapping[str, Any], threads: int, **_: Any
 ) -> dict[str, Any]:
-    """Train a quantized graph; what it took."""
     import torch
 
     from edgekd.builds.recipe import QuantAwareDistill
@@ -183,10 +163,7 @@ def train_job(
     torch.set_num_threads(threads)
     paths = (Path(model), Path(graph), Path(out), Path(data))
     done = distill_quantized(*paths, QuantAwareDistill(**step), trust=True, progress=PlainProgress(interval_s=30))
-    return {"seconds": done.seconds, "peak_bytes": peak_bytes()}
-
-
-# ------------------------------------------------------------------------------------------------------- the result
+    return {"seconds": done.seconds}
 
 
 def smaller_than(rows: Sequence[Document], base: Sequence[Document]) -> float:
@@ -221,7 +198,7 @@ def claims(found: Mapping[str, Sequence[Document]], smaller: float, keep: float,
 
 def page(found: Document) -> Blocks:
     counts, methods = found.images, training.by_method(found.rows)
-    # Older results do not name these settings; `warmup_bias_lr` was not among them.
+    # older results do not name these settings; `warmup_bias_lr` was not among them.
     gentle = found.get("gentle", {name: value for name, value in GENTLE.items() if name != "warmup_bias_lr"})
     yield from head("Quantization-aware training, edgekd beside Ultralytics", found)
     yield f"""\
@@ -241,7 +218,7 @@ mAP: edgekd's scorer on ONNX Runtime's CPU provider."""
         (_cells(method, methods[method], methods[FLOAT]) for method in METHODS if method in methods),
     )
     yield from training.failures(found)
-    yield "## What must hold, and what is aimed at"
+    yield "## Requirements and goals"
     yield table(
         " |  | found | holds",
         (
@@ -267,26 +244,20 @@ def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> s
     return " | ".join([method, training.seeds_of(rows), *sizes, *took, *scores])
 
 
-OPTIONS = (
-    *training.options("quantization_aware", "the float detector", epochs=10, batch=8),
-    SEEDS,
-    DEVICE,
-    Option("--smaller", 7.0, "how many times smaller the file must be"),
-    Option("--keep", 0.98, "share of the float mAP50-95 that must be left"),
-    Option("--aim", 8.0, "how many times smaller the file had better be"),
-    Option("--venvs", VENVS, "where Ultralytics' environment is kept"),
-    Option("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists"),
-)
-
-
 if __name__ == "__main__":
-    jobs = {"quantize": quantize_job, "train": train_job}
+    options = (
+        *training.options("quantization_aware", "the float detector", epochs=10, batch=8),
+        SEEDS,
+        DEVICE,
+        Option("--smaller", 7.0, "how many times smaller the file must be"),
+        Option("--keep", 0.98, "share of the float mAP50-95 that must be left"),
+        Option("--aim", 8.0, "how many times smaller the file had better be"),
+        Option("--venvs", VENVS, "where Ultralytics' environment is kept"),
+        Option("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists"),
+    )
     main(
-        __file__,
-        __doc__,
         Bench.run,
         page,
-        options=OPTIONS,
+        options=options,
         holds=lambda found: training.none_failed(found) and all(each.holds for each in found.claims if each.must),
-        jobs=jobs,
     )

@@ -1,8 +1,7 @@
 """Compare INT8 after training by edgekd and other tools: same graph, same frames, same scorer, one run.
 
-Every tool gets the float32 ONNX graph and the calibration frames that edgekd makes, and runs in a process of its own.
-edgekd's scorer scores all on ONNX Runtime's CPU provider; with `--ultralytics-val` Ultralytics' `val` scores those of
-its models, too. Needs `edgekd[train]`; NNCF and ModelOpt get environments of their own.
+With `--ultralytics-val` Ultralytics' `val` scores the graphs of its models, too. Needs `edgekd[train]`; NNCF and
+ModelOpt get environments of their own.
 """
 
 import json
@@ -15,27 +14,22 @@ from typing import Any
 
 import frame
 import numpy as np
-from common import PEERS, VENVS, copy_data, export_to, peer_python, ultralytics_environment, without_folders
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell
+from common import PEERS, VENVS, Detector, copy_data, exported, peer_python, ultralytics_environment, without_folders
+from frame import IMAGES, Blocks, Document, Given, Option, Result, cell
 from graphs import RESAMPLES, Difference, Reference, described, difference, facts, float_head_patterns
 
-from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import ReadableImages
 from edgekd.data.types import Dataset
-from edgekd.evaluation.evaluate import Evaluation, evaluate
+from edgekd.evaluation.evaluate import Evaluation
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
-FRAMES = 128
-"""Calibration frames that every tool gets, evenly taken from the training split."""
-JUDGED = 32
-"""Frames of the first scored split on which noise is measured."""
-AGREEMENT = 0.005
-"""How far edgekd's mAP50-95 may be from Ultralytics'."""
+FRAMES = 128  # calibration frames that every tool gets, evenly taken from the training split
+JUDGED = 32  # frames of the first scored split on which noise is measured
+AGREEMENT = 0.005  # how far edgekd's mAP50-95 may be from Ultralytics'
 ULTRALYTICS_FLOAT = (r".*\.2/Conv$", r".*/dfl/")
 """The nodes that Ultralytics 8.4.190 keeps from ModelOpt (`utils/export/engine.py`): last head convolutions and DFL."""
 
@@ -117,45 +111,43 @@ class Bench:
                     found[f"{model}, {split}: edgekd `ptq` less {name}"] = asdict(apart)
         return found
 
-    def begun(self, model: str) -> tuple[Path, DetectorSpec, Path, Mapping[str, Sequence[str]]]:
-        """Return a model's float graph and specification, the calibration frames, and the layers that stay float."""
+    def begun(self, model: str) -> tuple[Detector, Path, Mapping[str, Sequence[str]]]:
+        """Return a model's float graph, the calibration frames, and the layers that stay float."""
         folder = self._work / Path(model).stem
         folder.mkdir()
-        source = folder / "float32.onnx"
-        spec = export_to(self._models / model, source, classes=self.dataset.classes)
-        frames = self._write_frames(folder / "frames", spec, "train", FRAMES)
-        head = float_head_patterns(source)
+        source = exported(self._models / model, folder / "float32.onnx", classes=self.dataset.classes)
+        frames = self._write_frames(folder / "frames", source, "train", FRAMES)
+        head = float_head_patterns(source.graph)
         exclude = {"edgekd": head, "ultralytics": ULTRALYTICS_FLOAT if model.endswith(".pt") else head}
-        return source, spec, frames, exclude
+        return source, frames, exclude
 
     def rows(self, model: str) -> list[Document]:
         """Measure one model: a row for its float graph and one per method."""
-        source, spec, frames, exclude = self.begun(model)
-        folder = source.parent
+        source, frames, exclude = self.begun(model)
+        folder = source.graph.parent
         self._found.clear()
-        judged = self._write_frames(folder / "judged", spec, self._scored_splits[0], JUDGED)
-        reference = Reference(source, [np.load(file) for file in sorted(judged.iterdir())])
-        rows = [self.scored(row_of(model, "float32", bytes=source.stat().st_size), source, spec)]
-        graphs = [source]
+        judged = self._write_frames(folder / "judged", source, self._scored_splits[0], JUDGED)
+        reference = Reference(source.graph, [np.load(file) for file in sorted(judged.iterdir())])
+        rows = [self.scored(row_of(model, "float32", bytes=source.graph.stat().st_size), source)]
+        graphs = [source.graph]
         for number, method in enumerate(self._methods, start=1):
             graph = folder / f"{number}.onnx"
-            row = self.quantized(model, method, source, frames, graph, exclude)
+            row = self.quantized(model, method, source.graph, frames, graph, exclude)
             if row.error is None:
-                row = self.scored(Document(row, noise=reference.noise(graph)), graph, spec)
+                row = self.scored(Document(row, noise=reference.noise(graph)), Detector(graph, source.spec))
             rows.append(row)
             graphs.append(graph)
         for file in frames.iterdir():
             file.unlink()
-        return self._scored_by_ultralytics(rows, graphs, spec) if self._both and model.endswith(".pt") else rows
+        return self._scored_by_ultralytics(rows, graphs, source.spec) if self._both and model.endswith(".pt") else rows
 
-    def _write_frames(self, folder: Path, spec: DetectorSpec, split: str, most: int) -> Path:
+    def _write_frames(self, folder: Path, detector: Detector, split: str, most: int) -> Path:
         """Write frames of a split, evenly taken, as one `.npy` each: what every tool is calibrated on."""
         folder.mkdir()
         samples = self.dataset.split(split).samples
-        chosen = [samples[at] for at in np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int)]
-        images = ReadableImages(chosen, self.progress, label=f"frames of {split}")
-        for number, (_, image) in enumerate(images):
-            np.save(folder / f"{number:05}.npy", letterbox(image, spec.preprocess)[0])
+        chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int)
+        for number, frame_of_image in enumerate(detector.frames(samples[at].image for at in chosen)):
+            np.save(folder / f"{number:05}.npy", frame_of_image)
         return folder
 
     def quantized(
@@ -178,18 +170,17 @@ class Bench:
         self.progress.note(f"{model}: {method.name}: {took['seconds']:.1f} s")
         return Document(row, **took, bytes=graph.stat().st_size, **facts(graph))
 
-    def scored(self, row: Document, graph: Path, spec: DetectorSpec) -> Document:
-        """Return the row with the scores of its graph."""
+    def scored(self, row: Document, detector: Detector) -> Document:
         scores = {}
         for split in self._scored_splits:
             try:
-                found = evaluate(graph, spec, self.dataset.split(split))
+                found = detector.evaluation(self.dataset.split(split))
             except EdgeKDError as error:
                 return self._failed(row, str(error))
             self._found[row.method, split], score = found, found.score
             scores[split] = (score.map50_95, score.map50)
             self.progress.note(f"{row.model}: {row.method}: {split}: mAP50-95 {score.map50_95:.4f}")
-        return Document(row, scores=scores, packed_bytes=len(pack(graph.read_bytes())))
+        return Document(row, scores=scores, packed_bytes=len(pack(detector.graph.read_bytes())))
 
     def _scored_by_ultralytics(self, rows: list[Document], graphs: list[Path], spec: DetectorSpec) -> list[Document]:
         """Return the rows with the scores of their graphs by Ultralytics' `val`."""
@@ -225,7 +216,6 @@ _CAPTURED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STD
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
-    """Return what the rows must show."""
     apart = [abs(row.difference) for row in rows if row.difference is not None]
     found = []
     if apart:
@@ -275,9 +265,9 @@ def page(found: Document) -> Blocks:
 Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and
 runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:
 resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,
-as TensorRT requires. Packed: the graph in edgekd's lossless packed form, whoever made it. Noise: relative to the
+as TensorRT requires. Packed: the graph in edgekd's lossless packed form, for every tool. Noise: relative to the
 signal, where the float graph's last convolutions end, on {JUDGED} frames of the first split. mAP: edgekd's
-scorer, on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 of the same graph by its `val`
+scorer, on ONNX Runtime's CPU provider. Ultralytics, with `--ultralytics-val`: mAP50-95 of the same graph by its `val`
 (`rect=False`, batch 1) on the first split; difference: edgekd's less that."""
     counts = ", ".join(f"{found.images[split]} scored of `{split}`" for split in found.scored)
     yield f"Data: {found.data}; {found.images.calibration} calibration images, {counts}."
@@ -288,7 +278,7 @@ scorer, on ONNX Runtime's CPU provider. Ultralytics, where asked for: mAP50-95 o
         yield f"## {model}"
         yield frame.table(f"{header} | {scores} | Ultralytics | difference", (_cells(row, mine[0]) for row in mine))
         yield from (f"{row.method}: {row.error}" for row in mine if row.error)
-    yield "## What must hold"
+    yield "## Requirements"
     yield frame.claims_table(found.claims)
     yield f"""\
 How much of a difference is due to which images are scored: drawn anew {RESAMPLES} times, with repetition,
@@ -311,7 +301,6 @@ _NAMED = (
 
 
 def _cells(row: Document, exact: Document) -> str:
-    """Return one line of a table; what is not known is a dash."""
     scores = []
     for split, (reference, _) in exact.scores.items():
         found = row.scores.get(split)
@@ -326,7 +315,6 @@ def _cells(row: Document, exact: Document) -> str:
 
 
 OPTIONS = (
-    SHARED_FOLDER,
     Option("--venvs", VENVS, "the peers' environments, kept from run to run"),
     Option("--models", MODELS),
     IMAGES,
@@ -344,10 +332,7 @@ def run(given: Given) -> Result:
         rows += bench.rows(model)
         differences.update(bench.differences(model))
     return {
-        "question": "how good, how small and how quick is INT8 after training, beside other tools?",
         "seeds": "no tool here draws random numbers; PYTHONHASHSEED=0",
-        "data": given.data,
-        "scored": given.scored,
         "images": {**sizes, "calibration": min(FRAMES, sizes["train"])},
         "differences": differences,
         "rows": rows,
@@ -363,4 +348,4 @@ if __name__ == "__main__":
         Option("--methods", [""], "only those whose names have one of these in them"),
         Option("--ultralytics-val", False, "score with Ultralytics' val, too"),
     )
-    frame.main(__file__, __doc__, run, page, options=(*OPTIONS, *more), holds=frame.claims_hold)
+    frame.main(run, page, options=(*OPTIONS, *more), holds=frame.claims_hold)

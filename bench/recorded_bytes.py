@@ -1,8 +1,6 @@
 """The bytes that builds give: SHA-256 of every file of every stage, recorded, and compared with what is recorded.
 
-For changes that are to change no result: moving code, renaming, merging what stands twice. The detector of the demo and
-three real ones are built for Xavier on a few images. Of each stage the files are recorded, but for those that hold
-times, and but for the agent and what holds it; and which stages ran, in which versions.
+For changes that are to change no result: moving code, renaming, merging what stands twice.
 
     python bench/recorded_bytes.py            # compare; exit code 1 and a line for each difference
     python bench/recorded_bytes.py --write    # record
@@ -10,8 +8,6 @@ times, and but for the agent and what holds it; and which stages ran, in which v
 Sums of floating-point numbers depend on the processor and on libraries: a record of another machine is only compared
 after `--write` there at a revision that is known to be right.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -28,8 +24,7 @@ from edgekd.data.demo import DETECTOR
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
-IMAGES = 16
-"""Of each split: enough for every stage to have something to do."""
+IMAGES = 16  # of each split: enough for every stage to have something to do
 WITH_TIMES = ("agent.pyz", "bundle.edgekd", "evidence.json", "report.html", "samples.json", "sbom.cdx.json")
 """Files that hold times, the agent or versions of libraries."""
 CASES = (("demo", "ptq"), ("yolo11n.pt", "ptq"), ("yolo26n.pt", "ptq"), ("yolox_nano.onnx", "mixed"))
@@ -40,7 +35,6 @@ from demo_scenes.scenes import write_dataset  # noqa: E402
 
 
 def main() -> int:
-    """Record, or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--write", action="store_true")
@@ -81,7 +75,6 @@ def recorded(model: str, recipe: str, shared: Path, scratch: Path) -> dict[str, 
 
 
 def compared(known: Mapping[str, Mapping[str, str]], found: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return a line for each file that is missing, new or another."""
     lines = []
     for build_name in sorted({*known, *found}):
         before, after = known.get(build_name, {}), found.get(build_name, {})

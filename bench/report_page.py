@@ -1,13 +1,15 @@
 """Measure how soon the report of a build opens in Chromium, and its size: at most 2 seconds and 5 MB.
 
-Each page is opened from disk in a fresh browser, `--rounds` times. The times are the browser's own: until content is
-painted, until all is loaded with pictures, and to apply every filter of the gallery once. The pages are of finished
-builds, by default that of `edgekd demo`: `report_page.py demo=runs/demo/report.html yolo11n=runs/yolo11n/report.html`.
+Each page is opened from disk in a fresh browser. The times are the browser's own: until content is painted, until all
+is loaded with pictures, and to apply every filter of the gallery once. The pages are of finished builds:
+`report_page.py demo=runs/demo/report.html yolo11n=runs/yolo11n/report.html`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from frame import Blocks, Document, Given, Option, Result, main, table, yes
 
@@ -34,14 +36,22 @@ FILTERED = """() => {
 }"""
 
 
-def measure(name: str, file: Path, rounds: int) -> Result:
-    """Open a page in so many fresh browsers; its size and times in milliseconds, medians and the worst."""
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Start a fresh browser."""
     from playwright.sync_api import sync_playwright
 
-    painted, loaded, filtered = [], [], []
     with sync_playwright() as driver:
-        for _ in range(rounds):
-            browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def measure(name: str, file: Path, rounds: int) -> Result:
+    """Open a page in so many fresh browsers; its size and times in milliseconds, medians and the worst."""
+    painted, loaded, filtered = [], [], []
+    for _ in range(rounds):
+        with chromium() as browser:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(file.absolute().as_uri(), wait_until="load")
             page.wait_for_function(f"{NAVIGATION}.loadEventEnd > 0")
@@ -49,7 +59,6 @@ def measure(name: str, file: Path, rounds: int) -> Result:
             painted.append(page.evaluate(PAINTED))
             filtered.append(page.evaluate(FILTERED))
             pictures, elements = (page.evaluate(f"document.{what}.length") for what in ("images", "all"))
-            browser.close()
     return {
         "page": name,
         "bytes": file.stat().st_size,
@@ -63,13 +72,12 @@ def measure(name: str, file: Path, rounds: int) -> Result:
 
 
 def middle(values: Sequence[float | None]) -> float | None:
-    """Return the median of the known values."""
     known = [value for value in values if value is not None]
     return round(median(known), 1) if known else None
 
 
 def page(found: Document) -> Blocks:
-    yield "# How soon a report opens"
+    yield "# Load time of a report"
     yield f"`{found.command}`, Chromium {found.chromium}, {found.rounds} openings each; medians."
     times = ("painted_ms", "loaded_ms", "worst_loaded_ms", "filtered_ms")
     yield table(
@@ -85,34 +93,16 @@ def page(found: Document) -> Blocks:
 
 
 def within(row: Document) -> bool:
-    """Return whether a page is as small and as quick as it has to be, at its worst."""
     return row.bytes <= LIMIT_BYTES and row.worst_loaded_ms <= LIMIT_MS
-
-
-def chromium_version() -> str:
-    """Return the version of the browser."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        version = str(browser.version)
-        browser.close()
-    return version
 
 
 def run(given: Given) -> Result:
     pairs = [(name, Path(path)) for name, _, path in (each.partition("=") for each in given.pages)]
-    return {
-        "question": "how soon does the report of a build open in Chromium, and how large is it?",
-        "command": " ".join(["python bench/report_page.py", *(f"{name}=RUN/{path.name}" for name, path in pairs)]),
-        "chromium": chromium_version(),
-        "rounds": given.rounds,
-        "rows": [measure(name, path, given.rounds) for name, path in pairs],
-    }
-
-
-OPTIONS = (Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="NAME=PAGE"), Option("--rounds", 7))
+    with chromium() as browser:
+        version = str(browser.version)
+    return {"chromium": version, "rows": [measure(name, path, given.rounds) for name, path in pairs]}
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=lambda found: all(map(within, found.rows)))
+    options = (Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="NAME=PAGE"), Option("--rounds", 7))
+    main(run, page, options=options, holds=lambda found: all(map(within, found.rows)))

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import copy_data, export_to, frames_of, ultralytics_environment
-from frame import IMAGES, SHARED_FOLDER, Blocks, Document, Given, Result, head, main, note, table
+from common import Detector, copy_data, exported, images_of, ultralytics_environment
+from frame import IMAGES, Blocks, Document, Given, Result, head, main, note, table
 
-from edgekd.builds.recipe import Quantize
-from edgekd.compress.quantization.quantize import quantize
-from edgekd.core.detection.types import Detections, DetectorSpec
+from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.types import Dataset
 from edgekd.evaluation.coco import score
-from edgekd.evaluation.evaluate import evaluate
 
 MODELS = ("yolo11n.pt", "yolo26n.pt")
 OTHERS = ("ultralytics", "ultralytics_detections_by_coco")
@@ -46,16 +43,16 @@ def by_coco(predictions: Path, data: Dataset) -> float:
     return score(detections, truths, data.classes).map50_95
 
 
-def row_of(graph: Path, spec: DetectorSpec, data: Dataset, folder: Path) -> dict[str, float]:
-    """Return the three scores of one graph."""
+def row_of(detector: Detector, data: Dataset, folder: Path) -> dict[str, float]:
     from ultralytics import YOLO
 
+    graph, spec = detector.graph, detector.spec
     out = folder / f"val-{graph.stem}"
     settings = {"batch": 1, "rect": False, "device": "cpu", "plots": False, "verbose": False, "workers": 0}
     settings |= {"imgsz": spec.preprocess.height, "save_json": True, "project": str(out), "name": "val"}
     with redirect_stdout(sys.stderr):
         box = YOLO(str(graph), task="detect").val(data=str(data.source), **settings).box
-    ours = evaluate(graph, spec, data.split("val")).score.map50_95
+    ours = detector.map50_95(data.split("val"))
     scores = (float(box.map), by_coco(next(out.rglob("predictions.json")), data))
     return {"edgekd": ours, **dict(zip(OTHERS, scores, strict=True))}
 
@@ -66,16 +63,15 @@ def run(given: Given) -> Result:
     data = load_dataset(copy_data(shared / "data/coco256", folder / "data", given.images))
     for model in MODELS:
         exact, int8 = (folder / f"{Path(model).stem}-{form}.onnx" for form in ("float32", "int8"))
-        spec = export_to(shared / "models" / model, exact)
-        quantize(exact, int8, frames_of(data.split("train"), spec), Quantize())
-        for graph in (exact, int8):
-            rows.append({"graph": graph.stem, **row_of(graph, spec, data, folder)})
+        source = exported(shared / "models" / model, exact)
+        source.quantized(int8, source.frames(images_of(data.split("train"))))
+        for detector in (source, Detector(int8, source.spec)):
+            rows.append({"graph": detector.graph.stem, **row_of(detector, data, folder)})
             note(rows[-1])
     return {"rows": rows}
 
 
 def worst(found: Document) -> float:
-    """Return how far apart the pipelines are at most with one metric."""
     return max(abs(row.edgekd - row.ultralytics_detections_by_coco) for row in found.rows)
 
 
@@ -98,4 +94,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, IMAGES), holds=lambda found: worst(found) <= LIMIT)
+    main(run, page, options=(IMAGES,), holds=lambda found: worst(found) <= LIMIT)

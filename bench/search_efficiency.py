@@ -1,19 +1,14 @@
 """Count the trials of a search until it finds the best under a budget, beside random search, on a recorded table.
 
-With `--record` every candidate of a small space (input side, share pruned, bits a weight) is made of a checkpoint and
-scored, without training: of a small one that is trained here on scenes of the tests, or of a given one. Searches then
-run on the table for several budgets and many seeds. A trial is a candidate looked up, on whatever rungs; what
-arithmetic and prediction refuse is none.
+With `--record` every candidate of a small space (input side, share pruned, bits a weight) is made of a small detector,
+trained here on scenes of the tests, and scored. Searches then run on the table for several budgets and many seeds.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -35,7 +30,6 @@ from edgekd.builds.search.trials import Task, run_trial, with_recipe
 from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.subset import Part, write_subset
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import resize_detector
 from edgekd.detectors.ultralytics.distill import distill_student, student_network
@@ -45,16 +39,16 @@ from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target, load_target
 
 TABLE = RESULTS / "search_table.json"
-TARGET, OWN = "xavier", "a YOLOv8, width 0.125"
+TARGET = "xavier"
 EPOCHS = 30
+IMAGES = 48  # scenes in each split, all of which are scored
+CALIBRATION = 8  # images
 LABELS = (DistillStage("labels", 1.0, Weights()),)
-SIDES, RATIOS, BITS = (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75)
-NEAR = 0.99
-"""Of the best known accuracy under a budget: who reaches it has found it."""
-LEVELS = (0.4, 0.75)
-"""Budgets: size and time that such shares of the candidates keep, in every combination."""
-SHARE = 1 / 3
-"""What is aimed at: of the trials of random search, by the medians."""
+SPACE = Space((None,), (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8, 5.5, 4.75), (0,), ("all",), (0,))
+SIDE = SPACE.image_size[0]
+NEAR = 0.99  # of the best known accuracy under a budget: who reaches it has found it
+LEVELS = (0.4, 0.75)  # budgets: size and time that such shares of the candidates keep, in every combination
+SHARE = 1 / 3  # what is aimed at: of the trials of random search, by the medians
 Way = Callable[["World", int], Sequence[Candidate]]
 
 
@@ -69,7 +63,6 @@ class World:
 
     @property
     def goal(self) -> float:
-        """Return the share NEAR of the best accuracy within the budget."""
         found = best(list(self.points.values()), self.budget)
         assert found is not None
         return NEAR * found.kept
@@ -84,7 +77,6 @@ class World:
 
 
 def by_chance(world: World, seed: int) -> Sequence[Candidate]:
-    """Return every candidate in random order."""
     every = list(world.points)
     return [every[at] for at in np.random.default_rng(seed).permutation(len(every))]
 
@@ -140,37 +132,24 @@ def _filter(world: World) -> CostFilter:
     return CostFilter(world.space, networks, 0, target())
 
 
-# ------------------------------------------------------------------------------------------------------------ the table
-
-
 def record(given: Given) -> None:
     """Make and score every candidate; what was made before is found in the store."""
-    work, progress = given.work, PlainProgress(interval_s=60)
+    work, progress, found = given.work, PlainProgress(interval_s=60), conditions(1)
     work.mkdir(parents=True, exist_ok=True)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # all cores for the workers
-    found = conditions(1)
-    data, checkpoint = (given.data, given.model) if given.model else own_pair(work)
+    data, checkpoint = own_pair(work)
     model = work / "detector.pt"
-    space = Space((None,), tuple(given.sides), tuple(given.ratios), tuple(given.bits), (0,), ("all",), (0,))
-    resize_detector(checkpoint, space.image_size[0], model)
-    scored = tuple(range(min(given.images, len(load_dataset(data).split("val")))))
-    write_subset(work / "scored.yaml", data, {"train": Part("train"), "val": Part("val", only=scored)})
-    job = BuildRequest(
-        model, work / "scored.yaml", target(), Recipe("", ()), work / "store", calibration=str(given.calibration)
-    )
-    tasks = [
-        Task(with_recipe(job, recipe_of(each, space), job.data), each, 0, 0, "table") for each in space.candidates()
-    ]
+    resize_detector(checkpoint, SIDE, model)
+    job = BuildRequest(model, data, target(), Recipe("", ()), work / "store", calibration=str(CALIBRATION))
     rows = []
-    with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
-        for point in progress.items(pool.map(run_trial, tasks, [job.out] * len(tasks)), "candidates", len(tasks)):
-            result = {"kept": point.kept, **asdict(point.cost), "seconds": point.seconds, "error": point.error}
-            rows.append({**candidate_json(point.candidate), **result})
-            progress.note(f"{point.candidate.text()}: {point.error or f'{point.kept:.1%}'}")
-    works = [asdict(each) for each in works_in(_whole(job.out / "stages", space.image_size[0]))]
-    names = (given.model.name, given.data.name) if given.model else (OWN, "scenes")
-    document = {**dict(zip(("model", "data"), names, strict=True)), "target": TARGET, "images": len(scored)}
-    document |= {"calibration": given.calibration, **found, "works": works, "rows": rows}
+    for candidate in progress.items(SPACE.candidates(), "candidates"):
+        task = Task(with_recipe(job, recipe_of(candidate, SPACE), job.data), candidate, 0, 0, "table")
+        point = run_trial(task, job.out)
+        result = {"kept": point.kept, **asdict(point.cost), "seconds": point.seconds, "error": point.error}
+        rows.append({**candidate_json(candidate), **result})
+        progress.note(f"{candidate.text()}: {point.error or f'{point.kept:.1%}'}")
+    works = [asdict(each) for each in works_in(_whole(job.out / "stages"))]
+    document = {"model": "a YOLOv8, width 0.125", "data": "scenes", "target": TARGET, "images": IMAGES}
+    document |= {"calibration": CALIBRATION, **found, "works": works, "rows": rows}
     write_file(TABLE, (json.dumps(document, indent=0) + "\n").encode())
 
 
@@ -178,12 +157,12 @@ def own_pair(work: Path) -> tuple[Path, Path]:
     """Train a small detector on the tests' scenes; its data and its checkpoint."""
     data, start, out = work / "data", work / "start.pt", work / "trained.pt"
     if not data.is_dir():
-        tiny.write_data(data, 48, 48)
+        tiny.write_data(data, IMAGES, IMAGES)
     if not out.is_file():
-        step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDES[0], stages=LABELS)
+        step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDE, stages=LABELS)
         step = replace(step, warmup_epochs=0.0, mosaic=0.0, learning_rate=0.01, final_rate=0.1, amp=False)
         network = student_network(step, load_dataset(data).classes, False)
-        write_checkpoint(network, {"task": "detect", "imgsz": SIDES[0]}, start)
+        write_checkpoint(network, {"task": "detect", "imgsz": SIDE}, start)
         distill_student(start, out, data, replace(step, student=str(start), width=None), work / "state")
     return data, out
 
@@ -194,29 +173,16 @@ def target() -> Target:
     return replace(found, precisions=replace(found.precisions, multiple=None))
 
 
-def _whole(stages: Path, side: int) -> Path:
+def _whole(stages: Path) -> Path:
     """Return the graph of the original checkpoint: of those with this side, the one with most weights."""
     records = {
         path: json.loads((path.parent / "stage.json").read_bytes()) for path in stages.glob("export-*/graph.onnx")
     }
-    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == side]
+    full = [path for path, stage in records.items() if stage["results"]["detector"]["preprocess"]["height"] == SIDE]
     return max(full, key=lambda path: path.stat().st_size)
 
 
-def space_of(candidates: Sequence[Candidate]) -> Space:
-    """Return the space of these candidates, the gentlest choices first."""
-    found = {name: [getattr(each, name) for each in candidates] for name in candidate_json(candidates[0])}
-    order = {"image_size": -1, "bits": -1}
-    values = {
-        name: sorted(set(each), key=lambda v: (v or 0) * order.get(name, 1))
-        for name, each in found.items()
-        if name != "teaching"
-    }
-    return Space(**{name: tuple(each) for name, each in values.items()}, teaching=("all",))
-
-
 def worlds(recorded: Document) -> Iterator[World]:
-    """Yield the table under each budget."""
     points = {}
     for row in recorded.rows:
         candidate = Candidate(**{name: row[name] for name in candidate_json(Candidate(None, 1))})
@@ -227,10 +193,7 @@ def worlds(recorded: Document) -> Iterator[World]:
     for size, time in product(LEVELS, LEVELS):
         most = int(np.quantile([point.cost.bytes for point in made], size))
         fps = 1e3 / float(np.quantile([point.cost.latency_ms or 0.0 for point in made], time))
-        yield World(space_of(list(points)), points, works, Budget(max_bytes=most, min_fps=fps))
-
-
-# ----------------------------------------------------------------------------------------------------------- the result
+        yield World(SPACE, points, works, Budget(max_bytes=most, min_fps=fps))
 
 
 def run(given: Given) -> Result:
@@ -248,7 +211,6 @@ def run(given: Given) -> Result:
         "table": {name: recorded[name] for name in ("model", "data", "images", "target", "date")},
         "candidates": len(recorded.rows),
         "failed": sum(row.error is not None for row in recorded.rows),
-        "seeds": given.seeds,
         "rows": rows,
         "share": {name: median(_shares(rows, name)) for name in WAYS},
         "worst": {name: max(_shares(rows, name)) for name in WAYS},
@@ -256,7 +218,6 @@ def run(given: Given) -> Result:
 
 
 def _shares(rows: Sequence[Document], name: str) -> list[float]:
-    """Return the median of a way's trials by that of random search, of each budget."""
     return [median(row.trials[name]) / median(row.trials["random"]) for row in rows]
 
 
@@ -268,9 +229,9 @@ The table: {found.candidates} candidates made of {recorded.model} without traini
 which could not be made (pruned, and not faster), scored on {recorded.images} images of {recorded.data};
 their times are predicted for {recorded.target}. Median trials of {found.seeds} seeds, and the most,
 until one is found that keeps the budget and {NEAR:.0%} of the accuracy of the best one that does. Of those
-that fit, *near* are so good. What is refused by arithmetic and prediction is not made, and no trial.
-How far estimates may be off, and in what order candidates are proposed, was settled on this very table:
-on another one a search may need more."""
+that fit, *near* are so good. Candidates that arithmetic or prediction refuses are not made and do not count.
+The margins of estimates and the order of proposals were tuned on this table: on another one a search may
+need more."""
     yield table(
         f"budget | fit | best keeps | near | {' | '.join(WAYS)}",
         (
@@ -282,23 +243,13 @@ on another one a search may need more."""
     yield "Trials by those of random search, by the medians over seeds: the median and the largest over the budgets."
     yield table(" | median | largest", (f"{name} | {found.share[name]:.2f} | {found.worst[name]:.2f}" for name in WAYS))
     holds, every = (yes(found[part].edgekd <= SHARE, "**no**") for part in ("share", "worst"))
-    yield f"Aimed at: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}."
-
-
-OPTIONS = (
-    Option("--record", False, "make the table anew"),
-    Option("--work", Path("runs/search_table"), "where its candidates are kept"),
-    Option("--model", type=Path, help="a checkpoint by Ultralytics, in place of a small one made here"),
-    Option("--data", type=Path, help="with it, its data"),
-    Option("--workers", 1, "processes that make the table"),
-    Option("--sides", SIDES, "of the input, the largest first"),
-    Option("--ratios", RATIOS, "that are pruned, 0 first"),
-    Option("--bits", BITS, "a weight, the most first", type=float),
-    Option("--images", 48, "that are scored"),
-    Option("--calibration", 8, "images that are calibrated on"),
-    Option("--seeds", 20),
-)
+    yield f"Goal: at most {SHARE:.2f}. By the median: {holds}; with every budget: {every}."
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, cores=1)
+    options = (
+        Option("--record", False, "make the table anew"),
+        Option("--work", Path("runs/search_table"), "where its candidates are kept"),
+        Option("--seeds", 20),
+    )
+    main(run, page, options=options, cores=1)

@@ -1,8 +1,7 @@
 """Kill searches at random moments, and check what the same command makes of what is left.
 
-The search is of the tests' tiny detector, timed by prediction. Each is killed in an empty folder after a number of
-stages and a time drawn with a seed, every other one with two workers; then the same command runs to its end. It has to
-find the winner of an undisturbed search after the same trials, and must not repeat a finished one.
+The search is of the tests' tiny detector, timed by prediction. It has to find the winner of an undisturbed search after
+the same trials, and must not repeat a finished one.
 """
 
 import json
@@ -81,8 +80,8 @@ class Bench:
             raise SystemExit(f"the search failed: {errors.decode()[-500:]}")
 
     def _started(self, out: Path, workers: int) -> subprocess.Popen[bytes]:
-        job = {"do": "search", "model": self.model, "data": self.data, "out": out, "workers": workers}
-        return subprocess.Popen(in_process(__file__, job), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        command = in_process(search, model=self.model, data=self.data, out=out, workers=workers)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def search(model: str, data: str, out: str, workers: int) -> Result:
@@ -93,7 +92,6 @@ def search(model: str, data: str, out: str, workers: int) -> Result:
 
 
 def stages(out: Path) -> int:
-    """Return how many stages are done."""
     return len(list(out.glob("stages/*/stage.json")))
 
 
@@ -143,4 +141,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(Option("--kills", 20),), jobs={"search": search})
+    main(run, page, options=(Option("--kills", 20),))

@@ -1,8 +1,7 @@
 """Break connections to a camera at random moments, and check what is left there and what the next run makes of it.
 
-The camera is OpenSSH's server on the loopback interface behind a wire of limited speed. Connections break at moments of
-upload, build and timing that are drawn with a seed, each with an empty state: reset, or silent. Nothing may go on
-running there, and the same command again has to end like an undisturbed run. The bundle is made by `edgekd demo`.
+The camera is OpenSSH's server on the loopback interface behind a slow wire. Nothing may go on running there,
+and the same command again has to end like an undisturbed run. The bundle is made by `edgekd demo`.
 """
 
 import hashlib
@@ -162,7 +161,6 @@ for a random frame, bit for bit, and the same errors in the self-test, by
 
 
 def packages() -> list[Path]:
-    """Return where this Python finds its packages."""
     return [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
 
 
@@ -175,9 +173,6 @@ def run(given: Given) -> Result:
         reference, crossed = bench.undisturbed(given.scratch / "undisturbed")
         kills = [bench.kill(index, rng, reference, crossed) for index in range(given.kills)]
     return {
-        "question": "what does a connection that breaks leave on a camera, and what does the next run make of it?",
-        "command": f"python bench/ssh_kills.py {given.bundle.name} --kills {given.kills} --runtime {given.runtime}",
-        "seed": SEED,
         "bytes": reference["upload"]["bytes"],
         "crossed_bytes": crossed,
         "bytes_per_s": BYTES_PER_S,
@@ -196,14 +191,12 @@ def resumed(found: Document) -> bool:
     )
 
 
-OPTIONS = (
-    Option("bundle", type=Path),
-    Option("--kills", 20),
-    Option("--runtime", "onnxruntime"),
-    Option("--python", os.path.realpath(sys.executable), "the camera's interpreter"),
-    Option("--packages", packages(), "where that finds NumPy", type=Path),
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=resumed, cores=1)
+    options = (
+        Option("bundle", type=Path),
+        Option("--kills", 20),
+        Option("--runtime", "onnxruntime"),
+        Option("--python", os.path.realpath(sys.executable), "the camera's interpreter"),
+        Option("--packages", packages(), "where that finds NumPy", type=Path),
+    )
+    main(run, page, options=options, holds=resumed, cores=1)

@@ -1,8 +1,7 @@
 """Compare a large detector and lighter ones on an x86 GPU, each in its best precision: speed and energy of a frame.
 
-Every graph runs as it is and with float16 in place of float32, in turns with the large detector in float16. A GPU
-stands in for a device: its ratios are its own. A name of Ultralytics' YAML is a network with random weights, which
-changes neither nodes nor shapes. Needs `edgekd[train,gpu]`.
+A GPU stands in for a device: its ratios are its own. A name of Ultralytics' YAML is a network with random weights.
+Needs `edgekd[train,gpu]`.
 """
 
 import sys
@@ -46,7 +45,6 @@ def graphs_of(name: str, folder: Path, stack: ExitStack) -> dict[str, Path]:
 
 
 def row_of(name: str, precision: str, graph: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of one side of a measurement."""
     kept = ("fps", "engine_fps", "refused", "engine_ms", "total_ms", "throughput", "energy", "conditions")
     found = {key: result[key] for key in kept if key in result}
     return {"artifact": Path(name).name, "precision": precision, "bytes": graph.stat().st_size, **found}
@@ -104,8 +102,8 @@ def page(found: Document) -> Blocks:
     yield from head("On a GPU that stands in for a device", found)
     goals = ", ".join(f"{name} {value:.2g}" for name, value in GOALS.items())
     yield (
-        f"{found.engine}. Beside {found.rows[0].artifact} in float16, measured in turns with each. Camera: "
-        f"from the frame to detections. Energy: gross, of the GPU. What is aimed at: {goals}."
+        f"{found.engine}. Beside {found.rows[0].artifact} in float16, measured interleaved with each. Camera: "
+        f"from the frame to detections. Energy: gross, of the GPU. Goals: {goals}."
     )
     lines = []
     for row in rows:
@@ -130,28 +128,25 @@ def page(found: Document) -> Blocks:
 
 
 def run(given: Given) -> Result:
-    return {"engine": given.engine, "basis": "stand-in", "rows": rows_of(given, given.scratch)}
+    return {"rows": rows_of(given, given.scratch)}
 
 
 def meets(row: Document) -> bool:
-    """Return whether a row reaches both goals."""
     if "error" in row or not row.energy_share:
         return False
     fast = row.engine_times_as_fast.ratio >= GOALS["times as fast"]
     return bool(fast and row.energy_share.gross_mj <= GOALS["share of the energy"])
 
 
-OPTIONS = (
-    Option("--before", "yolo11x.yaml", "the large detector"),
-    Option("--after", ["yolo11n.yaml", "yolo11s.yaml", "yolo11m.yaml"]),
-    Option("--engine", "onnxruntime-cuda"),
-    Option("--frames", type=Path, help="images, decoded from JPEG; default: noise"),
-    Option("--iterations", 300),
-    Option("--seconds", 6.0),
-    Option("--streams", 4),
-    Option("--threads", 16, "cores that everything may use"),
-)
-
-
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=OPTIONS, holds=lambda found: any(map(meets, found.rows[2:])))
+    options = (
+        Option("--before", "yolo11x.yaml", "the large detector"),
+        Option("--after", ["yolo11n.yaml", "yolo11s.yaml", "yolo11m.yaml"]),
+        Option("--engine", "onnxruntime-cuda"),
+        Option("--frames", type=Path, help="images, decoded from JPEG; default: noise"),
+        Option("--iterations", 300),
+        Option("--seconds", 6.0),
+        Option("--streams", 4),
+        Option("--threads", 16, "cores that everything may use"),
+    )
+    main(run, page, options=options, holds=lambda found: any(map(meets, found.rows[2:])))

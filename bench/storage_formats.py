@@ -1,14 +1,11 @@
 """Measure how weights are stored: what fp4x costs in accuracy, in time, and in bytes after entropy coding.
 
-No detector is scored. On random weights and on the convolutions of detectors: how near 4-bit formats come to float, how
-long quantizing, packing and unpacking take on one core, what compressors gain, and what whole ONNX files take. zstd is
-measured where the package `zstandard` is installed.
+zstd is measured where the package `zstandard` is installed.
 """
 
 import importlib
 import lzma
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import conditions, durations, export_to
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, cell, head, main, table
+from common import conditions, durations, exported
+from frame import Blocks, Document, Given, Option, Result, cell, head, main, table
 
 from edgekd.compress.quantization.placement import place
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, name_nodes, store_weights
@@ -30,8 +27,7 @@ from edgekd.graph.view import Graph
 
 MODELS = ("yolo11n.pt", "yolo11n-ppe.pt", "yolox_nano.onnx")
 SEEDS = range(5)
-YOLO11X = 57_000_000
-"""About how many weights YOLO11x has."""
+YOLO11X = 57_000_000  # about how many weights YOLO11x has
 E2M1 = np.array(fp4x.MAGNITUDES, np.float32)
 E4M3 = np.array([m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)])
 E4M3_MAX = 448
@@ -132,9 +128,6 @@ def snr_db(rows: np.ndarray, form: Callable[[np.ndarray], np.ndarray]) -> float:
     return float(10 * np.log10((rows.astype(np.float64) ** 2).sum() / noise.sum()))
 
 
-# --- The graphs
-
-
 @dataclass(frozen=True)
 class Sample:
     """A detector: its float graph, and the weights of the convolutions that quantization converts."""
@@ -149,9 +142,8 @@ class Sample:
 
 
 def sample(source: Path, folder: Path) -> Sample:
-    """Export a detector."""
     path = folder / f"{source.stem}.onnx"
-    export_to(source, path)
+    exported(source, path)
     graph = opened(path)
     weights = {}
     for node in graph.nodes:
@@ -179,9 +171,6 @@ def shipped(of: Sample, quantizer: Quantizer) -> bytes:
     return content
 
 
-# --- Time
-
-
 def timed(work: Callable[[], Any], repeats: int) -> Timed:
     """Return median, least and most seconds of several runs after one that is not counted."""
     seconds = durations(work, repeats + 1)[1:]
@@ -201,17 +190,12 @@ def speed(of: Sample, copies: int, repeats: int) -> Document:
     return Document(row, unpack_s=timed(lambda: [fp4x.unpack(*pair) for pair in pairs], repeats))
 
 
-# --- Entropy coding
-
-
 def deflate(strategy: int, content: bytes) -> bytes:
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return coder.compress(content) + coder.flush()
 
 
 def coders() -> dict[str, tuple[Coder, Coder]]:
-    """Return compressors and their decompressors."""
-
     inflate = partial(zlib.decompress, wbits=-zlib.MAX_WBITS)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
     found: dict[str, tuple[Coder, Coder]] = {
@@ -230,7 +214,6 @@ def coders() -> dict[str, tuple[Coder, Coder]]:
 
 
 def apply_all(coder: Coder, streams: Sequence[bytes]) -> list[bytes]:
-    """Return what a coder makes of each stream."""
     return [coder(stream) for stream in streams]
 
 
@@ -257,15 +240,14 @@ def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
     for form, streams in streams_of(of).items():
         common = {"model": of.name, "form": form, "stored_bits": round(8 * sum(map(len, streams)) / of.count, 3)}
         bits = sum(map(entropy_bits, streams)) / of.count
-        rows.append({**common, "coder": "entropy of the bytes", "bits": round(bits, 3), "decode_s": None})
+        rows.append({**common, "coder": "entropy of the bytes", "bits": round(bits, 3)})
         for name, (compress, expand) in coders().items():
             stored = apply_all(compress, streams)
             assert apply_all(expand, stored) == streams, name
             bits = 8 * sum(map(len, stored)) / of.count
             seconds = timed(partial(apply_all, expand, stored), repeats)
             speed_mb = sum(map(len, streams)) / seconds["median"] / 1e6
-            row = {"coder": name, "bits": round(bits, 3), "decode_s": seconds, "decode_mb_s": round(speed_mb, 1)}
-            rows.append({**common, **row})
+            rows.append({**common, "coder": name, "bits": round(bits, 3), "decode_mb_s": round(speed_mb, 1)})
     return rows
 
 
@@ -276,16 +258,9 @@ def files(of: Sample, repeats: int) -> Iterator[Document]:
     for form, content in graphs.items():
         packed = packed_graph.pack(content)
         assert packed_graph.unpack(packed) == content
-        stored = Counter[str]()
-        for section in packed_graph.sections(packed):
-            stored[section.encoding] += section.stored_bytes
         row = Document(model=of.name, form=form, onnx_bytes=len(content), packed_bytes=len(packed))
-        row.update(times_smaller=round(len(whole) / len(packed), 3), by_encoding=stored)
-        row.update(pack_s=timed(partial(packed_graph.pack, content), repeats))
+        row.update(times_smaller=round(len(whole) / len(packed), 3))
         yield Document(row, unpack_s=timed(partial(packed_graph.unpack, packed), repeats))
-
-
-# --- The document
 
 
 def distances(samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -310,7 +285,6 @@ def run(given: Given) -> Result:
     samples = [sample(given.shared / "models" / name, given.scratch) for name in MODELS]
     nano, repeats = samples[0], given.repeats
     return {
-        "question": "what does storing weights as fp4x cost in accuracy of the weights, time and bytes?",
         "seeds": list(SEEDS),
         "snr": distances(samples),
         "speed": [speed(nano, 1, repeats), speed(nano, round(YOLO11X / nano.count), max(3, repeats // 3))],
@@ -330,7 +304,6 @@ def host_with_coders(threads: int) -> dict[str, Any]:
 
 
 def span(seconds: Document) -> str:
-    """Return the median, and in brackets least and most."""
     return f"{seconds.median:.3f} ({seconds.least:.3f} to {seconds.most:.3f})"
 
 
@@ -394,4 +367,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__, run, page, options=(SHARED_FOLDER, Option("--repeats", 9)), cores=1)
+    main(run, page, options=(Option("--repeats", 9),), cores=1)

@@ -1,7 +1,6 @@
 """Count how many of 100,000 and more manipulated bundles a camera accepts, and at how many it crashes: none, none."""
 
 import random
-import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,7 @@ LIMITS = {"attempts": 100_000, "accepted": 0, "crashes": 0, "memory_bytes": 64_0
 
 
 def tried(way: Way, victim: Victim, each: int, path: Path) -> Result:
-    """Try one way many times."""
     chance, accepted, crashes = random.Random(f"{SEED} {way.__name__}"), 0, []
-    began = time.perf_counter()
     for _ in range(each):
         try:
             accepted += taken(attempt(way, chance, victim), victim, path)
@@ -31,7 +28,6 @@ def tried(way: Way, victim: Victim, each: int, path: Path) -> Result:
         "accepted": accepted,
         "crashes": len(crashes),
         "first_crash": crashes[0] if crashes else None,
-        "seconds": round(time.perf_counter() - began, 1),
     }
 
 
@@ -79,11 +75,8 @@ def run(given: Given) -> Result:
         raise SystemExit("the bundle itself is refused: nothing can be said of what is made of it")
     ways = [tried(way, victim, given.each, path) for way in WAYS]
     return {
-        "question": "how many manipulated bundles does a camera take?",
-        "seed": SEED,
         "bundle_bytes": len(victim.content),
         "large_bytes": len(heavy.content),
-        "limits": LIMITS,
         **{name: sum(row[name] for row in ways) for name in ("attempts", "accepted", "crashes")},
         "memory_bytes": peak_memory(heavy, path),
         "ways": ways,
@@ -93,8 +86,6 @@ def run(given: Given) -> Result:
 if __name__ == "__main__":
     options = (Option("--each", EACH, "attempts of each way (%(default)s)"),)
     main(
-        __file__,
-        __doc__,
         run,
         page,
         options=options,

@@ -1,8 +1,6 @@
 """Check the graph that TensorRT 8 gets: FP32 weights behind Q/DQ in place of INT8 constants, and the calibration cache.
 
-For each detector and opset: whether it computes what the Q/DQ graph does in ONNX Runtime, whether ONNX's checker takes
-it, how many INT8 initializers a DequantizeLinear still reads, how many activations lack a scale, its bytes, and the
-memory that writing it takes in a process with NumPy and the agent alone. No TensorRT runs. Needs `edgekd[train]`.
+The memory that writing it takes is that of a process with NumPy and the agent alone. Needs `edgekd[train]`.
 """
 
 import subprocess
@@ -12,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from common import DEMO, HERE, export_to, frames_of, split_of
-from frame import SHARED_FOLDER, Blocks, Document, Given, Option, Result, last_json, main, note, table
+from common import DEMO, HERE, exported, images_of, split_of
+from frame import Blocks, Document, Given, Option, Result, last_json, main, note, table
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.activation_scales import activation_scales
-from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.formats.plain_graph import plain_graph
@@ -25,8 +21,7 @@ from edgekd.detectors.onnx import to_opset
 
 OPSETS = (13, 17)
 DETECTORS = ("yolo11n.pt", "yolo11s.yaml", "yolo26n.pt", "yolov8n.yaml", "yolox_nano.onnx", "demo")
-LARGEST = "yolo11x.yaml"
-"""The largest detector that the project is for: for memory alone, at one opset."""
+LARGEST = "yolo11x.yaml"  # the largest detector that the project is for: for memory alone, at one opset
 WRITER = """
 import json, sys, time
 from pathlib import Path
@@ -55,17 +50,18 @@ def run(given: Given) -> Result:
         folder.mkdir()
         rows.append(measure(name, opset, folder, given))
         note(rows[-1])
-    return {"images": given.images, "rows": rows}
+    return {"rows": rows}
 
 
 def measure(name: str, opset: int, folder: Path, given: Given) -> Document:
     """Quantize a detector, write its form for TensorRT 8, and compare both."""
     large = name == LARGEST
     floating, qdq, form = (folder / f"{part}.onnx" for part in ("float", "qdq", "form"))
-    spec = export_to(source_of(name, folder, given.shared), floating, opset)
+    exact = exported(source_of(name, folder, given.shared), floating, opset)
     onnx.save(to_opset(onnx.load(floating), opset, floating), floating)  # an ONNX detector is exported as it is
-    frames = list(frames_of(split_of(given.shared, "coco256", "train"), spec, 2 if large else given.images))
-    done = quantize(floating, qdq, frames, Quantize())
+    images = images_of(split_of(given.shared, "coco256", "train"), 2 if large else given.images)
+    frames = list(exact.frames(images))
+    done = exact.quantized(qdq, frames)
     written = write_form(qdq, folder)
     (folder / "graph.onnx").rename(form)
     plain = plain_graph(qdq.read_bytes())
@@ -139,7 +135,6 @@ def computed(path: Path, frame: np.ndarray, *, optimized: bool) -> list[np.ndarr
 
 
 def cells(row: Document) -> str:
-    """Return one line of the table."""
     apart = ("-" if np.isnan(each) else f"{each:g}" for each in (row.difference, row.difference_optimized))
     scaled = f"{row.activations} | {row.missing}" if row.activations else "- | -"
     sizes = (row[f"{part}_bytes"] / 1e6 for part in ("packed", "qdq", "form", "largest_weight"))
@@ -151,7 +146,7 @@ def cells(row: Document) -> str:
 
 
 def page(found: Document) -> Blocks:
-    yield "# The graph that TensorRT 8 gets"
+    yield "# Graphs for TensorRT 8"
     yield """\
 Measured in ONNX Runtime on a CPU; no TensorRT ran. `largest difference`: between any number that the Q/DQ
 graph and its form for TensorRT 8 give, on two images, node by node as written; `optimized`: as ONNX Runtime
@@ -168,5 +163,5 @@ memory alone."""
 
 
 if __name__ == "__main__":
-    options = (SHARED_FOLDER, Option("--images", 16, "calibration images of coco256"))
-    main(__file__, __doc__, run, page, options=options, cores=2)
+    options = (Option("--images", 16, "calibration images of coco256"),)
+    main(run, page, options=options, cores=2)

@@ -1,11 +1,9 @@
-"""What the benchmarks of trainings share: rows that survive a cut, jobs for processes of their own, parts of pages.
+"""Common parts of the benchmarks of trainings: rows that survive a cut, jobs for processes of their own, page parts.
 
 A row is one trained detector: `method`, `seed`, mAP50-95 and mAP50 by split, further numbers, and `error` where it
-failed. Finished rows are kept in `--work`, and a run that was cut goes on after them.
+failed.
 """
 
-import hashlib
-import json
 import shutil
 import statistics
 import subprocess
@@ -18,11 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from common import SHARED, SPLITS, conditions, copy_data, export_to, ultralytics_environment, without_folders
-from frame import IMAGES, Document, Given, Option, Result, in_process, last_json, read, spread
+from common import SHARED, SPLITS, copy_data, detector_in, exported, ultralytics_environment, without_folders
+from frame import IMAGES, Document, FinishedRows, Given, Job, Option, Result, in_process, last_json, spread
 
 from edgekd.builds.recipe import Distill, DistillStage, Weights, load_recipe
-from edgekd.core.atomic_files import write_file
+from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.progress import PlainProgress, Progress
 from edgekd.core.toml import parse_table
@@ -30,12 +28,9 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Sample, Split
 from edgekd.evaluation.coco import Score
 
-Way = tuple[str, "int | None", Callable[[], Document]]
-"""Method, seed, and what makes the row."""
+Way = tuple[str, "int | None", Callable[[], Document]]  # method, seed, and what makes the row
 DEVICE = Option("--device", "cpu", "where to train: cpu, or the number of a GPU")
 SEEDS = Option("--seeds", [0, 1, 2])
-
-
 MODEL = SHARED / "models" / "yolo11n-ppe.pt"
 
 
@@ -59,32 +54,24 @@ class JobError(Exception):
 class Trainings:
     """Rows of trainings, each made in processes of its own.
 
-    asked: names of the options that a run must share with the one whose rows it takes over, beside the model;
-    shown: names of the options that are part of the result; numbers: those of a row; required: the method without which
-    nothing can be compared.
+    asked: names of the options that a run must share with the one whose rows it takes over, beside the model; numbers:
+    those of a row; required: the method without which nothing can be compared.
     """
 
-    script: str
-    question: str
     asked: tuple[str, ...]
-    shown: tuple[str, ...]
     numbers: tuple[str, ...]
     required: str | None = None
 
     def __init__(self, given: Given) -> None:
         for name in ("model", "data", "work"):
             setattr(given, name, getattr(given, name).absolute())
-        given.work.mkdir(parents=True, exist_ok=True)
         given.device = getattr(given, "device", "cpu")
         self.given = given
         self.progress = PlainProgress(interval_s=30)
-        self.rows: list[Document] = []
-        self.packages: dict[str, dict[str, str]] = {}
-        self.conditions = conditions(given.threads)
-        self._state = given.work / "rows.json"
-        self._asked = {name: getattr(given, name) for name in self.asked}
-        self._asked["model"] = hashlib.sha256(given.model.read_bytes()).hexdigest()
-        self._take_up()
+        settings = {name: getattr(given, name) for name in self.asked}
+        settings["model"] = file_sha256(given.model)
+        self.kept = FinishedRows(given.work / "rows.json", settings, given.threads)
+        self.rows, self.packages = self.kept.rows, self.kept.packages
         self.scored: Dataset = load_dataset(given.data)
         self.data = given.work / "data" / "data.yaml"
         if not self.data.is_file():  # it is written last
@@ -97,11 +84,9 @@ class Trainings:
     # For subclasses
 
     def ways(self) -> Iterator[Way]:
-        """Yield what makes each row, in order."""
         raise NotImplementedError
 
     def result(self) -> dict[str, Any]:
-        """Return what else the result has, such as claims."""
         return {}
 
     def finish(self) -> None:
@@ -115,7 +100,6 @@ class Trainings:
 
     @classmethod
     def run(cls, given: Given) -> Iterator[Result]:
-        """Start or take up a run."""
         return cls(given).documents()
 
     def documents(self) -> Iterator[dict[str, Any]]:
@@ -128,12 +112,9 @@ class Trainings:
         yield self.document()
 
     def document(self) -> dict[str, Any]:
-        """Return the result so far."""
         return {
-            "question": self.question,
             "images": {name: len(self.split(name)) for name in ("train", *SPLITS)},
-            **{name: getattr(self.given, name) for name in self.shown},
-            **self.conditions,
+            **self.kept.conditions,
             "rows": self.rows,
             "packages": self.packages,
             **self.result(),
@@ -150,14 +131,10 @@ class Trainings:
         return Document({"method": method, "seed": seed, **empty, **known})
 
     def missing(self, method: str, seed: int | None = None) -> bool:
-        """Return whether a row is still to be made."""
         return not any(row.method == method and row.seed == seed for row in self.rows)
 
     def add(self, row: Document) -> None:
-        """Keep a finished row."""
-        self.rows.append(row)
-        state = {"asked": self._asked, "conditions": self.conditions, "packages": self.packages, "rows": self.rows}
-        write_file(self._state, json.dumps(state, indent=1).encode())
+        self.kept.add(row)
         scores = ", ".join(f"{split} {score:.4f}" for split, score in row.map50_95.items())
         self.progress.note(f"{row.method}, seed {row.seed}: {row.error or scores}")
 
@@ -173,18 +150,14 @@ class Trainings:
 
     def with_scores(self, row: Document, graph: Path) -> Document:
         """Return the row with the scores of its graph on every split."""
-        from edgekd.detectors.onnx import describe
-        from edgekd.evaluation.evaluate import evaluate
-        from edgekd.graph.view import load_graph
-
-        spec = describe(load_graph(graph), graph)
-        scores = {name: evaluate(graph, spec, self.split(name)).score for name in SPLITS}
+        detector = detector_in(graph)
+        scores = {name: detector.evaluation(self.split(name)).score for name in SPLITS}
         return Document(row, **self.notes_of(scores))
 
-    def job(self, name: str, job: Mapping[str, Any], environment: str = "edgekd") -> dict[str, Any]:
-        """Do one of the script's jobs in a process of its own; its result. Raises JobError."""
-        common = {"device": self.given.device, "threads": self.given.threads}
-        took = self.process(name, in_process(self.script, {**common, **job}))
+    def job(self, name: str, job: Job, environment: str = "edgekd", **arguments: Any) -> dict[str, Any]:
+        """Do a job in a process of its own; its result. Raises JobError."""
+        arguments |= {"device": self.given.device, "threads": self.given.threads}
+        took = self.process(name, in_process(job, **arguments))
         self.packages[environment] = took.pop("packages")
         return took
 
@@ -200,32 +173,12 @@ class Trainings:
             raise JobError(((text + killed).strip() or "no output").splitlines()[-1])
         return last_json(text)
 
-    def _take_up(self) -> None:
-        """Take over what an earlier run has finished; refuse another run's folder."""
-        if not self._state.is_file():
-            return
-        state = read(self._state.read_text("utf-8"))
-        if state.asked != self._asked:
-            raise SystemExit(f"{self._state} is of another run ({state.asked}): remove it, or pass another --work")
-        self.rows = [row for row in state.rows if row.error is None]
-        cpu, self.conditions = self.conditions["host"]["cpu"], state.conditions
-        self.packages = state.packages
-        cpus = [self.conditions["host"]["cpu"], *self.conditions.get("taken_up_on", ())]
-        if cpu not in cpus:
-            self.conditions["taken_up_on"] = [*cpus[1:], cpu]
-        self.progress.note(f"{len(self.rows)} rows are there already")
-
-
-# Results
-
 
 def none_failed(found: Document) -> bool:
-    """Return whether no row failed."""
     return not any(row.error for row in found.rows)
 
 
 def by_method(rows: Iterable[Document]) -> dict[str, list[Document]]:
-    """Return the rows that did not fail by method, those of a method by seed."""
     good = [row for row in rows if not row.error]
     return {
         name: sorted((row for row in good if row.method == name), key=lambda row: row.seed or 0)
@@ -240,7 +193,6 @@ def mean(rows: Sequence[Document], name: str) -> float | None:
 
 
 def scores(rows: Sequence[Document], split: str) -> list[float]:
-    """Return mAP50-95 of each seed."""
     return [row.map50_95[split] for row in rows]
 
 
@@ -250,17 +202,14 @@ def mean_score(rows: Sequence[Document], split: str) -> float:
 
 
 def seeds_of(rows: Sequence[Document]) -> str:
-    """Return the seeds of rows."""
     return ", ".join(str(row.seed) for row in rows if row.seed is not None) or "–"
 
 
 def spreads(rows: Sequence[Document]) -> str:
-    """Return the cells with mAP50-95 on every split."""
     return " | ".join(spread(scores(rows, split)) for split in SPLITS)
 
 
 def failures(found: Document) -> list[str]:
-    """Return why rows failed."""
     return [f"{row.method}, seed {row.seed}: {row.error}" for row in found.rows if row.error]
 
 
@@ -274,12 +223,8 @@ def epochs_line(found: Document) -> str:
 
 
 def trained_on(found: Document) -> str:
-    """Return where training ran."""
     gpus = ", ".join(gpu.name for gpu in found.host.gpus)
     return f"Trained on {'the CPU' if found.device == 'cpu' else gpus}."
-
-
-# Steps
 
 
 def shipped() -> Distill:
@@ -290,7 +235,6 @@ def shipped() -> Distill:
 
 
 def on_labels(step: Distill) -> Distill:
-    """Return the same training without a teacher."""
     return replace(step, stages=(DistillStage("none", 1.0, Weights()),))
 
 
@@ -300,19 +244,15 @@ def step_table(step: Any) -> dict[str, Any]:
 
 
 def settings_of(given: Given, seed: int) -> dict[str, Any]:
-    """Return the settings that every training of a seed shares."""
     return {"epochs": given.epochs, "batch": given.batch, "image_size": given.image_size, "seed": seed}
 
 
-# Jobs for processes of their own
-
-
-def exported(checkpoint: str | Path, out: Path, size: int) -> None:
+def export_sized(checkpoint: str | Path, out: Path, size: int) -> None:
     """Write a checkpoint's float graph for images of this size."""
     with tempfile.TemporaryDirectory() as folder:
         resized = Path(folder, "sized.pt")
         sized(checkpoint, resized, size)
-        export_to(resized, out, trust_checkpoint=True)
+        exported(resized, out, trust_checkpoint=True)
 
 
 def sized(checkpoint: str | Path, out: Path, size: int) -> None:
@@ -325,7 +265,6 @@ def sized(checkpoint: str | Path, out: Path, size: int) -> None:
 
 
 def gap(stamps: Sequence[float]) -> float | None:
-    """Return the median time between two stamps."""
     gaps = [after - before for before, after in pairwise(stamps)]
     return statistics.median(gaps) if gaps else None
 
@@ -368,7 +307,7 @@ def edgekd_job(
     frames = teachers_frames(Path(teacher), Path(data), settings, progress) if settings.unlabelled else ()
     labelling = time.perf_counter() - began
     done = distill_student(*paths, settings, Path(state), True, device, progress, frames)
-    exported(out, Path(out).with_suffix(".onnx"), settings.image_size)
+    export_sized(out, Path(out).with_suffix(".onnx"), settings.image_size)
     found = {"parameters": done.parameters, "epochs": done.epochs, "seconds": labelling + done.seconds}
     return {**found, "step_seconds": gap(stamps)}
 
@@ -425,6 +364,6 @@ def ultralytics_job(
     for module in student.modules():
         module._forward_hooks.clear()
     torch.save({"model": student.half(), "train_args": {"imgsz": size, "task": "detect"}}, out)
-    exported(out, Path(out).with_suffix(".onnx"), size)
+    export_sized(out, Path(out).with_suffix(".onnx"), size)
     took = {"epochs": yolo.trainer.epoch + 1, "seconds": stamps[-1] - stamps[0], "step_seconds": gap(stamps)}
     return {"parameters": parameters_in(student), **took}

@@ -1,16 +1,19 @@
 """Train a transformer that can teach: the decoder of an RT-DETR on the frozen backbone and neck of a trained YOLO.
 
-It has RT-DETR's (arXiv 2304.08069) queries chosen from the maps, decoder with deformable attention, and loss. Its
-convolutions are those of the YOLO, so that a CPU can train the rest. Needs `edgekd[train]`.
+Queries, deformable attention and loss are those of RT-DETR (arXiv 2304.08069). Its convolutions are those of the YOLO,
+so that a CPU can train the rest. Needs `edgekd[train]`.
 """
 
-import argparse
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
+import training
 import yaml
-from common import SHARED, copy_data, use_cores
+from common import copy_data, use_cores
+from frame import Given, Option, parser_of
+from training import DEVICE
 
 DECODER = {"hidden": 128, "queries": 100, "points": 4, "heads": 4, "layers": 2, "feed_forward": 256}
 """What follows the number of classes among RTDETRDecoder's arguments."""
@@ -31,25 +34,16 @@ def described(model: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Train, and write the moving average of the last step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", type=Path, default=SHARED / "models" / "yolo11n-ppe.pt", help="a trained YOLO")
-    parser.add_argument("--data", type=Path, default=SHARED / "data" / "ppe")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--image-size", type=int, default=640)
-    parser.add_argument("--images", type=int, help="of each split; default: all")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
+    out = Option("checkpoint", type=Path, help="to be written")
+    options = (out, *training.options("", "a trained YOLO", epochs=30, batch=16), DEVICE)
+    given = parser_of(sys.modules[__name__], options, None).parse_args()
     use_cores(given.threads)
-    out = given.out.absolute()
+    checkpoint = given.checkpoint.absolute()
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
-        train(given, Path(scratch), out)
+        train(given, Path(scratch), checkpoint)
 
 
-def train(given: argparse.Namespace, folder: Path, out: Path) -> None:
+def train(given: Given, folder: Path, out: Path) -> None:
     """Train in `folder`; the checkpoint to `out`."""
     import torch
     from ultralytics import RTDETR

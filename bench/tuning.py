@@ -1,11 +1,9 @@
 """Measure what `agent tune` gains: a network in float, in INT8 as shipped, and as tuned, with each runtime here.
 
-Each bundle is unpacked, built and tuned as on a camera. Then the three engines are measured again in rounds that had no
-part in the choice, and each graph is scored. Times are those of the processor (one thread on one core), so that other
-programs count for little. DIR is the `--out` of `edgekd build MODEL --data DATA --recipe ptq`.
+Each bundle is unpacked, built and tuned as on a camera. DIR is the `--out` of `edgekd build MODEL --data DATA --recipe
+ptq`.
 """
 
-import json
 import tempfile
 import time
 from collections import Counter
@@ -75,8 +73,7 @@ def row_of(
         commands.unpack(camera, bundle)
         slot = camera.chosen_slot()
         progress.note(f"{slot.manifest.name} with {runtime.name}: tuning ...")
-        chosen = tuning.tune(camera, effort)
-        tuned = chosen.form
+        tuned = tuning.tune(camera, effort).form
         forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
         key = camera.engine_key(slot)
         engines = {name: tested_engine(camera, slot, key, form) for name, form in forms.items()}
@@ -89,14 +86,11 @@ def row_of(
             "side": slot.manifest.detector["preprocess"]["width"],
             "runtime": {"name": runtime.name, "version": runtime.version()},
             "layers": {"int8": len(tuning.layers_with_qdq(slot).names), "float_in_tuned": _float_count(slot, tuned)},
-            "tuned": {"source": tuned.source, "float_layers": list(tuned.float_layers)},
-            "candidates": chosen.candidates,
             "ms": {name: round(float(np.median(each)), 3) for name, each in rounds.items()},
             "ratio": {
                 name: {"ratio": each.ratio, "interval": [each.interval.low, each.interval.high], "p": each.p_value}
                 for name, each in ratios.items()
             },
-            "rounds": len(rounds[TUNED]),
             "passed": {name: engine.passed for name, engine in engines.items()},
             "map50_95": {name: _score(slot, form, split, progress) for name, form in forms.items()},
         }
@@ -122,8 +116,8 @@ def page(found: Document) -> Blocks:
         "A tie with 0 layers in float is INT8 as shipped."
     )
     yield (
-        f"Medians of {found.iterations} runs or more of each, in turns of 10, in rounds that had no part in the "
-        "choice; the ratio with its interval of 95 %. Times are the processor's, of one thread."
+        f"Medians of {found.iterations} runs or more of each, interleaved 10 at a time, in rounds that had no part in "
+        "the choice; the ratio with its interval of 95 %. Times are the processor's, of one thread."
     )
     yield table(
         f"detector | runtime | {' | '.join(f'{name}, ms' for name in FORMS)} | tuned / shipped | layers in float | "
@@ -152,29 +146,17 @@ def run(given: Given) -> Result:
     effort = Effort(given.tries, given.iterations, seconds=0.0)
     bundles = [next(folder.glob("*.edgekd")) for folder in given.builds]
     return {
-        "question": "is the tuned engine ever slower than INT8 as shipped, or than float?",
-        "command": f"python bench/tuning.py DIR ... --builds {given.tries} --iterations {given.iterations}",
-        "models": [json.loads((build / "ledger.json").read_bytes())["model"] for build in given.builds],
-        "iterations": given.iterations,
         "rows": [row_of(bundle, runtime, split, effort, progress) for bundle in bundles for runtime in RUNTIMES],
     }
 
 
-OPTIONS = (
-    Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results"),
-    Option("--data", SHARED / "data" / "coco256"),
-    Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
-    Option("--iterations", 400),
-)
-
-
 if __name__ == "__main__":
+    options = (
+        Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results"),
+        Option("--data", SHARED / "data" / "coco256"),
+        Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
+        Option("--iterations", 400),
+    )
     main(
-        __file__,
-        __doc__,
-        run,
-        page,
-        options=OPTIONS,
-        holds=lambda found: not any(verdict(row) == "loses" for row in found.rows),
-        cores=1,
+        run, page, options=options, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1
     )

@@ -22,12 +22,10 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from kit_runs import bare_path, run_kit
 from pythons import UnavailableError, find, install
 
-LIMIT_S = 300.0
-"""On two cores, with ONNX Runtime as the only runtime."""
+LIMIT_S = 300.0  # on two cores, with ONNX Runtime as the only runtime
 VERSIONS = ("3.6", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 SHELLS = ("dash", "bash", "busybox")
-OLDEST = (3, 8)
-"""Older Pythons are run without packages: the kit refuses them."""
+OLDEST = (3, 8)  # older Pythons are run without packages: the kit refuses them
 
 
 def run(given: Given) -> Result:
@@ -38,7 +36,7 @@ def run(given: Given) -> Result:
             if shutil.which(shell):
                 rows.append(row_of(given, version, shell, packages))
                 note(rows[-1])
-    return {"limit_s": LIMIT_S, "rows": rows}
+    return {"rows": rows}
 
 
 def packages_for(version: str, folder: Path) -> Path | None:
@@ -87,7 +85,7 @@ def page(found: Document) -> Blocks:
         f"and no traceback within {LIMIT_S:.0f} s on two cores."
     )
     yield table(
-        f"Python | shell | NumPy | runtime | exit code | complete | {' | '.join(OUTCOMES)} | seconds | says",
+        f"Python | shell | NumPy | runtime | exit code | complete | {' | '.join(OUTCOMES)} | seconds | problem",
         (
             f"{row.python} | {row.shell} | {row.numpy or '-'} | {row.runtime or '-'} | {row.code} | "
             f"{yes(row.complete)} | {' | '.join(str(row.outcomes.get(outcome, 0)) for outcome in OUTCOMES)} | "
@@ -97,14 +95,10 @@ def page(found: Document) -> Blocks:
     )
 
 
-OPTIONS = (
-    Option("--kit", Path("build/edgekd-validation-kit.tar.gz")),
-    Option("--quick", False),
-    Option("--versions", VERSIONS),
-)
-
-
 if __name__ == "__main__":
-    main(
-        __file__, __doc__, run, page, options=OPTIONS, holds=lambda found: all(row.right for row in found.rows), cores=2
+    options = (
+        Option("--kit", Path("build/edgekd-validation-kit.tar.gz")),
+        Option("--quick", False),
+        Option("--versions", VERSIONS),
     )
+    main(run, page, options=options, holds=lambda found: all(row.right for row in found.rows), cores=2)

@@ -39,9 +39,6 @@ def timed_briefly() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def trusted_graphs() -> Iterator[None]:
     """Graphs that tests make are not rehearsed in a child process first, which takes a second for each."""
-    if sys.version_info < (3, 10):  # the agent's tests, without the host's modules
-        yield
-        return
     from edgekd.graph import rehearsal
 
     with pytest.MonkeyPatch.context() as patch:

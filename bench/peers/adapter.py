@@ -8,8 +8,6 @@ resident memory of the process) and `packages` (version of everything installed 
 NumPy and its tool, neither edgekd nor PyTorch.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -38,11 +36,9 @@ class Job:
         return (np.load(frame) for frame in self.frames)
 
     def input_name(self) -> str:
-        """Return the name of the model's input."""
         return str(onnx.load(self.model).graph.input[0].name)
 
     def excluded(self) -> list[str]:
-        """Return the names of the nodes that `exclude` matches."""
         names = [node.name for node in onnx.load(self.model).graph.node]
         return [name for name in names if any(re.search(pattern, name) for pattern in self.exclude)]
 
@@ -168,7 +164,6 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Do the job that the command line describes, and print what it took."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tool", choices=TOOLS)
     for name in ("--model", "--frames", "--out"):

@@ -10,8 +10,6 @@ stdout is a JSON object: `seconds` (wall time of `train`, its calibration, valid
 `export_seconds`, `epochs` (those begun), `step_seconds` (the median), `peak_bytes` and `packages`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics
@@ -65,7 +63,6 @@ def fold_weights(graph: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Train, export, and say what it took."""
     parser = argparse.ArgumentParser()
     for name in ("--model", "--data", "--out", "--folded", "--work"):
         parser.add_argument(name, type=Path, required=True)

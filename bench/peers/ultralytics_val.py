@@ -5,8 +5,6 @@
 The settings of edgekd's scorer: square letterboxed frames one at a time, ONNX Runtime on the CPU.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

@@ -3,16 +3,13 @@
 Each is an ONNX graph without weights: only sizes matter here. Shapes follow from ONNX's own inference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from onnx import TensorProto, helper
 
 Tensor = str
-PLUGIN = "plugin"
-"""The domain of operators that TensorRT does not know."""
+PLUGIN = "plugin"  # the domain of operators that TensorRT does not know
 
 
 class Net:
@@ -25,7 +22,6 @@ class Net:
         self.constants: list[Any] = []
 
     def node(self, kind: str, inputs: Sequence[Tensor], shape: tuple[int, int, int], **attributes: Any) -> Tensor:
-        """Add an operator; the name of what it writes."""
         name = f"{kind.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         self.shapes[name] = shape
@@ -70,11 +66,9 @@ class Net:
         return self.node(kind, (x,), shape, **({"domain": PLUGIN} if kind == "Mish" else {}))
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """The sum of two tensors."""
         return self.node("Add", (a, b), self.shapes[a])
 
     def concat(self, *parts: Tensor) -> Tensor:
-        """Channels side by side."""
         _, height, width = self.shapes[parts[0]]
         return self.node("Concat", parts, (sum(self.shapes[part][0] for part in parts), height, width), axis=1)
 
@@ -99,7 +93,6 @@ class Net:
         return self.node("Reshape", (moved, target), (channels * height * width // columns, columns, 1))
 
     def model(self, outputs: Sequence[Tensor]) -> Any:
-        """The finished graph."""
         size = self.shapes["images"]
         given = helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, *size))
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]

@@ -1,7 +1,5 @@
 """The published measurements as rows that can be predicted, and why the others cannot."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.hardware.predict.device import Device, device_of
+from edgekd.hardware.predict.device import GpuFigures, gpu_figures
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import load_target
 
@@ -44,17 +42,15 @@ class Row:
     latency_ms: float
     power_w: float | None
     source: str
-    gpu: Device
+    gpu: GpuFigures
     old: bool
 
     @property
     def kind(self) -> tuple[float, str]:
-        """Compute capability and precision."""
         return self.gpu.sm, self.gpu.precision
 
     @property
     def place(self) -> tuple[str, str]:
-        """Device and precision."""
         return self.device, self.gpu.precision
 
     @property
@@ -64,13 +60,11 @@ class Row:
 
     @property
     def columns(self) -> Columns:
-        """The layers."""
         return layers_of(self.network)
 
 
 @cache
 def layers_of(network: str) -> Columns:
-    """The layers of a network from its table."""
     works = []
     for row in read_csv(f"layers/{network}.csv"):
         numbers = {key: int(value) for key, value in row.items() if key not in ("name", "kind", "plugin")}
@@ -79,7 +73,6 @@ def layers_of(network: str) -> Columns:
 
 
 def read_csv(name: str) -> list[dict[str, str]]:
-    """A table in this folder."""
     with (PUBLISHED / name).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
@@ -98,12 +91,12 @@ def why_not(row: Mapping[str, str]) -> str | None:
     return None
 
 
-def device_for(given: Mapping[str, str], precision: str) -> Device:
+def device_for(given: Mapping[str, str], precision: str) -> GpuFigures:
     """What was measured on: a shipped target, or figures of devices.csv."""
     if given["target"]:
-        return device_of(load_target(given["target"]), precision)
+        return gpu_figures(load_target(given["target"]), precision)
     peak = {"fp16": given["fp16_tflops"], "int8": given["int8_tops"]}[precision]
-    return Device(
+    return GpuFigures(
         sm=float(given["sm"]),
         precision=precision,  # type: ignore[arg-type]
         peak=float(peak) * 1e12,

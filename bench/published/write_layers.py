@@ -6,8 +6,6 @@ Ultralytics' networks are built from its YAML files with random weights and expo
 others are described in networks.py. The environment needs `edgekd[train]`.
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any
 
 from networks import NETWORKS
 
-from edgekd.graph.view import view_of
+from edgekd.graph.view import Graph
 from edgekd.hardware.predict.graph import works_in, works_of
 from edgekd.hardware.predict.work import Work, multiply_adds
 
@@ -33,9 +31,8 @@ def networks() -> list[dict[str, str]]:
 
 
 def layers_of(model: str, size: int) -> tuple[Work, ...]:
-    """The layers of a network for an input of so many pixels a side."""
     if model in NETWORKS:
-        return works_of(view_of(NETWORKS[model](size)), model)
+        return works_of(Graph(NETWORKS[model](size)), model)
     return exported(model, size)
 
 
@@ -56,7 +53,6 @@ def exported(model: str, size: int) -> tuple[Work, ...]:
 
 
 def write(path: Path, works: tuple[Work, ...]) -> None:
-    """A table of layers."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")

@@ -3,8 +3,6 @@
 python bench/validation/collect.py
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys
@@ -25,12 +23,10 @@ HEAD = (
     f"file | device | system | runtimes | {' | '.join(OUTCOMES)} | frames per second | INT8 on a DLA | "
     "latency as predicted"
 )
-STAND_IN = "stand-in"
-"""Label of a result from another machine than a Jetson."""
+STAND_IN = "stand-in"  # label of a result from another machine than a Jetson
 
 
 def main() -> None:
-    """Write the table beside the results, and print it."""
     parser = argparse.ArgumentParser(description="The table of all contributed results.")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--out", type=Path, default=HERE / "table.md")
@@ -48,7 +44,6 @@ def page(files: Sequence[Path]) -> str:
 
 
 def row(name: str, evidence: Evidence) -> str:
-    """Return the cells of one result."""
     found = verdicts(evidence)
     counts = Counter(each.outcome for each in found)
     jetson = "l4t" in evidence.system

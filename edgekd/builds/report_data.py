@@ -311,7 +311,7 @@ def _weights(path: Path) -> list[_Weights]:
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
-        source = graph.producer(node.input[1])
+        source = graph.producers.get(node.input[1])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):

@@ -37,7 +37,7 @@ from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices import GraphDevice
 from edgekd.deploy.devices.local import local_device
-from edgekd.evaluation.cost import Cost, Prices, cost_of
+from edgekd.evaluation.cost import CostPerMillion, Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
 from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page
 from edgekd.evaluation.throughput import between, run_streams
@@ -370,7 +370,7 @@ def _cost_json(
 ) -> dict[str, Any]:
     """Return the cost of a million frames, at the throughput where that was measured, else one after the other."""
     fps = throughput["fps"] if throughput else 1000 / mean_ms
-    found: Cost = cost_of(prices, energy["gross_mj"] if energy else None, fps)
+    found: CostPerMillion = cost_of(prices, energy["gross_mj"] if energy else None, fps)
     return {"currency": prices.currency, **asdict(found)}
 
 

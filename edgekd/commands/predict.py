@@ -14,7 +14,7 @@ from edgekd.commands.parameter import Option
 from edgekd.deploy.artifact import PACKED_SUFFIX, expanded, opened
 from edgekd.evaluation.report.bench_files import require_place, write_prediction
 from edgekd.hardware.predict.device import require_precision
-from edgekd.hardware.predict.result import Predicted, predict_graph
+from edgekd.hardware.predict.result import PredictResult, predict_graph
 from edgekd.hardware.predict.table import TableFile, load_table
 
 
@@ -27,7 +27,7 @@ def predict_latency(
     report: Annotated[str | Path | None, Option("Write a page with the roofline there (.html).")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
-) -> Predicted:
+) -> PredictResult:
     """Predict latency and energy of a model on a target that is not at hand, with their uncertainty.
 
     Milliseconds and millijoules are of one frame; nine of ten measurements should lie in the interval. A `table`

@@ -39,7 +39,7 @@ from edgekd.builds.stages.score import SCORED
 from edgekd.commands.arguments import limits, path_or_none, recipe_of
 from edgekd.commands.options import CalibrationSet, Fresh, Head, Model, PlanFile, RecipeName, Trust
 from edgekd.commands.parameter import Option
-from edgekd.compress.weight_formats import FORMS
+from edgekd.compress.weight_formats import WEIGHT_FORMATS
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
@@ -312,7 +312,7 @@ def _result(job: QuantizeJob, judged: Judged, stages: Sequence[AnyStage], lines:
         "before": {"bytes": judged.float_graph.result.bytes, **judged.before},
         "after": {"bytes": encoded.bytes, "onnx_bytes": encoded.onnx_bytes, **judged.after},
         "outputs": [asdict(output) for output in judged.outputs],
-        "forms": {form: forms[form] for form in FORMS},
+        "forms": {form: forms[form] for form in WEIGHT_FORMATS},
         "costliest": [{"layer": name, "share": round(share, 4)} for name, share in layers],
         "stages": [stage_json(stage) for stage in stages],
         "met": verdict(lines),

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgekd.compress.pruning import Convolution, Cost, multiply_adds
+from edgekd.compress.pruning import Convolution, LayerCost, multiply_adds
 
 RIDGE = 1e-4
 """Share of the mean power that is added in every direction: inactive directions here may be active elsewhere."""
@@ -65,7 +65,7 @@ def parts(layer: Convolution, ranks: Ranks) -> tuple[Convolution, ...]:
     return tuple(layers)
 
 
-def choose(layer: Convolution, kept: torch.Tensor, energy: float, cost: Cost) -> Ranks | None:
+def choose(layer: Convolution, kept: torch.Tensor, energy: float, cost: LayerCost) -> Ranks | None:
     """Return the cheapest ranks that keep at least the share `energy` of the output's variance.
 
     kept: the share by ranks, as in `WeightedLayer`. None where no product costs, and multiplies, enough less.
@@ -154,7 +154,7 @@ class WeightedLayer:
         power = float(self._scaled.square().sum())
         constant = self._tap_root @ (self._weight @ inputs.mean) * self._counts
         self._variance = max(power - float(constant.square().sum()), EPS)
-        self._writing, self._reading = _output_directions(self._scaled), _directions(self._scaled.permute(2, 0, 1))
+        self._writing, self._reading = _directions(self._scaled, 1), _directions(self._scaled, 2)
         core = (self._writing.T @ self._scaled @ self._reading).square().sum(0)
         self.kept = 1 - (power - core.cumsum(0).cumsum(1)) / self._variance
 
@@ -174,7 +174,7 @@ class WeightedLayer:
         weights.append(core)
         if ranks.writing < outputs:
             scaled = self._scaled @ reading
-            writing = _output_directions(scaled)[:, : ranks.writing]
+            writing = _directions(scaled, 1)[:, : ranks.writing]
             power = (writing.T @ scaled).square().sum((0, 2)).sqrt().clamp(min=EPS)
             level = (self._scaled / self._counts[:, None]).norm() / outputs**0.5
             weights[-1] = (writing * (level / power)).T @ (core * self._counts[:, None])
@@ -207,14 +207,9 @@ def merged(products: Sequence[torch.Tensor]) -> torch.Tensor:
     return whole
 
 
-def _output_directions(weight: torch.Tensor) -> torch.Tensor:
-    """Return the directions of the outputs of matrices [k^2, O, I]."""
-    return _directions(weight.transpose(0, 1))
-
-
-def _directions(weight: torch.Tensor) -> torch.Tensor:
-    """Return the principal directions of the first axis [n, ...], the strongest first: orthonormal [n, n]."""
-    flat = weight.flatten(1)
+def _directions(weight: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return the principal directions of an axis of size n, the strongest first: orthonormal [n, n]."""
+    flat = weight.movedim(axis, 0).flatten(1)
     return torch.linalg.eigh(flat @ flat.T)[1].flip(1)
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +50,7 @@ class Convolution:
         return self.positions * self.weights
 
 
-Cost = Callable[[Convolution], float]
+LayerCost = Callable[[Convolution], float]
 """Cost of running a layer once, in any unit: multiply-adds, or microseconds on a device."""
 
 
@@ -83,11 +84,6 @@ class Unit:
         """Return the importance of the least important 0, 1, ... channels of each group: [channels + 1]."""
         return np.concatenate([[0.0], np.sort(self.importance, axis=1).sum(axis=0).cumsum()])
 
-    @property
-    def kind(self) -> str:
-        """The name without numbers: the same for units that are built alike."""
-        return re.sub(r"\d+", "#", self.name)
-
 
 def multiply_adds(convolutions: Sequence[Convolution]) -> int:
     """Return the multiply-adds of one frame, over all convolutions."""
@@ -102,13 +98,13 @@ def isomorphic(units: Sequence[Unit]) -> list[Unit]:
     """
     kinds: dict[str, list[Unit]] = {}
     for unit in units:
-        kinds.setdefault(unit.kind, []).append(unit)
+        kinds.setdefault(re.sub(r"\d+", "#", unit.name), []).append(unit)  # the same for units built alike
     ranked: dict[str, Unit] = {}
     for alike in kinds.values():
         ordered = np.sort(np.concatenate([unit.importance.ravel() for unit in alike]))
         for unit in alike:
             share = np.searchsorted(ordered, unit.importance, side="right") / len(ordered)
-            ranked[unit.name] = Unit(unit.name, share, unit.writes, unit.reads)
+            ranked[unit.name] = replace(unit, importance=share)
     return [ranked[unit.name] for unit in units]
 
 
@@ -121,7 +117,7 @@ ROUNDING = 1e-9
 
 
 def choose(
-    units: Sequence[Unit], convolutions: Sequence[Convolution], goal: Goal, step: Prune, cost: Cost | None = None
+    units: Sequence[Unit], convolutions: Sequence[Convolution], goal: Goal, step: Prune, cost: LayerCost | None = None
 ) -> dict[str, int]:
     """Return how many channels each unit loses, by name: greedily, by the least importance for its saving.
 
@@ -131,8 +127,8 @@ def choose(
     Raises CompressError where all that may be removed is not enough.
     """
     multiple = step.multiple or DEFAULT_MULTIPLE
-    usual = _weights if goal.multiply_adds == inf else _multiply_adds
-    network = _Network(convolutions, cost or usual)
+    limited: LayerCost = attrgetter("weights" if goal.multiply_adds == inf else "multiply_adds")
+    network = _Network(convolutions, cost or limited)
     left = {unit.name: unit.channels for unit in units}
     losses = {unit.name: unit.losses() for unit in units}
     least = {unit.name: _least(unit, step) for unit in units}
@@ -160,14 +156,6 @@ def choose(
         if cut:
             heapq.heappush(waiting, (cut[0], at))
     return {unit.name: unit.channels - left[unit.name] for unit in units}
-
-
-def _multiply_adds(layer: Convolution) -> float:
-    return layer.multiply_adds
-
-
-def _weights(layer: Convolution) -> float:
-    return layer.weights
 
 
 def _least(unit: Unit, step: Prune) -> int:
@@ -203,7 +191,7 @@ def least_important(importance: NDArray[np.float64], count: int) -> list[int]:
 class _Network:
     """The widths of convolutions while units are cut, and their totals."""
 
-    def __init__(self, convolutions: Sequence[Convolution], cost: Cost) -> None:
+    def __init__(self, convolutions: Sequence[Convolution], cost: LayerCost) -> None:
         self._layers = list(convolutions)
         self._cost = cost
         self.multiply_adds = multiply_adds(convolutions)

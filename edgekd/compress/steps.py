@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import SpecError
 from edgekd.core.units import parse_size
 
@@ -73,7 +73,7 @@ class Quantize(_Sized):
     min_snr_db: float = 28.0
     frames: int = 12
     int8_rounding: Literal["nearest", "feedback"] = "nearest"
-    formats: tuple[Form, ...] = ("int8",)
+    formats: tuple[WeightFormat, ...] = ("int8",)
     max_size: str | None = None
     bits: float | None = None
     plan: str | None = None

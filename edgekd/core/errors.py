@@ -59,6 +59,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
     return f"did you mean '{near[0]}'?" if near else None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters; without a message its type's name."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 class SpecError(EdgeKDError):
     """Bad TOML or arguments; nothing ran."""
 

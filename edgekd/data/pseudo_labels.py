@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from numpy.typing import NDArray
 from edgekd.core.detection.decode import Thresholds
 from edgekd.core.detection.types import Detections
 from edgekd.core.errors import SpecError
+from edgekd.data.boxes import overlaps
 from edgekd.data.labels import Truth
 
 LABELLING = Thresholds(confidence=0.05)
@@ -81,7 +81,7 @@ def judged(found: Detections, truth: tuple[Truth, int, int], classes: int) -> ND
     rows: list[tuple[int, float, bool]] = []
     for label in range(classes):
         detected, labelled = np.flatnonzero(found.classes == label), inside.classes == label
-        overlap, cover = _overlaps(found.boxes[detected], boxes[labelled])
+        overlap, cover = overlaps(found.boxes[detected], boxes[labelled])
         crowd, free = inside.crowd[labelled], ~inside.crowd[labelled]
         for index, detection in enumerate(detected.tolist()):
             best = int(np.where(free, overlap[index], -1).argmax()) if free.any() else -1
@@ -92,16 +92,6 @@ def judged(found: Detections, truth: tuple[Truth, int, int], classes: int) -> ND
                 continue
             rows.append((label, float(found.scores[detection]), right))
     return np.array(rows, np.float64).reshape(-1, 3)
-
-
-def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the IoU of boxes [n, 4] and others [m, 4], x1, y1, x2, y2, and the covered share of boxes, both [n, m]."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    common = np.prod(np.maximum(high - low, 0), axis=2, dtype=np.float64)
-    area, other = (np.prod(each[:, 2:] - each[:, :2], axis=1, dtype=np.float64) for each in (boxes, others))
-    tiny = np.finfo(np.float64).tiny
-    return common / np.maximum(area[:, None] + other - common, tiny), common / np.maximum(area[:, None], tiny)
 
 
 def _threshold(rows: NDArray[np.float64], share: float) -> float:

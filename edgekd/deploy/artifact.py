@@ -95,6 +95,6 @@ def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Targ
         except SpecError:
             if not require_family(model).is_graph:
                 raise
-            rehearse(model)
+            rehearse(model, weights=False)
             graph = model
         yield graph

@@ -17,13 +17,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.pruning import Convolution, Cost, Goal, Unit, choose, isomorphic, least_important, multiply_adds
+from edgekd.compress.pruning import (
+    Convolution,
+    Goal,
+    LayerCost,
+    Unit,
+    choose,
+    isomorphic,
+    least_important,
+    multiply_adds,
+)
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.errors import CompressError, SpecError, did_you_mean
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, drawn
 from edgekd.data.types import Sample
-from edgekd.detectors.results import SCANNED_SHARES, Pruned, Sensitivity
+from edgekd.detectors.results import SCANNED_SHARES, PruneResult, Sensitivity
 from edgekd.detectors.torch_support import requiring
 
 with requiring("pruning needs PyTorch and torch-pruning"):
@@ -74,8 +83,8 @@ class Channels:
         self._groups = {united[0].name: united for united in _united(groups, pairs)}
         self.units = [_unit(united, index) for united in self._groups.values()]
 
-    def thin(self, step: Prune, cost: Cost | None, weights: float = inf) -> dict[str, int]:
-        """Remove channels as the step says, by `compress.channels.choose`; return how many are gone, by unit.
+    def thin(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
+        """Remove channels as the step says, by `compress.pruning.choose`; return how many are gone, by unit.
 
         weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
         something else than with the channels unread; SpecError for a cap that matches no unit.
@@ -114,9 +123,9 @@ class Channels:
 
     def pruned(
         self, gone: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
-    ) -> Pruned:
+    ) -> PruneResult:
         """Return the result once channels are gone, by unit. after: the convolutions that are left."""
-        return Pruned(
+        return PruneResult(
             parameters=parameters,
             multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
             widths={unit.name: (unit.channels, unit.channels - gone[unit.name]) for unit in self.units},
@@ -131,8 +140,11 @@ def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[s
     return dataset.classes, drawn(dataset.split("train").samples, step.images, step.seed, progress)
 
 
-def accumulate_gradients(batches: Sequence[S], loss: Callable[[S], torch.Tensor], progress: Progress) -> None:
-    """Add up in each weight the gradient of a loss over batches, in the same order each time."""
+def accumulate_gradients(
+    samples: Sequence[S], size: int, loss: Callable[[Sequence[S]], torch.Tensor], progress: Progress
+) -> None:
+    """Add up in each weight the gradient of a loss over batches of `size` samples, in the same order each time."""
+    batches = in_batches(samples, size)
     with deterministic():
         for batch in progress.items(batches, "gradients", len(batches)):
             loss(batch).backward()
@@ -141,7 +153,8 @@ def accumulate_gradients(batches: Sequence[S], loss: Callable[[S], torch.Tensor]
 def weights_to_keep(network: Any, excess_bytes: float, bytes_per_weight: int, rounds: int) -> float:
     """Return how many weights convolutions may keep after this round, to lose `excess_bytes` in so many rounds."""
     weights = sum(each.weight.numel() for each in network.modules() if isinstance(each, nn.Conv2d))
-    return after_first_round(weights, weights - excess_bytes / bytes_per_weight, rounds)
+    goal = max(weights - excess_bytes / bytes_per_weight, 0.0)
+    return float(weights * (goal / weights) ** (1 / rounds))  # each round removes the same share
 
 
 def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -> Sensitivity:
@@ -156,11 +169,6 @@ def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -
                     losses.append(measure())
             units[unit.name] = tuple(losses)
     return Sensitivity(whole, units)
-
-
-def after_first_round(weights: int, goal: float, rounds: int) -> float:
-    """Return how many of `weights` are left after the first of `rounds` to `goal` that remove the same share each."""
-    return float(weights * (max(goal, 0.0) / weights) ** (1 / rounds))
 
 
 def _require_capped(units: Sequence[Unit], step: Prune) -> None:
@@ -189,7 +197,7 @@ def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[
 
 def _untraceable(found: str) -> CompressError:
     return CompressError(
-        "pruning: which channels hang together in this network cannot be followed",
+        "pruning: the coupling of channels in this network cannot be followed",
         expected="blocks such as YOLOv8, YOLO11, YOLO26 and torchvision's detectors have",
         found=found,
         fix="leave pruning out, and take a smaller model or fewer bits",
@@ -204,7 +212,7 @@ def _share_kept(unit: Unit, gone: int) -> float:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Have PyTorch add in the same order each time, where it can."""
+    """Let PyTorch add in the same order each time, where it can."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,9 @@ from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import ParityError
 from edgekd.detectors import Detector
+from edgekd.detectors.onnx import describe_in
 from edgekd.graph.model_file import read_model
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import opset_of
 
 TOLERANCE = 1e-3
@@ -36,12 +37,10 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     Raises ParityError where they differ.
     """
     import onnx
-
-    from edgekd.detectors.onnx import describe_in
-    from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+    import onnxslim
 
     spec = checked_spec(detector.export(graph, opset), f"{detector.path}: detector")
-    model = _simplify(read_model(graph))
+    model = onnxslim.slim(read_model(graph))  # constants folded, batch norms merged, shapes inferred
     describe_in(model, spec)
     onnx.save(model, graph)
     frame = probe(spec)
@@ -63,10 +62,3 @@ def probe(spec: DetectorSpec, seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
     smooth = np.kron(coarse, np.ones((16, 16, 1), np.uint8))[:height, :width]
     return to_tensor(smooth, spec.preprocess)
-
-
-def _simplify(model: Any) -> Any:
-    """Fold constants, merge batch norms, remove unused nodes, infer shapes."""
-    import onnxslim
-
-    return onnxslim.slim(model)

@@ -19,7 +19,7 @@ from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
     from edgekd.core.detection.decode import Thresholds
-    from edgekd.detectors.results import Distilled, Factorized, Pruned, Sensitivity, Trained
+    from edgekd.detectors.results import DistillResult, FactorizeResult, PruneResult, Sensitivity, TrainResult
     from edgekd.detectors.teacher import DirectDetector, Teacher
 
 GROUP = "edgekd.families"
@@ -77,14 +77,14 @@ class Family:
     libraries: tuple[str, ...] = ()
     teacher: Callable[..., Teacher] | None = None
     direct: Callable[..., DirectDetector | None] | None = None
-    distill: Callable[..., Distilled] | None = None
+    distill: Callable[..., DistillResult] | None = None
     initialize_student: Callable[..., None] | None = None
-    prune: Callable[..., Pruned] | None = None
-    prune_quantized: Callable[..., Pruned] | None = None
+    prune: Callable[..., PruneResult] | None = None
+    prune_quantized: Callable[..., PruneResult] | None = None
     scan: Callable[..., Sensitivity] | None = None
-    factorize: Callable[..., Factorized] | None = None
+    factorize: Callable[..., FactorizeResult] | None = None
     resize: Callable[..., tuple[tuple[int, int], ...]] | None = None
-    quant_aware_distill: Callable[..., Trained] | None = None
+    quant_aware_distill: Callable[..., TrainResult] | None = None
 
     @property
     def trains(self) -> bool:

@@ -21,19 +21,19 @@ from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
+from edgekd.detectors.onnx import MIN_OPSET
 from edgekd.graph.nvfp4 import runnable
 from edgekd.graph.rehearsal import rehearse
-from edgekd.graph.view import opset_of
+from edgekd.graph.session import cpu_session
+from edgekd.graph.view import inputs_of, load_graph, raise_opset
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
-MIN_OPSET = 13  # scales per channel came with it
-FLOAT32 = 1  # TensorProto.FLOAT
 MAX_SNR_DB = 120.0  # what is reported where outputs are equal, or nearly
 
 
 @dataclass(frozen=True)
 class Input:
-    """The input of a network: its name, and its shape with a batch of 1."""
+    """The only input of a network: its name, and its shape with a batch of 1."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class Input:
 
 @dataclass(frozen=True)
 class OutputError:
-    """The error of an output: root of noise power by signal power over all frames, and the same in dB."""
+    """The error of an output: the root of noise power by signal power over all frames, and the same in dB."""
 
     relative_error: float
     snr_db: float
@@ -55,13 +55,10 @@ def prepare(source: Path, out: Path) -> Input:
     import onnx
     import onnxslim
 
-    from edgekd.graph.view import load_graph
-
     model = load_graph(source)
     rehearse(source)
-    constants = {initializer.name for initializer in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != FLOAT32:
+    inputs = inputs_of(model)
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         names = ", ".join(value.name for value in inputs) or "none"
         raise SpecError(f"{source}: wrong inputs", expected="one input, float32", found=names)
     axes = inputs[0].type.tensor_type.shape.dim
@@ -76,7 +73,7 @@ def prepare(source: Path, out: Path) -> Input:
             fix="export it with fixed sizes",
         )
     try:
-        model = onnx.version_converter.convert_version(model, MIN_OPSET) if opset_of(model) < MIN_OPSET else model
+        model = raise_opset(model, MIN_OPSET)
     except (RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise SpecError(
             f"{source}: its opset cannot be raised", expected=f"opset {MIN_OPSET}", fix="export it again"
@@ -92,24 +89,24 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES | ARRAY_SUFFIXES)
 
 
-def read_frame(path: Path, wanted: Input) -> np.ndarray:
+def read_frame(path: Path, target: Input) -> np.ndarray:
     """Read a frame float32 of the input's shape. Raises DataError naming the file."""
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        value = _array(path, wanted.name)
-        if value.dtype.kind not in "fiu" or value.shape not in (wanted.shape, wanted.shape[1:]):
+        value = _array(path, target.name)
+        if value.dtype.kind not in "fiu" or value.shape not in (target.shape, target.shape[1:]):
             raise DataError(
-                f"{path}: does not fit the input {wanted.name}",
-                expected=f"numbers of shape {list(wanted.shape)}",
+                f"{path}: does not fit the input {target.name}",
+                expected=f"numbers of shape {list(target.shape)}",
                 found=f"{value.dtype} {list(value.shape)}",
             )
-        return value.astype(np.float32).reshape(wanted.shape)
-    if len(wanted.shape) != 4 or wanted.shape[1] != 3:
+        return value.astype(np.float32).reshape(target.shape)
+    if len(target.shape) != 4 or target.shape[1] != 3:
         raise DataError(
-            f"{path}: an image does not fit the input {wanted.name}",
-            expected=f"arrays of shape {list(wanted.shape)}, as .npy or .npz",
+            f"{path}: an image does not fit the input {target.name}",
+            expected=f"arrays of shape {list(target.shape)}, as .npy or .npz",
             found="an image",
         )
-    return letterbox(read_image(path), Preprocess(*wanted.shape[2:]))[0]
+    return letterbox(read_image(path), Preprocess(*target.shape[2:]))[0]
 
 
 def _array(path: Path, name: str) -> np.ndarray:
@@ -130,7 +127,7 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Mapping[str, OutputError]:
     """Return the error of each output of `after` against that of `before`, over all frames. Raises CompressError."""
-    sessions = [_session(graph) for graph in (before, after)]
+    sessions = [cpu_session(runnable(graph)) for graph in (before, after)]
     errors = {output.name: RelativeError() for output in sessions[0].get_outputs()}
     for frame in frames:
         expected, found = (session.run(list(errors), {session.get_inputs()[0].name: frame}) for session in sessions)
@@ -144,11 +141,3 @@ def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Ma
         name: OutputError(math.sqrt(power), min(-10 * math.log10(max(power, 1e-30)), MAX_SNR_DB))
         for name, power in powers.items()
     }
-
-
-def _session(graph: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(runnable(graph), options, providers=["CPUExecutionProvider"])

@@ -14,11 +14,14 @@ import numpy as np
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import SpecError, first_line
+from edgekd.core.toml import parse_table, read_toml
 from edgekd.detectors.family import Family
 from edgekd.detectors.literals import read_literal
 from edgekd.graph.rehearsal import rehearse
-from edgekd.graph.view import load_graph, onnx_type_name, opset_of
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.session import copied
+from edgekd.graph.view import inputs_of, load_graph, onnx_type_name, opset_of
 
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
@@ -51,7 +54,7 @@ class _HeadFile:
 
 
 class OnnxDetector:
-    """An ONNX file.
+    """An ONNX file, in which nothing can be executed.
 
     head: a kind of head, or a TOML file that describes it; None to recognise it. classes: names where the graph has
     none.
@@ -60,7 +63,7 @@ class OnnxDetector:
     family = "onnx"
     libraries: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, head: str | None = None, classes: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, head: str | None = None, classes: tuple[str, ...] = (), **_: Any) -> None:
         self.path = path
         self._head = head
         self._classes = classes
@@ -72,7 +75,7 @@ class OnnxDetector:
         model = load_graph(self.path)
         spec = describe(model, self.path, self._head, self._classes)
         rehearse(self.path, (spec.preprocess.height, spec.preprocess.width))
-        inputs = _inputs(model)
+        inputs = inputs_of(model)
         del model.graph.input[:]
         model.graph.input.extend(inputs)
         shape = model.graph.input[0].type.tensor_type.shape
@@ -83,18 +86,11 @@ class OnnxDetector:
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """Return the file's own output in float32 for a batch [1, 3, h, w]."""
-        from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-
         with ONNXRUNTIME_CPU.load(self.path) as session:
             return session.run(batch)
 
 
-def load(path: Path, *, head: str | None = None, classes: tuple[str, ...] = (), **_: Any) -> OnnxDetector:
-    """Open an ONNX file, in which nothing can be executed."""
-    return OnnxDetector(path, head, classes)
-
-
-FAMILY = Family(name="onnx", title="ONNX", suffix=".onnx", load=load, is_graph=True)
+FAMILY = Family(name="onnx", title="ONNX", suffix=".onnx", load=OnnxDetector, is_graph=True)
 
 
 def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
@@ -203,8 +199,6 @@ def _read_head(head: str | None) -> dict[str, Any]:
         return {}
     if head in HEADS:
         return {"kind": head}
-    from edgekd.core.toml import parse_table, read_toml
-
     if not head.endswith(".toml"):
         raise SpecError("--head", expected=", ".join(HEADS) + " or a .toml file", found=head)
     described = parse_table(_HeadFile, read_toml(Path(head)), head)
@@ -218,15 +212,9 @@ def _read_head(head: str | None) -> dict[str, Any]:
     return {key: value for key, value in asdict(described).items() if value is not None}
 
 
-def _inputs(model: Any) -> list[Any]:
-    """Return the inputs that are not weights; graphs of IR version 3 list both."""
-    weights = {initializer.name for initializer in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in weights]
-
-
 def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, int]:
     """Return height and width of the input; for a dynamic input, the size of its training from the metadata."""
-    inputs = _inputs(model)
+    inputs = inputs_of(model)
     shape = _shape(inputs[0]) if len(inputs) == 1 else []
     if len(shape) != 4 or shape[1] != 3 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
         raise SpecError(
@@ -304,7 +292,7 @@ def to_opset(model: Any, opset: int, path: Path) -> Any:
         raise SpecError(
             f"{path}: opset {own} cannot be converted",
             expected=f"opset {opset}",
-            found=str(error).strip().split("\n")[0][:200],
+            found=first_line(error),
             fix=f"export the model again with opset {opset}",
         ) from error
 
@@ -317,8 +305,7 @@ def _lowered(model: Any, own: int, opset: int) -> Any:
     """
     import onnx
 
-    lowered = onnx.ModelProto()
-    lowered.CopyFrom(model)
+    lowered = copied(model)
     for entry in lowered.opset_import:
         entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
     for node in lowered.graph.node:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """A finished training: its epochs, the mean of each loss in each epoch by name, and its duration in seconds."""
 
     epochs: int
@@ -20,7 +20,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Distilled(Trained):
+class DistillResult(TrainResult):
     """A finished distillation.
 
     weights: in each epoch the mean weight of each loss; `teacher`, by which an adaptive stage scales them; and the
@@ -33,7 +33,7 @@ class Distilled(Trained):
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneResult:
     """A pruned detector. parameters, multiply_adds: before and after, of one frame in the detector's size.
 
     widths: channels of each unit before and after, by the name of a layer that writes them; importance: the share of
@@ -63,7 +63,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Product:
+class LowRankProduct:
     """The product in a layer's place. ranks: channels between its parts; kept: share of the output's variance."""
 
     ranks: Ranks
@@ -71,7 +71,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Factorized:
+class FactorizeResult:
     """A factorized detector. parameters, multiply_adds: before and after, of one frame in the detector's size.
 
     layers: the product in the place of each replaced convolution, by its name.
@@ -79,5 +79,5 @@ class Factorized:
 
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
-    layers: Mapping[str, Product]
+    layers: Mapping[str, LowRankProduct]
     seconds: float

@@ -90,8 +90,8 @@ def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, i
     # [IoU thresholds, recalls, classes, sizes with "all" first, max detections]; -1 where there is nothing to find.
     precision, scores = (np.asarray(evaluation.eval[name])[..., -1] for name in ("precision", "scores"))
     return Score(
-        map50_95=_required(precision[:, :, :, 0]),
-        map50=_required(precision[0, :, :, 0]),
+        map50_95=_mean(precision[:, :, :, 0]) or 0.0,
+        map50=_mean(precision[0, :, :, 0]) or 0.0,
         per_class=_per_class(precision[..., 0], scores[0, :, :, 0], expected, classes),
         by_size={size: _mean(precision[..., 1 + index]) for index, size in enumerate(SIZES)},
         images=len(truths),
@@ -116,7 +116,7 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def _truth_rows(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float64]:
-    """[n, 7]: image, class, x, y, width, height in pixels, crowd."""
+    """Return [n, 7]: image, class, x, y, width, height in pixels, crowd."""
     counts = [len(truth) for truth, _, _ in truths]
     shapes = np.array([(w, h, w, h) for _, w, h in truths], np.float64).reshape(-1, 4)
     boxes = _stack([truth.boxes for truth, _, _ in truths], 4) * np.repeat(shapes, counts, axis=0)
@@ -125,7 +125,7 @@ def _truth_rows(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float64]
 
 
 def _detection_rows(detections: Sequence[Detections], class_count: int) -> NDArray[np.float64]:
-    """[n, 7]: image, class, x, y, width, height in pixels, score."""
+    """Return [n, 7]: image, class, x, y, width, height in pixels, score."""
     labels = _stack([found.classes for found in detections], 1)
     if len(labels) and not 0 <= labels.min() <= labels.max() < class_count:
         raise DataError(
@@ -195,7 +195,3 @@ def _best_confidence(precision: NDArray[np.float64], scores: NDArray[np.float64]
 def _mean(precision: NDArray[np.float64]) -> float | None:
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
-
-
-def _required(precision: NDArray[np.float64]) -> float:
-    return float(precision[precision > -1].mean())

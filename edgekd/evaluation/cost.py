@@ -1,4 +1,4 @@
-"""Cost of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
+"""CostPerMillion of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Cost of a million frames. total: None where one of the two is asked for and not known."""
+class CostPerMillion:
+    """CostPerMillion of a million frames. total: None where one of the two is asked for and not known."""
 
     electricity: float | None
     instance: float | None
     total: float | None
 
 
-def cost_of(prices: Prices, mj: float | None, fps: float | None) -> Cost:
-    """The cost at millijoules a frame and frames a second; None for what is not known or has no price."""
+def cost_of(prices: Prices, mj: float | None, fps: float | None) -> CostPerMillion:
+    """Return the cost at millijoules a frame and frames a second; None for what is not known or has no price."""
     electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
     asked = [(prices.electricity, electricity), (prices.instance, instance)]
     known = [cost for price, cost in asked if price is not None]
-    return Cost(electricity, instance, None if None in known or not known else sum(filter(None, known)))
+    return CostPerMillion(electricity, instance, None if None in known or not known else sum(filter(None, known)))
 
 
 def _times(price: float | None, amount: float | None) -> float | None:

@@ -17,7 +17,7 @@ from edgekd.core.detection.types import Detections, DetectorSpec
 from edgekd.graph.runtimes.types import Session
 
 
-class GraphDevice(Protocol):
+class TimedDevice(Protocol):
     """A device that runs graphs in this process, with the clock of its measurements."""
 
     def load(self, graph: Path) -> Session:
@@ -33,7 +33,7 @@ def time_graphs(
     graphs: Mapping[str, Path],
     specs: Mapping[str, DetectorSpec],
     frames: Sequence[np.ndarray],
-    device: GraphDevice,
+    device: TimedDevice,
     basis: str,
     **limits: Any,
 ) -> dict[str, Timing]:
@@ -54,11 +54,11 @@ def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> De
     return decode(output, spec, placement)
 
 
-def synthetic_frames(spec: DetectorSpec, count: int = 8) -> list[np.ndarray]:
-    """Return frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
+def synthetic_frames(spec: DetectorSpec) -> list[np.ndarray]:
+    """Return eight frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
 
     Networks take the same time for any picture; decoding takes a little longer for one with many objects.
     """
     rng = np.random.default_rng(0)
     shape = (spec.preprocess.height, spec.preprocess.width, 3)
-    return [rng.integers(0, 256, shape, np.uint8) for _ in range(count)]
+    return [rng.integers(0, 256, shape, np.uint8) for _ in range(8)]

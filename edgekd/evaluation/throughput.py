@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,20 @@ from edgekd.core.benchmark import Candidate
 WARMUP = 3  # frames of each stream before the start
 
 
-def run_streams(
-    candidates: Sequence[Candidate],
-    items: Sequence[Any],
-    seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> np.ndarray:
+def run_streams(candidates: Sequence[Candidate], items: Sequence[Any], seconds: float) -> np.ndarray:
     """Run streams for about `seconds`; return the sorted times when frames were done, float64 [n] seconds.
 
     One candidate for each stream; stream k begins with item k. Raises what a candidate raises.
     """
     lanes = [_Stream(candidate, items, index) for index, candidate in enumerate(candidates)]
     begin, end = threading.Barrier(len(lanes) + 1), threading.Event()
-    threads = [threading.Thread(target=lane.run, args=(begin, end, clock), daemon=True) for lane in lanes]
+    threads = [threading.Thread(target=lane.run, args=(begin, end), daemon=True) for lane in lanes]
     for thread in threads:
         thread.start()
     started = 0.0
     try:
         begin.wait()
-        started = clock()
+        started = time.perf_counter()
         end.wait(seconds)
     except threading.BrokenBarrierError:
         pass
@@ -66,20 +61,17 @@ class _Stream:
         self.failed: BaseException | None = None
         self._candidate, self._items = candidate, itertools.islice(itertools.cycle(items), first, None)
 
-    def run(self, begin: threading.Barrier, end: threading.Event, clock: Callable[[], float]) -> None:
+    def run(self, begin: threading.Barrier, end: threading.Event) -> None:
         try:
             for _ in range(WARMUP):
-                self._one()
+                self._candidate.process(next(self._items))
             begin.wait()
             while not end.is_set():
-                self._one()
-                self.done.append(clock())
+                self._candidate.process(next(self._items))
+                self.done.append(time.perf_counter())
         except threading.BrokenBarrierError:
             pass  # another stream failed, and keeps the error
         except BaseException as error:
             self.failed = error
             begin.abort()
             end.set()
-
-    def _one(self) -> None:
-        self._candidate.process(next(self._items))

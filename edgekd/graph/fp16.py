@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekd.core.errors import CompressError
+from edgekd.core.errors import CompressError, first_line
 from edgekd.core.formats.qdq_graph import COMPUTING
 from edgekd.graph.model_file import read_model
-from edgekd.graph.view import opset_of
+from edgekd.graph.view import opset_of, raise_opset
 
 MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)
 
@@ -29,10 +29,8 @@ def half(source: Path, out: Path) -> int:
 
     model = read_model(source)
     try:
-        if opset_of(model) < MIN_OPSET:
-            model = onnx.version_converter.convert_version(model, MIN_OPSET)
         halved = convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
+            raise_opset(model, MIN_OPSET), keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
         )
         _keep_wide(halved.graph)
         OnnxModel.graph_topological_sort(halved.graph)
@@ -40,7 +38,7 @@ def half(source: Path, out: Path) -> int:
     except Exception as error:  # of three libraries, without a common base
         raise CompressError(
             f"{source}: cannot be converted to float16",
-            found=str(error).strip().split("\n")[0][:200],
+            found=first_line(error),
             fix="choose a target that is not strongly typed, or export the detector again",
         ) from error
     onnx.save(halved, out)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import SpecError, first_line
 from edgekd.core.input_files import regular_file, shown_path
 from edgekd.graph.model_limits import ExternalData, external_data
 
@@ -23,31 +25,40 @@ def read_model(path: Path, *, external: bool = True) -> Any:
     """Read a ModelProto. external: with the values that are in other files. Raises SpecError."""
     import onnx
 
-    require_safe(path)
-    try:
+    require_safe(path, external=external)
+    with reading(path):
         return onnx.load(path, load_external_data=external)
-    except Exception as error:  # protobuf's error type is not part of onnx's interface
-        raise unreadable(path, str(error).strip().split("\n")[0][:200] or type(error).__name__) from error
 
 
-def require_safe(path: Path) -> None:
-    """Raise SpecError unless a library may read this ONNX file.
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise SpecError for any error of reading a model: protobuf's error type is not part of onnx's interface."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, first_line(error)) from error
+
+
+def require_safe(path: Path, *, external: bool = True) -> None:
+    """Raise SpecError unless a library may read this ONNX file; external: with the values that are in other files.
 
     External data must be in regular files beside it or in folders below: no absolute path, no `..`, no symbolic link,
     and no file with a second name, which could be anybody's.
     """
     if not regular_file(path, MAX_BYTES, SpecError):
-        raise unreadable(path, "an empty file")
+        raise _unreadable(path, "an empty file")
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             outside = external_data(content)
         for each in outside:
             _require_beside(path.parent, each)
     except (OSError, ValueError) as error:
-        raise unreadable(path, str(error)[:300]) from error
+        raise _unreadable(path, str(error)[:300]) from error
 
 
-def unreadable(path: Path, found: str) -> SpecError:
+def _unreadable(path: Path, found: str) -> SpecError:
     """Return the error of a file that is no ONNX model, or may not be read as one."""
     return SpecError(f"{shown_path(path)}: cannot be read as an ONNX model", found=found, fix=_FIX)
 

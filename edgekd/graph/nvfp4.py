@@ -11,7 +11,8 @@ from typing import Any
 from edgekd.core.formats.fp4x import pack_nibbles
 from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, unpack
 from edgekd.graph.model_file import read_model
-from edgekd.graph.view import opset_of
+from edgekd.graph.session import copied
+from edgekd.graph.view import raise_opset
 
 OPSET = 23  # the first in which DequantizeLinear takes FLOAT4E2M1
 IR_VERSION = 11  # the first with tensors of FLOAT4E2M1
@@ -64,8 +65,7 @@ def expanded(model: Any) -> Any:
             tensor = unpack(codes.raw_data, scales.raw_data, float(number), (codes.dims[0], codes.dims[1]))
             replaced[name] = numpy_helper.from_array(tensor.values.astype(number.dtype), name)
             replaced[node.input[1]] = None
-    copy = type(model)()
-    copy.CopyFrom(model)
+    copy = copied(model)
     nodes = [node for node in model.graph.node if node.output[0] not in replaced]
     read = {name for node in nodes for name in node.input}
     kept = [each for each in model.graph.initializer if each.name in read]
@@ -77,8 +77,6 @@ def expanded(model: Any) -> Any:
 
 def at_opset(model: Any) -> Any:
     """Return a float model at an opset that has NVFP4. Raises RuntimeError where it cannot be converted."""
-    import onnx
-
-    found = onnx.version_converter.convert_version(model, OPSET) if opset_of(model) < OPSET else model
+    found = raise_opset(model, OPSET)
     found.ir_version = max(found.ir_version, IR_VERSION)
     return found

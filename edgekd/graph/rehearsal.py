@@ -15,6 +15,9 @@ from edgekd.core.errors import SpecError
 from edgekd.core.input_files import regular_file
 from edgekd.core.limited_process import ProcessLimits, run_limited
 from edgekd.graph.model_file import MAX_BYTES, read_model
+from edgekd.graph.nvfp4 import runnable
+from edgekd.graph.session import cpu_session
+from edgekd.graph.view import Graph, inputs_of, load_graph
 
 MEMORY_BYTES = 2 << 30
 """Memory of a rehearsal beyond the libraries', for any graph."""
@@ -34,18 +37,19 @@ _IMPORTS = "onnx,onnxruntime,onnxslim"
 _FLOAT32 = 1  # TensorProto.FLOAT
 
 
-def rehearse(path: Path, size: tuple[int, int] | None = None) -> None:
+def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool = True) -> None:
     """Raise SpecError for an ONNX file that needs too much memory or time, or crashes a library.
 
     size: height and width of a frame, where the file's input is dynamic; without it such a graph is not run.
+    weights: whether the graph is going to be run; without them only shapes are inferred.
     """
     length = regular_file(path, MAX_BYTES, SpecError)
     status = path.stat()
-    _rehearsed(str(path.absolute()), size, (status.st_dev, status.st_ino, status.st_mtime_ns, length))
+    _rehearsed(str(path.absolute()), size, weights, (status.st_dev, status.st_ino, status.st_mtime_ns, length))
 
 
 @cache
-def _rehearsed(path: str, size: tuple[int, int] | None, identity: tuple[int, ...]) -> None:
+def _rehearsed(path: str, size: tuple[int, int] | None, weights: bool, identity: tuple[int, ...]) -> None:
     """Rehearse a file once; identity: device, inode, time in nanoseconds and length."""
     shape = _frame_shape(read_model(Path(path), external=False), size)
     values, length = prod(shape or ()), identity[-1]
@@ -54,13 +58,12 @@ def _rehearsed(path: str, size: tuple[int, int] | None, identity: tuple[int, ...
     memory = MEMORY_BYTES + MEMORY_PER_BYTE * length + MEMORY_PER_VALUE * values
     cpu = CPU_SECONDS + CPU_PER_MEGABYTE * length // 10**6 + CPU_PER_MEGAVALUE * values // 10**6
     limits = ProcessLimits(memory, cpu)
-    run_limited("edgekd.graph.rehearsal:use", [path, shape], limits, path, imports=_IMPORTS)
+    run_limited("edgekd.graph.rehearsal:use", [path, shape, weights], limits, path, imports=_IMPORTS)
 
 
 def _frame_shape(model: Any, size: tuple[int, int] | None) -> list[int] | None:
     """Return the shape of a frame for the only input, a float32; None where there is none, or sides are unknown."""
-    constants = {each.name for each in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
+    inputs = inputs_of(model)
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
         return None
     shape = [axis.dim_value for axis in inputs[0].type.tensor_type.shape.dim]
@@ -71,22 +74,17 @@ def _frame_shape(model: Any, size: tuple[int, int] | None) -> list[int] | None:
     return shape if shape and min(shape) > 0 else None
 
 
-def use(path: str, shape: list[int] | None) -> None:
+def use(path: str, shape: list[int] | None, weights: bool) -> None:
     """Infer shapes, simplify, load and run: what is done in the child."""
     import numpy as np
-    import onnxruntime
     import onnxslim
 
-    from edgekd.graph.nvfp4 import runnable
-    from edgekd.graph.view import load_graph, view_of
-
-    model = load_graph(Path(path))
-    view_of(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = 2
+    model = load_graph(Path(path)) if weights else read_model(Path(path), external=False)
+    _ = Graph(model, nested=True).shapes
+    if not weights:
+        return
     try:
-        session = onnxruntime.InferenceSession(runnable(Path(path)), options, providers=["CPUExecutionProvider"])
+        session = cpu_session(runnable(Path(path)), spinning=False)
         if shape:
             session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
     except MemoryError:

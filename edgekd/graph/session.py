@@ -16,13 +16,17 @@ def copied(model: Any) -> Any:
 
 
 def cpu_session(model: Any, *, spinning: bool = True) -> Any:
-    """Return an ONNX Runtime session on a ModelProto. spinning: its threads wait busily, which slows others."""
+    """Return an ONNX Runtime session on a ModelProto, or on the path or the content of a file.
+
+    spinning: its threads wait busily, which slows others.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = model if isinstance(model, (str, bytes)) else model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def part_session(

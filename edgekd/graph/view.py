@@ -4,40 +4,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekd.graph.model_file import read_model, unreadable
+from edgekd.graph.model_file import read_model, reading
 
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["conv", "gemm"]
-KINDS: dict[Kind, tuple[str, ...]] = {"conv": ("Conv", "ConvTranspose"), "gemm": ("MatMul", "Gemm")}
+OperatorClass = Literal["conv", "gemm"]
+KINDS: dict[OperatorClass, tuple[str, ...]] = {"conv": ("Conv", "ConvTranspose"), "gemm": ("MatMul", "Gemm")}
 """The operators of each class that computes with weights."""
 
 Dims = tuple[int | None, ...]
 """The dimensions of a tensor; None for one that is not fixed."""
 
 
-def load_graph(path: Path) -> Any:
-    """Load a ModelProto. Raises SpecError for any other file."""
-    import onnx
-
-    model = read_model(path)
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:
-        raise unreadable(path, str(error).strip().split("\n")[0][:200]) from error
-    return model
-
-
 class Graph:
-    """The edges of a ModelProto's graph: who gives a tensor, who reads it. Build it again after changing the model."""
+    """A ModelProto's graph: nodes and edges, constants, shapes and number formats. Build it again after a change.
 
-    def __init__(self, model: Any) -> None:
+    nested: whether `nodes` include those of nested graphs; producers: the node that writes each tensor, but for inputs
+    and initializers.
+    """
+
+    def __init__(self, model: Any, *, nested: bool = False) -> None:
         self.model = model
-        self.nodes: list[Any] = self._listed()
+        self.nodes: list[Any] = list(_nodes(model.graph) if nested else model.graph.node)
         self.outputs: list[str] = [value.name for value in model.graph.output]
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {output: node for node in self.nodes for output in node.output}
@@ -46,16 +39,9 @@ class Graph:
             for index, name in enumerate(node.input):
                 self._consumers[name].append((node, index))
 
-    def _listed(self) -> list[Any]:
-        return list(self.model.graph.node)
-
     def of(self, *op_types: str) -> list[Any]:
         """Return the nodes of these operators, in order."""
         return [node for node in self.nodes if node.op_type in op_types]
-
-    def producer(self, tensor: str) -> Any | None:
-        """Return the node that gives a tensor; None for graph inputs and initializers."""
-        return self.producers.get(tensor)
 
     def consumers(self, tensor: str) -> list[tuple[Any, int]]:
         """Return the nodes that read a tensor, each with the index of the input."""
@@ -75,40 +61,30 @@ class Graph:
         initializer = self.initializers.get(tensor)
         return None if initializer is None else tuple(initializer.dims)
 
-    def upstream(self, node: Any) -> list[Any]:
-        """Return the nodes that feed a node directly."""
-        return [producer for name in node.input if (producer := self.producers.get(name)) is not None]
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """The TensorProtos of initializers and Constant nodes, by name."""
+        values = ((node.output[0], a) for node in self.of("Constant") for a in node.attribute)
+        return self.initializers | {name: entry.t for name, entry in values if entry.name == "value"}
 
+    @cached_property
+    def inputs(self) -> dict[str, Dims]:
+        """The shapes of the graph's inputs, by name."""
+        return {value.name: _dims(value) for value in self.model.graph.input if value.name not in self.constants}
 
-class GraphView(Graph):
-    """A graph with its nested graphs, inferred shapes and number formats. Raises ValueError where it has no nodes.
-
-    `nodes` include those of nested graphs; `constants` are the TensorProtos of initializers and Constant nodes, by
-    name; `shapes` are those that the graph states and those inferred from them.
-    """
-
-    def __init__(self, model: Any) -> None:
+    @cached_property
+    def shapes(self) -> dict[str, Dims]:
+        """The shapes that the graph states, and those inferred from them, by tensor."""
         import onnx
 
-        super().__init__(model)
-        if not self.nodes:
-            raise ValueError("a graph without nodes")
-        self.opset = opset_of(model)
-        values = ((node.output[0], a) for node in self.of("Constant") for a in node.attribute)
-        self.constants = self.initializers | {name: entry.t for name, entry in values if entry.name == "value"}
-        self.inputs = {value.name: _dims(value) for value in model.graph.input if value.name not in self.constants}
         try:
-            inferred = onnx.shape_inference.infer_shapes(model).graph
+            inferred = onnx.shape_inference.infer_shapes(self.model).graph
         except onnx.shape_inference.InferenceError:  # as for plugins whose domain is not imported: keep what is stated
-            inferred = model.graph
+            inferred = self.model.graph
         computed = (value for value in [*inferred.value_info, *inferred.output] if value.name not in self.constants)
-        self.shapes = self.inputs | {value.name: _dims(value) for value in computed}
-        self.functions = frozenset((function.domain, function.name) for function in model.functions)
+        return self.inputs | {value.name: _dims(value) for value in computed}
 
-    def _listed(self) -> list[Any]:
-        return list(_nodes(self.model.graph))
-
-    def computing_in(self, kind: Kind, number_format: str) -> list[Any]:
+    def computing_in(self, kind: OperatorClass, number_format: str) -> list[Any]:
         """Return the nodes of a class with an operand in a format."""
         return [node for node in self.of(*KINDS[kind]) if number_format in self._formats(node)]
 
@@ -148,24 +124,41 @@ _STORED = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "FLOAT4E2M1":
 _UINT8 = 2  # TensorProto.UINT8, which QuantizeLinear means where it does not say
 
 
-def load_view(path: Path) -> GraphView:
-    """Read the graph of a file, without external data. Raises SpecError where the file is not an ONNX model."""
-    model = read_model(path, external=False)
-    try:
-        return view_of(model)
-    except Exception as error:
-        found = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise unreadable(path, found) from error
+def load_graph(path: Path) -> Any:
+    """Load a ModelProto, and check it. Raises SpecError where the file is not a valid ONNX model."""
+    import onnx
+
+    with reading(path):
+        model = read_model(path)
+        onnx.checker.check_model(model)
+    return model
 
 
-def view_of(model: Any) -> GraphView:
-    """Return the view of a ModelProto; ValueError where its graph has no nodes."""
-    return GraphView(model)
+def load_view(path: Path) -> Graph:
+    """Read a graph with its nested graphs, without external data. Raises SpecError for a file that is no ONNX model."""
+    with reading(path):
+        graph = Graph(read_model(path, external=False), nested=True)
+        if not graph.nodes:
+            raise ValueError("a graph without nodes")
+    return graph
+
+
+def inputs_of(model: Any) -> list[Any]:
+    """Return the inputs that are not weights; graphs of IR version 3 list both."""
+    weights = {initializer.name for initializer in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
 
 
 def opset_of(model: Any) -> int:
     """Return the version of ONNX's own operators in a model; 0 where it states none."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def raise_opset(model: Any, opset: int) -> Any:
+    """Return a model at this opset or a newer one. onnx's converter raises where it cannot be converted."""
+    import onnx
+
+    return onnx.version_converter.convert_version(model, opset) if opset_of(model) < opset else model
 
 
 def where(nodes: Iterable[Any]) -> str:
@@ -178,10 +171,14 @@ def where(nodes: Iterable[Any]) -> str:
 
 def attribute(node: Any, name: str, default: Any) -> Any:
     """Return the value of a node's attribute, or the default."""
-    import onnx
+    return attributes(node).get(name, default)
 
-    found = [onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name]
-    return found[0] if found else default
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node, by name."""
+    from onnx import helper
+
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def array(tensor: Any) -> np.ndarray:

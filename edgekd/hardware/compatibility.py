@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.graph.view import Kind, load_view, view_of
+from edgekd.graph.view import Graph, OperatorClass, load_view
 from edgekd.hardware.compatibility_dla import DLA_RULES, missing_dla_generation, operators_beyond_dla
 from edgekd.hardware.compatibility_rules import LEVELS, RULES, Finding, missing_precision
 from edgekd.hardware.target import PRECISIONS, Target
@@ -22,16 +22,14 @@ def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = Fa
     Only shapes and types of weights are read; external data is not loaded. A finding about the DLA is a note, unless
     the graph is meant for it (`dla`). Raises SpecError where the file cannot be read as ONNX.
     """
-    graph = load_view(model) if isinstance(model, Path) else view_of(model)
-    findings: list[Finding] = []
-    for rule in RULES:
-        findings += rule(graph, target)
+    graph = load_view(model) if isinstance(model, Path) else Graph(model, nested=True)
+    findings = [finding for rule in RULES for finding in rule(graph, target)]
     if target.dla:
-        for rule in DLA_RULES:
-            found = rule(graph, target)
-            findings += found if dla else [dataclasses.replace(finding, level="note") for finding in found]
-    if dla and target.dla:
-        findings += operators_beyond_dla(graph, target)
+        of_dla = [finding for rule in DLA_RULES for finding in rule(graph, target)]
+        if dla:
+            findings += [*of_dla, *operators_beyond_dla(graph, target)]
+        else:
+            findings += [replace(finding, level="note") for finding in of_dla]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -43,8 +41,8 @@ def check_request(
     Raises SpecError where there is no such precision.
     """
     findings: list[Finding] = []
-    wanted: dict[Kind, str | None] = {"conv": precision, "gemm": products}
-    for kind, name in wanted.items():
+    requested: dict[OperatorClass, str | None] = {"conv": precision, "gemm": products}
+    for kind, name in requested.items():
         if name is not None and name not in PRECISIONS:
             fix = did_you_mean(name, PRECISIONS)
             raise SpecError(f"unknown precision {name!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)
@@ -53,4 +51,4 @@ def check_request(
     if dla and not target.dla:
         what = f"{target.title} has no DLA that its software can use"
         findings.append(Finding("impossible", "request", what, "run on the GPU: drop the request for the DLA"))
-    return findings + (missing_dla_generation(target) if dla else [])
+    return [*findings, *(missing_dla_generation(target) if dla else ())]

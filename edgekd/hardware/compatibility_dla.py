@@ -5,10 +5,11 @@ A node beyond a limit falls back to the GPU where that is allowed, at the price 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from edgekd.core.errors import SpecError
-from edgekd.graph.view import GraphView, attribute, where
+from edgekd.graph.view import Graph, attribute, where
 from edgekd.hardware.compatibility_rules import Finding, Rule, dynamic_inputs, runtime_title, tensorrt_range
 from edgekd.hardware.target import Target
 
@@ -17,65 +18,55 @@ _AGAIN_WITH_DLA = (11, 4, 1)
 """TensorRT's guide, "Working with DLA", 11.3 and 11.4.1: 10.7 is the last 10.x with a DLA, 11.4.1 has AGX Orin's."""
 
 
-def missing_dla_generation(target: Target) -> list[Finding]:
-    """Return a finding where part of a target's range of TensorRT has no DLA, as in JetPack 7.2 for Orin."""
+def missing_dla_generation(target: Target) -> Iterator[Finding]:
+    """Yield a finding where part of a target's range of TensorRT has no DLA, as in JetPack 7.2 for Orin."""
     trt = tensorrt_range(target)
-    if not target.dla or trt is None or trt[1][:2] <= _LAST_WITH_DLA or trt[0] >= _AGAIN_WITH_DLA:
-        return []
-    what = f"TensorRT after 10.7 has no DLA until 11.4.1, which has AGX Orin's alone; this is {runtime_title(target)}"
-    return [Finding("slow", "request", what, "stay with JetPack 6 for the DLA, or run on the GPU")]
+    if target.dla and trt and trt[1][:2] > _LAST_WITH_DLA and trt[0] < _AGAIN_WITH_DLA:
+        title = runtime_title(target)
+        what = f"TensorRT after 10.7 has no DLA until 11.4.1, which has AGX Orin's alone; this is {title}"
+        yield Finding("slow", "request", what, "stay with JetPack 6 for the DLA, or run on the GPU")
 
 
 _FALLBACK = "; it falls back to the GPU"
 
 
-def _dla_dynamic_shapes(graph: GraphView, target: Target) -> list[Finding]:
-    if not (names := dynamic_inputs(graph)):
-        return []
-    what = f"on the DLA: input {', '.join(names)} has dimensions that are not fixed; the DLA takes fixed shapes only"
-    return [Finding("impossible", "graph", what, "export with a fixed shape (dynamic=False)")]
+def _dla_dynamic_shapes(graph: Graph, target: Target) -> Iterator[Finding]:
+    if names := dynamic_inputs(graph):
+        what = (
+            f"on the DLA: input {', '.join(names)} has dimensions that are not fixed; the DLA takes fixed shapes only"
+        )
+        yield Finding("impossible", "graph", what, "export with a fixed shape (dynamic=False)")
 
 
-def _dla_quantization(graph: GraphView, target: Target) -> list[Finding]:
-    nodes = graph.of("QuantizeLinear", "DequantizeLinear")
-    if not nodes or not target.dla or target.dla.quantization.value == "qdq":
-        return []
-    what = (
-        f"on the DLA: {runtime_title(target)} takes no Q/DQ there, but a calibration cache that scales every activation"
-    )
-    return [Finding("note", where(nodes), what, "nothing: a build writes the cache, derived from this graph")]
+def _dla_quantization(graph: Graph, target: Target) -> Iterator[Finding]:
+    nodes, title = graph.of("QuantizeLinear", "DequantizeLinear"), runtime_title(target)
+    if nodes and target.dla and target.dla.quantization.value != "qdq":
+        what = f"on the DLA: {title} takes no Q/DQ there, but a calibration cache that scales every activation"
+        yield Finding("note", where(nodes), what, "nothing: a build writes the cache, derived from this graph")
 
 
-def _dla_sizes(graph: GraphView, target: Target) -> list[Finding]:
+def _dla_sizes(graph: Graph, target: Target) -> Iterator[Finding]:
     """Batch at most 4096, every other dimension at most 8192; vectors and scalars are not tensors of a DLA layer."""
-    large = {
-        n: d
-        for n, d in graph.shapes.items()
-        if len(d) > 1 and ((d[0] or 0) > 4096 or max(x or 0 for x in d[1:]) > 8192)
-    }
-    if not large:
-        return []
-    name, dims = next(iter(large.items()))
-    more = f" and {len(large) - 1} more tensors" if len(large) > 1 else ""
-    what = f"on the DLA: {name} {list(dims)}{more} exceeds 4096 (batch) or 8192 (any other dimension){_FALLBACK}"
-    return [Finding("slow", "graph", what, "keep such tensors (a flattened head) out of the part for the DLA")]
-
-
-def _dla_convolutions(graph: GraphView, target: Target) -> list[Finding]:
-    """Kernels 1 to 32, strides 1 to 8; transposed ones without groups, dilation or padding."""
-    large = [node for node in graph.of("Conv", "ConvTranspose") if _exceeds(graph, node)]
-    transposed = [node for node in graph.of("ConvTranspose") if _is_special(node)]
-    findings = []
+    tensors = ((name, [size or 0 for size in dims]) for name, dims in graph.shapes.items() if len(dims) > 1)
+    large = [name for name, (batch, *rest) in tensors if batch > 4096 or max(rest) > 8192]
     if large:
+        more = f" and {len(large) - 1} more tensors" if len(large) > 1 else ""
+        shape = f"{large[0]} {list(graph.shapes[large[0]])}"
+        what = f"on the DLA: {shape}{more} exceeds 4096 (batch) or 8192 (any other dimension){_FALLBACK}"
+        yield Finding("slow", "graph", what, "keep such tensors (a flattened head) out of the part for the DLA")
+
+
+def _dla_convolutions(graph: Graph, target: Target) -> Iterator[Finding]:
+    """Kernels 1 to 32, strides 1 to 8; transposed ones without groups, dilation or padding."""
+    if large := [node for node in graph.of("Conv", "ConvTranspose") if _exceeds(graph, node)]:
         what = f"on the DLA: kernels reach 32 and strides 8 at most{_FALLBACK}"
-        findings.append(Finding("slow", where(large), what, "use smaller kernels or strides"))
-    if transposed:
+        yield Finding("slow", where(large), what, "use smaller kernels or strides")
+    if transposed := [node for node in graph.of("ConvTranspose") if _is_special(node)]:
         what = f"on the DLA: a transposed convolution has no groups, dilation or padding{_FALLBACK}"
-        findings.append(Finding("slow", where(transposed), what, "upsample with Resize instead"))
-    return findings
+        yield Finding("slow", where(transposed), what, "upsample with Resize instead")
 
 
-def _exceeds(graph: GraphView, node: Any) -> bool:
+def _exceeds(graph: Graph, node: Any) -> bool:
     weights = graph.constants.get(node.input[1])
     kernel = attribute(node, "kernel_shape", list(weights.dims[2:]) if weights is not None else [])
     return max(kernel, default=1) > 32 or max(attribute(node, "strides", [1])) > 8
@@ -98,15 +89,13 @@ DLA_OPERATORS = frozenset(
 _DLA_WINDOW = 8
 
 
-def operators_beyond_dla(graph: GraphView, target: Target) -> list[Finding]:
+def operators_beyond_dla(graph: Graph, target: Target) -> Iterator[Finding]:
     """Find operators without a DLA layer, and the share of the multiply-adds that goes to the GPU with them."""
     from edgekd.hardware.predict.graph import computing_nodes
 
-    outside = [node for node in computing_nodes(graph) if _beyond_dla(node, target)]
-    if not outside:
-        return []
-    what = f"on the DLA: there is no layer for these{_FALLBACK}{_share_of(graph, outside)}"
-    return [Finding("slow", where(outside), what, "end the graph before the head, or run it on the GPU")]
+    if outside := [node for node in computing_nodes(graph) if _beyond_dla(node, target)]:
+        what = f"on the DLA: there is no layer for these{_FALLBACK}{_share_of(graph, outside)}"
+        yield Finding("slow", where(outside), what, "end the graph before the head, or run it on the GPU")
 
 
 def _beyond_dla(node: Any, target: Target) -> bool:
@@ -115,7 +104,7 @@ def _beyond_dla(node: Any, target: Target) -> bool:
     return node.op_type not in DLA_OPERATORS or pooled or (oldest and node.op_type == "Softmax")
 
 
-def _share_of(graph: GraphView, nodes: list[Any]) -> str:
+def _share_of(graph: Graph, nodes: list[Any]) -> str:
     """Return a clause with the share of nodes in a frame's multiply-adds; empty where sizes are not fixed."""
     from edgekd.hardware.predict.graph import work_name, works_of
     from edgekd.hardware.predict.work import multiply_adds

@@ -1,4 +1,4 @@
-"""Rules for a graph on a target: each is a function of (graph, target) that returns findings; `RULES` lists them.
+"""Rules for a graph on a target: each is a function of (graph, target) that yields findings; `RULES` lists them.
 
 Sources: the operator pages and the changelog of onnx/onnx-tensorrt, the TensorRT documentation (support matrices),
 Model-Optimizer's examples/torch_onnx/README.md, and trials with tensorrt-rtx 1.7.1 where a rule says so.
@@ -6,11 +6,11 @@ Model-Optimizer's examples/torch_onnx/README.md, and trials with tensorrt-rtx 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgekd.graph.view import KINDS, GraphView, Kind, array, attribute, where
+from edgekd.graph.view import KINDS, Graph, OperatorClass, array, attribute, opset_of, where
 from edgekd.hardware.target import PRECISIONS, Target, version
 
 Level = Literal["impossible", "slow", "note"]
@@ -31,7 +31,7 @@ class Finding:
     change: str
 
 
-Rule = Callable[[GraphView, Target], list[Finding]]
+Rule = Callable[[Graph, Target], Iterator[Finding]]
 
 
 def tensorrt_range(target: Target) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -40,18 +40,18 @@ def tensorrt_range(target: Target) -> tuple[tuple[int, ...], tuple[int, ...]] | 
     return (version(figure.value[0]), version(figure.value[1])) if figure else None
 
 
-def _opset(graph: GraphView, target: Target) -> list[Finding]:
+def _opset(graph: Graph, target: Target) -> Iterator[Finding]:
     """max_opset of the target; TensorRT 10 and later take nothing below 9."""
-    limit, trt = target.max_opset, tensorrt_range(target)
-    if limit and graph.opset > limit.value:
-        wanted, bound = limit.value, "at most"
-    elif trt and trt[0] >= (10,) and graph.opset < 9:
-        wanted, bound = 9, "at least"
+    limit, trt, opset = target.max_opset, tensorrt_range(target), opset_of(graph.model)
+    if limit and opset > limit.value:
+        required, bound = limit.value, "at most"
+    elif trt and trt[0] >= (10,) and opset < 9:
+        required, bound = 9, "at least"
     else:
-        return []
-    what = f"the graph uses opset {graph.opset}; {runtime_title(target)} takes {bound} {wanted}"
-    change = f"opset {wanted} is required: export again with opset={wanted}, or use onnx.version_converter"
-    return [Finding("impossible", "graph", what, change)]
+        return
+    what = f"the graph uses opset {opset}; {runtime_title(target)} takes {bound} {required}"
+    change = f"opset {required} is required: export again with opset={required}, or use onnx.version_converter"
+    yield Finding("impossible", "graph", what, change)
 
 
 def runtime_title(target: Target) -> str:
@@ -86,35 +86,34 @@ _NEVER = frozenset(  # N in onnx-tensorrt docs/operators.md of both 8.5 and 10.1
 _INTEGER = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 
 
-def _operators(graph: GraphView, target: Target) -> list[Finding]:
+def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
     """Operators that this generation of TensorRT cannot parse."""
     if not target.on_tensorrt:
-        return []
+        return
     trt = tensorrt_range(target)
     since = {op: text for text, ops in _SINCE.items() for op in ops}
-    findings = []
     for op in sorted({node.op_type for node in graph.nodes if node.domain in ("", "ai.onnx")}):
         nodes = where(graph.of(op))
         if op in _INTEGER:
             change = "quantize with QuantizeLinear and DequantizeLinear around float operators (Q/DQ)"
-            findings.append(Finding("impossible", nodes, f"no TensorRT has the operator {op}", change))
+            yield Finding("impossible", nodes, f"no TensorRT has the operator {op}", change)
         elif op in _NEVER:
             change = f"export without {op}: move it out of the graph or rewrite it"
-            findings.append(Finding("impossible", nodes, f"no TensorRT has the operator {op}", change))
+            yield Finding("impossible", nodes, f"no TensorRT has the operator {op}", change)
         elif trt and op in since and trt[0] < version(since[op]):
             change = f"export without {op} (a lower opset may write it with older operators), or compute it outside"
             what = f"{op} needs TensorRT {since[op]}; this is {runtime_title(target)}"
-            findings.append(Finding("impossible", nodes, what, change))
-    return findings
+            yield Finding("impossible", nodes, what, change)
 
 
-def _custom_operators(graph: GraphView, target: Target) -> list[Finding]:
+def _custom_operators(graph: Graph, target: Target) -> Iterator[Finding]:
     """Operators outside ONNX: plugins of TensorRT, contributions of ONNX Runtime, or anything else."""
+    functions = {(function.domain, function.name) for function in graph.model.functions}
     foreign = [
         node
         for node in graph.nodes
         if (node.domain not in ("", "ai.onnx") or _is_plugin(node))
-        and (node.domain, node.op_type) not in graph.functions
+        and (node.domain, node.op_type) not in functions
         and not node.op_type.startswith("EfficientNMS")
     ]
     if target.engine in ("deferred", "tensorrt"):
@@ -123,11 +122,9 @@ def _custom_operators(graph: GraphView, target: Target) -> list[Finding]:
         runs, runner = (lambda node: node.op_type.startswith("TRT_")), "TensorRT-RTX, which has no plugins,"
     else:
         runs, runner = (lambda node: node.domain == "com.microsoft"), target.engine
-    findings = []
     for op in sorted({node.op_type for node in foreign if not runs(node)}):
         what = f"{runner} does not have the operator {op}"
-        findings.append(Finding("impossible", where(graph.of(op)), what, "export with operators of ONNX itself"))
-    return findings
+        yield Finding("impossible", where(graph.of(op)), what, "export with operators of ONNX itself")
 
 
 def _is_plugin(node: Any) -> bool:
@@ -138,71 +135,68 @@ def _is_plugin(node: Any) -> bool:
 _RAW_HEAD = "export the raw head (nms=False) and suppress outside the graph, which works on every target"
 
 
-def _nms(graph: GraphView, target: Target) -> list[Finding]:
+def _nms(graph: Graph, target: Target) -> Iterator[Finding]:
     """NonMaxSuppression: a plugin before TensorRT 8.5, native from there, without a kernel in TensorRT-RTX."""
     nodes = graph.of("NonMaxSuppression")
     if not nodes or not target.on_tensorrt:
-        return []
+        return
+    dynamic = [node for node in nodes if any(name and name not in graph.constants for name in node.input[2:5])]
     if target.nms.value == "none":
         what = f"{runtime_title(target)} parses NonMaxSuppression but cannot build it"
-        return [Finding("impossible", where(nodes), what, _RAW_HEAD)]
-    if target.nms.value == "native":
+        yield Finding("impossible", where(nodes), what, _RAW_HEAD)
+    elif target.nms.value == "native":
         what = "NonMaxSuppression has outputs whose size depends on the frame: the GPU waits for the host to learn it"
-        return [Finding("slow", where(nodes), what, _RAW_HEAD)]
-    dynamic = [node for node in nodes if any(name and name not in graph.constants for name in node.input[2:5])]
-    if dynamic:
+        yield Finding("slow", where(nodes), what, _RAW_HEAD)
+    elif dynamic:
         what = f"{runtime_title(target)} runs NonMaxSuppression as a plugin, whose limits have to be constants"
-        return [Finding("impossible", where(dynamic), what, "make the limits initializers, or " + _RAW_HEAD)]
-    what = f"{runtime_title(target)} runs NonMaxSuppression as a plugin with a fixed, padded output"
-    return [Finding("slow", where(nodes), what, _RAW_HEAD)]
+        yield Finding("impossible", where(dynamic), what, "make the limits initializers, or " + _RAW_HEAD)
+    else:
+        what = f"{runtime_title(target)} runs NonMaxSuppression as a plugin with a fixed, padded output"
+        yield Finding("slow", where(nodes), what, _RAW_HEAD)
 
 
-def _efficient_nms(graph: GraphView, target: Target) -> list[Finding]:
+def _efficient_nms(graph: Graph, target: Target) -> Iterator[Finding]:
     """EfficientNMS_TRT: from 8.0.1, deprecated in 10.12; EfficientNMS_ONNX_TRT: removed in 10.16; RTX: no plugins."""
     nodes = [node for node in graph.nodes if node.op_type.startswith("EfficientNMS")]
-    if not nodes:
-        return []
+    removed = [node for node in nodes if node.op_type == "EfficientNMS_ONNX_TRT"]
     trt = tensorrt_range(target)
+    if not nodes:
+        return
     if trt is None:
         what = f"{runtime_title(target)} has no EfficientNMS plugin"
-        return [Finding("impossible", where(nodes), what, _RAW_HEAD)]
-    removed = [node for node in nodes if node.op_type == "EfficientNMS_ONNX_TRT"]
-    if removed and trt[1] >= (10, 16):
+        yield Finding("impossible", where(nodes), what, _RAW_HEAD)
+    elif removed and trt[1] >= (10, 16):
         what = f"EfficientNMS_ONNX_TRT is gone from TensorRT 10.16; this is {runtime_title(target)}"
-        return [Finding("impossible", where(removed), what, _RAW_HEAD)]
-    if trt[1] >= (10, 12):
+        yield Finding("impossible", where(removed), what, _RAW_HEAD)
+    elif trt[1] >= (10, 12):
         what = f"the plugin is deprecated from TensorRT 10.12; this is {runtime_title(target)}"
-        return [Finding("note", where(nodes), what, _RAW_HEAD)]
-    return [Finding("note", where(nodes), "the plugin ties the graph to TensorRT 8 and 10", _RAW_HEAD)]
+        yield Finding("note", where(nodes), what, _RAW_HEAD)
+    else:
+        yield Finding("note", where(nodes), "the plugin ties the graph to TensorRT 8 and 10", _RAW_HEAD)
 
 
-def _topk(graph: GraphView, target: Target) -> list[Finding]:
+def _topk(graph: Graph, target: Target) -> Iterator[Finding]:
     """K at most 3840 (also tried on TensorRT-RTX 1.7.1: 4096 does not build), and constant before 8.6."""
-    findings = []
     trt = tensorrt_range(target)
     for node in graph.of("TopK") if target.on_tensorrt else []:
         constant = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
         if constant is not None and (k := int(array(constant).reshape(-1)[0])) > 3840:
             what = f"K is {k}; TensorRT takes at most 3840"
-            findings.append(Finding("impossible", where([node]), what, "lower K: detectors keep 300 at most"))
+            yield Finding("impossible", where([node]), what, "lower K: detectors keep 300 at most")
         elif constant is None and len(node.input) > 1 and trt and trt[0] < (8, 6):
             what = f"K is computed; {runtime_title(target)} needs it constant"
             change = "export with a fixed input shape and simplify, so that K becomes an initializer"
-            findings.append(Finding("impossible", where([node]), what, change))
-    return findings
+            yield Finding("impossible", where([node]), what, change)
 
 
-def _dynamic_shapes(graph: GraphView, target: Target) -> list[Finding]:
-    names = dynamic_inputs(graph)
-    if not names or not target.on_tensorrt:
-        return []
-    what = (
-        f"input {', '.join(names)} has dimensions that are not fixed: kernels are chosen for a range, not for one size"
-    )
-    return [Finding("slow", "graph", what, "export with a fixed shape (dynamic=False), one engine per size")]
+def _dynamic_shapes(graph: Graph, target: Target) -> Iterator[Finding]:
+    if (names := dynamic_inputs(graph)) and target.on_tensorrt:
+        dynamic = f"input {', '.join(names)} has dimensions that are not fixed"
+        what = f"{dynamic}: kernels are chosen for a range, not for one size"
+        yield Finding("slow", "graph", what, "export with a fixed shape (dynamic=False), one engine per size")
 
 
-def dynamic_inputs(graph: GraphView) -> list[str]:
+def dynamic_inputs(graph: Graph) -> list[str]:
     """Return the names of inputs with dimensions that are not fixed."""
     return [name for name, dims in graph.inputs.items() if None in dims or not all(dims)]
 
@@ -217,7 +211,7 @@ _HARDWARE = {
 }
 
 
-def missing_precision(precision: str, kind: Kind, target: Target) -> tuple[str, str]:
+def missing_precision(precision: str, kind: OperatorClass, target: Target) -> tuple[str, str]:
     """Return why an operator class cannot use a precision, and what to use instead."""
     allowed: tuple[str, ...] = getattr(target.precisions, kind).value
     best = next(name for name in ("int8", "fp16", "fp32") if name in allowed)
@@ -234,45 +228,39 @@ def missing_precision(precision: str, kind: Kind, target: Target) -> tuple[str, 
     return what, f"use {best} for them (it takes {', '.join(allowed)})"
 
 
-def _precisions(graph: GraphView, target: Target) -> list[Finding]:
+def _precisions(graph: Graph, target: Target) -> Iterator[Finding]:
     """Formats at the operands of convolutions and matrix products that the target does not execute."""
-    findings = []
     for kind in KINDS:
         allowed = getattr(target.precisions, kind).value
         for precision in PRECISIONS:
             if precision not in allowed and (nodes := graph.computing_in(kind, precision)):
-                findings.append(Finding("impossible", where(nodes), *missing_precision(precision, kind, target)))
+                yield Finding("impossible", where(nodes), *missing_precision(precision, kind, target))
     if nodes := [node for name in ("int4", "uint4") for node in graph.computing_in("conv", name)]:
         what = "INT4 is for the weights of MatMul and Gemm; nothing runs it in a convolution"
-        findings.append(Finding("impossible", where(nodes), what, "quantize convolutions to INT8"))
-    return findings
+        yield Finding("impossible", where(nodes), what, "quantize convolutions to INT8")
 
 
-def _symmetry(graph: GraphView, target: Target) -> list[Finding]:
+def _symmetry(graph: Graph, target: Target) -> Iterator[Finding]:
     """TensorRT quantizes symmetrically (parser: zero points must be zero; tried on TensorRT-RTX 1.7.1)."""
-    if not target.on_tensorrt:
-        return []
-    quantizers = graph.of("QuantizeLinear", "DequantizeLinear")
+    quantizers = graph.of("QuantizeLinear", "DequantizeLinear") if target.on_tensorrt else []
     unsigned = [node for node in quantizers if graph.quantized_type(node) == "uint8"]
-    shifted = [node for node in quantizers if node not in unsigned and _is_shifted(graph, node)]
-    findings = []
     if unsigned:
         what = "quantizes to UINT8; TensorRT has INT8 only (ONNX without a zero point means UINT8)"
-        change = "quantize symmetrically to INT8, with an INT8 zero point of 0"
-        findings.append(Finding("impossible", where(unsigned), what, change))
-    if shifted:
+        yield Finding(
+            "impossible", where(unsigned), what, "quantize symmetrically to INT8, with an INT8 zero point of 0"
+        )
+    if shifted := [node for node in quantizers if node not in unsigned and _is_shifted(graph, node)]:
         what = "has a zero point other than 0; TensorRT quantizes symmetrically"
-        findings.append(Finding("impossible", where(shifted), what, "quantize symmetrically, with zero point 0"))
-    return findings
+        yield Finding("impossible", where(shifted), what, "quantize symmetrically, with zero point 0")
 
 
-def _is_shifted(graph: GraphView, node: Any) -> bool:
+def _is_shifted(graph: Graph, node: Any) -> bool:
     if len(node.input) < 3 or node.input[2] not in graph.constants:
         return False
     return graph.quantized_type(node) in ("int8", "int16") and bool(array(graph.constants[node.input[2]]).any())
 
 
-def _per_tensor_weights(graph: GraphView, target: Target) -> list[Finding]:
+def _per_tensor_weights(graph: Graph, target: Target) -> Iterator[Finding]:
     nodes = []
     for node in graph.of("Conv", "ConvTranspose"):
         weights = graph.producers.get(node.input[1])
@@ -281,37 +269,32 @@ def _per_tensor_weights(graph: GraphView, target: Target) -> list[Finding]:
         scale, values = graph.constants[weights.input[1]], graph.constants.get(weights.input[0])
         if not any(size > 1 for size in scale.dims) and values is not None and values.dims[0] > 1:
             nodes.append(node)
-    if not nodes:
-        return []
-    what = "one scale for all of a convolution's weights; a scale per output channel loses less at the same speed"
-    return [Finding("note", where(nodes), what, "quantize the weights of convolutions per output channel")]
+    if nodes:
+        what = "one scale for all of a convolution's weights; a scale per output channel loses less at the same speed"
+        yield Finding("note", where(nodes), what, "quantize the weights of convolutions per output channel")
 
 
-def _fp8_convolutions(graph: GraphView, target: Target) -> list[Finding]:
+def _fp8_convolutions(graph: Graph, target: Target) -> Iterator[Finding]:
     """NVIDIA/TensorRT issue 4524: no optimized FP8 kernels for grouped and depthwise convolutions."""
     nodes = [node for node in graph.computing_in("conv", "fp8") if attribute(node, "group", 1) > 1]
-    if not nodes or "fp8" not in target.precisions.conv.value:
-        return []
-    what = "TensorRT has no optimized FP8 kernels for grouped and depthwise convolutions"
-    return [Finding("slow", where(nodes), what, "quantize these to INT8, or leave them in FP16")]
+    if nodes and "fp8" in target.precisions.conv.value:
+        what = "TensorRT has no optimized FP8 kernels for grouped and depthwise convolutions"
+        yield Finding("slow", where(nodes), what, "quantize these to INT8, or leave them in FP16")
 
 
-def _dynamic_fp4(graph: GraphView, target: Target) -> list[Finding]:
+def _dynamic_fp4(graph: Graph, target: Target) -> Iterator[Finding]:
     """Model-Optimizer PR 2333: engines with dynamic NVFP4 quantization build from TensorRT 11.0."""
     nodes, trt = graph.of("TRT_FP4DynamicQuantize"), tensorrt_range(target)
-    if not nodes or trt is None or trt[0] >= (11,) or "nvfp4" not in target.precisions.gemm.value:
-        return []
-    what = f"dynamic NVFP4 quantization needs TensorRT 11.0; this is {runtime_title(target)}"
-    return [Finding("impossible", where(nodes), what, "use static NVFP4 (from TensorRT 10.8), FP8 or INT8")]
+    if nodes and trt and trt[0] < (11,) and "nvfp4" in target.precisions.gemm.value:
+        what = f"dynamic NVFP4 quantization needs TensorRT 11.0; this is {runtime_title(target)}"
+        yield Finding("impossible", where(nodes), what, "use static NVFP4 (from TensorRT 10.8), FP8 or INT8")
 
 
-def _rtx_int8(graph: GraphView, target: Target) -> list[Finding]:
+def _rtx_int8(graph: Graph, target: Target) -> Iterator[Finding]:
     """The TensorRT-RTX support matrices list INT8 for weight-only GEMM, nothing for convolutions."""
-    nodes = graph.computing_in("conv", "int8") if target.engine == "rtx" else []
-    if not nodes:
-        return []
-    what = "TensorRT-RTX builds INT8 Q/DQ convolutions but lists INT8 for weight-only GEMM: they may run in float"
-    return [Finding("slow", where(nodes), what, "measure against FP16; for INT8 convolutions use TensorRT itself")]
+    if target.engine == "rtx" and (nodes := graph.computing_in("conv", "int8")):
+        what = "TensorRT-RTX builds INT8 Q/DQ convolutions but lists INT8 for weight-only GEMM: they may run in float"
+        yield Finding("slow", where(nodes), what, "measure against FP16; for INT8 convolutions use TensorRT itself")
 
 
 RULES: tuple[Rule, ...] = (

@@ -109,7 +109,7 @@ class Power:
     """How power is read and limited.
 
     rails: names of the measured rails. total: the rail that carries everything, or `sum` of the rails.
-    default_mode: the mode to measure in unless told otherwise. max_watts: limit of the board or module.
+    default_mode: the mode to measure in by default. max_watts: limit of the board or module.
     """
 
     rails: Figure[tuple[str, ...]] | None = None
@@ -167,7 +167,7 @@ class Target:
 
 
 class Fact(NamedTuple):
-    """One line of an explanation; `verified` is None for what is chosen rather than claimed."""
+    """One line of an explanation; `verified` is None for a choice of this project."""
 
     group: str
     name: str
@@ -177,12 +177,12 @@ class Fact(NamedTuple):
 
 
 def version(text: str) -> tuple[int, ...]:
-    """`8.5.2` as (8, 5, 2), to compare. ValueError where a part is not a number."""
+    """Return `8.5.2` as (8, 5, 2), to compare. ValueError where a part is not a number."""
     return tuple(int(part) for part in text.split("."))
 
 
 def opset_for(target: Target) -> int:
-    """The opset to export with: as new as is useful, as old as the target's parser needs."""
+    """Return the opset to export with: as new as is useful, as old as the target's parser needs."""
     return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
 
 
@@ -199,13 +199,13 @@ def cache_version(target: Target) -> str | None:
 
 
 def target_names() -> tuple[str, ...]:
-    """The shipped targets, in order."""
+    """Return the names of the shipped targets, in order."""
     files = resources.files("edgekd.targets").iterdir()
     return tuple(sorted(file.name[: -len(".toml")] for file in files if file.name.endswith(".toml")))
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """A shipped target by name, or a target file by its path (ends in `.toml` or has a separator in it).
+    """Load a shipped target by name, or a target file by its path (ends in `.toml` or has a separator in it).
 
     Raises SpecError: no such target or file, or a file that does not describe a target.
     """
@@ -224,12 +224,12 @@ def load_target(name_or_path: str | Path) -> Target:
 
 
 def explain(target: Target) -> list[Fact]:
-    """Everything known about a target, a line per fact, grouped as in its file."""
+    """Return all facts of a target, grouped as in its file."""
     return sorted(_facts("target", "", target), key=lambda fact: fact.group != "target")
 
 
 def to_dict(target: Target) -> dict[str, Any]:
-    """The target as plain dicts, lists, strings and numbers, for JSON."""
+    """Return the target as plain dicts, lists, strings and numbers, for JSON."""
     return dataclasses.asdict(target)
 
 

@@ -20,7 +20,7 @@ from edgekd.compress.quantization.plan import require_fits
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.quantization.rewrite import weights_pair
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x, nvfp4
 from edgekd.core.formats.int8 import dequantize_channels
@@ -49,7 +49,7 @@ def error(before: Path, after: Path) -> float:
     return output_errors(before, after, iter(FRESH))["scores"].relative_error
 
 
-def in_fp4x(done: Quantized) -> dict[str, Form]:
+def in_fp4x(done: Quantized) -> dict[str, WeightFormat]:
     return {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
 
 
@@ -74,11 +74,11 @@ def test_the_graph_has_what_tensorrt_asks_for(int8: tuple[Path, Quantized]) -> N
         assert codes.min() >= -127
         assert not zero.any()
         assert [(entry.name, entry.i) for entry in pair.attribute] == [("axis", 0)]
-        assert graph.producer(node.input[0]).op_type == "DequantizeLinear"
+        assert graph.producers.get(node.input[0]).op_type == "DequantizeLinear"
     assert quantized == LAYERS - 2, "all but the embedding, a convolution, and the head"
     attention = [node for node in graph.nodes if node.op_type == "MatMul" and weights_pair(graph, node) is None]
     assert len(attention) == 4
-    assert all(graph.producer(name).op_type != "DequantizeLinear" for node in attention for name in node.input)
+    assert all(graph.producers.get(name).op_type != "DequantizeLinear" for node in attention for name in node.input)
 
 
 def test_the_runtime_computes_what_the_graph_says(int8: tuple[Path, Quantized]) -> None:
@@ -146,7 +146,7 @@ def test_plans_are_made_for_products_and_give_what_they_promise(network: Path, t
         assert error(network, out) < 0.03
 
 
-def in_nvfp4(done: Quantized) -> dict[str, Form]:
+def in_nvfp4(done: Quantized) -> dict[str, WeightFormat]:
     """The products in NVFP4, and the embedding, a convolution, in INT8."""
     return {name: "nvfp4" if form == "int8" and "embed" not in name else form for name, form in done.forms.items()}
 
@@ -175,7 +175,7 @@ def test_products_may_be_nvfp4_with_float_activations(
 
 def test_a_network_may_be_nvfp4_alone(tmp_path: Path) -> None:
     source = perceptron(tmp_path)
-    plan: dict[str, Form] = {"fc0": "nvfp4", "fc1": "nvfp4", "fc2": "float16"}
+    plan: dict[str, WeightFormat] = {"fc0": "nvfp4", "fc1": "nvfp4", "fc2": "float16"}
     done = quantize(source, tmp_path / "out.onnx", vectors(256, 1), Quantize(), plan)
     assert (done.forms, done.scales, done.int8) == (plan, {}, ())
     found = output_errors(source, tmp_path / "out.onnx", iter(vectors(200, 2)))
@@ -248,7 +248,7 @@ def vectors(count: int, seed: int) -> list[np.ndarray]:
     return list(rows.astype(np.float32)[:, None])
 
 
-PERCEPTRON: Mapping[str, Form] = {"fc0": "fp4x", "fc1": "fp4x", "fc2": "float16"}
+PERCEPTRON: Mapping[str, WeightFormat] = {"fc0": "fp4x", "fc1": "fp4x", "fc2": "float16"}
 
 
 @pytest.mark.parametrize(("op", "limits"), [("Gemm", (0.03, 0.1)), ("MatMul", (0.03, 0.1))])

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from edgekd.builds.stages import benchmark
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.benchmark import TimingResult
-from edgekd.compress.pruning import Convolution, Cost
+from edgekd.compress.pruning import Convolution, LayerCost
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.hardware.predict.graph import works_in
@@ -37,7 +37,7 @@ class Latency(Protocol):
     def identity(self) -> Any: ...
 
     @property
-    def cost(self) -> Cost | None: ...
+    def cost(self) -> LayerCost | None: ...
 
     def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
         """Return the milliseconds of a frame for two graphs."""
@@ -53,7 +53,7 @@ class Measured:
     data: str
     device: LocalDevice
     basis: str = "measured"
-    cost: Cost | None = None
+    cost: LayerCost | None = None
     identity: Any = None
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from edgekd.builds.stages import calibrate, encode, quantize
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.calibrate import Calibrated, Frames
 from edgekd.builds.stages.quantize import COSTS, PLAN, QuantizedResult, settings_of
-from edgekd.compress.quantization.mixed_precision import Costs, choices, costs_from, ladder, plan_for
+from edgekd.compress.quantization.mixed_precision import Costs, choices, ladder, plan_for
 from edgekd.compress.quantization.plan import Plan, load_plan, plan_toml, require_fits
 from edgekd.compress.quantization.quantize import quantize as write_quantized
-from edgekd.compress.weight_formats import FORMS, Form
+from edgekd.compress.weight_formats import WEIGHT_FORMATS, WeightFormat
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.formats.packed_graph import pack
+from edgekd.core.toml import parse_table
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors.family import family_of, offering, student_family
 from edgekd.evaluation.evaluate import evaluate
@@ -257,12 +258,12 @@ def _detector_trial(
     return Trial(score, context.fingerprint(split), f"{len(split)} training images that were not calibrated on")
 
 
-def costs_of(planned: AnyStage, formats: tuple[Form, ...] = FORMS) -> Costs:
+def costs_of(planned: AnyStage, formats: tuple[WeightFormat, ...] = WEIGHT_FORMATS) -> Costs:
     """Return the measured costs of these formats and of `float16`.
 
     Only layers without another option, or that INT8 would ruin, have the option `float16`.
     """
-    costs = costs_from(json.loads((planned.path / COSTS).read_bytes()))
+    costs = parse_table(Costs, json.loads((planned.path / COSTS).read_bytes()), "costs")
     layers = []
     for layer in costs.layers:
         allowed = tuple(option for option in layer.options if option.form in (*formats, "float16"))
@@ -347,7 +348,7 @@ def _searched(
     inputs = {
         "graph": graph.sha256,
         "frames": frames.sha256,
-        "costs": costs.to_json(),
+        "costs": asdict(costs),
         "step": settings_of(step),
         "keep": keep,
         "trial": trial.sha256,

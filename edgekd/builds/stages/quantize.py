@@ -16,7 +16,7 @@ from edgekd.compress.quantization import mixed_precision
 from edgekd.compress.quantization.activation_scales import write_cache
 from edgekd.compress.quantization.plan import Plan, plan_toml
 from edgekd.compress.quantization.quantize import quantize
-from edgekd.compress.weight_formats import FORMS
+from edgekd.compress.weight_formats import WEIGHT_FORMATS
 from edgekd.core.canonical import canonical_json
 
 PLAN = "plan.toml"
@@ -72,7 +72,7 @@ class QuantizeResult(QuantizedResult):
     def summary(self) -> str:
         """Layers by format, and the cache's scales."""
         counts, cache = Counter(self.forms.values()), self.calibration_cache
-        formats = ", ".join(f"{counts[form]} layers in {form}" for form in FORMS if counts[form])
+        formats = ", ".join(f"{counts[form]} layers in {form}" for form in WEIGHT_FORMATS if counts[form])
         if cache is None:
             return formats
         return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
@@ -88,7 +88,7 @@ def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, fram
     def work(folder: Path) -> CostsResult:
         context.note("plan: measuring what each format of each layer costs ...")
         costs = mixed_precision.measure_costs(graph.path / GRAPH, frames.read(), step)
-        (folder / COSTS).write_bytes(canonical_json(costs.to_json()))
+        (folder / COSTS).write_bytes(canonical_json(asdict(costs)))
         return CostsResult(len(costs.layers))
 
     inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}

@@ -23,6 +23,9 @@ Maps = Sequence[torch.Tensor]
 MIN_FOREGROUND_PROBABILITY = 0.05
 """Least probability of a class for an anchor to count in the disagreement."""
 
+BOX_TEMPERATURE = 10.0
+"""Temperature of the distributions of box sides: as in LD."""
+
 
 def certainty(teacher: torch.Tensor) -> torch.Tensor:
     """Return the probability of each anchor's best class [b, anchors], from class logits [b, classes, anchors]."""
@@ -135,17 +138,14 @@ def _standard(maps: torch.Tensor) -> torch.Tensor:
     return centred / centred.square().mean(dim=(0, 2, 3), keepdim=True).clamp(min=1e-12).sqrt()
 
 
-def channel_loss(student: Maps, teacher: Maps, temperature: float = 1.0) -> torch.Tensor:
+def channel_loss(student: Maps, teacher: Maps) -> torch.Tensor:
     """Return the KL divergence of each channel's distribution over positions, mean over images, channels and maps.
 
-    p = softmax(F_c / T) over h * w; the loss is T^2 KL(p_teacher || p_student). Maps with as many channels; an offset
-    of a channel does not count. CWD: Shu and others, arXiv 2011.13256.
+    p = softmax(F_c) over h * w; the loss is KL(p_teacher || p_student). Maps with as many channels; an offset of a
+    channel does not count. CWD: Shu and others, arXiv 2011.13256, with T = 1.
     """
     pairs = zip(student, teacher, strict=True)
-    losses = [
-        _divergence(ours.flatten(2), resized(theirs, ours).flatten(2), temperature).mean() for ours, theirs in pairs
-    ]
-    return mean(losses) * temperature**2
+    return mean([_divergence(ours.flatten(2), resized(theirs, ours).flatten(2), 1.0).mean() for ours, theirs in pairs])
 
 
 def _divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -214,17 +214,15 @@ def _area(sides: torch.Tensor) -> torch.Tensor:
     return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
 
 
-def distribution_loss(
-    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float = 10.0
-) -> torch.Tensor:
+def distribution_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the KL divergence of distributions of box sides: mean of four sides, weighted mean of the anchors.
 
     student, teacher: logits float32 [b, 4 * bins, anchors] of a head that predicts distances as distributions (DFL);
-    T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over the bins. LD: Zheng and others, arXiv 2102.12252, T = 10.
+    T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over the bins. LD: Zheng and others, arXiv 2102.12252.
     """
     ours, theirs = (logits.unflatten(1, (4, -1)) for logits in (student, teacher))
-    divergence = _divergence(ours, theirs, temperature).mean(1)
-    return (divergence * weight).sum() * temperature**2 / _mass(weight)
+    divergence = _divergence(ours, theirs, BOX_TEMPERATURE).mean(1)
+    return (divergence * weight).sum() * BOX_TEMPERATURE**2 / _mass(weight)
 
 
 def expected_distances(boxes: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ backward pass. Cost: one backward pass through the heads for each loss, and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -65,8 +66,16 @@ def reconcile(
     gramian = jacobian @ jacobian.T
     weights = _weights(gramian)
     parts = (weights @ jacobian).split([tensor.numel() for tensor in shared])
-    hooks = tuple(tensor.register_hook(_Replace(part)) for tensor, part in zip(shared, parts, strict=True))
-    return Conflict(_named(losses, _normed(gramian)[0]), dict(zip(losses, weights.tolist(), strict=True))), hooks
+    hooks = tuple(tensor.register_hook(partial(_replaced, part)) for tensor, part in zip(shared, parts, strict=True))
+    cosines = _normed(gramian)[0].tolist()
+    pairs = combinations(enumerate(losses), 2)
+    named = {(one, other): cosines[i][j] for (i, one), (j, other) in pairs}
+    return Conflict(named, dict(zip(losses, weights.tolist(), strict=True))), hooks
+
+
+def _replaced(instead: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return a gradient that takes the place of another one."""
+    return instead.view_as(gradient).to(gradient.dtype)
 
 
 def _gradient(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -75,16 +84,6 @@ def _gradient(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> torch.Tenso
     parts = [torch.zeros_like(x) if part is None else part for part, x in zip(gradients, shared, strict=True)]
     # In double precision: inner products have millions of terms, and the solver needs no negative eigenvalue.
     return torch.cat([part.flatten().double() for part in parts])
-
-
-class _Replace:
-    """A hook that replaces a gradient."""
-
-    def __init__(self, gradient: torch.Tensor) -> None:
-        self._gradient = gradient
-
-    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
-        return self._gradient.view_as(gradient).to(gradient.dtype)
 
 
 def projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -121,8 +120,3 @@ def _normed(gramian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     norms = gramian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, torch.ones_like(norms))
     return gramian / (norms[:, None] * norms), norms
-
-
-def _named(losses: Iterable[str], cosines: torch.Tensor) -> dict[tuple[str, str], float]:
-    rows = cosines.tolist()
-    return {(one, other): rows[i][j] for (i, one), (j, other) in combinations(enumerate(losses), 2)}

@@ -1,7 +1,7 @@
 """Distillation loss terms for one batch: each level's loss by name, from the features of student and teacher.
 
 Made of the pure losses in `distill.py`, for any training loop. A loop that has further losses adds them to those of
-`Comparison` before they are weighted.
+`DistillationTerms` before they are weighted.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class DistillationLosses:
     certainty: torch.Tensor
 
 
-class Comparison:
-    """Computes the losses of one distillation.
+class DistillationTerms:
+    """Compute the losses of one distillation.
 
     classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; of several of the
     teacher's the most certain one counts. weights: of the student's classes, float32 [classes], None for equal ones.
@@ -135,12 +135,18 @@ class Comparison:
         losses = {}
         for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
             if name == "classes":
-                losses[name] = _weighted_sum([self._class_loss(*pair, temperature) for pair in pairs.values()], parts)
+                of_branches = [self._class_loss(*pair, temperature) for pair in pairs.values()]
+                losses[name] = _weighted_sum(of_branches, parts)
             elif name == "boxes":
                 of_branches = [_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()]
                 losses[name] = _weighted_sum(of_branches, parts)
+            elif name == "features":
+                losses[name] = self._feature_loss(student, teacher, certainty)
+            elif name == "relations":
+                losses[name] = _relation_loss(student, teacher, certainty)
             else:
-                losses[name] = getattr(self, f"_{name}")(student, teacher, certainty)
+                loss = distill.pattern_loss if name == "neurons" else distill.attention_loss
+                losses[name] = loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
         mask = distill.foreground(theirs.scores)
         disagreement = distill.disagreement(ours.scores, theirs.scores, mask, temperature)
         return DistillationLosses(losses, disagreement, temperature.detach(), certainty)
@@ -167,15 +173,9 @@ class Comparison:
     def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
         return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
 
-    @staticmethod
-    def _neurons(student: DetectorFeatures, teacher: DetectorFeatures, _: torch.Tensor) -> torch.Tensor:
-        return distill.pattern_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
-
-    @staticmethod
-    def _attention(student: DetectorFeatures, teacher: DetectorFeatures, _: torch.Tensor) -> torch.Tensor:
-        return distill.attention_loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
-
-    def _features(self, student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor) -> torch.Tensor:
+    def _feature_loss(
+        self, student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor
+    ) -> torch.Tensor:
         projected = [project(maps).float() for project, maps in zip(self._aids.projectors, student.neck, strict=True)]
         if self._step.features == "correlation":
             return distill.correlation_loss(projected, teacher.neck)
@@ -185,14 +185,14 @@ class Comparison:
         weights = [level.unflatten(1, (1, *size)) for level, size in zip(levels, student.grid.sizes, strict=True)]
         return distill.feature_loss(projected, teacher.neck, weights)
 
-    @staticmethod
-    def _relations(student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor) -> torch.Tensor:
-        index, weight = distill.peaks(certainty, student.grid.sizes, MAX_RELATED_OBJECTS)
-        points, _ = student.grid.points(certainty.device)
-        height, width = student.grid.frame
-        positions = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
-        ours, theirs = (distill.object_vectors(each.neck, positions) for each in (student, teacher))
-        return distill.relation_loss(ours, theirs, weight.flatten())
+
+def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor) -> torch.Tensor:
+    index, weight = distill.peaks(certainty, student.grid.sizes, MAX_RELATED_OBJECTS)
+    points, _ = student.grid.points(certainty.device)
+    height, width = student.grid.frame
+    positions = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
+    ours, theirs = (distill.object_vectors(each.neck, positions) for each in (student, teacher))
+    return distill.relation_loss(ours, theirs, weight.flatten())
 
 
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:

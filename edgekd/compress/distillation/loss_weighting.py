@@ -33,20 +33,6 @@ def teacher_share(disagreement: torch.Tensor, reading: Reading) -> torch.Tensor:
     return {"agreement": alpha, "disagreement": 1 - alpha, "off": torch.ones_like(alpha)}[reading]
 
 
-class MovingAverage:
-    """An exponential moving average: value = momentum * value + (1 - momentum) * new, from the first value on."""
-
-    def __init__(self, momentum: float) -> None:
-        self.value: torch.Tensor | None = None
-        self._momentum = momentum
-
-    def __call__(self, new: torch.Tensor) -> torch.Tensor:
-        """Add a value; return the mean, detached."""
-        new = new.detach()
-        self.value = new if self.value is None else self._momentum * self.value + (1 - self._momentum) * new
-        return self.value
-
-
 class Balance:
     """Factors that give every loss a gradient as long as that of the labels' loss at shared tensors, every N steps.
 
@@ -94,27 +80,33 @@ def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
 
 
 class LossWeighting:
-    """Weights of the losses of each batch: of their stage, times balancing factors, times the teacher's share."""
+    """Weights of the losses of each batch: of their stage, times balancing factors, times the teacher's share.
+
+    The share follows an exponential moving average of the disagreement.
+    """
 
     def __init__(self, step: Distill) -> None:
         self._alpha: Reading = step.alpha
+        self._momentum = step.momentum
+        self._disagreement: torch.Tensor | None = None
         self.factors = Balance(step.balance_every)
-        self._disagreement = MovingAverage(step.momentum)
 
     def of_teacher(
         self, stage: DistillStage, teacher: DistillationLosses, factors: Mapping[str, float]
     ) -> dict[str, torch.Tensor]:
         """Return the weight of each of the teacher's losses, and as `teacher` its share. Scalars."""
-        share = teacher_share(self._disagreement(teacher.disagreement), self._alpha if stage.adaptive else "off")
+        now, mean = teacher.disagreement.detach(), self._disagreement
+        self._disagreement = now if mean is None else self._momentum * mean + (1 - self._momentum) * now
+        share = teacher_share(self._disagreement, self._alpha if stage.adaptive else "off")
         weights = {name: getattr(stage.weights, name) * factors[name] * share for name in teacher.losses}
         return {**weights, "teacher": share}
 
     def state(self) -> dict[str, Any]:
         """Return what resuming a training needs."""
         balance = self.factors
-        return {"factors": dict(balance.factors), "calls": balance.calls, "apart": self._disagreement.value}
+        return {"factors": dict(balance.factors), "calls": balance.calls, "apart": self._disagreement}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Resume from a state."""
         self.factors.factors, self.factors.calls = dict(state["factors"]), state["calls"]
-        self._disagreement.value = state["apart"]
+        self._disagreement = state["apart"]

@@ -22,6 +22,9 @@ MAX_SCALE = 100.0
 INITIAL_TEMPERATURE = 0.07
 """Temperature of InfoNCE, as in CLIP (Radford et al., arXiv 2103.00020, section 2.5)."""
 
+MODALITY_TEMPERATURE = 0.5
+"""With it the factors of both losses stay between 0.24 and 1.76, so that texts are learned from the start."""
+
 
 def pool_regions(
     maps: Sequence[torch.Tensor], strides: Sequence[float], boxes: torch.Tensor, images: torch.Tensor
@@ -104,17 +107,14 @@ def confidence(logits: torch.Tensor) -> torch.Tensor:
     return (1 - entropy / math.log(max(logits.shape[1], 2))).clamp(0, 1)
 
 
-def modality_weights(
-    text: torch.Tensor, teacher: torch.Tensor, temperature: float = 0.5
-) -> tuple[torch.Tensor, torch.Tensor]:
+def modality_weights(text: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of the texts' loss and the teacher's on this batch.
 
-    w = 2 softmax([mean text, mean teacher] / temperature); text, teacher: confidence in each region, [n] from 0 to 1.
-    Both weights are 1 where these are equal, or where there is no region, and they add up to 2. They have no gradient:
-    a loss could otherwise be lowered by doubt. At temperature 0.5 they stay between 0.24 and 1.76, so that texts are
-    learned from the start.
+    w = 2 softmax([mean text, mean teacher] / MODALITY_TEMPERATURE); text, teacher: confidence in each region, 0 to 1,
+    [n]. Both weights are 1 where these are equal, or where there is no region, and they add up to 2. They have no
+    gradient: a loss could otherwise be lowered by doubt.
     """
     if not len(text):
         return text.new_ones(()), text.new_ones(())
-    weights = 2 * (torch.stack([text.mean(), teacher.mean()]).detach() / temperature).softmax(dim=0)
+    weights = 2 * (torch.stack([text.mean(), teacher.mean()]).detach() / MODALITY_TEMPERATURE).softmax(dim=0)
     return weights[0], weights[1]

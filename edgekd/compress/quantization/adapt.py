@@ -19,8 +19,8 @@ import numpy as np
 
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
-from edgekd.compress.quantization.placement import Placement, shared_scales
-from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.quantization.placement import QuantizerPlacement, shared_scales
+from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import PROBES, frames_to_fit, prepared, reconstruct
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.compress.quantization.scales import choose_scales
@@ -64,8 +64,8 @@ def adapt(
 
 
 def _changed(
-    graph: Graph, layers: Sequence[Layer], known: Sequence[np.ndarray], shown: Sequence[np.ndarray]
-) -> list[Layer]:
+    graph: Graph, layers: Sequence[QdqConvolution], known: Sequence[np.ndarray], shown: Sequence[np.ndarray]
+) -> list[QdqConvolution]:
     """Return the fitted layers as they are stored; `graph` then computes the same."""
     nodes = {node.name: node for node in graph.nodes}
     views = {each.node: layer_of(graph, nodes[each.node]) for each in layers if not is_dfl(graph, nodes[each.node])}
@@ -78,7 +78,7 @@ def _changed(
     return [_fitted(layer, views[layer.node], graph, stored.get(layer.node)) for layer in layers if layer.node in forms]
 
 
-def _fitted(layer: Layer, view: LayerView | None, graph: Graph, stored: Stored | None) -> Layer:
+def _fitted(layer: QdqConvolution, view: LayerView | None, graph: Graph, stored: Stored | None) -> QdqConvolution:
     """Return a layer with the weights and the bias that a float graph now has for it, in the layer's types."""
     assert view is not None, "only such layers were fitted"
     assert not isinstance(stored, Nvfp4), "which no convolution is stored in"
@@ -110,19 +110,19 @@ def _widened(model: Any) -> Any:
 
 
 def _ranges(
-    graph: Graph, path: Path, layers: Sequence[Layer], scaled: Sequence[str], frames: Sequence[np.ndarray]
+    graph: Graph, path: Path, layers: Sequence[QdqConvolution], scaled: Sequence[str], frames: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Return the scale of each quantized activation, and of those that share it, measured on frames.
 
     path: the float graph as a file; scaled: names of the quantized activations in it.
     """
     quantized = tuple(layer.node for layer in layers if layer.input_scale is not None and layer.scales is not None)
-    placement = Placement(quantized, (), tuple(scaled), shared_scales(graph, list(scaled)))
+    placement = QuantizerPlacement(quantized, (), tuple(scaled), shared_scales(graph, list(scaled)))
     histograms = observe(path, placement.quantized, frames)
     scales, _ = choose_scales(graph, placement, histograms, "best", frames[:PROBES])
     return {name: scales[name] for group in placement.groups for name in group}
 
 
-def _with_range(layer: Layer, scale: float | None) -> Layer:
+def _with_range(layer: QdqConvolution, scale: float | None) -> QdqConvolution:
     """Return a layer with another scale of its input, if its input has one."""
     return layer if layer.input_scale is None or scale is None else replace(layer, input_scale=scale)

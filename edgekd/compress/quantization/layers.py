@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, attributes
 
 MIN_PRODUCT_SIDE = 16
 """A matrix whose sides are smaller is arithmetic, such as a conversion of boxes, and no layer."""
@@ -64,7 +64,7 @@ class LayerView(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Product(LayerView):
+class ProductView(LayerView):
     """A Gemm with weights [O, K], or a MatMul with weights [K, O] (`transposed`)."""
 
     transposed: bool
@@ -80,7 +80,7 @@ class Product(LayerView):
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution(LayerView):
+class ConvolutionView(LayerView):
     """A convolution with weights float32 [O, I / groups, kh, kw]; the rest as in ONNX's Conv.
 
     pads: top, left, bottom, right; or ONNX's `auto_pad`, with which they follow from the input's size.
@@ -151,7 +151,7 @@ def layer_of(graph: Graph, node: Any) -> LayerView | None:
     return _convolution(graph, node) if node.op_type == "Conv" else _product(graph, node)
 
 
-def _convolution(graph: Graph, node: Any) -> Convolution | None:
+def _convolution(graph: Graph, node: Any) -> ConvolutionView | None:
     """Return the view; None for computed weights or bias, and for other than two dimensions."""
     weights, options = graph.constant(node.input[1]), attributes(node)
     name = node.input[2] if len(node.input) > 2 else None
@@ -159,7 +159,7 @@ def _convolution(graph: Graph, node: Any) -> Convolution | None:
     if weights is None or bias is None or weights.ndim != 4:
         return None
     padding = options.get("auto_pad", b"NOTSET").decode("ascii")
-    return Convolution(
+    return ConvolutionView(
         name=node.name,
         weights=weights,
         bias=bias.astype(np.float32),
@@ -172,7 +172,7 @@ def _convolution(graph: Graph, node: Any) -> Convolution | None:
     )
 
 
-def _product(graph: Graph, node: Any) -> Product | None:
+def _product(graph: Graph, node: Any) -> ProductView | None:
     """Return the view; None for a Gemm that `rewrite.own_parameters` has not normalized."""
     weights, options = graph.constant(node.input[1]), attributes(node)
     if weights is None or weights.ndim != 2 or weights.dtype != np.float32:
@@ -185,7 +185,7 @@ def _product(graph: Graph, node: Any) -> Product | None:
     scaled = any(options.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta"))
     if not plain or scaled or bias is None or bias.shape != outputs_first.shape[:1]:
         return None
-    return Product(node.name, outputs_first, bias, node.input[1], name, groups=1, transposed=transposed)
+    return ProductView(node.name, outputs_first, bias, node.input[1], name, groups=1, transposed=transposed)
 
 
 def bias_of_product(graph: Graph, node: Any) -> str | None:
@@ -203,10 +203,3 @@ def bias_of_product(graph: Graph, node: Any) -> str | None:
     other: str = addition.input[1 - at]
     weights = graph.shape(node.input[1])
     return other if weights is not None and graph.shape(other) == weights[1:] else None
-
-
-def attributes(node: Any) -> dict[str, Any]:
-    """Return the attributes of a node, by name."""
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

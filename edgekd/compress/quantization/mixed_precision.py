@@ -15,16 +15,15 @@ GPUs support it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.layers import LayerView, Product, is_dfl, is_layer, layer_of
-from edgekd.compress.quantization.placement import Placement, place
+from edgekd.compress.quantization.layers import LayerView, ProductView, is_dfl, is_layer, layer_of
+from edgekd.compress.quantization.placement import QuantizerPlacement, place
 from edgekd.compress.quantization.plan import Plan, PlannedLayer
 from edgekd.compress.quantization.quantize import PROBES, frames_to_fit, prepared, require_weights, unreadable
 from edgekd.compress.quantization.reconstruct import Stored
@@ -32,22 +31,21 @@ from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs,
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.compress.quantization.sensitivity_4bit import Rounded, measure_rounded
 from edgekd.compress.steps import Quantize
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import packed_graph
 from edgekd.core.formats.int8 import quantize_channels
 from edgekd.core.formats.nvfp4 import fits as nvfp4_fits
-from edgekd.core.toml import parse_table
 from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
 
 @dataclass(frozen=True)
-class Option:
+class FormCost:
     """A form of a layer: stored bytes of its weights and scales, and the output error it adds."""
 
-    form: Form
+    form: WeightFormat
     bytes: int
     error: float
 
@@ -58,7 +56,7 @@ class LayerCosts:
 
     name: str
     weights: int
-    options: tuple[Option, ...]
+    options: tuple[FormCost, ...]
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,6 @@ class Costs:
     graph_sha256: str
     rest_bytes: int
     layers: tuple[LayerCosts, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object, which `costs_from` reads back."""
-        return asdict(self)
-
-
-def costs_from(value: Any) -> Costs:
-    """Read costs from parsed JSON. Raises SpecError for anything else."""
-    return parse_table(Costs, value, "costs")
 
 
 def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
@@ -95,15 +84,15 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
     forms = {name: _forms(layer, placement, "nvfp4" in step.formats) for name, layer in views.items()}
     four_bits = {name: [form for form in forms[name] if form in ("fp4x", "nvfp4")] for name in placement.layers}
     rounded = {(each.form, each.name): each for each in measure_rounded(graph, four_bits, fitting)}
-    codes: dict[Form, dict[str, Stored]] = {"float16": {}, "int8": {}}
+    codes: dict[WeightFormat, dict[str, Stored]] = {"float16": {}, "int8": {}}
     codes["int8"].update({name: quantize_channels(views[name].weights) for name in four_bits})
     for (form, name), each in rounded.items():
         codes.setdefault(form, {})[name] = each.stored
     sizes = {form: _stored_bytes(graph, placement, scales, stored) for form, stored in codes.items()}
 
-    def option(form: Form, name: str) -> Option:
+    def option(form: WeightFormat, name: str) -> FormCost:
         error = _error(form, name, rounded, snr_db[name]) if name in snr_db else 0.0
-        return Option(form, sizes[form][0][name], _short(error))
+        return FormCost(form, sizes[form][0][name], _short(error))
 
     layers = []
     for name, layer in views.items():
@@ -113,7 +102,7 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
     return Costs(file_sha256(source), sizes["int8"][1], tuple(layers))
 
 
-def choices(source: Path) -> dict[str, tuple[Form, ...]]:
+def choices(source: Path) -> dict[str, tuple[WeightFormat, ...]]:
     """Return the forms that each layer of the float ONNX graph `source` can have, for `plan.require_fits`."""
     graph, placement = _read(source)
     return {name: _forms(layer, placement, nvfp4=True) for name, layer in _layers(graph).items()}
@@ -179,7 +168,7 @@ def _smallest(costs: Costs) -> int:
     return costs.rest_bytes + sum(min(option.bytes for option in layer.options) for layer in costs.layers)
 
 
-def _read(source: Path) -> tuple[Graph, Placement]:
+def _read(source: Path) -> tuple[Graph, QuantizerPlacement]:
     """Return the graph as it will be quantized, and its placement with all possible layers in INT8."""
     graph = prepared(source)
     placement = place(graph, unreadable(graph))
@@ -193,15 +182,15 @@ def _layers(graph: Graph) -> dict[str, LayerView]:
     return {layer.name: layer for layer in layers if layer is not None}
 
 
-def _forms(layer: LayerView, placement: Placement, nvfp4: bool) -> tuple[Form, ...]:
+def _forms(layer: LayerView, placement: QuantizerPlacement, nvfp4: bool) -> tuple[WeightFormat, ...]:
     """Return the forms of a layer; nvfp4: whether it is on offer for those that can have it."""
     if layer.name not in placement.layers:
         return ("float16",)
-    fits = nvfp4 and isinstance(layer, Product) and nvfp4_fits(layer.weights.shape)
+    fits = nvfp4 and isinstance(layer, ProductView) and nvfp4_fits(layer.weights.shape)
     return ("float16", "int8", "fp4x", "nvfp4") if fits else ("float16", "int8", "fp4x")
 
 
-def _error(form: Form, name: str, rounded: Mapping[tuple[Form, str], Rounded], snr_db: float) -> float:
+def _error(form: WeightFormat, name: str, rounded: Mapping[tuple[WeightFormat, str], Rounded], snr_db: float) -> float:
     """Return the output error of a form. That of INT8 is not measured, but scaled as fp4x's in the same layers."""
     if form == "float16":
         return 0.0
@@ -214,7 +203,7 @@ def _error(form: Form, name: str, rounded: Mapping[tuple[Form, str], Rounded], s
 
 
 def _stored_bytes(
-    graph: Graph, placement: Placement, scales: Mapping[str, float], codes: Mapping[str, Stored]
+    graph: Graph, placement: QuantizerPlacement, scales: Mapping[str, float], codes: Mapping[str, Stored]
 ) -> tuple[dict[str, int], int]:
     """Return the bytes of each layer's weights and scales in a packed graph, and of the rest of it.
 

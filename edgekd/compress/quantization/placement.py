@@ -30,7 +30,7 @@ MOVES_VALUES = CUTS_VALUES | frozenset(
 
 
 @dataclass(frozen=True)
-class Placement:
+class QuantizerPlacement:
     """The quantized layers and activations.
 
     layers: names of the nodes with INT8 weights; edges: (node name, input index) that read a quantized activation;
@@ -43,7 +43,7 @@ class Placement:
     groups: tuple[tuple[str, ...], ...]
 
 
-def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
+def place(graph: Graph, keep_float: Collection[str] = ()) -> QuantizerPlacement:
     """Place the quantizers of a float network; the layers named in `keep_float` get none."""
     head = float_head(graph).union(keep_float)
     layers = [node for node in graph.nodes if is_layer(graph, node) and node.name not in head]
@@ -54,7 +54,7 @@ def place(graph: Graph, keep_float: Collection[str] = ()) -> Placement:
         if node.op_type == "Add" and node.name not in head:
             skip = _skip_input(graph, node, convolved)
             edges += [] if skip is None else [(node.name, skip)]
-    return Placement(
+    return QuantizerPlacement(
         layers=tuple(node.name for node in layers),
         edges=tuple(edges),
         quantized=tuple(quantized),
@@ -68,14 +68,14 @@ def float_head(graph: Graph) -> set[str]:
     DFL is itself a layer (of 16 probabilities with 0..15); the search passes through it.
     """
     head: set[str] = set()
-    waiting = [node for name in graph.outputs if (node := graph.producer(name)) is not None]
+    waiting = [node for name in graph.outputs if (node := graph.producers.get(name)) is not None]
     while waiting:
         node = waiting.pop()
         if node.name in head:
             continue
         head.add(node.name)
         if not is_layer(graph, node) or is_dfl(graph, node):
-            waiting.extend(graph.upstream(node))
+            waiting.extend(graph.producers[name] for name in node.input if name in graph.producers)
     return head
 
 

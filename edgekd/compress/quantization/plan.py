@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml, toml_text
 
@@ -21,7 +20,7 @@ class PlannedLayer:
     """
 
     name: str
-    form: Form
+    form: WeightFormat
     weights: int
     bytes: int
     error: float
@@ -42,13 +41,13 @@ class Plan:
     max_bytes: int | None = None
 
     @property
-    def forms(self) -> dict[str, Form]:
+    def forms(self) -> dict[str, WeightFormat]:
         """The form of each layer, by node name."""
         return {layer.name: layer.form for layer in self.layers}
 
 
 def plan_toml(plan: Plan) -> str:
-    """Return the plan as readable TOML, which `plan_from` reads back."""
+    """Return the plan as readable TOML, which `load_plan` reads back."""
     head = {name: getattr(plan, name) for name in ("graph_sha256", "max_bytes", "predicted_bytes", "predicted_error")}
     if plan.max_bytes is None:
         del head["max_bytes"]
@@ -75,25 +74,21 @@ def _row(layer: PlannedLayer) -> str:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan from a TOML file. Raises SpecError naming file and key, or the layer."""
-    return plan_from(read_toml(path), str(path))
-
-
-def plan_from(table: dict[str, Any], source: str) -> Plan:
-    """Read a plan from a TOML table. Raises SpecError for unknown keys and forms, and for a repeated layer."""
+    """Read a plan from a TOML file. Raises SpecError for unknown keys and forms, and for a repeated layer."""
+    table = read_toml(path)
     rows = table.get("layers")
     for row in rows if isinstance(rows, list) else []:
         # First each by itself: so a message has the layer's name, not its index.
         name = row.get("name") if isinstance(row, dict) else None
-        parse_table(PlannedLayer, row, f"{source}: layer {name}")
-    plan = parse_table(Plan, table, source)
+        parse_table(PlannedLayer, row, f"{path}: layer {name}")
+    plan = parse_table(Plan, table, str(path))
     twice = [name for name, count in Counter(layer.name for layer in plan.layers).items() if count > 1]
     if twice:
-        raise SpecError(f"{source}: layers {_some(twice)}", expected="each once", found="each more than once")
+        raise SpecError(f"{path}: layers {_some(twice)}", expected="each once", found="each more than once")
     return plan
 
 
-def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
+def require_fits(plan: Plan, choices: Mapping[str, Collection[WeightFormat]]) -> None:
     """Raise SpecError for a plan with missing or unknown layers, or forms that a layer cannot have.
 
     choices: the forms that each layer of the graph can have, by node name.
@@ -111,6 +106,5 @@ def require_fits(plan: Plan, choices: Mapping[str, Collection[Form]]) -> None:
             raise SpecError(f"plan: layer {name}", expected=" or ".join(choices[name]), found=form)
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.quantization.rewrite import weights_pair
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
@@ -24,7 +24,7 @@ from edgekd.graph.view import Graph
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class QdqConvolution:
     """One convolution with constant weights.
 
     node: its name; parameter: name of its weights in the float graph; weights [O, I, kh, kw]: INT8 codes int8 with
@@ -40,7 +40,7 @@ class Layer:
     input_scale: float | None
 
     @property
-    def form(self) -> Form:
+    def form(self) -> WeightFormat:
         """Format of the weights: `fp4x` where the codes are such, else `int8`; `float16` without codes."""
         if self.scales is None:
             return "float16"
@@ -52,7 +52,7 @@ class Layer:
         return self.weights if self.scales is None else dequantize_channels(self.weights, self.scales)
 
 
-def read_layers(path: Path) -> tuple[Layer, ...]:
+def read_layers(path: Path) -> tuple[QdqConvolution, ...]:
     """Read the convolutions of a Q/DQ graph, in graph order, without those with computed weights.
 
     Raises CompressError for a graph with quantized matrix products, which training would take for float ones.
@@ -70,7 +70,7 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
     return tuple(_layer(graph, node, names) for node, names in _convolutions(graph))
 
 
-def write_layers(source: Path, out: Path, layers: Iterable[Layer]) -> None:
+def write_layers(source: Path, out: Path, layers: Iterable[QdqConvolution]) -> None:
     """Write `out`: the Q/DQ graph `source` with its convolutions changed to `layers`, all of them or some.
 
     Raises CompressError where a layer does not fit `source`, or two do not agree on the scale of a common activation.
@@ -88,7 +88,7 @@ def write_layers(source: Path, out: Path, layers: Iterable[Layer]) -> None:
     write_file(out, model.SerializeToString())
 
 
-def _changes(graph: Graph, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
+def _changes(graph: Graph, layers: Iterable[QdqConvolution]) -> dict[str, np.ndarray]:
     """Return the new values of the initializers, by name."""
     names_of = {node.name: names for node, names in _convolutions(graph)}
     changed: dict[str, np.ndarray] = {}
@@ -124,18 +124,18 @@ def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
         names = {"weights": node.input[1]} if pair is None else {"weights": pair.input[0], "scales": pair.input[1]}
         if len(node.input) > 2 and node.input[2]:
             names["bias"] = node.input[2]
-        if (before := graph.producer(node.input[0])) is not None and before.op_type == "DequantizeLinear":
+        if (before := graph.producers.get(node.input[0])) is not None and before.op_type == "DequantizeLinear":
             names["input_scale"] = before.input[1]
         if graph.constant(names["weights"]) is not None:
             yield node, names
 
 
-def _layer(graph: Graph, node: Any, names: Mapping[str, str]) -> Layer:
+def _layer(graph: Graph, node: Any, names: Mapping[str, str]) -> QdqConvolution:
     values = {part: graph.constant(name) for part, name in names.items()}
     scale = values.get("input_scale")
     weights = values["weights"]
     assert weights is not None, "the convolutions have constant weights"
-    return Layer(
+    return QdqConvolution(
         node=node.name,
         parameter=names["weights"].removesuffix(f"/{node.name}/int8"),
         weights=weights,

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
-from edgekd.compress.quantization.placement import Placement, place
+from edgekd.compress.quantization.placement import QuantizerPlacement, place
 from edgekd.compress.quantization.reconstruct import Moments, Stored, bias_for, moments_of, pooled, refit, stored_in
 from edgekd.compress.quantization.rewrite import (
     apply,
@@ -26,7 +26,7 @@ from edgekd.compress.quantization.rewrite import (
 )
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.compress.steps import Quantize
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.model_file import read_model
@@ -62,7 +62,7 @@ class Quantized:
 
     scales: Mapping[str, float]
     snr_db: Mapping[str, float]
-    forms: Mapping[str, Form]
+    forms: Mapping[str, WeightFormat]
     layers: int
 
     @property
@@ -72,7 +72,11 @@ class Quantized:
 
 
 def quantize(
-    source: Path, out: Path, frames: Iterable[np.ndarray], step: Quantize, plan: Mapping[str, Form] | None = None
+    source: Path,
+    out: Path,
+    frames: Iterable[np.ndarray],
+    step: Quantize,
+    plan: Mapping[str, WeightFormat] | None = None,
 ) -> Quantized:
     """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
@@ -173,7 +177,7 @@ def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> N
             raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
 
 
-def _require_quiet(placement: Placement, snr_db: Mapping[str, float], step: Quantize, source: Path) -> None:
+def _require_quiet(placement: QuantizerPlacement, snr_db: Mapping[str, float], step: Quantize, source: Path) -> None:
     if not placement.layers:
         raise CompressError(
             f"{source.name}: every layer is too noisy in INT8",
@@ -191,7 +195,7 @@ def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: i
         yield frame
 
 
-def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict[str, Form]:
+def _forms(graph: Graph, placement: QuantizerPlacement, plan: Mapping[str, WeightFormat]) -> dict[str, WeightFormat]:
     """Return the storage format of every layer's weights; DFL's constants are no weights."""
     quantized = {*placement.layers, *(name for name, form in plan.items() if form == "nvfp4")}
     return {
@@ -204,7 +208,7 @@ def _forms(graph: Graph, placement: Placement, plan: Mapping[str, Form]) -> dict
 def reconstruct(
     graph: Graph,
     quantized: Graph,
-    forms: Mapping[str, Form],
+    forms: Mapping[str, WeightFormat],
     frames: Sequence[np.ndarray],
     read_frames: Sequence[np.ndarray],
     int8_rounding: str,
@@ -244,7 +248,7 @@ _Decided = tuple[dict[str, np.ndarray], Stored | None]
 
 
 def _decide(
-    layer: LayerView, form: Form, reference: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
+    layer: LayerView, form: WeightFormat, reference: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
 ) -> _Decided:
     """Return a layer's initializers as the engine uses them, and quantized weights as they are stored."""
     halves = _halves(layer, reference, read)

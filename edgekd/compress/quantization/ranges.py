@@ -6,6 +6,7 @@ INT8 is symmetric here: codes -127..127, scale = range / 127.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 
@@ -71,14 +72,9 @@ def merged(histograms: list[MagnitudeHistogram]) -> MagnitudeHistogram:
     return total
 
 
-def range_by_max(histogram: MagnitudeHistogram) -> float:
-    """Return the largest magnitude: nothing is clipped."""
-    return histogram.largest
-
-
 def range_by_mse(histogram: MagnitudeHistogram) -> float:
-    """Return the range with the least mean squared error of rounding and clipping."""
-    candidates = _candidates(histogram)
+    """Return the range with the least mean squared error of rounding and clipping, of 96 from 5 % of the largest on."""
+    candidates = histogram.largest * np.linspace(0.05, 1, 96)
     centres, counts = histogram.centres, histogram.counts.astype(np.float64)
     steps = (candidates / LEVELS)[:, None]
     rounded = np.minimum(np.rint(centres / steps), LEVELS) * steps
@@ -129,14 +125,9 @@ def _divergence(counts: np.ndarray, end: int) -> float:
     return float((p * np.log(p / q)).sum())
 
 
-def _candidates(histogram: MagnitudeHistogram) -> np.ndarray:
-    """Return the candidate ranges, float64 [96]: from a twentieth of the largest magnitude up to it."""
-    return histogram.largest * np.linspace(0.05, 1, 96)
-
-
 METHODS: dict[str, Callable[[MagnitudeHistogram], float]] = {
     "entropy": range_by_entropy,
-    "max": range_by_max,
+    "max": attrgetter("largest"),  # nothing is clipped
     "mse": range_by_mse,
     "percentile": range_by_percentile,
 }

@@ -98,9 +98,9 @@ def refit(weights: np.ndarray, halves: tuple[Moments, Moments]) -> Fit:
     moments = pooled(*halves)
     corrections = [_correction(half) for half in halves]
     share = np.mean([_gain(each, other) for each, other in zip(corrections, halves[::-1], strict=True)], axis=0)
-    trust = np.mean([_agreement(one.error, other.error) for one, other in (halves, halves[::-1])], axis=0)
+    agreements = [_agreement(one.error, other.error) for one, other in (halves, halves[::-1])]
     change = np.clip(share, 0, 1).astype(np.float32)[:, None, None] * np.mean(corrections, axis=0)
-    shift = np.clip(trust, 0, 1).astype(np.float32)[:, None] * moments.error
+    shift = np.clip(np.mean(agreements, axis=0), 0, 1).astype(np.float32)[:, None] * moments.error
     return Fit(weights + change, shift - _on_average(change, moments))
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.layers import attributes, bias_of_product, is_dfl, is_layer
-from edgekd.compress.quantization.placement import Placement
+from edgekd.compress.quantization.layers import bias_of_product, is_dfl, is_layer
+from edgekd.compress.quantization.placement import QuantizerPlacement
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.core.formats.nvfp4 import Nvfp4
 from edgekd.graph import nvfp4
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, attributes
 
 
 def name_nodes(model: Any) -> None:
@@ -80,7 +80,7 @@ def _add_initializer(graph: Graph, name: str, value: np.ndarray) -> None:
     graph.model.graph.initializer.append(numpy_helper.from_array(value, name))
 
 
-def insert_activation_pairs(graph: Graph, placement: Placement, scales: Mapping[str, float]) -> None:
+def insert_activation_pairs(graph: Graph, placement: QuantizerPlacement, scales: Mapping[str, float]) -> None:
     """Insert a QuantizeLinear/DequantizeLinear pair per quantized tensor; the placement's edges read its output."""
     from onnx import helper
 
@@ -141,9 +141,9 @@ def _dequantizers(stored: Stored, stem: str) -> tuple[list[Any], list[Any]]:
 
 def weights_pair(graph: Graph, node: Any) -> Any | None:
     """Return the DequantizeLinear of a layer's weights; None for float weights."""
-    before = graph.producer(node.input[1])
+    before = graph.producers.get(node.input[1])
     if before is not None and before.op_type == "Transpose":
-        before = graph.producer(before.input[0])
+        before = graph.producers.get(before.input[0])
     return before if before is not None and before.op_type == "DequantizeLinear" else None
 
 
@@ -152,7 +152,7 @@ def stored_names(graph: Graph, node: Any) -> list[str]:
     pair = weights_pair(graph, node)
     if pair is None:
         return [node.input[1]]
-    scales = graph.producer(pair.input[1])
+    scales = graph.producers.get(pair.input[1])
     return [*pair.input, *(scales.input if scales is not None else ())]
 
 

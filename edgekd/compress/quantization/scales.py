@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgekd.compress.quantization.placement import Placement
+from edgekd.compress.quantization.placement import QuantizerPlacement
 from edgekd.compress.quantization.ranges import METHODS, MagnitudeHistogram, merged, scale_of
 from edgekd.compress.quantization.sensitivity import decibels, output_noise
 from edgekd.graph.view import Graph
@@ -14,16 +14,15 @@ from edgekd.graph.view import Graph
 
 def choose_scales(
     graph: Graph,
-    placement: Placement,
+    placement: QuantizerPlacement,
     histograms: Mapping[str, MagnitudeHistogram],
     ranges: str,
     probes: Sequence[np.ndarray],
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return a scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each layer.
 
-    ranges: a method of `edgekd.compress.quantization.ranges`, or `best`: for each group the one with the least
-    relative noise over
-    the layers that read it, on the frames `probes` float32 [1, 3, h, w].
+    ranges: a method of `ranges.METHODS`, or `best`: for each group the one with the least relative noise over its
+    readers, on the frames `probes` float32 [1, 3, h, w].
     """
     frame = graph.model.graph.input[0].name
     methods = sorted(METHODS) if ranges == "best" else [ranges]
@@ -43,7 +42,7 @@ def choose_scales(
 
 
 def group_scales(
-    placement: Placement, histograms: Mapping[str, MagnitudeHistogram], method: str, frame: str
+    placement: QuantizerPlacement, histograms: Mapping[str, MagnitudeHistogram], method: str, frame: str
 ) -> dict[str, float]:
     """Return the scale of each group, for each of its tensors. The frame is never clipped: white is a valid value."""
     scales = {}

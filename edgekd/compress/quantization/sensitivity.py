@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.quantization.layers import layer_of
-from edgekd.compress.quantization.placement import Placement
+from edgekd.compress.quantization.placement import QuantizerPlacement
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.session import copied, cpu_session
 from edgekd.graph.view import Graph
@@ -44,7 +44,7 @@ def decibels(relative: float) -> float:
 
 
 def output_noise(
-    graph: Graph, placement: Placement, choices: Sequence[Mapping[str, float]], frames: Iterable[np.ndarray]
+    graph: Graph, placement: QuantizerPlacement, choices: Sequence[Mapping[str, float]], frames: Iterable[np.ndarray]
 ) -> OutputNoise:
     """Measure the noise of each INT8 layer for several choices of scales, over frames float32 [1, 3, h, w]."""
     by_name = {node.name: node for node in graph.nodes}

@@ -19,7 +19,7 @@ import numpy as np
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.quantization.layerwise import Walk, levels_of
 from edgekd.compress.quantization.reconstruct import Stored, moments_of, stored_in
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.graph.session import part_session
 from edgekd.graph.view import Graph
 
@@ -37,7 +37,7 @@ class Rounded:
     """
 
     name: str
-    form: Form
+    form: WeightFormat
     stored: Stored
     bias: np.ndarray
     local_noise: float
@@ -45,7 +45,7 @@ class Rounded:
 
 
 def measure_rounded(
-    graph: Graph, forms: Mapping[str, Sequence[Form]], frames: Sequence[np.ndarray]
+    graph: Graph, forms: Mapping[str, Sequence[WeightFormat]], frames: Sequence[np.ndarray]
 ) -> Iterator[Rounded]:
     """Measure each layer in each of its 4-bit `forms`, as the only one in a float graph, on frames float32.
 
@@ -77,7 +77,7 @@ def last_products(graph: Graph) -> tuple[str, ...]:
     waiting = list(graph.outputs)
     while waiting:
         name = waiting.pop()
-        node = graph.producer(name)
+        node = graph.producers.get(name)
         if node is None or name in passed:
             continue
         passed.add(name)
@@ -100,7 +100,7 @@ def relative_error(expected: Sequence[np.ndarray], values: Sequence[np.ndarray])
 
 
 def _round(
-    layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: Form
+    layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: WeightFormat
 ) -> tuple[Stored, np.ndarray, np.ndarray, float]:
     """Round a layer by its input on each frame: as stored, weights, bias, and local noise on the last frames."""
     indices = layer.draw_patches(inputs, PATCHES)

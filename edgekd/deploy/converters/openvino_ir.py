@@ -28,7 +28,9 @@ class OpenVinoIr:
     def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
         """Write `NAME.xml` and `NAME.bin`; for `fp16` with float32 weights stored in float16. Raises as `Format`."""
         require_float32(source, "an OpenVINO IR")
-        written = write_ir(source.graph, folder / f"{name}.xml", asked.precision == "fp16", source.spec.classes)
+        written = write_ir(
+            source.graph, folder / f"{name}.xml", half=asked.precision == "fp16", labels=source.spec.classes
+        )
         notes = ("OpenVINO computes in the precision that its device prefers, whatever weights are stored in",)
         return Made(f"{name}.xml", written, notes=notes if asked.precision == "fp16" else ())
 

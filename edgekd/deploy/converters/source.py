@@ -35,7 +35,7 @@ def quantized_layers(model: Any) -> Iterator[QuantizedLayer]:
     for node in graph.nodes:
         if node.op_type not in COMPUTING:
             continue
-        reads, weighs = (graph.producer(name) for name in node.input[:2])
+        reads, weighs = (graph.producers.get(name) for name in node.input[:2])
         if reads is None or weighs is None or {reads.op_type, weighs.op_type} != {"DequantizeLinear"}:
             continue
         codes, scales, read = (graph.constant(name) for name in (*weighs.input[:2], reads.input[1]))

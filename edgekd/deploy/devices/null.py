@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekd.core.errors import SpecError
 from edgekd.deploy.devices import HostFacts
-from edgekd.graph.runtimes.types import ClosedByWith, closed
+from edgekd.graph.runtimes.types import Session
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.session import Site, Stop
@@ -77,20 +77,14 @@ class NullDevice:
         return self._output
 
 
-class NullSession(ClosedByWith):
+class NullSession(Session):
     """A session on a null device."""
 
+    title = "null"
     outputs = ("output",)
 
     def __init__(self, device: NullDevice) -> None:
-        self._device: NullDevice | None = device
+        self._device = device
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """The scripted output, whatever `batch` is."""
-        if self._device is None:
-            raise closed("null")
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
         return self._device.infer()
-
-    def close(self) -> None:
-        """Let go of the device."""
-        self._device = None

@@ -32,7 +32,8 @@ class TorchvisionDetector:
     family = "torchvision"
     libraries: tuple[str, ...] = ("torch", "torchvision")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **_: Any) -> None:
+        """It describes its head and classes itself."""
         self.path = path
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
@@ -66,11 +67,6 @@ class TorchvisionDetector:
         with requiring(f"{self.path}: reading it needs PyTorch and torchvision"):
             from edgekd.detectors.torchvision.network import load_network
         return load_network(self.path)
-
-
-def load(path: Path, **_: Any) -> TorchvisionDetector:
-    """Open a `.tv.pt` file, which describes its head and classes itself."""
-    return TorchvisionDetector(path)
 
 
 def load_teacher(checkpoint: Path, trust: bool) -> TorchvisionNetwork:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from edgekd.compress.distillation.loss_terms import Comparison, shared_classes
+from edgekd.compress.distillation.loss_terms import DistillationTerms, shared_classes
 from edgekd.compress.distillation.loss_weighting import LossWeighting
 from edgekd.compress.steps import Distill
 from edgekd.core.detection.preprocess import letterbox, to_input
@@ -33,7 +33,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, read_image, readable
 from edgekd.data.types import Sample
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import Distilled
+from edgekd.detectors.results import DistillResult
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import (
     fast_in_bfloat16,
@@ -63,7 +63,7 @@ EMA_DECAY = 0.9999
 EMA_RAMP_STEPS = 2000
 """Steps after which the decay is at 63 % of EMA_DECAY: at first the average follows quickly."""
 
-Target = Mapping[str, torch.Tensor]
+FrameLabels = Mapping[str, torch.Tensor]
 """Labels of a frame, as `TorchvisionNetwork.losses` takes them."""
 
 
@@ -77,7 +77,7 @@ def distill_student(
     device: str | None = None,
     progress: Progress = SILENT,
     frames: Sequence[Sample] = (),
-) -> Distilled:
+) -> DistillResult:
     """Train the student that `step` names beside a teacher, and write it to `out`, a `.tv.pt` file.
 
     Arguments: `Family.distill`. The step's settings in UNSUPPORTED must be off, so there are no `frames`, and no images
@@ -96,10 +96,12 @@ def distill_student(
         training.restore(kept)
     with fitting_batches():
         training.run(AugmentedFrames(samples, network.image_size, step.seed), state, progress)
-    network.load_state_dict(training.average.module.network.state_dict())
+    network.load_state_dict(training.average.module["network"].state_dict())
     save_network(network.cpu(), out)
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
-    return Distilled(len(training.losses), tuple(training.losses), training.seconds, tuple(training.weights), *sizes)
+    return DistillResult(
+        len(training.losses), tuple(training.losses), training.seconds, tuple(training.weights), *sizes
+    )
 
 
 def student_network(step: Distill, classes: tuple[str, ...], side: int) -> TorchvisionNetwork:
@@ -136,7 +138,7 @@ def _one_device(device: str | None) -> torch.device:
 # ----------------------------------------------------------------------------------------------------------- the frames
 
 
-def labelled_frame(sample: Sample, image: Image, preprocess: Preprocess) -> tuple[torch.Tensor, Target]:
+def labelled_frame(sample: Sample, image: Image, preprocess: Preprocess) -> tuple[torch.Tensor, FrameLabels]:
     """Return a letterboxed frame float32 [3, h, w], and its objects; a box around a crowd is no object."""
     pixels, placement = letterbox(image, preprocess)
     single = ~sample.truth.crowd
@@ -145,7 +147,7 @@ def labelled_frame(sample: Sample, image: Image, preprocess: Preprocess) -> tupl
     return torch.from_numpy(pixels[0]), {"boxes": torch.from_numpy(boxes), "labels": labels}
 
 
-class AugmentedFrames(TorchDataset[tuple[torch.Tensor, Target]]):  # type: ignore[misc]
+class AugmentedFrames(TorchDataset[tuple[torch.Tensor, FrameLabels]]):  # type: ignore[misc]
     """Letterboxed frames float32 [3, h, w], RGB, 0 to 1, with their objects, augmented anew in each `epoch`."""
 
     def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int], seed: int) -> None:
@@ -164,7 +166,7 @@ class AugmentedFrames(TorchDataset[tuple[torch.Tensor, Target]]):  # type: ignor
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, FrameLabels]:
         sample = self._samples[index]
         pixels, target = labelled_frame(sample, read_image(sample.image), self._preprocess)
         size = pixels.shape[1:]
@@ -179,35 +181,35 @@ class AugmentedFrames(TorchDataset[tuple[torch.Tensor, Target]]):  # type: ignor
         return list(np.random.default_rng([self._seed, self.epoch]).permutation(len(self)))
 
 
-def collate(pairs: Sequence[tuple[torch.Tensor, Target]]) -> tuple[torch.Tensor, list[Target]]:
+class Batch(NamedTuple):
+    """Frames float32 [b, 3, h, w], RGB, 0 to 1, and the labels of each."""
+
+    frames: torch.Tensor
+    targets: Sequence[FrameLabels]
+
+
+def collate(pairs: Sequence[tuple[torch.Tensor, FrameLabels]]) -> Batch:
+    """Return frames and their labels as a batch."""
     frames, targets = zip(*pairs, strict=True)
-    return torch.stack(frames), list(targets)
+    return Batch(torch.stack(frames), list(targets))
 
 
 # --------------------------------------------------------------------------------------------------------- the training
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Frames float32 [b, 3, h, w], RGB, 0 to 1, and the labels of each."""
-
-    frames: torch.Tensor
-    targets: Sequence[Target]
-
-
-class StudentLoss:
+class TorchvisionStudentLoss:
     """The loss of a student on a batch: torchvision's own, and those of its teacher, stage by stage."""
 
     def __init__(self, teacher: Teacher, step: Distill, pairs: Sequence[tuple[int, int]], aids: Any) -> None:
         self.weighting = LossWeighting(step)
         self._teacher, self._step = teacher, step
-        self._compare = Comparison(step, pairs, aids)
+        self._compare = DistillationTerms(step, pairs, aids)
 
     def __call__(
         self, student: TorchvisionNetwork, batch: Batch, progress: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the loss, a scalar; its parts, and their weights, by name. progress: share of the training done."""
-        losses, features = student.losses(batch.frames, batch.targets)
+        losses, features = student.losses(*batch)
         labels = torch.stack(list(losses.values())).sum()
         stage = self._step.stage_at(progress)
         if not stage.weights.any:
@@ -221,14 +223,6 @@ class StudentLoss:
         total = sum((weights[name] * loss for name, loss in distilled.losses.items()), labels)
         weights |= {"disagreement": distilled.disagreement, "temperature": distilled.temperature}
         return total, {**losses, **distilled.losses}, weights
-
-
-class _StudentWithAids(torch.nn.Module):  # type: ignore[misc]
-    """A student, and the modules trained beside it."""
-
-    def __init__(self, network: TorchvisionNetwork, aids: torch.nn.Module) -> None:
-        super().__init__()
-        self.network, self.aids = network, aids
 
 
 class _Training:
@@ -247,11 +241,11 @@ class _Training:
         self.seconds = 0.0
         self._step, self._device, self._finished = step, device, False
         aids = paired_aids(network.widths, network.strides, teacher, step)
-        self._model = _StudentWithAids(network, aids).to(device)
+        self._model = torch.nn.ModuleDict({"network": network, "aids": aids}).to(device)
         self.average = AveragedModel(self._model, avg_fn=_moving_average, use_buffers=True)
         self._rate = step.learning_rate or DEFAULT_RATE
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._rate, weight_decay=WEIGHT_DECAY)
-        self._loss = StudentLoss(teacher.to(device), step, pairs, aids)
+        self._loss = TorchvisionStudentLoss(teacher.to(device), step, pairs, aids)
         self._mixed = step.amp and fast_in_bfloat16(device)
 
     def run(self, frames: AugmentedFrames, state: Path, progress: Progress) -> None:
@@ -301,7 +295,7 @@ class _Training:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * self._rate_factor(share, epochs)
         with torch.autocast(self._device.type, torch.bfloat16) if self._mixed else nullcontext():
-            loss, parts, weights = self._loss(self._model.network, batch, share)
+            loss, parts, weights = self._loss(self._model["network"], batch, share)
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torchvision.models import detection
@@ -18,7 +19,7 @@ from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
 from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
-from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.core.errors import SpecError, did_you_mean, first_line
 from edgekd.detectors.torch_support import write_content
 from edgekd.detectors.torchvision.family import BUILDERS, FAMILY
 
@@ -108,7 +109,8 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
     def _features(self, outputs: Mapping[str, Any], frames: torch.Tensor) -> DetectorFeatures:
         neck = tuple(outputs["neck"].values())
         body = tuple(outputs.get("hidden", outputs["neck"]).values())  # a backbone without a pyramid has only these
-        hidden = tuple(min(body, key=partial(_width_difference, like=maps)) for maps in neck)
+        widths = [each.shape[3] for each in body]
+        hidden = tuple(body[int(np.abs(np.subtract(widths, maps.shape[3])).argmin())] for maps in neck)
         sizes = tuple((maps.shape[2], maps.shape[3]) for maps in neck)
         grid = Grid(sizes, tuple(frames.shape[2] / height for height, _ in sizes))
         points, strides = grid.points(frames.device)
@@ -163,10 +165,6 @@ class Dense(nn.Module):  # type: ignore[misc]
 def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = map(float, values)
     return red, green, blue
-
-
-def _width_difference(maps: torch.Tensor, like: torch.Tensor) -> int:
-    return int(abs(maps.shape[3] - like.shape[3]))
 
 
 def _best_anchors(boxes: torch.Tensor, probabilities: torch.Tensor, points: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,8 +232,7 @@ def load_network(path: Path) -> TorchvisionNetwork:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().split("\n")[0][:200]
-        raise _unreadable(path, first or type(error).__name__) from error
+        raise _unreadable(path, first_line(error)) from error
     parts = content if isinstance(content, dict) else {}
     builder, classes, size, state = (parts.get(key) for key in ("builder", "classes", "image_size", "state_dict"))
     if parts.get("family") != FAMILY.name or not isinstance(state, dict) or not isinstance(builder, str):

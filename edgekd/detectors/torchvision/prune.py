@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation.loss_terms import shared_classes
-from edgekd.compress.pruning import Cost
+from edgekd.compress.pruning import LayerCost
 from edgekd.compress.steps import Prune
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
@@ -36,11 +36,11 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import Pruned, Sensitivity
+from edgekd.detectors.results import PruneResult, Sensitivity
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.torchvision.detector import TorchvisionDetector
-from edgekd.detectors.torchvision.distill import Batch, StudentLoss, collate, labelled_frame
+from edgekd.detectors.torchvision.distill import Batch, TorchvisionStudentLoss, collate, labelled_frame
 from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network, with_classes
 
 Loss = Callable[[Batch], torch.Tensor]
@@ -53,10 +53,10 @@ def prune_detector(
     step: Prune,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: Cost | None = None,
+    cost: LayerCost | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
-) -> Pruned:
+) -> PruneResult:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
 
     Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose
@@ -152,9 +152,9 @@ _LAST_LAYER = re.compile(r"(cls_logits|bbox_reg|bbox_ctrness|module_list\.\d+\.1
 def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teacher | None) -> Loss:
     """Return the loss of a batch, a scalar: on the labels, and of a teacher's classes and boxes."""
     if teacher is None:
-        return lambda batch: sum(network.losses(batch.frames, batch.targets)[0].values(), torch.zeros(()))
+        return lambda batch: sum(network.losses(*batch)[0].values(), torch.zeros(()))
     aids = paired_aids(network.widths, network.strides, teacher, PREDICTIONS_ONLY)
-    loss = StudentLoss(teacher, PREDICTIONS_ONLY, shared_classes(classes, teacher.classes), aids)
+    loss = TorchvisionStudentLoss(teacher, PREDICTIONS_ONLY, shared_classes(classes, teacher.classes), aids)
     return lambda batch: loss(network, batch, 0.0)[0]
 
 
@@ -167,7 +167,7 @@ def _accumulate(
     def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
         return loss(_batch(some, network.image_size))
 
-    accumulate_gradients(in_batches(samples, step.batch), batch_loss, progress)
+    accumulate_gradients(samples, step.batch, batch_loss, progress)
     network.eval()
 
 
@@ -181,4 +181,4 @@ def _to_train(network: TorchvisionNetwork) -> None:
 
 def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> Batch:
     """Return letterboxed images with their labels."""
-    return Batch(*collate([labelled_frame(sample, image, Preprocess(*size)) for sample, image in samples]))
+    return collate([labelled_frame(sample, image, Preprocess(*size)) for sample, image in samples])

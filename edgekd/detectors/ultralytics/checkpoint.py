@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.atomic_files import write_file
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.torch_support import saved_bytes
 
 _LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
@@ -179,6 +179,6 @@ def _no_checkpoint(path: Path, error: Exception) -> SpecError:
     return SpecError(
         f"{path}: cannot be read as a checkpoint",
         expected="a file written by torch.save",
-        found=str(error).strip().split("\n")[0][:200] or type(error).__name__,
+        found=first_line(error),
         fix="check that the file is complete",
     )

@@ -30,7 +30,8 @@ class UltralyticsDetector:
     family = "ultralytics"
     libraries: tuple[str, ...] = ("torch", "ultralytics")
 
-    def __init__(self, path: Path, trust: bool = False) -> None:
+    def __init__(self, path: Path, trust: bool = False, **_: Any) -> None:
+        """It describes its head and classes itself."""
         self.path = path
         self._trust = trust
 
@@ -70,11 +71,6 @@ class UltralyticsDetector:
         checkpoint = load_checkpoint(self.path, self._trust)
         require_box_detector(checkpoint.model, self.path)
         return checkpoint.model, checkpoint.train_args
-
-
-def load(path: Path, *, trust: bool = False, **_: Any) -> UltralyticsDetector:
-    """Open a checkpoint, which describes its head and classes itself."""
-    return UltralyticsDetector(path, trust)
 
 
 def model_classes(path: Path) -> Any:

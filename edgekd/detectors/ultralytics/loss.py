@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgekd.compress.distillation.boxes import best_inside, corners, ignored
 from edgekd.compress.distillation.gradient_conflict import reconcile
-from edgekd.compress.distillation.loss_terms import Comparison, DistillationLosses
+from edgekd.compress.distillation.loss_terms import DistillationLosses, DistillationTerms
 from edgekd.compress.distillation.loss_weighting import LossWeighting
 from edgekd.compress.distillation.region_text import confidence, contrastive_loss, modality_weights, relation_loss
 from edgekd.compress.steps import Distill, Weights
@@ -113,7 +113,7 @@ class StudentLoss:
             self._recorder = FeatureRecorder(student)
         if self._distills:
             self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
-            self._compare = Comparison(step, lesson.pairs, student.aids, self._class_weights)
+            self._compare = DistillationTerms(step, lesson.pairs, student.aids, self._class_weights)
         weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement", "temperature"))
         texts, cosine = ("text", f"{WEIGHT_PREFIX}text"), (f"{WEIGHT_PREFIX}cosine",)
         self._names = (*(*LEVELS, *weight_names) * self._distills, *texts * bool(step.text), *cosine * step.conflict)

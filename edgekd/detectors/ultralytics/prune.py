@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation.loss_terms import shared_classes
-from edgekd.compress.pruning import Cost
+from edgekd.compress.pruning import LayerCost
 from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Prune
@@ -39,7 +39,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import Pruned, Sensitivity
+from edgekd.detectors.results import PruneResult, Sensitivity
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
@@ -59,11 +59,11 @@ def prune_detector(
     step: Prune,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: Cost | None = None,
+    cost: LayerCost | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
     quantized: Path | None = None,
-) -> Pruned:
+) -> PruneResult:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
     Arguments: `Family.prune`. `step.images` training images are read, for gradients. Of the step `share` and `max_size`
@@ -200,7 +200,7 @@ def _accumulate(
         total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
         return total
 
-    accumulate_gradients(in_batches(samples, step.batch), batch_loss, progress)
+    accumulate_gradients(samples, step.batch, batch_loss, progress)
     head.training = False
     for layer in network.modules():  # the hooks of a teacher's loss
         layer._forward_hooks.clear()

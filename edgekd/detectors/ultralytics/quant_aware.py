@@ -16,7 +16,7 @@ import torch
 
 from edgekd.compress.distillation import distill
 from edgekd.compress.quantization.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
-from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.steps import QuantAwareDistill
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats import int8
@@ -24,7 +24,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.images import readable
 from edgekd.detectors.onnx import describe
-from edgekd.detectors.results import Trained
+from edgekd.detectors.results import TrainResult
 from edgekd.detectors.torch_support import fitting_batches
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector, keep_one_branch
 from edgekd.detectors.ultralytics.loop import Lesson, Loop, base_settings, quiet
@@ -46,7 +46,7 @@ def distill_quantized(
     trust: bool = False,
     progress: Progress = SILENT,
     teacher: Path | None = None,
-) -> Trained:
+) -> TrainResult:
     """Write `out`: the Q/DQ graph `graph` with weights trained to match the float `checkpoint`, or `teacher`.
 
     Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
@@ -71,7 +71,7 @@ def distill_quantized(
         trainer.make_loss = lambda model: DistillationLoss(model, teacher_network, step.labels, one_to_one)
         trainer.train()
     write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
-    return Trained(step.epochs, tuple(trainer.losses), time.monotonic() - began)
+    return TrainResult(step.epochs, tuple(trainer.losses), time.monotonic() - began)
 
 
 def _require_sensible(step: QuantAwareDistill) -> None:
@@ -89,7 +89,7 @@ def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
     return network.eval().requires_grad_(False), not needs_nms
 
 
-def quantized_network(network: Any, layers: Sequence[Layer], learned: bool) -> Any:
+def quantized_network(network: Any, layers: Sequence[QdqConvolution], learned: bool) -> Any:
     """Copy a float network so that it computes as the Q/DQ graph with these layers does, ready for training.
 
     Raises CompressError where the layers are not this network's.
@@ -117,7 +117,7 @@ def quantized_network(network: Any, layers: Sequence[Layer], learned: bool) -> A
     return student
 
 
-def _convolution(student: Any, name: str, layer: Layer) -> Any:
+def _convolution(student: Any, name: str, layer: QdqConvolution) -> Any:
     module = dict(student.named_modules()).get(name)
     shape = list(module.weight.shape) if isinstance(module, torch.nn.Conv2d) else None
     if shape != list(layer.weights.shape):
@@ -157,12 +157,12 @@ def _correct_sum(part: Any, inputs: tuple[Any, ...], output: Any) -> Any:
     return output + (_first_range(part)(inputs[0]) - inputs[0])
 
 
-def trained_layers(student: Any, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def trained_layers(student: Any, layers: Sequence[QdqConvolution]) -> tuple[QdqConvolution, ...]:
     """Return the layers with the weights, scales and biases of a student made from them."""
     return tuple(_trained(student.get_submodule(layer.parameter.removesuffix(".weight")), layer) for layer in layers)
 
 
-def _trained(module: Any, layer: Layer) -> Layer:
+def _trained(module: Any, layer: QdqConvolution) -> QdqConvolution:
     bias = None if layer.bias is None else module.bias.detach().cpu().numpy()
     if layer.scales is None:
         # Not rounded while it was trained: a half-precision step is far below what a training step moves.

@@ -18,7 +18,7 @@ from edgekd.evaluation.analysis.attention import agreement, as_image, attention
 from edgekd.evaluation.analysis.similarity import LinearCka, at_same_positions, samples
 from edgekd.evaluation.analysis.tap_points import TapPoint, head_inputs, tap_points
 from edgekd.graph.model_file import read_model
-from edgekd.graph.session import cpu_session
+from edgekd.graph.session import copied, cpu_session
 from edgekd.graph.view import Graph
 
 POSITIONS = 1024
@@ -160,8 +160,7 @@ class _Probe:
             for point in points
         }
         self._tensors = {output: name for output, name in tensors.items() if name is not None}
-        model = onnx.ModelProto()
-        model.CopyFrom(self.graph.model)
+        model = copied(self.graph.model)
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(self._tensors.values()))
         try:

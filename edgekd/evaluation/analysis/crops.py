@@ -29,7 +29,7 @@ KINDS: tuple[ChangeKind, ...] = ("lost", "gained", "alarm", "settled")
 
 
 @dataclass(frozen=True)
-class Change:
+class DetectionChange:
     """An object or a false alarm that only one network detects, with the score of that network."""
 
     kind: ChangeKind
@@ -37,18 +37,18 @@ class Change:
     score: float
 
 
-def changes_in(findings: Findings) -> Iterator[Change]:
+def changes_in(findings: Findings) -> Iterator[DetectionChange]:
     """Yield all changes."""
     for each in findings.objects:
         if each.outcome == "lost":
-            yield Change("lost", each, each.before.score or 0.0)
+            yield DetectionChange("lost", each, each.before.score or 0.0)
         elif each.outcome == "gained":
-            yield Change("gained", each, each.after.score or 0.0)
+            yield DetectionChange("gained", each, each.after.score or 0.0)
     for alarm in findings.alarms:
         if alarm.before is None and alarm.after is not None:
-            yield Change("alarm", alarm, alarm.after)
+            yield DetectionChange("alarm", alarm, alarm.after)
         elif alarm.after is None and alarm.before is not None:
-            yield Change("settled", alarm, alarm.before)
+            yield DetectionChange("settled", alarm, alarm.before)
 
 
 def kinds_of(findings: Findings) -> dict[ChangeKind, int]:
@@ -57,7 +57,7 @@ def kinds_of(findings: Findings) -> dict[ChangeKind, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
-def worth_showing(changes: Sequence[Change], limit: int = MAX_CROPS) -> list[Change]:
+def worth_showing(changes: Sequence[DetectionChange], limit: int = MAX_CROPS) -> list[DetectionChange]:
     """Choose changes: the one of highest score of every kind, class and size first, then the next of each."""
     ranks: Counter[tuple[str, int, str]] = Counter()
     ranked = []
@@ -86,11 +86,13 @@ def crops_of(
     return tuple(sorted(shown, key=lambda crop: (KINDS.index(crop.kind), -max(s or 0.0 for s in crop.scores))))
 
 
-def _frame(ranked: tuple[int, Change]) -> int:
+def _frame(ranked: tuple[int, DetectionChange]) -> int:
     return ranked[1].of.frame
 
 
-def _crop(change: Change, image: Image, frame: str, classes: Sequence[str], thresholds: Sequence[float]) -> Crop:
+def _crop(
+    change: DetectionChange, image: Image, frame: str, classes: Sequence[str], thresholds: Sequence[float]
+) -> Crop:
     import cv2
 
     of = change.of
@@ -153,7 +155,7 @@ def _scores(of: Object | FalseAlarm) -> tuple[float | None, float | None]:
     return (of.nearly, of.after) if of.before is None else (of.before, of.nearly if of.after is None else of.after)
 
 
-def _reason(change: Change, classes: Sequence[str]) -> str:
+def _reason(change: DetectionChange, classes: Sequence[str]) -> str:
     """Return in a word or two why the other network does not detect it."""
     of = change.of
     if not isinstance(of, Object):

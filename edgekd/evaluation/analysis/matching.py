@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekd.core.detection.decode import above
 from edgekd.core.detection.types import Detections
+from edgekd.data.boxes import areas, overlaps
 from edgekd.data.labels import Truth
 from edgekd.evaluation.coco import SIZES
 
@@ -148,8 +149,8 @@ class _FrameMatches:
         self._truth = truth
         self._all = single_label(found)
         self._sure = above(self._all, thresholds)
-        overlap = overlaps(self._sure.boxes, truth.boxes)
-        objects = _matched_objects(self._sure, truth, overlap)
+        overlap, covered = _overlaps(self._sure.boxes, truth.boxes)
+        objects = _matched_objects(self._sure, truth, overlap, covered)
         self._matched = {each: detection for detection, each in enumerate(objects.tolist()) if each >= 0}
         self._confused = _confused(self._sure, truth, overlap, objects)
         self._false = np.flatnonzero(objects == UNMATCHED)
@@ -168,7 +169,7 @@ class _FrameMatches:
 
     def score_of(self, alarm: FalseAlarm) -> float | None:
         """Return the best score of a detection that matches a false alarm of the other network; None without one."""
-        overlap = overlaps(self._all.boxes, np.array([alarm.box]))[:, 0]
+        overlap = _overlaps(self._all.boxes, np.array([alarm.box]))[0][:, 0]
         near = self._all.scores[(self._all.classes == alarm.kind) & (overlap >= IOU)]
         return float(near.max()) if near.size else None
 
@@ -188,7 +189,7 @@ class _FrameMatches:
             return ObjectMatch("found", float(sure.scores[at]), _box(sure.boxes[at]))
         if (at := self._confused.get(index)) is not None:
             return ObjectMatch("confused", float(sure.scores[at]), _box(sure.boxes[at]), int(sure.classes[at]))
-        overlap = overlaps(everything.boxes, self._truth.boxes[index][None])[:, 0]
+        overlap = _overlaps(everything.boxes, self._truth.boxes[index][None])[0][:, 0]
         same_class = everything.classes == self._truth.classes[index]
         limits: tuple[tuple[Reason, float], ...] = (("unsure", IOU), ("misplaced", MISPLACED_IOU))
         for reason, limit in limits:
@@ -198,7 +199,7 @@ class _FrameMatches:
         return ObjectMatch("unseen")
 
 
-def _matched_objects(found: Detections, truth: Truth, overlap: np.ndarray) -> np.ndarray:
+def _matched_objects(found: Detections, truth: Truth, overlap: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """Return the object of each detection, int64 [n]; UNMATCHED, or IN_CROWD for one in a crowd of its class."""
     objects = np.full(len(found), UNMATCHED, np.int64)
     free = ~truth.crowd
@@ -208,7 +209,7 @@ def _matched_objects(found: Detections, truth: Truth, overlap: np.ndarray) -> np
         if possible.size and possible.max() >= IOU:
             objects[at] = int(possible.argmax())
             free[objects[at]] = False
-        elif (truth.crowd & same & (inside(found.boxes[at], truth.boxes) >= IOU)).any():
+        elif (truth.crowd & same & (covered[at] >= IOU)).any():
             objects[at] = IN_CROWD
     return objects
 
@@ -235,7 +236,7 @@ def single_label(found: Detections) -> Detections:
 def pair(first: Detections, second: Detections) -> np.ndarray:
     """Return for each of the first the one of the second that matches it, int64 [n]; or UNMATCHED."""
     pairs = np.full(len(first), UNMATCHED, np.int64)
-    overlap = overlaps(first.boxes, second.boxes)
+    overlap, _ = _overlaps(first.boxes, second.boxes)
     free = np.ones(len(second), bool)
     for at in range(len(first)):
         possible = np.where(free & (second.classes == first.classes[at]), overlap[at], 0.0)
@@ -245,32 +246,14 @@ def pair(first: Detections, second: Detections) -> np.ndarray:
     return pairs
 
 
-def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the intersection over union, float64 [n, m], of boxes [n, 4] and [m, 4] x1, y1, x2, y2."""
-    a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
-    shared = _shared(a, b)
-    union = _area(a) + _area(b) - shared
-    return np.asarray(shared / np.maximum(union, 1e-9))
-
-
-def inside(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the share of a box [4] that lies in each of others [m, 4], float64 [m]: how COCO matches crowds."""
-    box = box.astype(np.float64)
-    return np.asarray(_shared(box, others.astype(np.float64)) / np.maximum(_area(box), 1e-9))
-
-
-def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    return np.asarray(np.maximum(sides, 0).prod(axis=-1))
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return np.asarray(np.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(axis=-1))
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the IoU of boxes, and the share of each that another covers, in double precision."""
+    return overlaps(boxes.astype(np.float64), others.astype(np.float64))
 
 
 def size_of(box: np.ndarray) -> str:
     """Return the size of a box x1, y1, x2, y2 in pixels of its frame, by its area, as COCO names it."""
-    return SIZES[int(np.searchsorted(AREAS, float(_area(box.astype(np.float64))), side="right"))]
+    return SIZES[int(np.searchsorted(AREAS, float(areas(box.astype(np.float64))), side="right"))]
 
 
 def _box(box: np.ndarray) -> tuple[float, ...]:

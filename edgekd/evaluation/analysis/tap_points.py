@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.compress.quantization.layers import bias_of_product, is_dfl, is_layer
+from edgekd.compress.quantization.layerwise import shapes_of
 from edgekd.compress.quantization.sensitivity_4bit import last_products
 from edgekd.graph.view import Graph
 
 UNARY = frozenset("Clip Elu Gelu HardSwish LeakyRelu Mish PRelu Relu Selu Softplus Swish Tanh".split())
 GATES = frozenset(("Sigmoid", "HardSigmoid"))
+MAX_LEVELS = 3
+"""Sizes of maps, the finest ones, whose heads are looked at."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,12 @@ def _activated(graph: Graph, node: Any) -> str:
     return name
 
 
-def head_inputs(graph: Graph, max_levels: int = 3) -> tuple[TapPoint, ...]:
+def head_inputs(graph: Graph) -> tuple[TapPoint, ...]:
     """Return the last layer that the heads of each level have in common, in graph order, for the finest levels.
 
     A head is a last convolution; heads that write maps of one size are of one level. Empty for a network that ends in
     matrix products.
     """
-    from edgekd.compress.quantization.layerwise import shapes_of
-
     shapes = shapes_of(graph)
     levels: dict[tuple[int, ...], list[str]] = {}
     for name in last_products(graph):
@@ -69,7 +70,7 @@ def head_inputs(graph: Graph, max_levels: int = 3) -> tuple[TapPoint, ...]:
             levels.setdefault(shape[2:], []).append(name)
     points = {point.output: point for point in tap_points(graph)}  # in graph order
     found = set()
-    for _, heads in sorted(levels.items(), reverse=True)[:max_levels]:
+    for _, heads in sorted(levels.items(), reverse=True)[:MAX_LEVELS]:
         common = set.intersection(*(_ancestors(graph, head, points) for head in heads))
         found |= set([name for name in points if name in common and len(shapes.get(name, ())) == 4][-1:])
     return tuple(point for name, point in points.items() if name in found)
@@ -79,7 +80,7 @@ def _ancestors(graph: Graph, tensor: str, layers: Iterable[str]) -> set[str]:
     """Return the layers that a tensor depends on, without the one that writes it; itself where there are none."""
     visited, waiting = set(), [tensor]
     while waiting:
-        node = graph.producer(waiting.pop())
+        node = graph.producers.get(waiting.pop())
         for name in graph.activations(node) if node is not None else ():
             if name not in visited:
                 visited.add(name)

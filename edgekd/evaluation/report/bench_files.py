@@ -14,7 +14,7 @@ from edgekd.evaluation.report.bench_text import PARTS
 
 if TYPE_CHECKING:
     from edgekd.core.benchmark import Timing
-    from edgekd.hardware.predict.result import Predicted
+    from edgekd.hardware.predict.result import PredictResult
 
     Timings = Mapping[tuple[str, str], Timing]
 
@@ -41,7 +41,7 @@ def write_page(file: Path, title: str, document: Mapping[str, Any], timings: Tim
     write_file(file, render(title, document, samples).encode("utf-8"))
 
 
-def write_prediction(file: Path, prediction: Predicted) -> None:
+def write_prediction(file: Path, prediction: PredictResult) -> None:
     """Write a page with a prediction and its roofline. Raises SpecError."""
     from edgekd.evaluation.report.prediction import render
 

@@ -16,7 +16,7 @@ ENGINES: tuple[Engine, ...] = (ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, OPENVINO_CPU, 
 
 
 def engine_named(name: str) -> Engine:
-    """The engine called `name`. Raises SpecError, suggesting the nearest name."""
+    """Return the engine called `name`. Raises SpecError, suggesting the nearest name."""
     by_name = {engine.name: engine for engine in ENGINES}
     if name not in by_name:
         expected = f"one of {', '.join(by_name)}"

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 from edgekd.graph.nvfp4 import runnable
-from edgekd.graph.runtimes.types import (
-    Availability,
-    ClosedByWith,
-    LoadedApart,
-    closed,
-    import_problem,
-    library_version,
-    one_of_each,
-    readable,
-    require,
-)
+from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file, require_single
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,38 +19,26 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log levels: 0 verbose, 1 info, 2 warning, 3 e
 
 
 @dataclass(frozen=True)
-class OnnxRuntime(LoadedApart):
+class OnnxRuntime(Engine):
     """ONNX Runtime with one execution provider.
 
-    distributions: the packages that bring the provider; install: the command that adds it;
-    driver_libraries: shared libraries of the system without which the provider is there but cannot start.
-    memory: ONNX Runtime's name for the device in whose memory input and output stay; None: the host's.
-    recorded: what a provider is asked for so that it launches a frame's kernels as one recording, where it can.
+    driver_libraries: shared libraries of the system without which the provider is there but cannot start; memory: ONNX
+    Runtime's name for the device in whose memory input and output stay, None for the host's; recorded: options of the
+    provider with which it launches a frame's kernels as one recording, where it can.
     """
 
-    name: str
     provider: str
-    distributions: tuple[str, ...]
-    install: str
     driver_libraries: tuple[str, ...] = ()
     memory: str | None = None
     recorded: tuple[tuple[str, str], ...] = ()
 
-    def version(self) -> str | None:
-        """The version of the installed package that brings the provider."""
-        return library_version(*self.distributions)
-
-    def available(self) -> Availability:
-        """Usable when ONNX Runtime imports and offers the provider."""
-        problem = import_problem("onnxruntime")
-        if problem:
-            return Availability(False, problem, self.install)
+    def _available_once_imported(self) -> Availability:
         import onnxruntime
 
         if self.provider not in onnxruntime.get_available_providers():
             why = f"ONNX Runtime {onnxruntime.__version__} here has no {self.provider}"
             return Availability(False, why, self.install)
-        missing = next(filter(None, map(_unloadable, self.driver_libraries)), None)
+        missing = next(filter(None, map(_load_problem, self.driver_libraries)), None)
         if missing:
             return Availability(False, f"ONNX Runtime has {self.provider}, but there is no driver: {missing}")
         return Availability(True, f"ONNX Runtime {onnxruntime.__version__}, {self.provider}")
@@ -68,7 +46,7 @@ class OnnxRuntime(LoadedApart):
     def load(self, graph: Path, *, threads: int | None = None) -> OnnxRuntimeSession:
         """Open `graph` with a pinned number of threads. Raises DeviceError."""
         require(self)
-        readable(graph)
+        require_file(graph)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -82,31 +60,33 @@ class OnnxRuntime(LoadedApart):
                 found=", ".join(native.get_providers()),
                 fix="check the NVIDIA driver and the CUDA and cuDNN libraries with: edgekd doctor",
             )
-        one_of_each(graph, _names(native.get_inputs()), _names(native.get_outputs()))
+        require_single(graph, _names(native.get_inputs()), _names(native.get_outputs()))
         if self.memory and _fixed(native):
             return BoundSession(native, self.memory)
         return OnnxRuntimeSession(native)
 
     def _open(self, graph: Path, options: Any) -> Any:
-        """ONNX Runtime's session: with the provider's recording, else without, as where a node falls to the CPU."""
+        """Return ONNX Runtime's session: recorded where it can be, which a node on the CPU prevents."""
         import onnxruntime
 
         content = runnable(graph)
-        for asked in (dict(self.recorded), {}) if self.recorded else ({},):
+        for settings in (dict(self.recorded), {}) if self.recorded else ({},):
             try:
-                native = onnxruntime.InferenceSession(content, options, providers=[(self.provider, asked)])
+                native = onnxruntime.InferenceSession(content, options, providers=[(self.provider, settings)])
             except Exception as error:  # ONNX Runtime's own exceptions share no base class
                 problem = error
             else:
-                if _fixed(native) or not asked:
+                if _fixed(native) or not settings:
                     return native
         raise DeviceError(
             f"ONNX Runtime cannot load {graph}: {problem}", fix="check that it is an ONNX file"
         ) from problem
 
 
-class OnnxRuntimeSession(ClosedByWith):
+class OnnxRuntimeSession(Session):
     """A graph loaded by ONNX Runtime; `native` is its `InferenceSession`, for measurements of the bare runtime."""
+
+    title = "ONNX Runtime"
 
     def __init__(self, native: Any) -> None:
         self.native = native
@@ -114,18 +94,12 @@ class OnnxRuntimeSession(ClosedByWith):
         self._input = native.get_inputs()[0].name
         self._wanted = list(self.outputs)
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
-        if self.native is None:
-            raise closed("ONNX Runtime")
-        try:
-            output: np.ndarray = self.native.run(self._wanted, {self._input: batch})[0]
-        except Exception as error:
-            raise DeviceError(f"ONNX Runtime cannot run the graph on {batch.dtype} {batch.shape}: {error}") from error
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        output: np.ndarray = self.native.run(self._wanted, {self._input: batch})[0]
         return output
 
     def close(self) -> None:
-        """Free the graph."""
+        super().close()
         self.native = None
 
 
@@ -145,22 +119,15 @@ class BoundSession(OnnxRuntimeSession):
         self._binding.bind_ortvalue_input(source.name, self._source)
         self._binding.bind_ortvalue_output(result.name, self._result)
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output for `batch` float32 [1, 3, h, w], copied to the device and back. Raises DeviceError."""
-        if self.native is None:
-            raise closed("ONNX Runtime")
-        try:
-            if list(batch.shape) != self._source.shape():  # else ONNX Runtime copies what fits
-                raise ValueError(f"expected {self._source.shape()}")
-            self._source.update_inplace(batch)
-            self.native.run_with_iobinding(self._binding)
-            output: np.ndarray = self._result.numpy()
-        except Exception as error:
-            raise DeviceError(f"ONNX Runtime cannot run the graph on {batch.dtype} {batch.shape}: {error}") from error
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        if list(batch.shape) != self._source.shape():  # else ONNX Runtime copies what fits
+            raise ValueError(f"expected {self._source.shape()}")
+        self._source.update_inplace(batch)
+        self.native.run_with_iobinding(self._binding)
+        output: np.ndarray = self._result.numpy()
         return output if output.flags.owndata else output.copy()  # of the host's memory there is only a view
 
     def close(self) -> None:
-        """Free the graph, and its input and output."""
         super().close()
         self._binding = self._source = self._result = None
 
@@ -171,8 +138,8 @@ def _fixed(native: Any) -> bool:
     return all(value.type == "tensor(float)" and all(type(size) is int for size in value.shape) for value in values)
 
 
-def _unloadable(library: str) -> str | None:
-    """Why the system's `library` cannot be loaded; None when it can."""
+def _load_problem(library: str) -> str | None:
+    """Return why the system's `library` cannot be loaded; None where it can."""
     try:
         ctypes.CDLL(library)
     except OSError as error:
@@ -186,12 +153,14 @@ def _names(arguments: list[Any]) -> tuple[str, ...]:
 
 ONNXRUNTIME_CPU = OnnxRuntime(
     name="onnxruntime-cpu",
+    module="onnxruntime",
     provider="CPUExecutionProvider",
     distributions=("onnxruntime", "onnxruntime-gpu"),
     install="pip install onnxruntime",
 )
 ONNXRUNTIME_CUDA = OnnxRuntime(
     name="onnxruntime-cuda",
+    module="onnxruntime",
     provider="CUDAExecutionProvider",
     distributions=("onnxruntime-gpu",),
     # Both packages bring the same module: the CPU one has to go first.

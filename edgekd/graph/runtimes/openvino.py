@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
-from edgekd.graph.runtimes.types import (
-    Availability,
-    ClosedByWith,
-    closed,
-    import_problem,
-    library_version,
-    one_of_each,
-    readable,
-    require,
-)
+from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file, require_single
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,21 +16,10 @@ if TYPE_CHECKING:
 IR = ".xml"
 
 
-@dataclass(frozen=True)
-class OpenVino:
+class OpenVino(Engine):
     """OpenVINO's CPU plugin, tuned for the latency of one frame, or for several streams. Opens ONNX and its own IR."""
 
-    name: str = "openvino-cpu"
-
-    def version(self) -> str | None:
-        """The version of the installed package."""
-        return library_version("openvino")
-
-    def available(self) -> Availability:
-        """Usable when OpenVINO imports."""
-        problem = import_problem("openvino")
-        if problem:
-            return Availability(False, problem, "pip install openvino")
+    def _available_once_imported(self) -> Availability:
         return Availability(True, f"OpenVINO {self.version()}, CPU")
 
     def load(self, graph: Path, *, threads: int | None = None) -> OpenVinoSession:
@@ -52,13 +31,13 @@ class OpenVino:
         native = self._compiled(graph, {"NUM_STREAMS": streams}, max(threads or usable_cores(), streams))
         return tuple(OpenVinoSession(native) for _ in range(streams))
 
-    def _compiled(self, graph: Path, asked: Mapping[str, Any], threads: int) -> Any:
-        """OpenVINO's compiled model. Raises DeviceError."""
+    def _compiled(self, graph: Path, hints: Mapping[str, Any], threads: int) -> Any:
+        """Return OpenVINO's compiled model. Raises DeviceError."""
         model = read(graph)
         import openvino
 
         settings = {
-            **asked,
+            **hints,
             "INFERENCE_NUM_THREADS": threads,
             # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -67,40 +46,36 @@ class OpenVino:
             native = openvino.Core().compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own exceptions side by side
             raise DeviceError(f"OpenVINO cannot compile {graph}: {error}", fix="run it with onnxruntime-cpu") from error
-        one_of_each(graph, _names(native.inputs), _names(native.outputs))
+        require_single(graph, _names(native.inputs), _names(native.outputs))
         return native
 
 
-class OpenVinoSession(ClosedByWith):
+class OpenVinoSession(Session):
     """A graph compiled by OpenVINO."""
+
+    title = "OpenVINO"
 
     def __init__(self, native: Any) -> None:
         self.outputs = _names(native.outputs)
         self._request = native.create_infer_request()
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
-        if self._request is None:
-            raise closed("OpenVINO")
-        try:
-            output: np.ndarray = self._request.infer([batch], share_inputs=True)[0]
-        except Exception as error:
-            raise DeviceError(f"OpenVINO cannot run the graph on {batch.dtype} {batch.shape}: {error}") from error
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        output: np.ndarray = self._request.infer([batch], share_inputs=True)[0]
         return output
 
     def close(self) -> None:
-        """Free the graph."""
+        super().close()
         self._request = None
 
 
 def read(graph: Path) -> Any:
-    """OpenVINO's model of an ONNX file or of an IR, `.xml` with `.bin` beside it. Raises DeviceError.
+    """Read an ONNX file or an IR, `.xml` with `.bin` beside it. Raises DeviceError.
 
     By `convert_model`, whose offline transformations turn Q/DQ into what the plugins compute in INT8: compiled straight
-    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without a word.
+    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without an error.
     """
     require(OPENVINO_CPU)
-    readable(graph)
+    require_file(graph)
     import openvino.frontend
 
     try:
@@ -115,10 +90,10 @@ def read(graph: Path) -> Any:
         ) from error
 
 
-def write_ir(graph: Path, xml: Path, narrow: bool, labels: Sequence[str]) -> int:
-    """Write an ONNX file as IR, `xml` and `.bin` beside it; `narrow` stores float32 weights in float16.
+def write_ir(graph: Path, xml: Path, *, half: bool, labels: Sequence[str]) -> int:
+    """Write an ONNX file as IR, `xml` and `.bin` beside it; `half` stores float32 weights in float16.
 
-    `labels` go where OpenVINO's Model API looks for them. Returns how many weights are INT8. Raises DeviceError.
+    `labels` go where OpenVINO's Model API looks for them. Returns the number of INT8 weights. Raises DeviceError.
     """
     import openvino
 
@@ -126,7 +101,7 @@ def write_ir(graph: Path, xml: Path, narrow: bool, labels: Sequence[str]) -> int
     # Its lists of labels are separated by spaces.
     model.set_rt_info(" ".join(label.replace(" ", "_") for label in labels), ["model_info", "labels"])
     try:
-        openvino.save_model(model, xml, compress_to_fp16=narrow)
+        openvino.save_model(model, xml, compress_to_fp16=half)
     except Exception as error:
         raise DeviceError(f"OpenVINO cannot write {xml}: {error}", fix="check that there is room") from error
     constants = (each for each in model.get_ops() if each.get_type_name() == "Constant")
@@ -138,4 +113,4 @@ def _names(ports: list[Any]) -> tuple[str, ...]:
     return tuple(port.get_any_name() if port.get_names() else f"port{at}" for at, port in enumerate(ports))
 
 
-OPENVINO_CPU = OpenVino()
+OPENVINO_CPU = OpenVino("openvino-cpu", "openvino", ("openvino",), "pip install openvino")

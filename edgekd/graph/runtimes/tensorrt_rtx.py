@@ -16,19 +16,11 @@ from typing import Any
 
 from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import DeviceError
-from edgekd.graph.runtimes.types import (
-    Availability,
-    LoadedApart,
-    Session,
-    import_problem,
-    library_version,
-    readable,
-    require,
-)
+from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file
 
 
 @dataclass(frozen=True)
-class CompileResult:
+class CompiledEngine:
     """Result of an ahead-of-time compilation.
 
     seconds: wall time; bytes: size of `files` together; sm: the compute capabilities inside, such as SM86; log: what
@@ -42,26 +34,15 @@ class CompileResult:
     log: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TensorRtRtx(LoadedApart):
-    """TensorRT for RTX, as a compiler."""
+class TensorRtRtx(Engine):
+    """TensorRT for RTX, as a compiler, which needs no GPU."""
 
-    name: str = "tensorrt-rtx"
-
-    def version(self) -> str | None:
-        """The version of the installed package."""
-        return library_version("tensorrt-rtx")
-
-    def available(self) -> Availability:
-        """Usable (for compiling; that needs no GPU) when the library imports."""
-        problem = import_problem("tensorrt_rtx")
-        if problem:
-            return Availability(False, problem, "pip install tensorrt-rtx")
+    def _available_once_imported(self) -> Availability:
         supported = ", ".join(supported_compute_capabilities())
         return Availability(True, f"TensorRT for RTX {self.version()}, compiles ahead of time for {supported}")
 
     def load(self, graph: Path, *, threads: int | None = None) -> Session:
-        """Always a DeviceError: this engine compiles here and runs on the RTX target."""
+        """Raise DeviceError: this engine compiles here and runs on the RTX target."""
         raise DeviceError(
             f"TensorRT for RTX does not run {graph.name} on this host",
             expected="an engine that runs here",
@@ -69,7 +50,7 @@ class TensorRtRtx(LoadedApart):
         )
 
 
-TENSORRT_RTX = TensorRtRtx()
+TENSORRT_RTX = TensorRtRtx("tensorrt-rtx", "tensorrt_rtx", ("tensorrt-rtx",), "pip install tensorrt-rtx")
 
 
 def supported_compute_capabilities() -> tuple[str, ...]:
@@ -79,7 +60,7 @@ def supported_compute_capabilities() -> tuple[str, ...]:
     return tuple(name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM"))
 
 
-def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -> CompileResult:
+def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -> CompiledEngine:
     """Compile the ONNX file `graph` into one engine file `out` for all `compute_capabilities` (SM86, sm_86 or 8.6).
 
     The network is strongly typed: precisions are the graph's own, from its Q/DQ nodes and tensor types.
@@ -87,7 +68,7 @@ def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -
     SpecError: `out` cannot be written.
     """
     require(TENSORRT_RTX)
-    readable(graph)
+    require_file(graph)
     names = _capabilities(compute_capabilities)
     began = time.perf_counter()
     log: list[str] = []
@@ -95,13 +76,14 @@ def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -
     with new_file(out) as stream:
         stream.write(plan)
     seconds = time.perf_counter() - began
-    return CompileResult(seconds, out.stat().st_size, names, (out,), tuple(log))
+    return CompiledEngine(seconds, out.stat().st_size, names, (out,), tuple(log))
 
 
-def _capabilities(asked: Sequence[str]) -> tuple[str, ...]:
+def _capabilities(requested: Sequence[str]) -> tuple[str, ...]:
+    """Return compute capabilities as TensorRT for RTX names them, such as SM86. Raises DeviceError."""
     supported = supported_compute_capabilities()
-    names = tuple("SM" + "".join(filter(str.isdigit, text)) for text in asked)
-    refused = [text for text, name in zip(asked, names, strict=True) if name not in supported]
+    names = tuple("SM" + "".join(filter(str.isdigit, text)) for text in requested)
+    refused = [text for text, name in zip(requested, names, strict=True) if name not in supported]
     if refused or not names:
         raise DeviceError(
             f"TensorRT for RTX {TENSORRT_RTX.version()} does not compile for {', '.join(refused) or 'no GPU at all'}",
@@ -112,7 +94,7 @@ def _capabilities(asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def _build(graph: Path, names: Sequence[str], log: list[str]) -> Any:
-    """The serialized engine, an object with the buffer protocol; warnings and errors are appended to `log`."""
+    """Return the serialized engine, an object with the buffer protocol; append warnings and errors to `log`."""
     import tensorrt_rtx
 
     logger = _logger(tensorrt_rtx, log)
@@ -133,25 +115,25 @@ def _build(graph: Path, names: Sequence[str], log: list[str]) -> Any:
 
 
 def _refusal(parser: Any) -> str:
-    """The parser's first error: node, operator and reason."""
+    """Return the parser's first error: node, operator and reason."""
     if not parser.num_errors:
         return "no reason given"
     error = parser.get_error(0)
     if not error.node_operator():  # the file as a whole, not one of its nodes
-        return _said(error.desc()) or "it is not an ONNX file"
+        return _one_line(error.desc()) or "it is not an ONNX file"
     node = error.node_name() or f"number {error.node()}"
-    return f"node {node} ({error.node_operator()}): {_said(error.desc())}"
+    return f"node {node} ({error.node_operator()}): {_one_line(error.desc())}"
 
 
-def _said(message: str) -> str:
-    """`message` on one line, without the complaint that this host has no GPU driver: compiling needs none."""
+def _one_line(message: str) -> str:
+    """Return a message on one line, without the complaint that this host has no GPU driver: compiling needs none."""
     return " ".join(line.strip() for line in message.splitlines() if "catchCudaError" not in line)
 
 
 def _logger(trt: Any, log: list[str]) -> Any:
-    """A TensorRT logger that keeps warnings and errors in `log` and prints nothing.
+    """Return a TensorRT logger that appends warnings and errors to `log` and prints nothing.
 
-    Made here because its base class exists only once the library is imported.
+    Its base class exists only once the library is imported.
     """
 
     class KeepingLogger(trt.ILogger):  # type: ignore[misc]
@@ -159,8 +141,8 @@ def _logger(trt: Any, log: list[str]) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            said = _said(message)
-            if said and severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                log.append(f"{severity.name.lower()}: {said}")
+            line = _one_line(message)
+            if line and severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                log.append(f"{severity.name.lower()}: {line}")
 
     return KeepingLogger()

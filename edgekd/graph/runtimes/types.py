@@ -1,6 +1,6 @@
-"""Runtimes: an `Engine` says whether it can be used here and opens a `Session` on a graph.
+"""Runtimes: an `Engine` can be used on this host or not, and opens a `Session` on a graph.
 
-Every engine wraps the errors of its library once, as `DeviceError`; nothing above this folder sees them.
+Errors of libraries are wrapped here, once, as `DeviceError`; nothing above this folder sees them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError, SpecError
@@ -19,8 +19,7 @@ from edgekd.graph.model_file import require_safe
 if TYPE_CHECKING:
     import numpy as np
 
-
-S = TypeVar("S", bound="ClosedByWith")
+S = TypeVar("S", bound="Session")
 
 
 @dataclass(frozen=True)
@@ -32,35 +31,32 @@ class Availability:
     install: str | None = None
 
 
-class Session(Protocol):
-    """A graph with one input and one output, loaded and ready to run. A context manager: leaving it closes it."""
+class Session(ABC):
+    """A graph with one input and one output, loaded and ready to run. A context manager: leaving it closes it.
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of the graph's outputs."""
-        ...
+    title: the runtime's name in messages; outputs: names of the graph's outputs; closed: True once it is.
+    """
+
+    title: ClassVar[str]
+    outputs: tuple[str, ...]
+    closed = False
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
-        ...
-
-    def close(self) -> None:
-        """Free what the session holds; running it afterwards is a DeviceError."""
-        ...
-
-    def __enter__(self) -> Session: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class ClosedByWith(ABC):
-    """The part that all sessions share: leaving the `with` block closes them."""
+        """Return the output for a batch float32 [1, 3, h, w]. Raises DeviceError."""
+        if self.closed:
+            raise DeviceError(f"the {self.title} session is closed", fix="load the graph again")
+        try:
+            return self._infer(batch)
+        except Exception as error:  # runtimes raise RuntimeError and exceptions of their own side by side
+            raise DeviceError(f"{self.title} cannot run the graph on {batch.dtype} {batch.shape}: {error}") from error
 
     @abstractmethod
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        """Return the output for a batch; any error."""
+
     def close(self) -> None:
-        """Free what the session holds."""
+        """Free the graph; running it afterwards is a DeviceError."""
+        self.closed = True
 
     def __enter__(self: S) -> S:
         return self
@@ -71,46 +67,44 @@ class ClosedByWith(ABC):
         self.close()
 
 
-class Engine(Protocol):
-    """One runtime on one kind of processor."""
+@dataclass(frozen=True)
+class Engine(ABC):
+    """One runtime on one kind of processor.
 
-    @property
-    def name(self) -> str:
-        """The name users write, such as `onnxruntime-cpu`."""
-        ...
+    name: as users write it, such as `onnxruntime-cpu`; module: that Python imports; distributions: packages that bring
+    it, of which the first one counts that is installed; install: the command that adds it.
+    """
+
+    name: str
+    module: str
+    distributions: tuple[str, ...]
+    install: str
 
     def version(self) -> str | None:
-        """The version of the installed library, None when it is not installed."""
-        ...
+        """Return the version of the installed library, without importing it; None where it is not installed."""
+        return library_version(*self.distributions)
 
     def available(self) -> Availability:
         """Return whether this engine can be used on this host."""
-        ...
+        problem = import_problem(self.module)
+        return Availability(False, problem, self.install) if problem else self._available_once_imported()
 
-    def load(self, graph: Path, *, threads: int | None = None) -> Session:
-        """Open the ONNX file `graph`; `threads` None means every usable core. Raises DeviceError."""
-        ...
-
-    def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """Open `graph` for as many frames at once: a session for each, and `threads` for all. Raises DeviceError."""
-        ...
-
-
-class LoadedApart(ABC):
-    """The part that most engines share: for several frames at once they open the graph several times."""
+    @abstractmethod
+    def _available_once_imported(self) -> Availability:
+        """Return the same, on a host where the module imports."""
 
     @abstractmethod
     def load(self, graph: Path, *, threads: int | None = None) -> Session:
-        """As `Engine.load`."""
+        """Open the file `graph`; `threads` None means every usable core. Raises DeviceError."""
 
     def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """A session for each stream, with its share of the threads. Raises DeviceError."""
+        """Open `graph` for as many frames at once: a session for each, and `threads` for all. Raises DeviceError."""
         share = max((threads or usable_cores()) // streams, 1)
         return tuple(self.load(graph, threads=share) for _ in range(streams))
 
 
 def library_version(*distributions: str) -> str | None:
-    """The version of the first of `distributions` that is installed, without importing it; None when none is."""
+    """Return the version of the first of `distributions` that is installed, without importing it; None without any."""
     from importlib import metadata
 
     for distribution in distributions:
@@ -122,7 +116,7 @@ def library_version(*distributions: str) -> str | None:
 
 
 def import_problem(module: str) -> str | None:
-    """Why `module` cannot be imported, on one line; None when it can."""
+    """Return why a module cannot be imported, on one line; None where it can."""
     import importlib
 
     try:
@@ -133,14 +127,14 @@ def import_problem(module: str) -> str | None:
 
 
 def require(engine: Engine) -> None:
-    """Raises DeviceError, with the command that helps, unless `engine` can be used on this host."""
+    """Raise DeviceError, with the command that helps, unless `engine` can be used on this host."""
     found = engine.available()
     if not found.usable:
         raise DeviceError(f"{engine.name} cannot be used here: {found.why}", fix=found.install)
 
 
-def one_of_each(graph: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-    """Refuse a graph that has not exactly one input and one output. Raises DeviceError."""
+def require_single(graph: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Raise DeviceError for a graph that has not exactly one input and one output."""
     if len(inputs) != 1 or len(outputs) != 1:
         raise DeviceError(
             f"{graph.name} cannot be run as a detector",
@@ -150,8 +144,8 @@ def one_of_each(graph: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) 
         )
 
 
-def readable(graph: Path) -> None:
-    """Raises DeviceError unless `graph` is a file; of an ONNX file also where no library may read it."""
+def require_file(graph: Path) -> None:
+    """Raise DeviceError unless `graph` is a file; of an ONNX file also where no library may read it."""
     if not is_file(graph):
         raise DeviceError(f"{graph} is not there", expected="an ONNX file", fix="check the path")
     if graph.suffix == ".onnx":
@@ -159,8 +153,3 @@ def readable(graph: Path) -> None:
             require_safe(graph)
         except SpecError as error:
             raise DeviceError(error.what, found=error.found, fix=error.fix) from error
-
-
-def closed(engine: str) -> DeviceError:
-    """The error of running a session of `engine` after it was closed."""
-    return DeviceError(f"the {engine} session is closed", fix="load the graph again")

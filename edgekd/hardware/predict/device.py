@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.hardware.target import Figure, Target
 
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PredictedPrecision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(PredictedPrecision)
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 """Of a number."""
 MULTIPLE = {"fp32": 4, "fp16": 8, "int8": 16}
@@ -19,7 +19,7 @@ TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
 
 
 @dataclass(frozen=True)
-class Device:
+class GpuFigures:
     """A GPU in one precision.
 
     sm: CUDA compute capability. peak: Dense, operations per second. bandwidth: Bytes per second. clock_ghz: Of the GPU.
@@ -27,7 +27,7 @@ class Device:
     """
 
     sm: float
-    precision: Precision
+    precision: PredictedPrecision
     peak: float
     bandwidth: float
     multiprocessors: int
@@ -41,7 +41,7 @@ class Device:
         return f"{core}_{self.precision}"
 
 
-def device_of(target: Target, precision: str) -> Device:
+def gpu_figures(target: Target, precision: str) -> GpuFigures:
     """Return the figures of a target. Raises SpecError where it lacks the precision or one of the figures."""
     require_precision(target, precision)
     needed = figures(target, precision)
@@ -54,7 +54,7 @@ def device_of(target: Target, precision: str) -> Device:
             fix="measure on it with `edgekd bench`" if target.kind == "cpu" else "add them to the target's .toml",
         )
     sm, peak, bandwidth, multiprocessors, clock = (figure.value for figure in needed.values() if figure)
-    return Device(
+    return GpuFigures(
         sm=sm,
         precision=precision,  # type: ignore[arg-type]
         peak=peak * 1e12,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgekd.hardware.predict.device import Device
+from edgekd.hardware.predict.device import GpuFigures
 from edgekd.hardware.target import Target
 
 
@@ -25,14 +25,14 @@ class EnergyModel:
     margin: float
     seen: tuple[float, ...]
 
-    def millijoules(self, target: Target, device: Device, operations: float, latency_ms: float) -> float | None:
+    def millijoules(self, target: Target, device: GpuFigures, operations: float, latency_ms: float) -> float | None:
         """Return the energy of a frame; None where no device like it was measured, or its power is unknown."""
         watts = mode_watts(target)
         if watts is None or target.kind != "jetson" or device.sm not in self.seen:
             return None
         return self.frame(watts, device, operations, latency_ms)
 
-    def frame(self, watts: float, device: Device, operations: float, latency_ms: float) -> float:
+    def frame(self, watts: float, device: GpuFigures, operations: float, latency_ms: float) -> float:
         """Return the millijoules of a frame in a power mode of so many watts."""
         busy = min(operations / (device.peak * latency_ms / 1e3), 1.0)
         return watts * (self.idle + self.busy * busy) * latency_ms

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import SpecError
-from edgekd.graph.view import KINDS, GraphView, attribute, view_of
+from edgekd.graph.view import KINDS, Graph, attribute, load_graph
 from edgekd.hardware.predict.work import Work
 
 COMPUTING = tuple(name for names in KINDS.values() for name in names)
@@ -44,19 +44,17 @@ def works_in(graph: Path) -> tuple[Work, ...]:
 def _works(graph: Path, digest: str) -> tuple[Work, ...]:
     import onnxslim
 
-    from edgekd.graph.view import load_graph
-
     # Sizes that the graph computes for itself become constants.
-    return works_of(view_of(onnxslim.slim(load_graph(graph))), str(graph))
+    return works_of(Graph(onnxslim.slim(load_graph(graph)), nested=True), str(graph))
 
 
-def works_of(view: GraphView, name: str) -> tuple[Work, ...]:
+def works_of(view: Graph, name: str) -> tuple[Work, ...]:
     """Return the work in a graph, in order. name: For errors. Raises SpecError where sizes are not fixed."""
     flow = _Flow(view, name)
     return tuple(flow.work(kernel) for kernel in flow.kernels())
 
 
-def computing_nodes(view: GraphView) -> list[Any]:
+def computing_nodes(view: Graph) -> list[Any]:
     """Return the nodes with a kernel, in order."""
     flow = _Flow(view, "graph")
     return [node for node in view.nodes if not flow.free(node)]
@@ -85,7 +83,7 @@ class _Kernel:
 class _Flow:
     """The data flow of a graph, by the tensors that exist in memory, without views of them."""
 
-    def __init__(self, view: GraphView, name: str) -> None:
+    def __init__(self, view: Graph, name: str) -> None:
         self.view = view
         self.name = name
         self.constant = _constants(view)
@@ -202,7 +200,7 @@ class _Flow:
         return dims  # type: ignore[return-value]
 
 
-def _constants(view: GraphView) -> frozenset[str]:
+def _constants(view: Graph) -> frozenset[str]:
     """Return the tensors that do not depend on the frame: constants, what is computed from them, and sizes."""
     constants = set(view.constants)
     for node in view.nodes:

@@ -12,14 +12,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from math import exp, log
 from typing import Any
 
 from edgekd.core.errors import SpecError
-from edgekd.hardware.predict.device import BYTES, MULTIPLE, PRECISIONS, Device, Precision, device_of, figures
+from edgekd.core.typed_values import from_plain
+from edgekd.hardware.predict.device import (
+    BYTES,
+    MULTIPLE,
+    PRECISIONS,
+    GpuFigures,
+    PredictedPrecision,
+    figures,
+    gpu_figures,
+)
 from edgekd.hardware.predict.energy import EnergyModel
 from edgekd.hardware.predict.work import Work, multiply_adds
 from edgekd.hardware.target import Target
@@ -68,7 +77,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Model:
+class LatencyModel:
     """The results of `bench/predictor.py`.
 
     corrections: Measured by predicted time of the targets that were measured, by name and precision.
@@ -90,7 +99,7 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class NetworkPrediction:
     """The predicted latency and energy of a network.
 
     low_ms, high_ms: The interval that should hold nine of ten measurements. energy_mj: Of a frame, of the whole kit,
@@ -109,7 +118,7 @@ class Prediction:
     layers: tuple[LayerTime, ...]
 
 
-def seconds(layers: Any, device: Device, by: Coefficients, batch: int = 1) -> Any:
+def seconds(layers: Any, device: GpuFigures, by: Coefficients, batch: int = 1) -> Any:
     """Return the seconds of a layer, a `Work`, for a batch of frames; or of many, as arrays under the same names."""
     size, unit = BYTES[device.precision], getattr(by, device.unit)
     depthwise, copy = layers.kind == "depthwise", layers.kind == "copy"
@@ -127,27 +136,17 @@ def seconds(layers: Any, device: Device, by: Coefficients, batch: int = 1) -> An
     return arithmetic + (memory + launch) * (1 + copy * (by.copy - 1))
 
 
-def _padded(channels: Any, device: Device) -> Any:
+def _padded(channels: Any, device: GpuFigures) -> Any:
     """Return the channels with padding; up to 4, as of images, have kernels of their own."""
     multiple = 4 + (MULTIPLE[device.precision] - 4) * (channels > 4)
     return -(-channels // multiple) * multiple
 
 
 @cache
-def shipped() -> Model:
+def shipped() -> LatencyModel:
     """Return the model that this version contains."""
-    return model_from_json(json.loads((resources.files("edgekd.hardware.predict") / COEFFICIENTS).read_text("utf-8")))
-
-
-def model_from_json(found: Mapping[str, Any]) -> Model:
-    """Return the model in `coefficients.json`."""
-    limits = dict(found["calibration"])
-    limits["seen"] = tuple((float(sm), str(precision)) for sm, precision in limits["seen"])
-    limits["multiply_adds"] = tuple(limits["multiply_adds"])
-    names = [entry.name for entry in fields(Coefficients)]
-    coefficients = Coefficients(**{name: found["coefficients"][name] for name in names})
-    energy = EnergyModel(**found["energy"] | {"seen": tuple(found["energy"]["seen"])})
-    return Model(coefficients, found["corrections"], Calibration(**limits), energy)
+    found = json.loads((resources.files("edgekd.hardware.predict") / COEFFICIENTS).read_text("utf-8"))
+    return from_plain(LatencyModel, found, COEFFICIENTS)
 
 
 class Predictor:
@@ -158,20 +157,24 @@ class Predictor:
     """
 
     def __init__(
-        self, target: Target, precision: Precision, model: Model | None = None, scale: float | None = None
+        self,
+        target: Target,
+        precision: PredictedPrecision,
+        model: LatencyModel | None = None,
+        scale: float | None = None,
     ) -> None:
         self.target = target
-        self.device = device_of(target, precision)
+        self.device = gpu_figures(target, precision)
         self.model = model or shipped()
         self.scale = scale
         self.correction = self.model.corrections.get(target.name, {}).get(precision)
         self._factor = (scale or 1.0) * (self.correction or 1.0)
 
-    def layer_us(self, work: Work, batch: int = 1) -> float:
+    def layer_us(self, work: Work) -> float:
         """Return the microseconds of one layer."""
-        return float(seconds(work, self.device, self.model.coefficients, batch)) * 1e6 * self._factor
+        return float(seconds(work, self.device, self.model.coefficients)) * 1e6 * self._factor
 
-    def predict(self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None) -> Prediction:
+    def predict(self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None) -> NetworkPrediction:
         """Predict a network for single frames. measured_us: Of layers timed there, by their work without a name."""
         known = measured_us or {}
         layers = tuple(
@@ -182,7 +185,7 @@ class Predictor:
         margin = self._margin(bool(doubts))
         energy = self.model.energy.millijoules(self.target, self.device, 2 * multiply_adds(works), latency)
         energy_margin = self.model.energy.margin * max(margin / self.model.calibration.margin, 1.0)
-        return Prediction(
+        return NetworkPrediction(
             latency_ms=latency,
             low_ms=latency / margin,
             high_ms=latency * margin,
@@ -210,13 +213,9 @@ class Predictor:
             yield f"no device of compute capability {self.device.sm:g} was among the measurements"
         elif (self.device.sm, precision) not in seen:
             yield f"{precision} was not measured on compute capability {self.device.sm:g}"
-        unread = [
-            name
-            for name, each in figures(self.target, precision).items()
-            if each and each.source.startswith("unverified")
-        ]
-        if unread:
-            yield "figures of the target that nobody has verified: " + ", ".join(unread)
+        used = figures(self.target, precision).items()
+        if unverified := [name for name, each in used if each and each.source.startswith("unverified")]:
+            yield "figures of the target that nobody has verified: " + ", ".join(unverified)
 
     def _margin(self, doubtful: bool) -> float:
         limits = self.model.calibration

@@ -2,84 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.core.errors import SpecError
 from edgekd.graph.view import load_view
-from edgekd.hardware.predict.device import Precision
+from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.graph import works_in
-from edgekd.hardware.predict.latency import Prediction, Predictor, scale_from
+from edgekd.hardware.predict.latency import LayerTime, Predictor, scale_from
 from edgekd.hardware.predict.roofline import Roofline, roofline
 from edgekd.hardware.predict.table import MeasuredTable, TableFile
 from edgekd.hardware.predict.work import multiply_adds
 from edgekd.hardware.target import Target
 
-DEAREST = 20
-"""Layers that the result lists."""
+SHOWN_LAYERS = 20
+"""Layers that the result lists, the slowest first."""
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """The prediction for a graph, and its layers under the roof of the target.
+class PredictResult:
+    """The prediction for one frame of a graph: as `NetworkPrediction`, rounded to as many digits as it can have.
 
-    measurements: How many of the target itself correct the prediction; measured: how they were taken.
+    measurements: how many of the target itself correct it; measured: how they were taken; layers: the SHOWN_LAYERS
+    slowest; roof: of all layers, not rounded, and not part of the document.
     """
 
     model: str
     target: str
-    precision: Precision
+    precision: PredictedPrecision
+    basis: Literal["predicted"]
     multiply_adds: int
-    prediction: Prediction
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    fps: float
+    energy_mj: float | None
+    low_mj: float | None
+    high_mj: float | None
+    measurements: int
+    measured: str | None
+    doubts: tuple[str, ...]
+    layers: tuple[LayerTime, ...]
     roof: Roofline
-    measurements: int = 0
-    measured: str | None = None
-
-    @property
-    def latency_ms(self) -> float:
-        """Latency of a frame in milliseconds."""
-        return _rounded(self.prediction.latency_ms)
 
     @property
     def interval_ms(self) -> tuple[float, float]:
-        """Interval in milliseconds that should hold nine of ten measurements."""
-        return _rounded(self.prediction.low_ms), _rounded(self.prediction.high_ms)
-
-    @property
-    def energy_mj(self) -> float | None:
-        """Energy of a frame in millijoules, of the whole device; None where no device like it was measured."""
-        energy = self.prediction.energy_mj
-        return None if energy is None else _rounded(energy)
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Reasons not to trust the interval."""
-        return self.prediction.doubts
+        """Both ends of the interval."""
+        return self.low_ms, self.high_ms
 
     @property
     def document(self) -> dict[str, Any]:
         """The documented result of `edgekd predict --json`."""
-        names = ("latency_ms", "low_ms", "high_ms", "fps", "energy_mj", "low_mj", "high_mj")
-        numbers = {name: getattr(self.prediction, name) for name in names}
-        dearest = sorted(self.prediction.layers, key=lambda layer: -layer.us)[:DEAREST]
-        return {
-            "model": self.model,
-            "target": self.target,
-            "precision": self.precision,
-            "basis": "predicted",
-            "multiply_adds": self.multiply_adds,
-            **{name: None if number is None else _rounded(number) for name, number in numbers.items()},
-            "measurements": self.measurements,
-            "measured": self.measured,
-            "doubts": list(self.doubts),
-            "layers": [{**asdict(layer), "us": _rounded(layer.us)} for layer in dearest],
-        }
+        return {name: value for name, value in asdict(self).items() if name != "roof"}
 
 
 def predict_graph(
     graph: Path, target: Target, precision: str | None = None, file: TableFile | None = None, model: str | None = None
-) -> Predicted:
+) -> PredictResult:
     """Predict latency and energy of a graph.
 
     Args:
@@ -98,15 +78,27 @@ def predict_graph(
     if file:
         predictor = Predictor(target, used, scale=_scale(predictor, file.table, file.path.parent))
     found = predictor.predict(works, {layer.work: layer.us for layer in table.layers} if table else None)
-    return Predicted(
+    energies = (found.energy_mj, found.low_mj, found.high_mj)
+    energy, low, high = (None if each is None else _rounded(each) for each in energies)
+    slowest = sorted(found.layers, key=lambda layer: -layer.us)[:SHOWN_LAYERS]
+    return PredictResult(
         model=model or graph.name,
         target=target.name,
         precision=used,
+        basis="predicted",
         multiply_adds=multiply_adds(works),
-        prediction=found,
-        roof=roofline(works, [layer.us for layer in found.layers], predictor.device),
+        latency_ms=_rounded(found.latency_ms),
+        low_ms=_rounded(found.low_ms),
+        high_ms=_rounded(found.high_ms),
+        fps=_rounded(found.fps),
+        energy_mj=energy,
+        low_mj=low,
+        high_mj=high,
         measurements=len(table.networks) + len(table.layers) if table else 0,
         measured=table.measured if table else None,
+        doubts=found.doubts,
+        layers=tuple(replace(layer, us=_rounded(layer.us)) for layer in slowest),
+        roof=roofline(works, [layer.us for layer in found.layers], predictor.device),
     )
 
 
@@ -115,14 +107,16 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _precision(graph: Path, target: Target, asked: str | None, file: TableFile | None) -> Precision:
-    """Return the precision asked for, of the table, or of the graph: INT8 where it is quantized, else FP16."""
+def _precision(graph: Path, target: Target, requested: str | None, file: TableFile | None) -> PredictedPrecision:
+    """Return the requested precision, that of the table, or of the graph: INT8 where it is quantized, else FP16."""
     if file:
-        if asked not in (None, file.table.precision):
-            raise SpecError(f"{file.path}: measured in another precision", expected=asked, found=file.table.precision)
+        if requested not in (None, file.table.precision):
+            raise SpecError(
+                f"{file.path}: measured in another precision", expected=requested, found=file.table.precision
+            )
         return file.table.precision
-    if asked is not None:
-        return asked  # type: ignore[return-value]
+    if requested is not None:
+        return requested  # type: ignore[return-value]
     quantized = load_view(graph).of("QuantizeLinear")
     return "int8" if quantized and "int8" in target.precisions.conv.value else "fp16"
 
@@ -134,6 +128,6 @@ def _scale(predictor: Predictor, table: MeasuredTable, folder: Path) -> float:
         for network in table.networks
     ]
     if table.layers:
-        predicted = sum(predictor.layer_us(layer.work) for layer in table.layers)
+        predicted = sum(predictor.layer_us(layer) for layer in table.layers)
         ratios.append(sum(layer.us for layer in table.layers) / predicted)
     return scale_from(ratios)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekd.hardware.predict.device import BYTES, Device
+from edgekd.hardware.predict.device import BYTES, GpuFigures
 from edgekd.hardware.predict.work import Work
 
 
 @dataclass(frozen=True)
-class Point:
+class RooflinePoint:
     """A layer with arithmetic. intensity: Operations per byte; rate: operations per second; us: its microseconds."""
 
     name: str
@@ -32,7 +32,7 @@ class Roofline:
 
     peak: float
     bandwidth: float
-    points: tuple[Point, ...]
+    points: tuple[RooflinePoint, ...]
     other_us: float
 
     @property
@@ -55,13 +55,15 @@ class Roofline:
         return min(self.peak, self.bandwidth * intensity)
 
 
-def roofline(works: Sequence[Work], us: Sequence[float], device: Device) -> Roofline:
+def roofline(works: Sequence[Work], us: Sequence[float], device: GpuFigures) -> Roofline:
     """Return the roofline of layers with their times on a device; a multiply-add is two operations."""
     points, other = [], 0.0
     for work, layer_us in zip(works, us, strict=True):
         operations, moved = 2 * work.multiply_adds, (work.read + work.written + work.weights) * BYTES[device.precision]
         if operations and moved and layer_us > 0:
-            points.append(Point(work.name, work.kind, operations / moved, operations / layer_us * 1e6, layer_us))
+            points.append(
+                RooflinePoint(work.name, work.kind, operations / moved, operations / layer_us * 1e6, layer_us)
+            )
         else:
             other += layer_us
     return Roofline(device.peak, device.bandwidth, tuple(points), other)

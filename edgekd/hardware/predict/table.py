@@ -29,8 +29,8 @@ from pathlib import Path
 
 from edgekd.core.errors import SpecError
 from edgekd.core.toml import non_default, parse_table, read_toml, toml_text
-from edgekd.hardware.predict.device import Precision
-from edgekd.hardware.predict.work import Kind, Work
+from edgekd.hardware.predict.device import PredictedPrecision
+from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import Target
 
 
@@ -42,27 +42,17 @@ class MeasuredNetwork:
     latency_ms: float
 
 
-@dataclass(frozen=True)
-class MeasuredLayer:
-    """The work of a layer, as in `Work`, and its microseconds for one frame."""
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLayer(Work):
+    """The work of a layer, and its microseconds for one frame."""
 
+    name: str = ""
     us: float
-    kind: Kind
-    positions: int = 0
-    inputs: int = 0
-    outputs: int = 0
-    kernel: int = 1
-    groups: int = 1
-    weights: int = 0
-    read: int = 0
-    written: int = 0
-    plugin: bool = False
 
     @property
     def work(self) -> Work:
-        """Return the work, without a name."""
-        values = {field.name: getattr(self, field.name) for field in fields(Work) if field.name != "name"}
-        return Work("", **values)
+        """The work alone, without a name."""
+        return Work("", *(getattr(self, entry.name) for entry in fields(Work)[1:]))
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ class MeasuredTable:
     """Measurements of one device in one precision. measured: How they were taken."""
 
     target: str
-    precision: Precision
+    precision: PredictedPrecision
     measured: str
     networks: tuple[MeasuredNetwork, ...] = ()
     layers: tuple[MeasuredLayer, ...] = ()

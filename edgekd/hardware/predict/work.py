@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-Kind = Literal["conv", "depthwise", "gemm", "memory", "copy"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KernelKind = Literal["conv", "depthwise", "gemm", "memory", "copy"]
 """`memory` reads, does little, and writes, like a pooling; `copy` only moves, like a concatenation."""
 
 
@@ -24,7 +23,7 @@ class Work:
     """
 
     name: str
-    kind: Kind
+    kind: KernelKind
     positions: int = 0
     inputs: int = 0
     outputs: int = 0

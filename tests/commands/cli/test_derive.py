@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+from edgekd.core.results import Result
 from typer.testing import CliRunner
 
 from edgekd.commands.cli.derive import callback
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Result
 from edgekd.core.errors import BudgetError
 from edgekd.core.progress import SILENT, Progress
 

@@ -11,9 +11,9 @@ from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import (  # noqa: E402
     ASSIGN_TOPK,
     Aids,
-    Comparison,
     DetectorFeatures,
     DistillationLosses,
+    DistillationTerms,
     Predictions,
     assign_objects,
     shared_classes,
@@ -111,7 +111,7 @@ def test_of_several_classes_that_mean_one_the_surest_speaks() -> None:
     grid = Grid(((20, 20),), (8,))
 
     def said(scores: torch.Tensor, classes: tuple[tuple[int, int], ...]) -> DistillationLosses:
-        compare = Comparison(Distill(), classes, Aids([1], [1], learn_temperature=False))
+        compare = DistillationTerms(Distill(), classes, Aids([1], [1], learn_temperature=False))
         maps = (torch.zeros(1, 1, 20, 20),)
         seen = [
             DetectorFeatures(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)

@@ -7,13 +7,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgekd.compress.distillation.distill import disagreement, foreground  # noqa: E402
+from edgekd.compress.distillation.loss_terms import DistillationLosses  # noqa: E402
 from edgekd.compress.distillation.loss_weighting import (  # noqa: E402
     EMA_DECAY,
     Balance,
-    MovingAverage,
+    LossWeighting,
     gradient_norm,
     teacher_share,
 )
+from edgekd.compress.steps import Distill, DistillStage, Weights  # noqa: E402
 
 
 def batch(wrong: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,9 +59,13 @@ def test_disagreement_is_softened_and_has_no_gradient() -> None:
 
 
 def test_an_average_starts_with_its_first_value_and_forgets() -> None:
-    average = MovingAverage(0.9)
-    assert float(average(torch.tensor(2.0))) == 2
-    assert float(average(torch.tensor(1.0))) == pytest.approx(1.9)
+    weighting, stage = (
+        LossWeighting(Distill(momentum=0.9, alpha="agreement")),
+        DistillStage("all", 1.0, Weights(), adaptive=True),
+    )
+    for now, mean in ((2.0, 2.0), (1.0, 1.9)):
+        losses = DistillationLosses({}, torch.tensor(now), torch.ones(()), torch.zeros(1, 1))
+        assert float(weighting.of_teacher(stage, losses, {})["teacher"]) == pytest.approx(1 / (1 + mean))
 
 
 def test_balance_brings_every_gradient_to_the_size_of_the_labels() -> None:

@@ -15,12 +15,12 @@ from edgekd.compress.quantization.adapt import adapt
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.compress.quantization.sensitivity_4bit import relative_error
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.graph.fp16 import half
 from edgekd.graph.session import cpu_session
 
-FORMS: Mapping[str, Form] = {"stem": "int8", "body": "fp4x", "neck": "int8"}
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = {"stem": "int8", "body": "fp4x", "neck": "int8"}
 COUNT = 24
 
 
@@ -42,7 +42,7 @@ def known() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def base(known: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    quantize(write(small_model(), folder), folder / "int8.onnx", known, Quantize(min_snr_db=-1000), FORMS)
+    quantize(write(small_model(), folder), folder / "int8.onnx", known, Quantize(min_snr_db=-1000), WEIGHT_FORMATS)
     return folder / "int8.onnx"
 
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.compress.quantization.layers import Convolution, Product, is_dfl, is_layer, layer_of
+from edgekd.compress.quantization.layers import ConvolutionView, ProductView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.rewrite import own_parameters
 from edgekd.graph.view import Graph
 
@@ -32,10 +32,10 @@ def conv_model(weights: np.ndarray, bias: np.ndarray | None, shape: tuple[int, .
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def read(model: Any) -> Convolution:
+def read(model: Any) -> ConvolutionView:
     graph = Graph(model)
     found = layer_of(graph, graph.nodes[-1])
-    assert isinstance(found, Convolution)
+    assert isinstance(found, ConvolutionView)
     return found
 
 
@@ -176,7 +176,7 @@ def test_a_product_is_a_matrix_on_rows_and_computes_what_it_did(given_: tuple[An
     own_parameters(model)
     assert run(model, values) == pytest.approx(expected, abs=1e-4)
     layer = layer_of(Graph(model), model.graph.node[0])
-    assert isinstance(layer, Product)
+    assert isinstance(layer, ProductView)
     rows = layer.patches(values, np.arange(layer.count(values.shape)))
     assert (rows @ layer.matrices.transpose(0, 2, 1))[0] + layer.bias == pytest.approx(
         expected.reshape(-1, len(layer.bias)), abs=1e-4

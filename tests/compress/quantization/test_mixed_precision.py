@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.mixed_precision import (
     Costs,
     choices,
-    costs_from,
     ladder,
     measure_costs,
     plan_for,
@@ -33,6 +32,7 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats.int8 import dequantize_channels
 from edgekd.core.formats.packed_graph import pack
+from edgekd.core.toml import parse_table
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import Graph
 
@@ -98,9 +98,9 @@ def test_only_a_convolution_that_is_too_noisy_in_int8_may_stay_float(small: Path
 
 
 def test_costs_survive_json(costs: Costs) -> None:
-    assert costs_from(json.loads(json.dumps(costs.to_json()))) == costs
+    assert parse_table(Costs, json.loads(json.dumps(asdict(costs))), "costs") == costs
     with pytest.raises(SpecError, match="rest_byte"):
-        costs_from({**costs.to_json(), "rest_byte": 1})
+        parse_table(Costs, {**asdict(costs), "rest_byte": 1}, "costs")
 
 
 def test_costs_are_the_same_every_time(small: Path, costs: Costs) -> None:

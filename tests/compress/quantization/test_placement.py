@@ -12,16 +12,16 @@ from real_graphs import NAMES, real_graph, swept
 from small_graph import small_model
 
 from edgekd.compress.quantization.layers import is_dfl
-from edgekd.compress.quantization.placement import Placement, float_head, place
+from edgekd.compress.quantization.placement import QuantizerPlacement, float_head, place
 from edgekd.graph.view import Graph
 
 
-def small() -> tuple[Graph, Placement]:
+def small() -> tuple[Graph, QuantizerPlacement]:
     graph = Graph(small_model())
     return graph, place(graph)
 
 
-def group_of(placement: Placement, tensor: str) -> set[str]:
+def group_of(placement: QuantizerPlacement, tensor: str) -> set[str]:
     return next((set(group) for group in placement.groups if tensor in group), set())
 
 

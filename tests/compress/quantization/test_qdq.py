@@ -11,7 +11,7 @@ import pytest
 from small_graph import frames, small_model, write
 
 from edgekd.builds.recipe import Quantize
-from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
@@ -26,7 +26,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "int8.onnx"
 
 
-def named(graph: Path) -> dict[str, Layer]:
+def named(graph: Path) -> dict[str, QdqConvolution]:
     return {layer.node: layer for layer in read_layers(graph)}
 
 

@@ -22,10 +22,10 @@ from small_graph import SIDE, frames, small_model, write
 from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.placement import float_head
-from edgekd.compress.quantization.qdq import Layer, read_layers, write_layers
+from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.quantization.ranges import METHODS
-from edgekd.compress.weight_formats import Form
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import Placement, letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec
@@ -39,12 +39,12 @@ from edgekd.graph.view import Graph
 STEP = Quantize(min_snr_db=-1000)
 """Nothing is too noisy."""
 RANGES = [*METHODS, "best"]
-MIXED: Mapping[str, Form] = {"stem": "int8", "body": "fp4x", "neck": "float16"}
+MIXED: Mapping[str, WeightFormat] = {"stem": "int8", "body": "fp4x", "neck": "float16"}
 DETECTORS = ["yolo11n.pt", "yolox_nano.onnx"]
 
 
 def quantized(
-    model: Any, folder: Path, step: Quantize = STEP, plan: Mapping[str, Form] | None = None, count: int = 4
+    model: Any, folder: Path, step: Quantize = STEP, plan: Mapping[str, WeightFormat] | None = None, count: int = 4
 ) -> tuple[Any, Quantized]:
     """A small model's Q/DQ version by so many frames, and what was said of it."""
     source = write(model, folder)
@@ -52,7 +52,7 @@ def quantized(
     return onnx.load(folder / "int8.onnx"), done
 
 
-def layers_of(path: Path) -> dict[str, Layer]:
+def layers_of(path: Path) -> dict[str, QdqConvolution]:
     return {layer.node: layer for layer in read_layers(path)}
 
 
@@ -71,7 +71,7 @@ def constant(model: Any, name: str) -> np.ndarray:
     return found.copy()
 
 
-def uncompensated(source: Path, graph: Path, out: Path, forms: Mapping[str, Form]) -> None:
+def uncompensated(source: Path, graph: Path, out: Path, forms: Mapping[str, WeightFormat]) -> None:
     """Write `out`: the Q/DQ graph with every weight of `source` rounded to the nearest, and the biases as they were."""
     original = layers_of(source)
     changed = []
@@ -100,11 +100,11 @@ def require_tensorrt_rules(model: Any) -> int:
         assert (graph.constant(node.input[1]) > 0).all()
         assert (
             node.op_type == "DequantizeLinear"
-            or graph.producer(node.input[0]) is None
-            or (graph.producer(node.input[0]).name not in head)
+            or graph.producers.get(node.input[0]) is None
+            or (graph.producers.get(node.input[0]).name not in head)
         )
     for node in graph.nodes:
-        weights = graph.producer(node.input[1]) if node.op_type == "Conv" else None
+        weights = graph.producers.get(node.input[1]) if node.op_type == "Conv" else None
         if weights is None:
             continue
         convolutions += 1
@@ -113,7 +113,7 @@ def require_tensorrt_rules(model: Any) -> int:
         assert codes.min() >= -127
         assert len(scales) == len(codes)
         assert [(entry.name, entry.i) for entry in weights.attribute] == [("axis", 0)]
-        assert graph.producer(node.input[0]).op_type == "DequantizeLinear"
+        assert graph.producers.get(node.input[0]).op_type == "DequantizeLinear"
     return convolutions
 
 
@@ -122,7 +122,7 @@ def run(graph: Path, batch: np.ndarray) -> np.ndarray:
         return session.run(batch)
 
 
-Made = tuple[Any, Quantized, dict[str, Layer]]
+Made = tuple[Any, Quantized, dict[str, QdqConvolution]]
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +425,7 @@ def test_initializers_that_are_listed_as_inputs_are_no_obstacle(tmp_path: Path) 
 
 @pytest.mark.parametrize(("form", "share"), [("int8", 0.95), ("fp4x", 0.6)])
 def test_compensated_weights_come_closer_to_the_float_network_than_rounded_ones(
-    form: Form, share: float, tmp_path: Path
+    form: WeightFormat, share: float, tmp_path: Path
 ) -> None:
     """On frames that were not among those they were fitted to; smooth ones, as pictures are."""
 
@@ -434,7 +434,7 @@ def test_compensated_weights_come_closer_to_the_float_network_than_rounded_ones(
         return list(small.repeat(8, axis=3).repeat(8, axis=4).astype(np.float32))
 
     source, out, plain = write(small_model(), tmp_path), tmp_path / "int8.onnx", tmp_path / "plain.onnx"
-    plan: dict[str, Form] = dict.fromkeys(("stem", "body", "neck"), form)
+    plan: dict[str, WeightFormat] = dict.fromkeys(("stem", "body", "neck"), form)
     done = quantize(source, out, smooth(16, seed=0), STEP, plan)
     uncompensated(source, out, plain, done.forms)
     errors = np.zeros(2)
@@ -490,7 +490,7 @@ def test_a_real_detector_in_fp4x_finds_far_more_than_without_compensation(
     pictures = _pictures(shared, graph.exported.spec)
     source = Graph(onnx.load(graph.path))
     head = float_head(source)
-    plan: dict[str, Form] = {n.name: "fp4x" for n in source.nodes if n.op_type == "Conv" and n.name not in head}
+    plan: dict[str, WeightFormat] = {n.name: "fp4x" for n in source.nodes if n.op_type == "Conv" and n.name not in head}
     out, plain = tmp_path / "fp4x.onnx", tmp_path / "plain.onnx"
     done = quantize(graph.path, out, [batch for batch, _ in pictures[:8]], Quantize(), plan)
     assert set(done.int8) == set(plan)

@@ -16,7 +16,6 @@ from edgekd.compress.quantization.ranges import (
     MagnitudeHistogram,
     merged,
     range_by_entropy,
-    range_by_max,
     range_by_mse,
     range_by_percentile,
     scale_of,
@@ -198,4 +197,4 @@ def test_scales_are_positive_float32_and_reach_at_most_the_maximum(batches: list
 
 
 def test_by_max_nothing_is_clipped() -> None:
-    assert range_by_max(histogram_of(np.array([0.5, -3.25], np.float32))) == 3.25
+    assert METHODS["max"](histogram_of(np.array([0.5, -3.25], np.float32))) == 3.25

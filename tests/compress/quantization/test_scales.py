@@ -12,12 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from small_graph import SIDE, frames, write
 
 from edgekd.compress.quantization.calibrate import observe
-from edgekd.compress.quantization.placement import Placement, place
+from edgekd.compress.quantization.placement import QuantizerPlacement, place
 from edgekd.compress.quantization.ranges import METHODS, MagnitudeHistogram
 from edgekd.compress.quantization.scales import choose_scales, group_scales
 from edgekd.graph.view import Graph
 
-Given = tuple[Graph, Placement, dict[str, MagnitudeHistogram]]
+Given = tuple[Graph, QuantizerPlacement, dict[str, MagnitudeHistogram]]
 
 
 def chain() -> Any:
@@ -57,7 +57,7 @@ def given(tmp_path: Path) -> Given:
     return graph, placement, observe(tmp_path / "small.onnx", placement.quantized, frames(4))
 
 
-def group_noise(graph: Graph, placement: Placement, snr_db: dict[str, float]) -> dict[tuple[str, ...], float]:
+def group_noise(graph: Graph, placement: QuantizerPlacement, snr_db: dict[str, float]) -> dict[tuple[str, ...], float]:
     """Relative noise of the convolutions that read each group, summed."""
     inputs = {node.name: node.input[0] for node in graph.nodes}
     return {

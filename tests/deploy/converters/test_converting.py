@@ -361,7 +361,7 @@ def test_an_ncnn_session_refuses_other_batches_and_to_run_when_closed(
     session = NCNN_CPU.load(Path(convert(tiny_model, "ncnn")["entry"]), threads=1)
     frame = probe(spec_of(tiny_model))
     assert session.run(frame).shape == (1, 6, 84)
-    with pytest.raises(DeviceError, match="ncnn cannot run the network on float64"):
+    with pytest.raises(DeviceError, match="ncnn cannot run the graph on float64"):
         session.run(frame.astype(np.float64))
     with pytest.raises(DeviceError, match="expected one frame"):
         session.run(np.concatenate([frame, frame]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekd.core.detection.types import Detections
 from edgekd.data.labels import Truth
 from edgekd.evaluation.analysis import counts
-from edgekd.evaluation.analysis.matching import Findings, Frame, compare, overlaps, single_label, size_of
+from edgekd.evaluation.analysis.matching import Findings, Frame, compare, single_label, size_of
 
 PERSON, DOG = 0, 1
 HALF = (0.5, 0.5)
@@ -144,12 +144,6 @@ def test_every_object_has_one_fate_and_counts_add_up(rows: list[tuple[int, ...]]
     same = compare([Frame(truth, sides[0], sides[0])], HALF)
     assert not {each.outcome for each in same.objects} & {"lost", "gained"}
     assert all(alarm.before == alarm.after for alarm in same.alarms)
-
-
-def test_overlap_of_boxes() -> None:
-    assert overlaps(np.array([BOX]), np.array([BOX, FAR, (10, 10, 50, 30)])).tolist() == [[1.0, 0.0, 0.5]]
-    assert overlaps(np.zeros((0, 4)), np.array([BOX])).shape == (0, 1)
-    assert overlaps(np.array([[5, 5, 5, 5]]), np.array([[5, 5, 5, 5]])).tolist() == [[0.0]]
 
 
 def test_shifts_are_of_what_both_find() -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from real_graphs import NAMES, real_graph, swept
 
 from edgekd.core.errors import SpecError
-from edgekd.graph.view import view_of
+from edgekd.graph.view import Graph
 from edgekd.hardware.predict.graph import works_in, works_of
 from edgekd.hardware.predict.work import Work, multiply_adds
 
@@ -34,7 +34,7 @@ def works(
     made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("plugins", 1)]
     graph = helper.make_graph(list(nodes), "graph", [given], made, constants)
-    return list(works_of(view_of(helper.make_model(graph, opset_imports=opsets)), "graph.onnx"))
+    return list(works_of(Graph(helper.make_model(graph, opset_imports=opsets)), "graph.onnx"))
 
 
 def conv(source: str, weights: str, out: str, **attributes: Any) -> Any:
@@ -103,7 +103,7 @@ def test_quantizing_and_reshaping_cost_nothing() -> None:
     made = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "graph", [given], [made], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    found = works_of(view_of(model), "graph.onnx")
+    found = works_of(Graph(model), "graph.onnx")
     assert found == (Work("c", "conv", 36, 16, 8, 9, 1, 1152, read=1024, written=288),)
 
 

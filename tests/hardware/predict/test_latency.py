@@ -12,9 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.core.errors import SpecError
-from edgekd.hardware.predict.device import Device, device_of
+from edgekd.hardware.predict.device import GpuFigures, gpu_figures
 from edgekd.hardware.predict.energy import EnergyModel
-from edgekd.hardware.predict.latency import Calibration, Coefficients, Model, Predictor, scale_from, seconds, shipped
+from edgekd.hardware.predict.latency import (
+    Calibration,
+    Coefficients,
+    LatencyModel,
+    Predictor,
+    scale_from,
+    seconds,
+    shipped,
+)
 from edgekd.hardware.predict.work import Work, convolution
 from edgekd.hardware.target import Figure, Target, load_target
 
@@ -31,7 +39,7 @@ ROUND = Coefficients(
     depthwise=2,
     copy=3,
 )
-GPU = Device(sm=8.7, precision="int8", peak=1e12, bandwidth=1e9, multiprocessors=4, clock_ghz=1)
+GPU = GpuFigures(sm=8.7, precision="int8", peak=1e12, bandwidth=1e9, multiprocessors=4, clock_ghz=1)
 LAYER = convolution("c", inputs=16, outputs=32, positions=100, kernel=9)
 JETSONS = "agx-orin nano orin-nano orin-nano-super orin-nx thor tx2 xavier xavier-nx".split()
 
@@ -137,11 +145,11 @@ def test_more_channels_are_never_faster(
 # Predictions
 
 
-def model(**calibration: Any) -> Model:
+def model(**calibration: Any) -> LatencyModel:
     """A model of round numbers."""
     usual = {"measured_margin": 1.1, "margin": 1.5, "wide_margin": 2.0, "scaled_margin": 1.2}
     usual |= {"seen": ((7.2, "int8"), (7.2, "fp16")), "multiply_adds": (1000, 10**9)}
-    return Model(
+    return LatencyModel(
         ROUND, {"xavier": {"int8": 2.0}}, Calibration(**usual | calibration), EnergyModel(0.5, 0.5, 1.5, (7.2,))
     )
 
@@ -206,7 +214,7 @@ def test_every_jetson_can_be_predicted_in_what_it_convolves_in(name: str) -> Non
 
 
 def test_cuda_cores_compute_where_there_are_no_tensor_cores_for_it() -> None:
-    units = {name: device_of(load_target(name), precision).unit for name, precision in
+    units = {name: gpu_figures(load_target(name), precision).unit for name, precision in
              (("nano", "fp16"), ("xavier", "fp32"), ("xavier-nx", "int8"), ("orin-nx", "fp32"))}  # fmt: skip
     assert units == {"nano": "cuda_fp16", "xavier": "cuda_fp32", "xavier-nx": "tensor_int8", "orin-nx": "tensor_fp32"}
 

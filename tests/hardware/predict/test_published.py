@@ -28,12 +28,12 @@ def test_a_network_has_the_operations_that_are_published_for_it(network: dict[st
 def test_networks_that_are_described_here_still_have_the_layers_of_their_tables() -> None:
     from networks import NETWORKS as DESCRIBED
 
-    from edgekd.graph.view import view_of
+    from edgekd.graph.view import Graph
     from edgekd.hardware.predict.graph import works_of
     from edgekd.hardware.predict.work import multiply_adds
 
     for model, size in (("resnet50", 224), ("yolov7", 640)):
-        works = works_of(view_of(DESCRIBED[model](size)), model)
+        works = works_of(Graph(DESCRIBED[model](size)), model)
         columns = layers_of(f"{model}-{size}")
         assert 2 * multiply_adds(works) == columns.operations
         assert [work.read for work in works] == columns.read.tolist()  # type: ignore[attr-defined]
@@ -51,8 +51,9 @@ def test_every_measurement_has_a_source_and_every_device_its_figures() -> None:
 
 
 def test_what_ships_is_what_the_bench_has_fitted() -> None:
-    from edgekd.hardware.predict.latency import model_from_json, shipped
+    from edgekd.core.typed_values import from_plain
+    from edgekd.hardware.predict.latency import COEFFICIENTS, LatencyModel, shipped
 
     result = json.loads((BENCH / "results" / "predictor.json").read_text("utf-8"))
-    assert shipped() == model_from_json(result["model"])
+    assert shipped() == from_plain(LatencyModel, result["model"], COEFFICIENTS)
     assert [each["claim"] for each in result["claims"] if not each["holds"]] == []

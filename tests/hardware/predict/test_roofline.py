@@ -8,14 +8,14 @@ import pytest
 from running import EdgeKD
 
 from edgekd.commands.predict import predict_latency
-from edgekd.hardware.predict.device import device_of
+from edgekd.hardware.predict.device import gpu_figures
 from edgekd.hardware.predict.roofline import roofline
 from edgekd.hardware.predict.work import Work, convolution
 from edgekd.hardware.target import load_target
 
 
 def test_intensity_and_rate_are_those_of_the_work() -> None:
-    device = device_of(load_target("xavier"), "int8")
+    device = gpu_figures(load_target("xavier"), "int8")
     layer = convolution("a", 64, 128, 400, 9)
     found = roofline([layer, Work("b", "copy", read=10, written=10)], [50.0, 5.0], device)
     operations = 2 * 400 * 9 * 64 * 128

@@ -44,6 +44,6 @@ def test_a_table_that_says_nothing_of_the_target_is_refused(text: str, said: str
 
 def test_a_table_that_is_written_is_read_as_it_was(tmp_path: Path) -> None:
     networks = (MeasuredNetwork('a "b"\\c.onnx', 4.1), MeasuredNetwork("d.onnx", 1e-05))
-    layers = (MeasuredLayer(31.5, "conv", 6400, 64, 64, 9), MeasuredLayer(2.0, "copy", read=100, plugin=True))
+    layers = (MeasuredLayer("conv", 6400, 64, 64, 9, us=31.5), MeasuredLayer("copy", read=100, plugin=True, us=2.0))
     table = MeasuredTable("xavier", "int8", "by a test\n\x7f é", networks, layers)
     assert load_table(written(tmp_path, table_toml(table)), load_target("xavier")) == table
