@@ -150,7 +150,7 @@ def test_bench_against_another_artifact_with_frames_of_a_folder(
     assert "<title>tiny-xavier.edgekd" in (tmp_path / "a.html").read_text("utf-8")
     people = edgekd("bench", tiny_model, *limits)
     assert "camera to detections" in people.out
-    assert "not told: fps" in people.out
+    assert "not reported: fps" in people.out
 
 
 @pytest.mark.parametrize(("target", "level", "code"), [("xavier", "note", 0), ("nano", "impossible", 1)])

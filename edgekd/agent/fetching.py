@@ -139,7 +139,7 @@ def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -
     download.useless = True
     found = file_sha256(part) if request.sha256 else None
     if found != request.sha256:
-        what = f"{request.url}: another file than was asked for"
+        what = f"{request.url}: not the requested file"
         raise HashError(what, expected=f"SHA-256 {request.sha256}", found=f"SHA-256 {found}", fix="check the address")
     judge = head_judge(held_trust(camera.state, camera.root), camera.clock())
     if is_delta(part):
@@ -230,7 +230,7 @@ class _Download:
             total = int(part[2]) if part else None
             if not part or int(part[1]) != self.note.kept or self.note.total not in (None, total):
                 self._begin(stream, _Note(self._request.url))
-                raise _BrokenError("the server sent another part than was asked for")
+                raise _BrokenError("the server sent another range than requested")
             self.note = replace(self.note, total=total)
         else:
             total = int(length) if length.isdigit() else None

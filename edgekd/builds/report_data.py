@@ -237,7 +237,7 @@ def _host(timing: TimingResult) -> dict[str, str]:
 def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
     compiled = machine.compiled.result
     notes = [f"Engine: {compiled.note}."]
-    notes += [f"Not told of this machine: {reason}." for reason in machine.timing.result.after.refused]
+    notes += [f"Not reported for this machine: {reason}." for reason in machine.timing.result.after.refused]
     if compiled.check:
         notes.append(f"Parser and builder check by TensorRT for RTX (not the target's engine): {compiled.check}.")
     notes += [

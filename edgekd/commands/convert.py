@@ -97,7 +97,7 @@ def convert(
 
     INT8 is carried over as it is. GPUs of an engine are targets such as `rtx-40`.
 
-    Raises SpecError for what cannot be asked for, DeviceError where a converter or runtime fails, ParityError where the
+    Raises SpecError for invalid options, DeviceError where a converter or runtime fails, ParityError where the
     result computes something else; then nothing is written. The command: `edgekd convert`. The checks and their limits:
     docs/converting.md.
     """

@@ -56,7 +56,7 @@ def engine(
     fresh: Annotated[bool, Option("Keep what boards of a fleet gave before.", inverse="--resume")] = False,
     progress: Progress = SILENT,
 ) -> UntypedResult | FleetResult:
-    """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it if asked.
+    """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it with `activate`.
 
     Raises SpecError, BundleError, HashError, DeviceError, and the errors of the agent. The command: `edgekd engine`.
     """

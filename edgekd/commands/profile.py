@@ -33,7 +33,7 @@ def profile(
     device: Annotated[str, Option("local or ssh://[USER@]HOST[:PORT].")],
     out: Annotated[str | Path, Option("The table, a .toml; networks go beside it.")],
     *,
-    target: Annotated[str | None, Option("What the device is, where it does not say so itself.")] = None,
+    target: Annotated[str | None, Option("Target of a device that does not report its model.")] = None,
     runtime: Runtime = None,
     state: State = None,
     python: Interpreter = None,
@@ -108,7 +108,7 @@ def _require_measured_there(result: Mapping[str, Any], given: str | None) -> Non
     if result["fits"] is None and given is None:
         fix = f"if you know it: --target {target}"
         raise SpecError(
-            f"{device}: does not say that it is a {target}", expected="a device that says what it is", fix=fix
+            f"{device}: not confirmed to be a {target}", expected="a device that reports its model", fix=fix
         )
 
 

@@ -174,7 +174,7 @@ def _scored(data: Path | None, finished: Finished, context: StageContext) -> tup
     """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
     place = data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
     if place is None:
-        return None, "the data: this ledger does not say where it was; pass --data"
+        return None, "the data: its path is not in this ledger; pass --data"
     try:
         split = load_dataset(place).split(SCORED)
         if context.fingerprint(split) != finished.manifest.lineage.data_sha256:

@@ -66,7 +66,7 @@ def with_absolute_paths(job: BuildRequest) -> BuildRequest:
 
 
 def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None]:
-    """The cluster that was asked for; None where this machine does it all."""
+    """Return the requested cluster; None for this machine alone."""
     if request.cluster is None:
         return nullcontext()
     return joined_cluster(request.cluster, request.gpus, request.batch, len(request.boards))

@@ -201,7 +201,7 @@ def _rate_refusal(samples_ms: np.ndarray, slow: statistics.SlowDown | None) -> s
     noise = statistics.mean_interval(samples_ms).half / float(samples_ms.mean())
     if noise > MAX_NOISE:
         return (
-            f"the mean is known to {noise:.0%} only; stop what else runs here, lock the clocks, or measure "
+            f"mean uncertain by {noise:.0%}; stop what else runs here, lock the clocks, or measure "
             f"{min(math.ceil((noise / MAX_NOISE) ** 2), 1000)} times as long"
         )
     return None

@@ -120,9 +120,9 @@ class RollbackError(BundleError):
 
 @contextmanager
 def naming(what: object) -> Iterator[None]:
-    """Let a BundleError in the block, which stays of its kind, also say of what it is: a file, a slot."""
+    """Prefix the message of a BundleError in the block with `what`, such as a file or a slot; its class stays."""
     try:
         yield
     except BundleError as error:
-        told = f"{what}: {error.what}"
-        raise type(error)(told, expected=error.expected, found=error.found, fix=error.fix) from error
+        message = f"{what}: {error.what}"
+        raise type(error)(message, expected=error.expected, found=error.found, fix=error.fix) from error

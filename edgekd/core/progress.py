@@ -39,7 +39,7 @@ class Listener(Protocol):
 
 
 def tell_stage(progress: Progress, name: str, results: Mapping[str, Any], seconds: float) -> None:
-    """Tell what a stage gave to a progress that hears it."""
+    """Pass the results of a stage to a progress that listens for them."""
     if isinstance(progress, Listener):
         progress.stage(name, results, seconds)
 
@@ -66,13 +66,13 @@ class PlainProgress:
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         total = _total(iterable, total)
-        began = said = time.monotonic()
+        began = reported_at = time.monotonic()
         done = 0
         for done, item in enumerate(iterable, start=1):
             yield item
             now = time.monotonic()
-            if now - said >= self._interval_s:
-                said = now
+            if now - reported_at >= self._interval_s:
+                reported_at = now
                 self.note(f"{label}: {_count(done, total)}{_left(done, total, now - began)}")
         self.note(f"{label}: {_count(done, total)} in {time.monotonic() - began:.1f} s")
 

@@ -1,6 +1,6 @@
 """Labelled data sets: YOLO layout (folder or YAML) and COCO JSON in, boxes per image out.
 
-A split is read when it is first asked for, so that scoring `val` never parses the labels of a large `train`.
+A split is read on first use, so that scoring `val` never parses the labels of a large `train`.
 Every error about a label names its file and line (for COCO JSON: the id of the annotation).
 """
 
@@ -254,7 +254,7 @@ def _coco_files_in(folder: Path) -> dict[str, Path]:
 
 
 def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
-    # The classes are in every file; the smallest is read for them, and kept until its split is asked for.
+    # The classes are in every file; the smallest is read for them, and kept until its split is read.
     smallest = min(files.values(), key=lambda file: (file.stat().st_size, file))
     documents = {smallest: _read_coco(smallest)}
     categories = _categories(documents[smallest], smallest)

@@ -1,4 +1,4 @@
-"""CostPerMillion of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
+"""Cost of a million frames. total: None where one of the two has a price and no measurement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class CostPerMillion:
-    """CostPerMillion of a million frames. total: None where one of the two is asked for and not known."""
+    """Cost of a million frames. total: None where one of the two has a price and no measurement."""
 
     electricity: float | None
     instance: float | None
@@ -35,8 +35,8 @@ def cost_of(prices: Prices, mj: float | None, fps: float | None) -> CostPerMilli
     """Return the cost at millijoules a frame and frames a second; None for what is not known or has no price."""
     electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
-    asked = [(prices.electricity, electricity), (prices.instance, instance)]
-    known = [cost for price, cost in asked if price is not None]
+    priced = [(prices.electricity, electricity), (prices.instance, instance)]
+    known = [cost for price, cost in priced if price is not None]
     return CostPerMillion(electricity, instance, None if None in known or not known else sum(filter(None, known)))
 
 

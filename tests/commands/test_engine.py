@@ -61,7 +61,7 @@ def test_people_are_told_what_was_measured_where(engine: Any, tmp_path: Path) ->
         assert words in said
     assert "not put into service: --activate does that" in said
     assert "layers: " in said
-    assert "that it is a xavier is not known" in said
+    assert "not confirmed to be a xavier" in said
     assert "rehearsed: nothing was computed" in engine("--device", "null").out
 
 

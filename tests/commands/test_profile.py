@@ -44,7 +44,7 @@ def test_a_device_that_does_not_say_what_it_is(edgekd: EdgeKD, tiny_build: Built
     flags = ("--device", "local", "--runtime", "onnxruntime", "--state", tmp_path / "state", *QUICK)
     ran = edgekd("profile", tiny_build.bundle, *flags, "--out", tmp_path / "table.toml")
     assert (ran.code, ran.out) == (2, "")
-    assert "local: does not say that it is a xavier" in ran.err
+    assert "local: not confirmed to be a xavier" in ran.err
     assert "--target xavier" in ran.err
     assert not list(tmp_path.glob("table*"))
 

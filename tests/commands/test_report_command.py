@@ -75,7 +75,7 @@ def test_without_its_data_it_says_what_is_missing(edgekd: EdgeKD, copy: Path, tm
     del ledger["data"]
     (copy / "ledger.json").write_text(json.dumps(ledger), "utf-8")
     called = analyse(copy)
-    assert "does not say where" in called.missing[0]
+    assert "not in this ledger" in called.missing[0]
     assert called.lost is None
 
 

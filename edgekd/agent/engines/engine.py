@@ -62,7 +62,7 @@ class BuildRequest:
                     f"slot {slot.name}: the engine does not compute in {precision} as it has to",
                     expected=f"{minimum:.1%} of its {unit or 'layers'} in {precision}",
                     found=", ".join(f"{name} {each:.1%}" for name, each in shares)
-                    or "a runtime that does not say in what it computes",
+                    or "a runtime that does not report precisions",
                     fix="see what the builder falls back to, or ask for less; what was there is as it was",
                 )
 

@@ -54,7 +54,7 @@ class NullRuntime(Runtime):
         from edgekd.agent.state.golden import batches, read_golden
 
         if options.source in self._refuses:
-            raise DeviceError(f"the null runtime was told to build nothing from {options.source}")
+            raise DeviceError(f"the null runtime is configured to refuse builds from {options.source}")
         golden = read_golden(slot)
         inputs = [_digest(batch) for batch in batches(golden.set, golden.spec)]
         script = canonical_json({"head": golden.spec.head.kind, "inputs": inputs, "source": options.source})

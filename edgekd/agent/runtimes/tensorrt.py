@@ -68,7 +68,7 @@ class TensorRt(Runtime):
         try:
             return layers_of(raw.layers, raw.times_ms)
         except ValueError as error:
-            raise DeviceError(f"{engine}: TensorRT does not say what is in it", found=str(error)) from error
+            raise DeviceError(f"{engine}: TensorRT does not report its layers", found=str(error)) from error
 
     def inspect(self, engine: Path) -> Inspection:
         with closing(self.load(engine)) as session:

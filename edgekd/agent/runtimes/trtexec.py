@@ -80,7 +80,7 @@ class Trtexec(Runtime):
             name = json.loads(engine.with_name(_RECORD).read_bytes().decode("utf-8"))["input"]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DeviceError(
-                f"{engine.with_name(_RECORD)}: does not say what the input is called",
+                f"{engine.with_name(_RECORD)}: no name of the input",
                 found=str(error),
                 fix="build it again",
             ) from error
@@ -91,7 +91,7 @@ class Trtexec(Runtime):
         try:
             return layers_of(raw.layers, raw.times_ms)
         except ValueError as error:
-            raise DeviceError(f"{PROGRAM} does not say what is in the engine", found=str(error)) from error
+            raise DeviceError(f"{PROGRAM} does not report the layers of the engine", found=str(error)) from error
 
     def inspect(self, engine: Path) -> Inspection:
         with _folder() as folder:
@@ -100,7 +100,7 @@ class Trtexec(Runtime):
             try:
                 return Inspection(layers.read_text("utf-8", "replace"), _profile_times(profile))
             except (OSError, ValueError) as error:
-                raise DeviceError(f"{PROGRAM} does not say what is in the engine", found=str(error)) from error
+                raise DeviceError(f"{PROGRAM} does not report the layers of the engine", found=str(error)) from error
 
     def times(self, engine: Path, iterations: int, seconds: float) -> Sequence[float] | None:
         """Return the seconds of each run: GPU time of the engine with the transfers of input and output."""
@@ -113,7 +113,7 @@ class Trtexec(Runtime):
                 kept = [each for each in _json(exported) if each.get("startComputeMs", WARM_UP_MS) >= WARM_UP_MS]
                 seconds_of_runs = [float(each["latencyMs"]) / 1000 for each in kept]
             except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-                raise DeviceError(f"{PROGRAM} does not say how long it took", found=str(error)) from error
+                raise DeviceError(f"{PROGRAM} does not report its times", found=str(error)) from error
         if not seconds_of_runs:
             raise DeviceError(f"{PROGRAM} timed no run", fix="more --seconds")
         return seconds_of_runs
@@ -165,7 +165,7 @@ class TrtexecSession:
                     for output in _json(target)
                 }
             except (OSError, KeyError, TypeError, ValueError) as error:
-                raise DeviceError(f"{PROGRAM} does not say what it computed", found=str(error)) from error
+                raise DeviceError(f"{PROGRAM} does not report its outputs", found=str(error)) from error
 
     def scratch_bytes(self) -> int | None:
         return None
@@ -199,7 +199,7 @@ def _version(program: Path) -> str:
     done = _start([str(program), "--help"])
     banner = _BANNER.search(done.stdout + done.stderr)
     if not banner:
-        raise DeviceError(f"{program} does not say its version", expected="[TensorRT v8502] or the like")
+        raise DeviceError(f"{program} does not report its version", expected="[TensorRT v8502] or the like")
     number = int(banner["number"])
     step = 10_000 if number >= 100_000 else 1000  # NV_TENSORRT_VERSION was widened with 10
     return f"{number // step}.{number % step // 100}.{number % 100}"

@@ -198,7 +198,7 @@ def _share(attempt: Attempt, index: int) -> Verdict:
     text, build = f"{_name(attempt)} computes most of its time in INT8", attempt.build
     share = build.int8_share if build else None
     if share is None:
-        why = (build and build.unread) or "the runtime does not say how long layers of each precision take"
+        why = (build and build.unread) or "the runtime reports no times by precision"
         return _verdict(attempt, index, SHARE, NOT_TESTED, text, why, step=BUILD)
     if attempt.runtime not in _OF_TENSORRT:
         why = f"{share:.0%}, but Q/DQ is placed by TensorRT's rules, and another runtime may leave it"

@@ -206,7 +206,7 @@ def gathered(tries: list[Any], progress: Progress) -> list[Any]:
         while left:
             done, left = ray.wait(left, timeout=EVERY_S)
             for each in done:
-                ray.get(each)  # what went wrong is said at once, not when the last one is done
+                ray.get(each)  # raises a failure at once, not when the last task is done
             if not done:
                 progress.note(f"search: {len(tries) - len(left)} of {len(tries)} trials done on the cluster")
         return list(ray.get(tries))

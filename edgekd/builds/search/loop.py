@@ -18,13 +18,13 @@ from edgekd.builds.search.space import Candidate, Space
 from edgekd.hardware.budget import Budget
 
 ROUND_SIZE = 6
-"""Candidates that are tried at once where nothing else is asked for, as many however many workers there are."""
+"""Default number of candidates per round; independent of the number of workers."""
 SAMPLED_EVERY = 3
 """One of so many is drawn by the study, in case what was learnt of choices is wrong."""
 ETA = 3
 """One of so many is tried more thoroughly."""
 MAX_PROPOSALS = 4
-"""How often the study is asked for a candidate that is new and may fit, before the likeliest one is taken."""
+"""Proposals of the study that are tried for a new candidate that may fit, before the likeliest one is taken."""
 PATIENCE = 4
 """Rounds without a better winner after which a search without a least accuracy ends."""
 NEXT_COUNT = 3
@@ -58,7 +58,7 @@ class StopLimits:
 class Search:
     """A search that goes on until `reason` says why it stopped.
 
-    points: the most thorough try of each candidate; note: hears of every round; batch: candidates of one.
+    points: the most thorough try of each candidate; note: called after every round; batch: candidates of one.
     """
 
     space: Space
@@ -85,7 +85,7 @@ class Search:
         return best(list(self.points.values()), self.budget)
 
     def run(self) -> None:
-        """Search until there is a reason to stop, told in `reason`."""
+        """Search until there is a reason to stop, and store it in `reason`."""
         while not self.reason:
             self.step()
 

@@ -1,8 +1,8 @@
 """Candidates proposed by Optuna, which learns from those that were tried. The only module that imports it.
 
-Each draw has a seed of its own and depends on what was told before alone, so the same answers lead to the same
-questions: a search that was killed asks again what it has asked, and finds the answers in the store. What Optuna knows
-lies in its own journal, for its own tools to look at.
+Each draw has its own seed and depends on the earlier results alone, so equal results lead to equal proposals: a killed
+search proposes the same candidates again and finds their results in the store. Optuna's trials are kept in its own
+journal, for its own tools.
 """
 
 from __future__ import annotations

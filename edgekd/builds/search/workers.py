@@ -67,11 +67,11 @@ class SlowStepProgress:
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items; report every EVERY_S seconds how many are done."""
-        said = time.monotonic()
+        reported_at = time.monotonic()
         for done, item in enumerate(iterable, start=1):
             yield item
-            if time.monotonic() - said >= EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - reported_at >= EVERY_S:
+                reported_at = time.monotonic()
                 self._progress.note(f"search, {label}: {done}{f' of {total}' if total else ''}")
 
     def note(self, text: str) -> None:

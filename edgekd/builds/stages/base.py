@@ -49,7 +49,7 @@ GraphStage = Stage[GraphResult]
 
 
 class StageContext:
-    """The store, hashes and progress of one build, with its stages in the order in which they were asked for."""
+    """The store, hashes and progress of one build, with its stages in the order of first use."""
 
     def __init__(self, store: Store, hashes: FileHashes, progress: Progress) -> None:
         self.done: list[AnyStage] = []

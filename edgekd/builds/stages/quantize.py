@@ -48,7 +48,7 @@ class QuantizedResult(GraphResult):
     Args:
         layers: Number of INT8 layers, and of all.
         forms: Format of each layer by its name.
-        calibration_cache: None where none was asked for.
+        calibration_cache: None where none was requested.
     """
 
     layers: tuple[int, int]

@@ -89,7 +89,7 @@ def distill(
     trust: bool = False,
     device: str | None = None,
 ) -> Stage[DistillResult]:
-    """Train a student. A training that was killed is resumed when it is asked for again.
+    """Train a student. A killed training run is resumed by the next call.
 
     Args:
         device: Where it is trained, which is no input.

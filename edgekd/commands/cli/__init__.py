@@ -63,7 +63,7 @@ COMMANDS: dict[str, Command] = {
         function="predict.predict_latency",
     ),
     "engine": Command(
-        "Build, test and time a bundle's engine on a camera, or on a fleet; put it into service there if asked."
+        "Build, test and time a bundle's engine on a camera, or on a fleet; optionally put it into service."
     ),
     "profile": Command(
         "Time the networks of bundles on a device, as the table that predictions for its target are corrected by."

@@ -18,12 +18,12 @@ def print_engine(result: Mapping[str, Any]) -> None:
         print_fleet(result)
         return
     device, engine, tested, timed = (result[key] for key in ("device", "engine", "self_test", "bench"))
-    where = device["model"] or device["cpu"] or "a device that does not say what it is"
+    where = device["model"] or device["cpu"] or "an unidentified device"
     mode = f", power mode {device['power_mode']['name'] or device['power_mode']['id']}" if device["power_mode"] else ""
     upload = result["upload"]
     print(f"{result['name']} for {result['target']} on {device['name']}: {where}{mode}")
     if result["fits"] is None:
-        print(f"that it is a {result['target']} is not known: it does not say so")
+        print(f"not confirmed to be a {result['target']}: the device does not report its model")
     print(f"sent {megabytes(upload['sent_bytes'])} of {megabytes(upload['bytes'])}; the rest was there")
     made = f"built in {engine['seconds']:.1f} s" if engine["changed"] else "was there"
     print(f"engine: {engine['file']}, {megabytes(engine['bytes'])}, {_version(result['runtime'])}, {made}")
@@ -102,7 +102,7 @@ def _board_row(board: Mapping[str, Any]) -> list[str]:
         board["name"],
         *(f"{times[column]:.2f}" for column in ("p50", "p90", "p99")),
         "-" if (fps := found["bench"]["fps"]) is None else f"{fps:.1f}",
-        ", ".join(f"{count} {kind}" for kind, count in (found["engine"]["layers"] or {}).items()) or "not said",
+        ", ".join(f"{count} {kind}" for kind, count in (found["engine"]["layers"] or {}).items()) or "unknown",
         str(mode["name"] or mode["id"]) if mode else "-",
         f"{jetpack}L4T {device['l4t']}" if device["l4t"] else device["os"] or "-",
         _version(found["runtime"]),

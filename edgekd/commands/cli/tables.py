@@ -47,4 +47,4 @@ def megabytes(count: int) -> str:
 def print_refused(refused: Sequence[str]) -> None:
     """Print the rates that a run was too short or too noisy for, and what to do."""
     for reason in refused:
-        print(f"not told: {reason}")
+        print(f"not reported: {reason}")

@@ -1,6 +1,6 @@
 """Distillation loss terms for one batch: each level's loss by name, from the features of student and teacher.
 
-Made of the pure losses in `distill.py`, for any training loop. A loop that has further losses adds them to those of
+Composed of the pure losses in `distill.py`, for any training loop. A loop that has further losses adds them to those of
 `DistillationTerms` before they are weighted.
 """
 

@@ -61,7 +61,7 @@ def measure_rounded(
         for node in graph.nodes:
             for form in forms.get(node.name, ()) if levels[node.name] == level else ():
                 layer = layer_of(graph, node)
-                assert layer is not None, "only layers with constant weights are asked for"
+                assert layer is not None, "`forms` has only layers with constant weights"
                 stored, used, bias, noise = _round(layer, walk.values(node.input[0]), measured, form)
                 outputs = rest.run(layer.initializers(used, bias), measured)
                 # Ends before this level are unchanged.

@@ -25,7 +25,7 @@ class PlainGraph:
     each quantized activation, by the name of its tensor in the file. float_layers: names of the nodes that Q/DQ keeps
     in floating point: those of COMPUTING whose operands it does not quantize, what follows them up to the next
     quantizer, and what no quantized layer reads, such as the decoding of boxes. With a scale for every tensor, TensorRT
-    would run them in INT8 unless it is told not to. float_outputs: the floating-point outputs of those, in computing
+    would run them in INT8 unless forbidden. float_outputs: the floating-point outputs of those, in computing
     order; float_tensors: those among them that float layers alone read, or that the network gives; without a scale for
     these, TensorRT cannot compute them in INT8.
     """

@@ -19,9 +19,9 @@ from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_check
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 DEFAULT_SIDE = 640
-"""Side of the input in pixels where a checkpoint does not say it: Ultralytics' own default."""
+"""Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
 MAX_SIDE = 65536
-"""Largest side in pixels that a checkpoint may say, as in a manifest."""
+"""Largest side in pixels that a checkpoint may state, as in a manifest."""
 
 
 class UltralyticsDetector:

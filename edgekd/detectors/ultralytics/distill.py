@@ -117,7 +117,7 @@ def _train(trainer: Any) -> None:
     try:
         trainer.train()
     except subprocess.CalledProcessError as error:
-        found = f"exit status {error.returncode}; what they said is above"
+        found = f"exit status {error.returncode}; their output is above"
         raise CompressError("training on several GPUs: a process failed", found=found) from error
 
 

@@ -18,7 +18,7 @@ def render(title: str, result: Mapping[str, Any], samples: Mapping[str, Sequence
         "bench.html",
         title=title,
         result=result,
-        lines=[*bench_lines(result), *(f"Not told: {reason}" for reason in result["refused"])],
+        lines=[*bench_lines(result), *(f"Not reported: {reason}" for reason in result["refused"])],
         latencies=[*before, latency_of("after", engine, result, samples["after"])],
         tables=[("the artifact", bench_rows(result)), *([(other["artifact"], bench_rows(other))] if other else [])],
         against_lines=list(against_lines(other)) if other else [],

@@ -86,7 +86,7 @@ def _energy_lines(energy: Mapping[str, Any]) -> Iterator[str]:
 
 def _cost_lines(cost: Mapping[str, Any]) -> Iterator[str]:
     parts = [f"{name} {cost[name]:.4g}" for name in ("electricity", "instance") if cost[name] is not None]
-    unknown = "cannot be told, as energy or throughput is not known"
+    unknown = "unknown: energy or throughput was not measured"
     total = unknown if cost["total"] is None else f"{cost['total']:.4g} {cost['currency'] or ''}".rstrip()
     yield f"a million frames cost {total}" + (f" ({', '.join(parts)})" if parts else "")
 

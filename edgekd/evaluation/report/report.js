@@ -93,7 +93,7 @@ function reader(bands) {
     return line;
   });
   let current = 0;
-  readout.className = "told";
+  readout.className = "readout";
   readout.setAttribute("role", "status");
   bands.after(readout);
   bands.tabIndex = 0;

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import pytest
 import typer
-from edgekd.core.results import Result
 from typer.testing import CliRunner
 
 from edgekd.commands.cli.derive import callback
 from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.results import UntypedResult
 from edgekd.core.errors import BudgetError
 from edgekd.core.progress import SILENT, Progress
 
@@ -31,9 +31,9 @@ def toast(
     fresh: Annotated[bool, Option("Use old bread, or not.", inverse="--stale")] = False,
     score: Annotated[bool, Option("Taste it.", inverse="--no-score")] = True,
     progress: Progress = SILENT,
-) -> Result:
+) -> UntypedResult:
     """Toast."""
-    return Result({each: repr(value) for each, value in locals().items()})
+    return UntypedResult({each: repr(value) for each, value in locals().items()})
 
 
 def run(function: Callable[..., Any], *arguments: object, run_name: str | None = None, **show: Any) -> Any:
@@ -99,9 +99,9 @@ def test_what_is_missing_too_large_or_unknown_is_refused(arguments: list[str]) -
 
 
 def test_a_parameter_that_is_added_is_an_option() -> None:
-    def butter(*, grams: Annotated[float, Option("How much butter.", minimum=0)] = 2.5) -> Result:
+    def butter(*, grams: Annotated[float, Option("How much butter.", minimum=0)] = 2.5) -> UntypedResult:
         """Spread."""
-        return Result(grams)
+        return UntypedResult(grams)
 
     assert run(butter, "--json").stdout == "2.5\n"
     assert run(butter, "--grams", "4", "--json").stdout == "4.0\n"
@@ -110,9 +110,9 @@ def test_a_parameter_that_is_added_is_an_option() -> None:
 
 
 def test_a_parameter_that_is_not_declared_is_named() -> None:
-    def butter(*, grams: float = 2.5) -> Result:
+    def butter(*, grams: float = 2.5) -> UntypedResult:
         """Spread."""
-        return Result(grams)
+        return UntypedResult(grams)
 
     with pytest.raises(TypeError, match=r"butter: parameter 'grams' needs Annotated"):
         callback(butter, print)
@@ -124,10 +124,10 @@ def test_the_result_is_shown_unless_json_is_asked_for() -> None:
 
 
 def test_a_log_is_kept_where_runs_have_a_name(tmp_path: Path) -> None:
-    def bake(loaf: Annotated[str | Path, Argument("A loaf.")], *, progress: Progress = SILENT) -> Result:
+    def bake(loaf: Annotated[str | Path, Argument("A loaf.")], *, progress: Progress = SILENT) -> UntypedResult:
         """Bake."""
         progress.stage("oven", {"degrees": 220}, 1.5)  # type: ignore[attr-defined]
-        return Result({})
+        return UntypedResult({})
 
     log = tmp_path / "log.jsonl"
     assert run(bake, "rye", "--log", log, run_name="bake {loaf.name}").exit_code == 0
@@ -136,13 +136,13 @@ def test_a_log_is_kept_where_runs_have_a_name(tmp_path: Path) -> None:
 
 def test_the_result_says_the_exit_code_after_it_is_printed() -> None:
     @dataclass(frozen=True)
-    class Burnt(Result):
+    class Burnt(UntypedResult):
         @property
         def exit_code(self) -> int:
             return 1
 
     @dataclass(frozen=True)
-    class Missed(Result):
+    class Missed(UntypedResult):
         def require_met(self) -> None:
             raise BudgetError("too brown")
 

@@ -103,7 +103,7 @@ def test_layers_are_searched(page: Any) -> None:
 
 def test_the_numbers_of_a_layer_are_read_out_by_arrow_keys(page: Any, analysed_report: Report) -> None:
     page.locator(".bands").focus()
-    told = page.locator(".told")
+    told = page.locator(".readout")
     assert told.inner_text().startswith(f"1 of 30: {analysed_report.layers[0].name}")
     page.keyboard.press("ArrowRight")
     assert told.inner_text().startswith(f"2 of 30: {analysed_report.layers[1].name}")
