@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input, regular_file
 from edgekd.core.progress import SILENT, Progress
+from edgekd.data.image_headers import require_small
 from edgekd.data.types import Sample, Split
 
 Image = NDArray[np.uint8]
@@ -25,6 +27,8 @@ Reader = Callable[[Path], Image]
 # Decoding and hashing release the GIL; a few threads keep the cores busy without taking them from inference.
 WORKERS = min(4, os.cpu_count() or 1)
 AHEAD = 2 * WORKERS
+MAX_IMAGE_BYTES = 1 << 29
+"""Bytes of an image file: MAX_PIXELS without compression, and room for metadata."""
 
 
 def read_image(path: Path) -> Image:
@@ -55,11 +59,7 @@ def decode_image(data: bytes, path: Path) -> Image:
 
 
 def _decode(path: Path, mode: int) -> Image:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return _decode_bytes(data, path, mode)
+    return _decode_bytes(read_input(path, MAX_IMAGE_BYTES), path, mode)
 
 
 def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
@@ -69,6 +69,10 @@ def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
         raise DataError(f"{path} is empty", expected="an image")
     if _is_truncated(data):
         raise DataError(f"{path} is truncated", expected="a complete image", found=f"{len(data)} bytes")
+    try:
+        require_small(data)
+    except ValueError as error:
+        raise DataError(f"{path} is no image", expected="JPEG, PNG, WebP, TIFF or BMP", found=str(error)) from error
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
@@ -177,6 +181,7 @@ def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path
 
 
 def _sha256(file: Path) -> str:
+    regular_file(file, MAX_IMAGE_BYTES)
     try:
         return file_sha256(file)
     except OSError as error:

@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input
 
 # Labelling tools round: a coordinate this far outside the image (as a share of it) is clipped, not refused.
 TOLERANCE = 1e-3
+MAX_LABEL_BYTES = 1 << 24
+"""Bytes of a label file: 400,000 boxes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +49,12 @@ def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
     absent = 0
     for owner, file in enumerate(files):
         try:
-            text = file.read_bytes().decode("utf-8-sig", errors="replace")
-        except FileNotFoundError:
+            text = read_input(file, MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace")
+        except DataError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             absent += 1
             continue
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
         for number, line in enumerate(text.splitlines(), start=1):
             fields: Sequence[str | float] = line.split()
             if not fields:
@@ -76,12 +79,12 @@ def _label_table(
     except ValueError:
         # The quick conversion does not say which row is wrong.
         row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
-        raise DataError(where(row), expected="numbers", found=repr(field)) from None
+        raise DataError(where(row), expected="numbers", found=repr(field)[:80]) from None
 
     def refuse(bad: NDArray[np.bool_], expected: str) -> None:
         if bad.any():
             row = int(bad.argmax())
-            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row])))
+            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row]))[:200])
 
     refuse(~np.isfinite(table.sum(axis=1)), "finite numbers")
     ids, box = table[:, 0], table[:, 1:]
@@ -109,7 +112,7 @@ def _box_of_polygon(line: str, where: str) -> list[float]:
         label = float(fields[0])
     except ValueError:
         field = next(field for field in fields if not _is_number(field))
-        raise DataError(where, expected="numbers", found=repr(field)) from None
+        raise DataError(where, expected="numbers", found=repr(field)[:80]) from None
     if not np.isfinite(points).all() or _outside(points).any():
         raise DataError(where, expected="points between 0 and 1, as shares of the image", found=line.strip()[:60])
     low, high = points.min(axis=0), points.max(axis=0)

@@ -52,7 +52,7 @@ def require_safe(path: Path, *, external: bool = True) -> None:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             outside = external_data(content)
-        for each in outside:
+        for each in outside if external else ():
             _require_beside(path.parent, each)
     except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)[:300]) from error
