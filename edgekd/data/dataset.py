@@ -149,9 +149,8 @@ def _load_yaml(source: Path, file: Path, depth: int) -> Dataset:
             continue
         entries = setting if isinstance(setting, list) else [setting]
         if not all(isinstance(entry, str) for entry in entries):
-            raise DataError(
-                f"{file}: {shown(key)} is {shown(setting)}", expected="a folder, a list of folders, or a .txt"
-            )
+            what = f"{file}: {str(key)[:80]} is {shown(setting)}"
+            raise DataError(what, expected="a folder, a list of folders, or a .txt")
         places = tuple(_place(root, entry, file.parent) for entry in entries)
         readers[name] = partial(_read_yolo_split, name, places, classes)
     if not readers:

@@ -20,6 +20,7 @@ from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFea
 from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, did_you_mean, first_line
+from edgekd.detectors.checkpoint_scan import scan_checkpoint
 from edgekd.detectors.torch_support import write_content
 from edgekd.detectors.torchvision.family import BUILDERS, FAMILY
 
@@ -229,6 +230,9 @@ def save_network(network: TorchvisionNetwork, path: Path) -> None:
 
 def load_network(path: Path) -> TorchvisionNetwork:
     """Load the network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed. Raises SpecError."""
+    names = scan_checkpoint(path)
+    if names:
+        raise _unreadable(path, ", ".join(sorted(names))[:200])
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
