@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine that they run on, models, data, and what other tools need."""
+"""Common parts of the benchmarks: the machine, models, data, and environments of other tools."""
 
 import hashlib
 import os
@@ -20,6 +20,7 @@ from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import to_plain
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR
@@ -41,9 +42,9 @@ SHARED = HERE.parent.parent / "shared"  # where models and data lie unless `--sh
 VENVS = Path.home() / ".cache" / "edgekd-bench"  # where environments of other tools are kept
 DEMO = DETECTOR
 OPSET = 17  # ONNX opset of every exported graph
-SPLITS = ("val", "test")  # what trained detectors are scored on
-FRAMES = "frames"  # of copied data: the images whose labels nobody gets
-CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # what graphs are timed on
+SPLITS = ("val", "test")  # that trained detectors are scored on
+FRAMES = "frames"  # folder of copied data with the images that lose their labels
+CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # that time graphs
 
 
 # The machine
@@ -52,7 +53,7 @@ CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OP
 def conditions(threads: int) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "host": LocalDevice(ONNXRUNTIME_CPU, threads).facts().as_json(),
+        "host": to_plain(LocalDevice(ONNXRUNTIME_CPU, threads).facts()),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
@@ -186,7 +187,7 @@ def median_ms(
     frames, found = synthetic_frames(next(iter(specs.values()))), {}
     for name, engine in engines.items():
         timed = time_graphs(graphs, specs, frames, LocalDevice(engine, threads), "measured")
-        found[name] = {graph: timing.summary()["total_ms"]["p50"] for graph, timing in timed.items()}
+        found[name] = {graph: timing.summary().total_ms.p50 for graph, timing in timed.items()}
     return found
 
 

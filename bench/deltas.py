@@ -73,10 +73,7 @@ def run(given: Given) -> Result:
         *((name, given.old, Path(path)) for name, _, path in (each.partition("=") for each in given.new)),
         *((name, Path(old), Path(new)) for name, old, new in given.pair),
     ]
-    return {
-        "notes": given.note,
-        "rows": [measure(*pair, given.scratch) for pair in pairs],
-    }
+    return {"notes": given.note, "rows": [measure(*pair, given.scratch) for pair in pairs]}
 
 
 if __name__ == "__main__":
@@ -86,4 +83,4 @@ if __name__ == "__main__":
         Option("--pair", [], nargs=3, action="append", metavar=("NAME", "OLD", "NEW")),
         Option("--note", [], "what is to be said of the bundles, on the page", action="append"),
     )
-    main(run, page, options=options, holds=lambda found: all(row.identical for row in found.rows), cores=1)
+    main(run, page, *options, holds=lambda found: all(row.identical for row in found.rows), cores=1)

@@ -29,7 +29,7 @@ from edgekd.evaluation.evaluate import judge
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
 OVERHEAD = 1.15
-"""How much longer a step with distillation may take than one without and the teacher's forward pass together."""
+"""Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
 
 
 def with_weights(step: Distill, change: Callable[[Weights], Weights]) -> Distill:
@@ -126,9 +126,9 @@ class Bench(Trainings):
         return super().row(method, seed, **{"tail": {}, **known})
 
     def notes_of(self, scores: Mapping[str, Score]) -> dict[str, Any]:
-        """Also how well the rare classes are found."""
+        """Return also mAP50-95 of the rare classes."""
         rare = rare_classes(self.scored.split("train"), self.scored.classes)
-        tail = {split: tail_score(one.per_class, rare, TAIL)["map50_95"] for split, one in scores.items()}
+        tail = {split: tail_score(one.per_class, rare, TAIL).map50_95 for split, one in scores.items()}
         return {**super().notes_of(scores), "tail": tail}
 
     def result(self) -> dict[str, Any]:
@@ -254,4 +254,4 @@ if __name__ == "__main__":
         DEVICE,
         Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
     )
-    frame.main(run, page, options=options, holds=training.none_failed)
+    frame.main(run, page, *options, holds=training.none_failed)

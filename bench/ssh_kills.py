@@ -199,4 +199,4 @@ if __name__ == "__main__":
         Option("--python", os.path.realpath(sys.executable), "the camera's interpreter"),
         Option("--packages", packages(), "where that finds NumPy", type=Path),
     )
-    main(run, page, options=options, holds=resumed, cores=1)
+    main(run, page, *options, holds=resumed, cores=1)

@@ -42,6 +42,7 @@ STANDARD = (
     "core.formats.calibration_cache",
     "core.formats.onnx_bytes",
     "core.formats.protobuf",
+    "core.bundle.detector_rule",
     "core.bundle.manifest",
     "core.bundle.rules",
     "core.bundle.archive",
@@ -103,7 +104,7 @@ class Copies:
     run = staticmethod(np.copy)
 copies = Candidate(Copies(), lambda frame: (frame, 0), lambda output, of: None)
 timed = benchmark_interleaved({"copies": copies}, [np.zeros(1000)], min_seconds=0.2)["copies"]
-assert timed.summary()["refused"][0].startswith("fps:") and timed.summary()["inference_ms"]["p50"] > 0
+assert timed.summary().refused[0].startswith("fps:") and timed.summary().inference_ms.p50 > 0
 assert compare(np.full(8, 1.1), np.ones(8)).differs
 how = dict(height=64, width=64, color="rgb", scale=1 / 255, mean=[0, 0, 0], std=[1, 1, 1], pad_value=114)
 how.update(center=True, upscale=True)
@@ -230,7 +231,7 @@ def test_asking_for_help_imports_no_command_and_nothing_heavy() -> None:
 
 def test_asking_for_the_help_of_a_command_imports_that_command() -> None:
     loaded = modules_of_help("keygen")
-    assert commands(loaded) == {"arguments", "keygen", "options", "parameter", "results"}
+    assert commands(loaded) == {"arguments", "keygen", "options", "parameter"}
     for command in ("build", "engine", "convert"):
         assert not modules_of_help(command) & {*HOST_ONLY} - {"rich", "typer"}
 

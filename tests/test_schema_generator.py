@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -28,6 +28,13 @@ class Part:
 
     one: int
     two: Path | None
+
+
+class Pair(NamedTuple):
+    """Two numbers, which are a list."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Whole:
     again: Part
     maybe: Part | None
     others: Mapping[str, Part]
-    pair: tuple[float, float]
+    pair: Pair
     objects: tuple[Part, ...] = ()
     hidden: object = field(default=None, metadata=INTERNAL)
 
@@ -76,6 +83,7 @@ def test_a_dataclass_is_an_object_with_all_of_its_fields(schema_generator: Modul
     }
     assert schema["properties"]["two"]["type"] == ["string", "null"]
     assert schema["properties"]["kind"]["enum"] == ["a", "b", None]
+    assert schema["properties"]["pair"]["items"] == {"type": "number"}
     assert schema["properties"]["again"] == {"$ref": "#/$defs/Part"}
     assert schema["$defs"]["Part"]["description"] == "A part of the whole."
     assert schema["required"] == ["one", "two", "kind", "again", "maybe", "others", "pair", "objects"]
@@ -89,7 +97,7 @@ def test_a_schema_takes_what_the_writer_writes_and_nothing_else(
     schema_generator: ModuleType, change: dict[str, Any]
 ) -> None:
     part = Part(1, Path("file"))
-    document = to_plain(Whole(part, "a", part, None, {"x": part}, (1.0, 2.0), (part,)))
+    document = to_plain(Whole(part, "a", part, None, {"x": part}, Pair(1.0, 2.0), (part,)))
     validator = Draft202012Validator(schema_generator.schema("whole", "The whole", Whole))
     assert validator.is_valid(document)
     assert not validator.is_valid({**document, **change})

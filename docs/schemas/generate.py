@@ -17,12 +17,103 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent import commands, installation
+from edgekd.agent.cli import Answer
+from edgekd.agent.engines import latency
+from edgekd.agent.engines.selftest import SelfTestResult
+from edgekd.agent.fetching import FetchResult
+from edgekd.agent.rebuild_engine import RenewResult
+from edgekd.agent.status import StatusResult
+from edgekd.agent.tuning import TuneResult
+from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
+from edgekd.builds.ledger import Ledger
+from edgekd.builds.run import BuildResult
+from edgekd.commands.adapt import Variant
+from edgekd.commands.check import Checked
+from edgekd.commands.compare import Compared
+from edgekd.commands.convert import Converted
+from edgekd.commands.distill import Distilled
+from edgekd.commands.doctor import Check
+from edgekd.commands.evaluate import Scored
+from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
+from edgekd.commands.prune import Pruned
+from edgekd.commands.quantize import Quantized
+from edgekd.commands.validate_report import JudgedEvidence
+from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import INTERNAL
+from edgekd.deploy.delta import DeltaResult
+from edgekd.deploy.signing.signed import Verified
+from edgekd.evaluation.bench_result import BenchResult
+from edgekd.evaluation.report.document import Analysed
+from edgekd.evaluation.search_result import SearchResult
+from edgekd.hardware.predict.result import PredictResult
+from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@dataclasses.dataclass(frozen=True)
+class ManifestDocument(Manifest):
+    """The manifest of a bundle.
+
+    Args:
+        detector: The contract of the network.
+        format: Version of the format.
+    """
+
+    detector: DetectorSpec  # type: ignore[assignment]
+    extensions: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=INTERNAL)
+    format: typing.Literal[1] = 1
+
+
+AgentResult = (
+    installation.InstallResult
+    | installation.CommitResult
+    | installation.BootResult
+    | FetchResult
+    | commands.PatchResult
+    | commands.VerifyResult
+    | commands.TrustResult
+    | commands.UnpackResult
+    | commands.BuildReport
+    | TuneResult
+    | SelfTestResult
+    | latency.BenchResult
+    | StatusResult
+    | commands.ServiceChange
+    | RenewResult
+    | ValidationSummary
+    | None
+)
+"""Results of the agent's commands."""
 DOCUMENTS: Mapping[str, tuple[str, Any]] = {
+    "adapt": ("`edgekd adapt --json`", Variant),
+    "agent": ("Output of every command of the agent", Answer[AgentResult]),
+    "bench": ("`edgekd bench --json`", BenchResult),
+    "build": ("`edgekd build --json` and `edgekd demo --json`", BuildResult),
+    "check": ("`edgekd check --json`", Checked),
+    "compare": ("`edgekd compare --json`", Compared),
+    "convert": ("`edgekd convert --json`", Converted),
+    "delta": ("`edgekd delta --json`", DeltaResult),
+    "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
+    "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "eval": ("`edgekd eval --json`", Scored),
+    "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
+    "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
+    "ledger": ("The file ledger.json of a build", Ledger),
+    "predict": ("`edgekd predict --json`", PredictResult),
+    "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
+    "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
+    "report": ("`edgekd report --json`", Analysed),
+    "search": ("The file search.json of `edgekd build --search`", SearchResult),
+    "signed": ("`edgekd verify`, `sign`, `trust` and `pack` with `--json`", Verified),
+    "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
+    "validate_report": ("`edgekd validate-report --json`", JudgedEvidence),
+    "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
 """Title and type of each document by the name of its file."""
 
@@ -30,6 +121,10 @@ _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", floa
 _ARRAYS = (list, tuple, collections.abc.Sequence)
 _MAPPINGS = (dict, collections.abc.Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
+LINE_LENGTH = 120
+"""Characters of a line in a file, at most, unless a text is longer."""
+ADDITIONS = {"inspect": {"patternProperties": {"^x-": {"description": "An extension, without a meaning here."}}}}
+"""Rules of schemas that no type has."""
 
 
 class SchemaError(Exception):
@@ -41,7 +136,7 @@ def schema(name: str, title: str, kind: Any) -> dict[str, Any]:
     definitions = Definitions()
     root = definitions.object_of(kind) if _is_object(kind) else definitions.schema_of(kind, title)
     definitions.complete()
-    found = {"$schema": DIALECT, "$id": f"{name}.json", "title": title, **root}
+    found = {"$schema": DIALECT, "$id": f"{name}.json", "title": title, **root, **ADDITIONS.get(name, {})}
     return {**found, "$defs": definitions.schemas} if definitions.schemas else found
 
 
@@ -84,23 +179,29 @@ class Definitions:
         members = [each for each in _members(hint) if each is not types.NoneType]
         if not all(map(_is_object, members)):
             raise SchemaError(f"{where}: no description in the `Args:` of its class")
-        return found
+        return found if "$ref" in found else {**found, "description": summary(_class(members[0]))}
 
     def schema_of(self, hint: Any, where: str) -> dict[str, Any]:
         """Return the schema of an annotation. Raises SchemaError for a type that JSON does not have."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint in _SCALARS:
             return {"type": _SCALARS[hint]}
+        if hint is object:  # raw JSON
+            return {}
         if _is_object(hint):
             return self._reference(hint)
         if origin in (typing.Union, types.UnionType):
             return self._union(hint, where)
         if origin is typing.Literal:
             return {"enum": list(arguments)}
+        if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+            return self._array(tuple(typing.get_type_hints(hint).values()), where)
         if origin in _ARRAYS:
             return self._array(arguments, where)
-        if origin in _MAPPINGS and arguments[0] is str:
-            return {"type": "object", "additionalProperties": self.schema_of(arguments[1], where)}
+        if origin in _MAPPINGS:
+            keys, values = (self.schema_of(each, where) for each in arguments)
+            named = {"propertyNames": keys} if "enum" in keys else {}
+            return {"type": "object", **named, "additionalProperties": values}
         raise SchemaError(f"{where}: {hint} has no schema")
 
     def _reference(self, kind: Any) -> dict[str, Any]:
@@ -122,6 +223,8 @@ class Definitions:
         items = [self.schema_of(each, where) for each in arguments if each is not Ellipsis]
         if len(arguments) == 1 or Ellipsis in arguments:
             return {"type": "array", "items": items[0]}
+        if all(each == items[0] for each in items):
+            return {"type": "array", "items": items[0], "minItems": len(items), "maxItems": len(items)}
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
 
 
@@ -199,7 +302,21 @@ def _documented_fields(kind: Any) -> dict[str, Mapping[Any, Any]]:
 
 def text_of(name: str) -> str:
     """Return the content of a schema's file. Raises SchemaError."""
-    return json.dumps(schema(name, *DOCUMENTS[name]), indent=1, ensure_ascii=False) + "\n"
+    return _formatted(schema(name, *DOCUMENTS[name]), indent=0) + "\n"
+
+
+def _formatted(value: Any, indent: int) -> str:
+    """Return JSON text: a value that fits is on one line, others have a line for each entry."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or len(line) + indent < LINE_LENGTH:
+        return line
+    if isinstance(value, dict):
+        entries = [f"{json.dumps(key)}: {_formatted(each, indent + 2)}" for key, each in value.items()]
+    else:
+        entries = [_formatted(each, indent + 2) for each in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    inner = f",\n{' ' * (indent + 2)}".join(entries)
+    return f"{opening}\n{' ' * (indent + 2)}{inner}\n{' ' * indent}{closing}"
 
 
 def main() -> None:

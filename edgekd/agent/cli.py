@@ -9,12 +9,12 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.trial import MAX_TRIES, TRIES, Trial
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
 from edgekd.core.version import __version__
 
@@ -23,24 +23,60 @@ if TYPE_CHECKING:
     from edgekd.agent.runtimes.types import Runtime
     from edgekd.agent.state.slots import State
 
+R = TypeVar("R")
 STATE = Path("/var/lib/edgekd")
 """Default of `--state`."""
 
 
+@dataclass(frozen=True)
+class ErrorReport:
+    """An error.
+
+    Args:
+        kind: Class of the error, such as `HashError`.
+        what: The problem, and what it is of.
+        expected, found: The expected value, and the found one.
+        fix: The remedy.
+    """
+
+    kind: str
+    what: str
+    expected: str | None
+    found: str | None
+    fix: str | None
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """Output of one command of the agent.
+
+    Args:
+        command: Name of the command; null where there is none of that name.
+        ok: True where it succeeded; the exit code is 0 then, else 1.
+        error: Null where it succeeded.
+        result: Result by command; null where it failed, except for a self-test (also that of an installation) and a
+            validation.
+    """
+
+    command: str | None
+    ok: bool
+    error: ErrorReport | None
+    result: R
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and print its result; return the exit code. Other output goes to stderr."""
-    code = 0
-    answer: dict[str, Any] = {"command": None, "ok": True, "error": None, "result": None}
+    command, code = None, 0
     try:
         options = _parser().parse_args(arguments)
-        answer["command"] = options.command
+        command = options.command
         with _system_errors():
-            answer["result"] = to_plain(_run(options))
+            answer = Answer(command, True, None, _run(options))
     except EdgeKDError as error:
-        report = to_plain(getattr(error, "report", None))
-        answer.update(ok=False, error=_error_json(error), result=report)
+        report = ErrorReport(type(error).__name__, error.what, error.expected, error.found, error.fix)
+        answer = Answer(command, False, report, getattr(error, "report", None))
         code = getattr(error, "agent_exit_code", 1)  # of a validation
-    print(json.dumps(answer, sort_keys=True))
+    print(json.dumps(to_plain(answer), sort_keys=True))
     return code
 
 
@@ -55,8 +91,9 @@ def _system_errors() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace) -> Any:
-    from edgekd.agent import commands
+    from edgekd.agent import commands, installation
     from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.rebuild_engine import renew
     from edgekd.agent.state.slots import State
     from edgekd.agent.status import status
 
@@ -69,10 +106,13 @@ def _run(options: argparse.Namespace) -> Any:
     run: dict[str, Callable[[], Any]] = {
         "activate": lambda: commands.activate(camera),
         "bench": lambda: commands.bench(camera, options.iterations, options.seconds),
+        "boot": lambda: installation.boot(camera),
         "build": lambda: commands.build(camera, _shares(options.require)),
+        "commit": lambda: installation.commit(camera),
         "fetch": lambda: _fetch(options, camera),
+        "install": lambda: _install(options, camera),
         "patch": lambda: commands.patch(camera, options.delta, options.out),
-        "renew": lambda: _renew(camera),
+        "renew": lambda: renew(camera),
         "rollback": lambda: commands.rollback(camera),
         "selftest": lambda: commands.selftest(camera, layers=options.layers, max_latency_ms=options.max_latency),
         "status": lambda: status(camera),
@@ -81,7 +121,7 @@ def _run(options: argparse.Namespace) -> Any:
         "unpack": lambda: commands.unpack(camera, options.bundle),
         "verify": lambda: commands.verify(camera, options.bundle, options.trust),
     }
-    return run.get(options.command, lambda: _installation(options, camera))()
+    return run[options.command]()
 
 
 def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
@@ -92,12 +132,6 @@ def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
     if options.command in _CONTINUING and options.runtime is None:
         return continuing(runtime_in_service(state))
     return chosen(options.runtime)
-
-
-def _renew(camera: Camera) -> Any:
-    from edgekd.agent.rebuild_engine import renew
-
-    return renew(camera)
 
 
 def _fetch(options: argparse.Namespace, camera: Camera) -> Any:
@@ -112,11 +146,9 @@ def _fetch(options: argparse.Namespace, camera: Camera) -> Any:
     return fetch(camera, request)
 
 
-def _installation(options: argparse.Namespace, camera: Camera) -> Any:
+def _install(options: argparse.Namespace, camera: Camera) -> Any:
     from edgekd.agent import installation
 
-    if options.command != "install":
-        return installation.commit(camera) if options.command == "commit" else installation.boot(camera)
     if not 0 <= options.tries <= MAX_TRIES:
         raise SpecError(f"--tries {options.tries}", expected=f"0 to {MAX_TRIES}", fix="0 for no trial")
     trial = Trial(options.tries, window_s=options.window) if options.tries else None
@@ -197,70 +229,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _option(kind: Callable[[str], Any], metavar: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "metavar": metavar, "help": text, **more}
+
+
+def _flag(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "help": text}
+
+
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "bundle": {"type": Path, "metavar": "BUNDLE", "help": "a .edgekd file; to install or unpack one, also a delta"},
-    "delta": {"type": Path, "metavar": "DELTA", "help": "a file by `edgekd delta`"},
-    "url": {"metavar": "URL", "help": "https://, http:// or file://"},
-    "trust_files": {"type": Path, "metavar": "TRUST", "nargs": "+", "help": "trust files, the oldest first"},
-    "--trust": {"type": Path, "metavar": "TRUST", "help": "a trust file, in place of the one in effect"},
-    "--state": {"type": Path, "default": STATE, "metavar": "DIR", "help": "folder of the slots (%(default)s)"},
-    "--root": {"type": Path, "default": Path("/"), "metavar": "DIR", "help": "root of the system (%(default)s)"},
-    "--runtime": {"metavar": "NAME", "help": "runtime, in place of the best one available"},
-    "--model": {"metavar": "NAME", "help": "one of several models of this camera, each with its own slots"},
+    "bundle": _option(Path, "BUNDLE", "a .edgekd file; to install or unpack one, also a delta"),
+    "delta": _option(Path, "DELTA", "a file by `edgekd delta`"),
+    "url": _option(str, "URL", "https://, http:// or file://"),
+    "trust_files": _option(Path, "TRUST", "trust files, the oldest first", nargs="+"),
+    "--trust": _option(Path, "TRUST", "a trust file, in place of the one in effect"),
+    "--state": _option(Path, "DIR", "folder of the slots (%(default)s)", default=STATE),
+    "--root": _option(Path, "DIR", "root of the system (%(default)s)", default=Path("/")),
+    "--runtime": _option(str, "NAME", "runtime, in place of the best one available"),
+    "--model": _option(str, "NAME", "one of several models of this camera, each with its own slots"),
     "--slot": {"choices": ("a", "b"), "help": "slot, in place of the candidate or the one in service"},
-    "--require": {
-        "action": "append",
-        "default": [],
-        "metavar": "PRECISION=SHARE",
-        "help": "minimum share of the engine in a precision, such as int8=0.8; repeatable",
-    },
-    "--layers": {
-        "action": "store_true",
-        "help": "also measure the divergence of inner tensors from the network in float",
-    },
-    "--max-latency": {
-        "type": _positive,
-        "metavar": "MS",
-        "help": "maximum of the median run time, in place of the limit by the bundle's frames per second",
-    },
-    "--max-memory": {
-        "type": int,
-        "metavar": "BYTES",
-        "help": "memory of all models of this camera together, in place of half of the device's",
-    },
-    "--tries": {
-        "type": int,
-        "default": TRIES,
-        "metavar": "N",
-        "help": "starts without a commit before a rollback (%(default)s); 0 for no trial",
-    },
-    "--window": {
-        "type": _positive,
-        "metavar": "S",
-        "help": "seconds after the installation or a start within which it has to be committed (no limit)",
-    },
-    "--builds": {
-        "type": int,
-        "default": 4,
-        "metavar": "N",
-        "help": "maximum of engines with some layers in float (%(default)s)",
-    },
-    "--choice": {"type": Path, "metavar": "FILE", "help": "a tuning.json: build its form without measurements"},
-    "--reset": {"action": "store_true", "help": "remove the choice: the graph as shipped"},
-    "--out": {"type": Path, "required": True, "metavar": "FILE", "help": "file to write"},
-    "--kit": {"type": Path, "metavar": "FILE", "help": "kit.json of the validation kit: predictions for this bundle"},
-    "--quick": {"action": "store_true", "help": "time each engine for 2 seconds in place of 10"},
-    "--patience": {"type": _positive, "metavar": "S", "help": "maximum seconds of a process (2700)"},
-    "--sha256": {"metavar": "HASH", "help": "SHA-256 of the file, checked besides its signatures"},
-    "--max-bytes": {"type": int, "default": 1 << 31, "metavar": "N", "help": "maximum size (%(default)s)"},
-    "--timeout": {
-        "type": _positive,
-        "default": 30.0,
-        "metavar": "S",
-        "help": "seconds without a byte after which a connection counts as broken (%(default)s)",
-    },
-    "--iterations": {"type": int, "default": 200, "metavar": "N", "help": "minimum runs (%(default)s)"},
-    "--seconds": {"type": float, "default": 5.0, "metavar": "S", "help": "minimum seconds (%(default)s)"},
+    "--require": _option(
+        str,
+        "PRECISION=SHARE",
+        "minimum share of the engine in a precision, such as int8=0.8; repeatable",
+        action="append",
+        default=[],
+    ),
+    "--layers": _flag("also measure the divergence of inner tensors from the network in float"),
+    "--max-latency": _option(
+        _positive, "MS", "maximum of the median run time, in place of the limit by the bundle's frames per second"
+    ),
+    "--max-memory": _option(
+        int, "BYTES", "memory of all models of this camera together, in place of half of the device's"
+    ),
+    "--tries": _option(
+        int, "N", "starts without a commit before a rollback (%(default)s); 0 for no trial", default=TRIES
+    ),
+    "--window": _option(
+        _positive, "S", "seconds after the installation or a start within which it has to be committed (no limit)"
+    ),
+    "--builds": _option(int, "N", "maximum of engines with some layers in float (%(default)s)", default=4),
+    "--choice": _option(Path, "FILE", "a tuning.json: build its form without measurements"),
+    "--reset": _flag("remove the choice: the graph as shipped"),
+    "--out": _option(Path, "FILE", "file to write", required=True),
+    "--kit": _option(Path, "FILE", "kit.json of the validation kit: predictions for this bundle"),
+    "--quick": _flag("time each engine for 2 seconds in place of 10"),
+    "--patience": _option(_positive, "S", "maximum seconds of a process (2700)"),
+    "--sha256": _option(str, "HASH", "SHA-256 of the file, checked besides its signatures"),
+    "--max-bytes": _option(int, "N", "maximum size (%(default)s)", default=1 << 31),
+    "--timeout": _option(
+        _positive, "S", "seconds without a byte after which a connection counts as broken (%(default)s)", default=30.0
+    ),
+    "--iterations": _option(int, "N", "minimum runs (%(default)s)", default=200),
+    "--seconds": _option(float, "S", "minimum seconds (%(default)s)", default=5.0),
 }
 _TRUST = ("--trust", "--state", "--root")
 _CONTINUING = ("status", "renew")
@@ -303,13 +324,3 @@ COMMANDS = {
     "rollback": ("put the bundle that was in service before back into service", _MODEL),
 }
 """Help text and arguments of each command."""
-
-
-def _error_json(error: EdgeKDError) -> dict[str, Any]:
-    return {
-        "kind": type(error).__name__,
-        "what": error.what,
-        "expected": error.expected,
-        "found": error.found,
-        "fix": error.fix,
-    }

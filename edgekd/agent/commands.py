@@ -14,20 +14,15 @@ from edgekd.agent.apply_delta import any_head, old_bundle, whole_bundle
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, built_engine, engine_of, read_engine, require_engine
-from edgekd.agent.engines.records import RuntimeVersion
-from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.agent.state.device import read_device
-from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.slots import Activation, Slot, State
 from edgekd.agent.state.trial import Trial
 from edgekd.agent.status import (
-    BuildDetails,
+    BuiltEngine,
     BundleStatus,
-    EngineStatus,
     ServiceStatus,
-    build_details,
+    built_engine_status,
     bundle_status,
-    engine_status,
     service_status,
 )
 from edgekd.agent.trust_state import (
@@ -45,18 +40,24 @@ from edgekd.agent.trust_state import (
 from edgekd.core.bundle.archive import read_head
 from edgekd.core.bundle.archive import verify as verify_archive
 from edgekd.core.bundle.delta import is_delta, rebuild
+from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
-from edgekd.core.machine_state import PowerMode
 
 if TYPE_CHECKING:
-    from edgekd.agent.engines.latency import LatencyReport
-    from edgekd.agent.engines.layer_divergence import TensorDivergence
-    from edgekd.agent.engines.selftest import SelfTestReport
+    from edgekd.agent.engines.latency import BenchResult
+    from edgekd.agent.engines.selftest import SelfTestResult
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Result of `verify`. bytes: of the bundle; signatures: ids of the keys; trust: None without a trust file."""
+    """Result of `verify`.
+
+    Args:
+        bytes: Size of the bundle.
+        files: Number of its files.
+        signatures: Ids of the keys that have signed it; `trust` decides whether they are accepted.
+        trust: Trust file by which it was judged; null without one, and then every bundle is accepted.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     bytes: int
@@ -85,7 +86,11 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
 
 @dataclass(frozen=True)
 class TrustResult:
-    """Result of `trust`: the trust file that is held now."""
+    """Result of `trust`: the trust file in effect now.
+
+    Args:
+        changed: False where it was in effect already.
+    """
 
     trust: TrustStatus = field(metadata=INLINE)
     changed: bool
@@ -101,7 +106,13 @@ def trust(camera: Camera, paths: Sequence[Path]) -> TrustResult:
 
 @dataclass(frozen=True)
 class PatchResult:
-    """Result of `patch`: the new bundle. old: identity of the bundle that the delta is from."""
+    """Result of `patch`: the new bundle.
+
+    Args:
+        file: Path of the bundle.
+        bytes: Its size.
+        old: Identity of the bundle that it was rebuilt from.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     file: Path
@@ -121,20 +132,31 @@ def patch(camera: Camera, delta: Path, out: Path) -> PatchResult:
 
 
 @dataclass(frozen=True)
-class Unpacked:
-    """A bundle in a slot. fits: whether the device is its target, None where that is unknown."""
+class UnpackedSlot:
+    """A bundle in a slot.
+
+    Args:
+        slot: Name of the slot, `a` or `b`.
+        fits: Whether the device is the target of the bundle; null where that is unknown.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     slot: str
-    changed: bool
     fits: bool | None
 
 
 @dataclass(frozen=True)
 class UnpackResult:
-    """Result of `unpack`. graph: the expanded network."""
+    """Result of `unpack`.
 
-    unpacked: Unpacked = field(metadata=INLINE)
+    Args:
+        changed: False where the bundle was in the slot already.
+        graph: Path of the expanded network.
+        graph_bytes: Its size.
+    """
+
+    slot: UnpackedSlot = field(metadata=INLINE)
+    changed: bool
     graph: Path
     graph_bytes: int
 
@@ -155,7 +177,7 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
             f"{bundle}: for another device",
             expected=device.expected_bundle,
             found=head.manifest.target.compatible,
-            fix="build it for the target of this device, or say in /etc/edgekd/compatible what the device is",
+            fix="build it for the target of this device, or write the name of the device to /etc/edgekd/compatible",
         )
     with state.locked():
         require_not_older(state, head.manifest.counter, bundle)
@@ -170,18 +192,22 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
             with whole_bundle(state, bundle, head, judge) as path:
                 slot = state.fill(path, judge)
         size = slot.graph.stat().st_size
-    unpacked = Unpacked(bundle_status(slot.manifest, slot.identity), slot.name, existing is None, fits)
-    return UnpackResult(unpacked, slot.graph, size)
+    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, fits)
+    return UnpackResult(unpacked, existing is None, slot.graph, size)
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Result of `build`."""
+    """Result of `build`.
+
+    Args:
+        slot: Name of the slot.
+        changed: False where the engine was there already.
+    """
 
     slot: str
     changed: bool
-    engine: EngineStatus = field(metadata=INLINE)
-    details: BuildDetails = field(metadata=INLINE)
+    engine: BuiltEngine = field(metadata=INLINE)
 
 
 def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildReport:
@@ -196,17 +222,7 @@ def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildRep
         request, existing = camera.request(form, shares), built_engine(slot, key, form)
         engine = existing if existing and existing.whole else build_engine(slot, runtime, key, request)
         request.require(slot, engine.record.realized)
-    return BuildReport(slot.name, engine is not existing, engine_status(engine), build_details(engine))
-
-
-@dataclass(frozen=True)
-class SelfTestResult:
-    """Result of `selftest`. layers: divergence of inner tensors, None where it was not requested."""
-
-    slot: str
-    key: str
-    report: SelfTestReport = field(metadata=INLINE)
-    layers: Sequence[TensorDivergence] | None
+    return BuildReport(slot.name, engine is not existing, built_engine_status(engine))
 
 
 def selftest(camera: Camera, *, layers: bool = False, max_latency_ms: float | None = None) -> SelfTestResult:
@@ -216,7 +232,7 @@ def selftest(camera: Camera, *, layers: bool = False, max_latency_ms: float | No
     median run time, in place of the limit by the bundle's frames per second.
     """
     from edgekd.agent.engines.layer_divergence import layer_divergence
-    from edgekd.agent.engines.selftest import SelfTestError, keep_self_test
+    from edgekd.agent.engines.selftest import SelfTestError, SelfTestResult, keep_self_test
 
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
@@ -250,35 +266,25 @@ def _latency_limit_ms(camera: Camera, slot: Slot) -> float | None:
     return 1000 / fps if fps and read_device(camera.root).fits(target.compatible) else None
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """Result of `bench`. model: of the device."""
-
-    slot: str
-    key: str
-    runtime: RuntimeVersion
-    model: str | None
-    power_mode: PowerMode | None
-    latency: LatencyReport = field(metadata=INLINE)
-
-
 def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
     """Time the engine by itself on this device. Raises DeviceError."""
-    from edgekd.agent.engines.latency import measure_latency
-    from edgekd.core.power.find import find_meter
+    from edgekd.agent.engines.latency import BenchResult, measure_on
 
     device = read_device(camera.root)
     with camera.state.locked():
-        slot, runtime = camera.chosen_slot(), camera.required_runtime()
+        slot = camera.chosen_slot()
         engine = require_engine(slot, camera.engine_key(slot))
-        meter = find_meter(camera.root, gpu=bool(device.gpus) and runtime.name not in ON_CPU)
-        latency = measure_latency(slot, runtime, engine.file, iterations, seconds, meter)
+        latency = measure_on(camera, slot, engine.file, iterations, seconds)
     return BenchResult(slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency)
 
 
 @dataclass(frozen=True)
 class ServiceChange:
-    """Result of `activate` and `rollback`."""
+    """Result of `activate` and `rollback`.
+
+    Args:
+        changed: False where the bundle was in service already, with this engine.
+    """
 
     service: ServiceStatus = field(metadata=INLINE)
     changed: bool
@@ -341,9 +347,9 @@ def require_no_trial(state: State, wanted: Slot | None = None) -> None:
     active = state.active
     if state.activation.trial and active and (wanted is None or wanted.name != active.name):
         raise DeviceError(
-            f"slot {active.name}: on trial, and the other slot has what it may have to give way to",
+            f"slot {active.name}: on trial, and the other slot has the target of its rollback",
             expected="a bundle that was committed",
-            fix="commit, or rollback; where neither comes, `boot` ends the trial",
+            fix="commit, or rollback; else `boot` ends the trial",
         )
 
 

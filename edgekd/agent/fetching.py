@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from edgekd.agent.apply_delta import any_head
@@ -62,10 +62,21 @@ class FetchRequest:
 
 @dataclass(frozen=True)
 class FetchResult:
-    """Result of `fetch`. kind: `bundle` or `delta`; resumed_bytes: of earlier calls; received_bytes: of this one."""
+    """Result of `fetch`.
+
+    Args:
+        file: Path of the file.
+        kind: Kind of the file.
+        identity: Identity of the bundle, or of the target of the delta.
+        bytes: Size of the file.
+        resumed_bytes: Bytes of it that earlier calls had received.
+        received_bytes: Bytes that this call received, some perhaps twice.
+        connections: Number of requests.
+        changed: False where the file with this SHA-256 was there already.
+    """
 
     file: Path
-    kind: str
+    kind: Literal["bundle", "delta"]
     identity: str
     bytes: int
     resumed_bytes: int
@@ -297,7 +308,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         if new is not None and request.type == "https" and new.type != "https":
             headers = arguments[2]
             raise urllib.error.HTTPError(
-                request.full_url, 403, "leads to a place without encryption", headers, response
+                request.full_url, 403, "redirects to a URL without encryption", headers, response
             )
         return new
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent import commands
 from edgekd.agent.apply_delta import any_head
-from edgekd.agent.commands import Unpacked
+from edgekd.agent.commands import UnpackedSlot
 from edgekd.agent.engines.engine import Engine, fitting_engine, require_engine
 from edgekd.agent.memory import DEFAULT_SHARE, ModelMemory, model_memory, other_models, require_memory
 from edgekd.agent.state.device import read_device
-from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.trial import TrialStatus, read_uptime
-from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
+from edgekd.agent.status import ActiveSlot, ServiceStatus, TestedEngine, service_status, tested_engine_status
 from edgekd.agent.trust_state import head_judge, held_trust, raise_counter
+from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Service:
-    """The bundle in service, and its trial."""
+    """The bundle in service, and its trial.
+
+    Args:
+        trial: Null where it is committed.
+    """
 
     service: ServiceStatus = field(metadata=INLINE)
     trial: TrialStatus | None
@@ -52,7 +56,13 @@ class Service:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Memory of all models of the camera. limit_bytes: None for no limit."""
+    """Memory of all models of the camera.
+
+    Args:
+        bytes: Memory of all models together.
+        limit_bytes: Their limit; null for no limit.
+        models: The models, this one first.
+    """
 
     bytes: int
     limit_bytes: int | None
@@ -61,10 +71,18 @@ class MemoryReport:
 
 @dataclass(frozen=True)
 class InstallResult:
-    """Result of `install`. changed: whether the engine in service is new; memory: None where it is not."""
+    """Result of `install`.
 
-    unpacked: Unpacked = field(metadata=INLINE)
-    service: Service = field(metadata=INLINE)
+    Args:
+        trial: Trial of the bundle; null where it is committed.
+        changed: False where the bundle was in service already, with such an engine.
+        engine: The engine in service.
+        memory: Null where nothing was installed.
+    """
+
+    unpacked: UnpackedSlot = field(metadata=INLINE)
+    slot: ActiveSlot = field(metadata=INLINE)
+    trial: TrialStatus | None
     changed: bool
     engine: TestedEngine
     memory: MemoryReport | None
@@ -81,7 +99,7 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, requirements: Req
         head = any_head(bundle, head_judge(held_trust(state, camera.root), camera.clock()))
         _end_if_over(camera)
         _require_not_rejected(state, head.identity, bundle)
-        unpacked = commands.unpack(camera, bundle).unpacked
+        unpacked = commands.unpack(camera, bundle).slot
         chosen = replace(camera, slot=unpacked.slot)
         engine, memory = _engine_in_service(chosen), None
         changed = engine is None
@@ -92,7 +110,8 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, requirements: Req
             engine = require_engine(slot, chosen.engine_key(slot))
             memory = _memory(chosen, slot, engine, requirements)
             commands.activate(chosen, trial and trial.begun(read_uptime(camera.root)))
-        return InstallResult(unpacked, _service(camera), changed, tested_engine_status(engine), memory)
+        now = _service(camera)
+        return InstallResult(unpacked, now.service.slot, now.trial, changed, tested_engine_status(engine), memory)
 
 
 def _memory(chosen: Camera, slot: Slot, engine: Engine, requirements: Requirements) -> MemoryReport:
@@ -106,7 +125,11 @@ def _memory(chosen: Camera, slot: Slot, engine: Engine, requirements: Requiremen
 
 @dataclass(frozen=True)
 class CommitResult:
-    """Result of `commit`."""
+    """Result of `commit`.
+
+    Args:
+        changed: False where it was committed already.
+    """
 
     service: Service = field(metadata=INLINE)
     changed: bool
@@ -127,7 +150,7 @@ def commit(camera: Camera) -> CommitResult:
                 f"slot {active.name}: too late to be committed",
                 expected=f"within {record.trial.window_s:g} s of its installation or start",
                 found=f"{now.seconds - record.trial.since_s:.0f} s",
-                fix="boot, which leads back; then install it again with a longer --window",
+                fix="boot, which rolls back; then install it again with a longer --window",
             )
         if record.trial:
             raise_counter(state, active.manifest.counter)
@@ -137,7 +160,13 @@ def commit(camera: Camera) -> CommitResult:
 
 @dataclass(frozen=True)
 class BootResult:
-    """Result of `boot`. rejected: identity of the bundle that was rolled back; stays: why there was no rollback."""
+    """Result of `boot`.
+
+    Args:
+        changed: True where the bundle was rolled back.
+        rejected: Identity of the bundle that was rolled back; null where none was.
+        stays: Why a bundle stays whose trial is over; null where it is not over, or the bundle was rolled back.
+    """
 
     service: Service = field(metadata=INLINE)
     changed: bool
@@ -181,7 +210,7 @@ def _require_not_rejected(state: State, identity: str, bundle: Path) -> None:
     """Raise DeviceError for a bundle that was rolled back: an updater would install it again and again."""
     if identity == state.activation.rejected:
         raise DeviceError(
-            f"{bundle}: was in service here, and was led away from",
+            f"{bundle}: was in service here, and was rolled back",
             expected="another bundle",
             fix="build a better one; to try this one again, unpack it first",
         )

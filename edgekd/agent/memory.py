@@ -24,7 +24,13 @@ SCRATCH_INPUTS = 4
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """Bytes of a model's engine, inner tensors, input and output. estimated: whether those of inner tensors are."""
+    """Memory of a model's engine, inner tensors, input and output.
+
+    Args:
+        model: Name of the model; null for the one without a name.
+        bytes: Its memory.
+        estimated: True where the part of the inner tensors is an estimate.
+    """
 
     model: str | None
     bytes: int

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, engine_folder, engine_of, read_engine
 from edgekd.agent.engines.records import Change, EngineKey, Form
-from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.state.slots import Activation
 from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FailedEngine:
-    """An engine that was not built, or failed its self-test. precision: that was requested; found: the reason."""
+    """An engine that was not built, or failed its self-test.
+
+    Args:
+        precision: Requested precision.
+        found: Reason of the failure.
+    """
 
     precision: str
     found: str
@@ -33,7 +38,14 @@ class FailedEngine:
 
 @dataclass(frozen=True)
 class RenewResult:
-    """Result of `renew`. stale: changes since the build of the earlier engine; tried: engines that failed."""
+    """Result of `renew`.
+
+    Args:
+        changed: False where the engine was in service already.
+        stale: Changes since the build of the engine that was in service.
+        engine: The engine in service now.
+        tried: Engines that failed before it.
+    """
 
     service: ServiceStatus = field(metadata=INLINE)
     changed: bool

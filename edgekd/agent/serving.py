@@ -1,13 +1,5 @@
 """The model in service, for an application that feeds it frames: `Served` opens it, and follows each switch.
 
-    import sys
-    sys.path.insert(0, "/usr/lib/edgekd/agent.pyz")
-    from edgekd.agent.serving import Served
-
-    with Served("/var/lib/edgekd") as served:
-        for frame in frames:                     # uint8 [h, w, 3] BGR
-            model, detections = served.detect(frame)
-
 Agent and application never wait for each other: an open model stays valid when its slot is overwritten, and a switch
 takes effect before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
 """
@@ -18,7 +10,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.engines.engine import ENGINE, engine_of
@@ -108,9 +99,7 @@ class Served:
     def __enter__(self) -> Served:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def detect(self, frame: np.ndarray) -> tuple[Model, Detections]:
@@ -190,7 +179,7 @@ def _open(state: State) -> Model:
     engine = engine_of(slot)
     if slot is None or engine is None:
         raise DeviceError(
-            f"{state.root}: what is in service cannot be read", fix="unpack a bundle again, and activate it"
+            f"{state.root}: the bundle in service cannot be read", fix="unpack a bundle again, and activate it"
         )
     if not engine.whole:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")

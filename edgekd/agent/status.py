@@ -11,18 +11,28 @@ from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import Engine, engine_of, fitting_engine
 from edgekd.agent.engines.records import Change, FailedBuild, RuntimeVersion, SelfTest
 from edgekd.agent.runtimes.precision import Shares
+from edgekd.agent.runtimes.types import DlaDetails, TensorRtDetails, TrtexecDetails
 from edgekd.agent.state.device import Device, read_device
-from edgekd.agent.state.documents import INLINE
 from edgekd.agent.state.slots import Slot, State, model_names
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.trust_state import TrustStatus, counter, trust_status
 from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.documents import INLINE
 from edgekd.core.version import __version__
 
 
 @dataclass(frozen=True)
 class BundleStatus:
-    """A bundle, for output. identity: SHA-256 of its manifest; target, compatible: the device that it is for."""
+    """A bundle.
+
+    Args:
+        identity: Identity of the bundle: SHA-256 of its manifest.
+        name: Name of the model, for people.
+        counter: Counter of the bundle: once it was in service, none with a lower one is accepted.
+        created_by: Program and version that made the bundle.
+        target: Target that it was built for.
+        compatible: Name of that device in its firmware.
+    """
 
     identity: str
     name: str
@@ -34,7 +44,16 @@ class BundleStatus:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """An engine, for output. precision: that was requested."""
+    """An engine.
+
+    Args:
+        key: Name of the engine: a hash of all that it depends on.
+        file: Path of the engine.
+        runtime: Runtime that it was built by.
+        precision: Requested precision: `graph` for each layer as in the graph, else `fp16` or `fp32` for all layers.
+        seconds: Duration of the build.
+        bytes: Its size.
+    """
 
     key: str
     file: Path
@@ -46,16 +65,36 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class TestedEngine:
-    """An engine with its self-test."""
+    """An engine with its self-test.
+
+    Args:
+        self_test: Null where it had none.
+    """
 
     engine: EngineStatus = field(metadata=INLINE)
     self_test: SelfTest | None
 
 
 @dataclass(frozen=True)
-class BuildDetails:
-    """The record of a build, for output. layers, share: by the precision that the engine computes in."""
+class BuiltEngine:
+    """An engine with the record of its build.
 
+    Args:
+        layers: Number of layers by the precision that they compute in, or by what they do instead, such as `reformat`;
+            null where the runtime does not report it.
+        share: Shares of the precisions; null where the runtime does not report them.
+        unread: Why the precisions could not be read; null where they could, or the runtime never reports them.
+        allowed: Precisions that the builder could choose from; empty where it had no choice.
+        fallbacks: Layers that the DLA does not accept, and that run on the GPU.
+        float_layers: Layers that are INT8 in the graph, and were built in float.
+        attempts: Earlier builds that found no kernel for a layer.
+        missing_scales: Activations without an INT8 scale, beside which the DLA's layers run in FP16; null without a
+            calibration cache.
+        log: The builder's messages from WARNING up, each once: `W message` or `E message`.
+        command: Command that built it; null where a library did.
+    """
+
+    engine: EngineStatus = field(metadata=INLINE)
     layers: Mapping[str, int] | None
     share: Shares | None
     unread: str | None
@@ -69,13 +108,30 @@ class BuildDetails:
 
 
 @dataclass(frozen=True)
-class ServiceStatus:
-    """Names of the slots in service and before, and identity and engine of the bundle in service."""
+class ActiveSlot:
+    """The slot in service.
+
+    Args:
+        active: Name of the slot in service; null where none is.
+        key: Name of the engine in service.
+        previous: Name of the slot that a rollback leads to.
+    """
 
     active: str | None
-    identity: str | None
     key: str | None
     previous: str | None
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """The slot in service, and its bundle.
+
+    Args:
+        identity: Identity of the bundle in service.
+    """
+
+    slot: ActiveSlot = field(metadata=INLINE)
+    identity: str | None
 
 
 def bundle_status(manifest: Manifest, identity: str) -> BundleStatus:
@@ -95,10 +151,11 @@ def tested_engine_status(engine: Engine) -> TestedEngine:
     return TestedEngine(engine_status(engine), engine.self_test)
 
 
-def build_details(engine: Engine) -> BuildDetails:
-    """Describe the build of an engine."""
+def built_engine_status(engine: Engine) -> BuiltEngine:
+    """Describe an engine with the record of its build."""
     record, details = engine.record, engine.record.details
-    return BuildDetails(
+    return BuiltEngine(
+        engine_status(engine),
         record.realized.layers if record.realized else None,
         record.realized.share if record.realized else None,
         record.unread,
@@ -106,26 +163,29 @@ def build_details(engine: Engine) -> BuildDetails:
         record.fallbacks,
         record.form.float_layers,
         record.attempts,
-        details.get("missing_scales"),
-        details.get("log", []),
-        details.get("command"),
+        details.missing_scales if isinstance(details, DlaDetails) else None,
+        details.log if isinstance(details, (TensorRtDetails, TrtexecDetails)) else (),
+        details.command if isinstance(details, TrtexecDetails) else None,
     )
 
 
 def service_status(state: State) -> ServiceStatus:
     """Describe what is in service."""
     active, previous = state.active, state.previous
-    return ServiceStatus(
-        active.name if active else None,
-        active.identity if active else None,
-        active.engine.name if active and active.engine else None,
-        previous.name if previous else None,
+    engine = active.engine if active else None
+    slot = ActiveSlot(
+        active.name if active else None, engine.name if engine else None, previous.name if previous else None
     )
+    return ServiceStatus(slot, active.identity if active else None)
 
 
 @dataclass(frozen=True)
 class SlotEngine:
-    """The engine of a slot. stale: changes since its build, None without a runtime."""
+    """The engine of a slot: for the device in its current state, else the one in service.
+
+    Args:
+        stale: Changes since its build, empty where it is up to date; null without a runtime to compare with.
+    """
 
     tested: TestedEngine = field(metadata=INLINE)
     stale: Sequence[Change] | None
@@ -133,7 +193,12 @@ class SlotEngine:
 
 @dataclass(frozen=True)
 class SlotStatus:
-    """A slot with its bundle and its engine."""
+    """A slot with its bundle.
+
+    Args:
+        slot: Name of the slot, `a` or `b`.
+        engine: Null where there is none.
+    """
 
     bundle: BundleStatus = field(metadata=INLINE)
     slot: str
@@ -142,7 +207,12 @@ class SlotStatus:
 
 @dataclass(frozen=True)
 class DiskStatus:
-    """Size of the disk with the state folder."""
+    """The file system of the state folder.
+
+    Args:
+        total_bytes: Its size.
+        free_bytes: Free space on it.
+    """
 
     total_bytes: int
     free_bytes: int
@@ -150,7 +220,22 @@ class DiskStatus:
 
 @dataclass(frozen=True)
 class StatusResult:
-    """Result of `status`."""
+    """Result of `status`.
+
+    Args:
+        agent: Version of the agent.
+        state: The state folder.
+        model: Name of the model; null for the one without a name.
+        models: Names of all models of this camera.
+        active: Slot in service.
+        candidate: Slot for the next activation.
+        previous: Slot that a rollback leads to.
+        rejected: Identity of the bundle that a rollback has replaced.
+        trial: Trial of the bundle in service; null where it is committed.
+        counter: Minimum counter of a bundle.
+        trust: Trust file in effect; null where there is none, and every bundle is accepted.
+        runtime: Runtime of networks on this device.
+    """
 
     agent: str
     state: Path

@@ -115,10 +115,10 @@ def require_not_older(state: State, value: int, what: object) -> None:
     minimum = counter(state)
     if value < minimum:
         raise RollbackError(
-            f"{what}: older than what was in service here",
+            f"{what}: older than a bundle that was in service here",
             expected=f"counter {minimum} or higher",
             found=f"counter {value}",
-            fix="install a newer bundle; `rollback` leads back to the one before",
+            fix="install a newer bundle; `rollback` returns to the previous one",
         )
 
 
@@ -147,7 +147,17 @@ def require_not_revoked(state: State, slot: Slot, root: Path) -> None:
 
 @dataclass(frozen=True)
 class TrustStatus:
-    """A trust file, for output. keys: names of those that may sign bundles; error: of a damaged file."""
+    """A trust file, which decides whose bundles are accepted.
+
+    Args:
+        version: Version of the trust file.
+        issued: Time of its issue, UTC.
+        expires: Time from which nothing is installed by it, UTC; null for never.
+        expired: True where that time is past.
+        keys: Names of the keys that may sign bundles.
+        threshold: Minimum number of their signatures.
+        error: Error of a damaged file, all else being null; null where it is undamaged.
+    """
 
     version: int | None = None
     issued: str | None = None

@@ -7,20 +7,20 @@ used by the next run, so that it continues after a power cut; the choice takes e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekd.agent.engines.choice import FILE, Choice, keep_choice, read_choice
+from edgekd.agent.engines.choice import FILE, Choice, Measurement, RelativeTime, TuningLimits, keep_choice, read_choice
 from edgekd.agent.engines.engine import Engine, engine_folder
 from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, Change, EngineKey, Form
 from edgekd.agent.precision_search import LayerGraph, Profile, Search, layer_graph, profile_of
 from edgekd.agent.rebuild_engine import failure, tested_engine
 from edgekd.agent.runtimes import networks
-from edgekd.agent.state.documents import INLINE, to_plain
-from edgekd.agent.status import BuildDetails, EngineStatus, build_details, engine_status
+from edgekd.agent.status import BuiltEngine, built_engine_status
 from edgekd.core.atomic_files import remove_folder, writing
+from edgekd.core.documents import INLINE
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -57,45 +57,27 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class RelativeTime:
-    """Median time in milliseconds, and its ratio to the shipped engine with a 95 % interval."""
-
-    p50: float
-    ratio: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A candidate in the file of a choice. found: reason of a failure; key, ms: None where it was not built."""
-
-    form: Form = field(metadata=INLINE)
-    key: str | None
-    passed: bool
-    found: str | None
-    ms: RelativeTime | None
-
-
-@dataclass(frozen=True)
-class TunedEngine:
-    """The engine of a choice."""
-
-    engine: EngineStatus = field(metadata=INLINE)
-    details: BuildDetails = field(metadata=INLINE)
-
-
-@dataclass(frozen=True)
 class TuneResult:
-    """Result of `tune`. file: of the choice; stale: changes of the device since the choice."""
+    """Result of `tune`.
+
+    Args:
+        slot: Name of the slot.
+        changed: False where the slot had the same choice already.
+        file: Path of the choice.
+        candidates: Forms that were compared, the shipped one first; empty without a comparison.
+        limits: Limits of the comparison; null without one.
+        stale: Changes of the device since the choice.
+        engine: The engine of that form.
+    """
 
     slot: str
     changed: bool
     file: Path
     form: Form = field(metadata=INLINE)
-    candidates: Sequence[Mapping[str, Any]]
-    limits: Mapping[str, Any] | None
+    candidates: Sequence[Measurement]
+    limits: TuningLimits | None
     stale: Sequence[Change]
-    engine: TunedEngine
+    engine: BuiltEngine
 
 
 def tune(camera: Camera, effort: Effort) -> TuneResult:
@@ -112,12 +94,12 @@ def tune(camera: Camera, effort: Effort) -> TuneResult:
             raise DeviceError(
                 f"slot {slot.name}: no engine passes its self-test",
                 expected="the one from the graph, or one with more layers in float",
-                fix="keep what is in service; report this with the device's status",
+                fix="keep the engine in service; report this with the device's status",
             )
-        limits = {"builds": effort.builds, "rounds": len(rounds_ms[0]), "least_gain": MIN_GAIN}
+        limits = TuningLimits(effort.builds, len(rounds_ms[0]), MIN_GAIN)
         measured = [_measurement(each, ms, rounds_ms[0]) for each, ms in zip(candidates, rounds_ms)]  # noqa: B905
         chosen = candidates[best]
-        choice = Choice(chosen.form, key, [to_plain(each) for each in (*measured, *refused)], limits)
+        choice = Choice(chosen.form, key, (*measured, *refused), limits)
         return _keep(slot, key, choice, chosen.engine)
 
 
@@ -270,5 +252,5 @@ def _result(slot: Slot, key: EngineKey, choice: Choice, engine: Engine, *, chang
         choice.candidates,
         choice.limits,
         key.changes_since(choice.key),
-        TunedEngine(engine_status(engine), build_details(engine)),
+        built_engine_status(engine),
     )

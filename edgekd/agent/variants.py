@@ -1,11 +1,5 @@
 """Models for different conditions, each installed under its own name: `Variants` uses the one that fits.
 
-    from edgekd.agent.variants import Variants
-
-    with Variants("/var/lib/edgekd", [None, "night", "fog"]) as served:
-        for frame in frames:                     # uint8 [h, w, 3] BGR
-            model, detections = served.detect(frame)
-
 All engines were built and tested at their installation, and stay open: a switch takes effect before the next frame.
 Needs what `edgekd.agent.serving` needs.
 """
@@ -16,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,9 +45,7 @@ class Variants:
     def __enter__(self) -> Variants:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def detect(self, frame: np.ndarray) -> tuple[Model, Detections]:

@@ -18,10 +18,10 @@ from edgekd.builds.stages.quantize import QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import TrainedResult
 from edgekd.core.errors import EdgeKDError
+from edgekd.core.host_facts import HostFacts
 from edgekd.data.images import drawn, read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
-from edgekd.deploy.devices import HostFacts
 from edgekd.evaluation.analysis import counts
 from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
 from edgekd.evaluation.analysis.crops import crops_of, kinds_of
@@ -31,6 +31,7 @@ from edgekd.evaluation.analysis.times import LayerTimes, predicted, profiled
 from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention
 from edgekd.evaluation.evaluate import load_detections, load_shapes
 from edgekd.evaluation.report.types import Report
+from edgekd.hardware.budget import Basis
 from edgekd.hardware.target import Target, to_dict
 
 FRAMES = 8
@@ -244,12 +245,12 @@ def _times(graphs: BuildGraphs, target: Target | None, cpu: str) -> tuple[LayerT
         before, after = (predicted(graph.path / GRAPH, target) for graph in (graphs.before, graphs.shipped))
         if before is not None and after is not None:
             return before, after
-    basis = "measured" if here else "stand-in"
+    basis: Basis = "measured" if here else "stand-in"
     before, after = (_profiled(graph, basis, cpu) for graph in (graphs.before, graphs.shipped))
     return before, after
 
 
-def _profiled(graph: GraphStage, basis: str, cpu: str) -> LayerTimes:
+def _profiled(graph: GraphStage, basis: Basis, cpu: str) -> LayerTimes:
     preprocess = graph.result.spec.preprocess
     return profiled(graph.path / GRAPH, (1, 3, preprocess.height, preprocess.width), basis, cpu)
 

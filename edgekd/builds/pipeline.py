@@ -14,6 +14,7 @@ from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.calibrate import calibration_source
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.score import SCORED
+from edgekd.core.benchmark import Basis
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
@@ -39,7 +40,7 @@ def build(request: BuildRequest, progress: Progress = SILENT, signers: Sequence[
         train, thresholds = dataset.split("train"), record.thresholds
         record = replace(record, drift=drift_reference.run(context, record.shipped, train, thresholds))
     compiled = compile_stage.run(context, record.shipped, target)
-    basis = "measured" if target.kind == "cpu" else "stand-in"
+    basis: Basis = "measured" if target.kind == "cpu" else "stand-in"
     graphs, scored = (record.before, record.after), (record.scored, record.data_sha256)
     timing = benchmark.run(context, *graphs, *scored, device, basis)
     return publish(context, record, MachineRecord(compiled, timing), signers)

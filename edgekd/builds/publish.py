@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.builds.analyse import analyse, analysed_report, findings_of
+from edgekd.builds.ledger import (
+    Ledger,
+    LedgerPrediction,
+    LedgerTimings,
+    TrainingRecord,
+    ledger_row,
+    timing_of,
+    write_ledger,
+)
 from edgekd.builds.report_data import facts_of, full_report, report_of
-from edgekd.builds.run import BuildRecord, BuildResult, MachineRecord, cache_json
-from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, sorted_plain, write_ledger
+from edgekd.builds.run import SEARCH, BuildRecord, BuildResult, MachineRecord, calibration_cache
+from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, summaries
 from edgekd.builds.stages.base import GRAPH, StageContext, tools_of
-from edgekd.builds.stages.benchmark import TimingSummary
 from edgekd.builds.stages.calibrate import CALIBRATION
 from edgekd.builds.stages.drift_reference import DRIFT
 from edgekd.builds.stages.encode import PACKED
@@ -32,6 +40,8 @@ from edgekd.core.bundle.manifest import (
     Limits,
     Lineage,
     Manifest,
+    Origin,
+    Role,
     Score,
     StageKey,
     TargetName,
@@ -47,7 +57,7 @@ from edgekd.deploy.signing.signed import sign_bundle
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import for_bundle
 from edgekd.hardware.budget import Line, judge, verdict
-from edgekd.hardware.predict.result import predict_graph
+from edgekd.hardware.predict.result import PredictResult, predict_graph
 from edgekd.hardware.target import to_dict
 
 if TYPE_CHECKING:
@@ -55,7 +65,7 @@ if TYPE_CHECKING:
     from edgekd.deploy.signing import Signer
 
 _GOLDEN = "golden.set"
-_ROLES = {
+_ROLES: Mapping[str, Role] = {
     agent_zipapp.NAME: "agent",
     CACHE: "calibration-cache",
     CALIBRATION: "calibration-set",
@@ -94,13 +104,14 @@ def publish(
     analysis = analyse(context, record, findings, request.target, timing.host)
     bundle = pack_bundle(context, record, signers)
     before, after = (score.result.map50_95 for score in record.scores)
+    predicted = _on_target(record) if request.budget.max_energy_mj else None
     lines = judge(
         request.budget,
         size=budget_bytes(bundle),
         kept=after / before if before else None,
         fps=timing.after.fps,
         basis=timing.after.basis,
-        energy_mj=(_on_target(record) or {}).get("energy_mj") if request.budget.max_energy_mj else None,
+        energy_mj=predicted.energy_mj if predicted else None,
     )
     facts = replace(facts_of(record), budget=lines, bundle_bytes=bundle.stat().st_size, search=request.search)
     report = analysed_report(full_report(record, facts, machine, context.done), record, findings, analysis)
@@ -111,10 +122,14 @@ def publish(
         machine=machine,
         bundle=bundle,
         report=path,
-        ledger=_write_ledger(record, machine, lines, bundle, context.done),
-        stages=tuple(context.done),
-        budget=tuple(lines),
+        ledger=write_ledger(request.out, _ledger(record, machine, lines, bundle, context.done)),
+        target=request.target.name,
+        stages=summaries(context.done),
         met=verdict(lines),
+        budget=tuple(lines),
+        calibration_cache=calibration_cache(record.after),
+        search=request.out / SEARCH if request.search else None,
+        done=tuple(context.done),
     )
 
 
@@ -166,55 +181,33 @@ def bytes_beside_graph(record: BuildRecord) -> int:
     return size - record.encoded.result.bytes + MARGIN
 
 
-def _write_ledger(
+def _ledger(
     record: BuildRecord, machine: MachineRecord, budget: Sequence[Line], bundle: Path, stages: Sequence[AnyStage]
-) -> Path:
-    """Write `ledger.json`: every stage with its time and output, and their origin."""
-    trained, timing = record.after.result, machine.timing.result
-    path = record.request.out / "ledger.json"
-    lineage = asdict(_lineage(record))
-    extra = {
-        "edgekd": __version__,
-        "model": record.request.model.name,
-        "data": str(record.request.data),
-        "target": record.request.target.name,
-        "bundle": bundle.name,
-        "budget": [asdict(line) for line in budget],
-        "losses": trained.losses if isinstance(trained, TrainedResult) else [],
-        "calibration_cache": cache_json(record.after),
-        "distillation": _distillation(record),
-        "lineage": {key: value for key, value in lineage.items() if key != "stages"},
-        "host": sorted_plain(timing.host),
-        "timing": {side: _timing_json(summary) for side, summary in timing.sides.items()},
-        "predicted": _prediction_json(bundle),
-        "search": _search_json(record),
-    }
-    write_ledger(path, stages, extra)
-    return path
-
-
-def _timing_json(summary: TimingSummary) -> dict[str, Any]:
-    total = summary.total_ms
-    return {"basis": summary.basis, "fps": summary.fps, "p50_ms": total.p50, "p99_ms": total.p99}
-
-
-def _search_json(record: BuildRecord) -> dict[str, Any] | None:
-    """Return the summary of the search that found the recipe; None where it was given."""
-    names = ("reason", "seconds", "candidates", "refused", "tried", "thorough", "trainings", "trainings_saved")
-    return None if record.request.search is None else {name: record.request.search[name] for name in names}
-
-
-def _prediction_json(bundle: Path) -> dict[str, Any] | None:
-    """Return the predicted latency on the target from a bundle; None where it has none."""
-    found = next((each for each in read_manifest(bundle).evidence.latencies if each.basis == "predicted"), None)
-    return None if found is None else {name: getattr(found, name) for name in ("ms", "low_ms", "high_ms")}
-
-
-def _distillation(record: BuildRecord) -> dict[str, Any] | None:
-    """Return the losses and weights of each epoch of the student's training; None without a student."""
-    results = (stage.result for stage in record.steps)
-    found = next((result for result in results if isinstance(result, DistillResult)), None)
-    return None if found is None else {"losses": found.losses, "weights": found.weights}
+) -> Ledger:
+    """Return the ledger of a build."""
+    trained, timing, request = record.after.result, machine.timing.result, record.request
+    lineage = {name: value for name, value in vars(_lineage(record)).items() if name != "stages"}
+    students = (stage.result for stage in record.steps if isinstance(stage.result, DistillResult))
+    student = next(students, None)
+    latencies = read_manifest(bundle).evidence.latencies
+    predicted = next((each for each in latencies if each.basis == "predicted"), None)
+    return Ledger(
+        edgekd=__version__,
+        model=request.model.name,
+        data=str(request.data),
+        target=request.target.name,
+        bundle=bundle.name,
+        budget=tuple(budget),
+        losses=trained.losses if isinstance(trained, TrainedResult) else (),
+        calibration_cache=calibration_cache(record.after),
+        distillation=TrainingRecord(student.losses, student.weights) if student else None,
+        lineage=Origin(**lineage),
+        host=timing.host,
+        timing=LedgerTimings(timing_of(timing.before), timing_of(timing.after)),
+        predicted=LedgerPrediction(predicted.ms, predicted.low_ms, predicted.high_ms) if predicted else None,
+        search=request.search and request.search.counts,
+        stages=tuple(ledger_row(stage) for stage in stages),
+    )
 
 
 def _pack(record: BuildRecord, files: Mapping[str, Path], folder: Path) -> int:
@@ -314,10 +307,10 @@ def _evidence(record: BuildRecord) -> Evidence:
     )
 
 
-def _on_target(record: BuildRecord) -> Mapping[str, Any] | None:
+def _on_target(record: BuildRecord) -> PredictResult | None:
     """Return the prediction for the graph that ships; None where the target cannot be predicted."""
     try:
-        return predict_graph(record.shipped.path / GRAPH, record.request.target).document
+        return predict_graph(record.shipped.path / GRAPH, record.request.target)
     except SpecError:
         return None
 
@@ -326,13 +319,12 @@ def _predicted(record: BuildRecord) -> tuple[Latency, ...]:
     """Return the predicted latency on the target, if there is one."""
     if (found := _on_target(record)) is None:
         return ()
-    ms, low, high = (float(found[name]) for name in ("latency_ms", "low_ms", "high_ms"))
-    return (Latency("predicted", record.request.target.name, ms, low, high, None),)
+    return (Latency("predicted", record.request.target.name, found.latency_ms, found.low_ms, found.high_ms, None),)
 
 
 def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> Score:
     rows = [found.per_class.get(name) for name in classes]
-    return Score(found.map50_95, found.map50, size, tuple(row["map50_95"] if row else None for row in rows))
+    return Score(found.map50_95, found.map50, size, tuple(row.map50_95 if row else None for row in rows))
 
 
 def _licences(record: BuildRecord) -> tuple[Licence, ...]:

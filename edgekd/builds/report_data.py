@@ -18,7 +18,6 @@ from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import DistillResult, TrainedResult
-from edgekd.core.documents import to_plain
 from edgekd.core.formats.packed_graph import sections
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
@@ -38,6 +37,7 @@ from edgekd.evaluation.report.types import (
     Training,
     latency_of,
 )
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Line
@@ -54,7 +54,7 @@ class ReportFacts:
         target: Title of the target.
         rare: Classes that are rare in the training split.
         budget: The limits and the values that were reached.
-        search: Record of the search that found the recipe, as in search.json.
+        search: The search that found the recipe.
     """
 
     model: str
@@ -64,7 +64,7 @@ class ReportFacts:
     rare: Sequence[str] = ()
     budget: Sequence[Line] = ()
     bundle_bytes: int | None = None
-    search: Mapping[str, Any] | None = None
+    search: SearchResult | None = None
 
 
 def facts_of(record: BuildRecord) -> ReportFacts:
@@ -94,7 +94,7 @@ def report_of(graphs: BuildGraphs, facts: ReportFacts, stages: Sequence[AnyStage
         images=after.images,
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
-            ClassRow(name, row["instances"], before.per_class[name]["map50_95"], row["map50_95"], name in facts.rare)
+            ClassRow(name, row.instances, before.per_class[name].map50_95, row.map50_95, name in facts.rare)
             for name, row in after.per_class.items()
         ),
         sizes=tuple(SizeRow(name, before.by_size[name], value) for name, value in after.by_size.items()),
@@ -259,7 +259,7 @@ def _latencies(timing: Stage[TimingResult]) -> tuple[Latency, ...]:
     samples = json.loads((timing.path / SAMPLES).read_bytes())
     engine, sides = timing.result.host.engine, timing.result.sides
     moments: tuple[Moment, ...] = ("before", "after")
-    return tuple(latency_of(moment, engine, to_plain(sides[moment]), samples[moment]) for moment in moments)
+    return tuple(latency_of(moment, engine, sides[moment], samples[moment]) for moment in moments)
 
 
 def scored_samples(graphs: BuildGraphs) -> list[Sample]:

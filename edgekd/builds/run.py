@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekd.builds import gate
 from edgekd.builds.recipe import Recipe
-from edgekd.builds.stage_store import AnyStage, Stage, stage_json
+from edgekd.builds.stage_store import AnyStage, Stage, StageSummary
 from edgekd.builds.stages.base import GraphStage
 from edgekd.builds.stages.benchmark import TimingResult
 from edgekd.builds.stages.calibrate import Calibrated
@@ -17,14 +15,19 @@ from edgekd.builds.stages.check import CheckResult
 from edgekd.builds.stages.compile import CompileResult
 from edgekd.builds.stages.drift_reference import DriftResult
 from edgekd.builds.stages.encode import EncodeResult
-from edgekd.builds.stages.quantize import QuantizedResult
+from edgekd.builds.stages.quantize import CacheResult, QuantizedResult
 from edgekd.builds.stages.score import ScoreResult
 from edgekd.core.bundle.manifest import Thresholds
 from edgekd.core.detection.decode import Thresholds as DefaultThresholds
+from edgekd.core.documents import INTERNAL, Result
 from edgekd.data.types import Split
 from edgekd.detectors import Detector
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.budget import Budget, Line
 from edgekd.hardware.target import Target
+
+SEARCH = "search.json"
+"""The file with the result of a search."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class BuildRequest:
         fresh: Reuse no stage from before.
         counter: Version of the bundle: no device goes back to a lower one.
         licence: Of the model, as an SPDX expression.
-        search: Record of the search that found the recipe, as in search.json; None where it was given.
+        search: The search that found the recipe; None where it was given.
         train_on: GPUs to train students on, such as `0,1`; None for one if there is any.
     """
 
@@ -56,7 +59,7 @@ class BuildRequest:
     fresh: bool = False
     counter: int = 0
     licence: str | None = None
-    search: Mapping[str, Any] | None = None
+    search: SearchResult | None = None
     train_on: str | None = None
 
 
@@ -91,7 +94,7 @@ class BuildGraphs:
         """For each class the confidence with the best F1 on the scored images; the default where none is known."""
         default, scored = DefaultThresholds(), self.scores[1].result.per_class
         rows = [scored.get(name) for name in self.after.result.spec.classes]
-        best = [row["confidence"] if row else None for row in rows]
+        best = [row.confidence if row else None for row in rows]
         confidence = tuple(default.confidence if value is None else value for value in best)
         return Thresholds(confidence, default.iou, default.max_detections)
 
@@ -133,23 +136,33 @@ class MachineRecord:
 
 
 @dataclass(frozen=True)
-class BuildResult:
-    """A finished build.
-
-    Pairs are of the given detector's float graph, and of the graph that ships.
+class BuildResult(Result):
+    """A finished build. Pairs are of the given detector's float graph, and of the graph that ships.
 
     Args:
-        met: Verdict on the budget; None where a limit could not be judged here.
+        bundle: Path of the bundle.
+        report: Path of the HTML report.
+        ledger: Path of `ledger.json`.
+        target: Name of the target.
+        stages: The stages, in the order in which they ran.
+        met: Verdict on the budget: false if a limit is missed, else null if one is undecided here, else true.
+        budget: A line for each limit.
+        calibration_cache: Null where nothing on the target reads one, or nothing was quantized.
+        search: Path of `search.json`; null where the recipe was given.
     """
 
-    record: BuildRecord
-    machine: MachineRecord
     bundle: Path
     report: Path
     ledger: Path
-    stages: tuple[AnyStage, ...]
-    budget: tuple[Line, ...]
+    target: str
+    stages: tuple[StageSummary, ...]
     met: bool | None
+    budget: tuple[Line, ...]
+    calibration_cache: CacheResult | None
+    search: Path | None
+    record: BuildRecord = field(metadata=INTERNAL)
+    machine: MachineRecord = field(metadata=INTERNAL)
+    done: tuple[AnyStage, ...] = field(metadata=INTERNAL)
 
     @property
     def map50_95(self) -> tuple[float, float]:
@@ -168,31 +181,13 @@ class BuildResult:
         """Length of the float ONNX file, and of the packed graph in the bundle."""
         return self.record.before.result.bytes, self.record.encoded.result.bytes
 
-    @property
-    def document(self) -> dict[str, Any]:
-        """The documented result of `edgekd build --json`: docs/json.md."""
-        request = self.record.request
-        return {
-            "bundle": str(self.bundle),
-            "report": str(self.report),
-            "ledger": str(self.ledger),
-            "target": request.target.name,
-            "stages": [stage_json(stage) for stage in self.stages],
-            "met": self.met,
-            "budget": [asdict(line) for line in self.budget],
-            "calibration_cache": cache_json(self.record.after),
-            "search": None if request.search is None else str(request.out / "search.json"),
-        }
-
     def require_met(self) -> None:
         """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
         request = self.record.request
         searched = "or --search, which looks for a recipe that keeps all limits" if request.search is None else None
-        gate.require_met(self.budget, request.recipe, self.stages, self, searched)
+        gate.require_met(self.budget, request.recipe, self.done, self, searched)
 
 
-def cache_json(graph: GraphStage) -> dict[str, int] | None:
+def calibration_cache(graph: GraphStage) -> CacheResult | None:
     """Return the counts of a graph's calibration cache; None without one."""
-    result = graph.result
-    cache = result.calibration_cache if isinstance(result, QuantizedResult) else None
-    return None if cache is None else asdict(cache)
+    return graph.result.calibration_cache if isinstance(graph.result, QuantizedResult) else None

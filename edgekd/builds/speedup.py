@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgekd.builds.stage_store import sorted_plain
 from edgekd.builds.stages import export, score
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector
 from edgekd.builds.stages.latency import Latency, Measured, latency_on
+from edgekd.core.benchmark import TimingSummary
+from edgekd.core.documents import Result
+from edgekd.core.host_facts import HostFacts
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.types import Dataset
 from edgekd.deploy.devices.local import local_device
 from edgekd.detectors import load
+from edgekd.hardware.budget import Basis
 from edgekd.hardware.target import EXPORT_OPSET, Target
 
 SCORED = "val"
@@ -63,37 +65,114 @@ def start(
     return Start(context, dataset, before, target, measured, latency_on(target, measured))
 
 
-def compared(begun: Start, derived: DerivedDetector) -> dict[str, Any]:
-    """Return `before`, `after`, `target` and `host` of a result: docs/json.md."""
-    before, measured = begun.before, begun.measured
-    timing = measured.timed(before, derived.graph)
-    sides = {
-        side: {
-            "parameters": derived.parameters[index],
-            "multiply_adds": derived.multiply_adds[index],
-            **_scores(graph, measured),
-            "latency_ms": summary.total_ms.p50,
-            "fps": summary.fps,
-        }
-        for index, (side, graph, summary) in enumerate(
-            (("before", before, timing.before), ("after", derived.graph, timing.after))
-        )
-    }
-    return {**sides, "target": _on_target(begun, derived), "host": sorted_plain(timing.host)}
+@dataclass(frozen=True)
+class DetectorFigures:
+    """A detector, measured on this machine.
+
+    Args:
+        parameters: Number of parameters.
+        multiply_adds: Multiply-adds of one frame, over all convolutions.
+        map50_95, map50: COCO's mAP on the split `val`; null without that split.
+        latency_ms: Median milliseconds from frame to detections.
+        fps: Frames per second, one after the other; null where the run was too short or too noisy.
+    """
+
+    parameters: int
+    multiply_adds: int
+    map50_95: float | None
+    map50: float | None
+    latency_ms: float
+    fps: float | None
 
 
-def _on_target(begun: Start, derived: DerivedDetector) -> dict[str, Any] | None:
-    """Return the latencies that decided, where they are not of this machine."""
-    if begun.target is None:
-        return None
-    before, after = derived.latency_ms
-    basis = {"name": begun.target.name, "basis": begun.latency.basis, "where": begun.latency.where}
-    return {**basis, "before_ms": before, "after_ms": after}
+@dataclass(frozen=True)
+class TargetLatency:
+    """The latencies that decided.
+
+    Args:
+        name: Name of the target.
+        basis: `measured`, `stand-in` for this machine in place of the target, or `predicted`.
+        where: Machine or target, for people.
+        before_ms, after_ms: Milliseconds of a frame.
+    """
+
+    name: str
+    basis: Basis
+    where: str
+    before_ms: float
+    after_ms: float
 
 
-def _scores(graph: GraphStage, measured: Measured) -> dict[str, float | None]:
-    """Return the mAP of a graph; None where there is no split to score."""
-    if measured.split.name != SCORED:
-        return {"map50_95": None, "map50": None}
-    found = score.run(measured.context, graph, measured.split, measured.data, "fp32").result
-    return {"map50_95": found.map50_95, "map50": found.map50}
+@dataclass(frozen=True)
+class Lightened(Result):
+    """A detector and a lighter one, which should be trained next.
+
+    Args:
+        model: File name of the detector.
+        recipe: Name of the recipe.
+        checkpoint: Path of the lighter detector, a checkpoint of its family.
+        before, after: The detector, and the lighter one.
+        target: The latencies that decided; null where they are those of `before` and `after`.
+    """
+
+    model: str
+    recipe: str
+    checkpoint: Path
+    before: DetectorFigures
+    after: DetectorFigures
+    target: TargetLatency | None
+    host: HostFacts
+
+    @property
+    def map50_95(self) -> tuple[float | None, float | None]:
+        """COCO's mAP at IoU 0.50 to 0.95 of both float detectors, 0 to 1; None where there is no split to score."""
+        return self.before.map50_95, self.after.map50_95
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Numbers of parameters."""
+        return self.before.parameters, self.after.parameters
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """Multiply-adds of one frame."""
+        return self.before.multiply_adds, self.after.multiply_adds
+
+    @property
+    def latency_ms(self) -> tuple[float, float]:
+        """Median milliseconds from a frame to its detections, both measured here, interleaved."""
+        return self.before.latency_ms, self.after.latency_ms
+
+
+def lightened(begun: Start, model: Path, recipe: str, derived: DerivedDetector, checkpoint: Path) -> Lightened:
+    """Return both detectors side by side."""
+    timing = begun.measured.timed(begun.before, derived.graph)
+    target = None
+    if begun.target is not None:
+        target = TargetLatency(begun.target.name, begun.latency.basis, begun.latency.where, *derived.latency_ms)
+    return Lightened(
+        model=model.name,
+        recipe=recipe,
+        checkpoint=checkpoint,
+        before=_figures(begun, derived, 0, begun.before, timing.before),
+        after=_figures(begun, derived, 1, derived.graph, timing.after),
+        target=target,
+        host=timing.host,
+    )
+
+
+def _figures(
+    begun: Start, derived: DerivedDetector, index: int, graph: GraphStage, timing: TimingSummary
+) -> DetectorFigures:
+    """Return one side of a derived detector; index: of its pairs."""
+    measured, scores = begun.measured, None
+    if measured.split.name == SCORED:
+        scores = score.run(measured.context, graph, measured.split, measured.data, "fp32").result
+    return DetectorFigures(
+        parameters=derived.parameters[index],
+        multiply_adds=derived.multiply_adds[index],
+        map50_95=scores.map50_95 if scores else None,
+        map50=scores.map50 if scores else None,
+        latency_ms=timing.total_ms.p50,
+        fps=timing.fps,
+    )

@@ -266,42 +266,44 @@ def _files(folder: Path) -> dict[str, StageFile]:
     return {name: StageFile(file.stat().st_size, file_sha256(file)) for name, file in names.items() if name != _RECORD}
 
 
-def stage_json(stage: AnyStage) -> dict[str, Any]:
-    """Return a stage as commands print it: docs/json.md."""
-    return {
-        "name": stage.name,
-        "seconds": round(stage.seconds, 3),
-        "bytes": number_of(stage, "bytes", stage.bytes),
-        "map50_95": number_of(stage, "map50_95"),
-        "map50": number_of(stage, "map50"),
-        "cached": stage.cached,
-    }
+@dataclass(frozen=True)
+class StageSummary:
+    """A stage of a build.
+
+    Args:
+        name: Name; `score-fp32` is stage `score` on the float32 graph.
+        seconds: Wall time when the stage was done, now or in an earlier build.
+        bytes: Size of the graph, packed graph, checkpoint or bundle that it made; for other stages, of all its files.
+        map50_95, map50: COCO's mAP of the graph; null where the stage scores nothing.
+        cached: True where it was found in the store and not done again.
+    """
+
+    name: str
+    seconds: float
+    bytes: int
+    map50_95: float | None
+    map50: float | None
+    cached: bool
 
 
-def ledger_row(stage: AnyStage) -> dict[str, Any]:
-    """Return a stage as the ledger has it; `map50_95` and `map50` are None where it scored nothing."""
-    return {
-        "name": stage.name,
-        "version": stage.version,
-        "key": stage.key,
-        "seconds": round(stage.seconds, 3),
-        "bytes": stage.bytes,
-        "map50_95": number_of(stage, "map50_95"),
-        "map50": number_of(stage, "map50"),
-        "sha256": stage.sha256,
-        "files": {name: file.sha256 for name, file in stage.files.items()},
-        "cached": stage.cached,
-    }
+def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
+    """Return stages as commands print them."""
+    return tuple(
+        StageSummary(
+            name=stage.name,
+            seconds=round(stage.seconds, 3),
+            bytes=number_of(stage, "bytes", stage.bytes),
+            map50_95=number_of(stage, "map50_95"),
+            map50=number_of(stage, "map50"),
+            cached=stage.cached,
+        )
+        for stage in stages
+    )
 
 
 def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
     """Return a number that only some results have, by its name."""
     return getattr(stage.result, name, default)
-
-
-def write_ledger(path: Path, stages: Sequence[AnyStage], extra: Mapping[str, Any]) -> None:
-    """Write the stages in order, and the fields in `extra`. Raises SpecError."""
-    write_file(path, readable_json({**extra, "stages": [ledger_row(stage) for stage in stages]}))
 
 
 def readable_json(value: Any) -> bytes:

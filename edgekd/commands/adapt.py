@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,18 +24,19 @@ from edgekd.commands.arguments import path_or_none, signers_of
 from edgekd.commands.options import Bundle, Counter, Data, Keys, SecretFile
 from edgekd.commands.pack import repack
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import UntypedResult
 from edgekd.compress.quantization.activation_scales import write_cache
 from edgekd.compress.quantization.adapt import adapt as fit
 from edgekd.core import drift
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, read_head
-from edgekd.core.bundle.manifest import FileEntry, Manifest, Score, StageKey, to_json
+from edgekd.core.bundle.manifest import FileEntry, Manifest, StageKey, to_json
+from edgekd.core.bundle.manifest import Score as ManifestScore
 from edgekd.core.canonical import canonical_json, json_sha256
 from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
+from edgekd.core.documents import INLINE, Result, to_plain
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.core.formats.golden_set import to_bytes
 from edgekd.core.formats.packed_graph import pack
@@ -49,6 +50,7 @@ from edgekd.data.types import Dataset, Split
 from edgekd.deploy import delta
 from edgekd.deploy.artifact import expanded
 from edgekd.deploy.golden_set import TRIED, golden_set
+from edgekd.evaluation.coco import Score
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -87,23 +89,104 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class Variant(UntypedResult):
-    """The result of `adapt`."""
+class Look:
+    """The effect of the new conditions on pictures.
+
+    Args:
+        blur: Standard deviation of the blurring kernel, in pixels of the network's input; 0 for none.
+        gains: Factor of each band of detail, the finest first.
+        noise: Standard deviation of what is added to each band, in grey levels.
+        brightness: Mean grey level of pictures that the model knows, and of the frames.
+    """
+
+    blur: float
+    gains: tuple[float, ...]
+    noise: tuple[float, ...]
+    brightness: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AdaptError:
+    """Error of the confidences under the new conditions, noise by signal, on pictures that nothing was fitted on.
+
+    Args:
+        before, after: Of the bundle, and of the variant.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class AdaptedScores:
+    """Scores on labelled images.
+
+    Args:
+        split: Name of the split.
+        images: Number of scored images.
+        before, after: mAP50-95 of the bundle, and of the variant.
+        kept: `after` / `before`; null where `before` is 0.
+    """
+
+    split: str
+    images: int
+    before: float
+    after: float
+    kept: float | None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The adaptation to frames of the new conditions.
+
+    Args:
+        pictures: Number of pictures known to the model that were used.
+        frames: Number of frames of the new conditions that were used.
+        drift_frames: Number of frames of the variant's drift reference; null where there were too few for one.
+        clean: Both scored on labelled images as they are; null where nothing was scored.
+        shown: Both scored on the same images under the new conditions; null where nothing was scored.
+    """
+
+    pictures: int
+    frames: int
+    drift_frames: int | None
+    look: Look
+    error: AdaptError
+    clean: AdaptedScores | None
+    shown: AdaptedScores | None
+
+
+@dataclass(frozen=True)
+class Variant(Result):
+    """A variant of a bundle for other conditions.
+
+    Args:
+        bundle: Path of the variant, for cameras that have no bundle of this model yet.
+        delta: Path of the delta to it, for cameras with the bundle that was adapted.
+        variant: Name of the variant.
+        identity: Identity of the variant.
+        base: Identity of the bundle that was adapted.
+        bytes: Size of the variant.
+        delta_bytes: Size of the delta.
+        twins: Folder with the data under the new conditions; null where none was asked for.
+        seconds: Wall time.
+    """
+
+    bundle: Path
+    delta: Path
+    variant: str
+    identity: str
+    base: str
+    bytes: int
+    delta_bytes: int
+    adaptation: Adaptation = field(metadata=INLINE)
+    twins: Path | None
+    seconds: float
 
     @property
-    def bundle(self) -> Path:
-        """The variant, for cameras that have no bundle of this model yet."""
-        return Path(self.document["bundle"])
-
-    @property
-    def delta(self) -> Path:
-        """The delta to the variant, for cameras with the bundle that was adapted."""
-        return Path(self.document["delta"])
-
-    @property
-    def error(self) -> tuple[float, float]:
-        """Error of the confidences under the new conditions, noise by signal, of the bundle and of the variant."""
-        return self.document["error"]["before"], self.document["error"]["after"]
+    def error(self) -> AdaptError:
+        """Error of the confidences under the new conditions."""
+        return self.adaptation.error
 
 
 def adapt(
@@ -138,7 +221,7 @@ def adapt(
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder, packed, shorter = (Path(scratch) / each for each in ("bundle", "packed.edgekd", "packed.edgekd-delta"))
         manifest = extract(base, folder)
-        adapted, document = _variant(base, manifest, folder, name, dataset, new, progress, score=score)
+        adapted, adaptation = _variant(base, manifest, folder, name, dataset, new, progress, score=score)
         counter = manifest.counter if version_counter is None else version_counter
         repack(folder, packed, signers, lambda written: replace(written, counter=counter))
         difference = delta.run(base, packed, shorter)
@@ -151,18 +234,16 @@ def adapt(
         copy_file(shorter, delta_place)
         copy_file(packed, place)  # last: where it is, all is
     return Variant(
-        {
-            "bundle": str(place),
-            "delta": str(delta_place),
-            "variant": name,
-            "identity": difference["new"],
-            "base": difference["old"],
-            "bytes": difference["new_bytes"],
-            "delta_bytes": difference["bytes"],
-            **document,
-            "twins": None if copies is None else str(copies),
-            "seconds": round(time.perf_counter() - began, 3),
-        }
+        bundle=place,
+        delta=delta_place,
+        variant=name,
+        identity=difference.new,
+        base=difference.old,
+        bytes=difference.new_bytes,
+        delta_bytes=difference.bytes,
+        adaptation=adaptation,
+        twins=copies,
+        seconds=round(time.perf_counter() - began, 3),
     )
 
 
@@ -176,7 +257,7 @@ def _variant(
     progress: Progress,
     *,
     score: bool,
-) -> tuple[Adapted, dict[str, Any]]:
+) -> tuple[Adapted, Adaptation]:
     """Turn the files of an unpacked bundle into those of the variant; return also the results of the adaptation."""
     scratch, spec = folder.parent, spec_from_json(manifest.detector)
     base = expanded(folder / manifest.graph.path, scratch / "base.onnx")
@@ -190,19 +271,19 @@ def _variant(
             _scores(base, made.graph, spec, split, progress, label)
             for split, label in ((scored, "as they are"), (twins, "as the frames show things"))
         )
-    error = {"before": made.errors[0], "after": made.errors[1]}
-    about = {"name": name, "of": read_head(bundle).identity, "frames": made.frames, "error": error}
+    error = AdaptError(*made.errors)
+    about = {"name": name, "of": read_head(bundle).identity, "frames": made.frames, "error": to_plain(error)}
     record = _write_files(folder, manifest, made, frames, clean, progress)
     _write_manifest(folder, manifest, about, record, _key(bundle, name, frames, known), clean)
-    return made, {
-        "pictures": made.pictures,
-        "frames": made.frames,
-        "drift_frames": record,
-        "look": look_json(made.look),
-        "error": error,
-        "clean": None if clean is None else clean.summary,
-        "shown": None if shown is None else shown.summary,
-    }
+    return made, Adaptation(
+        pictures=made.pictures,
+        frames=made.frames,
+        drift_frames=record,
+        look=look_of(made.look),
+        error=error,
+        clean=clean.summary if clean else None,
+        shown=shown.summary if shown else None,
+    )
 
 
 def adapt_graph(
@@ -284,21 +365,20 @@ def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np
 
 @dataclass(frozen=True)
 class _Scores:
-    """Scores on labelled images. summary: the documented part; results: of the variant, for the evidence."""
+    """Scores on labelled images. summary: the documented part; score: of the variant, for the evidence."""
 
-    summary: Mapping[str, Any]
-    results: Mapping[str, Any]
+    summary: AdaptedScores
+    score: Score
 
 
 def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress, label: str) -> _Scores:
     """Score the old graph and the new one on the same images."""
     before, after = (
-        evaluate(path, spec, scored, progress, f"{label}, {which}").score.to_json()
+        evaluate(path, spec, scored, progress, f"{label}, {which}").score
         for path, which in ((base, "bundle"), (graph, "variant"))
     )
-    first, last = before["map50_95"], after["map50_95"]
-    summary = {"before": first, "after": last, "kept": last / first if first else None}
-    return _Scores({"split": scored.name, "images": after["images"], **summary}, {**after, "skipped": []})
+    first, last = before.map50_95, after.map50_95
+    return _Scores(AdaptedScores(scored.name, after.images, first, last, last / first if first else None), after)
 
 
 def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
@@ -307,14 +387,11 @@ def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
     return json_sha256([read_head(bundle).identity, name, *shown, SEED, tool_versions(*TOOLS)])
 
 
-def look_json(look: DomainShift) -> dict[str, Any]:
-    """Return a domain shift as plain types for JSON."""
-    return {
-        "blur": look.blur,
-        "gains": look.gains.mean(axis=(1, 2), dtype=float).round(3).tolist(),
-        "noise": look.noise.mean(axis=(1, 2), dtype=float).round(2).tolist(),
-        "brightness": [round(float(mean[0]) / 3**0.5, 1) for mean in (look.before, look.after)],
-    }
+def look_of(look: DomainShift) -> Look:
+    """Return a domain shift in few numbers."""
+    gains, noise = (each.mean(axis=(1, 2), dtype=float) for each in (look.gains, look.noise))
+    before, after = (round(float(mean[0]) / 3**0.5, 1) for mean in (look.before, look.after))
+    return Look(look.blur, tuple(gains.round(3).tolist()), tuple(noise.round(2).tolist()), (before, after))
 
 
 def _write_files(
@@ -335,7 +412,8 @@ def _write_files(
         )
     if "evidence" in paths and clean is not None:
         evidence = next(path for path in (folder / "evidence.json", paths["evidence"]) if path.is_file())
-        evidence.write_bytes(canonical_json({**json.loads(evidence.read_bytes()), "after": clean.results}) + b"\n")
+        after = {**to_plain(clean.score), "skipped": []}
+        evidence.write_bytes(canonical_json({**json.loads(evidence.read_bytes()), "after": after}) + b"\n")
     return _write_record(folder, manifest, made.graph, frames, progress)
 
 
@@ -364,8 +442,9 @@ def _write_manifest(
     after = replace(evidence.after, bytes=size)
     if clean is not None:
         classes = spec_from_json(manifest.detector).classes
-        by_class = tuple(clean.results["per_class"].get(name, {}).get("map50_95") for name in classes)
-        after = Score(clean.results["map50_95"], clean.results["map50"], size, by_class)
+        found = (clean.score.per_class.get(name) for name in classes)
+        by_class = tuple(each.map50_95 if each else None for each in found)
+        after = ManifestScore(clean.score.map50_95, clean.score.map50, size, by_class)
     before = evidence.before.map50_95
     lineage = manifest.lineage
     tools = dict(sorted({**lineage.tools, **tool_versions(*TOOLS)}.items()))

@@ -10,9 +10,9 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -20,15 +20,24 @@ from edgekd.agent.state.device import read_device
 from edgekd.commands.arguments import path_or_none, target_or_none
 from edgekd.commands.options import Artifact, Head, TimedOn, Trust
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core import statistics
-from edgekd.core.benchmark import MEASURED, STAND_IN, Candidate, Timing, benchmark_interleaved, compare, rate_refusal
-from edgekd.core.benchmark import summarize as stats_of
+from edgekd.core.benchmark import (
+    MEASURED,
+    STAND_IN,
+    Basis,
+    Candidate,
+    Timing,
+    benchmark_interleaved,
+    compare,
+    rate_refusal,
+    summarize,
+    summarize_run,
+)
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
-from edgekd.core.machine_state import read_moment, read_setting
+from edgekd.core.machine_state import Moment, read_moment, read_setting
 from edgekd.core.power import Meter
-from edgekd.core.power.energy import measure_energy
+from edgekd.core.power.energy import Energy, measure_energy
 from edgekd.core.power.find import find_meter
 from edgekd.core.power.nvml import NvidiaGpu, find_gpu
 from edgekd.core.power.recorder import Joules, Recorder
@@ -37,7 +46,18 @@ from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices import GraphDevice
 from edgekd.deploy.devices.local import local_device
-from edgekd.evaluation.cost import CostPerMillion, Prices, cost_of
+from edgekd.evaluation.bench_result import (
+    ArtifactResult,
+    BenchResult,
+    ColdStart,
+    Conditions,
+    OtherArtifact,
+    SpeedUp,
+    SustainedRun,
+    Throughput,
+    TimelinePoint,
+)
+from edgekd.evaluation.cost import Prices, cost_of
 from edgekd.evaluation.latency import camera, synthetic_frames
 from edgekd.evaluation.report.bench_files import require_place, write_csv, write_page
 from edgekd.evaluation.throughput import between, run_streams
@@ -83,51 +103,17 @@ class BenchJob:
 
 
 @dataclass(frozen=True)
-class Measured(UntypedResult):
-    """The result of `bench`. timings: every sample, by side (`artifact`, `against`) and state (`camera`, `engine`)."""
-
-    timings: dict[tuple[str, str], Timing]
-
-    @property
-    def basis(self) -> str:
-        """`measured`, or `stand-in` where another machine than the target ran it."""
-        return str(self.document["basis"])
-
-    @property
-    def p50_ms(self) -> float:
-        """Median milliseconds of a frame, from camera to detections."""
-        return float(self.document["total_ms"]["p50"])
-
-    @property
-    def p99_ms(self) -> float:
-        """99th percentile of the milliseconds of a frame, from camera to detections."""
-        return float(self.document["total_ms"]["p99"])
-
-    @property
-    def fps(self) -> float | None:
-        """Frames a second, one after the other; None where the run was too short or too noisy (`refused`)."""
-        fps: float | None = self.document["fps"]
-        return fps
-
-    @property
-    def refused(self) -> Sequence[str]:
-        """Rates that are not reported, and why."""
-        return [*self.document["refused"]]
-
-
-@dataclass(frozen=True)
 class Side:
-    """A loaded artifact, with the times of loading and of the first inference."""
+    """A loaded artifact."""
 
     graph: Path
     spec: DetectorSpec
     session: Session
-    load_ms: float
-    first_ms: float
+    cold_start: ColdStart
     batches: Sequence[np.ndarray]
 
 
-def run(job: BenchJob, progress: Progress = SILENT) -> Measured:
+def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
     """Measure. Raises SpecError, DataError, DeviceError."""
     with ExitStack() as stack:
         artifacts = {OURS: job.artifact, **({THEIRS: job.against} if job.against else {})}
@@ -144,21 +130,15 @@ def run(job: BenchJob, progress: Progress = SILENT) -> Measured:
         throughputs = _throughputs(job, sides, source, progress) if job.streams else {}
         sustained = _sustained(job, sides[OURS], source, gpu, progress) if job.minutes else None
         energies, no_energy = _energy(job, sides, source, progress)
-    conditions = {**read_setting(job.root).as_json(), "before": before, "after": _moment(job, gpu)}
-    documents = {name: _side_json(job, name, sides, timings, throughputs, energies) for name in sides}
-    ours, theirs = documents[OURS], documents.get(THEIRS)
-    ours["refused"] += [f"energy: {no_energy}"] if no_energy else []
-    if theirs is not None:
-        theirs = {"artifact": str(job.against), **theirs, **_compared(job, ours, theirs, timings)}
-    document = {
-        "host": job.device.facts().as_json(),
-        "frames": source.as_json(),
-        "conditions": conditions,
-        **ours,
-        "sustained": sustained,
-        "against": theirs,
-    }
-    return Measured(document, timings)
+    conditions = Conditions(read_setting(job.root), before, _moment(job, gpu))
+    ours = _result(job, sides[OURS], timings, OURS, throughputs.get(OURS), energies.get(OURS))
+    if no_energy:
+        ours = replace(ours, refused=(*ours.refused, f"energy: {no_energy}"))
+    against = None
+    if job.against:
+        theirs = _result(job, sides[THEIRS], timings, THEIRS, throughputs.get(THEIRS), energies.get(THEIRS))
+        against = _compared(job.against, ours, theirs, timings)
+    return BenchResult(job.device.facts(), source.facts, conditions, ours, sustained, against, timings)
 
 
 def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, source: FrameSource) -> Side:
@@ -169,7 +149,7 @@ def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, sour
     session = stack.enter_context(job.device.load(graph))
     loaded = clock()
     session.run(batches[0])
-    return Side(graph, spec, session, 1000 * (loaded - begin), 1000 * (clock() - loaded), batches)
+    return Side(graph, spec, session, ColdStart(1000 * (loaded - begin), 1000 * (clock() - loaded)), batches)
 
 
 def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, Candidate]:
@@ -204,7 +184,7 @@ def _latency(
     return {(name.split()[0], name.split()[1]): timing for name, timing in found.items()}
 
 
-def _basis(job: BenchJob) -> str:
+def _basis(job: BenchJob) -> Basis:
     """Return `measured` without a target, or where this machine says that it is the target; else `stand-in`."""
     if job.target is None or job.target.kind == "cpu":
         return MEASURED
@@ -213,7 +193,7 @@ def _basis(job: BenchJob) -> str:
 
 def _throughputs(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Throughput]:
     """Time several streams at once from camera to detections, the sides interleaved."""
     progress.note(f"bench: throughput of {job.streams} streams ...")
     gaps: dict[str, list[np.ndarray]] = {name: [] for name in sides}
@@ -228,33 +208,29 @@ def _throughputs(
         for _ in range(TURNS):
             for name, candidates in lanes.items():
                 gaps[name].append(between(run_streams(candidates, source.items, max(job.seconds, 0.1) / TURNS)))
-    return {name: throughput_json(np.concatenate(found), job.streams) for name, found in gaps.items()}
+    return {name: throughput(np.concatenate(found), job.streams) for name, found in gaps.items()}
 
 
-def throughput_json(gaps_ms: np.ndarray, streams: int) -> dict[str, Any]:
+def throughput(gaps_ms: np.ndarray, streams: int) -> Throughput:
     """Return the throughput, by the times between finished frames; `refused` where that is too uncertain."""
     if not len(gaps_ms):
-        return {"streams": streams, "frames": 0, "fps": None, "interval": None, "refused": "no frame was done"}
-    refused = rate_refusal(gaps_ms, np.cumsum(gaps_ms) / 1000)
+        return Throughput(streams, 0, None, None, "no frame was done")
+    if refused := rate_refusal(gaps_ms, np.cumsum(gaps_ms) / 1000):
+        return Throughput(streams, len(gaps_ms), None, None, refused)
     mean = statistics.mean_interval(gaps_ms)
-    return {
-        "streams": streams,
-        "frames": len(gaps_ms),
-        "fps": None if refused else 1000 / float(gaps_ms.mean()),
-        "interval": None if refused else [1000 / mean.high, 1000 / mean.low],
-        "refused": refused,
-    }
+    rates = statistics.Interval(1000 / mean.high, 1000 / mean.low)
+    return Throughput(streams, len(gaps_ms), 1000 / float(gaps_ms.mean()), rates, None)
 
 
-def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> dict[str, float | None]:
+def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> Moment:
     """Read clocks and temperature; those of the GPU that runs the network, where NVIDIA's driver has them."""
-    now = asdict(read_moment(job.root))
-    return now if gpu is None else {**now, "gpu_mhz": gpu.clock_mhz, "temperature_c": gpu.temperature_c}
+    now = read_moment(job.root)
+    return now if gpu is None else replace(now, gpu_mhz=gpu.clock_mhz, temperature_c=gpu.temperature_c)
 
 
 def _sustained(
     job: BenchJob, side: Side, source: FrameSource, gpu: NvidiaGpu | None, progress: Progress
-) -> dict[str, Any]:
+) -> SustainedRun:
     """Time camera to detections for minutes, with the state of the machine every second."""
     progress.note(f"bench: sustained run of {job.minutes:g} minutes ...")
     clock, meter = job.device.clock, _meter(job)
@@ -269,28 +245,21 @@ def _sustained(
             stack.enter_context(joules.recorder)
         limits: dict[str, Any] = {"min_seconds": 60 * job.minutes, "warmup": 0}
         timing = benchmark_interleaved(lane, source.items, block=1, clock=clock, basis=_basis(job), **limits)[""]
-    return _sustained_json(job.minutes, timing, began, recorder, joules)
-
-
-def _sustained_json(
-    minutes: float, timing: Timing, began: float, recorder: Recorder[dict[str, float | None]], joules: Joules | None
-) -> dict[str, Any]:
-    summary = timing.summary()
-    settled = timing.starts_s >= (summary["slow_down"]["at_s"] if summary["slow_down"] else 0.0)
+    run = summarize_run(timing.total_ms, timing.starts_s)
+    settled = timing.starts_s >= (run.slow_down.at_s if run.slow_down else 0.0)
     refused = rate_refusal(timing.total_ms[settled], timing.starts_s[settled])
-    kept = ("iterations", "fps", "refused", "total_ms", "slow_down", "outliers")
-    rate = 1000 / float(timing.total_ms[settled].mean())
-    return {
-        "minutes": minutes,
-        **{name: summary[name] for name in kept},
-        "settled_fps": None if refused else rate,
-        "timeline": list(_timeline(timing, began, recorder, joules)),
-    }
+    return SustainedRun(
+        minutes=job.minutes,
+        **vars(run),
+        total_ms=summarize(timing.total_ms),
+        settled_fps=None if refused else 1000 / float(timing.total_ms[settled].mean()),
+        timeline=tuple(_timeline(timing, began, recorder, joules)),
+    )
 
 
 def _timeline(
-    timing: Timing, began: float, recorder: Recorder[dict[str, float | None]], joules: Joules | None
-) -> Iterator[dict[str, float | None]]:
+    timing: Timing, began: float, recorder: Recorder[Moment], joules: Joules | None
+) -> Iterator[TimelinePoint]:
     """Yield for every second the readings at its end, and the power and median latency in it."""
     last = began
     for moment, reading in zip(recorder.times_s, recorder.readings, strict=True):
@@ -298,7 +267,7 @@ def _timeline(
         spent = joules.at(moment) - joules.at(last) if joules and moment > last else None
         watts = None if spent is None else spent / (moment - last)
         p50_ms = float(np.median(timing.total_ms[inside])) if inside.any() else None
-        yield {"at_s": moment - began, **reading, "watts": watts, "p50_ms": p50_ms}
+        yield TimelinePoint(moment - began, **vars(reading), watts=watts, p50_ms=p50_ms)
         last = moment
 
 
@@ -317,7 +286,7 @@ def _meter(job: BenchJob) -> Meter | None:
 
 def _energy(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
-) -> tuple[dict[str, dict[str, Any]], str | None]:
+) -> tuple[dict[str, Energy], str | None]:
     """Measure the energy of a frame of each side; where it cannot be read return nothing, and the reason."""
     meter = _meter(job)
     if meter is None:
@@ -325,10 +294,9 @@ def _energy(
     progress.note(f"bench: energy, {meter.covers} ...")
     works = {name: _one_frame(_candidates(side, source)[CAMERA], source) for name, side in sides.items()}
     try:
-        found = measure_energy(meter, works, job.seconds, job.device.clock, job.rest)
+        return measure_energy(meter, works, job.seconds, job.device.clock, job.rest), None
     except OSError as error:
         return {}, str(error)
-    return {name: energy.as_json() for name, energy in found.items()}, None
 
 
 def _one_frame(candidate: Candidate, source: FrameSource) -> Callable[[], object]:
@@ -336,66 +304,49 @@ def _one_frame(candidate: Candidate, source: FrameSource) -> Callable[[], object
     return lambda: candidate.process(next(items))
 
 
-def _side_json(
+def _result(
     job: BenchJob,
-    name: str,
-    sides: Mapping[str, Side],
+    side: Side,
     timings: Mapping[tuple[str, str], Timing],
-    throughputs: Mapping[str, dict[str, Any]],
-    energies: Mapping[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """Return the document of one artifact."""
-    summary, alone, side = timings[name, CAMERA].summary(), timings[name, ENGINE], sides[name]
-    throughput, energy = throughputs.get(name), energies.get(name)
-    refused = summary.pop("refused")
-    refused += [f"engine_fps: {alone.refused}"] if alone.refused else []
-    refused += [f"throughput: {throughput['refused']}"] if throughput and throughput["refused"] else []
-    return {
-        "basis": summary.pop("basis"),
-        "iterations": summary.pop("iterations"),
-        "fps": summary.pop("fps"),
-        "engine_fps": alone.fps,
-        "refused": refused,
-        **summary,
-        "engine_ms": asdict(stats_of(alone.total_ms)),
-        "cold_start": {"load_ms": side.load_ms, "first_ms": side.first_ms},
-        "throughput": throughput and {key: value for key, value in throughput.items() if key != "refused"},
-        "energy": energy,
-        "cost": _cost_json(job.prices, summary["total_ms"]["mean"], throughput, energy) if job.prices.given else None,
-    }
-
-
-def _cost_json(
-    prices: Prices, mean_ms: float, throughput: dict[str, Any] | None, energy: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return the cost of a million frames, at the throughput where that was measured, else one after the other."""
-    fps = throughput["fps"] if throughput else 1000 / mean_ms
-    found: CostPerMillion = cost_of(prices, energy["gross_mj"] if energy else None, fps)
-    return {"currency": prices.currency, **asdict(found)}
+    name: str,
+    throughput: Throughput | None,
+    energy: Energy | None,
+) -> ArtifactResult:
+    """Return the measurements of one artifact."""
+    summary, alone = timings[name, CAMERA].summary(), timings[name, ENGINE]
+    refused = (
+        *summary.refused,
+        *([f"engine_fps: {alone.refused}"] if alone.refused else []),
+        *([f"throughput: {throughput.refused}"] if throughput and throughput.refused else []),
+    )
+    fps = throughput.fps if throughput else 1000 / summary.total_ms.mean
+    return ArtifactResult(
+        **{**vars(summary), "refused": refused},
+        engine_fps=alone.fps,
+        engine_ms=summarize(alone.total_ms),
+        cold_start=side.cold_start,
+        throughput=throughput,
+        energy=energy,
+        cost=cost_of(job.prices, energy.gross_mj if energy else None, fps) if job.prices.given else None,
+    )
 
 
 def _compared(
-    job: BenchJob, ours: dict[str, Any], theirs: dict[str, Any], timings: Mapping[tuple[str, str], Timing]
-) -> dict[str, Any]:
-    """Compare ARTIFACT with the other one; a ratio above 1 means that it is faster."""
-    found = {
-        state: verdict_json(compare(timings[THEIRS, state], timings[OURS, state], BLOCK)) for state in (CAMERA, ENGINE)
-    }
-    both = [each["cost"]["total"] if each["cost"] else None for each in (theirs, ours)]
-    change = both[1] / both[0] - 1 if both[0] and both[1] is not None else None
-    return {"times_as_fast": found[CAMERA], "engine_times_as_fast": found[ENGINE], "cost_change": change}
+    path: Path, ours: ArtifactResult, theirs: ArtifactResult, timings: Mapping[tuple[str, str], Timing]
+) -> OtherArtifact:
+    """Compare the artifact with the other one, whose path is given."""
+    camera_times, engine_times = (
+        speed_up(compare(timings[THEIRS, state], timings[OURS, state], BLOCK)) for state in (CAMERA, ENGINE)
+    )
+    before, after = (each.cost.total if each.cost else None for each in (theirs, ours))
+    change = after / before - 1 if before and after is not None else None
+    return OtherArtifact(str(path), theirs, camera_times, engine_times, change)
 
 
-def verdict_json(found: statistics.Comparison) -> dict[str, Any]:
-    """Return a comparison of times, other by ours, as plain types for JSON."""
-    verdict = "cannot tell" if not found.differs else "faster" if found.ratio > 1 else "slower"
-    return {
-        "ratio": found.ratio,
-        "interval": [found.interval.low, found.interval.high],
-        "p_value": found.p_value,
-        "rounds": found.rounds,
-        "verdict": verdict,
-    }
+def speed_up(found: statistics.Comparison) -> SpeedUp:
+    """Return a comparison of times, other by ours, with its verdict."""
+    faster: Literal["faster", "slower"] = "faster" if found.ratio > 1 else "slower"
+    return SpeedUp(**vars(found), verdict=faster if found.differs else "cannot tell")
 
 
 def bench(
@@ -419,7 +370,7 @@ def bench(
     head: Head = None,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
-) -> Measured:
+) -> BenchResult:
     """Time an artifact here, engine alone and from camera to detections: percentiles, throughput, energy, cost.
 
     Times are milliseconds, energies millijoules a frame. A rate that a run was too short or too noisy for is None, with
@@ -446,5 +397,5 @@ def bench(
     if table:
         write_csv(table, measured.timings)
     if page:
-        write_page(page, job.artifact.name, measured.document, measured.timings)
+        write_page(page, job.artifact.name, measured)
     return measured

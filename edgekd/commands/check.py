@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from edgekd.commands.arguments import target_of
 from edgekd.commands.options import Head, Model, TargetName, Trust
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import UntypedResult
+from edgekd.core.documents import INTERNAL, Result
 from edgekd.deploy.artifact import graph_of
 from edgekd.hardware.compatibility import check_graph, check_request
 from edgekd.hardware.compatibility_rules import Finding
-from edgekd.hardware.target import Target
 
 
 @dataclass(frozen=True)
-class Checked(UntypedResult):
-    """The result of `check_model`. findings: worst first."""
+class Checked(Result):
+    """Compatibility of a model with a target.
 
-    model: Path
-    target: Target
+    Args:
+        target: Name of the target.
+        possible: False where a finding is `impossible`.
+        findings: Worst first; empty where no obstacle is known.
+    """
+
+    target: str
+    possible: bool
     findings: tuple[Finding, ...]
+    title: str = field(metadata=INTERNAL)
 
     @property
-    def possible(self) -> bool:
-        """True where nothing is known that prevents an engine."""
-        return not any(finding.level == "impossible" for finding in self.findings)
-
-    @property
-    def exit_code(self) -> int:
+    def exit_status(self) -> int:
         """1 where the model is impossible on the target."""
         return 0 if self.possible else 1
 
@@ -52,5 +53,4 @@ def check_model(
     with graph_of(Path(model), head, trust_checkpoint, chosen) as graph:
         findings = (*check_request(chosen, dla=dla), *check_graph(graph, chosen, dla=dla))
     possible = not any(finding.level == "impossible" for finding in findings)
-    document = {"target": chosen.name, "possible": possible, "findings": [asdict(each) for each in findings]}
-    return Checked(document, Path(model), chosen, findings)
+    return Checked(chosen.name, possible, findings, f"{Path(model).name} on {chosen.title}")

@@ -2,49 +2,131 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from edgekd.builds.ledger import Ledger, LedgerStage, read_ledger
 from edgekd.commands.parameter import Argument
-from edgekd.commands.results import UntypedResult
+from edgekd.core.benchmark import Basis
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
-from edgekd.core.errors import SpecError
-from edgekd.hardware.budget import Line, verdict
+from edgekd.core.documents import Result
+from edgekd.hardware.budget import verdict
 
-LEDGER = "ledger.json"
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")
 """Facts of a machine that times depend on, except its clock, which changes all the time."""
-_NEEDED = ("bundle", "budget", "host", "stages")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished build. ledger: as it is in the folder; manifest: of the bundle there."""
+    """A finished build, with the manifest of its bundle."""
 
     folder: Path
-    ledger: Mapping[str, Any]
+    ledger: Ledger
     manifest: Manifest
 
 
 @dataclass(frozen=True)
-class Compared(UntypedResult):
-    """The result of `compare`: `a` and `b`, and whether models, data and machines were the same."""
+class ComparedBuild:
+    """One of the builds.
+
+    Args:
+        run: Its result folder.
+        model: File name of the detector.
+        target: Name of the target.
+        recipe: Name of the recipe.
+        map50_95, map50: COCO's mAP of the graph that ships.
+        kept: mAP50-95 after / before; null where that is 0 / 0.
+        graph_bytes: Size of the packed graph.
+        bundle_bytes: Size of the bundle, its agent included.
+        p50_ms: Median milliseconds from frame to detections; null in a ledger of an older edgekd.
+        fps: Frames per second, one after the other; null where the run was too short or too noisy.
+        basis: Basis of `p50_ms` and `fps`.
+        predicted_ms: Milliseconds that the engine is predicted to take on the target; null where that is not known.
+        seconds: Sum over all stages, of when they were done.
+        met: Verdict on its budget, as in `build`.
+    """
+
+    run: Path
+    model: str
+    target: str
+    recipe: str
+    map50_95: float
+    map50: float
+    kept: float | None
+    graph_bytes: int
+    bundle_bytes: int
+    p50_ms: float | None
+    fps: float | None
+    basis: Basis | None
+    predicted_ms: float | None
+    seconds: float
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class ComparedClass:
+    """A class of objects.
+
+    Args:
+        name: Name of the class.
+        a, b: Its mAP50-95; null without objects of it.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
 
     @property
-    def a(self) -> Mapping[str, Any]:
-        """The first build."""
-        build: Mapping[str, Any] = self.document["a"]
-        return build
+    def gain(self) -> float | None:
+        """mAP50-95 that was gained from a to b."""
+        return None if self.a is None or self.b is None else self.b - self.a
 
-    @property
-    def b(self) -> Mapping[str, Any]:
-        """The second build."""
-        build: Mapping[str, Any] = self.document["b"]
-        return build
+
+@dataclass(frozen=True)
+class ComparedStage:
+    """A stage of both builds; null where one of them does not have it.
+
+    Args:
+        name: Name of the stage.
+        a_seconds, b_seconds: Its duration.
+        a_bytes, b_bytes: Size of all files that it keeps.
+        a_map50_95, b_map50_95: The score that it gave.
+        same: True where it had the same inputs.
+    """
+
+    name: str
+    a_seconds: float | None
+    b_seconds: float | None
+    a_bytes: int | None
+    b_bytes: int | None
+    a_map50_95: float | None
+    b_map50_95: float | None
+    same: bool
+
+
+@dataclass(frozen=True)
+class Compared(Result):
+    """Two builds side by side.
+
+    Args:
+        a, b: The first build, and the second.
+        same_model: True where both were made of one file.
+        same_data: True where both were scored on the same images and labels; else scores do not compare.
+        same_host: True where both were timed on the same kind of machine with the same libraries.
+        classes: Every class that either knows, the largest loss from a to b first.
+        stages: The stages of both.
+    """
+
+    a: ComparedBuild
+    b: ComparedBuild
+    same_model: bool
+    same_data: bool
+    same_host: bool
+    classes: tuple[ComparedClass, ...]
+    stages: tuple[ComparedStage, ...]
 
 
 def compare(
@@ -58,90 +140,75 @@ def compare(
     """
     a, b = opened(Path(first)), opened(Path(second))
     lineages = (a.manifest.lineage, b.manifest.lineage)
+    hosts = (a.ledger.host, b.ledger.host)
     return Compared(
-        {
-            "a": side(a),
-            "b": side(b),
-            "same_model": lineages[0].model_sha256 == lineages[1].model_sha256,
-            "same_data": lineages[0].data_sha256 == lineages[1].data_sha256,
-            "same_host": all(a.ledger["host"].get(name) == b.ledger["host"].get(name) for name in _HOST),
-            "classes": _classes(a.manifest, b.manifest),
-            "stages": _stages(a.ledger["stages"], b.ledger["stages"]),
-        }
+        a=_compared(a),
+        b=_compared(b),
+        same_model=lineages[0].model_sha256 == lineages[1].model_sha256,
+        same_data=lineages[0].data_sha256 == lineages[1].data_sha256,
+        same_host=all(getattr(hosts[0], name) == getattr(hosts[1], name) for name in _HOST),
+        classes=_classes(a.manifest, b.manifest),
+        stages=_stages(a.ledger.stages, b.ledger.stages),
     )
 
 
 def opened(folder: Path) -> Finished:
     """Read the build in a result folder. Raises SpecError where none was finished there, BundleError if damaged."""
-    try:
-        ledger = json.loads((folder / LEDGER).read_bytes())
-        name, *_ = (ledger[key] for key in _NEEDED)
-        bundle = folder / name
-    except FileNotFoundError as error:
-        fix = "pass the folders that `edgekd build --out` wrote"
-        raise SpecError(f"{folder}: no finished build", expected=f"a {LEDGER} in it", fix=fix) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SpecError(f"{folder / LEDGER}: cannot be read", found=str(error) or type(error).__name__) from error
-    return Finished(folder, ledger, read_manifest(bundle))
+    ledger = read_ledger(folder)
+    return Finished(folder, ledger, read_manifest(folder / ledger.bundle))
 
 
-def side(found: Finished) -> dict[str, Any]:
-    """Return the numbers of one build. A ledger by an older edgekd has no `timing`: then those are None."""
+def _compared(found: Finished) -> ComparedBuild:
     ledger, evidence = found.ledger, found.manifest.evidence
-    timed, predicted = (ledger.get("timing") or {}).get("after") or {}, ledger.get("predicted") or {}
-    return {
-        "run": str(found.folder),
-        "model": ledger["model"],
-        "target": ledger["target"],
-        "recipe": found.manifest.lineage.recipe,
-        "map50_95": evidence.after.map50_95,
-        "map50": evidence.after.map50,
-        "kept": evidence.retention,
-        "graph_bytes": evidence.after.bytes,
-        "bundle_bytes": (found.folder / ledger["bundle"]).stat().st_size,
-        "p50_ms": timed.get("p50_ms"),
-        "fps": timed.get("fps"),
-        "basis": timed.get("basis"),
-        "predicted_ms": predicted.get("ms"),
-        "seconds": round(sum(stage["seconds"] for stage in ledger["stages"]), 3),
-        "met": verdict([Line(**line) for line in ledger["budget"]]),
-    }
+    timing = ledger.timing.after if ledger.timing else None
+    return ComparedBuild(
+        run=found.folder,
+        model=ledger.model,
+        target=ledger.target,
+        recipe=found.manifest.lineage.recipe,
+        map50_95=evidence.after.map50_95,
+        map50=evidence.after.map50,
+        kept=evidence.retention,
+        graph_bytes=evidence.after.bytes,
+        bundle_bytes=(found.folder / ledger.bundle).stat().st_size,
+        p50_ms=timing.p50_ms if timing else None,
+        fps=timing.fps if timing else None,
+        basis=timing.basis if timing else None,
+        predicted_ms=ledger.predicted.ms if ledger.predicted else None,
+        seconds=round(sum(stage.seconds for stage in ledger.stages), 3),
+        met=verdict(ledger.budget),
+    )
 
 
-def _classes(a: Manifest, b: Manifest) -> list[dict[str, Any]]:
+def _classes(a: Manifest, b: Manifest) -> tuple[ComparedClass, ...]:
     """Return mAP50-95 of every class that either knows, the largest loss from a to b first."""
     scores = [dict(zip(each.detector["classes"], each.evidence.after.classes, strict=True)) for each in (a, b)]
-    rows = [{"name": name, "a": scores[0].get(name), "b": scores[1].get(name)} for name in {**scores[0], **scores[1]}]
-    return sorted(rows, key=lambda row: (None in row.values(), _gain(row), row["name"]))
+    rows = [ComparedClass(name, scores[0].get(name), scores[1].get(name)) for name in {**scores[0], **scores[1]}]
+    return tuple(sorted(rows, key=lambda row: (row.gain is None, row.gain or 0.0, row.name)))
 
 
-def _gain(row: Mapping[str, Any]) -> float:
-    return 0.0 if row["a"] is None or row["b"] is None else float(row["b"] - row["a"])
-
-
-def _stages(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return time and results of each stage in both; the second `quantize` is compared with the second of the other.
-
-    `same`: the inputs were the same.
-    """
+def _stages(a: Sequence[LedgerStage], b: Sequence[LedgerStage]) -> tuple[ComparedStage, ...]:
+    """Return both of each stage; the second `quantize` is compared with the second of the other."""
     rows = (_numbered(a), _numbered(b))
-    ordered = list({**rows[0], **rows[1]})
-    return [_stage(name, rows[0].get((name, turn)), rows[1].get((name, turn))) for name, turn in ordered]
+    return tuple(_stage(key[0], rows[0].get(key), rows[1].get(key)) for key in {**rows[0], **rows[1]})
 
 
-def _numbered(stages: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:
+def _numbered(stages: Sequence[LedgerStage]) -> dict[tuple[str, int], LedgerStage]:
     """Return the stages by name and number among those of that name."""
-    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    found: dict[tuple[str, int], LedgerStage] = {}
     for stage in stages:
-        turn = sum(name == stage["name"] for name, _ in found)
-        found[stage["name"], turn] = stage
+        found[stage.name, sum(name == stage.name for name, _ in found)] = stage
     return found
 
 
-def _stage(name: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, Any]:
-    values = {
-        f"{which}_{key}": None if each is None else each[key]
-        for key in ("seconds", "bytes", "map50_95")
-        for which, each in (("a", a), ("b", b))
-    }
-    return {"name": name, **values, "same": a is not None and b is not None and a["key"] == b["key"]}
+def _stage(name: str, a: LedgerStage | None, b: LedgerStage | None) -> ComparedStage:
+    return ComparedStage(
+        name=name,
+        a_seconds=a.seconds if a else None,
+        b_seconds=b.seconds if b else None,
+        a_bytes=a.bytes if a else None,
+        b_bytes=b.bytes if b else None,
+        a_map50_95=a.map50_95 if a else None,
+        b_map50_95=b.map50_95 if b else None,
+        same=a is not None and b is not None and a.key == b.key,
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from edgekd.commands.arguments import names_of, path_or_none
 from edgekd.commands.options import Artifact, Head, Trust
 from edgekd.commands.options import Split as SplitName
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import copy_file, new_folder, remove_folder, writing
 from edgekd.core.bundle.archive import read_file, read_manifest
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.documents import INLINE, Result
 from edgekd.core.errors import BundleError, DeviceError, ParityError, SpecError, did_you_mean
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.progress import SILENT, Progress
@@ -30,9 +30,9 @@ from edgekd.data.types import Split
 from edgekd.deploy.artifact import BUNDLE_SUFFIX, opened
 from edgekd.deploy.converters import format_named
 from edgekd.deploy.converters.contract import NAME, Contract, write_contract
-from edgekd.deploy.converters.parity import distance, limits
+from edgekd.deploy.converters.parity import Distance, distance, limits
 from edgekd.deploy.converters.source import prepared, without_int8
-from edgekd.deploy.converters.types import PRECISIONS, Asked, Format, Made, Precision, Source
+from edgekd.deploy.converters.types import PRECISIONS, Asked, CacheCounts, Format, FormatName, Made, Precision, Source
 from edgekd.detectors.export import probe
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -54,24 +54,129 @@ _FOR_TENSORRT = ("onnx", "deepstream")
 
 
 @dataclass(frozen=True)
-class Converted(UntypedResult):
-    """The result of `convert`."""
+class Int8Layers:
+    """Layers that compute in INT8: convolutions and products with constant matrices.
+
+    Args:
+        source: Their number in the artifact; 0 after `--precision fp32`.
+        carried: Their number in the result, with the same codes and scales.
+    """
+
+    source: int
+    carried: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Errors of the result against its source, on a few frames.
+
+    Args:
+        engine: Runtime of the result; the source was run by `onnxruntime-cpu`.
+        frames: Number of frames, of the data where it is given.
+        allowed_boxes, allowed_scores: Limit of `boxes`, and of `scores`.
+    """
+
+    engine: str
+    frames: int
+    allowed_boxes: float
+    allowed_scores: float
+    distance: Distance = field(metadata=INLINE)
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """COCO's scores of a graph.
+
+    Args:
+        map50_95, map50: mAP50-95, and mAP50.
+    """
+
+    map50_95: float
+    map50: float
+
+
+@dataclass(frozen=True)
+class ConvertedScores:
+    """Scores on labelled data.
+
+    Args:
+        split: Name of the split.
+        images: Number of scored images.
+        source: The source, by ONNX Runtime.
+        converted: The result, by its engine.
+        difference: mAP50-95 of the result less that of the source.
+        allowed: Limit of the loss of mAP50-95.
+    """
+
+    split: str
+    images: int
+    source: MapScores
+    converted: MapScores
+    difference: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class ConvertedFile:
+    """A file of the result.
+
+    Args:
+        path: Path of the file.
+        bytes: Its size.
+        sha256: SHA-256 of its content.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Converted(Result):
+    """A detector in another format, compared with its source.
+
+    Args:
+        artifact: Path of the artifact.
+        format: Name of the format, as for `--to`.
+        out: Path of the result, a file or a folder.
+        entry: Path of the file that a runtime opens.
+        precision: Precision as requested.
+        opset: Opset of an ONNX file; null for other formats.
+        calibration_cache: TensorRT's calibration cache in the result; null where there is none.
+        libraries: Version of each package that converted; null for one that is not installed as a package.
+        seconds: Wall time of the conversion alone.
+        notes: Notes on this result, for people.
+        parity: Null where nothing on this machine runs the result.
+        scores: Null without `--data`, or where nothing on this machine runs the result.
+        files: Every file of the result.
+        bytes: Size of all files together.
+    """
+
+    artifact: Path
+    format: FormatName
+    out: Path
+    entry: Path
+    precision: Precision
+    opset: int | None
+    int8: Int8Layers
+    calibration_cache: CacheCounts | None
+    libraries: Mapping[str, str | None]
+    seconds: float
+    notes: tuple[str, ...]
+    parity: Parity | None
+    scores: ConvertedScores | None
+    files: tuple[ConvertedFile, ...] = ()
+    bytes: int = 0
 
     @property
     def path(self) -> Path:
         """The file or folder that was written."""
-        return Path(self.document["out"])
-
-    @property
-    def entry(self) -> Path:
-        """The file of it that a runtime opens."""
-        return Path(self.document["entry"])
+        return self.out
 
     @property
     def map50_95(self) -> tuple[float, float] | None:
         """mAP50-95 of source and result, 0 to 1; None where no data was given, or nothing here runs the result."""
-        scores = self.document["scores"]
-        return scores and (scores["source"]["map50_95"], scores["converted"]["map50_95"])
+        return (self.scores.source.map50_95, self.scores.converted.map50_95) if self.scores else None
 
 
 def convert(
@@ -114,9 +219,10 @@ def convert(
             if dataset:
                 require_classes(spec, dataset)
             source = prepared(graph, spec, asked.precision, work, _cached_scales(path))
-            made, document = _compared(path, source, kind, asked, place, work, scored, progress)
+            made, result = _compared(path, source, kind, asked, place, work, scored, progress)
         _publish(work / MADE, made, place, kind)
-    return Converted({**document, **_files(place, kind)})
+    files = _files(place, kind)
+    return replace(result, files=files, bytes=sum(each.bytes for each in files))
 
 
 def _compared(
@@ -128,7 +234,7 @@ def _compared(
     work: Path,
     split: Split | None,
     progress: Progress,
-) -> tuple[Made, dict[str, Any]]:
+) -> tuple[Made, Converted]:
     """Convert into the folder MADE of `work`, and compare. Raises DeviceError, ParityError."""
     folder = work / MADE
     folder.mkdir()
@@ -141,12 +247,27 @@ def _compared(
         entry = folder / made.entry
         parity = _parity(source, entry, kind.engine, asked, split, work)
         scores = _scores(source, entry, kind.engine, made, split, progress) if split is not None else None
-    document = {**_document(artifact, kind, out, made, source, asked, seconds), "parity": parity, "scores": scores}
+    unchecked = () if kind.engine else ("nothing on this machine runs it, so it is not compared with its source",)
+    result = Converted(
+        artifact=artifact,
+        format=kind.name,
+        out=out,
+        entry=out if kind.single_file else out / made.entry,
+        precision=asked.precision,
+        opset=made.opset,
+        int8=Int8Layers(len(source.layers), made.carried),
+        calibration_cache=made.cache,
+        libraries={name: library_version(name) for name in kind.libraries},
+        seconds=seconds,
+        notes=(*unchecked, *made.notes),
+        parity=parity,
+        scores=scores,
+    )
     if not kind.single_file:
-        about = {key: document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
+        about = {key: result.document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
         engine = kind.engine.name if kind.engine else None
         write_contract(folder, Contract(kind.name, made.entry, engine, source.spec), about)
-    return made, document
+    return made, result
 
 
 def _asked(kind: Format, precision_name: str, opset: int | None, targets: Sequence[str]) -> Asked:
@@ -214,9 +335,7 @@ def _cached_scales(artifact: Path) -> dict[str, float]:
         raise BundleError(f"{artifact}: its calibration cache cannot be read", found=str(error)) from error
 
 
-def _parity(
-    source: Source, entry: Path, engine: Engine, asked: Asked, split: Split | None, work: Path
-) -> dict[str, Any]:
+def _parity(source: Source, entry: Path, engine: Engine, asked: Asked, split: Split | None, work: Path) -> Parity:
     """Compare the result with its source on a few frames. Raises ParityError."""
     frames, head = list(_frames(source, split)), source.spec.head
     expected = outputs(source.graph, ONNXRUNTIME_CPU, frames)
@@ -233,13 +352,7 @@ def _parity(
             found=f"{found.boxes:.3g} and {found.scores:.3g} on {len(frames)} frames",
             fix="convert to another format or with another --precision; nothing was written",
         )
-    return {
-        "engine": engine.name,
-        "frames": len(frames),
-        "allowed_boxes": allowed[0],
-        "allowed_scores": allowed[1],
-        **asdict(found),
-    }
+    return Parity(engine.name, len(frames), *allowed, distance=found)
 
 
 def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
@@ -259,7 +372,7 @@ def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.nd
 
 def _scores(
     source: Source, entry: Path, engine: Engine, made: Made, split: Split, progress: Progress
-) -> dict[str, Any]:
+) -> ConvertedScores:
     """Score source and result on a split. Raises ParityError where the result loses more than it may."""
     sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
     found = {
@@ -275,40 +388,8 @@ def _scores(
             found=f"{found['converted'].map50_95:.4f} after {found['source'].map50_95:.4f}",
             fix="convert to another format or with another --precision; nothing was written",
         )
-    return {
-        "split": split.name,
-        "images": found["source"].images,
-        **{side: {"map50_95": score.map50_95, "map50": score.map50} for side, score in found.items()},
-        "difference": difference,
-        "allowed": limit,
-    }
-
-
-def _document(
-    artifact: Path,
-    kind: Format,
-    out: Path,
-    made: Made,
-    source: Source,
-    asked: Asked,
-    seconds: float,
-) -> dict[str, Any]:
-    notes = made.notes
-    if kind.engine is None:
-        notes = ("nothing on this machine runs it, so it is not compared with its source", *notes)
-    return {
-        "artifact": str(artifact),
-        "format": kind.name,
-        "out": str(out),
-        "entry": str(out if kind.single_file else out / made.entry),
-        "precision": asked.precision,
-        "opset": made.opset,
-        "int8": {"source": len(source.layers), "carried": made.carried},
-        "calibration_cache": asdict(made.cache) if made.cache else None,
-        "libraries": {name: library_version(name) for name in kind.libraries},
-        "seconds": seconds,
-        "notes": list(notes),
-    }
+    scores = {side: MapScores(score.map50_95, score.map50) for side, score in found.items()}
+    return ConvertedScores(split.name, found["source"].images, **scores, difference=difference, allowed=limit)
 
 
 def _publish(folder: Path, made: Made, out: Path, kind: Format) -> None:
@@ -325,14 +406,13 @@ def _publish(folder: Path, made: Made, out: Path, kind: Format) -> None:
             shutil.copyfile(path, temporary / path.name)
 
 
-def _files(out: Path, kind: Format) -> dict[str, Any]:
-    """Return every file of a result, and the sum of their bytes."""
+def _files(out: Path, kind: Format) -> tuple[ConvertedFile, ...]:
+    """Return every file of a result."""
     paths = [out] if kind.single_file else sorted(out.iterdir())
     try:
-        files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths]
+        return tuple(ConvertedFile(path, path.stat().st_size, file_sha256(path)) for path in paths)
     except OSError as error:
         raise DeviceError(f"{out}: cannot be read back", found=error.strerror) from error
-    return {"files": files, "bytes": sum(int(str(each["bytes"])) for each in files)}
 
 
 def _stem(artifact: Path) -> str:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
-from edgekd.deploy import delta as deltas
+from edgekd.deploy.delta import DeltaResult, run
 
 
 def delta(
     old: Annotated[str | Path, Argument("The bundle that the cameras have.")],
     new: Annotated[str | Path, Argument("The bundle that they should have.")],
     out: Annotated[str | Path, Option("The delta to write.")],
-) -> UntypedResult:
+) -> DeltaResult:
     """Write the delta from one bundle to another. Raises SpecError, BundleError. The command: `edgekd delta`."""
-    return UntypedResult(deltas.run(Path(old), Path(new), Path(out)))
+    return run(Path(old), Path(new), Path(out))

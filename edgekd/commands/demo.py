@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from edgekd.builds.run import BuildResult
 from edgekd.commands.build import build
 from edgekd.commands.options import TargetName
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.demo import DETECTOR, SCENES
 
 
 @dataclass(frozen=True)
-class Demo(UntypedResult):
+class Demo:
     """The build of a demo, whose limits are not required."""
 
     outcome: BuildResult
+
+    @property
+    def document(self) -> Any:
+        """The documented result of the build."""
+        return self.outcome.document
 
 
 def demo(
@@ -30,4 +34,4 @@ def demo(
 ) -> Demo:
     """Build the shipped detector on rendered scenes. Raises as `build` does. The command: `edgekd demo`."""
     outcome = build(DETECTOR, SCENES, target=target, out=out, progress=progress)
-    return Demo(outcome.document, outcome)
+    return Demo(outcome)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from edgekd.builds.recipe import Distill
-from edgekd.builds.stage_store import stage_json
+from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import export, score, train
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.label import same_classes
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.score import SCORED
+from edgekd.builds.stages.train import Epochs
 from edgekd.commands.arguments import path_or_none, recipe_of
 from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Distilled, write_result
+from edgekd.commands.results import write_result
 from edgekd.core.detection.decode import SCORING
+from edgekd.core.documents import Result
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
@@ -29,12 +30,68 @@ from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import EXPORT_OPSET
 
 RESULT = "distill.json"
-NOT_SCORED: Mapping[str, float | None] = MappingProxyType({"map50_95": None, "map50": None})
+NOT_SCORED: tuple[None, None] = (None, None)
+Maps = tuple[float, float] | tuple[None, None]
+"""COCO's mAP50-95 and mAP50; None without a score."""
+
+
+@dataclass(frozen=True)
+class ScoredDetector:
+    """A detector with its score.
+
+    Args:
+        parameters: Number of parameters.
+        map50_95, map50: COCO's mAP on the split `val`; null without that split, or where the teacher has other classes.
+    """
+
+    parameters: int
+    map50_95: float | None
+    map50: float | None
+
+
+@dataclass(frozen=True)
+class Distilled(Result):
+    """A student and its teacher. Pairs are of the teacher and of the student.
+
+    Args:
+        teacher: File name of the teacher.
+        student: Name of the student's checkpoint or model.
+        recipe: Name of the recipe.
+        checkpoint: Path of the trained student: `.pt`, or `.tv.pt` for torchvision's.
+        kept: mAP50-95 of the student by that of the teacher; null where one is null, or the teacher's is 0.
+        before, after: The teacher, and the student.
+        epochs: Number of epochs that were trained.
+        losses: Mean of each loss in each epoch, by name, before it is weighted.
+        weights: Mean weight of each loss in each epoch, by name, and of what the weights follow from.
+        stages: The stages, in the order in which they ran.
+    """
+
+    teacher: str
+    student: str
+    recipe: str
+    checkpoint: Path
+    kept: float | None
+    before: ScoredDetector
+    after: ScoredDetector
+    epochs: int
+    losses: Epochs
+    weights: Epochs
+    stages: tuple[StageSummary, ...]
+
+    @property
+    def map50_95(self) -> tuple[float | None, float | None]:
+        """COCO's mAP at IoU 0.50 to 0.95 of both, 0 to 1; None where there is no split to score."""
+        return self.before.map50_95, self.after.map50_95
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Numbers of parameters."""
+        return self.before.parameters, self.after.parameters
 
 
 def _teachers_scores(
     teacher: Path, step: Distill, dataset: Dataset, scored: Split | None, context: StageContext, trust_checkpoint: bool
-) -> Mapping[str, float | None]:
+) -> Maps:
     """Score the teacher, an RT-DETR by its own network; None without a split to score, and for other classes."""
     if scored is None:
         return NOT_SCORED
@@ -52,12 +109,12 @@ def _graph(checkpoint: Path, dataset: Dataset, context: StageContext, trust_chec
     return export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
 
 
-def _scores(graph: GraphStage, scored: Split, context: StageContext) -> Mapping[str, float | None]:
+def _scores(graph: GraphStage, scored: Split, context: StageContext) -> Maps:
     return _maps(score.run(context, graph, scored, context.fingerprint(scored), "fp32").result)
 
 
-def _maps(found: Score) -> Mapping[str, float | None]:
-    return {"map50_95": found.map50_95, "map50": found.map50}
+def _maps(found: Score) -> Maps:
+    return found.map50_95, found.map50
 
 
 def distill(
@@ -99,23 +156,23 @@ def distill(
         context.refuse_shared(dataset.split("train"), scored)
     stage = train.distill(context, step, teacher, dataset, trust=trust_checkpoint, device=device)
     before = _teachers_scores(teacher, step, dataset, scored, context, trust_checkpoint)
-    file, after = train.student_file(step), NOT_SCORED
+    file = train.student_file(step)
+    after: Maps = NOT_SCORED
     if scored:
         after = _scores(_graph(stage.path / file, dataset, context, trust_checkpoint), scored, context)
-    kept = after["map50_95"] / before["map50_95"] if after["map50_95"] is not None and before["map50_95"] else None
     trained = stage.result
-    result = {
-        "teacher": teacher.name,
-        "student": Path(str(step.student)).name,
-        "recipe": steps.name,
-        "checkpoint": str(folder / file),
-        "kept": kept,
-        "before": {"parameters": trained.teacher_parameters, **before},
-        "after": {"parameters": trained.parameters, **after},
-        "epochs": trained.epochs,
-        "losses": list(trained.losses),
-        "weights": list(trained.weights),
-        "stages": [stage_json(each) for each in context.done],
-    }
+    result = Distilled(
+        teacher=teacher.name,
+        student=Path(str(step.student)).name,
+        recipe=steps.name,
+        checkpoint=folder / file,
+        kept=after[0] / before[0] if after[0] is not None and before[0] else None,
+        before=ScoredDetector(trained.teacher_parameters, *before),
+        after=ScoredDetector(trained.parameters, *after),
+        epochs=trained.epochs,
+        losses=trained.losses,
+        weights=trained.weights,
+        stages=summaries(context.done),
+    )
     write_result(folder, RESULT, result, {file: stage.path / file})
-    return Distilled(result)
+    return result

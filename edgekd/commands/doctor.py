@@ -12,12 +12,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from edgekd.commands.results import UntypedResult
+from edgekd.core.documents import to_plain
 from edgekd.deploy.devices.local import gpus
 from edgekd.graph.runtimes import ENGINES
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CUDA
@@ -44,7 +44,15 @@ _NOT_SHOWN = ("all", "dev")
 
 @dataclass(frozen=True)
 class Check:
-    """The state of one requirement; `fix` is a command, None when there is nothing to do."""
+    """The state of one requirement.
+
+    Args:
+        group: What it belongs to: `python`, `base`, `extras`, `engines` or `devices`.
+        name: What was checked.
+        state: `ok`; `missing`: not there, which is fine unless it is needed; `broken`: there, and unusable.
+        detail: Version, or what is wrong.
+        fix: The command that adds it; null where there is nothing to do.
+    """
 
     group: str
     name: str
@@ -66,21 +74,26 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Diagnosis(UntypedResult):
+class Diagnosis:
     """The result of `doctor`: its checks, in the order in which to show them."""
 
     checks: tuple[Check, ...]
 
     @property
-    def exit_code(self) -> int:
+    def document(self) -> list[Any]:
+        """The documented list: docs/json.md."""
+        plain: list[Any] = to_plain(self.checks)
+        return plain
+
+    @property
+    def exit_status(self) -> int:
         """1 where something is broken."""
         return int(any(check.state == "broken" for check in self.checks))
 
 
 def doctor() -> Diagnosis:
     """Find out what is installed here, and what works. The command: `edgekd doctor`."""
-    checks = diagnose()
-    return Diagnosis([asdict(check) for check in checks], tuple(checks))
+    return Diagnosis(tuple(diagnose()))
 
 
 def diagnose(root: Path = Path("/")) -> list[Check]:

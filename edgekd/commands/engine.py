@@ -31,7 +31,7 @@ class FleetResult(UntypedResult):
     """The results of the boards of a fleet."""
 
     @property
-    def exit_code(self) -> int:
+    def exit_status(self) -> int:
         """1 where a board failed."""
         return 0 if self.document["passed"] else 1
 

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from edgekd.commands.options import Data, Head, Split, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
+from edgekd.core.documents import INLINE, INTERNAL, Result
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.long_tail import rare_classes
 from edgekd.deploy.artifact import runnable
-from edgekd.evaluation.coco import Score, tail_score
+from edgekd.evaluation.coco import Score, TailScore, tail_score
 from edgekd.evaluation.evaluate import evaluate
 
 
 @dataclass(frozen=True)
-class Scored(UntypedResult):
-    """The result of `score_model`. skipped: files that could not be read, and why."""
+class Scored(Result):
+    """COCO scores of an artifact on one split.
 
-    score: Score
-    skipped: tuple[tuple[Path, str], ...]
+    Args:
+        tail: Scores of the rare classes; null without --tail.
+        seconds: Wall time of the whole command: reading, exporting a checkpoint, inference, scoring.
+        skipped: Images that could not be read and were left out.
+        reasons: Why, for each of them.
+    """
+
+    score: Score = field(metadata=INLINE)
+    tail: TailScore | None
+    seconds: float
+    skipped: tuple[Path, ...]
+    reasons: tuple[str, ...] = field(metadata=INTERNAL)
 
     @property
     def map50_95(self) -> float:
@@ -61,6 +71,5 @@ def score_model(
         require_classes(spec, dataset)
         found = evaluate(graph, spec, dataset.split(split), progress, engine=engine)
     tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
-    document = {**found.score.to_json(), "tail": tails, "seconds": time.perf_counter() - began}
-    document["skipped"] = [str(image) for image, _ in found.skipped]
-    return Scored(document, found.score, found.skipped)
+    images, reasons = zip(*found.skipped, strict=True) if found.skipped else ((), ())
+    return Scored(found.score, tails, time.perf_counter() - began, images, reasons)

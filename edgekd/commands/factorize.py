@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.recipe import LowRank
-from edgekd.builds.speedup import compared, start
-from edgekd.builds.stage_store import stage_json
+from edgekd.builds.speedup import Lightened, lightened, start
+from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import low_rank
 from edgekd.builds.stages.base import StageContext
+from edgekd.builds.stages.low_rank import FactoredLayer
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Lightened, write_result
+from edgekd.commands.results import write_result
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
 from edgekd.hardware.budget import Budget
 
 RESULT = "factorize.json"
+
+
+@dataclass(frozen=True)
+class Factorized(Lightened):
+    """A detector and itself with products of thinner layers in place of some.
+
+    Args:
+        layers: Each convolution that is a product of several now, by its name.
+        stages: The stages, in the order in which they ran.
+    """
+
+    layers: Mapping[str, FactoredLayer]
+    stages: tuple[StageSummary, ...]
 
 
 def factorize(
@@ -35,7 +50,7 @@ def factorize(
     fresh: Fresh = False,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
-) -> Lightened:
+) -> Factorized:
     """Replace layers of a detector by products of thinner ones, where that is faster. Train it afterwards.
 
     With a target the predicted latency decides, without one the latency measured on this machine.
@@ -60,13 +75,7 @@ def factorize(
     )
     given = (begun.dataset, begun.before, begun.export, begun.latency)
     found = low_rank.factorize(context, step, path, *given, trust=trust_checkpoint)
-    result = {
-        "model": path.name,
-        "recipe": steps.name,
-        "checkpoint": str(folder / found.checkpoint.name),
-        **compared(begun, found),
-        "layers": {name: asdict(layer) for name, layer in found.layers.items()},
-        "stages": [stage_json(stage) for stage in context.done],
-    }
+    both = lightened(begun, path, steps.name, found, folder / found.checkpoint.name)
+    result = Factorized(**vars(both), layers=found.layers, stages=summaries(context.done))
     write_result(folder, RESULT, result, {found.checkpoint.name: found.checkpoint})
-    return Lightened(result)
+    return result

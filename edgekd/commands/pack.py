@@ -19,16 +19,15 @@ from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.commands.arguments import path_or_none, paths_of, signers_of
 from edgekd.commands.options import Counter, Keys, Licence, Paths, SecretFile
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Verified
 from edgekd.core.atomic_files import contents
 from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, read_head
 from edgekd.core.bundle.archive import pack as pack_archive
-from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Latency, Manifest, from_json
+from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Basis, Latency, Manifest, from_json
 from edgekd.core.errors import SpecError
 from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
 from edgekd.deploy.signing import Signer
-from edgekd.deploy.signing.signed import sign_bundle, verify
+from edgekd.deploy.signing.signed import Verified, sign_bundle, verify
 
 
 def pack(
@@ -74,7 +73,7 @@ def pack(
     )
     packaging, signers = packaging_for(wanted, Path(out)), signers_of(sign, secret_file)
     change = partial(_changed, counter=version_counter, name=name, licence=licence, measured=paths_of(measured))
-    return Verified(repack(Path(source), Path(out), signers, change, packaging))
+    return repack(Path(source), Path(out), signers, change, packaging)
 
 
 def repack(
@@ -83,7 +82,7 @@ def repack(
     signers: Sequence[Signer],
     change: Callable[[Manifest], Manifest],
     packaging: Packaging | None = None,
-) -> Mapping[str, Any]:
+) -> Verified:
     """Pack a bundle or a folder with a changed manifest; return what `edgekd verify` reports on the result.
 
     In a folder, a manifest.json lists files, whose lengths and hashes may have changed. packaging: the firmware system
@@ -101,7 +100,7 @@ def repack(
         if packaging is None:
             return verify(out)
         report, made = verify(packed), wrap(packaging, packed, out)
-        return {**report, "file": str(out), "bytes": out.stat().st_size, "firmware": made}
+        return replace(report, file=out, bytes=out.stat().st_size, firmware=made)
 
 
 def _folder(out: Path) -> Path:
@@ -229,7 +228,7 @@ def _latency(result: Mapping[str, Any], layers: Mapping[str, Any], target: str) 
             raise ValueError("the null runtime computes nothing")
         where = f"{result['model'] or 'unknown device'}, {runtime['name']} {runtime['version']}"
         where += f", {mode['name']}" if mode else ""
-        basis = "stand-in" if runtime["name"] in ON_CPU and target != "cpu" else "measured"
+        basis: Basis = "stand-in" if runtime["name"] in ON_CPU and target != "cpu" else "measured"
     else:
         host = result["host"]
         where = f"{host['cpu']}, {host['engine']}, {host['threads']} threads"

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.recipe import Prune
-from edgekd.builds.speedup import compared, start
-from edgekd.builds.stage_store import readable_json, stage_json
+from edgekd.builds.speedup import Lightened, lightened, start
+from edgekd.builds.stage_store import StageSummary, readable_json, summaries
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, for_target, sensitivity
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Lightened, write_result
+from edgekd.commands.results import write_result
 from edgekd.core.atomic_files import write_file
+from edgekd.core.documents import to_plain
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
 from edgekd.hardware.budget import Budget
 
 RESULT, SENSITIVITY = "prune.json", "sensitivity.json"
+
+
+@dataclass(frozen=True)
+class Pruned(Lightened):
+    """A detector and itself with fewer channels.
+
+    Args:
+        widths: Channels before and after of each unit of connected channels, by the name of a layer that writes them.
+        importance: Share of the importance that each unit keeps.
+        stages: The stages, in the order in which they ran.
+    """
+
+    widths: Mapping[str, tuple[int, int]]
+    importance: Mapping[str, float]
+    stages: tuple[StageSummary, ...]
 
 
 def prune(
@@ -39,7 +56,7 @@ def prune(
     fresh: Fresh = False,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
-) -> Lightened:
+) -> Pruned:
     """Remove the least important channels of a detector, and make sure that it is faster. Train it afterwards.
 
     Without `ratio` (0 to 1, or such as `30%`), `max_size` and `min_fps` half of the multiply-adds are removed. With a
@@ -65,17 +82,10 @@ def prune(
     )
     if scan:
         sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result
-        write_file(folder / SENSITIVITY, readable_json(asdict(sensitivities)))
+        write_file(folder / SENSITIVITY, readable_json(to_plain(sensitivities)))
     known = (begun.dataset, path, begun.before, begun.export, begun.latency)
     pruned = ChannelPruner(context, *known, trust=trust_checkpoint).run(step)
-    result = {
-        "model": path.name,
-        "recipe": steps.name,
-        "checkpoint": str(folder / checkpoint_name(path)),
-        **compared(begun, pruned),
-        "widths": {name: list(pair) for name, pair in pruned.widths.items()},
-        "importance": pruned.importance,
-        "stages": [stage_json(stage) for stage in context.done],
-    }
+    both = lightened(begun, path, steps.name, pruned, folder / checkpoint_name(path))
+    result = Pruned(**vars(both), widths=pruned.widths, importance=pruned.importance, stages=summaries(context.done))
     write_result(folder, RESULT, result, {checkpoint_name(path): pruned.checkpoint})
-    return Lightened(result)
+    return result

@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import numpy as np
 
 from edgekd.builds.gate import costliest, require_met
 from edgekd.builds.recipe import QuantAwareDistill, Quantize, Recipe
-from edgekd.builds.stage_store import AnyStage, Stage, readable_json, stage_json
+from edgekd.builds.stage_store import AnyStage, StageSummary, summaries
 from edgekd.builds.stages import compare, encode, export, score, train
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.calibrate import CALIBRATION, Frames, calibration_source
 from edgekd.builds.stages.compare import NamedError, kept_output
-from edgekd.builds.stages.encode import PACKED, EncodeResult
+from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.plan import (
     HELD_OUT,
     Limits,
@@ -35,20 +35,21 @@ from edgekd.builds.stages.plan import (
     size_of,
 )
 from edgekd.builds.stages.quantize import PLAN, QuantizeResult
-from edgekd.builds.stages.score import SCORED
+from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import limits, path_or_none, recipe_of
 from edgekd.commands.options import CalibrationSet, Fresh, Head, Model, PlanFile, RecipeName, Trust
 from edgekd.commands.parameter import Option
+from edgekd.commands.results import write_result
 from edgekd.compress.weight_formats import WEIGHT_FORMATS
-from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.canonical import json_sha256
+from edgekd.core.documents import INTERNAL, Result
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors.generic_onnx import Input, frame_files, output_errors, read_frame
 from edgekd.detectors.onnx import describe
 from edgekd.graph.view import load_graph
-from edgekd.hardware.budget import Budget, Line, judge, verdict
+from edgekd.hardware.budget import Budget, LimitName, Line, judge, verdict
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128
@@ -72,70 +73,101 @@ class QuantizeJob:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A quantized network with its accuracy.
+class FloatGraph:
+    """The graph as given.
 
     Args:
-        metric: `map50_95` or `output`.
-        frames: Number of images that it was judged on.
-        kept: Share of the metric that is kept.
-        before: Scores of a detector, None for another network; `after` likewise.
-        outputs: Error of each output of a network.
+        bytes: Size of the ONNX file.
+        map50_95, map50: COCO's mAP; null without labels.
     """
 
-    float_graph: GraphStage
-    graph: QuantizedStage
-    encoded: Stage[EncodeResult]
-    metric: str
-    frames: int
-    kept: float | None
-    before: Mapping[str, float | None]
-    after: Mapping[str, float | None]
-    outputs: Sequence[NamedError] = ()
-    calibration: Path | None = None
+    bytes: int
+    map50_95: float | None
+    map50: float | None
 
 
 @dataclass(frozen=True)
-class QuantizeOutcome:
-    """The files in `job.out`; document: that of `edgekd quantize --json`: docs/json.md."""
+class QuantizedGraph:
+    """The quantized graph.
 
-    job: QuantizeJob
-    document: Mapping[str, Any]
-    stages: tuple[AnyStage, ...]
+    Args:
+        bytes: Size of the packed graph.
+        onnx_bytes: Size of the ONNX file that it expands to.
+        map50_95, map50: COCO's mAP; null without labels.
+    """
+
+    bytes: int
+    onnx_bytes: int
+    map50_95: float | None
+    map50: float | None
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The estimated cost of quantizing a layer.
+
+    Args:
+        layer: Its name in the graph.
+        share: Share of the cost of all layers.
+    """
+
+    layer: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Quantized(Result):
+    """A quantized network.
+
+    Args:
+        model: File name of the model.
+        recipe: Name of the recipe.
+        graph: Path of the quantized ONNX file.
+        packed: Path of the same graph, packed.
+        plan: Path of the plan; null where none was needed.
+        calibration: Path of the calibration set; null without labelled data.
+        metric: Metric that `kept` is a share of.
+        frames: Number of images or frames that it was judged on.
+        kept: mAP50-95 after / before, or 1 - the largest relative error of an output; null where before is 0.
+        outputs: Error of each output; empty for a detector with labels.
+        forms: Number of layers by the format of their weights.
+        costliest: The layers whose quantization is estimated to cost most; empty after training.
+        stages: The stages, in the order in which they ran.
+        met: Verdict on the budget: false if a limit is missed, else null if one is undecided, else true.
+        budget: A line for each limit.
+    """
+
+    model: str
+    recipe: str
+    graph: Path
+    packed: Path
+    plan: Path | None
+    calibration: Path | None
+    metric: Literal["map50_95", "output"]
+    frames: int
+    kept: float | None
+    before: FloatGraph
+    after: QuantizedGraph
+    outputs: tuple[NamedError, ...]
+    forms: Mapping[str, int]
+    costliest: tuple[LayerCost, ...]
+    stages: tuple[StageSummary, ...]
+    met: bool | None
     budget: tuple[Line, ...]
-
-    @property
-    def graph(self) -> Path:
-        """The quantized ONNX file."""
-        return self.job.out / GRAPH
-
-    @property
-    def packed(self) -> Path:
-        """The same graph, packed."""
-        return self.job.out / PACKED
+    steps: Recipe = field(metadata=INTERNAL)
+    done: tuple[AnyStage, ...] = field(metadata=INTERNAL)
 
     @property
     def graph_bytes(self) -> tuple[int, int]:
         """Length of the float ONNX file, and of the packed graph."""
-        return self.document["before"]["bytes"], self.document["after"]["bytes"]
-
-    @property
-    def kept(self) -> float | None:
-        """Share of the mAP50-95 that is kept; without labels 1 - the largest relative error of an output."""
-        kept: float | None = self.document["kept"]
-        return kept
-
-    @property
-    def met(self) -> bool | None:
-        """Verdict on the limits; None where one could not be judged."""
-        return verdict(self.budget)
+        return self.before.bytes, self.after.bytes
 
     def require_met(self) -> None:
         """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
-        require_met(self.budget, self.job.recipe, self.stages, self)
+        require_met(self.budget, self.steps, self.done, self)
 
 
-def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
+def run(job: QuantizeJob, progress: Progress = SILENT) -> Quantized:
     """Quantize, judge and pack; write graph, packed graph, plan, calibration set and `quantize.json` to `job.out`.
 
     Raises SpecError, DataError or CompressError and leaves nothing half-written. A missed budget does not raise.
@@ -143,20 +175,7 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> QuantizeOutcome:
     _refuse_steps(job.recipe)
     refuse_recipe(job.recipe, job.budget, job.model)
     context = StageContext.within(job.out, job.fresh, progress)
-    judged = _network(job, context) if _is_network(job) else _detector(job, context)
-    kept_limit = "min_retention" if judged.metric == "map50_95" else "min_output"
-    size = judged.encoded.result.bytes
-    lines = judge(job.budget, size=size, kept=judged.kept, size_limit="max_graph_bytes", kept_limit=kept_limit)
-    result = _result(job, judged, context.done, lines)
-    files = {GRAPH: judged.graph.path / GRAPH, PACKED: judged.encoded.path / PACKED}
-    if PLAN in judged.graph.files:
-        files[PLAN] = judged.graph.path / PLAN
-    if judged.calibration:
-        files[CALIBRATION] = judged.calibration
-    for name, source in files.items():
-        copy_file(source, job.out / name)
-    write_file(job.out / RESULT, readable_json(result))
-    return QuantizeOutcome(job, result, tuple(context.done), tuple(lines))
+    return _network(job, context) if _is_network(job) else _detector(job, context)
 
 
 def _refuse_steps(recipe: Recipe) -> None:
@@ -193,7 +212,7 @@ def _is_network(job: QuantizeJob) -> bool:
     return False
 
 
-def _detector(job: QuantizeJob, context: StageContext) -> Judged:
+def _detector(job: QuantizeJob, context: StageContext) -> Quantized:
     """Quantize a detector: scored on `val`, calibrated and planned on `train`."""
     dataset = load_dataset(job.data)
     scored = dataset.split(SCORED)
@@ -213,20 +232,12 @@ def _detector(job: QuantizeJob, context: StageContext) -> Judged:
         context.refuse_shared(dataset.split("train"), scored)
         after = train.quant_aware_distill(context, training_step, detector, after, dataset, trust=trust)
     last = score.run(context, after, scored, data, "int8").result
-    return Judged(
-        float_graph=before,
-        graph=after,
-        encoded=encode.run(context, after, "int8"),
-        metric="map50_95",
-        frames=last.images,
-        kept=last.map50_95 / first.map50_95 if first.map50_95 else None,
-        before={"map50_95": first.map50_95, "map50": first.map50},
-        after={"map50_95": last.map50_95, "map50": last.map50},
-        calibration=calibrated.stage.path / CALIBRATION,
-    )
+    kept = last.map50_95 / first.map50_95 if first.map50_95 else None
+    calibration = calibrated.stage.path / CALIBRATION
+    return _finish(job, context, before, after, kept, last.images, scores=(first, last), calibration=calibration)
 
 
-def _network(job: QuantizeJob, context: StageContext) -> Judged:
+def _network(job: QuantizeJob, context: StageContext) -> Quantized:
     """Quantize without labels: calibrated, planned if a plan is searched, and compared on different frames."""
     step = job.recipe.quantize
     assert step is not None, "refused before"
@@ -248,18 +259,7 @@ def _network(job: QuantizeJob, context: StageContext) -> Judged:
 
     after = quantized(context, step, before, frames, _limits(job, step, before), trial)
     found = compare.run(context, before, after, compared).result
-    no_scores = {"map50_95": None, "map50": None}
-    return Judged(
-        float_graph=before,
-        graph=after,
-        encoded=encode.run(context, after, "int8"),
-        metric="output",
-        frames=len(groups[-1]),
-        kept=found.kept,
-        before=no_scores,
-        after=no_scores,
-        outputs=found.outputs,
-    )
+    return _finish(job, context, before, after, found.kept, len(groups[-1]), outputs=found.outputs)
 
 
 def _shares(job: QuantizeJob, parts: int) -> list[list[Path]]:
@@ -294,30 +294,53 @@ def _limits(job: QuantizeJob, step: Quantize, graph: GraphStage) -> Limits:
     return Limits(room(job.recipe, most), job.budget.min_retention)
 
 
-def _result(job: QuantizeJob, judged: Judged, stages: Sequence[AnyStage], lines: Sequence[Line]) -> dict[str, Any]:
-    """Return the documented result: docs/json.md."""
-    graph, encoded = judged.graph.result, judged.encoded.result
-    forms = Counter(graph.forms.values())
-    layers = costliest(graph.errors if isinstance(graph, QuantizeResult) else {})
-    return {
-        "model": job.model.name,
-        "recipe": job.recipe.name,
-        "graph": str(job.out / GRAPH),
-        "packed": str(job.out / PACKED),
-        "plan": str(job.out / PLAN) if PLAN in judged.graph.files else None,
-        "calibration": str(job.out / CALIBRATION) if judged.calibration else None,
-        "metric": judged.metric,
-        "frames": judged.frames,
-        "kept": judged.kept,
-        "before": {"bytes": judged.float_graph.result.bytes, **judged.before},
-        "after": {"bytes": encoded.bytes, "onnx_bytes": encoded.onnx_bytes, **judged.after},
-        "outputs": [asdict(output) for output in judged.outputs],
-        "forms": {form: forms[form] for form in WEIGHT_FORMATS},
-        "costliest": [{"layer": name, "share": round(share, 4)} for name, share in layers],
-        "stages": [stage_json(stage) for stage in stages],
-        "met": verdict(lines),
-        "budget": [asdict(line) for line in lines],
-    }
+def _finish(
+    job: QuantizeJob,
+    context: StageContext,
+    before: GraphStage,
+    after: QuantizedStage,
+    kept: float | None,
+    frames: int,
+    *,
+    scores: tuple[ScoreResult, ScoreResult] | None = None,
+    outputs: tuple[NamedError, ...] = (),
+    calibration: Path | None = None,
+) -> Quantized:
+    """Pack the graph, judge the budget, and write the result folder."""
+    encoded, result = encode.run(context, after, "int8"), after.result
+    limit: LimitName = "min_retention" if scores else "min_output"
+    lines = judge(job.budget, size=encoded.result.bytes, kept=kept, size_limit="max_graph_bytes", kept_limit=limit)
+    forms = Counter(result.forms.values())
+    layers = costliest(result.errors if isinstance(result, QuantizeResult) else {})
+    maps = [(each.map50_95, each.map50) for each in scores] if scores else [(None, None), (None, None)]
+    files = {GRAPH: after.path / GRAPH, PACKED: encoded.path / PACKED}
+    if PLAN in after.files:
+        files[PLAN] = after.path / PLAN
+    if calibration:
+        files[CALIBRATION] = calibration
+    quantized = Quantized(
+        model=job.model.name,
+        recipe=job.recipe.name,
+        graph=job.out / GRAPH,
+        packed=job.out / PACKED,
+        plan=job.out / PLAN if PLAN in files else None,
+        calibration=job.out / CALIBRATION if calibration else None,
+        metric="map50_95" if scores else "output",
+        frames=frames,
+        kept=kept,
+        before=FloatGraph(before.result.bytes, *maps[0]),
+        after=QuantizedGraph(encoded.result.bytes, encoded.result.onnx_bytes, *maps[1]),
+        outputs=outputs,
+        forms={form: forms[form] for form in WEIGHT_FORMATS},
+        costliest=tuple(LayerCost(name, round(share, 4)) for name, share in layers),
+        stages=summaries(context.done),
+        met=verdict(lines),
+        budget=tuple(lines),
+        steps=job.recipe,
+        done=tuple(context.done),
+    )
+    write_result(job.out, RESULT, quantized, files)
+    return quantized
 
 
 def quantize(
@@ -334,7 +357,7 @@ def quantize(
     head: Head = None,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
-) -> QuantizeOutcome:
+) -> Quantized:
     """Quantize a detector or any other ONNX network for no target; leave graph, packed graph and plan in `out`.
 
     The model is one that `build` takes, or an `.onnx` with one float32 input of a fixed shape; arrays are `.npy` or

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from edgekd.builds.analyse import FRAMES, AnalyseResult, analysed_report, findings_of
 from edgekd.builds.analyse import analyse as analyse_stage
 from edgekd.builds.report_data import ReportFacts, full_report
-from edgekd.builds.run import BuildGraphs, MachineRecord
+from edgekd.builds.run import SEARCH, BuildGraphs, MachineRecord
 from edgekd.builds.stage_kinds import kind_of
 from edgekd.builds.stage_store import AnyStage, Stage, StageResult, inputs_of, read_stage
 from edgekd.builds.stages.base import GRAPH, StageContext
@@ -24,54 +24,22 @@ from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
+from edgekd.core.typed_values import from_plain
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
-from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts
-from edgekd.evaluation.analysis.matching import IOU
-from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.report.bench_files import require_place
+from edgekd.evaluation.report.document import Analysed, numbers_of
 from edgekd.evaluation.report.html import render
-from edgekd.evaluation.report.types import LayerRow, Report
-from edgekd.hardware.budget import Line
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.target import Target, load_target
 
 R = TypeVar("R", bound=StageResult)
-PAGE, SEARCH = "analysis.html", "search.json"
+PAGE = "analysis.html"
 _DERIVED = ("half", "quantize", "quant_aware_distill")
 """Stages that derive a graph from the graph that is their input."""
-
-
-@dataclass(frozen=True)
-class Analysed(UntypedResult):
-    """The result of `analyse`. Counts are None where the scored data was not at hand; `missing` says what else is."""
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return Path(self.document["report"])
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Parts that are not in the report, and why."""
-        return tuple(self.document["missing"])
-
-    @property
-    def lost(self) -> int | None:
-        """Objects that were found before, and are not found by the graph that ships."""
-        return self._counted("lost")
-
-    @property
-    def gained(self) -> int | None:
-        """Objects that only the graph that ships finds."""
-        return self._counted("gained")
-
-    def _counted(self, name: str) -> int | None:
-        detections = self.document["detections"]
-        return None if detections is None else int(detections["total"][name])
 
 
 def analyse(
@@ -94,7 +62,7 @@ def analyse(
     done = _stages_of(finished)
     context = StageContext.within(folder, False, progress)
     scored, unavailable = _scored(path_or_none(data), finished, context)
-    graphs, target = _graphs(finished, done, scored), _target(finished.ledger["target"])
+    graphs, target = _graphs(finished, done, scored), _target(finished.ledger.target)
     machine = MachineRecord(_last(done, CompileResult), _last(done, TimingResult))
     analysis = _last(done, AnalyseResult) if any(isinstance(stage.result, AnalyseResult) for stage in done) else None
     findings = None if scored is None else findings_of(graphs)
@@ -106,23 +74,23 @@ def analyse(
         report = replace(report, missing=(unavailable, *report.missing))
     page = page or folder / PAGE
     write_file(page, render(report).encode("utf-8"))
-    return Analysed(document(folder, page, report))
+    return numbers_of(report, folder, page)
 
 
 def _stages_of(finished: Finished) -> list[AnyStage]:
     """Return the stages of a build from its store, as its ledger lists them. Raises SpecError where one is gone."""
     found: list[AnyStage] = []
-    for row in finished.ledger["stages"]:
-        path = finished.folder / "stages" / f"{row['name']}-{row['key'][:16]}"
-        kind = kind_of(row["name"])
+    for row in finished.ledger.stages:
+        path = finished.folder / "stages" / f"{row.name}-{row.key[:16]}"
+        kind = kind_of(row.name)
         stage = read_stage(path, kind) if kind else None
-        if stage is None or stage.sha256 != row["sha256"]:
+        if stage is None or stage.sha256 != row.sha256:
             raise SpecError(
-                f"{finished.folder}: its stage {row['name']} is gone or damaged",
+                f"{finished.folder}: its stage {row.name} is gone or damaged",
                 expected=str(path),
                 fix="run the same `edgekd build` again: it does what is missing",
             )
-        found.append(replace(stage, cached=row["cached"]))
+        found.append(replace(stage, cached=row.cached))
     return found
 
 
@@ -172,7 +140,7 @@ def _target(name: str) -> Target | None:
 
 def _scored(data: Path | None, finished: Finished, context: StageContext) -> tuple[Split | None, str | None]:
     """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
-    place = data or (Path(finished.ledger["data"]) if finished.ledger.get("data") else None)
+    place = data or (Path(finished.ledger.data) if finished.ledger.data else None)
     if place is None:
         return None, "the data: its path is not in this ledger; pass --data"
     try:
@@ -192,23 +160,30 @@ def _scored(data: Path | None, finished: Finished, context: StageContext) -> tup
 
 
 def _facts(finished: Finished, done: Sequence[AnyStage], target: Target | None) -> ReportFacts:
-    path, calibrated = finished.folder / SEARCH, _all(done, CalibrateResult)
+    path, ledger, calibrated = finished.folder / SEARCH, finished.ledger, _all(done, CalibrateResult)
     return ReportFacts(
-        model=finished.ledger["model"],
-        target=target.title if target else finished.ledger["target"],
+        model=ledger.model,
+        target=target.title if target else ledger.target,
         recipe=finished.manifest.lineage.recipe,
         provenance=_provenance(finished),
         rare=calibrated[-1].result.rare if calibrated else (),
-        budget=[Line(**line) for line in finished.ledger["budget"]],
-        bundle_bytes=(finished.folder / finished.ledger["bundle"]).stat().st_size,
-        search=json.loads(path.read_bytes()) if finished.ledger.get("search") and path.is_file() else None,
+        budget=ledger.budget,
+        bundle_bytes=(finished.folder / ledger.bundle).stat().st_size,
+        search=_search(path) if ledger.search and path.is_file() else None,
     )
+
+
+def _search(path: Path) -> SearchResult:
+    try:
+        return from_plain(SearchResult, json.loads(path.read_bytes()), str(path), extra=True)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: cannot be read", found=str(error), fix="build again") from error
 
 
 def _provenance(finished: Finished) -> dict[str, str]:
     lineage = finished.manifest.lineage
     facts = {
-        "Model": finished.ledger["model"],
+        "Model": finished.ledger.model,
         "Model SHA-256": lineage.model_sha256,
         "Scored images and labels, SHA-256": lineage.data_sha256,
         "Calibration set SHA-256": lineage.calibration_sha256,
@@ -218,87 +193,3 @@ def _provenance(finished: Finished) -> dict[str, str]:
         "Made with": ", ".join([finished.manifest.created_by, *(f"{n} {v}" for n, v in lineage.tools.items())]),
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def document(run: Path, page: Path, report: Report) -> dict[str, Any]:
-    """Return the numbers of a report: docs/json.md."""
-    return {
-        "run": str(run),
-        "report": str(page),
-        **_attributes(report, "model", "target", "recipe", "images"),
-        "map50_95": _attributes(report.map50_95, "before", "after"),
-        "missing": list(report.missing),
-        "classes": [
-            {"name": row.name, "objects": row.instances, "before": row.before, "after": row.after}
-            for row in report.classes
-        ],
-        "sizes": [_attributes(row, "name", "before", "after") for row in report.sizes],
-        "detections": None if report.analysis is None else _detections(report.analysis),
-        "layers": [_layer(row, report.inside) for row in report.layers],
-        "inside": None if report.inside is None else _inside(report.inside),
-        "training": [
-            {"step": each.name, "losses": list(each.losses), "weights": list(each.weights)} for each in report.training
-        ],
-    }
-
-
-def _detections(analysis: Analysis) -> dict[str, Any]:
-    shift = analysis.shift
-    return {
-        "images": analysis.images,
-        "iou": IOU,
-        "thresholds": dict(zip(analysis.class_names, analysis.thresholds, strict=True)),
-        "total": _counts(analysis.total),
-        "classes": [_counts(each) for each in analysis.classes],
-        "sizes": [_counts(each) for each in analysis.sizes],
-        "reasons": dict(analysis.reasons),
-        "confusions": [_confusion(each, analysis.class_names) for each in analysis.confusions],
-        "shift": None if shift is None else _attributes(shift, "count", "mean", "p10", "p50", "p90"),
-        "changes": dict(analysis.changes),
-        "pictures": len(analysis.crops),
-    }
-
-
-def _counts(counts: DetectionCounts) -> dict[str, Any]:
-    return _attributes(
-        counts, "name", "objects", "kept", "lost", "gained", "missed", "false_before", "false_after", "shift"
-    )
-
-
-def _confusion(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "labelled": None if confusion.truth is None else classes[confusion.truth],
-        "taken_for": None if confusion.taken_for is None else classes[confusion.taken_for],
-        **_attributes(confusion, "before", "after"),
-    }
-
-
-def _layer(row: LayerRow, inside: LayerAnalysis | None) -> dict[str, Any]:
-    return {
-        **_attributes(row, "name", "op", "precision", "bits", "bytes_before", "bytes_after", "error_share", "snr_db"),
-        "shape": list(row.shape),
-        "options": dict(row.options),
-        "us_before": inside.times[0].us.get(row.name) if inside else None,
-        "us_after": inside.times[1].us.get(row.name) if inside else None,
-        "cka": [each.values.get(row.output) for each in inside.compared] if inside else [],
-    }
-
-
-def _inside(inside: LayerAnalysis) -> dict[str, Any]:
-    return {
-        "frames": inside.frames,
-        "compared": [_attributes(each, "reference", "other") for each in inside.compared],
-        "times": {
-            side: _attributes(times, "basis", "where", "other_us")
-            for side, times in zip(("before", "after"), inside.times, strict=True)
-        },
-        "attention": [
-            {"frame": each.frame, "layer": shown.layer, "agreement": shown.agreement}
-            for each in inside.attention
-            for shown in each.layers
-        ],
-    }
-
-
-def _attributes(value: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}

@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekd.builds.recipe_toml import recipe_toml
-from edgekd.builds.run import BuildRequest
+from edgekd.builds.run import SEARCH, BuildRequest
 from edgekd.builds.search.cluster import Cluster, cluster_trials, joined_cluster
-from edgekd.builds.search.explain import document
 from edgekd.builds.search.optuna_sampler import library
-from edgekd.builds.search.setup import RESULT, SearchContext, SearchJob
+from edgekd.builds.search.setup import SearchContext, SearchJob
 from edgekd.builds.search.space import recipe_of
 from edgekd.builds.search.workers import RunTrials, local_trials
 from edgekd.builds.stage_store import readable_json
@@ -44,8 +43,8 @@ def run(request: SearchJob, progress: Progress = SILENT) -> BuildRequest:
             search = context.search(run_trials)
             search.run()
         winner = search.winner
-        summary = document(search, context.summary, context.clock.spent_s)
-        write_file(job.out / RESULT, readable_json(summary))
+        result = context.result(search)
+        write_file(job.out / SEARCH, readable_json(result.document))
         if winner is None:
             raise SpecError(
                 f"search: {search.reason}, and nothing came of any candidate",
@@ -56,7 +55,7 @@ def run(request: SearchJob, progress: Progress = SILENT) -> BuildRequest:
         progress.note(f"search: {search.reason}; winner: {winner.candidate.text()}")
         recipe = recipe_of(winner.candidate, search.space)
         write_file(job.out / RECIPE, recipe_toml(recipe).encode("utf-8"))
-        return replace(job, recipe=recipe, data=context.final, search=summary)
+        return replace(job, recipe=recipe, data=context.final, search=result)
 
 
 def with_absolute_paths(job: BuildRequest) -> BuildRequest:
@@ -111,7 +110,7 @@ def _delete_trials(out: Path) -> None:
     if (out / "stages").is_dir():
         remove_folder(out / "stages")
     with writing(out):
-        (out / RESULT).unlink(missing_ok=True)
+        (out / SEARCH).unlink(missing_ok=True)
 
 
 @contextmanager

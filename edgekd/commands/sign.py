@@ -8,9 +8,9 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none, signers_of
 from edgekd.commands.options import Paths, SecretFile
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import Verified
 from edgekd.commands.verify import SignedFile
 from edgekd.deploy.signing import signed
+from edgekd.deploy.signing.signed import Verified
 
 
 def sign(
@@ -24,4 +24,4 @@ def sign(
 
     Raises SpecError, BundleError, HashError, SignatureError. The command: `edgekd sign`.
     """
-    return Verified(signed.sign(Path(file), signers_of(key, secret_file), path_or_none(out)))
+    return signed.sign(Path(file), signers_of(key, secret_file), path_or_none(out))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from edgekd.commands.parameter import Argument
-from edgekd.commands.results import UntypedResult
-from edgekd.hardware.target import Fact, Target, explain, load_target, target_names, to_dict
+from edgekd.core.documents import to_plain
+from edgekd.hardware.target import Fact, Target, explain, load_target, target_names
 
 
 @dataclass(frozen=True)
-class Targets(UntypedResult):
+class Targets:
     """The targets to list, or one with its facts."""
 
     targets: tuple[Target, ...]
     facts: tuple[Fact, ...] | None = None
+
+    @property
+    def document(self) -> Any:
+        """The documented list of targets, or the one: docs/json.md."""
+        return to_plain(self.targets if self.facts is None else self.targets[0])
 
 
 def targets(
@@ -24,6 +29,5 @@ def targets(
     """List the targets, or explain one. Raises SpecError. The command: `edgekd targets`."""
     if name is not None:
         target = load_target(name)
-        return Targets(to_dict(target), (target,), tuple(explain(target)))
-    found = tuple(load_target(each) for each in target_names())
-    return Targets([to_dict(target) for target in found], found)
+        return Targets((target,), tuple(explain(target)))
+    return Targets(tuple(load_target(each) for each in target_names()))

@@ -8,8 +8,7 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none, signers_of
 from edgekd.commands.options import Keys, SecretFile
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Verified
-from edgekd.deploy.signing.signed import make_trust
+from edgekd.deploy.signing.signed import Verified, make_trust
 
 
 def trust(
@@ -21,4 +20,4 @@ def trust(
     secret_file: SecretFile = None,
 ) -> Verified:
     """Make a trust file from a table, and sign it. Raises SpecError, SignatureError. The command: `edgekd trust`."""
-    return Verified(make_trust(Path(table), Path(out), signers_of(key, secret_file), path_or_none(previous)))
+    return make_trust(Path(table), Path(out), signers_of(key, secret_file), path_or_none(previous))

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from edgekd.agent.validation.evidence import MAX_BYTES, Evidence, loads
+from edgekd.agent.validation.evidence import MAX_BYTES, Evidence, Problem, loads
 from edgekd.agent.validation.verdicts import Verdict, exit_code, verdicts
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file
+from edgekd.core.documents import Result
 from edgekd.core.errors import SpecError
 from edgekd.evaluation.report.validation import render
+
+
+@dataclass(frozen=True)
+class JudgedEvidence(Result):
+    """The verdicts on a validation on hardware, derived from its evidence again.
+
+    Args:
+        result: Path of the evidence.
+        report: Path of the page.
+        device: Name of the device, as it gives it.
+        complete: True where the validation came to its end.
+        problem: Why nothing, or not everything, was run; null where all was.
+        exit_code: Exit code of the kit for this evidence: 0 every claim that could be tested is confirmed, 1 one is
+            refuted, 3 none could be tested, 4 cut short.
+        verdicts: One for each claim.
+    """
+
+    result: Path
+    report: Path
+    device: str
+    complete: bool
+    problem: Problem | None
+    exit_code: int
+    verdicts: tuple[Verdict, ...]
 
 
 def validate_report(
     result: Annotated[str | Path, Argument("A result.json of the validation kit.")],
     *,
     out: Annotated[str | Path | None, Option("The page. Default: RESULT.html.")] = None,
-) -> UntypedResult:
+) -> JudgedEvidence:
     """Judge the evidence of a validation on hardware, and write a page of it.
 
     Verdicts are derived from the evidence again; those in the file are ignored. Raises SpecError. The command: `edgekd
@@ -31,7 +55,15 @@ def validate_report(
     judged = verdicts(evidence)
     page = path_or_none(out) or path.with_suffix(".html")
     write_file(page, render(path.name, evidence, judged).encode("utf-8"))
-    return UntypedResult(document(path, page, evidence, judged))
+    return JudgedEvidence(
+        result=path,
+        report=page,
+        device=evidence.device,
+        complete=evidence.complete,
+        problem=evidence.problem,
+        exit_code=exit_code(evidence, judged),
+        verdicts=judged,
+    )
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -44,16 +76,3 @@ def read_evidence(path: Path) -> Evidence:
         raise SpecError(f"{path}: cannot be read", found=error.strerror) from error
     except SpecError as error:
         raise SpecError(f"{path}: {error.what}", expected=error.expected, found=error.found) from error
-
-
-def document(result: Path, page: Path, evidence: Evidence, judged: tuple[Verdict, ...]) -> dict[str, Any]:
-    """Return the documented JSON result: docs/json.md."""
-    return {
-        "result": str(result),
-        "report": str(page),
-        "device": evidence.device,
-        "complete": evidence.complete,
-        "problem": evidence.problem and asdict(evidence.problem),
-        "exit_code": exit_code(evidence, judged),
-        "verdicts": [asdict(each) for each in judged],
-    }

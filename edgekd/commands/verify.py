@@ -8,9 +8,9 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none, paths_of
 from edgekd.commands.options import Paths
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import Verified
 from edgekd.deploy.signing import signed
 from edgekd.deploy.signing.key_files import read_public
+from edgekd.deploy.signing.signed import Verified
 
 SignedFile = Annotated[str | Path, Argument("A .edgekd bundle, or a trust file.")]
 
@@ -30,4 +30,4 @@ def verify(
     SpecError. The command: `edgekd verify`. The format, and Ed25519 by RFC 8032: docs/formats/bundle.md.
     """
     publics = {path.name: read_public(path) for path in paths_of(keys)}
-    return Verified(signed.verify(Path(file), path_or_none(trust), publics))
+    return signed.verify(Path(file), path_or_none(trust), publics)

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, whenever the process or the machine stops.
+"""Files and folders that appear complete or not at all, whenever the process or the machine stops.
 
 New content is written under a temporary name beside its final one, flushed to the disk, and renamed. The writer holds
-a lock on the temporary name, so that whoever comes next can tell a live writer's from a killed one's.
+a lock on the temporary name, which distinguishes it from the leftovers of a killed process.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -25,17 +25,13 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: OSError) -> bool:
-    """Return whether an OSError says that the disk, the quota or the largest file size is exhausted."""
+    """Return whether the cause of an OSError is a full disk, a quota or the maximum size of a file."""
     return error.errno in _NO_ROOM
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into a SpecError that names `path` and the fix.
-
-    A SpecError, because where to write is an argument of the user's: nothing helps but another place, or more room in
-    this one.
-    """
+    """Wrap an OSError in the block as SpecError: the place to write to is an argument of the user."""
     try:
         yield
     except OSError as error:
@@ -45,10 +41,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes `path`, replacing what is there, once the block ends without an error.
-
-    Raises SpecError when the place cannot be written; so does the block when a write in it fails.
-    """
+    """Yield a stream whose content replaces `path` once the block ends without an error. Raises SpecError."""
     with _temporary(path) as temporary, writing(path):
         with temporary.open("wb") as stream:
             yield stream
@@ -57,10 +50,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that becomes `path` once the block ends without an error.
+    """Yield an empty folder that becomes `path` once the block ends without an error.
 
-    `path` must not exist by then, or be an empty folder. Raises SpecError when the place cannot be written; errors
-    of the block itself pass unchanged.
+    `path` must not exist by then, or be an empty folder. Raises SpecError; errors of the block pass unchanged.
     """
     with _temporary(path, folder=True) as temporary:
         yield temporary
@@ -69,19 +61,19 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace the content of a file. Raises SpecError when the place cannot be written."""
+    """Replace the content of a file. Raises SpecError."""
     with new_file(path) as stream:
         stream.write(content)
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Replace a file with a copy of another, piece by piece. Raises SpecError when the place cannot be written."""
+    """Replace a file with a copy of another, in bounded memory. Raises SpecError."""
     with source.open("rb") as stream, new_file(path) as copy:
         shutil.copyfileobj(stream, copy)
 
 
 def switch_link(path: Path, goal: str) -> None:
-    """Make `path` a symbolic link to `goal`, at once, whatever it led to before. Raises SpecError."""
+    """Make `path` a symbolic link to `goal`, in one step. Raises SpecError."""
     with _temporary(path, folder=True) as temporary, writing(path):
         link = temporary / path.name
         link.symlink_to(goal)
@@ -90,14 +82,14 @@ def switch_link(path: Path, goal: str) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Make a folder vanish at once, then free its space. Raises SpecError when that is not allowed."""
+    """Remove a folder in one step, then free its space. Raises SpecError."""
     with _temporary(path, folder=True) as temporary, writing(path):
         path.rename(temporary)
         _flush(path.parent)  # else a power cut could bring it back, with some of its files gone already
 
 
 def contents(folder: Path) -> list[Path]:
-    """All files and folders below a folder, sorted. Raises OSError, which Path.rglob hides since Python 3.12."""
+    """Return all files and folders below a folder, sorted. Raises OSError, which Path.rglob hides since Python 3.12."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -107,9 +99,9 @@ def contents(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in a folder: for `name`, or for every name.
+    """Remove the unfinished files of killed processes in a folder: those for `name`, or for every name.
 
-    What cannot be removed stays: it hurts nobody. Raises OSError when the folder cannot be listed.
+    One that cannot be removed stays. Raises OSError when the folder cannot be listed.
     """
     for path in folder.glob(_temporary_name(glob.escape(name) if name else "*", "?" * 8)):
         try:
@@ -131,7 +123,7 @@ def _temporary_name(name: str, mark: str) -> str:
 
 @contextmanager
 def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
-    """A locked temporary name beside `path`. The block renames it; what still has that name at the end goes."""
+    """Yield a locked temporary path beside `path`, for the block to rename; else it is removed."""
     with writing(path):
         remove_leftovers(path.parent, path.name)
         temporary, handle = _claim(path.absolute(), folder)
@@ -143,7 +135,7 @@ def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def _claim(path: Path, folder: bool) -> tuple[Path, int]:
-    """Make an empty temporary file or folder beside `path`, and lock it. Returns its name and the lock to close."""
+    """Create an empty temporary file or folder beside `path`, and lock it; return its path and the lock to close."""
     while True:
         temporary = path.with_name(_temporary_name(path.name, secrets.token_hex(4)))
         if folder:
@@ -156,7 +148,7 @@ def _claim(path: Path, folder: bool) -> tuple[Path, int]:
             if temporary.exists():
                 return temporary, handle
             os.close(handle)
-        # Not locked yet, it was taken for a leftover and removed.
+        # Before it was locked, another process removed it as a leftover.
 
 
 def _remove(path: Path) -> None:
@@ -168,7 +160,7 @@ def _remove(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush a file, or a folder and all in it, then give it its final name: all of it survives a power cut."""
+    """Flush a file, or a folder with its content, then rename it: all of it survives a power cut."""
     for item in (temporary, *(contents(temporary) if temporary.is_dir() else ())):
         _flush(item)
     temporary.rename(path)

@@ -15,19 +15,22 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from edgekd.core import statistics
 from edgekd.core.errors import SpecError
+from edgekd.core.statistics import Outliers, SlowDown
 
 if TYPE_CHECKING:
     Clock = Callable[[], float]
 
-MEASURED, STAND_IN = "measured", "stand-in"
+Basis = Literal["measured", "stand-in"]
+MEASURED: Basis = "measured"
+STAND_IN: Basis = "stand-in"
 MIN_FRAMES = 50
 """Frames of a run for which frames per second are reported."""
 MIN_SECONDS = 2.0
@@ -67,8 +70,12 @@ class Candidate:
 class Stats:
     """A summary of samples, in their unit. Percentiles interpolate linearly between samples.
 
-    p999: None where the run is too short for it. intervals: 95 % intervals of `p50`, `p90`, `p99`, `p999` and `mean`;
-    None where the run is too short.
+    Args:
+        p50, p90, p99: Percentile.
+        p999: 99.9th percentile; null where the run is too short for it.
+        mean: Mean.
+        min: Least.
+        intervals: 95 % intervals of `p50`, `p90`, `p99`, `p999` and `mean`; null where the run is too short.
     """
 
     p50: float
@@ -81,34 +88,38 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class SlowDown:
-    """A lasting slow-down, and the median times before and after it."""
-
-    at_s: float
-    before_ms: float
-    after_ms: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Outliers:
-    """Frames that took longer than `limit_ms`, and the longest of them."""
-
-    count: int
-    share: float
-    limit_ms: float
-    worst_ms: float
-
-
-@dataclass(frozen=True)
 class RunSummary:
-    """A summary of a run. fps: None where `refused` has the reason."""
+    """A summary of a run.
+
+    Args:
+        iterations: Number of runs that were timed.
+        fps: Runs a second, one after the other; null where `refused` has the reason.
+        refused: Why a rate is not reported.
+        slow_down: Null where the run did not become slower.
+    """
 
     iterations: int
     fps: float | None
     refused: list[str]
     slow_down: SlowDown | None
     outliers: Outliers
+
+
+@dataclass(frozen=True)
+class TimingSummary(RunSummary):
+    """A summary of the times of a graph.
+
+    Args:
+        basis: `measured`, or `stand-in` for another machine than the target.
+        decode_ms: Null where frames were not compressed.
+    """
+
+    basis: Basis
+    decode_ms: Stats | None
+    preprocess_ms: Stats
+    inference_ms: Stats
+    postprocess_ms: Stats
+    total_ms: Stats
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +136,7 @@ class Timing:
     inference_ms: np.ndarray
     postprocess_ms: np.ndarray
     total_ms: np.ndarray
-    basis: str
+    basis: Basis
 
     @property
     def fps(self) -> float | None:
@@ -137,20 +148,17 @@ class Timing:
         """Reason why frames per second are not reported, with the remedy; None where they are."""
         return rate_refusal(self.total_ms, self.starts_s)
 
-    def summary(self) -> dict[str, Any]:
-        """Return a summary of all parts as plain JSON types."""
-        parts = {
-            "preprocess_ms": self.preprocess_ms,
-            "inference_ms": self.inference_ms,
-            "postprocess_ms": self.postprocess_ms,
-            "total_ms": self.total_ms,
-        }
-        return {
-            "basis": self.basis,
-            **asdict(summarize_run(self.total_ms, self.starts_s)),
-            "decode_ms": None if self.decode_ms is None else asdict(summarize(self.decode_ms)),
-            **{name: asdict(summarize(samples)) for name, samples in parts.items()},
-        }
+    def summary(self) -> TimingSummary:
+        """Return a summary of all parts."""
+        return TimingSummary(
+            **vars(summarize_run(self.total_ms, self.starts_s)),
+            basis=self.basis,
+            decode_ms=None if self.decode_ms is None else summarize(self.decode_ms),
+            preprocess_ms=summarize(self.preprocess_ms),
+            inference_ms=summarize(self.inference_ms),
+            postprocess_ms=summarize(self.postprocess_ms),
+            total_ms=summarize(self.total_ms),
+        )
 
 
 def summarize(samples: np.ndarray) -> Stats:
@@ -173,14 +181,14 @@ def summarize_run(samples_ms: np.ndarray, starts_s: np.ndarray | None = None) ->
     """Summarize a run of float64 [n] milliseconds; starts_s: None for runs without a gap between them."""
     if starts_s is None:
         starts_s = (np.cumsum(samples_ms) - samples_ms) / 1000
-    slow, outliers = statistics.slow_down(samples_ms, starts_s), statistics.outliers(samples_ms)
+    slow = statistics.slow_down(samples_ms, starts_s)
     refusal = _rate_refusal(samples_ms, slow)
     return RunSummary(
         len(samples_ms),
         None if refusal else 1000.0 / float(samples_ms.mean()),
         [f"fps: {refusal}"] if refusal else [],
-        SlowDown(slow.at_s, slow.before, slow.after, slow.p_value) if slow else None,
-        Outliers(outliers.count, outliers.share, outliers.limit, outliers.worst),
+        slow,
+        statistics.outliers(samples_ms),
     )
 
 
@@ -189,7 +197,7 @@ def rate_refusal(samples_ms: np.ndarray, starts_s: np.ndarray) -> str | None:
     return _rate_refusal(samples_ms, statistics.slow_down(samples_ms, starts_s))
 
 
-def _rate_refusal(samples_ms: np.ndarray, slow: statistics.SlowDown | None) -> str | None:
+def _rate_refusal(samples_ms: np.ndarray, slow: SlowDown | None) -> str | None:
     count, seconds = len(samples_ms), float(samples_ms.sum()) / 1000
     if count < MIN_FRAMES or seconds < MIN_SECONDS * (1 - 1e-6):  # sums of floats
         return f"{count} frames in {seconds:.3g} s are too few; measure at least {MIN_FRAMES} and {MIN_SECONDS:g} s"
@@ -214,7 +222,7 @@ def compare(first: Timing, second: Timing, block: int) -> statistics.Comparison:
     return statistics.compare(*(np.median(each, axis=1) for each in both))
 
 
-def timing_of(stamps_s: np.ndarray, basis: str, decoded: bool = False) -> Timing:
+def timing_of(stamps_s: np.ndarray, basis: Basis, decoded: bool = False) -> Timing:
     """Return the timing in `stamps_s` float64 [n, 5]: of each frame its start, and the end of each of its four parts.
 
     decoded: whether frames are compressed.
@@ -235,7 +243,7 @@ def benchmark_interleaved(
     min_seconds: float = 2.0,
     warmup: int = 10,
     clock: Clock = time.perf_counter,
-    basis: str = STAND_IN,
+    basis: Basis = STAND_IN,
 ) -> dict[str, Timing]:
     """Measure several candidates interleaved, so that other load and temperature affect all of them alike.
 

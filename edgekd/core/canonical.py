@@ -1,4 +1,4 @@
-"""One byte form for a value, one hash for a file: what content addresses are made of.
+"""Canonical JSON and SHA-256, for addresses by content.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -16,33 +16,33 @@ SHA256_TEXT = re.compile(r"[0-9a-f]{64}")
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one UTF-8 JSON text of a value: keys sorted, no spaces, no NaN or infinity.
+    """Return a value as UTF-8 JSON with sorted keys and without spaces.
 
-    Raises TypeError for what JSON cannot hold, ValueError for NaN, infinity and lone surrogates.
+    Raises TypeError for a type that JSON does not have, ValueError for NaN, infinity and lone surrogates.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def short_int(digits: str) -> int:
-    """An integer out of JSON, for `parse_int`; refuses one that would take long to read. Raises ValueError."""
+    """Parse an integer of JSON, for `parse_int`. Raises ValueError for a long one, which is slow to parse."""
     if len(digits) > 20:
         raise ValueError("an integer of more than 20 digits")
     return int(digits)
 
 
 def is_sha256(value: Any) -> bool:
-    """Return whether a value is a SHA-256 as edgekd writes it: 64 hexadecimal digits in lower case."""
+    """Return whether a value is a SHA-256 of 64 hexadecimal digits in lower case."""
     return isinstance(value, str) and SHA256_TEXT.fullmatch(value) is not None
 
 
 def json_sha256(value: Any) -> str:
-    """SHA-256 of the canonical JSON of a value, as 64 hexadecimal digits."""
+    """Return the SHA-256 of the canonical JSON of a value, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits, in bounded memory. Raises OSError."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits, in bounded memory. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         for chunk in iter(lambda: stream.read(CHUNK), b""):

@@ -54,7 +54,7 @@ class EdgeKDError(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
-    """The fix for a misspelt word: the nearest choice; None where nothing is near."""
+    """Return the fix for a misspelt word: the nearest choice; None where none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"did you mean '{near[0]}'?" if near else None
 
@@ -89,7 +89,7 @@ class EngineMismatchError(DeviceError):
 
 
 class EngineRefusedError(DeviceError):
-    """A device answered, but what it was given cannot be built there, or does not find there what it should."""
+    """A device answered, but cannot build the graph, or lacks a file or feature for it."""
 
 
 class BudgetError(EdgeKDError):

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgekd.core.procfs import number_in, text_of
 
@@ -29,7 +28,13 @@ jetson_stats leaves it out, too: jtop/core/temperature.py.
 
 @dataclass(frozen=True)
 class Moment:
-    """Clocks and temperature at one time; None where one cannot be read. cpu_mhz: mean; temperature_c: hottest zone."""
+    """Clocks and temperature at one time; null where one cannot be read.
+
+    Args:
+        cpu_mhz: Mean clock of the cores.
+        gpu_mhz: Clock of the GPU.
+        temperature_c: Temperature of the hottest zone.
+    """
 
     cpu_mhz: float | None
     gpu_mhz: float | None
@@ -38,7 +43,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class PowerMode:
-    """Mode set by nvpmodel: its number, and its name where the configuration has it."""
+    """Mode set by nvpmodel.
+
+    Args:
+        id: Number of the mode.
+        name: Its name, where the configuration has it.
+    """
 
     id: int
     name: str | None
@@ -48,17 +58,16 @@ class PowerMode:
 class Setting:
     """Settings of a machine.
 
-    governors: of its CPUs; clocks_locked: whether minimum and maximum clock are equal, which is what `jetson_clocks`
-    does, and visible without root; None where clocks cannot be read. power_mode: set by `nvpmodel`.
+    Args:
+        governors: Frequency governors of the CPUs.
+        clocks_locked: True where minimum and maximum clock are equal, which is what `jetson_clocks` does, and visible
+            without root; null where clocks cannot be read.
+        power_mode: Mode set by `nvpmodel`; null where there is none.
     """
 
     governors: tuple[str, ...]
     clocks_locked: bool | None
     power_mode: PowerMode | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON types."""
-        return {**asdict(self), "governors": list(self.governors)}
 
 
 def read_moment(root: Path = Path("/")) -> Moment:

@@ -21,7 +21,7 @@ class Progress(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Say one thing, on a line of its own."""
+        """Print a line."""
         ...
 
 
@@ -30,7 +30,7 @@ class Listener(Protocol):
     """Progress that also receives the numbers of trainings and stages."""
 
     def epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> None:
-        """Numbers of one epoch of a training, counted from 0."""
+        """Receive the numbers of one epoch of a training, counted from 0."""
         ...
 
     def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
@@ -106,7 +106,7 @@ class RichProgress:
 
 
 def for_stderr() -> Progress:
-    """The progress that suits where stderr goes."""
+    """Return a live bar for a terminal on stderr, else plain lines."""
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 

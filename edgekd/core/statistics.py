@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,8 +39,7 @@ _MIN_OUTLIER = 1.1  # ratio to the median around
 _NEAR = 50  # samples around an outlier
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """Confidence interval at LEVEL, in the unit of the number."""
 
     low: float
@@ -55,7 +55,11 @@ class Interval:
 class Comparison:
     """Ratio of `first` to `second`, over rounds in which both were measured.
 
-    p_value: probability of a difference as large between equals.
+    Args:
+        ratio: The ratio; 1 where both are equal.
+        interval: Its 95 % interval.
+        p_value: Probability of a difference as large between equals.
+        rounds: Number of rounds in which both were measured.
     """
 
     ratio: float
@@ -71,33 +75,40 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SlowDown:
-    """A slow-down that lasted to the end of the run.
+    """A lasting slow-down.
 
-    at_s: its time, by the clock of the starts; before, after: medians of the samples on either side.
+    Args:
+        at_s: Seconds after the first frame.
+        before_ms, after_ms: Median before and after it.
+        p_value: Probability of as large a change in a steady run.
     """
 
     at_s: float
-    before: float
-    after: float
+    before_ms: float
+    after_ms: float
     p_value: float
 
     @property
     def ratio(self) -> float:
         """Ratio of the medians after and before."""
-        return self.after / self.before
+        return self.after_ms / self.before_ms
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """Frames that took much longer than those around.
+    """Frames that took much longer than the others.
 
-    limit: threshold at the run's median; worst: the longest sample.
+    Args:
+        count: Number of them.
+        share: Their share of all frames.
+        limit_ms: They took longer than this.
+        worst_ms: The longest frame.
     """
 
     count: int
     share: float
-    limit: float
-    worst: float
+    limit_ms: float
+    worst_ms: float
 
 
 def reaches(independent: float, percentile: float) -> bool:
@@ -181,7 +192,8 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
 def slow_down(samples: np.ndarray, starts_s: np.ndarray) -> SlowDown | None:
     """Detect a lasting slow-down; None without one, or where samples are too few.
 
-    samples: float64 [n]; starts_s: float64 [n], their start times. The share of false alarms in even runs is ALARM.
+    samples: float64 [n] milliseconds; starts_s: float64 [n], their start times. The share of false alarms in even runs
+    is ALARM.
     """
     if len(samples) < 5 * _MIN_WINDOWS:
         return None
@@ -208,7 +220,7 @@ def slow_down(samples: np.ndarray, starts_s: np.ndarray) -> SlowDown | None:
 
 
 def outliers(samples: np.ndarray) -> Outliers:
-    """Count the outliers of float64 [n] above 0, n >= 1; false ones are fewer than one in 10,000.
+    """Count the outliers of float64 [n] milliseconds, n >= 1; false ones are fewer than one in 10,000.
 
     An outlier exceeds the median of the fifty frames around by 8 standard deviations of the slower half, and by 10 %.
     """

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgekd.core.errors import SpecError, did_you_mean
 
@@ -15,7 +15,16 @@ T = TypeVar("T")
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
-def from_plain(kind: type[T] | types.UnionType, value: Any, where: str, *, widen: bool = False) -> T:
+class _Rules(NamedTuple):
+    """The rules of `from_plain`."""
+
+    widen: bool
+    extra: bool
+
+
+def from_plain(
+    kind: type[T] | types.UnionType, value: Any, where: str, *, widen: bool = False, extra: bool = False
+) -> T:
     """Return the dataclass `kind` from a table; fields with a default may be left out.
 
     Args:
@@ -23,15 +32,17 @@ def from_plain(kind: type[T] | types.UnionType, value: Any, where: str, *, widen
         where: What the table is, for errors.
         widen: Convert integers to floats where the field is one, as people write 1 for 1.0. Without it integers stay
             as they are, so that `documents.to_plain` gives the same table again.
+        extra: Let unknown keys pass, as in a document of a newer version.
 
     Raises SpecError with `where` and the key: missing, unknown (with the nearest known one), or of another type.
     """
+    rules = _Rules(widen, extra)
     if isinstance(kind, types.UnionType):
-        one: T = _parse_union(get_args(kind), value, where, widen)
+        one: T = _parse_union(get_args(kind), value, where, rules)
         return one
     cls: Any = get_origin(kind) or kind
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}
-    _require_table(value, fields, where)
+    _require_table(value, fields, where, extra=extra)
     for name, entry in fields.items():
         optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
         if not optional and name not in value:
@@ -39,8 +50,8 @@ def from_plain(kind: type[T] | types.UnionType, value: Any, where: str, *, widen
     hints = _hints(cls)
     # A generic dataclass names its parameters as type variables: replace them by the arguments of `kind`.
     bound = dict(zip(getattr(cls, "__parameters__", ()), get_args(kind), strict=False))
-    kinds = {key: bound.get(hints[key], hints[key]) for key in value}
-    parsed: T = cls(**{key: _parse(kinds[key], item, f"{where}: {key}", widen) for key, item in value.items()})
+    kinds = {key: bound.get(hints[key], hints[key]) for key in value if key in fields}
+    parsed: T = cls(**{key: _parse(kind, value[key], f"{where}: {key}", rules) for key, kind in kinds.items()})
     return parsed
 
 
@@ -53,36 +64,36 @@ def _missing(where: str, name: str, table: Mapping[str, Any]) -> SpecError:
     return SpecError(f"{where}: key {name!r} is missing", found=", ".join(table) or "an empty table")
 
 
-def _require_table(value: Any, keys: Mapping[str, Any], where: str) -> None:
-    """Raise SpecError unless the value is a table without unknown keys."""
+def _require_table(value: Any, keys: Mapping[str, Any], where: str, *, extra: bool) -> None:
+    """Raise SpecError unless the value is a table, without unknown keys unless `extra` allows them."""
     if not isinstance(value, dict):
         raise SpecError(where, expected="a table with " + ", ".join(keys), found=f"{value!r}")
     for key in value:
-        if key not in keys:
+        if key not in keys and not extra:
             expected = "one of " + ", ".join(keys)
             raise SpecError(f"{where}: unknown key {key!r}", expected=expected, fix=did_you_mean(key, list(keys)))
 
 
-def _parse(kind: Any, value: Any, where: str, widen: bool) -> Any:
+def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
     """Return a plain value as the annotated type `kind`. Raises SpecError."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _parse_union(args, value, where, widen)
+        return _parse_union(args, value, where, rules)
     if origin is Literal:
         return _parse_choice(args, value, where)
     if origin in (dict, Mapping, types.MappingProxyType):
         _require(isinstance(value, dict), "a table", value, where)
-        return {key: _parse(args[1], item, f"{where}: {key}", widen) for key, item in value.items()}
+        return {key: _parse(args[1], item, f"{where}: {key}", rules) for key, item in value.items()}
     if origin in (tuple, list):
-        return _parse_list(origin, args, value, where, widen)
+        return _parse_list(origin, args, value, where, rules)
     if typing.is_typeddict(kind):
-        return _parse_typed_dict(kind, value, where, widen)
+        return _parse_typed_dict(kind, value, where, rules)
     if dataclasses.is_dataclass(origin or kind):
-        return from_plain(kind, value, where, widen=widen)
+        return from_plain(kind, value, where, widen=rules.widen, extra=rules.extra)
     if kind is float and type(value) is int:
-        return float(value) if widen else value
+        return float(value) if rules.widen else value
     _require(type(value) is kind, _NAMES[kind], value, where)
     return value
 
@@ -92,14 +103,15 @@ def _require(holds: bool, expected: str, value: Any, where: str) -> None:
         raise SpecError(where, expected=expected, found=f"{value!r}")
 
 
-def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, widen: bool) -> Any:
-    """Return the value as one of several types: of dataclasses the one that has these keys."""
+def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) -> Any:
+    """Return the value as one of several types: its own, or the dataclass that has these keys."""
     if value is None and types.NoneType in kinds:
         return None
     others = [kind for kind in kinds if kind is not types.NoneType]
     tables = [kind for kind in others if dataclasses.is_dataclass(kind) and isinstance(value, dict)]
     same = [kind for kind in tables if {entry.name for entry in dataclasses.fields(kind)} == value.keys()]
-    return _parse((same or others)[0], value, where, widen)
+    scalars = [kind for kind in others if type(value) is kind]
+    return _parse((same or scalars or others)[0], value, where, rules)
 
 
 def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -109,22 +121,22 @@ def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     return value
 
 
-def _parse_list(origin: Any, args: tuple[Any, ...], value: Any, where: str, widen: bool) -> Any:
+def _parse_list(origin: Any, args: tuple[Any, ...], value: Any, where: str, rules: _Rules) -> Any:
     _require(isinstance(value, list), "a list", value, where)
     if origin is list or args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     _require(len(value) == len(args), f"{len(args)} values", value, where)
     items = (
-        _parse(kind, item, f"{where}[{index}]", widen)
+        _parse(kind, item, f"{where}[{index}]", rules)
         for index, (kind, item) in enumerate(zip(args, value, strict=True))
     )
     return origin(items)
 
 
-def _parse_typed_dict(kind: Any, value: Any, where: str, widen: bool) -> dict[str, Any]:
+def _parse_typed_dict(kind: Any, value: Any, where: str, rules: _Rules) -> dict[str, Any]:
     hints = _hints(kind)
-    _require_table(value, hints, where)
+    _require_table(value, hints, where, extra=rules.extra)
     for name in hints:
         if name not in value:
             raise _missing(where, name, value)
-    return {key: _parse(hints[key], item, f"{where}: {key}", widen) for key, item in value.items()}
+    return {key: _parse(hints[key], item, f"{where}: {key}", rules) for key, item in value.items() if key in hints}

@@ -12,7 +12,7 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str | int, name: str) -> int:
-    """Bytes in a number, or a size such as `12MB` (10^6) or `12MiB` (2^20). Raises SpecError about the flag `name`."""
+    """Return bytes of a number, or of a size such as `12MB` (10^6) or `12MiB` (2^20). Raises SpecError with `name`."""
     number, unit = _parts(text)
     if number is None or unit not in _BYTES:
         raise SpecError(f"{name} {text}: no size", expected="a number and kB, MB, GB, KiB, MiB or GiB, such as 12MB")
@@ -20,7 +20,7 @@ def parse_size(text: str | int, name: str) -> int:
 
 
 def parse_share(text: str | float, name: str) -> float:
-    """A share from 0 to 1 in a number, `98%` or `0.98`. Raises SpecError about the flag `name`."""
+    """Return a share from 0 to 1 of a number, `98%` or `0.98`. Raises SpecError with `name`."""
     number, unit = _parts(text)
     share = number / (100 if unit == "%" else 1) if number is not None and unit in ("", "%") else -1.0
     if not 0 <= share <= 1:
@@ -29,7 +29,7 @@ def parse_share(text: str | float, name: str) -> float:
 
 
 def parse_energy(text: str, name: str) -> float:
-    """Millijoules in an energy such as `150mJ` or `0.15J`. Raises SpecError about the flag `name`."""
+    """Return millijoules of an energy such as `150mJ` or `0.15J`. Raises SpecError with `name`."""
     number, unit = _parts(text)
     if not number or unit not in _MILLIJOULES:
         raise SpecError(f"{name} {text}: no energy", expected="a number above 0 and mJ or J, such as 150mJ")
@@ -37,7 +37,7 @@ def parse_energy(text: str, name: str) -> float:
 
 
 def parse_duration(text: str, name: str) -> float:
-    """Seconds in a duration such as `8h`, `90min` or `45s`. Raises SpecError about the flag `name`."""
+    """Return seconds of a duration such as `8h`, `90min` or `45s`. Raises SpecError with `name`."""
     number, unit = _parts(text)
     if not number or unit not in _SECONDS:
         raise SpecError(f"{name} {text}: no duration", expected="a number above 0 and s, min, h or d, such as 8h")
@@ -45,7 +45,7 @@ def parse_duration(text: str, name: str) -> float:
 
 
 def _parts(text: str | float) -> tuple[float | None, str]:
-    """A number, None where there is none, and what follows it in lower case."""
+    """Return the number, None where there is none, and the unit in lower case."""
     if not isinstance(text, str):
         return (float(text) if 0 <= text < float("inf") else None), ""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*|%)\s*", text.lower())

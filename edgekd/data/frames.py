@@ -23,6 +23,23 @@ Open = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
+class FrameFacts:
+    """The frames of a measurement.
+
+    Args:
+        source: Their origin.
+        count: Number of frames; they repeat.
+        compressed: True where they are decoded, which is then a part of the time.
+        shapes: Width and height of those that differ.
+    """
+
+    source: str
+    count: int
+    compressed: bool
+    shapes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class FrameSource:
     """Frames before decoding. what: their origin, in words; items: raw frames, or compressed ones.
 
@@ -40,10 +57,10 @@ class FrameSource:
         opened = self.opener() if self.opener else lambda item: item
         return [opened(item) for item in self.items[:count]]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the description of the frames for JSON."""
-        shapes = [list(shape) for shape in self.shapes]
-        return {"source": self.what, "count": len(self.items), "compressed": self.opener is not None, "shapes": shapes}
+    @property
+    def facts(self) -> FrameFacts:
+        """Return a description of the frames."""
+        return FrameFacts(self.what, len(self.items), self.opener is not None, self.shapes)
 
 
 def load_frames(path: Path) -> FrameSource:

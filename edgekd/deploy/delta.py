@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from edgekd.core.bundle.delta import (
 )
 from edgekd.core.bundle.manifest import FileEntry
 from edgekd.core.canonical import file_sha256
+from edgekd.core.documents import Result
 from edgekd.core.errors import SpecError
 from edgekd.core.formats import packed_graph
 
@@ -54,7 +54,46 @@ _BITS, _LEAST, _MOST = 10, 256, 1 << 14
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
-def run(old: Path, new: Path, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DeltaPieces:
+    """Bytes of the new bundle, its network taken apart, by how the delta has them.
+
+    Args:
+        copy: As they are in the old bundle.
+        xor: By their difference to bytes there.
+        near: Compressed with bytes there as a dictionary.
+        new: By themselves, compressed.
+    """
+
+    copy: int
+    xor: int
+    near: int
+    new: int
+
+
+@dataclass(frozen=True)
+class DeltaResult(Result):
+    """A delta that was written.
+
+    Args:
+        file: Path of the delta.
+        old: Identity of the bundle that it leads from.
+        new: Identity of the bundle that it leads to.
+        bytes: Size of the delta.
+        new_bytes: Size of the new bundle.
+        share: `bytes` / `new_bytes`.
+    """
+
+    file: Path
+    old: str
+    new: str
+    bytes: int
+    new_bytes: int
+    share: float
+    pieces: DeltaPieces
+
+
+def run(old: Path, new: Path, out: Path) -> DeltaResult:
     """Write the delta that leads from a bundle to another, and rebuild that by it; the documented result.
 
     Raises BundleError or HashError for a bad bundle, SpecError where `out` cannot be written, or nothing leads there.
@@ -77,23 +116,16 @@ def run(old: Path, new: Path, out: Path) -> dict[str, Any]:
         rebuild(out, writer.old, again)
         if file_sha256(again) != file_sha256(new):
             raise SpecError(f"{out}: does not lead to {new}", fix="send the whole bundle, and report this")
-    return _told(delta, head.identity, out, new)
+    return _result(delta, head.identity, out, new)
 
 
-def _told(delta: Delta, identity: str, out: Path, new: Path) -> dict[str, Any]:
+def _result(delta: Delta, identity: str, out: Path, new: Path) -> DeltaResult:
     kinds: Counter[str] = Counter()
     for piece in (piece for parts in delta.files for part in parts for piece in part.pieces):
         kinds[piece.kind] += piece.length
     size, whole = out.stat().st_size, new.stat().st_size
-    return {
-        "file": str(out),
-        "old": delta.old,
-        "new": identity,
-        "bytes": size,
-        "new_bytes": whole,
-        "share": round(size / whole, 4),
-        "pieces": {kind: kinds[kind] for kind in (COPY, XOR, NEAR, NEW)},
-    }
+    pieces = DeltaPieces(*(kinds[kind] for kind in (COPY, XOR, NEAR, NEW)))
+    return DeltaResult(out, delta.old, identity, size, whole, round(size / whole, 4), pieces)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Scan of a PyTorch checkpoint before PyTorch reads it: its zip directory and its pickle, without calling what it names.
+"""Scan of a PyTorch checkpoint before PyTorch reads it: zip directory and pickle, without calling what it names.
 
 A file of half a megabyte can hold gigabytes of compressed zeros, tensors of terabytes that repeat one number, and
 storages that are longer than their records. What is refused here needs no memory yet.
@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import regular_file, shown_path
@@ -95,7 +95,7 @@ def _storage_bytes(name: str) -> int:
 
 
 class _Name:
-    """A function or type that the pickle names. Calling it checks its arguments, and gives an object without effects."""
+    """A function or type that the pickle names. A call checks its arguments, and gives an object without effects."""
 
     def __init__(self, name: str, reader: _Reader) -> None:
         self.name = name
@@ -167,12 +167,13 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
             raise ValueError(f"calls that copy more than {MAX_COPIED} items")
 
     def load_newobj(self) -> None:
-        arguments, kind = self.stack.pop(), self.stack.pop()
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        arguments, kind = stack.pop(), stack.pop()
         if not isinstance(kind, _Name):
             raise ValueError("an object of something that is no class")
-        self.append(kind(*arguments))
+        stack.append(kind(*arguments))
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.NEWOBJ[0]: load_newobj}  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.NEWOBJ[0]: load_newobj}  # type: ignore[attr-defined]
 
 
 def _require_inside(storage: Any, offset: Any, shape: Any, strides: Any) -> None:

@@ -112,7 +112,7 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     classes = _class_names(metadata)
     described = _read_head(head)
     shape = _shape(model.graph.output[0])
-    kind = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
+    kind: Any = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
     strides = tuple(described.pop("strides", None) or _strides_for(kind, shape, size))
     nms = described.pop("nms", kind != "end2end")
     classes = tuple(described.pop("classes", classes)) or names or _numbered(kind, shape, path)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,15 @@ MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
 SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
 
 
-class ClassScore(TypedDict):
-    """One class: its score, and how many images and objects of the split it rests on.
+@dataclass(frozen=True)
+class ClassScore:
+    """Scores of one class, 0 to 1, with the numbers of images and objects that they rest on.
 
-    confidence: detections above this score have the best F1 at IoU 0.50; None where none is right.
+    Args:
+        map50_95, map50: Null where the split has no object of the class.
+        confidence: Detections above this score have the best F1 at IoU 0.50; null where none is right.
+        images: Images with an object of the class.
+        instances: Objects of the class.
     """
 
     map50_95: float | None
@@ -35,11 +40,18 @@ class ClassScore(TypedDict):
     instances: int
 
 
-class TailScore(TypedDict):
-    """The rare classes, those with less than `share` of the training objects: the means of their scores."""
+@dataclass(frozen=True)
+class TailScore:
+    """Scores of the rare classes.
+
+    Args:
+        share: A class with less than this share of the training split's objects is rare.
+        classes: The rare classes, in the order of the data set.
+        map50_95, map50: Mean over the rare classes that occur in the scored images; null where none does.
+    """
 
     share: float
-    classes: list[str]
+    classes: tuple[str, ...]
     map50_95: float | None
     map50: float | None
 
@@ -48,8 +60,13 @@ class TailScore(TypedDict):
 class Score:
     """Accuracy of detections, 0 to 1.
 
-    map50_95: mean average precision over IoU 0.50, 0.55 ... 0.95; map50: at IoU 0.50. `by_size` is map50_95 of the
-    small, medium and large objects; None where the split has none. `images` counts the scored images.
+    Args:
+        map50_95: Mean over the classes and over IoU 0.50, 0.55 ... 0.95 of the average precision.
+        map50: The same at IoU 0.50.
+        per_class: Scores by class name, for every class of the detector.
+        by_size: mAP50-95 of `small` (below 32² pixels of the image), `medium` (below 96²) and `large` objects; null
+            where the split has none.
+        images: Number of scored images.
     """
 
     map50_95: float
@@ -57,10 +74,6 @@ class Score:
     per_class: Mapping[str, ClassScore]
     by_size: Mapping[str, float | None]
     images: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the score as JSON types."""
-        return asdict(self)
 
 
 def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, int]], classes: Sequence[str]) -> Score:
@@ -103,9 +116,9 @@ def tail_score(per_class: Mapping[str, ClassScore], rare: Sequence[str], share: 
     rows = [per_class[name] for name in rare]
     return TailScore(
         share=share,
-        classes=list(rare),
-        map50_95=mean_known([row["map50_95"] for row in rows]),
-        map50=mean_known([row["map50"] for row in rows]),
+        classes=tuple(rare),
+        map50_95=mean_known([row.map50_95 for row in rows]),
+        map50=mean_known([row.map50 for row in rows]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Cost of a million frames. total: None where one of the two has a price and no measurement."""
+"""Cost of a million frames at the user's own prices: of energy, and of the machine's time. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ _MJ_PER_KWH = 3.6e9
 
 @dataclass(frozen=True)
 class Prices:
-    """In any one currency. electricity: of a kWh; instance: of the machine for an hour; None: it does not count."""
+    """Prices in any one currency; None for what does not count.
+
+    Args:
+        electricity: Price of a kWh.
+        instance: Price of the machine for an hour.
+    """
 
     electricity: float | None = None
     instance: float | None = None
@@ -24,8 +29,16 @@ class Prices:
 
 @dataclass(frozen=True)
 class CostPerMillion:
-    """Cost of a million frames. total: None where one of the two has a price and no measurement."""
+    """Cost of a million frames.
 
+    Args:
+        currency: Currency of the prices, as given.
+        electricity: Energy, gross, at the price of a kWh.
+        instance: The machine's time, at the throughput where that was measured, else one frame after the other.
+        total: Both; null where one of the two has a price and no measurement.
+    """
+
+    currency: str | None
     electricity: float | None
     instance: float | None
     total: float | None
@@ -37,7 +50,8 @@ def cost_of(prices: Prices, mj: float | None, fps: float | None) -> CostPerMilli
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
     priced = [(prices.electricity, electricity), (prices.instance, instance)]
     known = [cost for price, cost in priced if price is not None]
-    return CostPerMillion(electricity, instance, None if None in known or not known else sum(filter(None, known)))
+    total = None if None in known or not known else sum(filter(None, known))
+    return CostPerMillion(prices.currency, electricity, instance, total)
 
 
 def _times(price: float | None, amount: float | None) -> float | None:

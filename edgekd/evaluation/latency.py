@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgekd.core.benchmark import Candidate, Runs, Timing, benchmark_interleaved
+from edgekd.core.benchmark import Basis, Candidate, Runs, Timing, benchmark_interleaved
 from edgekd.core.detection.decode import decode
 from edgekd.core.detection.preprocess import Placement, letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec
@@ -34,7 +34,7 @@ def time_graphs(
     specs: Mapping[str, DetectorSpec],
     frames: Sequence[np.ndarray],
     device: TimedDevice,
-    basis: str,
+    basis: Basis,
     **limits: Any,
 ) -> dict[str, Timing]:
     """Time each graph with its spec on frames uint8 [h, w, 3] BGR; limits: as in `benchmark_interleaved`."""

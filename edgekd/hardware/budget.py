@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Basis = Literal["measured", "stand-in", "predicted"]
+LimitName = Literal["max_bytes", "max_graph_bytes", "min_retention", "min_output", "min_fps", "max_energy_mj"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,17 @@ class Line:
     Args:
         name: `max_bytes` (of a bundle), `max_graph_bytes` (of a packed graph), `min_retention` (mAP50-95 after /
             before), `min_output` (1 - the relative error of the outputs), `min_fps` or `max_energy_mj` (of a frame).
+        limit: The limit as given.
+        value: The value that was reached.
         met: None where the value could not be determined.
         basis: `measured`, `stand-in` where another machine than the target ran it, or `predicted`.
     """
 
-    name: str
+    name: LimitName
     limit: float
     value: float | None
     met: bool | None
-    basis: str
+    basis: Basis
 
     @property
     def is_size(self) -> bool:
@@ -92,10 +98,10 @@ def judge(
     size: int,
     kept: float | None,
     fps: float | None = None,
-    basis: str = "measured",
+    basis: Basis = "measured",
     energy_mj: float | None = None,
-    size_limit: str = "max_bytes",
-    kept_limit: str = "min_retention",
+    size_limit: LimitName = "max_bytes",
+    kept_limit: LimitName = "min_retention",
 ) -> list[Line]:
     """Return a line for each limit.
 

@@ -21,8 +21,11 @@ LEVELS: tuple[Level, ...] = ("impossible", "slow", "note")
 class Finding:
     """A problem of a graph or request on a target, and the change that solves it.
 
-    level: `impossible` (no engine), `slow` (an engine, but not the one wanted), `note` (works; worth knowing).
-    where: operator and node names, or `graph` or `request`.
+    Args:
+        level: `impossible` (no engine), `slow` (an engine, but not the one wanted), `note` (works; worth knowing).
+        where: Operator and node names, or `graph` or `request`.
+        what: What is the problem, and why.
+        change: What to change.
     """
 
     level: Level

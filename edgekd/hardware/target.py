@@ -29,7 +29,13 @@ EXPORT_OPSET = 17
 
 @dataclass(frozen=True)
 class Figure(Generic[T]):
-    """A value, the place it comes from, and whether that place was read (rather than computed, inferred, recalled)."""
+    """A value with its source.
+
+    Args:
+        value: In the unit of its key's name.
+        source: Where it comes from.
+        verified: Whether the source was read, rather than computed, inferred or recalled.
+    """
 
     value: T
     source: str
@@ -38,7 +44,12 @@ class Figure(Generic[T]):
 
 @dataclass(frozen=True)
 class Software:
-    """The generation of software on the device. The range that counts is the one of the runtime `engine` names."""
+    """The generation of software on the device. The range that counts is the one of the runtime `engine` names.
+
+    Args:
+        jetpack, tensorrt, tensorrt_rtx, cuda: Oldest and newest version.
+        python, ubuntu: Version.
+    """
 
     jetpack: Figure[Range] | None = None
     tensorrt: Figure[Range] | None = None
@@ -50,9 +61,12 @@ class Software:
 
 @dataclass(frozen=True)
 class Precisions:
-    """Precisions that the target executes: `conv` for Conv and ConvTranspose, `gemm` for MatMul and Gemm.
+    """Precisions that the target executes.
 
-    multiple: what numbers of channels are best multiples of.
+    Args:
+        conv: Of Conv and ConvTranspose.
+        gemm: Of MatMul and Gemm.
+        multiple: Numbers of channels are best multiples of it.
     """
 
     conv: Figure[tuple[Precision, ...]]
@@ -62,9 +76,13 @@ class Precisions:
 
 @dataclass(frozen=True)
 class Dla:
-    """The fixed-function accelerators beside the GPU. `int8_tops`: dense, all of them together.
+    """The fixed-function accelerators beside the GPU.
 
-    quantization: how INT8 scales reach it, as a `calibration-cache` beside a graph without Q/DQ, or as `qdq`.
+    Args:
+        count: How many there are.
+        version: Generation.
+        quantization: How INT8 scales reach it, as a `calibration-cache` beside a graph without Q/DQ, or as `qdq`.
+        int8_tops: 10^12 operations per second, dense, all of them together.
     """
 
     count: Figure[int]
@@ -75,7 +93,12 @@ class Dla:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory the GPU can use: decimal gigabytes as sold, and gigabytes per second."""
+    """Memory the GPU can use.
+
+    Args:
+        gb: Decimal gigabytes as sold.
+        bandwidth_gbs: Gigabytes per second.
+    """
 
     gb: Figure[float] | None = None
     bandwidth_gbs: Figure[float] | None = None
@@ -85,7 +108,9 @@ class Memory:
 class Peaks:
     """Dense peaks of the GPU, in 10^12 operations per second (a multiply-add is two).
 
-    fp32_tflops: of float32 networks, which is TF32 where there are tensor cores for it.
+    Args:
+        fp32_tflops: Of float32 networks, which is TF32 where there are tensor cores for it.
+        fp16_tflops, int8_tops, fp8_tflops, fp4_tflops: 10^12 operations per second.
     """
 
     fp32_tflops: Figure[float] | None = None
@@ -97,7 +122,13 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Mode:
-    """A power mode: the budget in watts where it has one, and its number for `nvpmodel -m` where known."""
+    """A power mode.
+
+    Args:
+        name: Name of the mode.
+        watts: Its budget, where it has one.
+        nvpmodel: Number for `nvpmodel -m`, where known.
+    """
 
     name: str
     watts: Figure[float] | None = None
@@ -106,10 +137,14 @@ class Mode:
 
 @dataclass(frozen=True)
 class Power:
-    """How power is read and limited.
+    """Reading and limits of power.
 
-    rails: names of the measured rails. total: the rail that carries everything, or `sum` of the rails.
-    default_mode: the mode to measure in by default. max_watts: limit of the board or module.
+    Args:
+        rails: Names of the measured rails.
+        total: The rail that carries everything, or `sum` of the rails.
+        max_watts: Limit of the board or module.
+        default_mode: The mode to measure in by default.
+        modes: Power modes.
     """
 
     rails: Figure[tuple[str, ...]] | None = None
@@ -123,13 +158,25 @@ class Power:
 class Target:
     """One device to build for.
 
-    compatible: what firmware compares before it installs. engine: who makes the engine: `deferred` (the device, at
-    installation), `rtx` (TensorRT for RTX, ahead of time, for `compute_capability`), `tensorrt` (on the machine at
-    hand), or a CPU runtime. nms: what becomes of NonMaxSuppression in a graph. sm: CUDA compute capability.
-    multiprocessors, clock_ghz: of the GPU, in the power mode that the peaks are of.
-
     Units are in the names. Every `Figure` has the place that its value comes from; `explain` lists them all. How to
     write a target: docs/targets.md.
+
+    Args:
+        name: Name that `--target` takes.
+        title: Name for people.
+        kind: Kind of device.
+        compatible: Name that firmware compares before it installs.
+        engine: Builder of the engine: `deferred` (the device, at installation), `rtx` (TensorRT for RTX, ahead of time,
+            for `compute_capability`), `tensorrt` (on the machine at hand), or a CPU runtime.
+        packager: Update system of the device.
+        recipe: Default recipe.
+        nms: How NonMaxSuppression in a graph is run: `plugin`, `native` or `none`.
+        compute_capability: For TensorRT for RTX, such as `SM86`.
+        container: Container image with its software.
+        sm: CUDA compute capability.
+        multiprocessors: Multiprocessors of the GPU.
+        clock_ghz: Clock of the GPU in the power mode that the peaks are of.
+        max_opset: Newest ONNX opset that its parser takes.
     """
 
     name: str

@@ -16,6 +16,7 @@ from demo_scenes.traffic import CLASSES
 from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.documents import to_plain
 from edgekd.data.labels import Truth
 from edgekd.evaluation.coco import score
 
@@ -38,7 +39,7 @@ def main() -> None:
         height, width = scene.image.shape[:2]
         shares = (scene.boxes / np.array([width, height, width, height])).astype(np.float32)
         truths.append((Truth(shares, scene.classes, np.zeros(len(shares), np.bool_)), width, height))
-    result = score(found, truths, CLASSES).to_json()
+    result = to_plain(score(found, truths, CLASSES))
     training = json.loads((args.folder / "training.json").read_text())
     # Where files lay on the training machine means nothing elsewhere.
     arguments = {name: value for name, value in training.pop("arguments").items() if name not in ("out", "start")}

@@ -13,8 +13,8 @@ from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is
 from edgekd.agent import commands, fetching, rebuild_engine, tuning
 from edgekd.agent import status as status_command
 from edgekd.agent.cli import COMMANDS, main
-from edgekd.agent.state.documents import to_plain
 from edgekd.core.bundle.archive import extract, pack, read_head
+from edgekd.core.documents import to_plain
 
 BUNDLE = "EDGEKD_TEST_BUNDLE"
 """Names the bundle to use where none can be built."""

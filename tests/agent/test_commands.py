@@ -15,9 +15,9 @@ from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.selftest import SelfTestError
 from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import verify
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.packed_graph import unpack
 

@@ -172,7 +172,7 @@ def test_what_failed_its_trial_comes_back_only_when_it_is_unpacked_again(served:
     served("install", newer, "--tries", 1)
     served("boot")
     served("boot")
-    assert "was led away from" in served("install", newer).error["what"]
+    assert "was rolled back" in served("install", newer).error["what"]
     served("unpack", newer)
     assert served("install", newer).result["active"] == "b"
 

@@ -23,8 +23,8 @@ from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.trtexec import Trtexec
 from edgekd.agent.runtimes.types import UnsuitedError
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.slots import State
+from edgekd.core.documents import to_plain
 from edgekd.core.formats.onnx_bytes import FLOAT, inputs, with_outputs
 from edgekd.core.formats.plain_graph import plain_graph
 
@@ -86,7 +86,7 @@ def test_a_self_test_that_fails_says_it_too(camera: Camera, monkeypatch: pytest.
 def test_what_gives_no_inner_tensors_says_so(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "8.6.1", dla_cores=2)
     for runtime in (NullRuntime(), TensorRtDla(0)):
-        with pytest.raises(UnsuitedError, match=f"{runtime.name} does not give inner tensors"):
+        with pytest.raises(UnsuitedError, match=f"{runtime.name} does not output inner tensors"):
             layer_divergence(camera.chosen_slot(), runtime)
 
 

@@ -21,10 +21,10 @@ from edgekd.agent.engines.selftest import SelfTestError
 from edgekd.agent.memory import SCRATCH_INPUTS
 from edgekd.agent.runtimes import chosen
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
-from edgekd.agent.state.documents import to_plain
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.detection.preprocess import to_tensor
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError
 from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU

@@ -23,8 +23,9 @@ from edgekd.agent.engines.records import (
     self_test_from_json,
 )
 from edgekd.agent.runtimes.precision import Realized, Shares
-from edgekd.agent.state.documents import INLINE, to_plain
+from edgekd.agent.runtimes.types import DlaDetails, RuntimeDetails, TensorRtDetails, TrtexecDetails
 from edgekd.agent.state.slots import SELF_TEST
+from edgekd.core.documents import INLINE, to_plain
 
 KEY = EngineKey("ab" * 32, RuntimeVersion("tensorrt", "8.5.2"), {"device": "nvidia,p3668", "l4t": "35.4.1"})
 OLDEST = {"runtime": {"name": "null", "version": "1"}, "built_on": {"device": None}}
@@ -37,11 +38,20 @@ SELF_TESTED = {
 }
 
 
-def test_a_record_reads_back_as_it_was_written() -> None:
+@pytest.mark.parametrize(
+    "details",
+    [
+        RuntimeDetails(),
+        TensorRtDetails(5, None, True, ("W a warning",)),
+        DlaDetails(5, 3, False, (), held_in_float=("first",), missing_scales=("images",)),
+        TrtexecDetails("trtexec --onnx=graph.onnx", "images", 5, ("W a warning",)),
+    ],
+)
+def test_a_record_reads_back_as_it_was_written(details: RuntimeDetails) -> None:
     record = EngineRecord(
         KEY,
         Form(float_layers=("first",)),
-        {"workspace_bytes": 5, "log": ["W a warning"]},
+        details,
         Realized({"int8": 2}, Shares({"int8": 1.0}, {"int8": 1.0}, None)),
         attempts=(FailedBuild((), "first + relu", ("E no kernel",)),),
         seconds=1.5,
@@ -49,13 +59,16 @@ def test_a_record_reads_back_as_it_was_written() -> None:
         sha256="cd" * 32,
     )
     document = json.loads(json.dumps(to_plain(record)))
-    assert {"graph", "runtime", "built_on", "source", "float_layers", "workspace_bytes", "log"} < document.keys()
-    assert to_plain(record_from_json(document)) == to_plain(record)
+    assert {"graph", "runtime", "built_on", "source", "float_layers", *to_plain(details)} < document.keys()
+    read = record_from_json(document)
+    assert type(read.details) is type(details)
+    assert json.loads(json.dumps(to_plain(read))) == document
 
 
 def test_a_record_of_an_older_agent_has_defaults() -> None:
     record = record_from_json(OLDEST)
     assert (record.form, record.precision, record.realized, record.sha256) == (AS_SHIPPED, "graph", None, None)
+    assert record_from_json({**OLDEST, "workspace_bytes": 5, "log": ["W"]}).details == TensorRtDetails(5, log=["W"])
     assert KEY.changes_since(record.key)[0].what == "runtime"
 
 

@@ -21,10 +21,10 @@ from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_dla import TensorRtDla
 from edgekd.agent.runtimes.tensorrt_generations import generation, numbers
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, UnsuitedError
-from edgekd.agent.state.documents import to_plain
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, TensorRtDetails, UnsuitedError
 from edgekd.agent.state.golden import batches, read_golden
 from edgekd.agent.state.slots import State
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -175,7 +175,9 @@ def test_timings_are_kept_for_the_next_build_and_not_for_another_version(
     (cache,) = kept.iterdir()
     assert cache.read_bytes() == b"timings of 8.5.2.2+"
     engine = slot.path / "engine.test"
-    assert TensorRt().build(slot, engine, BuildOptions(cache=cache)).details["timing_cache"] is True
+    details = TensorRt().build(slot, engine, BuildOptions(cache=cache)).details
+    assert isinstance(details, TensorRtDetails)
+    assert details.timing_cache is True
     assert cache.read_bytes() == b"timings of 8.5.2.2++"
     monkeypatch.undo()
     installed(monkeypatch, "8.6.1")
@@ -192,7 +194,8 @@ def test_a_timing_cache_that_does_not_fit_is_replaced(
     installed(monkeypatch, "10.3.0")
     (tmp_path / "cache").write_bytes(content)
     made = TensorRt().build(camera.chosen_slot(), tmp_path / "engine", BuildOptions(cache=tmp_path / "cache"))
-    assert made.details["timing_cache"] is False
+    assert isinstance(made.details, TensorRtDetails)
+    assert made.details.timing_cache is False
     assert (tmp_path / "cache").read_bytes() == b"timings of 10.3.0+"
 
 
@@ -351,7 +354,7 @@ def test_a_strongly_typed_builder_takes_what_the_newest_generation_says(camera: 
         patch.setitem(sys.modules, "tensorrt", rtx)
         builder = Builder(generation("11.4.1"), BuildOptions())
         slot = camera.chosen_slot()
-        made = TensorRt()._configure(builder, slot, BuildOptions(), tmp_path)
+        made, _ = TensorRt()._configure(builder, slot, BuildOptions(), tmp_path)
         builder.config.num_compute_capabilities = 1
         builder.config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
         builder.write(tmp_path / "engine")

@@ -189,7 +189,15 @@ def test_it_names_the_device_and_neither_the_board_nor_a_person(
 
 def test_predictions_of_the_kit_say_whether_they_are_of_this_device(bundle: Path, tmp_path: Path) -> None:
     root = planted(tmp_path / "camera", {**XAVIER, "etc/edgekd/compatible": "nvidia,jetson-agx-xavier"})
-    known = {"target": "xavier", "precision": "int8", "latency_ms": 9, "low_ms": 5, "high_ms": 20, "power_mode": None}
+    known = {
+        "target": "xavier",
+        "precision": "int8",
+        "latency_ms": 9,
+        "low_ms": 5,
+        "high_ms": 20,
+        "power_mode": None,
+        "doubts": [],
+    }
     other = {**known, "compatible": "nvidia,jetson-nano"}
     kit = tmp_path / "kit.json"
     kit.write_text(json.dumps({"predictions": [other, {**known, "compatible": "nvidia,jetson-agx-xavier"}]}), "utf-8")
@@ -224,7 +232,7 @@ def test_clocks_temperatures_and_versions_are_read_as_they_are(tmp_path: Path) -
         available_bytes=80 * 1024,
     )
     versions = read_versions(root)
-    assert (versions["tensorrt"], versions["cudnn"], versions["cuda"]) == ("8.5.2", "8.6.0", "11.4.19")
+    assert (versions.tensorrt, versions.cudnn, versions.cuda) == ("8.5.2", "8.6.0", "11.4.19")
 
 
 def test_folders_and_people_are_taken_out_of_any_text() -> None:

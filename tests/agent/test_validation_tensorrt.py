@@ -250,7 +250,8 @@ def test_an_int8_engine_that_came_out_in_float_refutes(
     assert judged(out, "parsed")["tensorrt", "fp32-weights"].detail == "only in float: no INT8 kernels"
 
 
-PREDICTION = {"target": "xavier", "precision": "int8", "compatible": "x", "latency_ms": 5, "low_ms": 1, "high_ms": 500}
+PREDICTION: dict[str, Any] = {"target": "xavier", "precision": "int8", "compatible": "x", "doubts": []}
+PREDICTION.update(latency_ms=5, low_ms=1, high_ms=500)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from edgekd.builds.ledger import Ledger, LedgerStage, ledger_row, read_ledger, write_ledger
 from edgekd.builds.stage_store import (
     AnyStage,
     FileHashes,
@@ -25,10 +26,10 @@ from edgekd.builds.stage_store import (
     StageResult,
     Store,
     read_stage,
-    write_ledger,
 )
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError, SpecError
+from edgekd.core.host_facts import HostFacts
 from edgekd.core.progress import PlainProgress
 
 
@@ -388,25 +389,40 @@ def test_a_store_without_the_right_to_write_is_an_error(tmp_path: Path) -> None:
 
 def test_the_ledger_has_a_row_for_each_stage(tmp_path: Path) -> None:
     stage = Store(tmp_path).stage(EXPORT, {}, Counted())
-    empty = Store(tmp_path).stage(StageKind("check", 2, StageResult), {}, lambda folder: StageResult())
-    write_ledger(tmp_path / "ledger.json", [stage, empty], {"target": "xavier"})
-    ledger = json.loads((tmp_path / "ledger.json").read_text())
-    assert ledger["target"] == "xavier"
-    assert [row["name"] for row in ledger["stages"]] == ["export", "check"]
-    assert ledger["stages"][0] == {
-        "name": "export",
-        "version": 1,
-        "key": stage.key,
-        "seconds": round(stage.seconds, 3),
-        "bytes": 5,
-        "map50_95": 0.4,
-        "map50": None,
-        "sha256": stage.sha256,
-        "files": {"sub/graph.onnx": stage.files["sub/graph.onnx"].sha256},
-        "cached": False,
-    }
+    assert ledger_row(stage) == LedgerStage(
+        name="export",
+        version=1,
+        key=stage.key,
+        seconds=round(stage.seconds, 3),
+        bytes=5,
+        map50_95=0.4,
+        map50=None,
+        sha256=stage.sha256,
+        files={"sub/graph.onnx": stage.files["sub/graph.onnx"].sha256},
+        cached=False,
+    )
+    host = HostFacts(
+        device="local",
+        engine="e",
+        cpu="c",
+        cores=1,
+        threads=1,
+        governor=None,
+        clock_mhz=None,
+        memory_bytes=None,
+        board=None,
+        os="o",
+        kernel="k",
+        machine="m",
+        python="3",
+    )
+    ledger = Ledger(model="m.onnx", target="xavier", bundle="b", budget=(), host=host, stages=(ledger_row(stage),))
+    path = write_ledger(tmp_path, ledger)
+    assert read_ledger(tmp_path) == ledger
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "newer": 1}), "utf-8")
+    assert read_ledger(tmp_path) == ledger
     with pytest.raises(SpecError, match="cannot write"):
-        write_ledger(tmp_path / "missing" / "ledger.json", [], {})
+        write_ledger(tmp_path / "missing", ledger)
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from jsonschema import Draft202012Validator
 from test_json_contract import closed, schema_of
 from tiny import CELLS
 
-from edgekd.commands.bench import BenchJob, Measured, run
+from edgekd.commands.bench import BenchJob, run
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.power.null import NullMeter
 from edgekd.data.frames import load_frames
 from edgekd.deploy.devices.null import NullDevice, NullSession
+from edgekd.evaluation.bench_result import BenchResult, ColdStart
 from edgekd.evaluation.cost import Prices, cost_of
 from edgekd.evaluation.report import bench_files, bench_text
 from edgekd.hardware.target import load_target
@@ -43,7 +44,7 @@ def job(model: Path, device: NullDevice, **options) -> BenchJob:
     return BenchJob(model, device, **{**settings, **options})
 
 
-def assert_documented(found: Measured) -> None:
+def assert_documented(found: BenchResult) -> None:
     document = json.loads(json.dumps({**found.document, "host": {}}))
     schema = schema_of("bench")
     del schema["properties"]["host"]
@@ -56,14 +57,14 @@ def test_both_states_are_told_exactly(tiny_model: Path) -> None:
     device = NullDevice([0.015625], OUTPUT)
     found = run(job(tiny_model, device))
     assert_documented(found)
-    told = found.document
-    for state in ("total_ms", "engine_ms"):
-        assert (told[state]["p50"], told[state]["p99"], told[state]["mean"]) == (15.625, 15.625, 15.625)
-    assert (told["fps"], told["engine_fps"]) == (64, 64)
-    assert told["cold_start"] == {"load_ms": 0.0, "first_ms": 15.625}
-    assert told["basis"] == "measured"
-    assert [reason.split(":")[0] for reason in told["refused"]] == ["energy"]
-    assert told["frames"]["shapes"] == [[64, 64]]
+    told = found.result
+    for times in (told.total_ms, told.engine_ms):
+        assert (times.p50, times.p99, times.mean) == (15.625, 15.625, 15.625)
+    assert (told.fps, told.engine_fps) == (64, 64)
+    assert told.cold_start == ColdStart(load_ms=0.0, first_ms=15.625)
+    assert told.basis == "measured"
+    assert [reason.split(":")[0] for reason in told.refused] == ["energy"]
+    assert found.frames.shapes == ((64, 64),)
 
 
 def test_the_other_artifact_is_measured_in_turns_and_a_verdict_given(tiny_model: Path, tmp_path: Path) -> None:
@@ -72,17 +73,18 @@ def test_the_other_artifact_is_measured_in_turns_and_a_verdict_given(tiny_model:
     jitter = np.random.default_rng(0).uniform(0.0138, 0.0142, 997).tolist()
     found = run(job(tiny_model, TwoSpeeds(jitter, OUTPUT), against=slow))
     assert_documented(found)
-    other = found.document["against"]
-    assert other["times_as_fast"]["ratio"] == pytest.approx(20 / 14, rel=0.01)
-    assert other["times_as_fast"]["verdict"] == "faster"
-    assert other["engine_times_as_fast"]["verdict"] == "faster"
+    other = found.against
+    assert other is not None
+    assert other.times_as_fast.ratio == pytest.approx(20 / 14, rel=0.01)
+    assert other.times_as_fast.verdict == "faster"
+    assert other.engine_times_as_fast.verdict == "faster"
     text = "\n".join(bench_text.against_lines(other))
     assert "camera to detections: 1.4" in text
     assert "faster" in text
-    back = run(job(slow, TwoSpeeds(jitter, OUTPUT), against=tiny_model)).document["against"]
-    assert back["times_as_fast"]["verdict"] == "slower"
-    same = run(job(tiny_model, NullDevice(jitter, OUTPUT), against=tiny_model)).document["against"]
-    assert same["times_as_fast"]["verdict"] == "cannot tell"
+    back = run(job(slow, TwoSpeeds(jitter, OUTPUT), against=tiny_model)).against
+    assert back.times_as_fast.verdict == "slower"
+    same = run(job(tiny_model, NullDevice(jitter, OUTPUT), against=tiny_model)).against
+    assert same.times_as_fast.verdict == "cannot tell"
 
 
 def test_energy_and_cost_are_those_of_the_script(tiny_model: Path, tmp_path: Path) -> None:
@@ -93,14 +95,16 @@ def test_energy_and_cost_are_those_of_the_script(tiny_model: Path, tmp_path: Pat
     prices = Prices(electricity=0.5, instance=1.8, currency="EUR")
     found = run(job(tiny_model, device, against=slow, meter=NullMeter(lambda: 36.0), prices=prices))
     assert_documented(found)
-    told, other = found.document, found.document["against"]
-    assert told["energy"]["gross_mj"] == pytest.approx(36 * 14)
-    assert told["energy"]["net_mj"] == pytest.approx(0, abs=1e-6)
-    assert other["energy"]["gross_mj"] == pytest.approx(36 * 20)
-    assert other["cost"]["electricity"] == pytest.approx(720e3 / 3.6e6 * 0.5)  # 1e6 frames of 0.72 J
-    assert other["cost"]["instance"] == pytest.approx(1e6 * 0.020 / 3600 * 1.8)
-    assert other["cost_change"] == pytest.approx(14 / 20 - 1)
-    lines = "\n".join(bench_text.bench_lines(told))
+    told, other = found.result, found.against
+    assert told.energy
+    assert other
+    assert told.energy.gross_mj == pytest.approx(36 * 14)
+    assert told.energy.net_mj == pytest.approx(0, abs=1e-6)
+    assert other.result.energy.gross_mj == pytest.approx(36 * 20)
+    assert other.result.cost.electricity == pytest.approx(720e3 / 3.6e6 * 0.5)  # 1e6 frames of 0.72 J
+    assert other.result.cost.instance == pytest.approx(1e6 * 0.020 / 3600 * 1.8)
+    assert other.cost_change == pytest.approx(14 / 20 - 1)
+    lines = "\n".join(bench_text.bench_lines(found))
     assert "504.0 mJ a frame" in lines
     assert "EUR" in lines
 
@@ -119,16 +123,17 @@ def test_a_sustained_run_shows_when_it_slowed_down_and_what_it_settles_at(tiny_m
     device._latencies_s = (0.02 if device.clock() < 45 else 0.03 for _ in itertools.count())
     found = run(job(tiny_model, device, minutes=1.0, root=board, meter=NullMeter(lambda: 10.0)))
     assert_documented(found)
-    sustained = found.document["sustained"]
-    assert sustained["fps"] is None
-    assert sustained["slow_down"]["after_ms"] / sustained["slow_down"]["before_ms"] == pytest.approx(1.5)
-    assert sustained["settled_fps"] == pytest.approx(1000 / 30)
-    assert sustained["timeline"][0]["gpu_mhz"] == 1377
-    assert sustained["timeline"][-1]["at_s"] == pytest.approx(60, abs=0.1)
-    assert found.document["conditions"]["power_mode"]["name"] == "MAXN"
-    assert any("33.3 FPS, 1.50 times as long" in line for line in bench_text.bench_lines(found.document))
+    sustained = found.sustained
+    assert sustained
+    assert sustained.fps is None
+    assert sustained.slow_down.after_ms / sustained.slow_down.before_ms == pytest.approx(1.5)
+    assert sustained.settled_fps == pytest.approx(1000 / 30)
+    assert sustained.timeline[0].gpu_mhz == 1377
+    assert sustained.timeline[-1].at_s == pytest.approx(60, abs=0.1)
+    assert found.conditions.setting.power_mode.name == "MAXN"
+    assert any("33.3 FPS, 1.50 times as long" in line for line in bench_text.bench_lines(found))
     page = tmp_path / "page.html"
-    bench_files.write_page(page, tiny_model.name, found.document, found.timings)
+    bench_files.write_page(page, tiny_model.name, found)
     text = page.read_text("utf-8")
     assert "Temperature, °C" in text
     assert text.count("<polyline") >= 3
@@ -137,17 +142,17 @@ def test_a_sustained_run_shows_when_it_slowed_down_and_what_it_settles_at(tiny_m
 @pytest.mark.parametrize(("name", "basis"), [("cpu", "measured"), ("xavier", "stand-in")])
 def test_a_machine_that_is_not_the_target_stands_in_for_it(tiny_model: Path, name: str, basis: str) -> None:
     found = run(job(tiny_model, NullDevice([0.02], OUTPUT), target=load_target(name)))
-    assert found.document["basis"] == basis
-    assert any(f"({basis})" in line for line in bench_text.bench_lines(found.document))
+    assert found.basis == basis
+    assert any(f"({basis})" in line for line in bench_text.bench_lines(found))
 
 
 def test_a_camera_that_says_it_is_the_target_is_measured_by_its_rails(tiny_model: Path, tmp_path: Path) -> None:
     board = boards.xavier(tmp_path)
     boards.write(board, {"etc/edgekd/compatible": "nvidia,jetson-agx-xavier"})
-    found = run(job(tiny_model, NullDevice([0.02], OUTPUT), target=load_target("xavier"), root=board)).document
-    assert found["basis"] == "measured"
-    assert found["energy"]["meter"] == "ina3221"
-    assert found["energy"]["gross_mj"] == pytest.approx(11.8 * 20)
+    found = run(job(tiny_model, NullDevice([0.02], OUTPUT), target=load_target("xavier"), root=board))
+    assert found.basis == "measured"
+    assert found.result.energy.meter == "ina3221"
+    assert found.result.energy.gross_mj == pytest.approx(11.8 * 20)
 
 
 def write_frames(folder: Path, count: int = 3) -> Path:
@@ -161,9 +166,9 @@ def write_frames(folder: Path, count: int = 3) -> Path:
 def test_compressed_frames_are_decoded_within_the_time(tiny_model: Path, tmp_path: Path) -> None:
     found = run(job(tiny_model, NullDevice([0.02], OUTPUT), frames=write_frames(tmp_path / "frames")))
     assert_documented(found)
-    assert found.document["decode_ms"] is not None
-    assert found.document["frames"]["shapes"] == [[80, 48]]
-    assert [row[0].strip() for row in bench_text.bench_rows(found.document)][1] == "decode"
+    assert found.result.decode_ms is not None
+    assert found.frames.shapes == ((80, 48),)
+    assert [row[0].strip() for row in bench_text.bench_rows(found.result)][1] == "decode"
 
 
 def test_a_video_is_decoded_in_order_over_and_over(tmp_path: Path) -> None:
@@ -198,10 +203,10 @@ def test_every_sample_is_in_the_csv(tiny_model: Path, tmp_path: Path) -> None:
     bench_files.write_csv(file, found.timings)
     rows = list(csv.DictReader(file.open()))
     camera = [row for row in rows if row["state"] == "camera"]
-    assert len(camera) == found.document["iterations"] == 60
+    assert len(camera) == found.result.iterations == 60
     assert {row["state"] for row in rows} == {"camera", "engine"}
     assert np.percentile([float(row["inference_ms"]) for row in camera], 50) == pytest.approx(
-        found.document["inference_ms"]["p50"], abs=1e-3
+        found.result.inference_ms.p50, abs=1e-3
     )
     assert camera[0]["decode_ms"] == ""
     with pytest.raises(SpecError, match="cannot write"):
@@ -226,7 +231,7 @@ def test_the_page_has_the_numbers_and_no_script(tiny_model: Path, tmp_path: Path
     slow.write_bytes(tiny_model.read_bytes())
     found = run(job(tiny_model, TwoSpeeds([0.014], OUTPUT), against=slow))
     page = tmp_path / "page.html"
-    bench_files.write_page(page, tiny_model.name, found.document, found.timings)
+    bench_files.write_page(page, tiny_model.name, found)
     text = page.read_text("utf-8")
     assert "Compared with" in text
     assert "<b>.onnx" not in text

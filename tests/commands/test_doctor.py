@@ -13,7 +13,7 @@ import pytest
 
 from edgekd.commands import doctor
 from edgekd.commands.doctor import Check, Requirement, diagnose, parse_requirements
-from edgekd.deploy.devices import Gpu
+from edgekd.core.host_facts import Gpu
 from edgekd.graph.runtimes import ENGINES
 
 

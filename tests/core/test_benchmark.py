@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.core.benchmark import Candidate, Timing, benchmark_interleaved, compare, summarize, timing_of
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.deploy.devices.null import NullDevice
 
@@ -69,7 +70,7 @@ def test_decoding_a_compressed_frame_is_a_part_of_its_own() -> None:
     timing = found[""]
     assert timing.decode_ms.tolist() == [500.0] * 4
     assert timing.total_ms.tolist() == [937.5] * 4
-    assert timing.summary()["decode_ms"]["p50"] == 500.0
+    assert timing.summary().decode_ms.p50 == 500.0
 
 
 def test_percentiles_interpolate_between_the_samples() -> None:
@@ -79,10 +80,10 @@ def test_percentiles_interpolate_between_the_samples() -> None:
 
 def test_one_slow_frame_shows_in_p99_and_not_in_p50() -> None:
     device = NullDevice([0.5] * 99 + [8.0])
-    inference = measure(device, Stages(device), min_iterations=100, min_seconds=0, warmup=0).summary()["inference_ms"]
-    assert inference["p50"] == inference["p90"] == inference["min"] == 500.0
-    assert inference["p99"] == pytest.approx(500 + 0.01 * 7500)
-    assert inference["mean"] == 575.0
+    inference = measure(device, Stages(device), min_iterations=100, min_seconds=0, warmup=0).summary().inference_ms
+    assert inference.p50 == inference.p90 == inference.min == 500.0
+    assert inference.p99 == pytest.approx(500 + 0.01 * 7500)
+    assert inference.mean == 575.0
 
 
 @settings(max_examples=30)
@@ -167,8 +168,8 @@ def test_the_slower_candidate_gets_its_seconds_and_the_faster_one_too() -> None:
 def test_the_summary_is_json_and_keeps_the_basis() -> None:
     device = NullDevice([0.25])
     summary = measure(device, Stages(device), min_iterations=4, min_seconds=0, basis="measured").summary()
-    assert json.loads(json.dumps(summary)) == summary
-    assert (summary["basis"], summary["iterations"], summary["inference_ms"]["mean"]) == ("measured", 4, 250.0)
+    assert (summary.basis, summary.iterations, summary.inference_ms.mean) == ("measured", 4, 250.0)
+    assert json.loads(json.dumps(to_plain(summary)))["inference_ms"]["mean"] == 250.0
 
 
 def script(samples_s: list[float], **limits) -> Timing:
@@ -182,17 +183,17 @@ def test_scripted_latencies_come_back_exactly_in_percentiles() -> None:
     samples_s = (np.random.default_rng(0).integers(1, 4096, 6001) / 1024).tolist()
     timing = script(samples_s)
     assert timing.inference_ms.tolist() == [1000 * each for each in samples_s]
-    found = timing.summary()["inference_ms"]
+    found = timing.summary().inference_ms
     ordered = sorted(timing.inference_ms.tolist())
-    assert [found[name] for name in ("p50", "p90", "p99")] == [ordered[at] for at in (3000, 5400, 5940)]
-    assert found["p999"] == pytest.approx(ordered[5994], rel=1e-12)
-    assert all(low <= found[name] <= high for name, (low, high) in found["intervals"].items())
+    assert [getattr(found, name) for name in ("p50", "p90", "p99")] == [ordered[at] for at in (3000, 5400, 5940)]
+    assert found.p999 == pytest.approx(ordered[5994], rel=1e-12)
+    assert all(low <= getattr(found, name) <= high for name, (low, high) in found.intervals.items())
 
 
 def test_a_percentile_that_a_run_is_too_short_for_has_no_interval_and_p999_no_value() -> None:
-    found = script([0.25] * 200).summary()["inference_ms"]
-    assert found["p999"] is None
-    assert found["intervals"] == {"p50": [250, 250], "p90": [250, 250], "p99": None, "p999": None, "mean": [250, 250]}
+    found = script([0.25] * 200).summary().inference_ms
+    assert found.p999 is None
+    assert found.intervals == {"p50": [250, 250], "p90": [250, 250], "p99": None, "p999": None, "mean": [250, 250]}
 
 
 @pytest.mark.parametrize(
@@ -210,23 +211,23 @@ def test_no_rate_is_told_of_a_run_too_short_or_too_noisy_but_percentiles_stay(
     if reason.startswith("stop"):  # in no order, so that every stretch of the run is another
         samples_s = np.random.default_rng(1).permutation(samples_s).tolist()
     summary = script(samples_s).summary()
-    assert summary["fps"] is None
-    assert len(summary["refused"]) == 1
-    assert reason in summary["refused"][0]
-    assert summary["total_ms"]["p50"] == 1000 * float(np.median(samples_s))
+    assert summary.fps is None
+    assert len(summary.refused) == 1
+    assert reason in summary.refused[0]
+    assert summary.total_ms.p50 == 1000 * float(np.median(samples_s))
 
 
 def test_injected_throttling_and_outliers_are_told() -> None:
     jitter = np.random.default_rng(0).uniform(0.99, 1.01, 1000)
     samples_s = (0.010 * jitter).tolist()
-    assert script(samples_s).summary()["slow_down"] is None
-    assert script(samples_s).summary()["outliers"]["count"] == 0
-    throttled = script((0.010 * jitter * np.where(np.arange(1000) < 600, 1, 1.25)).tolist()).summary()["slow_down"]
-    assert throttled["after_ms"] / throttled["before_ms"] == pytest.approx(1.25, abs=0.01)
-    assert throttled["at_s"] == pytest.approx(6.0, abs=0.2)
+    assert script(samples_s).summary().slow_down is None
+    assert script(samples_s).summary().outliers.count == 0
+    throttled = script((0.010 * jitter * np.where(np.arange(1000) < 600, 1, 1.25)).tolist()).summary().slow_down
+    assert throttled.after_ms / throttled.before_ms == pytest.approx(1.25, abs=0.01)
+    assert throttled.at_s == pytest.approx(6.0, abs=0.2)
     samples_s[100] = samples_s[700] = 0.2
-    told = script(samples_s).summary()["outliers"]
-    assert (told["count"], told["worst_ms"]) == (2, pytest.approx(200))
+    told = script(samples_s).summary().outliers
+    assert (told.count, told.worst_ms) == (2, pytest.approx(200))
 
 
 def test_what_was_measured_in_turns_is_compared_round_by_round() -> None:

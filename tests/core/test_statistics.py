@@ -169,7 +169,7 @@ def test_injected_outliers_are_counted_exactly(remembers: float) -> None:
     found = outliers(samples)
     assert found.count == 15
     assert found.share == 15 / 2000
-    assert found.worst == samples.max()
+    assert found.worst_ms == samples.max()
 
 
 def test_throttling_hides_no_outlier_and_is_none() -> None:

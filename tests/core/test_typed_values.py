@@ -72,6 +72,12 @@ def test_a_table_becomes_a_dataclass_and_the_same_table_again() -> None:
     assert from_plain(Outer, {**TABLE, "either": INNER}, "table").either == Inner(1, (2, "x"))
 
 
+def test_unknown_keys_pass_where_they_may() -> None:
+    newer = {**TABLE, "more": 1, "inner": {**INNER, "more": [1]}, "many": [{**INNER, "more": None}]}
+    value = from_plain(Outer, newer, "table", extra=True)
+    assert (value.inner, value.many) == (Inner(1, (2, "x")), (Inner(1, (2, "x")),))
+
+
 def test_what_has_a_default_may_be_left_out() -> None:
     required = {key: value for key, value in TABLE.items() if key not in ("free", "names")}
     assert from_plain(Outer, required, "table").names == {}

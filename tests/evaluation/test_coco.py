@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edgekd.core.detection.types import Detections
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
-from edgekd.evaluation.coco import ClassScore, score, tail_score
+from edgekd.evaluation.coco import ClassScore, TailScore, score, tail_score
 
 CLASSES = ("cat", "dog", "cow")
 WIDTH, HEIGHT = 640, 480
@@ -55,13 +56,9 @@ def test_perfect_detections_score_one() -> None:
     result = score([found(boxes, classes)], [truth(boxes, classes)], CLASSES)
     assert (result.map50_95, result.map50) == pytest.approx((1, 1))
     assert dict(result.by_size) == pytest.approx({"small": 1, "medium": 1, "large": 1})
-    assert result.per_class["cat"] == {
-        "map50_95": pytest.approx(1),
-        "map50": pytest.approx(1),
-        "confidence": 0.879,
-        "images": 1,
-        "instances": 2,
-    }
+    assert result.per_class["cat"] == ClassScore(
+        map50_95=pytest.approx(1), map50=pytest.approx(1), confidence=0.879, images=1, instances=2
+    )
     assert result.images == 1
 
 
@@ -73,7 +70,7 @@ def test_no_detections_score_zero() -> None:
 def test_class_without_objects_has_no_score_and_does_not_lower_the_mean() -> None:
     result = score([found([LARGE, SMALL], [0, 2])], [truth([LARGE], [0])], CLASSES)
     assert result.map50_95 == pytest.approx(1)
-    assert result.per_class["cow"] == {"map50_95": None, "map50": None, "confidence": None, "images": 0, "instances": 0}
+    assert result.per_class["cow"] == ClassScore(None, None, None, images=0, instances=0)
     assert result.by_size["small"] is None
 
 
@@ -102,7 +99,7 @@ def test_order_of_images_and_of_detections_does_not_matter() -> None:
     order = np.random.default_rng(2).permutation(len(truths))
     flipped = [Detections(d.boxes[::-1], d.scores[::-1], d.classes[::-1]) for d in detections]
     shuffled = score([flipped[i] for i in order], [truths[i] for i in order], CLASSES)
-    assert shuffled.to_json() == expected.to_json()
+    assert shuffled == expected
 
 
 def test_detections_in_a_crowd_are_neither_right_nor_wrong() -> None:
@@ -111,7 +108,7 @@ def test_detections_in_a_crowd_are_neither_right_nor_wrong() -> None:
     scores = [0.99] * 8 + [0.5]
     result = score([found([*inside, LARGE], [0] * 9, scores)], [labelled], CLASSES)
     assert result.map50_95 == pytest.approx(1)
-    assert result.per_class["cat"]["instances"] == 1
+    assert result.per_class["cat"].instances == 1
     without_crowd = score([found([*inside, LARGE], [0] * 9, scores)], [truth([LARGE], [0])], CLASSES)
     assert without_crowd.map50 < 0.2
 
@@ -165,16 +162,16 @@ def test_the_confidence_of_a_class_leaves_out_what_is_wrong_and_keeps_what_is_ri
     truths = [truth([*boxes, MEDIUM], [0, 0, 1])]
     detections = [found([*boxes, *away, MEDIUM], [0, 0, 0, 0, 1], [0.9, 0.6, 0.3, 0.2, 0.4])]
     result = score(detections, truths, CLASSES).per_class
-    assert [result[name]["confidence"] for name in CLASSES] == [0.599, 0.399, None]
+    assert [result[name].confidence for name in CLASSES] == [0.599, 0.399, None]
     nothing = score([found(away, [0, 0])], [truth(boxes, [0, 0])], CLASSES).per_class
-    assert nothing["cat"]["confidence"] is None, "no threshold makes it right"
+    assert nothing["cat"].confidence is None, "no threshold makes it right"
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_other_confidence_is_much_better(seed: int) -> None:
     """Against F1 counted anew above every threshold. COCO's curve has 101 points, so the best may lie between."""
     detections, truths = random_scene(seed)
-    told = score(detections, truths, CLASSES).per_class["cat"]["confidence"]
+    told = score(detections, truths, CLASSES).per_class["cat"].confidence
     assert told is not None
     values = [f1_above(threshold, detections, truths) for threshold in np.linspace(0, 0.99, 100)]
     assert f1_above(told, detections, truths) > max(values) - 0.02
@@ -210,19 +207,14 @@ def test_the_tail_is_the_mean_of_the_rare_classes_that_were_there() -> None:
         for name, value in (("cat", 0.9), ("dog", 0.1), ("cow", 0.3), ("elk", None))
     }
     found = tail_score(rows, ("dog", "cow", "elk"), 0.1)
-    assert found == {
-        "share": 0.1,
-        "classes": ["dog", "cow", "elk"],
-        "map50_95": pytest.approx(0.2),
-        "map50": pytest.approx(0.2),
-    }
-    assert tail_score(rows, ("elk",), 0.1)["map50_95"] is None
-    assert tail_score(rows, (), 0.1)["map50"] is None
+    assert found == TailScore(0.1, ("dog", "cow", "elk"), pytest.approx(0.2), pytest.approx(0.2))
+    assert tail_score(rows, ("elk",), 0.1).map50_95 is None
+    assert tail_score(rows, (), 0.1).map50 is None
 
 
 def test_score_is_frozen_and_becomes_json() -> None:
     result = score([found([LARGE], [0])], [truth([LARGE], [0])], CLASSES)
-    document = json.loads(json.dumps(result.to_json()))
+    document = json.loads(json.dumps(to_plain(result)))
     assert set(document) == {"map50_95", "map50", "per_class", "by_size", "images"}
     assert document["per_class"]["dog"]["map50"] is None
     with pytest.raises(FrozenInstanceError):

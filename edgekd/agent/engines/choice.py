@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, EngineKey, Form, RuntimeVersion
-from edgekd.agent.runtimes.types import FLOAT, GRAPH
-from edgekd.agent.state.documents import INLINE, to_plain
+from edgekd.agent.runtimes.types import FLOAT, GRAPH, Source
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json, is_sha256
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -27,16 +27,61 @@ FILE = "tuning.json"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Form that was chosen for a device.
+class RelativeTime:
+    """Time of a run, measured interleaved with the other forms.
 
-    candidates: measurements of each form, as plain JSON types; limits: rules of their comparison, None without one.
+    Args:
+        p50: Median of the medians of the rounds, in milliseconds.
+        ratio: Ratio to the time of the shipped engine.
+        interval: 95 % interval of the ratio: low and high.
+    """
+
+    p50: float
+    ratio: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A form of the network, built and tested.
+
+    Args:
+        key: Name of its engine; null where it could not be built.
+        passed: True where it passed the self-test.
+        found: Reason of a failure; null where it passed.
+        ms: Null where it could not be built.
     """
 
     form: Form = field(metadata=INLINE)
+    key: str | None
+    passed: bool
+    found: str | None
+    ms: RelativeTime | None
+
+
+@dataclass(frozen=True)
+class TuningLimits:
+    """Limits of a comparison of forms.
+
+    Args:
+        builds: Maximum number of engines with some layers in float.
+        rounds: Number of rounds in which all engines were measured.
+        least_gain: Minimum gain over the shipped engine, as a share of its time.
+    """
+
+    builds: int
+    rounds: int
+    least_gain: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Form that was chosen for a device, and the comparison that it was chosen by; None without one."""
+
+    form: Form = field(metadata=INLINE)
     key: EngineKey = field(metadata=INLINE)
-    candidates: Sequence[Mapping[str, Any]] = ()
-    limits: Mapping[str, Any] | None = None
+    candidates: Sequence[Measurement] = ()
+    limits: TuningLimits | None = None
 
     def suits(self, key: EngineKey) -> bool:
         """Return whether it is for this graph and this runtime, in any version and on any device."""
@@ -55,10 +100,19 @@ def choice_from_json(content: bytes) -> Choice:
         raise ValueError("expected a runtime with name and version")
     if not is_sha256(document.get("graph")) or not isinstance(document.get("built_on"), dict):
         raise ValueError("expected the SHA-256 of a graph, and the state of a device")
-    if not isinstance(document.get("candidates"), list) or not isinstance(document.get("limits"), (dict, type(None))):
-        raise ValueError("expected candidates and limits")
+    try:
+        candidates = tuple(_measurement(**each) for each in document["candidates"])
+        limits = None if document["limits"] is None else TuningLimits(**document["limits"])
+    except (KeyError, TypeError) as error:
+        raise ValueError("expected candidates and limits") from error
     key = EngineKey(document["graph"], RuntimeVersion(runtime["name"], runtime["version"]), document["built_on"])
-    return Choice(Form(source, tuple(layers or ())), key, document["candidates"], document["limits"])
+    return Choice(Form(source, tuple(layers or ())), key, candidates, limits)
+
+
+def _measurement(
+    source: Source, float_layers: Sequence[str], ms: Mapping[str, Any] | None, **others: Any
+) -> Measurement:
+    return Measurement(Form(source, tuple(float_layers)), ms=None if ms is None else RelativeTime(**ms), **others)
 
 
 def _texts(values: Any) -> bool:

@@ -28,10 +28,11 @@ from edgekd.agent.engines.records import (
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import Realized, realized
 from edgekd.agent.runtimes.types import BuildOptions, UnimplementedLayerError
-from edgekd.agent.state.documents import read_object, to_plain
+from edgekd.agent.state.documents import read_object
 from edgekd.agent.state.slots import SELF_TEST, Slot
 from edgekd.core.atomic_files import new_folder, remove_folder, write_file, writing
 from edgekd.core.canonical import canonical_json, file_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, EngineMismatchError, HashError
 
 if TYPE_CHECKING:
@@ -59,11 +60,11 @@ class BuildRequest:
             if not report or share < minimum:
                 shares = report.shares_in(unit).items() if report else ()
                 raise PrecisionError(
-                    f"slot {slot.name}: the engine does not compute in {precision} as it has to",
+                    f"slot {slot.name}: too little of the engine computes in {precision}",
                     expected=f"{minimum:.1%} of its {unit or 'layers'} in {precision}",
                     found=", ".join(f"{name} {each:.1%}" for name, each in shares)
                     or "a runtime that does not report precisions",
-                    fix="see what the builder falls back to, or ask for less; what was there is as it was",
+                    fix="see the fallbacks of the builder, or require less; an earlier engine stays",
                 )
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.agent.state.documents import INLINE
+from edgekd.agent.engines.records import RuntimeVersion
+from edgekd.agent.runtimes.types import ON_CPU
+from edgekd.agent.state.device import read_device
 from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
+from edgekd.core.documents import INLINE
+from edgekd.core.machine_state import PowerMode
+from edgekd.core.power.energy import Energy, measure_energy
+from edgekd.core.power.find import find_meter
 
 if TYPE_CHECKING:
-    from edgekd.agent.runtimes.types import Runtime
+    from edgekd.agent.engines.camera import Camera
+    from edgekd.agent.runtimes.types import Runtime, Session
     from edgekd.agent.state.slots import Slot
     from edgekd.core.power import Meter
 
@@ -28,11 +35,35 @@ MAX_ROUNDS = 100
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Latency of an engine, and its energy; `refused` has the reasons for a figure that is None."""
+    """Latency of an engine, and its energy.
+
+    Args:
+        inference_ms: Milliseconds of a run.
+        energy: Energy of a run; null where `refused` has the reason.
+    """
 
     run: RunSummary = field(metadata=INLINE)
     inference_ms: Stats
-    energy: Mapping[str, Any] | None = None
+    energy: Energy | None = None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Result of `bench`.
+
+    Args:
+        slot: Name of the slot.
+        key: Name of the engine.
+        model: Model of the device.
+        power_mode: Power mode of the device.
+    """
+
+    slot: str
+    key: str
+    runtime: RuntimeVersion
+    model: str | None
+    power_mode: PowerMode | None
+    latency: LatencyReport = field(metadata=INLINE)
 
 
 def measure_latency(
@@ -46,7 +77,7 @@ def measure_latency(
     batch = _noise(slot)
     with closing(runtime.load(engine)) as session:
         timings = benchmark_interleaved(
-            {"": Candidate(session, _no_preprocess, _no_postprocess)},
+            {"": _engine_alone(session)},
             [batch],
             block=1,
             min_iterations=iterations,
@@ -54,6 +85,13 @@ def measure_latency(
             clock=runtime.clock,
         )
         return _report(timings[""].total_ms, *_energy(meter, lambda: session.run(batch), seconds))
+
+
+def measure_on(camera: Camera, slot: Slot, engine: Path, iterations: int, seconds: float) -> LatencyReport:
+    """Time an engine, and measure its energy by the sensors of the camera. Raises DeviceError."""
+    runtime, cards = camera.required_runtime(), read_device(camera.root).gpus
+    meter = find_meter(camera.root, gpu=bool(cards) and runtime.name not in ON_CPU)
+    return measure_latency(slot, runtime, engine, iterations, seconds, meter)
 
 
 def measure_interleaved(
@@ -68,7 +106,7 @@ def measure_interleaved(
     with ExitStack() as stack:
         sessions = [stack.enter_context(closing(runtime.load(each))) for each in engines]
         timings = benchmark_interleaved(
-            {str(index): Candidate(each, _no_preprocess, _no_postprocess) for index, each in enumerate(sessions)},
+            {str(index): _engine_alone(each) for index, each in enumerate(sessions)},
             [_noise(slot)],
             block=BLOCK,
             min_iterations=rounds * BLOCK,
@@ -98,27 +136,21 @@ def _noise(slot: Slot) -> np.ndarray:
     return to_tensor(frame, preprocess)
 
 
-def _no_preprocess(batch: np.ndarray) -> tuple[np.ndarray, None]:
-    return batch, None
+def _engine_alone(session: Session) -> Candidate:
+    return Candidate(session, lambda batch: (batch, None), lambda output, context: None)
 
 
-def _no_postprocess(output: np.ndarray, context: None) -> None:
-    return None
-
-
-def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[dict[str, Any] | None, str]:
+def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[Energy | None, str]:
     """Measure the energy of a run; return None and the reason where that is not possible."""
-    from edgekd.core.power.energy import measure_energy
-
     if meter is None:
         return None, "no sensor here that may be read"
     try:
-        return measure_energy(meter, {"": work}, seconds)[""].as_json(), ""
+        return measure_energy(meter, {"": work}, seconds)[""], ""
     except OSError as error:
         return None, str(error)
 
 
-def _report(samples_ms: np.ndarray, energy: dict[str, Any] | None, reason: str) -> LatencyReport:
+def _report(samples_ms: np.ndarray, energy: Energy | None, reason: str) -> LatencyReport:
     run = summarize_run(samples_ms)
     if energy is None:
         run = replace(run, refused=[*run.refused, f"energy: {reason}"])

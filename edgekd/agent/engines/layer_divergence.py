@@ -28,7 +28,12 @@ _NOT_FINITE = 1e9  # in place of infinity and NaN
 
 @dataclass(frozen=True)
 class TensorDivergence:
-    """Relative error of a tensor: norm of the differences by that of the values, the maximum over golden frames."""
+    """Divergence of an inner tensor.
+
+    Args:
+        tensor: Name of the tensor in the graph.
+        error: Norm of the differences by that of the values, the maximum over golden frames.
+    """
 
     tensor: str
     error: float
@@ -52,7 +57,7 @@ def layer_divergence(slot: Slot, runtime: Runtime) -> list[TensorDivergence]:
     expected = runtime.outputs(with_outputs(plain.onnx, names, kind), False, frames)
     if found is None or expected is None:
         raise UnsuitedError(
-            f"{runtime.name} does not give inner tensors",
+            f"{runtime.name} does not output inner tensors",
             expected="tensorrt, trtexec, onnxruntime or openvino",
             fix="name another with --runtime, or leave --layers out",
         )

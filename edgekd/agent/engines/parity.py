@@ -20,8 +20,14 @@ _NOT_FINITE = 1e9  # in place of infinity and NaN: an error above every toleranc
 class WorstValue:
     """The number with the largest error.
 
-    frame: of the golden set; part: `boxes` or `scores`; candidate: index in the output; column: of its numbers; error:
-    as in `output_error`.
+    Args:
+        frame: Index of the golden frame.
+        part: Part of the output: `boxes` or `scores`.
+        candidate: Index of the candidate in the output.
+        column: Index of the number in the candidate: four of the box, then the others.
+        expected: The golden value.
+        found: The engine's value.
+        error: Their difference by the norm of all golden values of the part.
     """
 
     frame: int

@@ -8,14 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd.agent.runtimes.precision import Realized, Shares
-from edgekd.agent.runtimes.types import FLOAT, GRAPH
-from edgekd.agent.state.documents import INLINE, to_plain
+from edgekd.agent.runtimes.types import (
+    FLOAT,
+    GRAPH,
+    DlaDetails,
+    RuntimeDetails,
+    Source,
+    TensorRtDetails,
+    TrtexecDetails,
+)
 from edgekd.core.canonical import json_sha256
+from edgekd.core.documents import INLINE, to_plain
 
 
 @dataclass(frozen=True)
 class RuntimeVersion:
-    """A runtime by its name and version."""
+    """A runtime.
+
+    Args:
+        name: Name for `--runtime`.
+        version: Version of its library.
+    """
 
     name: str | None
     version: str | None
@@ -23,7 +36,12 @@ class RuntimeVersion:
 
 @dataclass(frozen=True)
 class Change:
-    """A fact that has changed since a build, with its values then and now."""
+    """A fact that has changed since a build.
+
+    Args:
+        what: `runtime`, `version`, `device`, `gpu`, `cpu`, `driver`, `l4t` or `os`.
+        built, now: Its value at the build, and now.
+    """
 
     what: str
     built: str | None
@@ -51,10 +69,12 @@ class EngineKey:
 class Form:
     """Form of the network that an engine is built from.
 
-    source: GRAPH or FLOAT; float_layers: names of the graph's layers whose Q/DQ is left out, in graph order.
+    Args:
+        source: `graph`: the bundle's graph; `float`: the same network without Q/DQ.
+        float_layers: Names of the graph's layers whose Q/DQ is left out, in graph order.
     """
 
-    source: str = GRAPH
+    source: Source = GRAPH
     float_layers: tuple[str, ...] = ()
 
 
@@ -74,7 +94,13 @@ def folder_name(key: EngineKey, form: Form) -> str:
 
 @dataclass(frozen=True)
 class FailedBuild:
-    """A build that ended because the runtime has no kernel for `node`. log: the builder's warnings and errors."""
+    """A build that found no kernel for a layer.
+
+    Args:
+        float_layers: Layers that were built in float.
+        node: The builder's name of the layer without a kernel.
+        log: Warnings and errors of the builder.
+    """
 
     float_layers: tuple[str, ...]
     node: str
@@ -86,12 +112,12 @@ class EngineRecord:
     """Content of `engine.json`; records of older agents lack fields that have a default.
 
     precision: requested, not computed; realized: computed, None where the runtime does not report it, and then
-    perhaps `unread`, the reason; details: entries of the runtime's own, such as `log` or `command`.
+    perhaps `unread`, the reason.
     """
 
     key: EngineKey = field(metadata=INLINE)
     form: Form = field(metadata=INLINE)
-    details: Mapping[str, Any] = field(metadata=INLINE)
+    details: RuntimeDetails = field(metadata=INLINE)
     realized: Realized | None = None
     unread: str | None = None
     precision: str = GRAPH
@@ -118,16 +144,36 @@ def record_from_json(document: Mapping[str, Any]) -> EngineRecord:
     return EngineRecord(
         key,
         form,
-        {name: value for name, value in entries.items() if name not in names},
+        _details(entries),
         Realized(realized["layers"], Shares(**realized["share"])) if realized else None,
         attempts=attempts,
         **{name: entries[name] for name in names},
     )
 
 
+def _details(entries: Mapping[str, Any]) -> RuntimeDetails:
+    """Return the entries of the runtime's own; older agents wrote fewer."""
+    kind = next((kind for name, kind in _DETAILS.items() if name in entries), RuntimeDetails)
+    names = {field.name for field in dataclasses.fields(kind)} & entries.keys()
+    return kind(**{name: entries[name] for name in names})
+
+
+_DETAILS: dict[str, type[RuntimeDetails]] = {
+    "held_in_float": DlaDetails,
+    "command": TrtexecDetails,
+    "workspace_bytes": TensorRtDetails,
+}
+"""Details by an entry that no other has; the first that is there decides."""
+
+
 @dataclass(frozen=True)
 class PartErrors:
-    """Relative errors, or tolerances, of boxes and of scores."""
+    """Relative errors, or tolerances, of boxes and of scores: the maximum over all frames.
+
+    Args:
+        boxes: Of boxes, each weighted by its score.
+        scores: Of scores.
+    """
 
     boxes: float
     scores: float
@@ -135,7 +181,13 @@ class PartErrors:
 
 @dataclass(frozen=True)
 class LatencyCheck:
-    """Median run time of an engine, and its limit."""
+    """Run time of an engine, and its limit.
+
+    Args:
+        limit_ms: Maximum of the median, in milliseconds.
+        p50_ms: The median.
+        runs: Number of timed runs.
+    """
 
     limit_ms: float
     p50_ms: float
@@ -144,7 +196,17 @@ class LatencyCheck:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Content of `selftest.json`. latency: None where no limit applied, or the outputs were wrong already."""
+    """Result of a self-test, as in `selftest.json`.
+
+    Args:
+        passed: True where both errors are within the tolerance, and the latency within its limit.
+        precision: `int8` for a graph with quantized layers, else `float`.
+        frames: Number of golden frames.
+        error: Relative errors of the engine.
+        tolerance: Maximum relative errors.
+        scratch_bytes: Memory for inner tensors; null where the runtime does not report it.
+        latency: Null where no limit applies, or the outputs are wrong already.
+    """
 
     passed: bool
     precision: str

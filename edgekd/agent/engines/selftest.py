@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.engines.latency import measure_latency
+from edgekd.agent.engines.layer_divergence import TensorDivergence
 from edgekd.agent.engines.parity import WorstValue, output_error, worst_value
 from edgekd.agent.engines.records import LatencyCheck, PartErrors, SelfTest
-from edgekd.agent.state.documents import INLINE, to_plain
 from edgekd.agent.state.golden import batches, read_golden
 from edgekd.agent.state.slots import SELF_TEST
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -38,10 +40,27 @@ class SelfTestError(DeviceError):
 
 @dataclass(frozen=True)
 class SelfTestReport:
-    """Result of a self-test, and the number with the largest error, which `selftest.json` does not have."""
+    """Result of a self-test with the number that has the largest error, which `selftest.json` does not have."""
 
     test: SelfTest = field(metadata=INLINE)
     worst: WorstValue
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """Result of `selftest`.
+
+    Args:
+        slot: Name of the slot.
+        key: Name of the engine.
+        layers: With `--layers` the divergence of inner tensors from those of the network in float, in its order; else
+            null.
+    """
+
+    slot: str
+    key: str
+    report: SelfTestReport = field(metadata=INLINE)
+    layers: Sequence[TensorDivergence] | None
 
 
 def run_self_test(slot: Slot, runtime: Runtime, engine: Path) -> SelfTestReport:

@@ -62,7 +62,7 @@ def build_failure(builder: str, log: BuilderLog) -> BuildFailedError:
     if node is None:
         fix = "free memory: the builder has too little workspace"
         if not any(_NO_WORKSPACE in text for text in log.errors):
-            fix = "see what it says, and how much memory is free"
+            fix = "see its message, and how much memory is free"
         return BuildFailedError(f"{builder} cannot build an engine", log=log.lines, found=log.cause, fix=fix)
     line = next(line for line in log.errors if unimplemented_node([line]))
     fix = "the layer can be built in float"

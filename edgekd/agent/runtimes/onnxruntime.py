@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, LibrarySession, Runtime
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -63,8 +63,8 @@ class OnnxRuntime(Runtime):
             _session(network.path, optimise_into=engine)
         return BuildResult("graph" if options.source != FLOAT else network.float_type)
 
-    def load(self, engine: Path) -> OnnxRuntimeSession:
-        return OnnxRuntimeSession(_session(engine))
+    def load(self, engine: Path) -> LibrarySession:
+        return _library_session(_session(engine))
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """Return the layers of a few profiled runs; their operators determine the precision. Raises DeviceError."""
@@ -72,7 +72,7 @@ class OnnxRuntime(Runtime):
 
         with TemporaryDirectory(prefix="edgekd-") as folder:
             native = _session(engine, profile_into=Path(folder, "profile"))
-            session, port = OnnxRuntimeSession(native), native.get_inputs()[0]
+            session, port = _library_session(native), native.get_inputs()[0]
             noise = np.random.RandomState(0).random_sample(port.shape).astype(np.float32)
             for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
                 session.run(noise)
@@ -89,28 +89,9 @@ class OnnxRuntime(Runtime):
             raise DeviceError(f"ONNX Runtime cannot run the network: {error}") from error
 
 
-class OnnxRuntimeSession:
-    """A graph with one input and one output, opened by ONNX Runtime."""
-
-    def __init__(self, native: Any) -> None:
-        self._native = native
-        self._input = native.get_inputs()[0].name
-
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
-        if self._native is None:
-            raise DeviceError("the ONNX Runtime session is closed", fix="load the engine again")
-        try:
-            output: np.ndarray = self._native.run(None, {self._input: batch})[0]
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise DeviceError(f"ONNX Runtime cannot run the engine on {batch.dtype} {batch.shape}: {error}") from error
-        return output
-
-    def scratch_bytes(self) -> int | None:
-        return None
-
-    def close(self) -> None:
-        self._native = None
+def _library_session(native: Any) -> LibrarySession:
+    name = native.get_inputs()[0].name
+    return LibrarySession("ONNX Runtime", lambda batch: native.run(None, {name: batch})[0])
 
 
 def profiled_layers(events: Iterable[Mapping[str, Any]], warm_up: int) -> list[Layer]:

@@ -6,7 +6,6 @@ Its engine is the compiled model as OpenVINO exports it, so that it depends on t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from importlib import metadata
 from importlib.util import find_spec
 from math import prod
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import NO_WORK, REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, LibrarySession, Runtime
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -56,8 +55,8 @@ class OpenVino(Runtime):
         engine.write_bytes(blob if isinstance(blob, bytes) else blob.getvalue())
         return BuildResult("graph" if options.source != FLOAT else network.float_type)
 
-    def load(self, engine: Path) -> OpenVinoSession:
-        return OpenVinoSession(_imported(engine, {}))
+    def load(self, engine: Path) -> LibrarySession:
+        return _library_session(_imported(engine, {}).create_infer_request())
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """Return the layers of a few profiled runs, by the plugin's counters. Raises DeviceError."""
@@ -65,13 +64,13 @@ class OpenVino(Runtime):
 
         native = _imported(engine, {"PERF_COUNT": True})
         noise = np.random.RandomState(0).random_sample(tuple(native.inputs[0].shape)).astype(np.float32)
-        with closing(OpenVinoSession(native)) as session:
-            for _ in range(_WARM_UP_RUNS):
-                session.run(noise)
-            runs = []
-            for _ in range(PROFILED_RUNS):
-                session.run(noise)
-                runs.append(session.times_ms())
+        request, runs = native.create_infer_request(), []
+        session = _library_session(request)
+        for _ in range(_WARM_UP_RUNS):
+            session.run(noise)
+        for _ in range(PROFILED_RUNS):
+            session.run(noise)
+            runs.append({each.node_name: each.real_time.total_seconds() * 1000 for each in request.profiling_info})
         described = [_described(node) for node in native.get_runtime_model().get_ordered_ops()]
         return profiled_layers(described, runs)
 
@@ -89,31 +88,8 @@ class OpenVino(Runtime):
             raise DeviceError(f"OpenVINO cannot run the network: {error}") from error
 
 
-class OpenVinoSession:
-    """A model with one input and one output, opened by OpenVINO."""
-
-    def __init__(self, native: Any) -> None:
-        self._request = native.create_infer_request()
-
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
-        if self._request is None:
-            raise DeviceError("the OpenVINO session is closed", fix="load the engine again")
-        try:
-            output: np.ndarray = self._request.infer([batch], share_inputs=True)[0]
-        except Exception as error:  # OpenVINO raises RuntimeError and its own exceptions side by side
-            raise DeviceError(f"OpenVINO cannot run the engine on {batch.dtype} {batch.shape}: {error}") from error
-        return output
-
-    def times_ms(self) -> dict[str, float]:
-        """Return milliseconds by layer of the last run of a model that was opened with counters."""
-        return {each.node_name: each.real_time.total_seconds() * 1000 for each in self._request.profiling_info}
-
-    def scratch_bytes(self) -> int | None:
-        return None
-
-    def close(self) -> None:
-        self._request = None
+def _library_session(request: Any) -> LibrarySession:
+    return LibrarySession("OpenVINO", lambda batch: request.infer([batch], share_inputs=True)[0])
 
 
 def profiled_layers(described: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, float]]) -> list[Layer]:

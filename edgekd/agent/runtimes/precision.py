@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from edgekd.agent.runtimes.types import Layer
+from edgekd.agent.runtimes.types import Inspection, Layer
+from edgekd.core.errors import DeviceError
 
 REFORMAT, NO_WORK, UNKNOWN, DLA = "reformat", "none", "unknown", "dla"
 """In place of a precision: format conversions, layers without work, layers without details, and layers on the DLA."""
@@ -42,7 +44,13 @@ _OPAQUE = ("myelin", "foreignnode")
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of each precision, 0 to 1. bytes: of weights and outputs; time: None for an engine without a profile."""
+    """Shares of each precision, 0 to 1.
+
+    Args:
+        layers: Of the layers.
+        bytes: Of the bytes of weights and outputs.
+        time: Of the time of profiled runs; null without a profile.
+    """
 
     layers: Mapping[str, float]
     bytes: Mapping[str, float]
@@ -76,6 +84,14 @@ def layers_of(inspected: str, times_ms: Mapping[str, float] | None = None) -> li
     if not isinstance(listed, list):
         raise ValueError(f"expected a list of layers, found {str(listed)[:60]!r}")
     return [_layer(entry, times_ms or {}) for entry in listed]
+
+
+def inspected_layers(raw: Inspection, engine: Path, source: str) -> list[Layer]:
+    """Parse the layers of an inspected engine; source: of the data, for the error. Raises DeviceError."""
+    try:
+        return layers_of(raw.layers, raw.times_ms)
+    except ValueError as error:
+        raise DeviceError(f"{source} does not report the layers of {engine}", found=str(error)) from error
 
 
 def realized(layers: Sequence[Layer]) -> Realized:

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgekd.agent.runtimes import cuda, networks
-from edgekd.agent.runtimes.precision import layers_of
+from edgekd.agent.runtimes.precision import inspected_layers
 from edgekd.agent.runtimes.tensorrt_builder import Builder, library
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime, TensorRtDetails
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class TensorRt(Runtime):
         spec = find_spec("tensorrt")
         if spec is None or spec.origin is None:  # type stubs alone make a package without an origin
             return "tensorrt is not installed for this Python"
-
         try:
             generation(self.version())
         except DeviceError as error:
@@ -56,26 +55,21 @@ class TensorRt(Runtime):
     def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
         builder = Builder(generation(self.version()), options)
         with networks.scratch_folder(engine) as folder:
-            result = self._configure(builder, slot, options, folder)
+            result, details = self._configure(builder, slot, options, folder)
             builder.write(engine)
-        return replace(result, details={**result.details, "log": builder.log.lines})
+        return replace(result, details=replace(details, log=builder.log.lines))
 
     def load(self, engine: Path) -> TensorRtSession:
         return TensorRtSession(engine, generation(self.version()), self.core)
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        raw = self.inspect(engine)
-        try:
-            return layers_of(raw.layers, raw.times_ms)
-        except ValueError as error:
-            raise DeviceError(f"{engine}: TensorRT does not report its layers", found=str(error)) from error
+        return inspected_layers(self.inspect(engine), engine, "TensorRT")
 
     def inspect(self, engine: Path) -> Inspection:
         with closing(self.load(engine)) as session:
             return Inspection(session.inspected(), session.profiled())
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-
         row = generation(self.version())
         builder = Builder(row, BuildOptions())
         with TemporaryDirectory(prefix="edgekd-") as name:
@@ -87,10 +81,12 @@ class TensorRt(Runtime):
             with closing(TensorRtSession(folder / "engine", row, several=True)) as session:
                 return [session.outputs(batch) for batch in batches]
 
-    def _configure(self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path) -> BuildResult:
+    def _configure(
+        self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path
+    ) -> tuple[BuildResult, TensorRtDetails]:
         """Pass the network and the settings to the builder; return a description. folder: for temporary files."""
         network = networks.network(slot, options, folder, int8_constants=builder.generation.int8_constants)
         builder.parse(network.path, slot.graph.name)
         flags = builder.allow(network.quantized)
         precision = "graph" if options.source != FLOAT else "fp16" if flags else network.float_type
-        return BuildResult(precision, flags, details=builder.settings())
+        return BuildResult(precision, flags), builder.settings()

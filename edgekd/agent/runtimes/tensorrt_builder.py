@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
 from edgekd.agent.runtimes.tensorrt_generations import Generation
-from edgekd.agent.runtimes.types import BuildOptions
+from edgekd.agent.runtimes.types import BuildOptions, TensorRtDetails
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DeviceError
 
@@ -63,10 +63,9 @@ class Builder:
                 self.config.set_flag(getattr(self.trt.BuilderFlag, flag))
         return ("fp32", *map(str.lower, flags)) if flags else ()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> TensorRtDetails:
         """Return the settings, for the record of the engine."""
-        level = LEVEL if self.generation.levels else None
-        return {"workspace_bytes": self._workspace, "optimization_level": level, "timing_cache": self._cache_used}
+        return TensorRtDetails(self._workspace, LEVEL if self.generation.levels else None, self._cache_used)
 
     def write(self, engine: Path) -> None:
         """Build the engine into a file, and keep the timings for the next build. Raises DeviceError."""

@@ -15,7 +15,7 @@ from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.networks import CalibratedNetwork
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, UnsuitedError
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, DlaDetails, TensorRtDetails, UnsuitedError
 from edgekd.core.formats.calibration_cache import to_text
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ class TensorRtDla(TensorRt):
         """Return None: a core computes whole parts of a network, and does not give their inner tensors."""
         return None
 
-    def _configure(self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path) -> BuildResult:
+    def _configure(
+        self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path
+    ) -> tuple[BuildResult, TensorRtDetails]:
         """Configure a build for the core. Raises UnsuitedError where the device or its TensorRT has no such core."""
         cores, core = int(builder.builder.num_DLA_cores), int(self.core or 0)
         if core >= cores:
@@ -51,15 +53,19 @@ class TensorRtDla(TensorRt):
             builder.config.DLA_core = core
             builder.config.set_flag(builder.trt.BuilderFlag.GPU_FALLBACK)
         if builder.generation.strongly_typed or options.source == FLOAT or not networks.quantized(slot.graph):
-            result = super()._configure(builder, slot, options, folder)
+            result, details = super()._configure(builder, slot, options, folder)
         else:
             network = networks.calibrated_network(slot, options, folder)
             builder.parse(network.path, slot.graph.name)
-            allowed = builder.allow(True)
-            held = self._quantize(builder, network)
-            details = {"held_in_float": held, "missing_scales": list(network.missing_scales)}
-            result = BuildResult("graph", allowed, details={**builder.settings(), **details})
-        return replace(result, fallbacks=self._fallbacks(builder))
+            result, settings = BuildResult("graph", builder.allow(True)), builder.settings()
+            details = DlaDetails(
+                settings.workspace_bytes,
+                settings.optimization_level,
+                settings.timing_cache,
+                held_in_float=self._quantize(builder, network),
+                missing_scales=network.missing_scales,
+            )
+        return replace(result, fallbacks=self._fallbacks(builder)), details
 
     def _quantize(self, builder: Builder, network: CalibratedNetwork) -> list[str]:
         """Pass the scales, and hold the float layers of the graph in float; return the names of those."""
@@ -73,7 +79,7 @@ class TensorRtDla(TensorRt):
 
     def _fallbacks(self, builder: Builder) -> list[str]:
         """Return the layers that the core does not take, and that run on the GPU."""
-        with builder.wrapped("ask what the DLA takes"):
+        with builder.wrapped("check the layers for the DLA"):
             return [layer.name for layer in _layers(builder) if not builder.config.can_run_on_DLA(layer)]
 
 

@@ -35,7 +35,7 @@ class TensorRtSession:
         if self._context is None:
             cause = self._log.cause or "no reason given"
             raise DeviceError(f"{file.name}: TensorRT cannot load it", found=cause, fix="build the engine again")
-        with wrapped(f"say what {file.name} takes and gives", self._log):
+        with wrapped(f"list the inputs and outputs of {file.name}", self._log):
             self._ports = tuple(generation.access.ports(trt, self._engine))
         self._cuda: cuda.Cuda | None = cuda.opened()
         try:

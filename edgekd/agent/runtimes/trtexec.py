@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
-from edgekd.agent.runtimes.precision import layers_of
+from edgekd.agent.runtimes.precision import inspected_layers
 from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS, Flags, flags_of
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime, TrtexecDetails
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DeviceError
 
@@ -66,12 +66,7 @@ class Trtexec(Runtime):
             log = _build(command, engine)
             _keep_cache(timings, options.cache)
         precision = "graph" if options.source != FLOAT else "fp16" if allowed else network.float_type
-        details = {
-            "command": " ".join(command),
-            "input": networks.input_name(slot.graph),
-            "workspace_bytes": workspace,
-            "log": log.lines,
-        }
+        details = TrtexecDetails(" ".join(command), networks.input_name(slot.graph), workspace, log.lines)
         return BuildResult(precision, ("fp32", *allowed) if allowed else (), details=details)
 
     def load(self, engine: Path) -> TrtexecSession:
@@ -87,11 +82,7 @@ class Trtexec(Runtime):
         return TrtexecSession(engine, str(name), self._flags())
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        raw = self.inspect(engine)
-        try:
-            return layers_of(raw.layers, raw.times_ms)
-        except ValueError as error:
-            raise DeviceError(f"{PROGRAM} does not report the layers of the engine", found=str(error)) from error
+        return inspected_layers(self.inspect(engine), engine, PROGRAM)
 
     def inspect(self, engine: Path) -> Inspection:
         with _folder() as folder:

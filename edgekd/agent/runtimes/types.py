@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgekd.core.errors import DeviceError
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     Outputs = Mapping[str, np.ndarray]
 
-GRAPH, FLOAT = "graph", "float"
+Source = Literal["graph", "float"]
 """Source of an engine: the graph as it is, with its quantized layers, or the same network without Q/DQ."""
+GRAPH: Source = "graph"
+FLOAT: Source = "float"
 
 ON_CPU = ("onnxruntime", "openvino")
 """Names of the runtimes that compute on the processor, whatever else the device has."""
@@ -81,11 +83,44 @@ class BuildOptions:
     weights are passed in INT8, None for the builder's default.
     """
 
-    source: str = GRAPH
+    source: Source = GRAPH
     memory_bytes: int | None = None
     cache: Path | None = None
     float_layers: tuple[str, ...] = ()
     int8_constants: bool | None = None
+
+
+@dataclass(frozen=True)
+class RuntimeDetails:
+    """Entries of a runtime's own in the record of an engine: none, or those of a subclass."""
+
+
+@dataclass(frozen=True)
+class TensorRtDetails(RuntimeDetails):
+    """Settings of TensorRT's builder. timing_cache: whether it used earlier timings; log: warnings and errors."""
+
+    workspace_bytes: int
+    optimization_level: int | None = None
+    timing_cache: bool = False
+    log: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class DlaDetails(TensorRtDetails):
+    """The same for a DLA that takes no Q/DQ: layers held in float, and activations without an INT8 scale."""
+
+    held_in_float: Sequence[str] = ()
+    missing_scales: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class TrtexecDetails(RuntimeDetails):
+    """The command that built an engine, the name of the network's input, and the builder's warnings and errors."""
+
+    command: str
+    input: str
+    workspace_bytes: int
+    log: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -94,13 +129,13 @@ class BuildResult:
 
     precision: `graph` where each layer was requested as in the graph, else `fp16` or `fp32` for all of them; allowed:
     precisions that the builder could choose from, empty where it had no choice. Neither is what it uses. fallbacks:
-    layers that an accelerator did not take; details: further entries of the record, as plain JSON types.
+    layers that an accelerator did not take.
     """
 
     precision: str
     allowed: Sequence[str] = ()
     fallbacks: Sequence[str] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: RuntimeDetails = RuntimeDetails()
 
 
 class Session(Protocol):
@@ -117,6 +152,29 @@ class Session(Protocol):
     def scratch_bytes(self) -> int | None:
         """Return the memory for inner tensors; None where the runtime does not report it."""
         ...
+
+
+class LibrarySession:
+    """A graph with one input and one output, run by a function of a library. title: of the library, for errors."""
+
+    def __init__(self, title: str, infer: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._title = title
+        self._infer: Callable[[np.ndarray], np.ndarray] | None = infer
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if self._infer is None:
+            raise DeviceError(f"the {self._title} session is closed", fix="load the engine again")
+        try:
+            return self._infer(batch)
+        except Exception as error:  # the exceptions of these libraries have no common base class
+            what = f"{self._title} cannot run the engine on {batch.dtype} {batch.shape}: {error}"
+            raise DeviceError(what) from error
+
+    def scratch_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self._infer = None
 
 
 class Runtime(ABC):

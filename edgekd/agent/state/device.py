@@ -7,9 +7,8 @@ device tree; the NVIDIA driver of a card has files of its own.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from edgekd.agent.state.modules import fits_module, modules_of
 from edgekd.core.machine_state import PowerMode, read_power_mode
@@ -21,30 +20,50 @@ _FIRMWARE = Path("etc/edgekd/compatible")
 
 
 @dataclass(frozen=True)
-class Device:
-    """A device; a field that cannot be read is None, or empty.
+class DeviceFacts:
+    """Facts on a device that do not identify it; one that cannot be read is null, or empty.
 
-    firmware: name in /etc/edgekd/compatible; compatible: the names in the device tree;
-    l4t: release of Jetson Linux, such as 35.4.1; driver: version of NVIDIA's driver for cards; gpus: their names;
-    memory_bytes: of the system, which a Jetson shares with its GPU.
+    Args:
+        firmware: Name in its firmware, by /etc/edgekd/compatible.
+        compatible: Names in the device tree.
+        model: Model in the device tree.
+        cpu: Model of the processor.
+        gpus: Names of the cards of NVIDIA's driver.
+        driver: Version of NVIDIA's driver for cards.
+        os: Name and version of the system, by /etc/os-release.
+        memory_bytes: Memory of the system, which a Jetson shares with its GPU.
     """
 
     firmware: str | None
     compatible: tuple[str, ...]
     model: str | None
-    serial: str | None
     cpu: str | None
     gpus: tuple[str, ...]
     driver: str | None
-    l4t: str | None
     os: str | None
-    kernel: str | None
     memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Device(DeviceFacts):
+    """A device; a fact that cannot be read is null, or empty.
+
+    Args:
+        serial: Serial number in the device tree.
+        l4t: Release of Jetson Linux, such as 35.4.1.
+        kernel: Release of the kernel.
+        power_mode: Mode that nvpmodel has set.
+    """
+
+    serial: str | None
+    l4t: str | None
+    kernel: str | None
     power_mode: PowerMode | None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types."""
-        return asdict(self)
+    @property
+    def facts(self) -> DeviceFacts:
+        """The facts that do not identify it."""
+        return DeviceFacts(**{each.name: getattr(self, each.name) for each in fields(DeviceFacts)})
 
     def engine_belongs_to(self) -> dict[str, str | None]:
         """Return what an engine depends on: where one of these differs, it has to be rebuilt."""

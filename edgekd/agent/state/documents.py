@@ -1,14 +1,10 @@
-"""JSON documents of the agent: the writer that it shares with the host, and the reader of its files."""
+"""Reader of the agent's JSON files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-from edgekd.core.documents import INLINE, to_plain
-
-__all__ = ["INLINE", "read_object", "to_plain"]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -1,21 +1,4 @@
-"""Two slots for bundles, one of them in service, and atomic switches between them.
-
-    STATE/
-      lock                  held by an operation that changes something
-      trust.json            trust file that is newer than the firmware's
-      counter.json          highest counter of a bundle that was put into service
-      active                symbolic link to the slot in service: slots/a or slots/b
-      timings/              timings of builders, for the next build
-      staged/               temporary: a bundle that is rebuilt from a delta
-      slots/a/              appears complete or not at all
-        bundle/             the verified files of the bundle
-        graph.onnx          the expanded network
-        activation.json     bundle in service before this slot, and its trial; valid only while the slot is in service
-        tuning.json         form of the network that `tune` chose
-        engine              symbolic link to the engine in service: engines/KEY
-        engines/KEY/        appears complete: model.engine, engine.json; then selftest.json
-      slots/b/
-      models/NAME/          the same, of another model of the camera
+"""Two slots for bundles, one of them in service, and atomic switches between them. docs/agent.md draws the folder.
 
 The link `active` alone determines what is in service. Everything else is written before the switch, and has no effect
 until then: after a power cut one of the two slots is in service, and it has passed its self-test.

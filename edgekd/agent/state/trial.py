@@ -84,7 +84,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """A trial, for output. left_s: seconds left for a commit; over: whether the next start rolls back."""
+    """The trial of the bundle in service.
+
+    Args:
+        tries_left: Starts that are left without a commit.
+        tries_done: Starts so far.
+        window_s: Seconds after the installation or a start within which it has to be committed; null for any time.
+        left_s: Seconds left of that; null without a window, and after a boot until the next start.
+        over: True where the next start rolls back.
+    """
 
     tries_left: int
     tries_done: int

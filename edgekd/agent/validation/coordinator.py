@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.state.device import read_device
-from edgekd.agent.state.documents import read_object, to_plain
+from edgekd.agent.state.documents import read_object
 from edgekd.agent.validation.evidence import (
     CALIBRATED,
     FAILED,
@@ -27,23 +28,28 @@ from edgekd.agent.validation.evidence import (
     FORMAT,
     FP32_WEIGHTS,
     INT8_CONSTANTS,
+    UNPACK,
     Evidence,
+    Mode,
+    NetworkForm,
+    Prediction,
     Problem,
     Process,
     from_json,
 )
 from edgekd.agent.validation.machine import SystemFacts, anonymous, read_system
-from edgekd.agent.validation.process import UNPACK, AttemptNotes, Job
-from edgekd.agent.validation.verdicts import ALL_CONFIRMED, NOT_TESTED, Verdict, exit_code, verdicts
+from edgekd.agent.validation.process import AttemptNotes, Job, StepNote
+from edgekd.agent.validation.verdicts import ALL_CONFIRMED, NOT_TESTED, Verdict, VerdictSummary, exit_code, verdicts
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json, file_sha256
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.core.version import __version__
 
 ON_GPU = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS)
 """Forms in their order: the control first, then INT8 both ways."""
 ON_DLA = (FLOAT, CALIBRATED)
-PLAN: Mapping[str, Sequence[str]] = {
+PLAN: Mapping[str, Sequence[NetworkForm]] = {
     "tensorrt": ON_GPU,
     "trtexec": ON_GPU,
     "tensorrt-dla0": ON_DLA,
@@ -73,25 +79,20 @@ Launch = Callable[[Job, Path, float], "tuple[Process, str]"]
 
 
 @dataclass(frozen=True)
-class VerdictLine:
-    """A verdict, for output."""
-
-    claim: str
-    runtime: str | None
-    form: str | None
-    outcome: str
-    text: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class ValidationSummary:
-    """Result of `validate`. out: the file with the evidence; outcomes: number of verdicts by outcome."""
+    """Result of `validate`; the evidence is in the file that it writes.
+
+    Args:
+        out: Path of that file.
+        complete: True where the validation came to its end.
+        outcomes: Number of claims that are `confirmed`, `refuted`, `not tested`.
+        verdicts: One for each claim; docs/hardware-validation.md explains them.
+    """
 
     out: Path
     complete: bool
     outcomes: Mapping[str, int]
-    verdicts: Sequence[VerdictLine]
+    verdicts: Sequence[VerdictSummary]
 
 
 class ValidationError(DeviceError):
@@ -155,9 +156,16 @@ def validate(
     """
     recorder = _Recorder(out, bundle, kit, root)
     recorder.write()
-    with tempfile.TemporaryDirectory(prefix="edgekd-", dir=str(out.absolute().parent)) as name, _interrupted():
+    with tempfile.TemporaryDirectory(prefix="edgekd-", dir=str(out.absolute().parent)) as folder, _interrupted():
+
+        def start(runtime: str, form: str = "") -> ProcessReport:
+            places = (str(bundle.absolute()), f"{folder}/state", str(root), f"{folder}/attempt.json")
+            job = Job(runtime, form, *places, effort.iterations, effort.seconds)
+            return recorder.read(launch(job, Path(folder), effort.patience_s), Path(folder))
+
         try:
-            _run(recorder, Path(name), bundle, root, runtimes, effort, launch)
+            _say(f"{bundle.name}: verify and unpack")
+            _run(recorder, start, runtimes)
             recorder.document.complete = True
         except KeyboardInterrupt:
             recorder.document.problem = Problem("interrupted", "interrupted before its end")
@@ -175,59 +183,89 @@ def validate(
     )
 
 
-def _run(
-    recorder: _Recorder,
-    folder: Path,
-    bundle: Path,
-    root: Path,
-    runtimes: Sequence[str],
-    effort: Effort,
-    launch: Launch,
-) -> None:
-    def job(runtime: str, form: str) -> Job:
-        places = (str(bundle.absolute()), str(folder / "state"), str(root), str(folder / "attempt.json"))
-        return Job(runtime, form, *places, effort.iterations, effort.seconds)
-
-    _say(f"{bundle.name}: verify and unpack")
-    unpacked = recorder.read(launch(job(UNPACK, ""), folder, effort.patience_s), folder)
+def _run(recorder: _Recorder, start: Callable[..., ProcessReport], runtimes: Sequence[str]) -> None:
+    unpacked = start(UNPACK)
     recorder.document.preparation = unpacked
     recorder.write()
-    step = unpacked["steps"][0] if unpacked["steps"] else None
-    if step is None or step["outcome"] == FAILED:
-        message = (step and step["error"]) or unpacked["process"]["signal"] or "the process gave no result"
+    step = unpacked.notes.steps[0] if unpacked.notes.steps else None
+    if step is None or step.outcome == FAILED:
+        message = (step and step.error) or unpacked.process.signal or "the process gave no result"
         recorder.document.problem = Problem("bundle", message)
         return
     for runtime in runtimes:
         for form in PLAN.get(runtime, ON_GPU):
             _say(f"{runtime}: {form}")
-            ended = launch(job(runtime, form), folder, effort.patience_s)
-            attempt = recorder.read(ended, folder, runtime=runtime, form=form)
-            recorder.document.attempts.append(attempt)
+            report = start(runtime, form)
+            recorder.document.attempts.append(AttemptReport(runtime, form, report))
             recorder.write()
-            if attempt["problem"] is not None:
+            if report.notes.problem is not None:
                 break  # the other forms would have the same problem
 
 
 @dataclass(frozen=True)
 class KitFacts:
-    """The tested agent and bundle, and the kit's predictions as in its file."""
+    """The tested agent and bundle, and the predictions of the kit.
+
+    Args:
+        agent: Version of the agent.
+        bundle_sha256: SHA-256 of the bundle's file.
+        predictions: For each target with figures; empty without a kit.
+    """
 
     agent: str
     bundle_sha256: str
-    predictions: Sequence[Mapping[str, Any]]
+    predictions: Sequence[Prediction]
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    """A process: its notes, its end, and what it printed.
+
+    Args:
+        printed: End of what the process printed.
+    """
+
+    notes: AttemptNotes = field(metadata=INLINE)
+    process: Process
+    printed: str
+
+
+@dataclass(frozen=True)
+class AttemptReport:
+    """One engine, in a process of its own.
+
+    Args:
+        runtime: `tensorrt`, `trtexec`, `tensorrt-dla0`, `tensorrt-dla1` or `onnxruntime`.
+        form: Form of the network: without Q/DQ; Q/DQ with FP32 weights; DQ on INT8 constants; without Q/DQ, scales in a
+            calibration cache.
+    """
+
+    runtime: str
+    form: NetworkForm
+    report: ProcessReport = field(metadata=INLINE)
 
 
 @dataclass
 class ResultDocument:
-    """Content of `result.json`. preparation, attempts: raw notes of a process, with its end."""
+    """Evidence, and the verdicts on it.
 
-    kit: KitFacts
+    Args:
+        kit: Null where only a shell ran.
+        format: Format of the file: 1.
+        complete: True where the validation came to its end.
+        problem: Null where all attempts were made.
+        preparation: The process that verifies and unpacks the bundle; null where none was started.
+        attempts: Attempts in their order.
+        verdicts: For whoever has the device; `edgekd validate-report` judges again.
+    """
+
+    kit: KitFacts | None
     system: SystemFacts
     format: int = FORMAT
     complete: bool = False
     problem: Problem | None = None
-    preparation: Mapping[str, Any] | None = None
-    attempts: list[Mapping[str, Any]] = field(default_factory=list)
+    preparation: ProcessReport | None = None
+    attempts: list[AttemptReport] = field(default_factory=list)
     verdicts: Sequence[Verdict] = ()
 
 
@@ -240,12 +278,13 @@ class _Recorder:
         facts = KitFacts(__version__, file_sha256(bundle), _predictions(kit, root))
         self.document = ResultDocument(facts, read_system(root))
 
-    def read(self, ended: tuple[Process, str], folder: Path, **names: str) -> dict[str, Any]:
-        """Return the notes of a process with its end, without private names."""
-        process, printed = ended
-        raw = {**names, **_notes_of(folder / "attempt.json"), "process": asdict(process), "printed": printed}
-        attempt: dict[str, Any] = anonymous(raw, (folder, *self._folders))
-        return attempt
+    def read(self, ended: tuple[Process, str], folder: Path) -> ProcessReport:
+        """Return the notes of a process with its end, without private names; empty notes where it wrote none."""
+        (process, printed), folders = ended, (folder, *self._folders)
+        raw = anonymous(read_object(folder / "attempt.json") or {}, folders)
+        # Parts of a step stay plain JSON: they are written again as they are.
+        notes = AttemptNotes(**{**raw, "steps": tuple(StepNote(**each) for each in raw.get("steps", ()))})
+        return ProcessReport(notes, process, anonymous(printed, folders))
 
     def evidence(self) -> Evidence:
         """Return the document as typed evidence. Raises SpecError."""
@@ -264,33 +303,27 @@ class _Recorder:
 
     def summary(self) -> ValidationSummary:
         """Return the result of the command."""
-        outcomes: dict[str, int] = {}
-        for each in self.document.verdicts:
-            outcomes[each.outcome] = outcomes.get(each.outcome, 0) + 1
-        lines = [
-            VerdictLine(each.claim, each.runtime, each.form, each.outcome, each.text, each.detail)
-            for each in self.document.verdicts
-        ]
-        return ValidationSummary(self._out, self.document.complete, outcomes, lines)
+        judged = self.document.verdicts
+        outcomes: Counter[str] = Counter(each.outcome for each in judged)
+        return ValidationSummary(self._out, self.document.complete, outcomes, [each.summary for each in judged])
 
     def write(self) -> None:
         """Write the file. Raises SpecError."""
         write_file(self._out, canonical_json(to_plain(self.document)) + b"\n")
 
 
-def _notes_of(path: Path) -> dict[str, Any]:
-    """Return the notes of a process; empty ones where it wrote none."""
-    return {**to_plain(AttemptNotes()), **(read_object(path) or {})}
-
-
-def _predictions(kit: Path | None, root: Path) -> list[dict[str, Any]]:
+def _predictions(kit: Path | None, root: Path) -> list[Prediction]:
     """Return the predictions of a kit, each with whether it fits this device. Raises SpecError."""
     if kit is None:
         return []
     device = read_device(root)
     try:
         listed = json.loads(kit.read_bytes().decode("utf-8"))["predictions"]
-        return [{**each, "fits": device.fits(each["compatible"])} for each in listed]
+        modes = [each["power_mode"] and Mode(**each["power_mode"]) for each in listed]
+        return [
+            Prediction(**{**each, "power_mode": mode, "fits": device.fits(each["compatible"])})
+            for each, mode in zip(listed, modes)  # noqa: B905
+        ]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise SpecError(f"{kit}: cannot be read", found=str(error), fix="get the kit again") from error
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edgekd.core.canonical import short_int
 from edgekd.core.errors import SpecError
@@ -22,16 +22,34 @@ MAX_ITEMS = 4096
 """Maximum length of a list, such as that of activations without a scale."""
 MAX_TEXT = 4000  # characters of one value
 
-FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED = "float", "fp32-weights", "int8-constants", "calibrated"
-FORMS = (FLOAT, FP32_WEIGHTS, INT8_CONSTANTS, CALIBRATED)
+NetworkForm = Literal["float", "fp32-weights", "int8-constants", "calibrated"]
 """Forms of the network: without Q/DQ; Q/DQ with FP32 weights; DQ on INT8 constants; without Q/DQ, scales in a cache."""
-PASSED, FAILED, NOT_HERE = OUTCOMES = "passed", "failed", "not here"
-BUILD, INSPECT, SELF_TEST, DIVERGENCE, BENCH = "build", "inspect", "selftest", "departures", "bench"
+FLOAT: NetworkForm = "float"
+FP32_WEIGHTS: NetworkForm = "fp32-weights"
+INT8_CONSTANTS: NetworkForm = "int8-constants"
+CALIBRATED: NetworkForm = "calibrated"
+StepOutcome = Literal["passed", "failed", "not here"]
+PASSED: StepOutcome = "passed"
+FAILED: StepOutcome = "failed"
+NOT_HERE: StepOutcome = "not here"
+StepName = Literal["unpack", "build", "inspect", "selftest", "departures", "bench"]
+UNPACK: StepName = "unpack"
+BUILD: StepName = "build"
+INSPECT: StepName = "inspect"
+SELF_TEST: StepName = "selftest"
+DIVERGENCE: StepName = "departures"
+BENCH: StepName = "bench"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Reason why not all attempts were made. kind: for programs; message: for people."""
+    """Reason why not all attempts were made.
+
+    Args:
+        kind: `started` (a run that did not end), `no-python`, `damaged-kit`, `crashed`, `bundle` (it cannot be
+            unpacked) or `interrupted`.
+        message: The same for people.
+    """
 
     kind: str
     message: str
@@ -39,7 +57,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Process:
-    """End of a process. signal: that ended it, by name; exit_code: None then; timed_out: at the time limit."""
+    """End of a process.
+
+    Args:
+        exit_code: Null where a signal ended it.
+        signal: Name of the signal that ended it, such as `SIGSEGV`, or `SIGKILL` by a system without free memory.
+        timed_out: True where it was ended at the time limit.
+        seconds: Wall time.
+    """
 
     exit_code: int | None
     signal: str | None
@@ -61,7 +86,7 @@ class Step:
     """One step of an attempt. result: raw."""
 
     name: str
-    outcome: str
+    outcome: StepOutcome
     seconds: float
     error: str | None
     result: Mapping[str, Any]
@@ -112,7 +137,7 @@ class Attempt:
     """
 
     runtime: str
-    form: str
+    form: NetworkForm
     version: str | None
     problem: str | None
     process: Process
@@ -128,8 +153,13 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class PowerMode:
-    """Power mode by nvpmodel's number and name."""
+class Mode:
+    """A power mode.
+
+    Args:
+        id: Number for `nvpmodel -m`.
+        name: Its name.
+    """
 
     id: int | None
     name: str | None
@@ -142,14 +172,28 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Latency by `edgekd predict`, in milliseconds. fits: whether the device is this target; None where unknown."""
+    """A prediction by `edgekd predict`, made with the kit.
+
+    Args:
+        target: Name of the target.
+        compatible: Name of that device in its firmware.
+        precision: `int8` or `fp16`.
+        power_mode: Power mode that it is for.
+        latency_ms: Latency of a frame.
+        low_ms: Nine of ten measurements should lie above.
+        high_ms: Nine of ten measurements should lie below.
+        doubts: Reasons not to rely on it.
+        fits: Whether the device is this target; null where that is unknown.
+    """
 
     target: str
+    compatible: str
     precision: str
-    power_mode: PowerMode | None
-    latency: float
-    low: float
-    high: float
+    power_mode: Mode | None
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    doubts: Sequence[str]
     fits: bool | None
 
 
@@ -161,7 +205,7 @@ class Evidence:
     problem: Problem | None
     device: str
     system: Mapping[str, str]
-    power_mode: PowerMode | None
+    power_mode: Mode | None
     bundle_sha256: str | None
     predictions: tuple[Prediction, ...]
     attempts: tuple[Attempt, ...]
@@ -220,19 +264,21 @@ def _system(system: _Reader | None) -> dict[str, str]:
     return found
 
 
-def _power_mode(mode: _Reader) -> PowerMode:
-    return PowerMode(mode.integer("id", optional=True), mode.maybe_text("name"))
+def _power_mode(mode: _Reader) -> Mode:
+    return Mode(mode.integer("id", optional=True), mode.maybe_text("name"))
 
 
 def _prediction(each: _Reader) -> Prediction:
     mode = each.maybe("power_mode")
     return Prediction(
         each.text("target"),
+        each.text("compatible"),
         each.text("precision"),
         _power_mode(mode) if mode else None,
         each.number("latency_ms"),
         each.number("low_ms"),
         each.number("high_ms"),
+        each.texts("doubts"),
         each.flag("fits", optional=True),
     )
 
@@ -243,7 +289,7 @@ def _attempt(each: _Reader) -> Attempt:
     results = {step.name: reader.part("result") for step, reader in zip(steps, each.items("steps")) if _has(step)}  # noqa: B905
     return Attempt(
         runtime=each.text("runtime"),
-        form=each.choice("form", FORMS),
+        form=each.choice("form", get_args(NetworkForm)),
         version=each.maybe_text("version"),
         problem=each.maybe_text("problem"),
         process=Process(
@@ -269,7 +315,7 @@ def _step(each: _Reader) -> Step:
     result = each.maybe("result")
     return Step(
         each.text("name"),
-        each.choice("outcome", OUTCOMES),
+        each.choice("outcome", get_args(StepOutcome)),
         each.number("seconds"),
         each.maybe_text("error"),
         result.content if result else {},
@@ -349,7 +395,7 @@ class _Reader:
             raise self._error(name, "a list of texts", found)
         return tuple(map(_short, found))
 
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+    def choice(self, name: str, choices: tuple[str, ...]) -> Any:
         if self.text(name) not in choices:
             raise self._error(name, f"one of {', '.join(choices)}", self.text(name))
         return self.text(name)

@@ -13,38 +13,68 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.agent.state.device import read_device
+from edgekd.agent.state.device import DeviceFacts, read_device
 from edgekd.core.machine_state import PowerMode, read_setting
 from edgekd.core.procfs import number_in, text_of, value_of
 
-_LIBRARIES = {"tensorrt": "libnvinfer.so", "cudnn": "libcudnn.so", "cudart": "libcudart.so"}
-"""File names of libraries, without the version at their end."""
 _FOLDERS = ("usr/lib/*-linux-gnu", "usr/local/cuda*/lib64", "usr/local/cuda*/targets/*/lib")
 _CUDA = re.compile(r"CUDA Version (?P<version>[\d.]+)|\"cuda\"\s*:\s*\{[^}]*\"version\"\s*:\s*\"(?P<json>[\d.]+)\"")
 _HOME = re.compile(r"(/home/|/Users/)[^/\s\"':;,]+")
 
 
 @dataclass(frozen=True)
-class SystemFacts:
-    """The device without its serial number, and the settings of clocks and power.
+class Versions:
+    """Versions of libraries, by the names of their files; null for one that is not found.
 
-    device: further facts by name; versions: by library; clock_limits_mhz: minimum and maximum by processor and device.
+    Args:
+        python, numpy, cuda: Version of Python, of NumPy, of the CUDA toolkit.
+        tensorrt, cudnn, cudart: Version of libnvinfer, of libcudnn, of libcudart.
+    """
+
+    python: str
+    numpy: str | None
+    tensorrt: str | None
+    cudnn: str | None
+    cudart: str | None
+    cuda: str | None
+
+
+@dataclass(frozen=True)
+class SystemFacts:
+    """The device and its settings, without serial number and names of hosts and people.
+
+    Where only a shell ran, all but `kernel`, `machine` and `l4t` is null.
+
+    Args:
+        kernel: Release of the kernel.
+        machine: Architecture of the processor.
+        l4t: Release of Jetson Linux.
+        power_mode: Mode that nvpmodel has set.
+        governors: Frequency governors of the processors.
+        clocks_locked: True where minimum and maximum clock are equal, as jetson_clocks sets them.
+        clock_limits_mhz: Minimum and maximum clock by processor and device.
     """
 
     kernel: str | None
     machine: str
     l4t: str | None
     power_mode: PowerMode | None
-    device: Mapping[str, Any]
-    versions: Mapping[str, str | None]
-    governors: Sequence[str]
+    device: DeviceFacts | None
+    versions: Versions | None
+    governors: Sequence[str] | None
     clocks_locked: bool | None
-    clock_limits_mhz: Mapping[str, Sequence[float | None]]
+    clock_limits_mhz: Mapping[str, Sequence[float | None]] | None
 
 
 @dataclass(frozen=True)
 class MachineMoment:
-    """Temperatures, clocks and available memory at one time. Raw: some zones are no thermometers."""
+    """The machine at one time.
+
+    Args:
+        temperatures_c: Degrees Celsius by type of thermal zone; raw, with zones that are no thermometers.
+        clocks_mhz: Clock by processor, and by device of /sys/class/devfreq, such as `15880000.nvdla0`.
+        available_bytes: Available memory; null where the system does not report it.
+    """
 
     temperatures_c: Mapping[str, float]
     clocks_mhz: Mapping[str, float]
@@ -54,13 +84,12 @@ class MachineMoment:
 def read_system(root: Path) -> SystemFacts:
     """Return the facts on the system below a root."""
     device, setting = read_device(root), read_setting(root)
-    elsewhere = ("serial", "kernel", "l4t", "power_mode")
     return SystemFacts(
         device.kernel,
         platform.machine(),
         device.l4t,
         device.power_mode,
-        {name: value for name, value in device.as_json().items() if name not in elsewhere},
+        device.facts,
         read_versions(root),
         setting.governors,
         setting.clocks_locked,
@@ -68,14 +97,16 @@ def read_system(root: Path) -> SystemFacts:
     )
 
 
-def read_versions(root: Path) -> dict[str, str | None]:
-    """Return versions by name; None for a library that is not found."""
-    return {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "numpy": _numpy(),
-        **{name: _library(root, file) for name, file in _LIBRARIES.items()},
-        "cuda": _cuda(root),
-    }
+def read_versions(root: Path) -> Versions:
+    """Return the versions of the libraries."""
+    return Versions(
+        python=".".join(map(str, sys.version_info[:3])),
+        numpy=_numpy(),
+        tensorrt=_library(root, "libnvinfer.so"),
+        cudnn=_library(root, "libcudnn.so"),
+        cudart=_library(root, "libcudart.so"),
+        cuda=_cuda(root),
+    )
 
 
 def read_moment(root: Path) -> MachineMoment:

@@ -16,12 +16,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekd.agent.runtimes.types import FLOAT as FROM_FLOAT
 from edgekd.agent.runtimes.types import BuildFailedError, BuildOptions, UnsuitedError
-from edgekd.agent.state.documents import INLINE, to_plain
-from edgekd.agent.validation import evidence
-from edgekd.agent.validation.evidence import CALIBRATED, FLOAT, FP32_WEIGHTS, INT8_CONSTANTS
+from edgekd.agent.validation.evidence import (
+    BENCH,
+    BUILD,
+    CALIBRATED,
+    DIVERGENCE,
+    FAILED,
+    FLOAT,
+    FP32_WEIGHTS,
+    INSPECT,
+    INT8_CONSTANTS,
+    NOT_HERE,
+    PASSED,
+    SELF_TEST,
+    UNPACK,
+    StepName,
+    StepOutcome,
+)
 from edgekd.agent.validation.machine import MachineMoment, read_moment
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError
 
 if TYPE_CHECKING:
@@ -33,9 +48,7 @@ if TYPE_CHECKING:
     from edgekd.agent.state.slots import Slot
 
 T = TypeVar("T")
-UNPACK = "unpack"
-"""In place of a runtime: the process that verifies and unpacks the bundle, for all that follow."""
-BUILD_OPTIONS = {
+BUILD_OPTIONS: Mapping[str, BuildOptions] = {
     FLOAT: BuildOptions(FROM_FLOAT),
     FP32_WEIGHTS: BuildOptions(int8_constants=False),
     INT8_CONSTANTS: BuildOptions(int8_constants=True),
@@ -48,7 +61,11 @@ MAX_RAW_BYTES = 256 << 10
 
 @dataclass(frozen=True)
 class Job:
-    """Task of one process. state: folder of the unpacked bundle; out: the file that it writes."""
+    """Task of one process.
+
+    runtime: UNPACK for the process that verifies and unpacks the bundle, for all that follow; state: folder of the
+    unpacked bundle; out: the file that it writes.
+    """
 
     runtime: str
     form: str
@@ -113,7 +130,7 @@ class Inspected:
     """Raw layer list, cut at MAX_RAW_BYTES, and milliseconds by layer."""
 
     layers_total: int
-    layers: Sequence[Any]
+    layers: Sequence[object]
     times_ms: Mapping[str, float]
 
 
@@ -129,15 +146,15 @@ def _attempt(camera: Camera, runtime: Runtime, job: Job, notes: _Notes) -> None:
     from edgekd.agent.engines.layer_divergence import layer_divergence
 
     slot = camera.chosen_slot()
-    built = notes.step(evidence.BUILD, lambda: _build(camera, slot, job.form))
+    built = notes.step(BUILD, lambda: _build(camera, slot, job.form))
     engine = read_engine(slot.engines / built.key) if built else None
     if engine is None:
         return
-    notes.step(evidence.INSPECT, lambda: _inspect(runtime, engine))
-    tested = notes.step(evidence.SELF_TEST, lambda: _self_test(slot, runtime, engine))
+    notes.step(INSPECT, lambda: _inspect(runtime, engine))
+    tested = notes.step(SELF_TEST, lambda: _self_test(slot, runtime, engine))
     if tested is None and job.form in (FP32_WEIGHTS, INT8_CONSTANTS):
-        notes.step(evidence.DIVERGENCE, lambda: {"tensors": layer_divergence(slot, runtime)})
-    notes.step(evidence.BENCH, lambda: _bench(camera, slot, engine, job))
+        notes.step(DIVERGENCE, lambda: {"tensors": layer_divergence(slot, runtime)})
+    notes.step(BENCH, lambda: _bench(camera, slot, engine, job))
 
 
 def _build(camera: Camera, slot: Slot, form: str) -> BuiltEngine:
@@ -179,23 +196,30 @@ def _self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
 
 
 def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> LatencyReport:
-    from edgekd.agent.engines.latency import measure_latency
-    from edgekd.agent.state.device import read_device
-    from edgekd.core.power.find import find_meter
+    from edgekd.agent.engines.latency import measure_on
 
-    runtime = camera.required_runtime()
-    meter = find_meter(camera.root, gpu=bool(read_device(camera.root).gpus) and runtime.name != "onnxruntime")
-    return measure_latency(slot, runtime, engine.file, job.iterations, job.seconds, meter)
+    return measure_on(camera, slot, engine.file, job.iterations, job.seconds)
 
 
 @dataclass(frozen=True)
 class StepNote:
-    """A step, with the state of the machine before and after it. result: figures of the step, or of its error."""
+    """A step of an attempt, with the state of the machine before and after it.
 
-    name: str
-    outcome: str
+    Args:
+        name: `inspect`: raw layer list and profile; `departures`: divergence of inner tensors after a failed self-test.
+        outcome: `not here`: the device lacks something that the step needs.
+        error: Error of the step.
+        result: Raw: of `build` the engine's record with the builder's `log`, of `inspect` the `layers` as the engine
+            inspector lists them (the first 256 kB; `layers_total` counts all) and `times_ms` by layer, of the others
+            the result of the agent's command.
+        seconds: Duration of the step.
+        before, after: The machine before and after it.
+    """
+
+    name: StepName
+    outcome: StepOutcome
     error: str | None
-    result: Any
+    result: Mapping[str, object] | None
     seconds: float
     before: MachineMoment
     after: MachineMoment
@@ -203,7 +227,14 @@ class StepNote:
 
 @dataclass(frozen=True)
 class AttemptNotes:
-    """Notes of an attempt. problem: why the runtime cannot be used here; running: the step in progress."""
+    """Notes of an attempt.
+
+    Args:
+        version: Version of the runtime; null where it cannot be used.
+        problem: Why the runtime cannot be used here.
+        running: Step in which the process ended; null where it finished all.
+        steps: Steps in their order.
+    """
 
     version: str | None = None
     problem: str | None = None
@@ -223,21 +254,21 @@ class _Notes:
         self.content = replace(self.content, **facts)
         write_file(self._out, canonical_json(to_plain(self.content)))
 
-    def step(self, name: str, work: Callable[[], T]) -> T | None:
+    def step(self, name: StepName, work: Callable[[], T]) -> T | None:
         """Run a step, and note its outcome. Return None where it failed."""
         result: T | None = None
         self.note(running=name)
         before, began = read_moment(self._root), time.perf_counter()
         figures: Any = None
-        message, outcome = None, evidence.PASSED
+        message, outcome = None, PASSED
         try:
             result = figures = work()
         except UnsuitedError as error:
-            message, outcome = str(error), evidence.NOT_HERE
+            message, outcome = str(error), NOT_HERE
         except Exception as error:  # every exception of a library is evidence
-            message, outcome, figures = _message(error), evidence.FAILED, _figures(error)
+            message, outcome, figures = _message(error), FAILED, _figures(error)
         seconds = round(time.perf_counter() - began, 3)
-        step = StepNote(name, outcome, message, figures, seconds, before, read_moment(self._root))
+        step = StepNote(name, outcome, message, to_plain(figures), seconds, before, read_moment(self._root))
         self.note(running=None, steps=(*self.content.steps, step))
         return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.types import FLOAT as FROM_FLOAT
@@ -24,21 +25,25 @@ from edgekd.agent.validation.evidence import (
     Attempt,
     Bench,
     Evidence,
-    PowerMode,
+    Mode,
+    NetworkForm,
     Prediction,
 )
 from edgekd.core.errors import DeviceError
 
-CONFIRMED, REFUTED, NOT_TESTED = OUTCOMES = "confirmed", "refuted", "not tested"
-RUNTIME, PARSED, SHARE, GOLDEN, DLA_INT8, FPS, PREDICTION = CLAIMS = (
-    "runtime",
-    "parsed",
-    "int8-share",
-    "golden",
-    "dla-int8",
-    "fps",
-    "prediction",
-)
+Outcome = Literal["confirmed", "refuted", "not tested"]
+CONFIRMED: Outcome = "confirmed"
+REFUTED: Outcome = "refuted"
+NOT_TESTED: Outcome = "not tested"
+OUTCOMES = (CONFIRMED, REFUTED, NOT_TESTED)
+Claim = Literal["runtime", "parsed", "int8-share", "golden", "dla-int8", "fps", "prediction"]
+RUNTIME: Claim = "runtime"
+PARSED: Claim = "parsed"
+SHARE: Claim = "int8-share"
+GOLDEN: Claim = "golden"
+DLA_INT8: Claim = "dla-int8"
+FPS: Claim = "fps"
+PREDICTION: Claim = "prediction"
 MIN_INT8_SHARE = 0.5
 """Minimum share of an engine's time in INT8: less defeats the purpose of an INT8 bundle."""
 ALL_CONFIRMED, SOME_REFUTED, WRONG_USE, NONE_TESTED, INCOMPLETE = 0, 1, 2, 3, 4
@@ -58,27 +63,52 @@ _OF_TENSORRT = ("tensorrt", "trtexec")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerdictSummary:
     """Outcome of one claim.
 
-    claim: one of CLAIMS; number, unit: the figure that decided; detail: the reason, for people; evidence: JSON pointer
-    (RFC 6901) into the file.
+    Args:
+        claim: `runtime`: it is here; `parsed`: a builder accepts a form of the network, or refuses it by the rule;
+            `golden`: the golden test is passed; `int8-share`: most of the time is in INT8; `dla-int8`: a DLA core
+            computes in INT8; `fps`: frames per second are known, with an interval; `prediction`: the latency is as
+            predicted.
+        runtime: The runtime; null where none was measured.
+        form: Form of the network, as in `attempts`; null for a runtime as a whole.
+        outcome: Verdict by the evidence.
+        text: The claim, for people.
+        detail: The figures or the reason, for people.
     """
 
-    claim: str
+    claim: Claim
     runtime: str | None
-    form: str | None
-    outcome: str
-    number: float | None
-    unit: str | None
+    form: NetworkForm | None
+    outcome: Outcome
     text: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Verdict(VerdictSummary):
+    """Outcome of one claim, with its evidence.
+
+    Args:
+        number: The figure that decided; null where none did.
+        unit: Unit of `number`.
+        evidence: JSON pointer (RFC 6901) into `result.json`.
+    """
+
+    number: float | None
+    unit: str | None
     evidence: str
 
     @property
     def line(self) -> str:
         """The verdict on one line."""
         return f"{self.outcome:10}  {self.text}: {self.detail}"
+
+    @property
+    def summary(self) -> VerdictSummary:
+        """The verdict without its evidence."""
+        return VerdictSummary(self.claim, self.runtime, self.form, self.outcome, self.text, self.detail)
 
 
 def verdicts(evidence: Evidence) -> tuple[Verdict, ...]:
@@ -104,7 +134,7 @@ def exit_code(evidence: Evidence, found: tuple[Verdict, ...]) -> int:
     return ALL_CONFIRMED if CONFIRMED in outcomes else NONE_TESTED
 
 
-def shipped_form(runtime: str, version: str | None) -> str:
+def shipped_form(runtime: str, version: str | None) -> NetworkForm:
     """Return the form of the network that the agent itself gives to a runtime."""
     if runtime.startswith("tensorrt-dla"):
         return CALIBRATED
@@ -265,10 +295,10 @@ def _prediction(evidence: Evidence) -> Verdict:
     else:
         return _compared(*measured, predicted)
     text = "the latency is as predicted"
-    return Verdict(PREDICTION, None, None, NOT_TESTED, None, None, text, why, "/kit/predictions")
+    return Verdict(PREDICTION, None, None, NOT_TESTED, text, why, None, None, "/kit/predictions")
 
 
-def _same_mode(predicted: PowerMode | None, found: PowerMode | None) -> bool:
+def _same_mode(predicted: Mode | None, found: Mode | None) -> bool:
     """Return whether a prediction is for the current power mode; numbers decide, where both are known."""
     if predicted is None or found is None:
         return predicted is None
@@ -277,8 +307,10 @@ def _same_mode(predicted: PowerMode | None, found: PowerMode | None) -> bool:
 
 def _compared(index: int, attempt: Attempt, bench: Bench, predicted: Prediction) -> Verdict:
     text = f"the latency of {_name(attempt)} is as predicted for {predicted.target} in {predicted.precision}"
-    detail = f"{bench.p50:.3g} ms, predicted {predicted.latency:.3g} ({predicted.low:.3g} to {predicted.high:.3g})"
-    outcome = CONFIRMED if predicted.low <= bench.p50 <= predicted.high else REFUTED
+    detail = (
+        f"{bench.p50:.3g} ms, predicted {predicted.latency_ms:.3g} ({predicted.low_ms:.3g} to {predicted.high_ms:.3g})"
+    )
+    outcome = CONFIRMED if predicted.low_ms <= bench.p50 <= predicted.high_ms else REFUTED
     return _verdict(attempt, index, PREDICTION, outcome, text, detail, step=BENCH, number=bench.p50, unit="ms")
 
 
@@ -298,8 +330,8 @@ def _name(attempt: Attempt) -> str:
 def _verdict(
     attempt: Attempt,
     index: int,
-    claim: str,
-    outcome: str,
+    claim: Claim,
+    outcome: Outcome,
     text: str,
     detail: str,
     *,
@@ -311,4 +343,4 @@ def _verdict(
     place = next((at for at, each in enumerate(attempt.steps) if each.name == step), None)
     pointer = f"/attempts/{index}" + ("" if place is None else f"/steps/{place}")
     form = None if claim == RUNTIME else attempt.form
-    return Verdict(claim, attempt.runtime, form, outcome, number, unit, text, " ".join(detail.split()), pointer)
+    return Verdict(claim, attempt.runtime, form, outcome, text, " ".join(detail.split()), number, unit, pointer)

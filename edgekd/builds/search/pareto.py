@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgekd.builds.search.cost_filter import Cost, excesses
-from edgekd.builds.search.space import Candidate, candidate_json
+from edgekd.builds.search.space import Candidate
+from edgekd.evaluation.search_result import TriedCandidate
 from edgekd.hardware.budget import LABELS, Budget, size_text
 
 MARGIN_RETENTION = 0.25
@@ -32,19 +32,19 @@ class Point:
     error: str | None = None
 
 
-def point_json(point: Point) -> dict[str, Any]:
-    """A point as search.json has it."""
-    return {
-        **candidate_json(point.candidate),
-        "rung": point.rung,
-        "kept": None if point.error else round(point.kept, 5),
-        "bytes": None if point.error else round(point.cost.bytes),
-        "latency_ms": _short(point.cost.latency_ms),
-        "energy_mj": _short(point.cost.energy_mj),
-        "seconds": round(point.seconds, 3),
-        "error": point.error,
-        "text": point.candidate.text(),
-    }
+def tried_candidate(point: Point) -> TriedCandidate:
+    """Return a point as search.json has it."""
+    return TriedCandidate(
+        **vars(point.candidate),
+        rung=point.rung,
+        kept=None if point.error else round(point.kept, 5),
+        bytes=None if point.error else round(point.cost.bytes),
+        latency_ms=_short(point.cost.latency_ms),
+        energy_mj=_short(point.cost.energy_mj),
+        seconds=round(point.seconds, 3),
+        error=point.error,
+        text=point.candidate.text(),
+    )
 
 
 def _short(value: float | None) -> float | None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.publish import bytes_beside_graph
 from edgekd.builds.recipe import Distill
-from edgekd.builds.run import BuildRequest
+from edgekd.builds.run import SEARCH, BuildRequest
 from edgekd.builds.search.boards import rehearsed
 from edgekd.builds.search.cost_filter import CostFilter, Network
-from edgekd.builds.search.explain import document
+from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
-from edgekd.builds.search.trials import Rung, Task, time_of, with_recipe
+from edgekd.builds.search.trials import Task, time_of, with_recipe
 from edgekd.builds.search.workers import Clock, RunTrials
 from edgekd.builds.stage_store import StageResult, readable_json
 from edgekd.builds.stages import export
@@ -34,16 +34,15 @@ from edgekd.core.progress import Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.subset import Part, write_subset
 from edgekd.data.types import Dataset
-from edgekd.deploy.engine import REHEARSED
 from edgekd.deploy.fleet import Board
 from edgekd.detectors import load
 from edgekd.detectors.family import family_of, student_family
+from edgekd.evaluation.search_result import Rung, SearchResult, SearchSetup
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.target import opset_for, to_dict
 
 RUNGS = (Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(HELD_OUT, 1.0))
 """From a first glance to a full training, scored on all that is held out."""
-RESULT = "search.json"
 _FAMILY = re.compile(r"(?P<name>.*\d)(?P<size>[nsmlx])(?P<rest>[-_.].*)?", re.ASCII)
 _SIZES = "nsmlx"
 
@@ -126,30 +125,23 @@ class SearchContext:
         job = with_recipe(self.request.job, recipe, self.rung(rung))
         return Task(job, candidate, rung, self.beside, self.identity, self.request.boards)
 
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The setup's part of the result document."""
+    def result(self, search: Search) -> SearchResult:
+        """Return the result of a search, as far as it is."""
         job = self.request.job
-        return {
-            "identity": self.identity,
-            "model": job.model.name,
-            "target": job.target.name,
-            "budget": asdict(job.budget),
-            "basis": self._basis,
-            "held_out": self.held_out,
-            "rungs": [{"images": min(each.images, self.held_out), "share": each.share} for each in RUNGS],
-        }
+        rungs = tuple(Rung(min(each.images, self.held_out), each.share) for each in RUNGS)
+        known = (self.identity, job.model.name, job.target.name, job.budget, self._basis, self.held_out, rungs)
+        return search_result(search, SearchSetup(*known), self.clock.spent_s)
 
     @property
-    def _basis(self) -> str:
+    def _basis(self) -> Literal["measured", "rehearsed", "predicted"]:
         """Source of times: `measured`, `predicted`, or `rehearsed` on a null device."""
         if self.request.boards:
-            return REHEARSED if rehearsed(self.request.boards) else "measured"
+            return "rehearsed" if rehearsed(self.request.boards) else "measured"
         return "measured" if self.request.job.target.kind == "cpu" else "predicted"
 
     def note(self, search: Search) -> None:
         """Say where the search is, and keep it."""
-        write_file(self.request.job.out / RESULT, readable_json(document(search, self.summary, self.clock.spent_s)))
+        write_file(self.request.job.out / SEARCH, readable_json(self.result(search).document))
         winner = search.winner
         if winner:
             kept = f"keeps {winner.kept:.1%} in {winner.cost.bytes / 1e6:.2f} MB"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 from edgekd.builds.recipe import (
     DISTILL_STAGES,
@@ -19,6 +19,7 @@ from edgekd.builds.recipe import (
     Resize,
     Step,
 )
+from edgekd.evaluation.search_result import Teaching
 from edgekd.hardware.target import Target
 
 NAME = "searched"
@@ -36,7 +37,6 @@ PLANNED = Quantize("best", frames=48, int8_rounding="feedback", formats=("int8",
 QUANT_AWARE = 3
 """The part of a full training's epochs, one in so many, that a quantized graph is trained for."""
 
-Teaching = Literal["all", "predictions"]
 TEACHINGS: Mapping[Teaching, tuple[DistillStage, ...]] = {
     "all": DISTILL_STAGES,
     "predictions": (replace(DISTILL_STAGES[1], share=1.0),),

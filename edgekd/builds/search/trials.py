@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rung:
-    """How thoroughly a candidate is tried. images: held-out ones that are scored; share: of its epochs."""
-
-    images: int
-    share: float
-
-
-@dataclass(frozen=True)
 class Task:
     """A candidate to be tried.
 

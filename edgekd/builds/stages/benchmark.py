@@ -9,39 +9,15 @@ from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
-from edgekd.core.benchmark import Outliers, SlowDown, Stats
-from edgekd.core.typed_values import from_plain
+from edgekd.core.benchmark import Basis, TimingSummary
+from edgekd.core.host_facts import HostFacts
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Split
-from edgekd.deploy.devices import HostFacts
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import time_graphs
 
 SAMPLES = "samples.json"
 TIMED_FRAMES = 16
-
-
-@dataclass(frozen=True)
-class TimingSummary:
-    """The times of a graph, as `benchmark.Timing.summary` has them.
-
-    Args:
-        basis: `measured`, or `stand-in` for another machine than the target.
-        fps: None where `refused` says why.
-        decode_ms: None where nothing was decoded.
-    """
-
-    basis: str
-    iterations: int
-    fps: float | None
-    refused: tuple[str, ...]
-    slow_down: SlowDown | None
-    outliers: Outliers
-    decode_ms: Stats | None
-    preprocess_ms: Stats
-    inference_ms: Stats
-    postprocess_ms: Stats
-    total_ms: Stats
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ def run(
     split: Split,
     data: str,
     device: LocalDevice,
-    basis: str,
+    basis: Basis,
 ) -> Stage[TimingResult]:
     """Time two graphs on images of a split; data: its fingerprint."""
 
@@ -83,7 +59,7 @@ def run(
         timings = {"before": timings["after"], **timings}
         samples = {label: timing.total_ms.round(4).tolist() for label, timing in timings.items()}
         (folder / SAMPLES).write_text(json.dumps(samples), "ascii")
-        summaries = {label: from_plain(TimingSummary, timing.summary(), label) for label, timing in timings.items()}
+        summaries = {label: timing.summary() for label, timing in timings.items()}
         return TimingResult(device.facts(), **summaries)
 
     facts = device.facts()

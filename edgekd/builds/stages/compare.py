@@ -14,7 +14,13 @@ from edgekd.detectors.generic_onnx import OutputError, output_errors
 
 @dataclass(frozen=True)
 class NamedError:
-    """The error of an output with its name."""
+    """The error of an output.
+
+    Args:
+        name: Its name in the graph.
+        relative_error: Root of noise power by signal power, over all frames.
+        snr_db: The same as a signal-to-noise ratio in dB, at most 120.
+    """
 
     name: str
     relative_error: float

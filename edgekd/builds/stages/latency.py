@@ -9,8 +9,10 @@ from edgekd.builds.stages import benchmark
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.benchmark import TimingResult
 from edgekd.compress.pruning import Convolution, LayerCost
+from edgekd.core.benchmark import Basis as TimingBasis
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
+from edgekd.hardware.budget import Basis
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.predict.latency import Predictor, narrowest
 from edgekd.hardware.predict.work import convolution
@@ -28,7 +30,7 @@ class Latency(Protocol):
     """
 
     @property
-    def basis(self) -> str: ...
+    def basis(self) -> Basis: ...
 
     @property
     def where(self) -> str: ...
@@ -52,7 +54,7 @@ class Measured:
     split: Split
     data: str
     device: LocalDevice
-    basis: str = "measured"
+    basis: TimingBasis = "measured"
     cost: LayerCost | None = None
     identity: Any = None
 
@@ -77,7 +79,7 @@ class Predicted:
     """Prediction for a target that is not here: the engine's time only, from the figures in its file."""
 
     predictor: Predictor
-    basis: str = "predicted"
+    basis: Basis = "predicted"
 
     @property
     def where(self) -> str:

@@ -18,7 +18,12 @@ from edgekd.detectors.family import require_family
 
 @dataclass(frozen=True)
 class FactoredLayer:
-    """A layer that is a product now: the share of its output's energy that is kept, and the ranks of its parts."""
+    """A layer that is a product now.
+
+    Args:
+        kept: Share of the variance of its output that is kept, on the images that were used.
+        ranks: Channels that it reads into, and that it writes from.
+    """
 
     kept: float
     ranks: tuple[int, int]

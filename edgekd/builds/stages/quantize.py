@@ -35,7 +35,12 @@ class CostsResult(StageResult):
 
 @dataclass(frozen=True)
 class CacheResult:
-    """Activations with a scale in TensorRT's calibration cache, and those without."""
+    """TensorRT's calibration cache.
+
+    Args:
+        activations: Number of floating-point activations of the graph without Q/DQ that have an INT8 scale in it.
+        missing: Number of those without one; TensorRT would compute the layers around them in FP16.
+    """
 
     activations: int
     missing: int

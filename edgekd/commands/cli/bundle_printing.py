@@ -10,6 +10,8 @@ from edgekd.commands.cli.tables import megabytes, print_refused, print_table, ra
 if TYPE_CHECKING:
     from edgekd.commands.inspect import Inspected
     from edgekd.commands.keygen import NewKey
+    from edgekd.deploy.delta import DeltaResult
+    from edgekd.deploy.signing.signed import Verified
 
 
 def print_engine(result: Mapping[str, Any]) -> None:
@@ -138,25 +140,25 @@ def print_key(key: NewKey) -> None:
     print(f"key {key.key}\nprivate: {key.private}{encrypted}\npublic: {key.public}")
 
 
-def print_delta(result: Mapping[str, Any]) -> None:
+def print_delta(delta: DeltaResult) -> None:
     """Print the result of `edgekd delta`."""
-    print(f"{result['file']}: {result['bytes']:,} bytes in place of {result['new_bytes']:,} ({result['share']:.1%})")
-    print(f"from {result['old'][:16]} to {result['new'][:16]}")
+    print(f"{delta.file}: {delta.bytes:,} bytes in place of {delta.new_bytes:,} ({delta.share:.1%})")
+    print(f"from {delta.old[:16]} to {delta.new[:16]}")
 
 
-def print_verified(result: Mapping[str, Any]) -> None:
+def print_verified(result: Verified) -> None:
     """Print a bundle or trust file and its signatures."""
-    counted = "counter" if result["kind"] == "bundle" else "version"
-    until = f", expires {result['expires']}" if result["expires"] else ""
-    print(f"{result['file']}: {result['kind']} {result['identity'][:16]}, {counted} {result['version']}{until}")
-    for signature in result["signatures"]:
-        print(f"signed by {signature['name'] or 'key'} {signature['key']}")
-    if not result["signatures"]:
+    counted = "counter" if result.kind == "bundle" else "version"
+    until = f", expires {result.expires}" if result.expires else ""
+    print(f"{result.file}: {result.kind} {result.identity[:16]}, {counted} {result.version}{until}")
+    for signature in result.signatures:
+        print(f"signed by {signature.name or 'key'} {signature.key}")
+    if not result.signatures:
         print("not signed")
-    if file := result["firmware"]:
-        signed, devices = "signed" if file["signed"] else "not signed", ", ".join(file["compatible"])
-        print(f"in a file for {file['system']}, {result['bytes']:,} bytes, {signed}; for {devices}")
-    if result["trusted"]:
-        print("trusted" if result["trust_version"] is None else f"trusted by trust file {result['trust_version']}")
+    if file := result.firmware:
+        signed, devices = "signed" if file.signed else "not signed", ", ".join(file.compatible)
+        print(f"in a file for {file.system}, {result.bytes:,} bytes, {signed}; for {devices}")
+    if result.trusted:
+        print("trusted" if result.trust_version is None else f"trusted by trust file {result.trust_version}")
     else:
         print("whole; signatures were compared with no trust file and no key")

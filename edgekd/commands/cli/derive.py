@@ -25,7 +25,7 @@ def callback(
     """Return what Typer runs for a command: it calls `function`, then prints the result by `show` or as JSON.
 
     A parameter `progress` is supplied. What the command line leaves out is the function's default. The exit code is the
-    result's `exit_code`, if it has one. run_name: of the run in a log, a format string over the parameters; only with
+    result's `exit_status`, if it has one. run_name: of the run in a log, a format string over the parameters; only with
     one is there `--log`.
 
     Raises TypeError, naming the parameter, where one is not declared.
@@ -50,7 +50,7 @@ def callback(
         (print_json(result.document) if as_json else show(result))
         if hasattr(result, "require_met"):
             result.require_met()
-        if code := getattr(result, "exit_code", 0):
+        if code := getattr(result, "exit_status", 0):
             raise typer.Exit(code)
 
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]

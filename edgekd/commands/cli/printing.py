@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from edgekd.commands.cli import bundle_printing
@@ -12,16 +13,27 @@ from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench
 
 if TYPE_CHECKING:
     from edgekd.builds.run import BuildResult
+    from edgekd.builds.speedup import DetectorFigures, Lightened
+    from edgekd.commands.adapt import Variant
     from edgekd.commands.check import Checked
+    from edgekd.commands.compare import Compared
+    from edgekd.commands.convert import Converted, MapScores
+    from edgekd.commands.distill import Distilled, ScoredDetector
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
-    from edgekd.commands.quantize import QuantizeOutcome
+    from edgekd.commands.factorize import Factorized
+    from edgekd.commands.prune import Pruned
+    from edgekd.commands.quantize import FloatGraph, Quantized, QuantizedGraph
     from edgekd.commands.targets import Targets
+    from edgekd.commands.validate_report import JudgedEvidence
+    from edgekd.evaluation.bench_result import BenchResult
+    from edgekd.evaluation.coco import ClassScore, Score, TailScore
+    from edgekd.evaluation.report.document import Analysed
+    from edgekd.evaluation.search_result import SearchResult
     from edgekd.hardware.budget import Line
+    from edgekd.hardware.predict.result import PredictResult
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
-_SIDES = ("source", "converted")
-_SPAN = ("latency_ms", "high_ms", "low_ms")
 _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("run", "run", str),
     ("model", "model", str),
@@ -76,190 +88,185 @@ def print_outcome(outcome: BuildResult) -> None:
     print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
 
 
-def print_searched(result: Mapping[str, Any]) -> None:
+def print_searched(result: SearchResult) -> None:
     """Print the result of a search."""
-    front = [point for point in result["points"] if point["front"]]
-    rows = [[point["text"], *(text(point[key]) for key, text in _SEARCHED)] for point in front]
+    front = [point for point in result.points if point.front]
+    rows = [[point.text, *(text(getattr(point, key)) for key, text in _SEARCHED)] for point in front]
     print_table(["the front", "kept", "bundle", "ms a frame", "mJ a frame"], rows)
-    saved, tried = result["trainings_saved"], result["tried"]
-    print(f"{tried} of {result['candidates']} candidates tried, {result['refused']} refused; {saved} trainings saved")
-    print(f"search ended: {result['reason']}\nwinner: {result['winner']['text']}")
-    for line in result["why"]:
+    saved, tried = result.trainings_saved, result.tried
+    print(f"{tried} of {result.candidates} candidates tried, {result.refused} refused; {saved} trainings saved")
+    print(f"search ended: {result.reason}\nwinner: {result.winner.text if result.winner else 'none'}")
+    for line in result.why:
         print(line)
 
 
-def print_quantized(outcome: QuantizeOutcome) -> None:
+def print_quantized(result: Quantized) -> None:
     """Print the result of `edgekd quantize`."""
-    result = outcome.document
-    before, after = result["before"], result["after"]
+    before, after = result.before, result.after
+    packed = f"{megabytes(after.bytes)} packed, {megabytes(after.onnx_bytes)} ONNX"
     rows = [
-        [
-            "graph",
-            megabytes(before["bytes"]),
-            f"{megabytes(after['bytes'])} packed, {megabytes(after['onnx_bytes'])} ONNX",
-        ]
+        *(_metric_rows(before, after) if result.metric == "map50_95" else []),
+        ["graph", megabytes(before.bytes), packed],
     ]
-    if result["metric"] == "map50_95":
-        scores = [[label, score_text(before[key]), score_text(after[key])] for label, key in _METRICS.items()]
-        rows = [*scores, *rows]
     print_table(["", "before", "after"], rows)
-    for output in result["outputs"]:
-        error, ratio = output["relative_error"], output["snr_db"]
-        print(f"output {output['name']}: relative error {error:.4f} ({ratio:.1f} dB) on {result['frames']} frames")
-    formats = ", ".join(f"{count} in {form}" for form, count in result["forms"].items() if count)
-    print(f"layers: {formats}")
-    print_budget(outcome.budget)
-    print(f"results: {outcome.job.out}")
+    for output in result.outputs:
+        error = f"relative error {output.relative_error:.4f} ({output.snr_db:.1f} dB)"
+        print(f"output {output.name}: {error} on {result.frames} frames")
+    print(f"layers: {', '.join(f'{count} in {form}' for form, count in result.forms.items() if count)}")
+    print_budget(result.budget)
+    print(f"results: {result.graph.parent}")
 
 
-def print_converted(result: Mapping[str, Any]) -> None:
+def print_converted(result: Converted) -> None:
     """Print the result of `edgekd convert`."""
-    parity, scores, int8 = result["parity"], result["scores"], result["int8"]
-    if int8["source"]:
-        print(f"INT8: {int8['carried']} of {int8['source']} layers carried over with their scales")
-    if parity is not None:
-        errors = (f"{part} {parity[part]:.2g} of {parity[f'allowed_{part}']:.2g}" for part in ("boxes", "scores"))
-        largest = f"largest of a score {parity['largest_score']:.2g}"
-        if parity["largest_box"] is not None:
-            largest += f", of a sure box {parity['largest_box']:.2g}"
-        print(f"relative error by {parity['engine']} on {parity['frames']} frames: {', '.join(errors)}; {largest}")
-    if scores is not None:
-        rows = [[label, *(score_text(scores[side][key]) for side in _SIDES)] for label, key in _METRICS.items()]
-        print_table([f"{scores['images']} images of {scores['split']}", *_SIDES], rows)
-    for note in result["notes"]:
+    if result.int8.source:
+        print(f"INT8: {result.int8.carried} of {result.int8.source} layers carried over with their scales")
+    if (parity := result.parity) is not None:
+        found = parity.distance
+        errors = f"boxes {found.boxes:.2g} of {parity.allowed_boxes:.2g}, "
+        errors += f"scores {found.scores:.2g} of {parity.allowed_scores:.2g}"
+        largest = f"largest of a score {found.largest_score:.2g}"
+        if found.largest_box is not None:
+            largest += f", of a sure box {found.largest_box:.2g}"
+        print(f"relative error by {parity.engine} on {parity.frames} frames: {errors}; {largest}")
+    if (scores := result.scores) is not None:
+        print_table(
+            [f"{scores.images} images of {scores.split}", "source", "converted"],
+            _metric_rows(scores.source, scores.converted),
+        )
+    for note in result.notes:
         print(f"note: {note}")
-    print(f"{result['format']}: {result['out']}, {megabytes(result['bytes'])}")
+    print(f"{result.format}: {result.out}, {megabytes(result.bytes)}")
 
 
-def print_adapted(result: Mapping[str, Any]) -> None:
+def print_adapted(result: Variant) -> None:
     """Print the result of `edgekd adapt`."""
-    look, error, clean = result["look"], result["error"], result["clean"]
-    blur = f", blurred by {look['blur']:g} pixels" if look["blur"] else ""
-    gains, noise = (" ".join(f"{value:g}" for value in look[name]) for name in ("gains", "noise"))
-    print(f"the {result['frames']} frames: brightness {look['brightness'][0]:g} to {look['brightness'][1]:g}{blur}")
+    found, look, error = result.adaptation, result.adaptation.look, result.error
+    blur = f", blurred by {look.blur:g} pixels" if look.blur else ""
+    gains, noise = (" ".join(f"{value:g}" for value in values) for values in (look.gains, look.noise))
+    print(f"the {found.frames} frames: brightness {look.brightness[0]:g} to {look.brightness[1]:g}{blur}")
     print(f"detail, from fine to coarse, times {gains}; added {noise} grey levels")
-    print(f"error of scores under these conditions: {error['before']:.3f} before, {error['after']:.3f} after")
-    if clean is not None:
-        labels = {"clean": "mAP50-95 as they are", "shown": "mAP50-95 as the frames would show them"}
-        rows = [
-            [label, *(score_text(result[key][side]) for side in ("before", "after"))] for key, label in labels.items()
-        ]
-        print_table([f"{clean['images']} images of {clean['split']}", "bundle", "variant"], rows)
-    print(f"variant: {result['bundle']}, {megabytes(result['bytes'])}")
-    print(f"delta: {result['delta']}, {megabytes(result['delta_bytes'])}")
+    print(f"error of scores under these conditions: {error.before:.3f} before, {error.after:.3f} after")
+    if found.clean and found.shown:
+        labels = {"mAP50-95 as they are": found.clean, "mAP50-95 as the frames would show them": found.shown}
+        rows = [[label, score_text(each.before), score_text(each.after)] for label, each in labels.items()]
+        print_table([f"{found.clean.images} images of {found.clean.split}", "bundle", "variant"], rows)
+    print(f"variant: {result.bundle}, {megabytes(result.bytes)}")
+    print(f"delta: {result.delta}, {megabytes(result.delta_bytes)}")
 
 
-def print_distilled(result: Mapping[str, Any]) -> None:
+def print_distilled(result: Distilled) -> None:
     """Print the result of `edgekd distill`."""
-    both = (result["before"], result["after"])
-    rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
-    sizes = ["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)]
-    print_table(["", "teacher", "student"], [*rows, sizes])
-    print(f"epochs: {result['epochs']}\nstudent: {result['checkpoint']}")
+    both = (result.before, result.after)
+    sizes = ["parameters", *(f"{each.parameters / 1e6:.2f} M" for each in both)]
+    print_table(["", "teacher", "student"], [*_metric_rows(*both), sizes])
+    print(f"epochs: {result.epochs}\nstudent: {result.checkpoint}")
 
 
-def print_pruned(result: Mapping[str, Any]) -> None:
+def _metric_rows(
+    *detectors: DetectorFigures | ScoredDetector | FloatGraph | QuantizedGraph | MapScores,
+) -> list[list[str]]:
+    return [[label, *(score_text(getattr(each, key)) for each in detectors)] for label, key in _METRICS.items()]
+
+
+def print_pruned(result: Pruned) -> None:
     """Print the result of `edgekd prune`."""
     _print_lighter(result)
-    print(f"pruned: {result['checkpoint']}")
+    print(f"pruned: {result.checkpoint}")
 
 
-def print_factorized(result: Mapping[str, Any]) -> None:
+def print_factorized(result: Factorized) -> None:
     """Print the result of `edgekd factorize`."""
     _print_lighter(result)
-    print(f"{len(result['layers'])} layers replaced\nfactorized: {result['checkpoint']}")
+    print(f"{len(result.layers)} layers replaced\nfactorized: {result.checkpoint}")
 
 
-def _print_lighter(result: Mapping[str, Any]) -> None:
+def _print_lighter(result: Lightened) -> None:
     """Print a detector before and after it was made lighter."""
-    both = (result["before"], result["after"])
-    rows = [[label, *(score_text(each[key]) for each in both)] for label, key in _METRICS.items()]
-    rows.append(["parameters", *(f"{each['parameters'] / 1e6:.2f} M" for each in both)])
-    rows.append(["multiply-adds", *(f"{each['multiply_adds'] / 1e9:.2f} G" for each in both)])
-    rows.append(["ms a frame", *(f"{each['latency_ms']:.2f}" for each in both)])
-    if (on := result["target"]) is not None and on["basis"] == "predicted":
-        rows.append([f"ms on {on['name']}, predicted", *(f"{on[side]:.2f}" for side in ("before_ms", "after_ms"))])
+    both = (result.before, result.after)
+    rows = _metric_rows(*both)
+    rows.append(["parameters", *(f"{each.parameters / 1e6:.2f} M" for each in both)])
+    rows.append(["multiply-adds", *(f"{each.multiply_adds / 1e9:.2f} G" for each in both)])
+    rows.append(["ms a frame", *(f"{each.latency_ms:.2f}" for each in both)])
+    if (on := result.target) is not None and on.basis == "predicted":
+        rows.append([f"ms on {on.name}, predicted", f"{on.before_ms:.2f}", f"{on.after_ms:.2f}"])
     print_table(["", "before", "after"], rows)
-    print(f"measured on {result['host']['cpu']} with {result['host']['engine']}")
+    print(f"measured on {result.host.cpu} with {result.host.engine}")
 
 
-def print_validation(result: Mapping[str, Any]) -> None:
+def print_validation(result: JudgedEvidence) -> None:
     """Print the result of `edgekd validate-report`."""
-    print(f"device: {result['device']}{'' if result['complete'] else ', cut short'}")
-    for each in result["verdicts"]:
-        print(f"{each['outcome']:10}  {each['text']}: {each['detail']}")
-    if result["problem"]:
-        print(f"problem: {result['problem']['message']}")
-    print(f"report: {result['report']}")
+    print(f"device: {result.device}{'' if result.complete else ', cut short'}")
+    for each in result.verdicts:
+        print(f"{each.outcome:10}  {each.text}: {each.detail}")
+    if result.problem:
+        print(f"problem: {result.problem.message}")
+    print(f"report: {result.report}")
 
 
-def print_report(result: Mapping[str, Any]) -> None:
+def print_report(result: Analysed) -> None:
     """Print the result of `edgekd report`."""
-    if (found := result["detections"]) is not None:
+    if (found := result.detections) is not None:
         columns = ("objects", "kept", "lost", "gained", "missed", "false_before", "false_after")
-        worst = sorted(found["classes"], key=lambda each: (each["gained"] - each["lost"], -each["lost"]))[:5]
-        rows = [found["total"], *found["sizes"], *(each for each in worst if each["lost"] > each["gained"])]
-        cells = [[row["name"], *(str(row[column]) for column in columns)] for row in rows]
+        worst = sorted(found.classes, key=lambda each: (each.gained - each.lost, -each.lost))[:5]
+        rows = [found.total, *found.sizes, *(each for each in worst if each.lost > each.gained)]
+        cells = [[row.name, *(str(getattr(row, column)) for column in columns)] for row in rows]
         print_table(["detections", *(column.replace("_", " ") for column in columns)], cells)
-    inside = result["inside"]
-    for at, each in enumerate(inside["compared"] if inside else ()):
-        known = [layer for layer in result["layers"] if layer["cka"][at] is not None]
-        least = ", ".join(f"{layer['name']} {layer['cka'][at]:.3f}" for layer in sorted(known, key=_cka_at(at))[:3])
-        print(f"least alike, {each['reference']} and {each['other']}: {least}")
-    for why in result["missing"]:
+    for index, each in enumerate(result.inside.compared if result.inside else ()):
+        known = [(cka, layer.name) for layer in result.layers if (cka := layer.cka[index]) is not None]
+        least = ", ".join(f"{name} {cka:.3f}" for cka, name in sorted(known, key=itemgetter(0))[:3])
+        print(f"least alike, {each.reference} and {each.other}: {least}")
+    for why in result.missing:
         print(f"missing: {why}")
-    print(f"report: {result['report']}")
+    print(f"report: {result.report}")
 
 
-def _cka_at(at: int) -> Callable[[Mapping[str, Any]], float]:
-    return lambda layer: float(layer["cka"][at])
-
-
-def print_bench(result: Mapping[str, Any]) -> None:
+def print_bench(bench: BenchResult) -> None:
     """Print the result of `edgekd bench`."""
     columns = [name.replace("p999", "p99.9") for name in STATISTICS]
-    print_table(["ms", *columns], bench_rows(result))
-    for line in bench_lines(result):
+    print_table(["ms", *columns], bench_rows(bench.result))
+    for line in bench_lines(bench):
         print(line)
-    print_refused(result["refused"])
-    if (other := result["against"]) is not None:
-        print_table([f"ms, {other['artifact']}", *columns], bench_rows(other))
+    print_refused(bench.refused)
+    if (other := bench.against) is not None:
+        print_table([f"ms, {other.artifact}", *columns], bench_rows(other.result))
         for line in against_lines(other):
             print(line)
-        print_refused([f"{other['artifact']}: {reason}" for reason in other["refused"]])
+        print_refused([f"{other.artifact}: {reason}" for reason in other.result.refused])
 
 
-def print_predicted(result: Mapping[str, Any]) -> None:
+def print_predicted(result: PredictResult) -> None:
     """Print the result of `edgekd predict`."""
-    rows = [["ms a frame", *(f"{result[key]:.2f}" for key in ("latency_ms", "low_ms", "high_ms"))]]
-    rows.append(["frames a second", *(f"{result['fps'] * result['latency_ms'] / result[key]:.1f}" for key in _SPAN)])
-    if result["energy_mj"] is not None:
-        rows.append(["mJ a frame", *(f"{result[key]:.0f}" for key in ("energy_mj", "low_mj", "high_mj"))])
-    print_table([f"{result['target']}, {result['precision']}", "predicted", "from", "to"], rows)
-    total = sum(layer["us"] for layer in result["layers"])
-    print(f"the {len(result['layers'])} dearest layers take {total / 10 / result['latency_ms']:.0f} % of it:")
-    print_table(["layer", "", "us"], [[each["name"], each["kind"], f"{each['us']:.1f}"] for each in result["layers"]])
+    spans = [(result.latency_ms, result.low_ms, result.high_ms), (result.energy_mj, result.low_mj, result.high_mj)]
+    rates = (result.fps * result.latency_ms / ms for ms in (result.latency_ms, result.high_ms, result.low_ms))
+    rows = [["ms a frame", *(f"{ms:.2f}" for ms in spans[0])], ["frames a second", *(f"{rate:.1f}" for rate in rates)]]
+    if result.energy_mj is not None:
+        rows.append(["mJ a frame", *(f"{mj:.0f}" for mj in spans[1])])
+    print_table([f"{result.target}, {result.precision}", "predicted", "from", "to"], rows)
+    total = sum(layer.us for layer in result.layers)
+    print(f"the {len(result.layers)} dearest layers take {total / 10 / result.latency_ms:.0f} % of it:")
+    print_table(["layer", "", "us"], [[each.name, each.kind, f"{each.us:.1f}"] for each in result.layers])
     print("Predicted, not measured: nine of ten measurements should lie in that range.")
-    if result["measured"]:
-        print(f"Corrected by what was measured: {result['measured']}.")
-    for doubt in result["doubts"]:
+    if result.measured:
+        print(f"Corrected by what was measured: {result.measured}.")
+    for doubt in result.doubts:
         print(f"Do not trust it far: {doubt}.")
 
 
-def print_compared(result: Mapping[str, Any]) -> None:
+def print_compared(found: Compared) -> None:
     """Print the result of `edgekd compare`."""
-    a, b = result["a"], result["b"]
-    print_table(["", "a", "b", "b by a"], [_compared(name, a[key], b[key], text) for name, key, text in _COMPARED])
+    rows = [_compared(name, getattr(found.a, key), getattr(found.b, key), text) for name, key, text in _COMPARED]
+    print_table(["", "a", "b", "b by a"], rows)
     for key, what in _DIFFERENT.items():
-        if not result[key]:
+        if not getattr(found, key):
             print(what)
-    changed = [row for row in result["classes"] if row["a"] is not None and row["b"] is not None]
+    changed = [row for row in found.classes if row.gain is not None]
     if changed:
-        rows = [[row["name"], score_text(row["a"]), score_text(row["b"]), _gained(row)] for row in changed]
+        rows = [[row.name, score_text(row.a), score_text(row.b), f"{row.gain:+.4f}"] for row in changed]
         print_table(["mAP50-95", "a", "b", "gained"], rows)
     rows = [
-        [row["name"], *(_seconds(row[f"{side}_seconds"]) for side in "ab"), "the same" if row["same"] else ""]
-        for row in result["stages"]
+        [row.name, _seconds(row.a_seconds), _seconds(row.b_seconds), "the same" if row.same else ""]
+        for row in found.stages
     ]
     print_table(["stage, seconds", "a", "b", ""], rows)
 
@@ -270,29 +277,22 @@ def _compared(name: str, a: Any, b: Any, text: Callable[[Any], str]) -> list[str
     return [name, *texts, f"{b / a:.1%}" if numbers else ""]
 
 
-def _gained(row: Mapping[str, Any]) -> str:
-    return f"{row['b'] - row['a']:+.4f}"
-
-
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
 def print_scores(scored: Scored) -> None:
     """Print the result of `edgekd eval`."""
-    result = scored.document
-    for image, reason in scored.skipped:
+    for image, reason in zip(scored.skipped, scored.reasons, strict=True):
         print(f"not scored: {image}: {reason}", file=sys.stderr)
 
-    def row(name: str, images: object, objects: object, scores: Mapping[str, Any]) -> list[str]:
-        return [name, str(images), str(objects), score_text(scores["map50_95"]), score_text(scores["map50"])]
+    def row(name: str, images: object, objects: object, scores: Score | ClassScore | TailScore) -> list[str]:
+        return [name, str(images), str(objects), score_text(scores.map50_95), score_text(scores.map50)]
 
-    rows = [row("all", result["images"], "", result)]
-    rows += [
-        row(name, of["images"], of["instances"], of) for name, of in result["per_class"].items() if of["instances"]
-    ]
-    if (tail := result["tail"]) is not None:
-        rows.append(row(f"rare: {', '.join(tail['classes']) or 'none'}", "", "", tail))
+    rows = [row("all", scored.score.images, "", scored.score)]
+    rows += [row(name, of.images, of.instances, of) for name, of in scored.score.per_class.items() if of.instances]
+    if (tail := scored.tail) is not None:
+        rows.append(row(f"rare: {', '.join(tail.classes) or 'none'}", "", "", tail))
     print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
 
 
@@ -309,7 +309,7 @@ def print_checked(checked: Checked) -> None:
     for finding in checked.findings:
         print(f"{finding.level}: {finding.what} ({finding.where})\n    {finding.change}")
     verdict = "possible" if checked.possible else "impossible as it is"
-    print(f"{checked.model.name} on {checked.target.title}: {verdict}")
+    print(f"{checked.title}: {verdict}")
 
 
 def print_targets(found: Targets) -> None:
@@ -330,6 +330,15 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 RESULTS: Mapping[str, Callable[[Any], None]] = {
+    "adapt": print_adapted,
+    "bench": print_bench,
+    "compare": print_compared,
+    "convert": print_converted,
+    "distill": print_distilled,
+    "factorize": print_factorized,
+    "predict": print_predicted,
+    "prune": print_pruned,
+    "report": print_report,
     "build": print_outcome,
     "quantize": print_quantized,
     "eval": print_scores,
@@ -337,28 +346,19 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
     "targets": print_targets,
     "doctor": print_diagnosis,
     "inspect": bundle_printing.print_inspected,
+    "delta": bundle_printing.print_delta,
     "keygen": bundle_printing.print_key,
+    "pack": bundle_printing.print_verified,
+    "sign": bundle_printing.print_verified,
+    "trust": bundle_printing.print_verified,
+    "validate-report": print_validation,
+    "verify": bundle_printing.print_verified,
     "demo": lambda demo: print_outcome(demo.outcome),
 }
 """Printers of results by command."""
 DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
-    "adapt": print_adapted,
-    "convert": print_converted,
-    "distill": print_distilled,
-    "prune": print_pruned,
-    "factorize": print_factorized,
-    "bench": print_bench,
-    "predict": print_predicted,
     "engine": bundle_printing.print_engine,
     "profile": bundle_printing.print_profiled,
-    "compare": print_compared,
-    "report": print_report,
-    "validate-report": print_validation,
-    "verify": bundle_printing.print_verified,
-    "trust": bundle_printing.print_verified,
-    "sign": bundle_printing.print_verified,
-    "pack": bundle_printing.print_verified,
-    "delta": bundle_printing.print_delta,
 }
 """Printers, by command, that need only the document of a result."""
 

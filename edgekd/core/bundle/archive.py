@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgekd.core.atomic_files import new_file, new_folder, writing
 from edgekd.core.bundle import signatures as signature_file
-from edgekd.core.bundle.manifest import MAX_BYTES, FileEntry, Manifest, from_json, to_json
+from edgekd.core.bundle.manifest import MAX_BYTES, FileEntry, Manifest, Role, from_json, to_json
 from edgekd.core.bundle.signatures import Signature, SignatureEnvelope
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import BundleError, HashError, SpecError, naming
@@ -60,7 +60,7 @@ def head_of(manifest: Manifest, signatures: Iterable[Signature] = ()) -> Head:
     return Head(manifest, content, SignatureEnvelope(digest, signature_file.merged(signatures)))
 
 
-def file_entry(path: str, source: Path, role: str) -> FileEntry:
+def file_entry(path: str, source: Path, role: Role) -> FileEntry:
     """Return the entry of a file in the manifest, stored as `path`. Raises BundleError when it cannot be read."""
     with _reading(source):
         return FileEntry(path, source.stat().st_size, file_sha256(source), role)

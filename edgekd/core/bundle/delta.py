@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -50,7 +50,13 @@ HEADER_ROOM = 1 << 22
 WHOLE = ""
 """Name of the only part of a file that is not split."""
 COPY, XOR, NEAR, NEW = KINDS = "copy", "xor", "near", "new"
-_NUMBERS = {COPY: 3, XOR: 4, NEAR: 5, NEW: 2}
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    COPY: ("length", "source", "at"),
+    XOR: ("length", "source", "at", "stored"),
+    NEAR: ("length", "source", "at", "window", "stored"),
+    NEW: ("length", "stored"),
+}
+"""By kind of a piece, its numbers in the order of the delta."""
 _FIX = "get the delta again, or the whole bundle"
 
 
@@ -71,13 +77,7 @@ class Piece:
 
     def row(self) -> list[Any]:
         """Return the piece as in the delta."""
-        by_kind = {
-            COPY: [self.source, self.at],
-            XOR: [self.source, self.at, self.stored],
-            NEAR: [self.source, self.at, self.window, self.stored],
-            NEW: [self.stored],
-        }
-        return [self.kind, self.length, *by_kind[self.kind]]
+        return [self.kind, *(getattr(self, name) for name in _NUMBERS[self.kind])]
 
 
 @dataclass(frozen=True)
@@ -223,13 +223,13 @@ class _Data:
         except zlib.error as error:
             raise ValueError(f"a piece is damaged: {error}") from error
         if not whole or not inflate.eof or inflate.unused_data:
-            raise ValueError("a piece is not as long as it says")
+            raise ValueError("a piece has another length than stated")
         return content
 
     def finish(self) -> None:
         """Raise BundleError where data is left."""
         if self._left or self._stream.read(self._filling).strip(b"\0"):
-            raise BundleError(f"{self._path}: something is left over", fix=_FIX)
+            raise BundleError(f"{self._path}: data is left over", fix=_FIX)
         read_end(self._stream, self._path)
 
 
@@ -239,9 +239,9 @@ def _file(
     """Yield the content of a file of the new bundle. Raises HashError at its end when it differs from its entry."""
     content = _content(entry, parts, delta, old, data)
     try:
-        yield from compared(f"{path}: {entry.path} came out as something else", entry, content)
+        yield from compared(f"{path}: {entry.path} was rebuilt as another file", entry, content)
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path}: {entry.path} cannot be made of it", found=str(error), fix=_FIX) from error
+        raise BundleError(f"{path}: {entry.path} cannot be rebuilt", found=str(error), fix=_FIX) from error
     except HashError as error:
         raise HashError(error.what, expected=error.expected, found=error.found, fix="get the whole bundle") from error
 
@@ -296,9 +296,9 @@ def _from_json(content: bytes, manifest: Manifest) -> Delta:
         if to_json(delta) != content:
             raise ValueError("not as edgekd writes it")
     except (TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
-        raise BundleError("what the delta says is damaged", found=str(error) or repr(error), fix=_FIX) from error
+        raise BundleError("the content of the delta is damaged", found=str(error) or repr(error), fix=_FIX) from error
     if not is_sha256(delta.old) or any(type(each) is not str for source in sources for each in source):
-        raise BundleError("what the delta says is damaged", found="a name that is none", fix=_FIX)
+        raise BundleError("the content of the delta is damaged", found="an invalid name", fix=_FIX)
     if len(delta.files) != len(manifest.files):
         raise BundleError("the delta is not of this bundle", expected=f"{len(manifest.files)} files", fix=_FIX)
     for entry, parts in zip(manifest.files, delta.files):  # noqa: B905 strict= is Python 3.10
@@ -315,19 +315,10 @@ def _part(row: Any) -> Part:
 
 def _piece(row: Any) -> Piece:
     kind, *numbers = row
-    if (
-        kind not in KINDS
-        or len(numbers) != _NUMBERS[kind]
-        or any(type(each) is not int or each < 0 for each in numbers)
-    ):
+    valid = kind in KINDS and len(numbers) == len(_NUMBERS[kind])
+    if not valid or any(type(each) is not int or each < 0 for each in numbers):
         raise ValueError(f"{str(row)[:60]} is no piece")
-    length, *more = numbers
-    if kind == COPY:
-        return Piece(kind, length, *more)
-    if kind == NEW:
-        return Piece(kind, length, stored=more[0])
-    window = more[2] if kind == NEAR else 0
-    return Piece(kind, length, more[0], more[1], window, more[-1])
+    return Piece(kind, **dict(zip(_NUMBERS[kind], numbers)))  # noqa: B905
 
 
 def _check_file(entry: FileEntry, parts: tuple[Part, ...], sources: int) -> None:
@@ -347,4 +338,4 @@ def _check_file(entry: FileEntry, parts: tuple[Part, ...], sources: int) -> None
         if not piece.length > 0 or held > MAX_PIECE or piece.window > WINDOW or piece.stored > 2 * MAX_PIECE:
             raise BundleError(f"{entry.path}: a piece of the delta is too large", found=str(piece.row()), fix=_FIX)
         if piece.kind != NEW and piece.source >= sources:
-            raise BundleError(f"{entry.path}: a piece of the delta is from nowhere", fix=_FIX)
+            raise BundleError(f"{entry.path}: a piece of the delta has an unknown source", fix=_FIX)

@@ -12,10 +12,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
+from edgekd.core.bundle.detector_rule import DETECTOR
 from edgekd.core.bundle.rules import (
-    flag,
     integer,
     list_of,
     matching,
@@ -32,7 +32,7 @@ from edgekd.core.canonical import SHA256_TEXT, canonical_json, short_int
 from edgekd.core.errors import BundleError
 
 FORMAT = 1
-ROLES = (
+Role = Literal[
     "graph",
     "calibration-cache",
     "calibration-set",
@@ -43,13 +43,15 @@ ROLES = (
     "labels",
     "agent",
     "sbom",
-)
+]
+ROLES: tuple[Role, ...] = get_args(Role)
 MAX_BYTES = 1 << 20
 MAX_FILES = 1024
 MAX_PATH = 100  # characters: what the name field of a ustar header holds
 MAX_TOTAL = 1 << 31  # bytes: of all files together
 RESERVED = ("manifest.json", "signatures.json")
-BASES = ("measured", "stand-in", "predicted")
+Basis = Literal["measured", "stand-in", "predicted"]
+BASES: tuple[Basis, ...] = get_args(Basis)
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
@@ -58,7 +60,12 @@ _EXTENSION = "x-"
 
 @dataclass(frozen=True)
 class TargetName:
-    """Target of a bundle: its name in `edgekd targets`, and the name in its firmware."""
+    """Target of a bundle.
+
+    Args:
+        name: Its name in `edgekd targets`.
+        compatible: Its name in the firmware.
+    """
 
     name: str
     compatible: str
@@ -66,17 +73,30 @@ class TargetName:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a bundle. `length` in bytes; `sha256` as 64 hexadecimal digits; `role` one of ROLES."""
+    """One file of a bundle.
+
+    Args:
+        path: Its name in the bundle.
+        length: Bytes.
+        sha256: SHA-256, as 64 hexadecimal digits.
+        role: Its use.
+    """
 
     path: str
     length: int
     sha256: str
-    role: str
+    role: Role
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Minimum score of a detection, by class, and the overlap above which two boxes are one object."""
+    """Thresholds of detections.
+
+    Args:
+        confidence: Minimum score, for each class.
+        iou: Overlap above which two boxes are one object.
+        max_detections: Maximum number of detections of a frame.
+    """
 
     confidence: tuple[float, ...]
     iou: float
@@ -85,7 +105,13 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the build, None where there is none: bytes, share of the mAP50-95, frames per second."""
+    """Limits of the build; null where there is none.
+
+    Args:
+        max_bytes: Bytes of the bundle.
+        min_retention: Share of the mAP50-95.
+        min_fps: Frames per second.
+    """
 
     max_bytes: int | None
     min_retention: float | None
@@ -94,9 +120,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Score:
-    """COCO mAP, 0 to 1, and size in bytes, of one graph.
+    """Accuracy and size of a graph.
 
-    classes: map50_95 of each class in the network's order, None where the scored images have no object of it.
+    Args:
+        map50_95, map50: COCO's mAP, 0 to 1.
+        bytes: Size of the graph.
+        classes: mAP50-95 of each class in the network's order; null where the scored images have no object of it.
     """
 
     map50_95: float
@@ -107,13 +136,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of the network for one frame, in milliseconds, where, and whether it was measured there.
+    """Latency of the network for one frame.
 
-    basis: one of BASES. Of a measurement `ms` is the median, `low_ms` the least, `high_ms` the 99th percentile; of a
-    prediction its value and range. layers: number by precision, None where unknown.
+    Args:
+        basis: Measured on the target or on another machine, or predicted.
+        where: Device and runtime.
+        ms: Milliseconds: median of a measurement, or the prediction.
+        low_ms, high_ms: Least and 99th percentile of a measurement, or the range of a prediction.
+        layers: Number of layers by precision; null where that is not known.
     """
 
-    basis: str
+    basis: Basis
     where: str
     ms: float
     low_ms: float
@@ -123,9 +156,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence on the graph: accuracy and size from the build; latencies as predicted, or as added afterwards.
+    """Evidence on the graph.
 
-    images: number of scored ones; retention: after.map50_95 / before.map50_95, None where that is 0 / 0.
+    Args:
+        images: Number of scored images.
+        before, after: The given detector's float graph, and the graph of the bundle.
+        retention: mAP50-95 after / before; null where that is 0 / 0.
+        latencies: Latencies as predicted, or as added afterwards.
     """
 
     images: int
@@ -137,17 +174,30 @@ class Evidence:
 
 @dataclass(frozen=True)
 class StageKey:
-    """A stage of the build, and the SHA-256 of its inputs."""
+    """A stage of the build.
+
+    Args:
+        name: Name of the stage.
+        key: SHA-256 of its inputs.
+    """
 
     name: str
     key: str
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """Origin of a bundle. Hashes as 64 hexadecimal digits; tools: versions by package.
+class Origin:
+    """Inputs of a build. Hashes are 64 hexadecimal digits.
 
-    model: the input, which is also the teacher; student: the trained checkpoint, None where the graph is the model's.
+    Args:
+        model_sha256: SHA-256 of the model as given, which is also the teacher.
+        student_sha256: SHA-256 of the checkpoint that was trained or pruned; null where the graph is the model's.
+        data_sha256: SHA-256 of the scored images and labels.
+        calibration_sha256: Identity of the calibration set; null without one.
+        recipe: Name of the recipe.
+        recipe_sha256: SHA-256 of its steps.
+        seed: Seed of every random choice.
+        tools: Versions of libraries.
     """
 
     model_sha256: str
@@ -158,12 +208,27 @@ class Lineage:
     recipe_sha256: str
     seed: int
     tools: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lineage(Origin):
+    """Origin of a bundle.
+
+    Args:
+        stages: The stages that it follows from.
+    """
+
     stages: tuple[StageKey, ...]
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Licence of a part of a bundle: an SPDX expression, or NOASSERTION where it is unknown."""
+    """Licence of a part of a bundle.
+
+    Args:
+        part: `model` or `agent`.
+        licence: An SPDX expression, or NOASSERTION where it is unknown.
+    """
 
     part: str
     licence: str
@@ -171,13 +236,22 @@ class Licence:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest.
+    """The manifest of a bundle.
 
-    counter: against rollback, a device accepts no lower one than that of a bundle it has run; 0 for no counter.
-    tensorrt: oldest and newest TensorRT version that can build the graph, or None where TensorRT is not used.
-    detector: `dataclasses.asdict` of an edgekd.core.detection.types.DetectorSpec; its `spec_from_json` gives that back.
-    files: in ascending order of path.
-    extensions: fields whose name begins with `x-`, without a meaning here.
+    Args:
+        name: Name of the model.
+        created_by: Program that wrote it, with its version.
+        counter: Against rollback, a device accepts no lower one than that of a bundle it has run; 0 for no counter.
+        target: The device that it is for.
+        tensorrt: Oldest and newest TensorRT version that can build the graph; null where TensorRT is not used.
+        detector: `dataclasses.asdict` of a `DetectorSpec`; `spec_from_json` gives that back.
+        thresholds: The thresholds that ship.
+        files: Every file, in ascending order of path.
+        limits: The limits of the build.
+        evidence: Accuracy, size and latencies.
+        lineage: The inputs of the build.
+        licences: Licences of its parts.
+        extensions: Fields whose name begins with `x-`, without a meaning here.
     """
 
     name: str
@@ -310,29 +384,9 @@ def _numbers(version: str) -> list[int]:
 
 
 _COUNT = integer(0, 2**53)
-_SIDE = integer(1, 65536)
-_FIGURE = number(-1e9, 1e9)
 _SHARE = number(0, 1)
 _HASH = matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
-DETECTOR = object_of(
-    dict,
-    classes=list_of(text, 1),
-    preprocess=object_of(
-        dict,
-        height=_SIDE,
-        width=_SIDE,
-        color=one_of("rgb", "bgr"),
-        scale=number(1e-9, 1e9),
-        mean=list_of(_FIGURE, 3, 3),
-        std=list_of(number(1e-9, 1e9), 3, 3),
-        pad_value=integer(0, 255),
-        center=flag,
-        upscale=flag,
-    ),
-    head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
-)
-"""Rule for a detector's description; `core/detection/checked_spec.py` applies it where one comes in."""
 _SCORE = object_of(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
 _TIME = number(0, 1e9)
 _LATENCY = object_of(

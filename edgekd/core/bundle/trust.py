@@ -141,7 +141,7 @@ def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
     forgotten = trust.forgets(old)
     if forgotten:
         raise SignatureError(
-            f"{what}: forgets what was revoked", expected="all that was revoked before", found=min(forgotten)
+            f"{what}: lacks earlier revocations", expected="all earlier revocations", found=min(forgotten)
         )
     if trust.issued < old.issued:
         raise SignatureError(f"{what}: issued before version {old.version}", expected=old.issued, found=trust.issued)
@@ -160,7 +160,9 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
         raise SignatureError(f"bundle {sha256}: revoked", fix="install a newer bundle")
     if not signatures:
         raise SignatureError(
-            "not signed", expected=_asked(trust.bundle, f"keys of trust file {trust.version}"), fix="edgekd sign"
+            "not signed",
+            expected=_expected_signatures(trust.bundle, f"keys of trust file {trust.version}"),
+            fix="edgekd sign",
         )
     found = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, now)
     _require(found, trust.bundle, "signatures", f"keys of trust file {trust.version}")
@@ -191,11 +193,13 @@ def _require(found: Sequence[Key], role: Role, what: str, whose: str) -> None:
     if len(found) < role.threshold:
         names = ", ".join(key.name for key in found)
         raise SignatureError(
-            f"{what}: not trusted", expected=_asked(role, whose), found=f"{len(found)}{f' ({names})' if names else ''}"
+            f"{what}: not trusted",
+            expected=_expected_signatures(role, whose),
+            found=f"{len(found)}{f' ({names})' if names else ''}",
         )
 
 
-def _asked(role: Role, whose: str) -> str:
+def _expected_signatures(role: Role, whose: str) -> str:
     return f"valid signatures of {role.threshold} of the {len(role.keys)} {whose}"
 
 

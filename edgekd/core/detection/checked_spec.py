@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from edgekd.core.bundle.manifest import DETECTOR, MAX_BYTES
+from edgekd.core.bundle.detector_rule import DETECTOR
+from edgekd.core.bundle.manifest import MAX_BYTES
 from edgekd.core.bundle.rules import list_of, text
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import BundleError, SpecError

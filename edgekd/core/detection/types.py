@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,11 +21,20 @@ class Preprocess:
     A frame uint8 [h, w, 3] BGR is resized with its aspect ratio kept to fit `height` x `width`, the rest is filled with
     `pad_value` (around the frame when `center`, else right and below), channels are put in `color` order, and
     every value becomes `(value * scale - mean) / std`, giving float32 [1, 3, height, width].
+
+    Args:
+        height, width: Size of the input in pixels.
+        color: Order of the channels.
+        scale: Factor of every value.
+        mean, std: Subtracted from each channel, and divided by.
+        pad_value: Grey level of what is filled.
+        center: True where the frame is in the middle, else at the top left.
+        upscale: True where smaller frames are enlarged.
     """
 
     height: int
     width: int
-    color: str = "rgb"
+    color: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -38,22 +47,26 @@ class Preprocess:
 class Head:
     """Format of the network's single output.
 
-    kind:
-        `yolo`     float32 [1, 4 + classes, n]: boxes cx, cy, w, h in input pixels, then a probability per class.
-        `yolox`    float32 [1, n, 5 + classes]: undecoded cx, cy, log w, log h per grid cell, objectness and class
-                   probabilities, over `strides`.
-        `end2end`  float32 [1, n, 6]: x1, y1, x2, y2 in input pixels, score, class; needs no NMS.
-    nms: whether decoding ends with non-maximum suppression.
+    Args:
+        kind: `yolo`: float32 [1, 4 + classes, n], boxes cx, cy, w, h in input pixels, then a probability per class;
+            `yolox`: float32 [1, n, 5 + classes], undecoded cx, cy, log w, log h per grid cell, objectness and class
+            probabilities, over `strides`; `end2end`: float32 [1, n, 6], x1, y1, x2, y2 in input pixels, score, class.
+        nms: True where decoding ends with non-maximum suppression.
+        strides: Pixels of a grid cell at each level.
     """
 
-    kind: str
+    kind: Literal["yolo", "yolox", "end2end"]
     nms: bool = True
     strides: tuple[int, ...] = (8, 16, 32)
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Contract of a graph: its classes, its input and its output."""
+    """Contract of a graph: its classes, its input and its output.
+
+    Args:
+        classes: Names of the classes.
+    """
 
     classes: tuple[str, ...]
     preprocess: Preprocess

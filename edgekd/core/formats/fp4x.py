@@ -109,7 +109,7 @@ def pack(codes: np.ndarray) -> bytes:
     for part in _chunks(rows.shape):
         fitting = _fitting(rows[part])
         if not fitting.all():
-            raise ValueError("expected codes 2 * m * e with one m per block of 16, found a block that is none")
+            raise ValueError("expected codes 2 * m * e with one m per block of 16, found another block")
         smallest = np.log2(fitting & -fitting.astype(np.int16)).astype(np.uint8)
         multipliers[part] = smallest
         spread = np.repeat(smallest, BLOCK, axis=1)[:, : rows.shape[1]]

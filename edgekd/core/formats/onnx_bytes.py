@@ -61,22 +61,18 @@ class Node:
 
 def initializers(onnx: bytes) -> Iterator[Tensor]:
     """Yield the initializers of an ONNX file's graph that have raw data, in order. Raises ValueError."""
-    for number, wire, begin, end in fields(onnx, 0, len(onnx)):
-        if (number, wire) == (GRAPH, BYTES):
-            for inner, inner_wire, first, last in fields(onnx, begin, end):
-                if (inner, inner_wire) == (INITIALIZER, BYTES):
-                    constant = tensor(onnx, first, last)
-                    if constant:
-                        yield constant
+    for graph in _values(onnx, 0, len(onnx), GRAPH):
+        for begin, end in _values(onnx, *graph, INITIALIZER):
+            constant = tensor(onnx, begin, end)
+            if constant:
+                yield constant
 
 
 def inputs(onnx: bytes) -> list[str]:
     """Return the names of a graph's inputs without a constant value. Raises ValueError."""
-    names, constants = [], {each.name for each in initializers(onnx)}
-    for number, wire, begin, end in fields(onnx, 0, len(onnx)):
-        if (number, wire) == (GRAPH, BYTES):
-            ports = ((first, last) for inner, _, first, last in fields(onnx, begin, end) if inner == INPUT)
-            names += [text(onnx, first, last, VALUE_NAME) for first, last in ports]
+    constants = {each.name for each in initializers(onnx)}
+    ports = (port for graph in _values(onnx, 0, len(onnx), GRAPH) for port in _values(onnx, *graph, INPUT))
+    names = (text(onnx, *port, VALUE_NAME) for port in ports)
     return [name for name in names if name not in constants]
 
 
@@ -95,10 +91,8 @@ def with_outputs(onnx: bytes, names: Iterable[str], data_type: int) -> bytes:
 
 def text(onnx: bytes, begin: int, end: int, number: int) -> str:
     """Return the text in a field of a message; empty where it has none. Raises ValueError."""
-    for found, wire, first, last in fields(onnx, begin, end):
-        if (found, wire) == (number, BYTES):
-            return onnx[first:last].decode("utf-8", "replace")
-    return ""
+    texts = (onnx[first:last].decode("utf-8", "replace") for first, last in _values(onnx, begin, end, number))
+    return next(texts, "")
 
 
 def tensor(onnx: bytes, begin: int, end: int) -> Tensor | None:
@@ -141,20 +135,19 @@ def read_node(onnx: bytes, begin: int, end: int) -> Node:
 
 def element_type(onnx: bytes, begin: int, end: int) -> int:
     """Return the element type of the tensor that a ValueInfoProto describes; 0 where it has none. Raises ValueError."""
-    for number, wire, first, last in fields(onnx, begin, end):
-        if (number, wire) == (_VALUE_TYPE, BYTES):
-            for inner, inner_wire, start, stop in fields(onnx, first, last):
-                if (inner, inner_wire) == (_TENSOR_TYPE, BYTES):
-                    return integer_in(onnx, start, stop, _ELEMENT_TYPE)
-    return 0
+    kinds = (each for kind in _values(onnx, begin, end, _VALUE_TYPE) for each in _values(onnx, *kind, _TENSOR_TYPE))
+    return next((integer_in(onnx, *kind, _ELEMENT_TYPE) for kind in kinds), 0)
 
 
 def integer_in(onnx: bytes, begin: int, end: int, number: int) -> int:
     """Return the first integer in a field of a message; 0 where it has none. Raises ValueError."""
-    for found, wire, first, last in fields(onnx, begin, end):
-        if (found, wire) == (number, VARINT):
-            return varint(onnx, first, last)[0]
-    return 0
+    integers = (varint(onnx, first, last)[0] for first, last in _values(onnx, begin, end, number, VARINT))
+    return next(integers, 0)
+
+
+def _values(onnx: bytes, begin: int, end: int, number: int, wire: int = BYTES) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the values of the fields with a number and a wire type."""
+    return ((first, last) for found, kind, first, last in fields(onnx, begin, end) if (found, kind) == (number, wire))
 
 
 def _signed(value: int) -> int:

@@ -194,7 +194,7 @@ def assemble(expanded: Mapping[str, bytes]) -> bytes:
     """Return the packed graph of these parts, by this machine's zlib. Raises ValueError where they do not fit."""
     header = _header(expanded.get(HEADER, b""))
     if {name: len(part) for name, part in expanded.items() if name != HEADER} != header.expanded:
-        raise ValueError("expected the streams that the header tells of, found others")
+        raise ValueError("expected the streams of the header, found others")
     return _assembled(expanded[HEADER], [_deflated(expanded[name], name) for name, _ in header.streams])
 
 
@@ -304,7 +304,7 @@ def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
         raise ValueError(f"expected format {FORMAT}, found {version}: update edgekd")
     content = memoryview(data)[_PREFIX.size :]
     if zlib.crc32(content) != checksum:
-        raise ValueError("cut short or damaged: what is in it has another checksum")
+        raise ValueError("cut short or damaged: its content has another checksum")
     if expanded > MAX_HEADER:
         raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, found {expanded}")
     head = _Stream(content[:stored])

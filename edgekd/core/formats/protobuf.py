@@ -27,7 +27,7 @@ def fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int
         else:
             raise ValueError(f"not an ONNX file: wire type {wire} at byte {first}")
         if at > end:
-            raise ValueError(f"not an ONNX file: a field at byte {first} ends after what it is in")
+            raise ValueError(f"not an ONNX file: a field at byte {first} ends after its message")
         yield tag >> 3, wire, first, at
 
 

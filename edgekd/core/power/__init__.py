@@ -5,7 +5,9 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
+
+MeterKind = Literal["ina3221", "ina238", "nvml", "rapl", "null"]
 
 
 class Meter(Protocol):
@@ -14,7 +16,7 @@ class Meter(Protocol):
     counts: whether `read` returns joules since a fixed time; else it returns watts.
     """
 
-    name: str
+    name: MeterKind
     covers: str
     counts: bool
 

@@ -9,11 +9,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from edgekd.core.power import Meter
+from edgekd.core.power import Meter, MeterKind
 from edgekd.core.power.recorder import Joules
 from edgekd.core.statistics import Interval, mean_interval
 
@@ -25,36 +24,28 @@ _STRETCH_S = (0.05, 1.0)  # minimum and maximum seconds of a stretch of frames
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a frame. gross_mj: by the sensor; net_mj: without the power at rest.
+    """Energy of a frame.
 
-    idle_watts, watts: at rest and at work; frames, seconds: at work.
+    Args:
+        meter: Kind of the sensor.
+        covers: The part of the machine that the sensor measures.
+        idle_watts, watts: Power at rest, before, and at work.
+        frames, seconds: Number of frames at work, and their time.
+        gross_mj: Millijoules of a frame by the sensor.
+        net_mj: Millijoules of a frame without the power at rest.
+        gross_interval, net_interval: 95 % interval of that.
     """
 
-    meter: str
+    meter: MeterKind
     covers: str
     idle_watts: float
     watts: float
     frames: int
     seconds: float
     gross_mj: float
-    gross: Interval
+    gross_interval: Interval
     net_mj: float
-    net: Interval
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as in docs/json.md."""
-        return {
-            "meter": self.meter,
-            "covers": self.covers,
-            "idle_watts": self.idle_watts,
-            "watts": self.watts,
-            "frames": self.frames,
-            "seconds": self.seconds,
-            "gross_mj": self.gross_mj,
-            "gross_interval": [self.gross.low, self.gross.high],
-            "net_mj": self.net_mj,
-            "net_interval": [self.net.low, self.net.high],
-        }
+    net_interval: Interval
 
 
 def measure_energy(
@@ -121,7 +112,7 @@ def _energy(joules: Joules, spans: list[tuple[float, float, int]], idle_watts: n
         frames=int(frames.sum()),
         seconds=float(seconds.sum()),
         gross_mj=gross_mj,
-        gross=Interval(gross_mj - half, gross_mj + half),
+        gross_interval=Interval(gross_mj - half, gross_mj + half),
         net_mj=net_mj,
-        net=Interval(net_mj - net_half, net_mj + net_half),
+        net_interval=Interval(net_mj - net_half, net_mj + net_half),
     )

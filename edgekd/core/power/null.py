@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgekd.core.power import MeterKind
+
 
 class NullMeter:
     """Returns the values of a function, as joules or as watts."""
 
-    name = "null"
+    name: MeterKind = "null"
     covers = "nothing"
 
     def __init__(self, watts: Callable[[], float], counts: bool = False) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from edgekd.core.power import MeterKind
+
 LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
 _CLOCK_GRAPHICS, _TEMPERATURE_GPU = 0, 0
@@ -19,7 +21,7 @@ _CLOCK_GRAPHICS, _TEMPERATURE_GPU = 0, 0
 class NvidiaGpu:
     """One GPU with its board. It counts energy on some GPUs, and reads power on others."""
 
-    name = "nvml"
+    name: MeterKind = "nvml"
     covers = "GPU with its memory and board"
 
     def __init__(self, library: Any, handle: ctypes.c_void_p) -> None:

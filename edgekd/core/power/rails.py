@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.core.errors import SpecError
+from edgekd.core.power import MeterKind
 from edgekd.core.procfs import text_of
 
 BOARD_INPUT = "VIN"
@@ -25,8 +26,8 @@ TOTALS = (BOARD_INPUT, "VDD_IN", "POM_5V_IN")
 FED_BY = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rails by the rail that feeds them. AGX Orin: energymon's JetsonPowerRails.md, after NVIDIA's forum, thread 223111."""
 SUM = "sum"
-_INA3221 = "ina3221"
-_INA238 = "ina238"
+_INA3221: MeterKind = "ina3221"
+_INA238: MeterKind = "ina238"
 _MILLIWATT = 1e-3
 _MICROWATT = 1e-6  # also millivolts times milliamperes
 
@@ -38,7 +39,7 @@ class Rail:
     name: str
     files: tuple[Path, ...]
     unit_watts: float
-    monitor: str = _INA3221
+    monitor: MeterKind = _INA3221
 
     def watts(self) -> float:
         """Return the power it carries now. Raises OSError."""
@@ -55,7 +56,7 @@ class Rails:
 
     def __init__(self, rails: Sequence[Rail]) -> None:
         self.rails = tuple(rails)
-        self.name = self.rails[0].monitor
+        self.name: MeterKind = self.rails[0].monitor
         names = [rail.name for rail in self.rails]
         part = "with" if names == [BOARD_INPUT] else "without"
         self.covers = f"module {part} carrier board: " + " + ".join(names)

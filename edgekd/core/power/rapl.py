@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekd.core.power import MeterKind
 from edgekd.core.procfs import number_in, text_of
 
 
 class Packages:
     """All CPU packages together, without memory and board."""
 
-    name = "rapl"
+    name: MeterKind = "rapl"
     counts = True
 
     def __init__(self, zones: Sequence[Path]) -> None:

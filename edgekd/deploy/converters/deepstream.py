@@ -12,7 +12,7 @@ from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import SpecError
 from edgekd.core.version import __version__
 from edgekd.deploy.converters.onnx_file import ONNX
-from edgekd.deploy.converters.types import Asked, CacheCounts, Made, Source
+from edgekd.deploy.converters.types import Asked, CacheCounts, FormatName, Made, Source
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
 from edgekd.graph.view import opset_of
 
@@ -45,7 +45,7 @@ _FILES = {
 class DeepStream:
     """A folder. Q/DQ stays in the graph; for a target with TensorRT 8 the calibration cache lies beside it."""
 
-    name: str = "deepstream"
+    name: FormatName = "deepstream"
     suffix: str = "_deepstream"
     single_file: bool = False
     engine: OnnxRuntime = ONNXRUNTIME_CPU

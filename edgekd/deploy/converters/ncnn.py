@@ -20,7 +20,7 @@ from edgekd.core.errors import DeviceError, SpecError
 from edgekd.deploy.converters.ncnn_model import Layer, in_int8, parse, written
 from edgekd.deploy.converters.source import require_float32, without_int8
 from edgekd.deploy.converters.strided import without_strided_slices
-from edgekd.deploy.converters.types import Asked, Made, QuantizedLayer, Source
+from edgekd.deploy.converters.types import Asked, FormatName, Made, QuantizedLayer, Source
 from edgekd.graph.runtimes.ncnn import NCNN_CPU, Ncnn, unknown_layers
 from edgekd.graph.runtimes.types import require
 
@@ -33,7 +33,7 @@ _UNCHANGED = "convert with --precision fp32, which takes INT8 out"
 class NcnnFiles:
     """A folder as Ultralytics names it. INT8 of convolutions is carried; products stay in floating point."""
 
-    name: str = "ncnn"
+    name: FormatName = "ncnn"
     suffix: str = "_ncnn_model"
     single_file: bool = False
     engine: Ncnn = NCNN_CPU

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import SpecError
-from edgekd.deploy.converters.types import Asked, Made, Source
+from edgekd.deploy.converters.types import Asked, FormatName, Made, Source
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
 from edgekd.graph.view import opset_of
 
@@ -20,7 +20,7 @@ LEAST_OPSET = 13
 class OnnxFile:
     """One file with its contract in its metadata. INT8 stays Q/DQ; for TensorRT 8 weights are FP32 before Q/DQ."""
 
-    name: str = "onnx"
+    name: FormatName = "onnx"
     suffix: str = ".onnx"
     single_file: bool = True
     engine: OnnxRuntime = ONNXRUNTIME_CPU

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.deploy.converters.source import require_float32
-from edgekd.deploy.converters.types import Asked, Made, Source
+from edgekd.deploy.converters.types import Asked, FormatName, Made, Source
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU, OpenVino, write_ir
 from edgekd.graph.runtimes.types import require
 
@@ -15,7 +15,7 @@ from edgekd.graph.runtimes.types import require
 class OpenVinoIr:
     """A folder as Ultralytics names it. Q/DQ becomes FakeQuantize with the same scales; weights stay INT8."""
 
-    name: str = "openvino"
+    name: FormatName = "openvino"
     suffix: str = "_openvino_model"
     single_file: bool = False
     engine: OpenVino = OPENVINO_CPU

@@ -25,9 +25,12 @@ LEAST_SCORE = 1e-4  # root mean square; where a network finds nothing, its score
 class Distance:
     """The errors of outputs against those expected, over all frames.
 
-    boxes, scores: relative; a box counts as much as its confidence.
-    largest_score, largest_box: the largest single difference, of any score, and of a coordinate of a sure box, in the
-    unit of the output; None where no box is sure.
+    Args:
+        boxes: Relative error of boxes, each weighted by its confidence.
+        scores: Relative error of scores.
+        largest_score: Largest difference of any score.
+        largest_box: Largest difference of a coordinate of a box with a confidence above 0.25, in the unit of the
+            output; null where there is none.
     """
 
     boxes: float

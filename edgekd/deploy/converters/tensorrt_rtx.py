@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.core.errors import SpecError
-from edgekd.deploy.converters.types import Asked, Made, Source
+from edgekd.deploy.converters.types import Asked, FormatName, Made, Source
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.graph.runtimes.types import require
 
@@ -17,7 +17,7 @@ ENGINE = "engine.rtx"
 class TensorRtRtxEngine:
     """A folder with one engine for all the GPUs asked for. Nothing here runs it."""
 
-    name: str = "tensorrt-rtx"
+    name: FormatName = "tensorrt-rtx"
     suffix: str = "_tensorrt_rtx_model"
     single_file: bool = False
     engine: None = None

@@ -13,6 +13,7 @@ from edgekd.graph.runtimes.types import Engine
 if TYPE_CHECKING:
     import numpy as np
 
+FormatName = Literal["onnx", "openvino", "ncnn", "tensorrt-rtx", "deepstream"]
 Precision = Literal["as-is", "fp16", "fp32"]
 """Of what is converted: as the source has it; what is not INT8 in float16; all of it in float32, INT8 taken out."""
 PRECISIONS: tuple[Precision, ...] = ("as-is", "fp16", "fp32")
@@ -64,8 +65,11 @@ class Asked:
 class CacheCounts:
     """The scales in a calibration cache.
 
-    activations: floating-point tensors of the network that depend on the frame; float_tensors: those left out because
-    they must stay in floating point; missing: those that should have a scale and have none.
+    Args:
+        activations: Number of floating-point tensors of the network that depend on the frame.
+        float_tensors: Number of those that must stay in floating point, such as decoded boxes.
+        missing: Number of those that should have a scale and have none; TensorRT computes the layers around them in
+            FP16.
     """
 
     activations: int
@@ -93,7 +97,7 @@ class Format(Protocol):
     """A format that detectors can be converted to."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> FormatName:
         """Name that users write, such as `openvino`."""
         ...
 

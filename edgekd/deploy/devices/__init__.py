@@ -3,53 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from edgekd.core.host_facts import HostFacts
 from edgekd.graph.runtimes.types import Session
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.session import Site, Stop
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU as its driver describes it; what the driver does not say is None."""
-
-    name: str
-    driver: str
-    compute_capability: str
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """Description of the machine of a measurement; None for what cannot be read.
-
-    cores: usable by this process; threads: used by the engine; governor: the CPU frequency policy;
-    clock_mhz: of the first core when asked; libraries: name to version.
-    """
-
-    device: str
-    engine: str
-    cpu: str
-    cores: int
-    threads: int
-    governor: str | None
-    clock_mhz: float | None
-    memory_bytes: int | None
-    board: str | None
-    os: str
-    kernel: str
-    machine: str
-    python: str
-    libraries: dict[str, str] = field(default_factory=dict)
-    gpus: tuple[Gpu, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The same, as plain types for JSON."""
-        return asdict(self)
 
 
 class Device(Protocol):

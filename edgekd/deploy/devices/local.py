@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import SpecError
+from edgekd.core.host_facts import Gpu, HostFacts
 from edgekd.core.procfs import number_in, text_of, value_of
-from edgekd.deploy.devices import Gpu, HostFacts
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
@@ -108,7 +108,9 @@ def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
         fields = [part.strip() for part in line.rsplit(",", 3)]
         if len(fields) == 4:
             mib = _number(fields[3])  # "[N/A]" where the GPU shares the host's memory
-            found.append(Gpu(fields[0], fields[1], fields[2], int(mib) * 2**20 if mib else None))
+            name, driver, compute_capability = fields[:3]
+            memory = int(mib) * 2**20 if mib else None
+            found.append(Gpu(name=name, driver=driver, compute_capability=compute_capability, memory_bytes=memory))
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.core.errors import SpecError
-from edgekd.deploy.devices import HostFacts
+from edgekd.core.host_facts import HostFacts
 from edgekd.graph.runtimes.types import Session
 
 if TYPE_CHECKING:

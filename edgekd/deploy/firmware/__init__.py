@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import read_head
@@ -19,7 +18,7 @@ from edgekd.deploy.firmware.mender import Mender, update_module
 from edgekd.deploy.firmware.oci import Oci
 from edgekd.deploy.firmware.rauc import Rauc
 from edgekd.deploy.firmware.swupdate import SWUpdate
-from edgekd.deploy.firmware.types import STATE, Cargo, Packager, Packaging
+from edgekd.deploy.firmware.types import STATE, Cargo, FirmwareFile, Packager, Packaging
 
 PACKAGERS: Mapping[str, Packager] = {"mender": Mender(), "oci": Oci(), "rauc": Rauc(), "swupdate": SWUpdate()}
 
@@ -68,8 +67,8 @@ def require_packager(packaging: Packaging) -> Packager:
     return packager
 
 
-def wrap(packaging: Packaging, bundle: Path, out: Path) -> dict[str, Any]:
-    """Make a firmware system's file of a bundle, whole or not at all, and tell of it.
+def wrap(packaging: Packaging, bundle: Path, out: Path) -> FirmwareFile:
+    """Make a firmware system's file of a bundle, whole or not at all.
 
     Raises SpecError for what cannot be done or a program that fails, BundleError for a bad bundle.
     """
@@ -82,12 +81,7 @@ def wrap(packaging: Packaging, bundle: Path, out: Path) -> dict[str, Any]:
         write_file(packaging.module, update_module())
         with writing(packaging.module):
             packaging.module.chmod(0o755)
-    return {
-        "system": packaging.system,
-        "version": cargo.version,
-        "compatible": list(cargo.compatible),
-        "signed": packaging.key is not None,
-    }
+    return FirmwareFile(packaging.system, cargo.version, cargo.compatible, packaging.key is not None)
 
 
 def _require_keys(packaging: Packaging) -> None:

@@ -23,6 +23,23 @@ SCRIPT = "install.sh"
 
 
 @dataclass(frozen=True)
+class FirmwareFile:
+    """A firmware system's file around a bundle.
+
+    Args:
+        system: Name of the firmware system: `mender`, `oci`, `rauc` or `swupdate`.
+        version: Version in that system: the bundle's counter.
+        compatible: Names of the devices that it fits, in that system.
+        signed: True where it has a signature of that system's own, around those of the bundle.
+    """
+
+    system: str
+    version: str
+    compatible: tuple[str, ...]
+    signed: bool
+
+
+@dataclass(frozen=True)
 class Packaging:
     """For which firmware system a bundle is packed, and what that system is told.
 

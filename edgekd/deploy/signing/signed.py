@@ -3,18 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.archive import Head, read_head, replace_signatures
 from edgekd.core.bundle.archive import verify as verify_archive
 from edgekd.core.bundle.signatures import Signature, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
+from edgekd.core.documents import Result
 from edgekd.core.errors import SignatureError, SpecError
+from edgekd.deploy.firmware.types import FirmwareFile
 from edgekd.deploy.signing import Signer
 from edgekd.deploy.signing.trust_files import read_trust_file, trust_from_toml, write_trust_file
+
+
+@dataclass(frozen=True)
+class SignatureKey:
+    """A signature. It is only known to be right where its key was compared.
+
+    Args:
+        key: Id of the key: SHA-256 of the public key.
+        name: Name of the key in the trust file, or of the .pub file; null where it has none.
+    """
+
+    key: str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Verified(Result):
+    """A bundle or trust file that is whole, and its signatures.
+
+    Args:
+        file: Path of the file.
+        kind: What it is.
+        identity: SHA-256 of the bundle's manifest, or of the content of the trust file: what signatures are of.
+        version: Counter of the bundle, or version of the trust file.
+        expires: Time at which the trust file expires, in UTC; null for bundles, and for never.
+        bytes: Size of the file.
+        signatures: Its signatures.
+        trusted: True where a trust file or keys were given, and the signatures suffice; null where none were given.
+        trust_version: Version of the trust file that decided.
+        firmware: The firmware system's file around the bundle, of `pack`; null for a bundle or a trust file.
+    """
+
+    file: Path
+    kind: Literal["bundle", "trust"]
+    identity: str
+    version: int
+    expires: str | None
+    bytes: int
+    signatures: tuple[SignatureKey, ...]
+    trusted: bool | None
+    trust_version: int | None
+    firmware: FirmwareFile | None = None
 
 
 def signatures_of(kind: str, sha256: str, signers: Iterable[Signer]) -> tuple[Signature, ...]:
@@ -39,7 +84,7 @@ def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable
     replace_signatures(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
 
 
-def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> dict[str, Any]:
+def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Verified:
     """Sign a bundle or a trust file, in place or into another file, and tell of what came out."""
     if _is_trust(path):
         signed = read_trust_file(path)
@@ -49,7 +94,7 @@ def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> dict
     return verify(out or path)
 
 
-def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path | None) -> dict[str, Any]:
+def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path | None) -> Verified:
     """Make a trust file from a table, sign it, and tell of it.
 
     With `previous` it must be fit to follow that one, but for signatures that are still to come. Raises SpecError,
@@ -63,7 +108,7 @@ def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path
     return verify(out)
 
 
-def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | None = None) -> Verified:
     """Check a bundle from its first byte to its last, or a trust file, and tell who signed it.
 
     trust: the trust file that decides whom to believe; keys: public keys by name, all of which must have signed it.
@@ -78,38 +123,36 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
     head = read_head(path, _judge(held, keys or {}, now))
     verify_archive(path)
     known = {**_names(held), **{key_id(public): name for name, public in (keys or {}).items()}}
-    return {
-        "file": str(path),
-        "kind": "bundle",
-        "identity": head.identity,
-        "version": head.manifest.counter,
-        "expires": None,
-        "bytes": path.stat().st_size,
-        "signatures": _told(head.envelope.signatures, known),
-        "trusted": True if held or keys else None,
-        "trust_version": held.trust.version if held else None,
-        "firmware": None,
-    }
+    return Verified(
+        file=path,
+        kind="bundle",
+        identity=head.identity,
+        version=head.manifest.counter,
+        expires=None,
+        bytes=path.stat().st_size,
+        signatures=_signers(head.envelope.signatures, known),
+        trusted=True if held or keys else None,
+        trust_version=held.trust.version if held else None,
+    )
 
 
-def _verify_trust(path: Path, held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> dict[str, Any]:
+def _verify_trust(path: Path, held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Verified:
     signed = read_trust_file(path)
     message = statement("trust", signed.trust.sha256)
     if held and held.trust != signed.trust:
         require_next(held, signed, now)
     _require_keys(keys, message, signed.signatures, path)
-    return {
-        "file": str(path),
-        "kind": "trust",
-        "identity": signed.trust.sha256,
-        "version": signed.trust.version,
-        "expires": signed.trust.expires,
-        "bytes": path.stat().st_size,
-        "signatures": _told(signed.signatures, {**_names(held), **_names(signed)}),
-        "trusted": True if held or keys else None,
-        "trust_version": held.trust.version if held else None,
-        "firmware": None,
-    }
+    return Verified(
+        file=path,
+        kind="trust",
+        identity=signed.trust.sha256,
+        version=signed.trust.version,
+        expires=signed.trust.expires,
+        bytes=path.stat().st_size,
+        signatures=_signers(signed.signatures, {**_names(held), **_names(signed)}),
+        trusted=True if held or keys else None,
+        trust_version=held.trust.version if held else None,
+    )
 
 
 def _judge(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Any:
@@ -150,8 +193,8 @@ def _names(signed: SignedTrust | None) -> dict[str, str]:
     return {key.id: key.name for key in signed.trust.keys} if signed else {}
 
 
-def _told(signatures: Sequence[Signature], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"key": signature.key, "name": names.get(signature.key)} for signature in signatures]
+def _signers(signatures: Sequence[Signature], names: Mapping[str, str]) -> tuple[SignatureKey, ...]:
+    return tuple(SignatureKey(signature.key, names.get(signature.key)) for signature in signatures)
 
 
 def _is_trust(path: Path) -> bool:

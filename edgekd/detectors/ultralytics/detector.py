@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.bundle.detector_rule import MAX_SIDE
 from edgekd.core.detection.checked_spec import checked_classes
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError
@@ -20,8 +21,6 @@ HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 DEFAULT_SIDE = 640
 """Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
-MAX_SIDE = 65536
-"""Largest side in pixels that a checkpoint may state, as in a manifest."""
 
 
 class UltralyticsDetector:

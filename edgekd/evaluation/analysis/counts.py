@@ -17,9 +17,20 @@ SHIFT_BINS = np.round(np.arange(-0.525, 0.55, 0.05), 3)
 
 @dataclass(frozen=True)
 class DetectionCounts:
-    """Objects by outcome, and false alarms. shift: The mean change of score of objects that both networks detect."""
+    """Objects by outcome, and false alarms.
+
+    Args:
+        name: Class or size; `all` for all of them.
+        objects: Number of labelled objects.
+        kept: Objects that are found before and after.
+        lost, gained: Objects that are found before only, or after only.
+        missed: Objects that are never found.
+        false_before, false_after: Detections that find nothing of their class.
+        shift: Mean change of score of objects that both networks detect; null without any.
+    """
 
     name: str
+    objects: int
     kept: int
     lost: int
     gained: int
@@ -27,11 +38,6 @@ class DetectionCounts:
     false_before: int
     false_after: int
     shift: float | None
-
-    @property
-    def objects(self) -> int:
-        """How many are labelled."""
-        return self.kept + self.lost + self.gained + self.missed
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ def _count(name: str, objects: Iterable[Object], alarms: Iterable[FalseAlarm]) -
     changes = _score_changes(objects)
     return DetectionCounts(
         name=name,
+        objects=len(objects),
         kept=outcomes["kept"],
         lost=outcomes["lost"],
         gained=outcomes["gained"],

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.graph.model_file import read_model
+from edgekd.hardware.budget import Basis
 from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import Target
 
@@ -30,7 +31,7 @@ class LayerTimes:
     and runtime.
     """
 
-    basis: str
+    basis: Basis
     where: str
     us: Mapping[str, float]
     other_us: float
@@ -47,7 +48,7 @@ def predicted(graph: Path, target: Target) -> LayerTimes | None:
     return LayerTimes("predicted", where, layers, round(prediction.roof.other_us, 3))
 
 
-def profiled(graph: Path, shape: tuple[int, ...], basis: str, cpu: str) -> LayerTimes:
+def profiled(graph: Path, shape: tuple[int, ...], basis: Basis, cpu: str) -> LayerTimes:
     """Return the times of ONNX Runtime's profiler on this machine's CPU: the median of RUNS, on noise.
 
     shape: Of the input. Raises DeviceError where the graph cannot run.

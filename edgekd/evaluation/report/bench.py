@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
+from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.bench_text import against_lines, bench_lines, bench_rows
 from edgekd.evaluation.report.page import render_page
 from edgekd.evaluation.report.types import latency_of
 
 
-def render(title: str, result: Mapping[str, Any], samples: Mapping[str, Sequence[float]]) -> str:
-    """Return the page. samples: Milliseconds of every frame, `after` of the artifact, `before` of the other one."""
-    other, engine = result["against"], result["host"]["engine"]
-    before = [latency_of("before", engine, other, samples["before"])] if other else []
+def render(title: str, bench: BenchResult) -> str:
+    """Return the page."""
+    result, other, engine = bench.result, bench.against, bench.host.engine
+    latencies = [latency_of("after", engine, result, bench.timings["artifact", "camera"].total_ms.tolist())]
+    tables = [("the artifact", bench_rows(result))]
+    if other:
+        samples_ms = bench.timings["against", "camera"].total_ms.tolist()
+        latencies.insert(0, latency_of("before", engine, other.result, samples_ms))
+        tables.append((other.artifact, bench_rows(other.result)))
     return render_page(
         "bench.html",
         title=title,
-        result=result,
-        lines=[*bench_lines(result), *(f"Not reported: {reason}" for reason in result["refused"])],
-        latencies=[*before, latency_of("after", engine, result, samples["after"])],
-        tables=[("the artifact", bench_rows(result)), *([(other["artifact"], bench_rows(other))] if other else [])],
+        bench=bench,
+        lines=[*bench_lines(bench), *(f"Not reported: {reason}" for reason in result.refused)],
+        latencies=latencies,
+        tables=tables,
         against_lines=list(against_lines(other)) if other else [],
     )

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import SpecError
@@ -14,6 +14,7 @@ from edgekd.evaluation.report.bench_text import PARTS
 
 if TYPE_CHECKING:
     from edgekd.core.benchmark import Timing
+    from edgekd.evaluation.bench_result import BenchResult
     from edgekd.hardware.predict.result import PredictResult
 
     Timings = Mapping[tuple[str, str], Timing]
@@ -31,21 +32,18 @@ def write_csv(file: Path, timings: Timings) -> None:
     write_file(file, text.getvalue().encode("utf-8"))
 
 
-def write_page(file: Path, title: str, document: Mapping[str, Any], timings: Timings) -> None:
+def write_page(file: Path, title: str, bench: BenchResult) -> None:
     """Write a page with the numbers and their charts. Raises SpecError."""
     from edgekd.evaluation.report.bench import render
 
-    samples = {"after": timings["artifact", "camera"].total_ms.tolist()}
-    if ("against", "camera") in timings:
-        samples["before"] = timings["against", "camera"].total_ms.tolist()
-    write_file(file, render(title, document, samples).encode("utf-8"))
+    write_file(file, render(title, bench).encode("utf-8"))
 
 
 def write_prediction(file: Path, prediction: PredictResult) -> None:
     """Write a page with a prediction and its roofline. Raises SpecError."""
     from edgekd.evaluation.report.prediction import render
 
-    write_file(file, render(prediction.document, prediction.roof).encode("utf-8"))
+    write_file(file, render(prediction).encode("utf-8"))
 
 
 def require_place(*files: Path | None) -> None:

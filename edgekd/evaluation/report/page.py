@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgekd.evaluation.report import charts, pictures, text
-from edgekd.evaluation.report.types import Basis
+from edgekd.hardware.budget import Basis
 
 _FOLDER = Path(__file__).parent
 MEANING: dict[Basis, str] = {

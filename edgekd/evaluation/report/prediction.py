@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from edgekd.evaluation.report.page import render_page
-from edgekd.hardware.predict.roofline import Roofline
+from edgekd.hardware.predict.result import PredictResult
 
 
-def render(result: Mapping[str, Any], roof: Roofline) -> str:
+def render(result: PredictResult) -> str:
     """Return the page."""
-    return render_page("prediction.html", result=result, roof=roof)
+    return render_page("prediction.html", result=result, roof=result.roof)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from edgekd.evaluation.report import text
+from edgekd.evaluation.search_result import SearchResult
 
 
 @dataclass(frozen=True)
@@ -19,26 +18,17 @@ class Spot:
     kind: str
 
 
-def trial_spots(search: Mapping[str, Any] | None) -> list[Spot]:
-    """Return the trials of a search that did not fail: MB of the bundle and percent of the accuracy kept.
-
-    search: As search.json has it, None where no search was made.
-    """
-    if search is None or search["winner"] is None:
+def trial_spots(search: SearchResult | None) -> list[Spot]:
+    """Return the trials of a search that did not fail: MB of the bundle and percent of the accuracy kept."""
+    if search is None or search.winner is None:
         return []
     return [
         Spot(
-            x=point["bytes"] / 1e6,
-            y=100 * point["kept"],
-            text=f"{point['text']}, {text.percent(point['kept'])} kept, {text.size(point['bytes'])}",
-            kind=_kind(point, search["winner"]),
+            x=point.bytes / 1e6,
+            y=100 * point.kept,
+            text=f"{point.text}, {text.percent(point.kept)} kept, {text.size(point.bytes)}",
+            kind="winner" if point.text == search.winner.text else "front" if point.front else "tried",
         )
-        for point in search["points"]
-        if not point["error"]
+        for point in search.points
+        if point.bytes is not None and point.kept is not None
     ]
-
-
-def _kind(point: Mapping[str, Any], winner: Mapping[str, Any]) -> str:
-    if point["text"] == winner["text"]:
-        return "winner"
-    return "front" if point["front"] else "tried"

@@ -9,20 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from edgekd.core.benchmark import TimingSummary
 from edgekd.core.detection.types import Detections
 from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
+from edgekd.evaluation.bench_result import ArtifactResult
+from edgekd.evaluation.search_result import SearchResult
+from edgekd.hardware.budget import Basis
 
-Basis = Literal["measured", "stand-in", "predicted"]
 Moment = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One number before and after the build."""
+    """One number before and after the build.
+
+    Args:
+        before, after: The number; null where it is missing.
+    """
 
     before: float | None
     after: float | None
@@ -69,7 +76,12 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """mAP50-95 of the objects of one size: small, medium or large, as COCO counts them."""
+    """mAP50-95 of the objects of one size, as COCO counts them.
+
+    Args:
+        name: `small`, `medium` or `large`.
+        before, after: mAP50-95; null without objects.
+    """
 
     name: str
     before: float | None
@@ -135,22 +147,24 @@ class Latency:
     fps: float | None
 
 
-def latency_of(label: Moment, engine: str, summary: Mapping[str, Any], samples_ms: Sequence[float]) -> Latency:
-    """Return the row of a graph whose timing `Timing.summary` summarized."""
-    total = summary["total_ms"]
+def latency_of(
+    label: Moment, engine: str, summary: TimingSummary | ArtifactResult, samples_ms: Sequence[float]
+) -> Latency:
+    """Return the row of a graph that was timed."""
+    total = summary.total_ms
     return Latency(
         label=label,
         engine=engine,
-        basis=summary["basis"],
+        basis=summary.basis,
         samples_ms=samples_ms,
-        preprocess_ms=summary["preprocess_ms"]["p50"],
-        inference_ms=summary["inference_ms"]["p50"],
-        postprocess_ms=summary["postprocess_ms"]["p50"],
-        p50_ms=total["p50"],
-        p90_ms=total["p90"],
-        p99_ms=total["p99"],
-        mean_ms=total["mean"],
-        fps=summary["fps"],
+        preprocess_ms=summary.preprocess_ms.p50,
+        inference_ms=summary.inference_ms.p50,
+        postprocess_ms=summary.postprocess_ms.p50,
+        p50_ms=total.p50,
+        p90_ms=total.p90,
+        p99_ms=total.p99,
+        mean_ms=total.mean,
+        fps=summary.fps,
     )
 
 
@@ -218,7 +232,7 @@ class Report:
     """The content of the page.
 
     Of `latencies`, the first "before" and the first "after" are the headline. class_names: By the class indices of the
-    detections in `pictures`. search: as in search.json. analysis: of detections; inside: of layers; where they are
+    detections in `pictures`. analysis: of detections; inside: of layers; where they are
     None, `missing` says why.
     """
 
@@ -242,7 +256,7 @@ class Report:
     pictures: tuple[SamplePicture, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    search: Mapping[str, Any] | None = None
+    search: SearchResult | None = None
     training: tuple[Training, ...] = ()
     analysis: Analysis | None = None
     inside: LayerAnalysis | None = None

@@ -30,7 +30,7 @@ from edgekd.hardware.predict.device import (
     gpu_figures,
 )
 from edgekd.hardware.predict.energy import EnergyModel
-from edgekd.hardware.predict.work import Work, multiply_adds
+from edgekd.hardware.predict.work import KernelKind, Work, multiply_adds
 from edgekd.hardware.target import Target
 
 COEFFICIENTS = "coefficients.json"
@@ -91,10 +91,16 @@ class LatencyModel:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A layer and its microseconds."""
+    """A layer and its time.
+
+    Args:
+        name: Name of its node in the graph.
+        kind: Kind of its work.
+        us: Microseconds.
+    """
 
     name: str
-    kind: str
+    kind: KernelKind
     us: float
 
 

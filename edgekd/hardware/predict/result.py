@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from edgekd.core.documents import INTERNAL, Result
 from edgekd.core.errors import SpecError
 from edgekd.graph.view import load_view
 from edgekd.hardware.predict.device import PredictedPrecision
@@ -21,11 +22,25 @@ SHOWN_LAYERS = 20
 
 
 @dataclass(frozen=True)
-class PredictResult:
-    """The prediction for one frame of a graph: as `NetworkPrediction`, rounded to as many digits as it can have.
+class PredictResult(Result):
+    """The prediction for one frame of a graph, rounded to as many digits as it can have.
 
-    measurements: how many of the target itself correct it; measured: how they were taken; layers: the SHOWN_LAYERS
-    slowest; roof: of all layers, not rounded, and not part of the document.
+    Args:
+        model: File name of the model.
+        target: Name of the target.
+        precision: Precision that the layers with weights compute in.
+        basis: Always `predicted`.
+        multiply_adds: Multiply-adds of convolutions and matrix products.
+        latency_ms: Milliseconds of the engine alone.
+        low_ms, high_ms: Range that should hold nine of ten measurements.
+        fps: 1000 / `latency_ms`.
+        energy_mj: Millijoules of the whole device; null where no device like it was measured.
+        low_mj, high_mj: Range that should hold nine of ten measurements.
+        measurements: Number of measurements of the target itself that correct it.
+        measured: Description of these measurements; null without any.
+        doubts: Reasons not to trust the range.
+        layers: The slowest layers.
+        roof: All layers, not rounded.
     """
 
     model: str
@@ -44,17 +59,12 @@ class PredictResult:
     measured: str | None
     doubts: tuple[str, ...]
     layers: tuple[LayerTime, ...]
-    roof: Roofline
+    roof: Roofline = field(metadata=INTERNAL)
 
     @property
     def interval_ms(self) -> tuple[float, float]:
         """Both ends of the interval."""
         return self.low_ms, self.high_ms
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The documented result of `edgekd predict --json`."""
-        return {name: value for name, value in asdict(self).items() if name != "roof"}
 
 
 def predict_graph(

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from test_json_contract import assert_documented
-from test_loop import BUDGET, search
+from test_loop import BUDGET, SETUP, search
 
-from edgekd.builds.search.explain import document
+from edgekd.builds.search.explain import search_result
+from edgekd.core.typed_values import from_plain
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.page import environment
 from edgekd.evaluation.report.search import Spot
 from edgekd.evaluation.report.types import Change, Report
+from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.budget import Budget
 
-TOLD = {
-    "identity": "0" * 64,
-    "model": "yolo11s.pt",
-    "target": "xavier",
-    "budget": {"max_bytes": 2_400_000, "min_retention": 0.9, "min_fps": 400, "max_energy_mj": None},
-    "basis": "predicted",
-    "held_out": 128,
-    "rungs": [{"images": 32, "share": 1 / 9}, {"images": 64, "share": 1 / 3}, {"images": 128, "share": 1.0}],
-}
 
-
-def report_on(search: dict[str, Any] | None) -> str:
+def report_on(search: SearchResult | None) -> str:
     nothing = Change(None, None)
     return render(Report("t", "m.onnx", "CPU", "ptq", nothing, nothing, nothing, search=search))
 
 
 def test_the_document_and_its_section_of_the_report() -> None:
     found, _ = search()
-    summary = json.loads(json.dumps(document(found, TOLD, 125.0)))
-    assert_documented(summary, "search")
+    summary = search_result(found, SETUP, 125.0)
+    document = json.loads(json.dumps(summary.document))
+    assert_documented(document, "search")
+    assert from_plain(SearchResult, document, "search.json") == summary
     page = report_on(summary)
     assert "2 min 5 s" in page.replace("\u00a0", " ")
-    assert page.count('class="spot tried"') + page.count('class="spot front"') == summary["tried"] - 1
+    assert page.count('class="spot tried"') + page.count('class="spot front"') == summary.tried - 1
     assert page.count('class="spot winner"') == 1
     assert page.count('class="limit"') == 2
-    for line in summary["why"]:
+    for line in summary.why:
         assert line in page
     for part in ("Why it won", "What would be tried next", "What each choice of the winner costs"):
         assert part in page
@@ -51,23 +45,24 @@ def test_the_document_and_its_section_of_the_report() -> None:
 
 def test_a_failed_candidate_is_listed_with_its_error_and_not_drawn() -> None:
     found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=18)
-    summary = document(found, {**TOLD, "budget": {**TOLD["budget"], "min_retention": None}}, 1.0)
-    summary["points"][-1]["error"] = "prune: <not> faster"
+    summary = search_result(found, replace(SETUP, budget=Budget(max_bytes=2_400_000, min_fps=400)), 1.0)
+    failed = replace(summary.points[-1], error="prune: <not> faster", kept=None, bytes=None)
+    summary = replace(summary, points=(*summary.points[:-1], failed))
     page = report_on(summary)
     assert "prune: &lt;not&gt; faster" in page
-    assert len(re.findall('class="spot', page)) == len(summary["points"]) - 1
+    assert len(re.findall('class="spot', page)) == len(summary.points) - 1
     assert page.count('class="limit"') == 1
 
 
 def test_without_a_search_or_a_winner_there_is_no_section() -> None:
     assert "<h2>" not in report_on(None)
     found, _ = search(Budget(max_bytes=1000))
-    assert "<h2>" not in report_on(document(found, TOLD, 0.0))
+    assert "<h2>" not in report_on(search_result(found, SETUP, 0.0))
 
 
 def test_a_winner_that_was_tried_in_part_is_said_to_be() -> None:
     found, _ = search(BUDGET, left_s=lambda: 0.0)
-    assert document(found, TOLD, 0.0)["why"][-1].startswith("It was tried in part only")
+    assert search_result(found, SETUP, 0.0).why[-1].startswith("It was tried in part only")
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from edgekd.builds.search.cost_filter import CostFilter, Network
-from edgekd.builds.search.explain import document
+from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import Point, best, shortfalls
 from edgekd.builds.search.space import Candidate, DetectorFacts, Space, space_for
+from edgekd.evaluation.search_result import Rung, SearchSetup
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.work import convolution
 from edgekd.hardware.target import load_target
@@ -26,6 +27,15 @@ WORKS = tuple(convolution(str(at), 128, 128, 6400, 9) for at in range(20))
 SPACE = space_for(DetectorFacts(640, trains=True, resizes=True, quant_aware=True), TARGET, 30)
 KEPT = {"image_size": 0.96, "ratio": 0.985, "bits": 0.993}
 BUDGET = Budget(max_bytes=2_400_000, min_retention=0.9, min_fps=400)
+SETUP = SearchSetup(
+    identity="0" * 64,
+    model="yolo11s.pt",
+    target="xavier",
+    budget=BUDGET,
+    basis="predicted",
+    held_out=128,
+    rungs=(Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(128, 1.0)),
+)
 
 
 @dataclass
@@ -113,14 +123,14 @@ def test_what_cannot_be_met_tries_all_that_may_fit_and_tells_the_nearest() -> No
 def test_a_budget_that_nothing_can_fit_tries_nothing() -> None:
     found, world = search(Budget(max_bytes=1000))
     assert (found.winner, world.tries) == (None, [])
-    assert document(found, {}, 0.0)["winner"] is None
+    assert search_result(found, SETUP, 0.0).winner is None
 
 
 def test_the_same_answers_lead_to_the_same_search_and_another_seed_to_another(tmp_path: Path) -> None:
     tight = Budget(max_bytes=2_000_000, min_retention=0.97)
     (one, a), (two, b), (_, c) = (search(tight, 18), search(tight, 18), search(tight, 18, seed=5))
     assert a.tries == b.tries != c.tries
-    assert document(one, {}, 0.0) == document(two, {}, 0.0)
+    assert search_result(one, SETUP, 0.0) == search_result(two, SETUP, 0.0)
     journal = tmp_path / "study.log"
     for _ in range(2):  # the second finds the first one's, as after a kill, and writes it anew
         _, d = search(tight, 18, study=OptunaSampler(SPACE, 0, journal))
@@ -132,21 +142,21 @@ def test_the_same_answers_lead_to_the_same_search_and_another_seed_to_another(tm
 def test_a_candidate_that_cannot_be_made_is_told_and_does_not_win() -> None:
     found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=200)
     failed = [each for each in found.points.values() if each.error]
-    summary = document(found, {}, 0.0)
-    assert all(row["kept"] is None and not row["front"] for row in summary["points"] if row["error"])
+    summary = search_result(found, SETUP, 0.0)
+    assert all(row.kept is None and not row.front for row in summary.points if row.error)
     assert found.winner not in failed
 
 
 def test_the_document_counts_what_was_saved() -> None:
     found, world = search()
-    summary = document(found, {}, 1.5)
-    assert summary["tried"] == len(found.points)
-    assert summary["refused"] == len(found.refused()) > 0
-    assert summary["thorough"] == sum(rung == 2 for _, rung in world.tries)
+    summary = search_result(found, SETUP, 1.5)
+    assert summary.tried == len(found.points)
+    assert summary.refused == len(found.refused()) > 0
+    assert summary.thorough == sum(rung == 2 for _, rung in world.tries)
     looked_at = [*found.points, *found.refused()]
-    assert summary["trainings"] + summary["trainings_saved"] == sum(each.trains for each in looked_at)
-    assert summary["winner"]["text"] == found.winner.candidate.text()
-    assert sum(row["front"] for row in summary["points"]) >= 1
-    assert {part["choice"] for part in summary["parts"]} <= {"image_size", "ratio", "bits"}
-    assert len(summary["next"]) == 3
-    assert not {row["text"] for row in summary["next"]} & {row["text"] for row in summary["points"]}
+    assert summary.trainings + summary.trainings_saved == sum(each.trains for each in looked_at)
+    assert summary.winner.text == found.winner.candidate.text()
+    assert sum(row.front for row in summary.points) >= 1
+    assert {part.choice for part in summary.parts} <= {"image_size", "ratio", "bits"}
+    assert len(summary.next) == 3
+    assert not {row.text for row in summary.next} & {row.text for row in summary.points}

@@ -138,7 +138,7 @@ def test_the_result_says_the_exit_code_after_it_is_printed() -> None:
     @dataclass(frozen=True)
     class Burnt(UntypedResult):
         @property
-        def exit_code(self) -> int:
+        def exit_status(self) -> int:
             return 1
 
     @dataclass(frozen=True)

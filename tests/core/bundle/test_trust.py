@@ -160,7 +160,7 @@ def test_what_was_revoked_stays_revoked() -> None:
     old = replace(trust_of(), revoked_keys=ids(5), revoked_bundles=(BUNDLE,))
     held = sealed(old, 8, 9)
     for kept in ({"revoked_keys": old.revoked_keys}, {"revoked_bundles": old.revoked_bundles}):
-        refused_next("forgets what was revoked", sealed(replace(trust_of(2), **kept), 8, 9), held=held)
+        refused_next("lacks earlier revocations", sealed(replace(trust_of(2), **kept), 8, 9), held=held)
     more = replace(trust_of(2), revoked_keys=ids(5, 6), revoked_bundles=(BUNDLE, OTHER))
     require_next(held, sealed(more, 8, 9), NOW)
 

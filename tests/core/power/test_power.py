@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgekd.core.errors import SpecError
-from edgekd.core.machine_state import read_moment, read_setting
+from edgekd.core.machine_state import PowerMode, Setting, read_moment, read_setting
 from edgekd.core.power.energy import MIN_STRETCHES, measure_energy
 from edgekd.core.power.find import find_meter
 from edgekd.core.power.null import NullMeter
@@ -141,12 +141,11 @@ def test_clocks_temperature_and_setting_of_a_board(tmp_path: Path) -> None:
     root = boards.xavier(tmp_path)
     now = read_moment(root)
     assert (now.cpu_mhz, now.gpu_mhz, now.temperature_c) == (2265.6, 1377, 52)
-    setting = read_setting(root).as_json()
-    assert setting == {"governors": ["schedutil"], "clocks_locked": True, "power_mode": {"id": 0, "name": "MAXN"}}
+    setting = read_setting(root)
+    assert setting == Setting(("schedutil",), clocks_locked=True, power_mode=PowerMode(0, "MAXN"))
     (root / "sys/class/devfreq/17000000.gv11b/min_freq").write_text("114750000\n")
     assert read_setting(root).clocks_locked is False
-    empty = read_setting(tmp_path / "nothing").as_json()
-    assert empty == {"governors": [], "clocks_locked": None, "power_mode": None}
+    assert read_setting(tmp_path / "nothing") == Setting((), None, None)
     assert read_moment(tmp_path / "nothing").temperature_c is None
 
 
@@ -211,9 +210,9 @@ def test_energy_of_a_frame_is_power_times_time_with_and_without_idle(counts: boo
     assert found.idle_watts == pytest.approx(20)
     assert found.watts == pytest.approx(50)
     assert (found.gross_mj, found.net_mj) == (pytest.approx(2000), pytest.approx(1200))
-    assert found.gross.low <= found.gross_mj <= found.gross.high
+    assert found.gross_interval.low <= found.gross_mj <= found.gross_interval.high
     assert found.frames == pytest.approx(8 / 0.040, abs=8)
-    assert found.as_json()["gross_interval"] == pytest.approx([2000, 2000])
+    assert found.gross_interval == pytest.approx([2000, 2000])
 
 
 def test_two_kinds_of_work_take_turns_and_an_uneven_sensor_widens_the_interval() -> None:
@@ -227,5 +226,5 @@ def test_two_kinds_of_work_take_turns_and_an_uneven_sensor_widens_the_interval()
 
     found = measure_energy(meter, {"a": work("a"), "b": work("b")}, 5.0, device.clock, device.advance)
     assert "".join(order[::9]) == "ab" * MIN_STRETCHES  # eight frames a stretch, and the one before them
-    assert found["a"].gross.half > 100
-    assert found["a"].net.half > found["a"].gross.half
+    assert found["a"].gross_interval.half > 100
+    assert found["a"].net_interval.half > found["a"].gross_interval.half

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.deploy.devices import Gpu
+from edgekd.core.host_facts import Gpu
 from edgekd.deploy.devices import local as local_device
 from edgekd.deploy.devices.local import LocalDevice, gpus, host_facts, parse_nvidia_smi
 from edgekd.deploy.devices.null import NullDevice
@@ -25,7 +26,7 @@ def test_this_machine_is_described_in_plain_json() -> None:
     assert facts.memory_bytes is not None
     assert facts.memory_bytes > 2**28
     assert facts.libraries["onnxruntime"] == ONNXRUNTIME_CPU.version()
-    assert json.loads(json.dumps(facts.as_json()))["python"] == facts.python
+    assert json.loads(json.dumps(to_plain(facts)))["python"] == facts.python
 
 
 def test_facts_come_from_the_system_files(tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,205 @@
+"""The result of a search for a recipe, as `search.json` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from edgekd.core.documents import Result
+from edgekd.hardware.budget import Budget
+
+Teaching = Literal["all", "predictions"]
+"""Outputs of the teacher that a student learns from."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A thoroughness of trials.
+
+    Args:
+        images: Held-out images that are scored.
+        share: Share of the epochs of each training.
+    """
+
+    images: int
+    share: float
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """The setup of a search.
+
+    Args:
+        identity: SHA-256 of all that trials depend on.
+        model: File name of the detector.
+        target: Name of the target.
+        budget: The limits as given; null where there is none.
+        basis: Source of `latency_ms` and `energy_mj`: `measured` where this machine is the target, or boards were
+            timed, `rehearsed` on a null device, else `predicted`.
+        held_out: Number of training images that nothing was trained or calibrated on.
+        rungs: Thoroughness of trials, the least first.
+    """
+
+    identity: str
+    model: str
+    target: str
+    budget: Budget
+    basis: Literal["measured", "rehearsed", "predicted"]
+    held_out: int
+    rungs: tuple[Rung, ...]
+
+
+@dataclass(frozen=True)
+class SearchCounts:
+    """The end of a search, in numbers.
+
+    Args:
+        reason: Why it stopped; null while it goes on.
+        seconds: Duration of its trials when they were made, shared among the workers.
+        candidates: Number of candidates.
+        refused: Number of candidates that cannot fit, by arithmetic and prediction, and were not tried.
+        tried: Number of candidates that were tried.
+        thorough: Number of those tried in full.
+        trainings: Number of full trainings.
+        trainings_saved: Number of candidates with a training that were refused, or beaten after a part of it.
+    """
+
+    reason: str | None
+    seconds: float
+    candidates: int
+    refused: int
+    tried: int
+    thorough: int
+    trainings: int
+    trainings_saved: int
+
+
+@dataclass(frozen=True)
+class CandidateEstimate:
+    """A candidate that was not tried, with estimates.
+
+    Args:
+        student: Detector that is trained in place of the given one; null for the given one itself.
+        image_size: Side of the input in pixels.
+        ratio: Share of the multiply-adds that pruning removes.
+        bits: Bits of a weight as it is stored, on average; 8: INT8, 32: float.
+        recovery: Epochs of the training beside the given detector.
+        teaching: Outputs of the given detector that are learnt then.
+        quant_aware: Epochs of the training of the quantized graph.
+        kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
+        bytes: Size of the bundle without its agent; null where the trial failed.
+        latency_ms: Latency of a frame; null where it is not known.
+        energy_mj: Predicted energy of a frame; null where it is not known.
+        text: The candidate for people.
+    """
+
+    student: str | None
+    image_size: int
+    ratio: float
+    bits: float
+    recovery: int
+    teaching: Teaching
+    quant_aware: int
+    kept: float | None
+    bytes: int | None
+    latency_ms: float | None
+    energy_mj: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class TriedCandidate:
+    """A candidate that was tried.
+
+    Args:
+        student: Detector that is trained in place of the given one; null for the given one itself.
+        image_size: Side of the input in pixels.
+        ratio: Share of the multiply-adds that pruning removes.
+        bits: Bits of a weight as it is stored, on average; 8: INT8, 32: float.
+        recovery: Epochs of the training beside the given detector.
+        teaching: Outputs of the given detector that are learnt then.
+        quant_aware: Epochs of the training of the quantized graph.
+        rung: Index in `rungs` of its most thorough trial.
+        kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
+        bytes: Size of the bundle without its agent; null where the trial failed.
+        latency_ms: Latency of a frame; null where it is not known.
+        energy_mj: Predicted energy of a frame; null where it is not known.
+        seconds: Duration of the trial when it was made.
+        error: Why the trial failed; null where it did not.
+        text: The candidate for people.
+    """
+
+    student: str | None
+    image_size: int
+    ratio: float
+    bits: float
+    recovery: int
+    teaching: Teaching
+    quant_aware: int
+    rung: int
+    kept: float | None
+    bytes: int | None
+    latency_ms: float | None
+    energy_mj: float | None
+    seconds: float
+    error: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class FrontCandidate(TriedCandidate):
+    """A candidate that was tried, compared with the others.
+
+    Args:
+        front: True where none of the most thorough trials beats it in accuracy, size, time and energy at once.
+    """
+
+    front: bool
+
+
+@dataclass(frozen=True)
+class ChoiceEffect:
+    """Cost and gain of a choice of the winner beside the gentlest one, estimated from all trials.
+
+    Args:
+        choice: Name of the choice.
+        value: The winner's.
+        instead_of: The gentlest.
+        kept: Share of the accuracy that it keeps.
+        bytes_saved: Bytes of the bundle that it saves.
+        ms_saved: Milliseconds of a frame that it saves; null where they are not known.
+    """
+
+    choice: Literal["student", "image_size", "ratio", "bits"]
+    value: str | int | float
+    instead_of: str | int | float | None
+    kept: float
+    bytes_saved: int
+    ms_saved: float | None
+
+
+@dataclass(frozen=True)
+class SearchResult(SearchCounts, SearchSetup, Result):
+    """A search for a recipe.
+
+    Args:
+        winner: The best under the budget; null where every trial failed.
+        lacking: Share by which the winner misses each limit, by its name.
+        why: Reasons for the winner, in sentences.
+        parts: Effect of each choice of the winner.
+        next: Candidates that would be tried next.
+        points: All that were tried, the most thorough and accurate first.
+    """
+
+    winner: TriedCandidate | None
+    lacking: Mapping[str, float] | None
+    why: tuple[str, ...]
+    parts: tuple[ChoiceEffect, ...]
+    next: tuple[CandidateEstimate, ...]
+    points: tuple[FrontCandidate, ...]
+
+    @property
+    def counts(self) -> SearchCounts:
+        """Return the search in numbers."""
+        return SearchCounts(**{entry.name: getattr(self, entry.name) for entry in fields(SearchCounts)})
