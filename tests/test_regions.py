@@ -64,6 +64,7 @@ WITH_NUMPY = (
     "core.statistics",
     "core.drift",
     "core.power.energy",
+    "core.detection.checked_spec",
     "core.detection.types",
     "core.detection.preprocess",
     "core.detection.decode",

@@ -2,6 +2,8 @@
 
 It is the manifest's rule, so what passes can be packed. Generated files (C++ headers, labels, configurations) hold
 values of checked descriptions only.
+
+Shared with the device: Python 3.8, standard library and NumPy only.
 """
 
 from __future__ import annotations
