@@ -12,10 +12,13 @@ from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.version import __version__
 
 NAME = "edgekd.json"
 """The file by which a folder is known as a conversion of edgekd's."""
+MAX_BYTES = 1 << 22
+"""Bytes of that file: 10,000 class names, four times over."""
 METADATA = "metadata.yaml"
 """The file that Ultralytics' `YOLO(FOLDER)` reads classes, stride and size from."""
 
@@ -49,14 +52,16 @@ def read_contract(folder: Path) -> Contract:
     """The contract in a folder that a conversion wrote. Raises SpecError."""
     path = folder / NAME
     try:
-        found = json.loads(path.read_text("utf-8"), parse_int=short_int)
+        found = json.loads(read_input(path, MAX_BYTES, SpecError), parse_int=short_int)
         spec = checked_spec(spec_from_json(found["detector"]), f"{path}: detector")
         contract = Contract(str(found["format"]), Path(found["entry"]).name, found["engine"], spec)
-    except OSError as error:
+    except SpecError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
         raise SpecError(
-            f"{folder}: is not a converted detector",
+            f"{shown_path(folder)}: is not a converted detector",
             expected=f"a folder that `edgekd convert` wrote, with {NAME}",
-            found=error.strerror,
+            found=error.__cause__.strerror,
             fix="check the path",
         ) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
