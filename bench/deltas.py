@@ -10,6 +10,7 @@ thresholds, is made here. Each delta is applied on one core, and the result comp
 
 import lzma
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,7 +21,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "agent"))
 from cameras import repacked
 
 from edgekd.core.bundle.archive import extract, read_manifest
-from edgekd.core.bundle.delta import WHOLE, OldBundle, rebuild
+from edgekd.core.bundle.delta import OldBundle, rebuild
 from edgekd.core.bundle.manifest import Thresholds
 from edgekd.deploy import delta
 
@@ -33,18 +34,19 @@ def measure(change: str, old: Path, new: Path, scratch: Path) -> Result:
     """
     out, again = scratch / "delta", scratch / "again.edgekd"
     made = delta.run(old, new, out)
-    with patch.object(delta, "_parts", lambda entry, content: {WHOLE: content}):
+    with patch.object(delta, "_parts", lambda entry, content: {}):
         plain = delta.run(old, new, scratch / "plain")
     folder = scratch / change.replace(" ", "-")
     extract(old, folder)
-    (seconds,) = durations(lambda: rebuild(out, OldBundle(folder), again), 1)
+    with OldBundle(folder, scratch) as source:
+        (seconds,) = durations(lambda: rebuild(out, source, again), 1)
     return {
         "change": change,
-        "new_bytes": made["new_bytes"],
-        "bytes": made["bytes"],
-        "plain_bytes": plain["bytes"],
+        "new_bytes": made.new_bytes,
+        "bytes": made.bytes,
+        "plain_bytes": plain.bytes,
         "xz_bytes": len(lzma.compress(new.read_bytes(), preset=9)),
-        "pieces": made["pieces"],
+        "pieces": asdict(made.pieces),
         "apply_s": round(seconds, 2),
         "identical": again.read_bytes() == new.read_bytes(),
     }

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from loopback import Loopback, loopback
 from wire import Wire, wire_to
 
-from edgekd.agent.runtimes import chosen
+from edgekd.agent.runtimes import select_runtime
 from edgekd.core.bundle.archive import MANIFEST
 from edgekd.core.bundle.manifest import from_json
 from edgekd.core.canonical import file_sha256
@@ -77,7 +77,7 @@ class Bench:
     def undisturbed(self, state: Path) -> tuple[dict[str, Any], int]:
         """Run over a new wire; the result, and the bytes that crossed it."""
         with wire_to(self.camera.port, BYTES_PER_S) as wire:
-            return run_engine(self.job(wire, state)), wire.sent_bytes
+            return asdict(run_engine(self.job(wire, state))), wire.sent_bytes
 
     def kill(self, index: int, rng: random.Random, reference: Mapping[str, Any], crossed: int) -> dict[str, Any]:
         """Break one connection, look at what is left, and run again.
@@ -131,7 +131,7 @@ def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     spec = spec_from_json(from_json((slot / "bundle" / MANIFEST).read_bytes()).detector)
     size = (spec.preprocess.height, spec.preprocess.width, 3)
     frame = np.random.default_rng(SEED).integers(0, 256, size, np.uint8)
-    runtime = chosen(result["runtime"]["name"])
+    runtime = select_runtime(result["runtime"]["name"])
     assert runtime
     with closing(runtime.load(file)) as session:
         output = session.run(to_tensor(frame, spec.preprocess))

@@ -19,13 +19,13 @@ from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import TrainedResult
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.host_facts import HostFacts
-from edgekd.data.images import drawn, read_image
+from edgekd.data.images import draw_images, read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis import counts
 from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
+from edgekd.evaluation.analysis.attention import heatmap, outlined, thumbnail
 from edgekd.evaluation.analysis.crops import crops_of, kinds_of
-from edgekd.evaluation.analysis.heatmaps import heatmap, outlined, thumbnail
 from edgekd.evaluation.analysis.matching import Findings, Frame, compare
 from edgekd.evaluation.analysis.times import LayerTimes, predicted, profiled
 from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention
@@ -82,7 +82,7 @@ def analyse(
     samples = scored_samples(graphs)
 
     def work(folder: Path) -> AnalyseResult:
-        images = [image for _, image in drawn(samples, frames, 0)]
+        images = [image for _, image in draw_images(samples, frames, 0)]
         pictured = most_changed(findings, PICTURED)
         shown = [read_image(samples[index].image) for index in pictured]
         attention = list(attention_maps(_looked(graphs.before), _looked(graphs.shipped), shown))

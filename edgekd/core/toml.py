@@ -23,6 +23,9 @@ else:
 T = TypeVar("T")
 MAX_BYTES = 1 << 26
 """Bytes of a TOML file; a calibration set of 100,000 images has 10 MB."""
+MAX_KEY_PARTS = 64
+"""Parts of a dotted key: the time that Python's parser takes grows with the square of their number."""
+_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MAX_KEY_PARTS}}}""")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -33,7 +36,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         found = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error.found
         raise SpecError(f"{shown_path(path)}: cannot read", found=found, fix="check the path") from error
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError(f"a key of more than {MAX_KEY_PARTS} parts")
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, integers of thousands of digits, deep nesting
         raise SpecError(f"{path}: cannot be read as TOML", found=str(error)[:200]) from error
 

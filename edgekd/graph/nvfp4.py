@@ -45,9 +45,8 @@ def runnable(graph: Path) -> str | bytes:
     if _CODES.encode("ascii") not in graph.read_bytes():
         return str(graph)
 
-    model = read_model(graph)
-    found: bytes = expanded(model).SerializeToString()
-    return found
+    content: bytes = expanded(read_model(graph)).SerializeToString()
+    return content
 
 
 def expanded(model: Any) -> Any:
@@ -77,6 +76,6 @@ def expanded(model: Any) -> Any:
 
 def at_opset(model: Any) -> Any:
     """Return a float model at an opset that has NVFP4. Raises RuntimeError where it cannot be converted."""
-    found = raise_opset(model, OPSET)
-    found.ir_version = max(found.ir_version, IR_VERSION)
-    return found
+    upgraded = raise_opset(model, OPSET)
+    upgraded.ir_version = max(upgraded.ir_version, IR_VERSION)
+    return upgraded
