@@ -37,6 +37,7 @@ from edgekd.evaluation.report.types import (
     latency_of,
 )
 from edgekd.evaluation.search_result import SearchResult
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Line
 
@@ -302,9 +303,8 @@ class _Weights:
 
 def _weights(path: Path) -> list[_Weights]:
     """Return the layers with constant weights, in graph order."""
-    import onnx
 
-    graph = Graph(onnx.load(path))
+    graph = Graph(read_model(path))
     rows = []
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

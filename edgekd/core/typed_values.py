@@ -67,7 +67,7 @@ def _missing(where: str, name: str, table: Mapping[str, Any]) -> SpecError:
 def _require_table(value: Any, keys: Mapping[str, Any], where: str, *, extra: bool) -> None:
     """Raise SpecError unless the value is a table, without unknown keys unless `extra` allows them."""
     if not isinstance(value, dict):
-        raise SpecError(where, expected="a table with " + ", ".join(keys), found=f"{value!r}")
+        raise SpecError(where, expected="a table with " + ", ".join(keys), found=_shown(value))
     for key in value:
         if key not in keys and not extra:
             expected = "one of " + ", ".join(keys)
@@ -102,7 +102,15 @@ def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
 
 def _require(holds: bool, expected: str, value: Any, where: str) -> None:
     if not holds:
-        raise SpecError(where, expected=expected, found=f"{value!r}")
+        raise SpecError(where, expected=expected, found=_shown(value))
+
+
+def _shown(value: Any) -> str:
+    """Return a value for an error; TOML has integers, in hexadecimal, that Python does not write in decimal."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) -> Any:
@@ -119,7 +127,7 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) 
 def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
         fix = did_you_mean(str(value), choices)
-        raise SpecError(where, expected="one of " + ", ".join(choices), found=f"{value!r}", fix=fix)
+        raise SpecError(where, expected="one of " + ", ".join(choices), found=_shown(value), fix=fix)
     return value
 
 

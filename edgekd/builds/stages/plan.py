@@ -31,6 +31,7 @@ from edgekd.core.formats.packed_graph import pack
 from edgekd.core.toml import parse_table
 from edgekd.data.types import Dataset, Split
 from edgekd.evaluation.evaluate import evaluate
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import Target
@@ -156,9 +157,8 @@ def size_of(step: Quantize, graph: GraphStage) -> int | None:
 
 def weights_in(graph: Path) -> int:
     """Return the number of weights in the convolutions and constant products of an ONNX file."""
-    import onnx
 
-    opened = Graph(onnx.load(graph))
+    opened = Graph(read_model(graph))
     names = {node.input[1] for node in opened.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
     values = [opened.constant(name) for name in sorted(names)]
     return int(sum(value.size for value in values if value is not None))

@@ -302,7 +302,7 @@ def test_rtx_names_the_node_and_operator_that_its_parser_refuses(tmp_path: Path)
 def test_rtx_says_that_garbage_is_no_graph(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"not a graph" * 99)
-    with pytest.raises(DeviceError, match=r"cannot parse broken\.onnx"):
+    with pytest.raises(DeviceError, match=r"broken\.onnx"):
         compile_ahead(path, ["SM86"], tmp_path / "out.engine")
 
 
