@@ -8,7 +8,7 @@ teacher. Needs `edgekd[train]`.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def teacher_job(
         for name in SPLITS:
             split = load_dataset(Path(data)).split(name)
             some = replace(split, samples=split.samples[:images])
-            by_split[name] = judge(found.find, found.classes, some).score.to_json()
+            by_split[name] = asdict(judge(found.find, found.classes, some).score)
     else:
         training.export_sized(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
