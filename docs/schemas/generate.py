@@ -37,6 +37,7 @@ from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
 from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
+from edgekd.commands.profile import ProfileResult
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
 from edgekd.commands.validate_report import JudgedEvidence
@@ -44,6 +45,7 @@ from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
 from edgekd.deploy.delta import DeltaResult
+from edgekd.deploy.engine_result import EngineResult, FleetResult
 from edgekd.deploy.signing.signed import Verified
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.document import Analysed
@@ -100,12 +102,15 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "delta": ("`edgekd delta --json`", DeltaResult),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "engine": ("`edgekd engine --json`", EngineResult),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
+    "fleet": ("`edgekd engine --fleet FILE --json`, and the file fleet.json", FleetResult),
     "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
+    "profile": ("`edgekd profile --json`", ProfileResult),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),

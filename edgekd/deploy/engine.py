@@ -10,15 +10,15 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekd.agent.cli import COMMANDS, STATE
-from edgekd.core.benchmark import MEASURED
+from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.core.bundle.archive import extract
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
@@ -34,24 +34,33 @@ from edgekd.core.errors import (
     SpecError,
 )
 from edgekd.core.progress import SILENT, Progress
+from edgekd.core.typed_values import from_plain
 from edgekd.deploy import tuned_accuracy
 from edgekd.deploy.devices import Device
 from edgekd.deploy.devices.session import Placed, Site, Stop
+from edgekd.deploy.engine_result import (
+    Basis,
+    DeviceEngine,
+    DeviceReport,
+    EngineResult,
+    EngineTimes,
+    SelfTestSummary,
+    StepTime,
+    TunedAccuracy,
+    Tuning,
+    Upload,
+)
 
 T = TypeVar("T")
 UPLOAD = "upload"
 """The folder for uploads in the state folder."""
-REHEARSED = "rehearsed"
+REHEARSED: Basis = "rehearsed"
+MEASURED: Basis = "measured"
 """The basis of results by the null runtime: nothing was computed."""
-_TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
-_ENGINE = "slot key file bytes seconds changed layers float_layers missing_scales".split()
 _STEPS = ("build", "selftest", "bench")
-_CHOSEN = ("source", "float_layers", "candidates", "limits")
-"""Reported parts of a choice of layers."""
 _NULL = "null"
 _TURN_S = 0.5
 """Seconds between signs of life of a job that waits for its turn to upload."""
-_DEVICE = "firmware compatible model serial cpu gpus driver l4t os kernel memory_bytes power_mode".split()
 _KINDS: dict[str, type[EdgeKDError]] = {
     kind.__name__: kind
     for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
@@ -86,7 +95,7 @@ class EngineJob:
     data: Path | None = None
 
 
-def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(job: EngineJob, progress: Progress = SILENT) -> EngineResult:
     """Run the job; return the documented result. Raises BundleError, DeviceError, and errors of the agent."""
     with contents(job.bundle) as parts:
         return install(job, parts, progress)
@@ -111,7 +120,7 @@ class SharedLimits:
 
 def install(
     job: EngineJob, parts: Contents, progress: Progress = SILENT, shared: SharedLimits | None = None
-) -> dict[str, Any]:
+) -> EngineResult:
     """Run a job with an open bundle. Raises as `run` does, and KeyboardInterrupt where it was stopped."""
     agent, stop = _agent(job, parts), shared.stop if shared else None
     with _state(job) as state, job.device.site(job.python, stop) as site:
@@ -127,12 +136,12 @@ def install(
             work.step(command)
     try:
         return _result(job, parts.manifest, work, scored)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, SpecError) as error:
         what = f"{job.device.name}: the agent there is of another edgekd, and says other things"
         raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
 
 
-def _tuned(job: EngineJob, parts: Contents, work: _Work) -> dict[str, Any] | None:
+def _tuned(job: EngineJob, parts: Contents, work: _Work) -> TunedAccuracy | None:
     """Tune, and score the result where there is data. Raises EngineRefusedError below the bundle's limit."""
     split = tuned_accuracy.scored_split(job.data, parts.manifest, work.progress) if job.data else None
     chosen = work.step("tune")
@@ -149,31 +158,33 @@ def _tuned(job: EngineJob, parts: Contents, work: _Work) -> dict[str, Any] | Non
     return scored
 
 
-def _result(job: EngineJob, manifest: Manifest, work: _Work, scored: dict[str, Any] | None) -> dict[str, Any]:
+def _result(job: EngineJob, manifest: Manifest, work: _Work, scored: TunedAccuracy | None) -> EngineResult:
+    """Return the answers of the agent as the documented result. Raises SpecError, KeyError, TypeError for others."""
     status, unpacked, built, tested, timed = (work.results[name] for name in ("status", "unpack", *_STEPS))
     tuned = work.results.get("tune")
     if tuned:
         built = {**built, **tuned["engine"]}
-    return {
-        "bundle": str(job.bundle),
-        "identity": unpacked["identity"],
-        "name": manifest.name,
-        "target": manifest.target.name,
-        "fits": unpacked["fits"],
-        "device": {"name": job.device.name, **{name: status["device"].get(name) for name in _DEVICE}},
-        "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
-        "runtime": {name: built["runtime"][name] for name in ("name", "version")},
-        "engine": {name: built[name] for name in _ENGINE},
-        "tuning": tuned and {**{name: tuned[name] for name in _CHOSEN}, "accuracy": scored},
-        "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
-        "bench": {name: timed[name] for name in _TIMED},
-        "activated": "activate" in work.results,
-        "upload": {
-            "bytes": sum(each.bytes for each in work.placed),
-            "sent_bytes": sum(each.sent_bytes for each in work.placed),
-        },
-        "steps": work.steps,
-    }
+
+    def part(kind: type[T], answer: Mapping[str, Any]) -> T:
+        return from_plain(kind, answer, kind.__name__, extra=True)
+
+    return EngineResult(
+        bundle=job.bundle,
+        identity=unpacked["identity"],
+        name=manifest.name,
+        target=manifest.target.name,
+        fits=unpacked["fits"],
+        device=part(DeviceReport, {**status["device"], "name": job.device.name}),
+        basis=REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
+        runtime=part(RuntimeVersion, built["runtime"]),
+        engine=part(DeviceEngine, built),
+        tuning=replace(part(Tuning, tuned), accuracy=scored) if tuned else None,
+        self_test=part(SelfTestSummary, tested),
+        bench=part(EngineTimes, timed),
+        activated="activate" in work.results,
+        upload=Upload(sum(each.bytes for each in work.placed), sum(each.sent_bytes for each in work.placed)),
+        steps=tuple(work.steps),
+    )
 
 
 class _Work:
@@ -192,7 +203,7 @@ class _Work:
         }
         self.placed: list[Placed] = []
         self.results: dict[str, dict[str, Any]] = {}
-        self.steps: list[dict[str, Any]] = []
+        self.steps: list[StepTime] = []
         self._agent = job.agent or ""
         self._job, self._site, self._state, self.progress = job, site, state, progress
 
@@ -251,7 +262,7 @@ class _Work:
         return self.results[command]
 
     def _took(self, step: str, began: float) -> None:
-        self.steps.append({"name": step, "seconds": round(time.perf_counter() - began, 3)})
+        self.steps.append(StepTime(step, round(time.perf_counter() - began, 3)))
 
 
 def _require_runtime(job: EngineJob, status: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,14 +22,17 @@ from typing import Any
 
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.canonical import file_sha256, json_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress, SilentProgress
 from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.typed_values import from_plain
 from edgekd.core.version import __version__
 from edgekd.deploy.devices import Device
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.devices.session import Stop
 from edgekd.deploy.engine import Contents, EngineJob, SharedLimits, contents, install
+from edgekd.deploy.engine_result import BoardError, BoardMeasurement, EngineResult, FleetBoard, FleetResult
 
 RESULT, BOARDS = "fleet.json", "boards"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -138,29 +141,34 @@ def device_of(board: Board) -> Device:
         raise SpecError(what, expected=error.expected, found=error.found, fix=error.fix) from error
 
 
-def run(job: FleetJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(job: FleetJob, progress: Progress = SILENT) -> FleetResult:
     """Measure all boards; return the documented result, also in OUT/fleet.json. Raises BundleError, SpecError."""
     with contents(job.usual.bundle) as parts:
         with writing(job.out):
             (job.out / BOARDS).mkdir(parents=True, exist_ok=True)
-        found = {} if job.fresh else {board.name: kept for board in job.fleet.boards if (kept := _read(job, board))}
-        left = [board for board in job.fleet.boards if board.name not in found]
-        if found:
-            progress.note(f"kept from before: {', '.join(found)}")
-        found.update(_measured(job, left, parts, progress))
-    result = {
-        "bundle": str(job.usual.bundle),
-        "name": parts.manifest.name,
-        "target": parts.manifest.target.name,
-        "out": str(job.out),
-        "passed": all(each["error"] is None for each in found.values()),
-        "boards": [{"name": board.name, "device": board.device, **found[board.name]} for board in job.fleet.boards],
-    }
-    write_file(job.out / RESULT, _text(result))
+        kept = {} if job.fresh else {board.name: old for board in job.fleet.boards if (old := _read(job, board))}
+        left = [board for board in job.fleet.boards if board.name not in kept]
+        if kept:
+            progress.note(f"kept from before: {', '.join(kept)}")
+        found = {**kept, **_measured(job, left, parts, progress)}
+    result = FleetResult(
+        bundle=job.usual.bundle,
+        name=parts.manifest.name,
+        target=parts.manifest.target.name,
+        out=job.out,
+        passed=all(each.error is None for each in found.values()),
+        boards=tuple(
+            FleetBoard(board.name, board.device, found[board.name], kept=board.name in kept)
+            for board in job.fleet.boards
+        ),
+    )
+    write_file(job.out / RESULT, _text(result.document))
     return result
 
 
-def _measured(job: FleetJob, boards: Sequence[Board], parts: Contents, progress: Progress) -> Mapping[str, Any]:
+def _measured(
+    job: FleetJob, boards: Sequence[Board], parts: Contents, progress: Progress
+) -> dict[str, BoardMeasurement]:
     """Return the results of boards by name. Ctrl-C ends the work on all of them before it is raised.
 
     A fault of edgekd itself is raised when all are done.
@@ -184,35 +192,35 @@ def _crew(shared: SharedLimits, size: int) -> Iterator[ThreadPoolExecutor]:
             raise
 
 
-def _measure(job: FleetJob, board: Board, parts: Contents, shared: SharedLimits, progress: Progress) -> dict[str, Any]:
+def _measure(
+    job: FleetJob, board: Board, parts: Contents, shared: SharedLimits, progress: Progress
+) -> BoardMeasurement:
     """Return the result of one board, and keep it, or its error."""
     began, when = time.perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     result, error = None, None
     try:
         result = install(job.on(board), parts, _Lines(board.name, progress), shared)
     except EdgeKDError as problem:
-        texts = {part: getattr(problem, part) for part in ("what", "expected", "found", "fix")}
-        error = {"kind": type(problem).__name__, "text": str(problem), **texts}
+        parts_of = (problem.what, problem.expected, problem.found, problem.fix)
+        error = BoardError(type(problem).__name__, str(problem), *parts_of)
     seconds = round(time.perf_counter() - began, 3)
     progress.note(f"{board.name}: {'failed' if error else 'done'} after {seconds:.1f} s")
-    found = {"measured_at": when, "seconds": seconds, "jetpack": _jetpack(result), "error": error, "result": result}
+    measurement = BoardMeasurement(when, seconds, _jetpack(result), error, result)
     if result:
-        write_file(job.kept(board), _text(found))
-    return {**found, "kept": False}
+        write_file(job.kept(board), _text(to_plain(measurement)))
+    return measurement
 
 
-def _read(job: FleetJob, board: Board) -> dict[str, Any] | None:
+def _read(job: FleetJob, board: Board) -> BoardMeasurement | None:
     """Return the kept result of a board, where there is one that can be read."""
-    with suppress(OSError, ValueError):
-        found = json.loads(job.kept(board).read_text("utf-8"))
-        if isinstance(found, dict) and isinstance(found.get("result"), dict):
-            return {**found, "kept": True}
+    with suppress(OSError, ValueError, SpecError):
+        return from_plain(BoardMeasurement, json.loads(job.kept(board).read_text("utf-8")), board.name, extra=True)
     return None
 
 
-def _jetpack(result: Mapping[str, Any] | None) -> str | None:
+def _jetpack(result: EngineResult | None) -> str | None:
     """Return the JetPack of a board, by its release of Jetson Linux; None where that is unknown, or it is no Jetson."""
-    l4t = result["device"]["l4t"] if result else None
+    l4t = result.device.l4t if result else None
     return JETPACKS.get(".".join(l4t.split(".")[:2])) if l4t else None
 
 

@@ -18,6 +18,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import fingerprint
 from edgekd.data.types import Split
 from edgekd.deploy.artifact import expanded
+from edgekd.deploy.engine_result import TunedAccuracy
 from edgekd.evaluation.evaluate import evaluate
 
 SCORED = "val"
@@ -39,7 +40,7 @@ def scored_split(data: Path, manifest: Manifest, progress: Progress) -> Split:
 
 def accuracy(
     packed: Path, manifest: Manifest, form: Mapping[str, Any], split: Split, progress: Progress
-) -> dict[str, Any]:
+) -> TunedAccuracy:
     """Score a network in a form, `source` and `float_layers`, as edgekd scores graphs. Raises DataError, DeviceError.
 
     packed: its graph as it is in the bundle.
@@ -51,17 +52,13 @@ def accuracy(
         path.write_bytes(written.content())
         score = evaluate(path, spec_from_json(manifest.detector), split, progress, "score tuned").score
     before = manifest.evidence.before.map50_95
-    return {
-        "images": score.images,
-        "map50_95": score.map50_95,
-        "retention": score.map50_95 / before if before else None,
-        "min_retention": manifest.limits.min_retention,
-    }
+    retention = score.map50_95 / before if before else None
+    return TunedAccuracy(score.images, score.map50_95, retention, manifest.limits.min_retention)
 
 
-def require_accuracy(found: Mapping[str, Any], device: str) -> None:
+def require_accuracy(found: TunedAccuracy, device: str) -> None:
     """Raise EngineRefusedError where less is kept than the bundle was built to keep."""
-    retention, limit = found["retention"], found["min_retention"]
+    retention, limit = found.retention, found.min_retention
     if limit is not None and retention is not None and retention < limit:
         raise EngineRefusedError(
             f"{device}: tune: the chosen form is too inaccurate",

@@ -47,4 +47,5 @@ class Camera:
         """Do it, and see that nothing is left running."""
         found = run(self.job(device, **changed))
         assert self.loopback.quiet(5) == []
-        return found
+        document: dict[str, Any] = found.document
+        return document

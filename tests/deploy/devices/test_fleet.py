@@ -22,11 +22,23 @@ from running import Built, EdgeKD
 from test_json_contract import assert_documented
 from wire import wire_to
 
+from edgekd.agent.engines.records import PartErrors, RuntimeVersion
+from edgekd.core.benchmark import Stats
 from edgekd.core.progress import Progress
+from edgekd.core.statistics import Outliers
 from edgekd.deploy import fleet as fleets
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.devices.session import Ended, Placed
 from edgekd.deploy.engine import EngineJob
+from edgekd.deploy.engine_result import (
+    DeviceEngine,
+    DeviceReport,
+    EngineResult,
+    EngineTimes,
+    SelfTestSummary,
+    StepTime,
+    Upload,
+)
 from edgekd.deploy.fleet import Board, Fleet, FleetJob
 
 QUICK = ("--iterations", 3, "--seconds", 0)
@@ -156,20 +168,44 @@ def rehearsal(tiny_build: Built, tmp_path: Path) -> Callable[..., FleetJob]:
     return job
 
 
+def engine_result(l4t: str | None) -> EngineResult:
+    """The result of a board with this release of Jetson Linux."""
+    none = dict.fromkeys(("firmware", "model", "serial", "cpu", "driver", "os", "kernel", "memory_bytes", "power_mode"))
+    errors = PartErrors(0.0, 0.0)
+    times = EngineTimes(3, None, (), Stats(1.0, 1.0, 1.0, None, 1.0, 1.0), None, Outliers(0, 0.0, 1.0, 1.0), None)
+    return EngineResult(
+        bundle=Path("b.edgekd"),
+        identity="0" * 64,
+        name="tiny",
+        target="xavier",
+        fits=None,
+        device=DeviceReport(name="null", compatible=(), gpus=(), l4t=l4t, **none),
+        basis="rehearsed",
+        runtime=RuntimeVersion("null", "1"),
+        engine=DeviceEngine("a", "key", "file", 1, 1.0, True, {"int8": 1}, (), None),
+        tuning=None,
+        self_test=SelfTestSummary(True, "int8", 3, errors, errors),
+        bench=times,
+        activated=False,
+        upload=Upload(1, 1),
+        steps=(StepTime("upload", 0.0),),
+    )
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every board says at once that it is a Jetson."""
-    monkeypatch.setattr(fleets, "install", lambda *given: {"device": {"l4t": "35.4.1"}})
+    monkeypatch.setattr(fleets, "install", lambda *given: engine_result("35.4.1"))
 
 
 def test_what_was_measured_is_kept_for_the_same_settings_alone(rehearsal: Any, quick: None) -> None:
-    first = by_name(fleets.run(rehearsal("a")))["a"]
-    again = by_name(fleets.run(rehearsal("a", "b")))
+    first = by_name(fleets.run(rehearsal("a")).document)["a"]
+    again = by_name(fleets.run(rehearsal("a", "b")).document)
     assert again["a"] == {**first, "kept": True}
     assert (first["jetpack"], first["kept"]) == ("5.1", False)
     assert again["b"]["kept"] is False
-    assert by_name(fleets.run(rehearsal("a", fresh=True)))["a"]["kept"] is False
-    assert by_name(fleets.run(rehearsal("a", iterations=4)))["a"]["kept"] is False
+    assert by_name(fleets.run(rehearsal("a", fresh=True)).document)["a"]["kept"] is False
+    assert by_name(fleets.run(rehearsal("a", iterations=4)).document)["a"]["kept"] is False
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"result": null}', b'{"result": {"bench"', b"\xff"])
@@ -177,8 +213,8 @@ def test_what_cannot_be_read_is_measured_again(rehearsal: Any, quick: None, tmp_
     fleets.run(rehearsal("a"))
     (kept,) = (tmp_path / "out" / "boards").iterdir()
     kept.write_bytes(content)
-    assert by_name(fleets.run(rehearsal("a")))["a"]["kept"] is False
-    assert by_name(fleets.run(rehearsal("a")))["a"]["kept"] is True
+    assert by_name(fleets.run(rehearsal("a")).document)["a"]["kept"] is False
+    assert by_name(fleets.run(rehearsal("a")).document)["a"]["kept"] is True
 
 
 class Crowded:
@@ -214,7 +250,7 @@ class Crowded:
 def test_so_many_uploads_at_a_time(rehearsal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Crowded()
     monkeypatch.setattr(fleets, "device_named", lambda name: device)
-    found = fleets.run(rehearsal(*"abcdefgh", uploads=2))
+    found = fleets.run(rehearsal(*"abcdefgh", uploads=2)).document
     assert device.most == 2
     assert all(board["error"]["found"] == "not well" for board in found["boards"])
 
@@ -222,10 +258,10 @@ def test_so_many_uploads_at_a_time(rehearsal: Any, monkeypatch: pytest.MonkeyPat
 def test_a_fault_of_edgekd_is_raised_when_the_others_are_done(
     rehearsal: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def install(job: EngineJob, parts: Any, progress: Any, company: Any) -> dict[str, Any]:
+    def install(job: EngineJob, parts: Any, progress: Any, company: Any) -> EngineResult:
         if progress.name == "a":
             raise ZeroDivisionError
-        return {"device": {"l4t": None}}
+        return engine_result(None)
 
     monkeypatch.setattr(fleets, "install", install)
     with pytest.raises(ZeroDivisionError):

@@ -53,7 +53,9 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_camera_gives_what_this_machine_gives(camera: Camera, tmp_path: Path) -> None:
     there = camera.install(activate=True)
-    here = run(EngineJob(camera.bundle, device_named("null"), state=str(tmp_path / "here"), iterations=3, seconds=0))
+    here = run(
+        EngineJob(camera.bundle, device_named("null"), state=str(tmp_path / "here"), iterations=3, seconds=0)
+    ).document
     assert told(there) == told(here)
     assert there["device"]["name"] == camera.loopback.address()
     assert (there["basis"], there["activated"]) == ("rehearsed", True)
@@ -67,7 +69,7 @@ def test_onnx_runtime_there_computes_what_it_computes_here(
     with loopback(tmp_path / "camera", *pythons.here()) as other:
         monkeypatch.setenv("HOME", str(other.home))
         there = Camera(other, camera.bundle, tmp_path / "there").install(**given)
-    here = run(EngineJob(camera.bundle, device_named("local"), state=str(tmp_path / "here"), **given))
+    here = run(EngineJob(camera.bundle, device_named("local"), state=str(tmp_path / "here"), **given)).document
     assert there["basis"] == here["basis"] == "measured"
     for part in ("identity", "fits", "runtime", "self_test"):
         assert there[part] == here[part]
