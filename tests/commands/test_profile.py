@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from engine_results import MEASURED, measured
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd.commands import profile
 from edgekd.core.errors import SpecError
+from edgekd.deploy.engine_result import EngineResult
 from edgekd.hardware.predict.table import load_table
 from edgekd.hardware.target import load_target
 
@@ -74,29 +77,18 @@ def test_a_place_that_cannot_be_written_is_noticed_first(edgekd: EdgeKD, tiny_bu
     assert "cannot write" in ran.err
 
 
-def answer(identity: str, layers: dict[str, int] | None, graph: str = "int8", p50: float = 4.0) -> dict[str, Any]:
-    """What a Jetson would say."""
-    times = {"p50": p50, "p90": 5.0, "p99": 6.0, "mean": 4.5, "min": 3.5}
-    device = {"name": "ssh://cam1", "model": "NVIDIA Jetson AGX Xavier", "cpu": None, "l4t": "35.4.1", "driver": None}
-    return {
-        "bundle": "b.edgekd",
-        "identity": identity * 64,
-        "target": "xavier",
-        "fits": True,
-        "basis": "measured",
-        "device": {**device, "kernel": "5.10.120-tegra", "power_mode": {"id": 0, "name": "MAXN"}},
-        "runtime": {"name": "tensorrt", "version": "8.5.2.2"},
-        "engine": {"layers": layers},
-        "self_test": {"precision": graph},
-        "bench": {"iterations": 200, "fps": 222.2, "inference_ms": times},
-    }
+def answer(identity: str, layers: dict[str, int] | None, graph: str = "int8", p50: float = 4.0) -> EngineResult:
+    """The result of a Jetson."""
+    times = replace(MEASURED.bench.inference_ms, p50=p50)
+    parts = {"engine": {"layers": layers}, "self_test": {"precision": graph}, "bench": {"inference_ms": times}}
+    return replace(measured(**parts), identity=identity * 64)
 
 
 @pytest.fixture
 def profiled(tiny_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The result where a device answers that for each bundle."""
 
-    def run(*answers: dict[str, Any]) -> dict[str, Any]:
+    def run(*answers: EngineResult) -> dict[str, Any]:
         left = iter(answers)
         monkeypatch.setattr(profile, "install", lambda job, parts, progress: next(left))
         bundles = [Path(shutil.copy(tiny_build.bundle, tmp_path / f"{i}.edgekd")) for i in range(len(answers))]

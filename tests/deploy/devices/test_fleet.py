@@ -16,29 +16,19 @@ from typing import Any
 import pytest
 import pythons
 from conftest import SLOW
+from engine_results import MEASURED
 from loopback import Loopback, loopback
 from over_ssh import Camera
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 from wire import wire_to
 
-from edgekd.agent.engines.records import PartErrors, RuntimeVersion
-from edgekd.core.benchmark import Stats
 from edgekd.core.progress import Progress
-from edgekd.core.statistics import Outliers
 from edgekd.deploy import fleet as fleets
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.devices.session import Ended, Placed
 from edgekd.deploy.engine import EngineJob
-from edgekd.deploy.engine_result import (
-    DeviceEngine,
-    DeviceReport,
-    EngineResult,
-    EngineTimes,
-    SelfTestSummary,
-    StepTime,
-    Upload,
-)
+from edgekd.deploy.engine_result import EngineResult
 from edgekd.deploy.fleet import Board, Fleet, FleetJob
 
 QUICK = ("--iterations", 3, "--seconds", 0)
@@ -168,34 +158,10 @@ def rehearsal(tiny_build: Built, tmp_path: Path) -> Callable[..., FleetJob]:
     return job
 
 
-def engine_result(l4t: str | None) -> EngineResult:
-    """The result of a board with this release of Jetson Linux."""
-    none = dict.fromkeys(("firmware", "model", "serial", "cpu", "driver", "os", "kernel", "memory_bytes", "power_mode"))
-    errors = PartErrors(0.0, 0.0)
-    times = EngineTimes(3, None, (), Stats(1.0, 1.0, 1.0, None, 1.0, 1.0), None, Outliers(0, 0.0, 1.0, 1.0), None)
-    return EngineResult(
-        bundle=Path("b.edgekd"),
-        identity="0" * 64,
-        name="tiny",
-        target="xavier",
-        fits=None,
-        device=DeviceReport(name="null", compatible=(), gpus=(), l4t=l4t, **none),
-        basis="rehearsed",
-        runtime=RuntimeVersion("null", "1"),
-        engine=DeviceEngine("a", "key", "file", 1, 1.0, True, {"int8": 1}, (), None),
-        tuning=None,
-        self_test=SelfTestSummary(True, "int8", 3, errors, errors),
-        bench=times,
-        activated=False,
-        upload=Upload(1, 1),
-        steps=(StepTime("upload", 0.0),),
-    )
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every board says at once that it is a Jetson."""
-    monkeypatch.setattr(fleets, "install", lambda *given: engine_result("35.4.1"))
+    monkeypatch.setattr(fleets, "install", lambda *given: MEASURED)
 
 
 def test_what_was_measured_is_kept_for_the_same_settings_alone(rehearsal: Any, quick: None) -> None:
@@ -261,7 +227,7 @@ def test_a_fault_of_edgekd_is_raised_when_the_others_are_done(
     def install(job: EngineJob, parts: Any, progress: Any, company: Any) -> EngineResult:
         if progress.name == "a":
             raise ZeroDivisionError
-        return engine_result(None)
+        return MEASURED
 
     monkeypatch.setattr(fleets, "install", install)
     with pytest.raises(ZeroDivisionError):
