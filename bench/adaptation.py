@@ -29,7 +29,7 @@ MODELS = ("yolo11n-ppe.pt=ppe=val", "yolo11n.pt=coco256=val")
 CALIBRATED = 64  # images that the detector is calibrated on
 WANTED = 0.5  # share of what was lost that is to be regained at the severity WANTED_AT, on average
 WANTED_AT = 3
-CLEAN_LOSS = 0.005  # what clean accuracy may lose
+CLEAN_LOSS = 0.005  # largest loss of clean accuracy
 SOURCES = (commands.adapt, quantization.adapt, quantization.reconstruct, quantization.quantize, domain_shift)
 """Modules that decide the rows: rows of another version of them are not taken over."""
 
@@ -164,4 +164,4 @@ if __name__ == "__main__":
         IMAGES,
         Option("--work", HERE.parent / "runs" / "adaptation"),
     )
-    main(run, page, options=options, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)
+    main(run, page, *options, holds=lambda found: (mean_share(found.rows, WANTED_AT) or 0.0) >= WANTED)

@@ -119,4 +119,4 @@ def run(given: Given) -> Result:
 
 if __name__ == "__main__":
     options = (Option("--python", [sys.executable], "interpreters with NumPy"), Option("--rounds", 15))
-    main(run, page, options=options, holds=within, cores=1)
+    main(run, page, *options, holds=within, cores=1)

@@ -19,14 +19,13 @@ from common import copy_data, ultralytics_environment, without_folders
 from frame import IMAGES, Blocks, Document, Given, Option, Result
 
 from edgekd.data.dataset import load_dataset
-from edgekd.graph.runtimes.types import library_version
 
 IMAGE_SIZE = 640
 EXPORT = ("format=onnx", "quantize=8", "split=train", "device=cpu")
 VAL = ("batch=1", "rect=False", "device=cpu", "plots=False")
 EXTRA = (
     *("score-fp32", "encode-fp32", "check-fp32", "check-int8", "encode-int8"),
-    *("compile", "benchmark", "report", "pack"),
+    *("drift", "compile", "benchmark", "analyse", "report", "pack"),
 )
 """The stages of a build that have no counterpart in Ultralytics' two commands."""
 REST = "interpreter start, imports, hashing"
@@ -130,9 +129,10 @@ def page(found: Document) -> Blocks:
             for each in found.tools
         ),
     )
+    extra = [name for name in EXTRA if name in found.tools[0].parts]
     yield (
         f"Ultralytics' time is {found.ratio:.2f} times edgekd's, and {found.ratio_like_for_like:.2f} times what "
-        f"edgekd takes without {', '.join(f'`{name}`' for name in EXTRA)}, which Ultralytics' two commands do not do. "
+        f"edgekd takes without {', '.join(f'`{name}`' for name in extra)}, which Ultralytics' two commands do not do. "
         "Bytes and mAP were the same in every turn: "
         f"{', '.join(f'{each.tool} {frame.yes(each.always_the_same)}' for each in found.tools)}."
     )
@@ -153,10 +153,10 @@ def run(given: Given) -> Result:
         "tools": tools,
         "ratio": theirs["seconds"]["median"] / ours["seconds"]["median"],
         "ratio_like_for_like": theirs["like_for_like"] / ours["like_for_like"],
-        "packages": {name: version for name in PACKAGES if (version := library_version(name))},
+        "packages": frame.installed(),
     }
 
 
 if __name__ == "__main__":
     options = (Option("--model", "yolo11n.pt"), IMAGES, Option("--repetitions", 3))
-    frame.main(run, page, options=options, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)
+    frame.main(run, page, *options, holds=lambda found: found.tools[0].map50_95 >= found.tools[1].map50_95)

@@ -130,5 +130,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    options = (Option("--rounds", 15),)
-    main(run, page, options=options, holds=within, cores=1)
+    main(run, page, Option("--rounds", 15), holds=within, cores=1)

@@ -91,4 +91,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(run, page, options=(*OPTIONS, Option("--draws", 4)), holds=claims_hold)
+    main(run, page, *OPTIONS, Option("--draws", 4), holds=claims_hold)

@@ -16,7 +16,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 
 SETS = ("coco256", "ppe")
-MOST_BYTES = 4 << 30  # what 2,000 images may take
+MOST_BYTES = 4 << 30  # limit for 2,000 images
 
 
 def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:
@@ -66,4 +66,4 @@ form that takes the most to decide, fp4x where it can be."""
 
 if __name__ == "__main__":
     options = (Option("--model", "yolo11n.pt"), Option("--images", [128, 2000]))
-    main(run, page, options=options, holds=lambda found: bool(found.holds))
+    main(run, page, *options, holds=lambda found: bool(found.holds))

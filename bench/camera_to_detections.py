@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import frame
 import numpy as np
-from common import DEMO, RESULTS, exported, ultralytics_environment
+from common import DEMO, RESULTS, detector_in, exported, ultralytics_environment
 from frame import Blocks, Document, Given, Option, Result
 
 from edgekd.core import statistics
@@ -31,11 +31,14 @@ from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import camera
 from edgekd.evaluation.throughput import run_streams
 from edgekd.graph.runtimes import engine_named
-from edgekd.graph.runtimes.types import library_version
 
 BASELINE, ALONE = "Ultralytics predict", "OpenVINO benchmark_app"
 CONFIDENCE, IOU = 0.25, 0.7
 FRAMES = 64
+PACKAGES = (
+    *("edgekd", "ultralytics", "torch", "onnxruntime", "onnxruntime-gpu"),
+    *("openvino", "opencv-python-headless", "numpy"),
+)
 GOAL = 1.5
 
 Turn = Callable[[float], "tuple[int, float, int | None]"]
@@ -66,8 +69,15 @@ def ultralytics(device: str, graph: Path, folder: Path) -> Turn:
     """Run `YOLO(graph).predict` over the folder, frame by frame, as its documentation streams."""
     from ultralytics import YOLO
 
-    model, size = YOLO(str(graph), task="detect"), input_size(graph)
-    settings = {"imgsz": size, "conf": CONFIDENCE, "iou": IOU, "device": device, "stream": True, "verbose": False}
+    model, preprocess = YOLO(str(graph), task="detect"), detector_in(graph).spec.preprocess
+    settings = {
+        "imgsz": (preprocess.height, preprocess.width),
+        "conf": CONFIDENCE,
+        "iou": IOU,
+        "device": device,
+        "stream": True,
+        "verbose": False,
+    }
     return looped(lambda: (len(result.boxes) for result in model.predict(source=str(folder), **settings)))
 
 
@@ -79,7 +89,7 @@ def bare(provider: str, graph: Path, folder: Path) -> Turn:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
-    name, (height, width) = session.get_inputs()[0].name, input_size(graph)
+    name, (_, _, height, width) = session.get_inputs()[0].name, session.get_inputs()[0].shape
 
     def results() -> Iterator[int]:
         for file in sorted(folder.iterdir()):
@@ -139,7 +149,7 @@ def printed(pattern: str, command: Callable[[int], Sequence[str]]) -> Turn:
         done = subprocess.run(command(whole), capture_output=True, text=True, check=True)
         found = re.search(pattern, done.stdout)
         if found is None:
-            raise SystemExit(f"no throughput is told: {done.stdout[-500:]}")
+            raise SystemExit(f"no throughput in the output: {done.stdout[-500:]}")
         return round(1000 * float(found[1])), 1000.0, None
 
     return turn
@@ -168,15 +178,8 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
 """By where the networks run; 0 streams are one for each core."""
 
 
-def input_size(graph: Path) -> tuple[int, int]:
-    import onnx
-
-    dims = onnx.load(graph, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    return dims[2].dim_value, dims[3].dim_value
-
-
 def work(where: str, name: str, graph: str, folder: str) -> NoReturn:
-    """Be a contender's process: for each line of seconds on stdin print a line with what was done."""
+    """Serve as a contender's process: for each line of seconds on stdin print a line with the result."""
     answers = os.fdopen(os.dup(1), "w")
     with redirect_stdout(sys.stderr):
         turn = CONTENDERS[where][name](Path(graph), Path(folder))
@@ -209,7 +212,7 @@ class Contender:
         return answer
 
     def turn(self, seconds: float) -> None:
-        """Let the process work for so many seconds, and keep the milliseconds of a frame."""
+        """Run the process for some seconds, and keep the milliseconds of a frame."""
         frames, took, self.objects = json.loads(self.say(str(seconds)))
         self.ms.append(1000 * took / frames)
 
@@ -269,7 +272,7 @@ def page(found: Document) -> Blocks:
     yield f"""\
 {found.frames} JPEG files, {found.cores} cores, networks on the {found.networks_on.upper()},
 {found.rounds} rounds of {found.seconds} s.
-Packages: {frame.versions_of(found.packages, found.packages)}."""
+Packages: {frame.versions_of(found.packages, PACKAGES)}."""
 
 
 def best_of(rows: Sequence[Document]) -> Document:
@@ -280,8 +283,6 @@ def run(given: Given) -> Result:
     where, folder = "gpu" if given.gpu else "cpu", given.scratch / "frames"
     if given.gpu and given.out == RESULTS / "camera_to_detections.json":
         given.out = given.out.with_stem("camera_to_detections_gpu")
-    runtime = "onnxruntime-gpu" if given.gpu else "onnxruntime"
-    packages = ("edgekd", "ultralytics", "torch", runtime, "openvino", "opencv-python-headless", "numpy")
     folder.mkdir()
     for image in sorted((given.shared / "data/coco256/images/val2017").glob("*.jpg"))[: given.frames]:
         shutil.copy(image, folder)
@@ -290,12 +291,7 @@ def run(given: Given) -> Result:
     for model in given.models:
         graph = prepare(model, given.shared, given.scratch)
         models[Path(model).stem] = list(rows_of(take_turns(given, where, graph, environment)))
-    return {
-        "networks_on": where,
-        "cores": given.threads,
-        "packages": {name: library_version(name) for name in packages},
-        "models": models,
-    }
+    return {"networks_on": where, "cores": given.threads, "packages": frame.installed(), "models": models}
 
 
 if __name__ == "__main__":
@@ -310,6 +306,6 @@ if __name__ == "__main__":
     frame.main(
         run,
         page,
-        options=options,
+        *options,
         holds=lambda found: all(best_of(rows).times_as_fast >= GOAL for rows in found.models.values()),
     )

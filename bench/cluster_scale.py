@@ -34,11 +34,11 @@ from edgekd.core.progress import SILENT
 from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
-MAKE_S, BOARD_S = 0.5, 0.3  # what a null trial takes here: to be made, and to be timed on a board
+MAKE_S, BOARD_S = 0.5, 0.3  # of a null trial: to be made, and to be timed on a board
 SIZES = ((6, 2, 6), (6, 2, 54), (16, 4, 144), (64, 4, 64), (64, 16, 64), (64, 16, 576), (256, 64, 256), (256, 64, 2304))
 """GPUs, boards and candidates a round of the searches that are counted."""
 FULL_S, FIXED_S, BOARD_FULL_S = 3600.0, 180.0, 300.0
-"""What is counted of a trial: a full training on a GPU, what does not shrink with it, and a board's turn."""
+"""Seconds of a counted trial: a full training on a GPU, a part of fixed length, and timing on a board."""
 EPOCH_STATE = 80_000_000
 """Bytes that a training writes after every epoch: weights, their average and AdamW's two moments, of 5 M parameters."""
 EPOCHS = 30
@@ -47,7 +47,7 @@ KEPT = 45_000_000
 
 
 def null_made(task: Task, folder: Path) -> Point:
-    """Take the time of making a candidate."""
+    """Sleep as long as making a candidate takes."""
     began = time.time()
     time.sleep(MAKE_S)
     _write_note(folder, task, {"made": [began, time.time()]})
@@ -55,7 +55,7 @@ def null_made(task: Task, folder: Path) -> Point:
 
 
 def null_timed(task: Task, point: Point, folder: Path) -> Point:
-    """Take the time of a board, which nobody else gets meanwhile."""
+    """Sleep as long as timing takes, with a lease of a board."""
     with leased("bench-board", [board.name for board in task.boards]) as name:
         began = time.time()
         time.sleep(BOARD_S)
@@ -230,4 +230,4 @@ if __name__ == "__main__":
         Option("--each", 6, "trials for each worker"),
         Option("--trials", 2304, "candidates of the search that is counted"),
     )
-    main(run, page, options=options, cores=1)
+    main(run, page, *options, cores=1)

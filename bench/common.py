@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine that they run on, models, data, and what other tools need."""
+"""Common parts of the benchmarks: the machine, models, data, and environments of other tools."""
 
 import hashlib
 import os
@@ -42,9 +42,9 @@ SHARED = HERE.parent.parent / "shared"  # where models and data lie unless `--sh
 VENVS = Path.home() / ".cache" / "edgekd-bench"  # where environments of other tools are kept
 DEMO = DETECTOR
 OPSET = 17  # ONNX opset of every exported graph
-SPLITS = ("val", "test")  # what trained detectors are scored on
-FRAMES = "frames"  # of copied data: the images whose labels nobody gets
-CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # what graphs are timed on
+SPLITS = ("val", "test")  # that trained detectors are scored on
+FRAMES = "frames"  # folder of copied data with the images that lose their labels
+CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # that time graphs
 
 
 # The machine

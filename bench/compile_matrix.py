@@ -101,11 +101,7 @@ def run(given: Given) -> Iterator[Result]:
         rows += rows_of(network, given.compute_capabilities, folder)
         shutil.rmtree(folder)
         rows.sort(key=lambda row: NETWORKS.index(row["network"]))
-        yield {
-            "command": "python bench/compile_matrix.py",
-            "tensorrt_rtx": TENSORRT_RTX.version(),
-            "rows": rows,
-        }
+        yield {"command": "python bench/compile_matrix.py", "tensorrt_rtx": TENSORRT_RTX.version(), "rows": rows}
 
 
 def earlier(out: Path) -> list[dict[str, Any]]:
@@ -120,4 +116,4 @@ if __name__ == "__main__":
         Option("--networks", NETWORKS, choices=NETWORKS),
         Option("--compute-capabilities", COMPUTE_CAPABILITIES, metavar="SM"),
     )
-    main(run, page, options=options, holds=lambda found: not any("refused" in row for row in found.rows))
+    main(run, page, *options, holds=lambda found: not any("refused" in row for row in found.rows))

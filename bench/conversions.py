@@ -6,7 +6,6 @@ Needs `edgekd[train,openvino,ncnn,rtx]`.
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -48,9 +47,9 @@ OURS = (
     (FLOAT, "tensorrt-rtx", {"precision": "fp16", "target": ("rtx-40",)}),
     (INT8, "tensorrt-rtx", {"precision": "fp16", "target": ("rtx-40",)}),
 )
-"""What edgekd converts: from which source, to which format, how."""
+"""Conversions by edgekd: source, format, options."""
 PEERS = (("ncnn", "16"), ("openvino", "16"), ("ncnn", "32"), ("openvino", "32"))
-"""What Ultralytics exports: format, bits of a weight."""
+"""Exports by Ultralytics: format, bits of a weight."""
 EXPORT = """
 import json, sys
 from ultralytics import YOLO
@@ -155,11 +154,10 @@ class Bench:
         checkpoint = folder / row.model
         checkpoint.write_bytes((self.shared / "models" / row.model).read_bytes())
         command = [sys.executable, "-c", EXPORT, checkpoint.name, row.to, bits]
-        with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as settings:
-            environment = {**ultralytics_environment(Path(settings)), "OMP_NUM_THREADS": "1"}
-            began = time.monotonic()
-            subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
-            seconds = round(time.monotonic() - began, 1)
+        environment = {**ultralytics_environment(self.given.scratch / folder.name), "OMP_NUM_THREADS": "1"}
+        began = time.monotonic()
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+        seconds = round(time.monotonic() - began, 1)
         made = folder / f"{checkpoint.stem}_{row.to}_model"
         engine: Engine = NCNN_CPU if row.to == "ncnn" else OPENVINO_CPU
         entry = next(made.glob("*.param" if row.to == "ncnn" else "*.xml"))
@@ -260,4 +258,4 @@ if __name__ == "__main__":
         IMAGES,
         Option("--work", Path("runs/conversions"), "finished rows and sources"),
     )
-    frame.main(run, page, options=options)
+    frame.main(run, page, *options)

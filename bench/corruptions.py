@@ -46,10 +46,7 @@ def low_light(frame: np.ndarray, severity: int, rng: np.random.Generator) -> np.
 
 
 CORRUPTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
-    "fog": fog,
-    "noise": noise,
-    "low light": low_light,
-    "blur": blur,
+    each.__name__.replace("_", " "): each for each in (fog, noise, low_light, blur)
 }
 
 

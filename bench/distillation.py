@@ -8,7 +8,7 @@ teacher. Needs `edgekd[train]`.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from edgekd.evaluation.evaluate import judge
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
 OVERHEAD = 1.15
-"""How much longer a step with distillation may take than one without and the teacher's forward pass together."""
+"""Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
 
 
 def with_weights(step: Distill, change: Callable[[Weights], Weights]) -> Distill:
@@ -126,7 +126,7 @@ class Bench(Trainings):
         return super().row(method, seed, **{"tail": {}, **known})
 
     def notes_of(self, scores: Mapping[str, Score]) -> dict[str, Any]:
-        """Also how well the rare classes are found."""
+        """Return also mAP50-95 of the rare classes."""
         rare = rare_classes(self.scored.split("train"), self.scored.classes)
         tail = {split: tail_score(one.per_class, rare, TAIL).map50_95 for split, one in scores.items()}
         return {**super().notes_of(scores), "tail": tail}
@@ -152,7 +152,7 @@ def teacher_job(
         for name in SPLITS:
             split = load_dataset(Path(data)).split(name)
             some = replace(split, samples=split.samples[:images])
-            by_split[name] = judge(found.find, found.classes, some).score.to_json()
+            by_split[name] = asdict(judge(found.find, found.classes, some).score)
     else:
         training.export_sized(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
@@ -254,4 +254,4 @@ if __name__ == "__main__":
         DEVICE,
         Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
     )
-    frame.main(run, page, options=options, holds=training.none_failed)
+    frame.main(run, page, *options, holds=training.none_failed)

@@ -80,5 +80,4 @@ computes a convolution and its activation in one step loses less."""
 
 
 if __name__ == "__main__":
-    options = (Option("--images", 64, "calibration images of coco256"),)
-    main(run, page, options=options, cores=2)
+    main(run, page, Option("--images", 64, "calibration images of coco256"), cores=2)

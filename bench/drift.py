@@ -53,12 +53,8 @@ def alarms(record: Record, found: np.ndarray, streams: int) -> list[int]:
 
 
 def first_alarm(record: Record, stream: np.ndarray) -> int | None:
-    monitor = Monitor(record)
-    for number, row in enumerate(stream, 1):
-        drift = monitor.add(row)
-        if drift and drift.drifted:
-            return number
-    return None
+    drifts = map(Monitor(record).add, stream)
+    return next((number for number, drift in enumerate(drifts, 1) if drift and drift.drifted), None)
 
 
 def rows_of(given: Given, case: str) -> Iterator[Document]:
@@ -135,4 +131,4 @@ def run(given: Given) -> Result:
 
 if __name__ == "__main__":
     options = (Option("--models", MODELS, metavar="FILE.pt=DATA=SPLIT"), IMAGES, Option("--streams", 1000))
-    main(run, page, options=options, holds=reached)
+    main(run, page, *options, holds=reached)

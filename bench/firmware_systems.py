@@ -185,18 +185,14 @@ def run(given: Given) -> Result:
     write_keys(given.scratch)
     bundle = write_with_agent(given.scratch, "noise", noise(SEED, GRAPH_BYTES), counter=1)
     rows = [measured(system, bundle, given.each, given.scratch) for system in systems(given.scratch, given.scratch)]
-    return {
-        "programs": versions(),
-        "systems": rows,
-    }
+    return {"programs": versions(), "systems": rows}
 
 
 if __name__ == "__main__":
-    options = (Option("--each", EACH, "changed files of each system (%(default)s)"),)
     main(
         run,
         page,
-        options=options,
+        Option("--each", EACH, "changed files of each system (%(default)s)"),
         holds=lambda found: all(row.untouched == SAME and not row.other_content for row in found.systems),
         cores=1,
     )

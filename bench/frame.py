@@ -25,7 +25,7 @@ from common import RESULTS, SHARED, conditions, host_line, use_cores
 from edgekd.core.atomic_files import write_file
 
 Given = argparse.Namespace  # the command line; `scratch` is a folder that is removed at the end
-Result = Mapping[str, Any]  # what was measured, as JSON can hold it
+Result = Mapping[str, Any]  # of a measurement, as JSON can hold it
 Blocks = Iterator[str]  # paragraphs and tables of a page, without title
 Run = Callable[[Given], "Result | Iterator[Result]"]
 """Measures; returns the result, or yields the result so far, again and again."""
@@ -62,12 +62,7 @@ class Option:
 
 
 def main(
-    run: Run,
-    page: Page,
-    *,
-    options: Iterable[Option] = (),
-    holds: Callable[[Document], bool] | None = None,
-    cores: int | None = None,
+    run: Run, page: Page, *options: Option, holds: Callable[[Document], bool] | None = None, cores: int | None = None
 ) -> None:
     """Run the benchmark of the script that defines `page`, and exit: 0 if everything that it claims holds, else 1.
 
@@ -122,9 +117,9 @@ def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> D
 
 
 def settings_in(given: Given) -> dict[str, Any]:
-    """Return the values of the options that are no paths."""
-    settings = {name: value for name, value in vars(given).items() if name not in PLACES and "/" not in str(value)}
-    return {name: value for name, value in settings.items() if not isinstance(value, Path)}
+    """Return the values of the options without paths, those in lists included."""
+    settings = {name: value for name, value in vars(given).items() if name not in PLACES}
+    return {name: value for name, value in settings.items() if "/" not in str(value) and "Path(" not in repr(value)}
 
 
 def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
@@ -136,22 +131,10 @@ def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argpa
             continue
         groups = value if isinstance(action, argparse._AppendAction) else [value]
         for group in groups:
-            parts = (
-                []
-                if group is True
-                else group
-                if isinstance(group, Sequence) and not isinstance(group, str)
-                else [group]
-            )
-            words += [
-                *action.option_strings[-1:],
-                *(shlex.quote(re.sub(r"[^\s=]*/", "", _plain(part))) for part in parts),
-            ]
+            parts = group if isinstance(group, (list, tuple)) else [] if group is True else [group]
+            texts = [f"{part:g}" if isinstance(part, float) else str(part) for part in parts]
+            words += [*action.option_strings[-1:], *(shlex.quote(re.sub(r"[^\s=]*/", "", text)) for text in texts)]
     return " ".join(words)
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read(text: str) -> Document:
@@ -169,7 +152,7 @@ def as_claimed(found: Document) -> bool:
 
 
 def note(*parts: object) -> None:
-    """Tell whoever watches what was just measured."""
+    """Print progress."""
     print(*parts, file=sys.stderr, flush=True)
 
 

@@ -33,10 +33,7 @@ def fuzzed(name: str, seconds: int, scratch: Path) -> Result:
 
 
 def run(given: Given) -> Result:
-    return {
-        "atheris": version("atheris"),
-        "rows": [fuzzed(name, given.seconds, given.scratch) for name in READERS],
-    }
+    return {"atheris": version("atheris"), "rows": [fuzzed(name, given.seconds, given.scratch) for name in READERS]}
 
 
 def page(found: Document) -> Blocks:
@@ -54,11 +51,10 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    options = (Option("--seconds", 300, "for each reader (%(default)s)"),)
     main(
         run,
         page,
-        options=options,
+        Option("--seconds", 300, "for each reader (%(default)s)"),
         holds=lambda found: all(row.found is None and row.inputs for row in found.rows),
         cores=1,
     )

@@ -5,6 +5,7 @@ session that does nothing.
 """
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,7 @@ LIMIT = 1.02
 SEED = 0
 
 
-class Nothing:
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        return batch
-
-
-def keep(frame: np.ndarray) -> tuple[np.ndarray, None]:
-    return frame, None
-
-
-def drop(output: np.ndarray, context: None) -> None:
-    """Postprocess nothing."""
+NOTHING = SimpleNamespace(run=lambda batch: batch)  # a session that returns what it is given
 
 
 def bare_ms(session: OnnxRuntimeSession, frames: list[np.ndarray]) -> float:
@@ -43,9 +34,9 @@ def bare_ms(session: OnnxRuntimeSession, frames: list[np.ndarray]) -> float:
 def harness_ms(session: Any, frames: list[np.ndarray]) -> tuple[float, float]:
     """Return the harness's milliseconds per frame: wall time from call to return, and the mean that it reports."""
     began = time.perf_counter()
-    timing = benchmark_interleaved(
-        {"": Candidate(session, keep, drop)}, frames, block=1, min_iterations=len(frames), min_seconds=0, warmup=0
-    )[""]
+    alone = Candidate(session, lambda frame: (frame, None), lambda output, context: None)  # nothing before and after
+    limits = {"block": 1, "min_iterations": len(frames), "min_seconds": 0, "warmup": 0}
+    timing = benchmark_interleaved({"": alone}, frames, **limits)[""]
     wall_ms = (time.perf_counter() - began) * 1000 / len(frames)
     return wall_ms, float(timing.total_ms.mean())
 
@@ -76,7 +67,7 @@ def run(given: Given) -> Result:
         generator = np.random.default_rng(SEED)
         frames = [generator.random(shape, dtype=np.float32) for _ in range(4)]
         samples = play(session, [frames[index % len(frames)] for index in range(given.iterations)], given.rounds)
-    alone_us = [harness_ms(Nothing(), [frames[0]] * 20_000)[0] * 1000 for _ in range(9)]
+    alone_us = [harness_ms(NOTHING, [frames[0]] * 20_000)[0] * 1000 for _ in range(9)]
     return {
         "model": given.model.name,
         "input": shape,
@@ -124,4 +115,4 @@ if __name__ == "__main__":
         Option("--rounds", 30),
         Option("--threads", 1),
     )
-    main(run, page, options=options, holds=within)
+    main(run, page, *options, holds=within)

@@ -5,12 +5,7 @@ student for as many seconds, with the large one as `distill_model=` and without,
 the build gets half of those bytes as its limit. Needs `edgekd[train]`, and the library of `--engine`.
 """
 
-import argparse
-import json
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -31,10 +26,9 @@ from edgekd.deploy.artifact import opened
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"
 HALF = "`edgekd build`, asked for half of the bytes by hand"
-FASTER, ENERGY = 89 / 12, 0.4  # what is aimed at: times as fast, and the share of the energy of a frame
+FASTER, ENERGY = 89 / 12, 0.4  # goals: times as fast, and the share of the energy of a frame
 MANY = 100  # epochs that Ultralytics assumes before it knows how many fit into its time
 MISSED = 3  # how a build ends whose budget is missed
-TRAINED = ("distill", "quant_aware_distill")  # stages of a build whose time Ultralytics gets to train in
 
 
 class Bench(Trainings):
@@ -82,11 +76,22 @@ class Bench(Trainings):
         given, folder = self.given, self.given.work / "build"
         recipe = given.work / "recipe.toml"
         recipe.write_text(recipe_toml(self.recipe()), "utf-8")
-        command = [sys.executable, "-m", "edgekd", "build", given.model, "--data", self.data, "--target", given.target]
-        command += ["--recipe", recipe, "--max-size", most, "--keep", "98%", "--out", folder, "--json"]
-        document = self.job(self.graph(method).stem, build, command=[*map(str, command), "--trust-checkpoint"])
+        build = (
+            "build",
+            given.model,
+            "--data",
+            self.data,
+            "--target",
+            given.target,
+            "--recipe",
+            recipe,
+            "--out",
+            folder,
+        )
+        more = ("--max-size", most, "--keep", "98%", "--trust-checkpoint")
+        document = self.edgekd(self.graph(method).stem, *build, *more, accepted=(0, MISSED))
         (limit,) = (one for one in document["budget"] if one["name"] == "max_bytes")
-        took = sum(stage["seconds"] for stage in document["stages"] if stage["name"] in TRAINED)
+        took = training.seconds_of_training(document)
         with opened(Path(document["bundle"]), None, (), False) as (graph, _):
             shutil.copyfile(graph, self.graph(method))
         return self.with_scores(self.row(method, bytes=limit["value"], seconds=took), self.graph(method))
@@ -103,15 +108,13 @@ class Bench(Trainings):
         return self.with_scores(self.row(method, bytes=graph.stat().st_size, seconds=took["seconds"]), graph)
 
     def finish(self) -> None:
-        """Time the graphs of one build and of one way by hand, in turns with the large one, also in float16."""
+        """Time the graphs of one build and of one way by hand, interleaved with the large one, also in float16."""
         given = self.given
-        if given.untimed:
-            return
-        after = [str(self.graph(row.method)) for row in self.rows if row.method in (OURS, TAUGHT) and not row.error]
-        asked = {name: getattr(given, name) for name in ("engine", "iterations", "seconds", "streams")}
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            asked |= {"before": str(self.graph(LARGE)), "after": after, "frames": None}
-            self.timed = [Document(row) for row in rows_of(argparse.Namespace(**asked), Path(folder))]
+        if not given.untimed:
+            made = [row.method for row in self.rows if row.method in (OURS, TAUGHT) and not row.error]
+            given.frames, given.before = None, str(self.graph(LARGE))
+            given.after = [str(self.graph(method)) for method in made]
+            self.timed = list(map(Document, rows_of(given, given.scratch)))
 
     def result(self) -> dict[str, Any]:
         given, good = self.given, {row.method: row for row in self.rows if not row.error}
@@ -121,14 +124,6 @@ class Bench(Trainings):
             "timed": self.timed,
             "claims": claims(self, good),
         }
-
-
-def build(command: Sequence[str], **_: Any) -> dict[str, Any]:
-    """Return what `edgekd build` prints; a missed budget is a result, too."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, MISSED):
-        raise SystemExit(f"edgekd build ended with {done.returncode}")
-    return dict(json.loads(done.stdout))
 
 
 def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:
@@ -238,7 +233,7 @@ if __name__ == "__main__":
         Option("--max-bytes", 12_000_000),
         Option("--minutes", type=float, help="of training beside the large detector, in place of a number of epochs"),
         Option("--quantized-epochs", 10, "of training the quantized detector"),
-        Option("--learning-rate", type=float, help="of AdamW, for everybody; default: Ultralytics' choice"),
+        Option("--learning-rate", type=float, help="of AdamW, for all; default: Ultralytics' choice"),
         Option("--seed", 0),
         DEVICE,
         Option("--engine", "openvino-cpu", "what runs the graphs to be timed"),
@@ -247,4 +242,4 @@ if __name__ == "__main__":
         Option("--streams", 2),
         Option("--untimed", False, "leave the timing to a later, quiet run"),
     )
-    main(run, page, options=options, holds=training.none_failed)
+    main(run, page, *options, holds=training.none_failed)

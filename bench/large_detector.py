@@ -20,7 +20,7 @@ from edgekd.data.dataset import load_dataset
 
 INT8_LAYERS = 2  # the first layers have few weights, and what they lose is lost for all
 SMALLER, KEEP = 7.5, 0.99
-"""How many times smaller the file must be, and the share of the float mAP50-95 that must be left."""
+"""Goals: the float file's size by that of the file, and the share of the float mAP50-95."""
 
 
 def in_four_bits(source: Detector, out: Path, frames: Iterator[np.ndarray]) -> float:
@@ -93,4 +93,4 @@ if __name__ == "__main__":
         Option("--frames", 64),
         Option("--work", Path("runs/large_detector")),
     )
-    main(run, page, options=options)
+    main(run, page, *options)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
-MOST_SECONDS = 300.0  # what a detector of 57 M parameters may take on two cores
+MOST_SECONDS = 300.0  # limit for a detector of 57 M parameters on two cores
 TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("nano", "fp16"),
     ("xavier", "fp16"),
@@ -45,7 +45,7 @@ TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("orin-nano", "int8"),
     ("agx-orin", "int8"),
 )
-"""Of which it is predicted what they would gain."""
+"""Targets whose latency is predicted."""
 RUNS = 40  # of a convolution by itself, of which the fastest counts
 PROBES = 8  # images of `val` on which outputs of layers are compared
 SHAPES = [(c, c, 9, p) for c, p in ((16, 6400), (64, 6400), (64, 1600), (128, 1600), (128, 400), (256, 400))]
@@ -338,4 +338,4 @@ if __name__ == "__main__":
         Option("--image-size", type=int, help="their side; default: the detector's own"),
         Option("--images", type=int, help="images of `val` to score; default: all"),
     )
-    main(run, page, options=options)
+    main(run, page, *options)

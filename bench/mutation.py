@@ -204,4 +204,4 @@ if __name__ == "__main__":
         Option("--sample", 24, "faults of each module, at most"),
         Option("--only", [], "parts of the paths of modules; others keep their result", nargs="*"),
     )
-    main(run, page, options=options, cores=1)
+    main(run, page, *options, cores=1)

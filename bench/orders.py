@@ -5,36 +5,33 @@ before it is quantized, afterwards as it will run, or afterwards with the format
 the split `test`. Needs `edgekd[train]`.
 """
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import training
 from common import SPLITS
 from frame import Blocks, Document, Given, Option, cell, head, main, table
-from training import SEEDS, JobError, Trainings, Way
+from training import SEEDS, Trainings, Way
+
+from edgekd.builds.recipe import Distill, Prune, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.builds.recipe_toml import recipe_toml
 
 WHOLE = "as it was, INT8"
-TRAINING = ("distill", "quant_aware_distill")  # the stages that train
 RATE = 1e-3
-"""How far a quantized weight moves in a step at most: more than by default, as half of the channels are gone."""
+"""Learning rate of quantized weights: more than by default, as half of the channels are gone."""
 
 
-def orders(given: Given, seed: int) -> dict[str, list[dict[str, Any]]]:
+def orders(given: Given, seed: int) -> dict[str, tuple[Step, ...]]:
     size = {"image_size": given.image_size, "seed": seed}
-    prune = {"kind": "prune", "ratio": given.ratio, "images": given.gradient_images, **size}
     train = {"epochs": given.epochs, "batch": given.batch, **size}
-    quantize = {"kind": "quantize"}
-    aware = {"kind": "quant_aware_distill", "learning_rate": RATE, **train}
-    distill = {"kind": "distill", "warmup_epochs": min(1.0, given.epochs / 4), "close_mosaic": given.epochs // 4}
+    prune = Prune(given.ratio, images=given.gradient_images, **size)
+    distill = Distill(warmup_epochs=min(1.0, given.epochs / 4), close_mosaic=given.epochs // 4, **train)
+    aware = QuantAwareDistill(learning_rate=RATE, **train)
     return {
-        "prune, distill, quantize": [prune, {**distill, **train}, quantize],
-        "prune, quantize, train as it runs": [prune, quantize, aware],
-        "quantize, prune, train as it runs": [quantize, prune, aware],
+        "prune, distill, quantize": (prune, distill, Quantize()),
+        "prune, quantize, train as it runs": (prune, Quantize(), aware),
+        "quantize, prune, train as it runs": (Quantize(), prune, aware),
     }
 
 
@@ -45,55 +42,35 @@ class Bench(Trainings):
     numbers = ("bundle_bytes", "seconds", "predicted_ms")
 
     def ways(self) -> Iterator[Way]:
-        yield WHOLE, None, partial(self._built, WHOLE, [{"kind": "quantize"}], None)
+        yield WHOLE, None, partial(self._built, WHOLE, (Quantize(),), None)
         for seed in self.given.seeds:
             for method, steps in orders(self.given, seed).items():
                 yield method, seed, partial(self._built, method, steps, seed)
 
-    def _built(self, method: str, steps: Sequence[Mapping[str, Any]], seed: int | None) -> Document:
+    def _built(self, method: str, steps: tuple[Step, ...], seed: int | None) -> Document:
         name = "-".join(method.replace(",", "").split()) + ("" if seed is None else f"-{seed}")
         folder = self.given.work / name
         folder.mkdir(exist_ok=True)
         recipe, model = folder / "recipe.toml", folder / self.given.model.name
-        recipe.write_text(recipe_toml(name, steps), "utf-8")
+        recipe.write_text(recipe_toml(Recipe(name, steps)), "utf-8")
         training.sized(self.given.model, model, self.given.image_size)
         # Its pickle was written anew here, by this script.
         build = ("build", model, "--data", self.data, "--recipe", recipe, "--out", folder / "build")
-        built = self._edgekd(name, *build, "--target", self.given.target, "--trust-checkpoint")
+        built = self.edgekd(name, *build, "--target", self.given.target, "--trust-checkpoint")
         bundle = Path(built["bundle"])
+        predicted = self.edgekd(f"{name}-predict", "predict", bundle, "--target", self.given.target)
         scores = {
-            split: self._edgekd(f"{name}-{split}", "eval", bundle, "--split", split, "--data", self.data)
+            split: self.edgekd(f"{name}-{split}", "eval", bundle, "--split", split, "--data", self.data)
             for split in SPLITS
         }
         return self.row(
             method,
             seed,
             bundle_bytes=bundle.stat().st_size,
-            seconds=sum(stage["seconds"] for stage in built["stages"] if stage["name"] in TRAINING),
-            predicted_ms=self._edgekd(f"{name}-predict", "predict", bundle, "--target", self.given.target)[
-                "latency_ms"
-            ],
+            seconds=training.seconds_of_training(built),
+            predicted_ms=predicted["latency_ms"],
             **{key: {split: score[key] for split, score in scores.items()} for key in ("map50_95", "map50")},
         )
-
-    def _edgekd(self, name: str, *arguments: object) -> dict[str, Any]:
-        """Return the JSON that a command prints. Raises JobError with its last line where it fails."""
-        log = self.given.work / f"{name}.log"
-        command = [sys.executable, "-m", "edgekd", *map(str, arguments), "--json"]
-        with log.open("w", encoding="utf-8") as errors:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=self.environment)
-        if done.returncode:
-            raise JobError(log.read_text("utf-8").strip().rsplit("\n", 1)[-1])
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
-
-
-def recipe_toml(name: str, steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return a recipe as TOML: of the values that steps have here JSON's spelling is TOML's, too."""
-    lines = [f'name = "{name}"']
-    for step in steps:
-        lines += ["[[steps]]", *(f"{key} = {json.dumps(value)}" for key, value in step.items())]
-    return "\n".join(lines) + "\n"
 
 
 def page(found: Document) -> Blocks:
@@ -124,4 +101,4 @@ if __name__ == "__main__":
         Option("--gradient-images", 64, "by which channels are chosen"),
         SEEDS,
     )
-    main(Bench.run, page, options=options, holds=training.none_failed)
+    main(Bench.run, page, *options, holds=training.none_failed)

@@ -27,7 +27,7 @@ from power import cut_at, fresh, listing
 from edgekd.agent.cli import main as agent
 from edgekd.agent.engines.engine import read_engine
 from edgekd.agent.engines.selftest import run_self_test
-from edgekd.agent.runtimes import required
+from edgekd.agent.runtimes import require_runtime
 from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
@@ -66,7 +66,7 @@ class Row:
     """All cuts of a scenario on a disk.
 
     serves: how often each bundle was in service after a cut; faults: what must not be; bytes: of the state after an
-    undisturbed run; most_bytes: after a cut; last_bytes: after the cuts and the undisturbed work that follows.
+    undisturbed run; most_bytes: after a cut.
     """
 
     scenario: str
@@ -76,14 +76,13 @@ class Row:
     faults: list[str] = field(default_factory=list)
     bytes: int = 0
     most_bytes: int = 0
-    last_bytes: int = 0
 
 
 class Bench:
     """Bundles by name, and the agent on states in a folder."""
 
     def __init__(self, bundle: Path, scratch: Path, runtime: str) -> None:
-        self._scratch, self._runtime = scratch, required(runtime)
+        self._scratch, self._runtime = scratch, require_runtime(runtime)
         counters = {"old": 1, "new": 2, "third": 3, **dict.fromkeys(ALIKE, 1)}
         self.bundles = {
             name: repacked(bundle, scratch / name, name=name, counter=counter) for name, counter in counters.items()
@@ -148,7 +147,6 @@ class Bench:
                 faults.append(f"the next run ends with {name} in service: {fault}")
             if listing(folder) != expected or used(folder) != row.bytes:
                 faults.append("the next run leaves something else than an undisturbed one")
-            row.last_bytes = max(row.last_bytes, used(folder))
             row.cuts += 1
             row.faults += [f"operation {count}: {each}" for each in faults]
             count += every
@@ -184,9 +182,8 @@ class Bench:
             self.call(call, folder)
         if self.serves(folder) != (ALIKE[-1], None):
             row.faults.append("no installation is possible any more")
-        row.last_bytes = used(folder)
-        if row.last_bytes > row.bytes:
-            row.faults.append(f"{row.last_bytes - row.bytes} bytes are left over")
+        if (left := used(folder) - row.bytes) > 0:
+            row.faults.append(f"{left} bytes are left over")
         return row
 
 
@@ -236,4 +233,4 @@ if __name__ == "__main__":
         Option("--every", 1, "cut at each of so many operations (%(default)s)"),
         Option("--in-a-row", IN_A_ROW, "cuts of one state (%(default)s)"),
     )
-    main(run, page, options=options, holds=lambda found: not any(row.faults for row in found.rows), cores=1)
+    main(run, page, *options, holds=lambda found: not any(row.faults for row in found.rows), cores=1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, exp, log
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from edgekd.hardware.target import load_target
 PACKAGED = Path(latency.__file__).with_name(COEFFICIENTS)
 SHARE = 0.9  # of the measurements that an interval should hold
 MOST_ERROR, LEAST_GAIN, MOST_OFF = 0.15, 3.0, 0.02
-"""What the median error may be, how much smaller than that of either naive way, and how far off a network's size."""
+"""Goals: the median error, that of either naive way by it, and the relative error of a network's size."""
 
 OLD = "old_tensorrt"
 START: dict[str, tuple[float, float, float, float]] = {
@@ -43,57 +44,56 @@ START: dict[str, tuple[float, float, float, float]] = {
     "copy": (0.7, 0.5, 0.05, 4),
     OLD: (1.4, 0.4, 1, 4),
 }
-"""Where the fit begins, how far it may wander from there (standard deviation of the logarithm), and its bounds.
+"""Prior of each coefficient: its median, the standard deviation of its logarithm, and its bounds.
 
-The last is how much slower tensor cores were under TensorRT before 8. CUDA cores may pass their peak by as much as
+The last is the slow-down of tensor cores under TensorRT before 8. CUDA cores may pass their peak by as much as
 Winograd's algorithm saves, 2.25 times.
 """
 
 
-@dataclass(frozen=True)
 class Fitted:
-    """Coefficients, and how much slower tensor cores were under TensorRT before 8."""
+    """Coefficients by the names in START."""
 
-    coefficients: Coefficients
-    old: float
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values = values
+        self.coefficients = Coefficients(**{name: value for name, value in values.items() if name != OLD})
 
     def latency_ms(self, row: Row) -> float:
         slowed = row.old and row.gpu.unit.startswith("tensor")
-        gpu = replace(row.gpu, peak=row.gpu.peak / self.old) if slowed else row.gpu
+        gpu = replace(row.gpu, peak=row.gpu.peak / self.values[OLD]) if slowed else row.gpu
         return float(np.sum(seconds(row.columns, gpu, self.coefficients, row.batch))) * 1e3
 
     def of_all(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         return np.array([self.latency_ms(row) for row in rows])
 
 
-def fitted(values: Mapping[str, float]) -> Fitted:
-    return Fitted(Coefficients(**{name: value for name, value in values.items() if name != OLD}), values[OLD])
+PRIOR = Fitted({name: float(values[0]) for name, values in START.items()})
 
 
-def fit(rows: Sequence[Row], fixed: Mapping[str, float] | None = None, start: Fitted | None = None) -> Fitted:
+def fit(rows: Sequence[Row], start: Fitted = PRIOR, fixed: Mapping[str, float] = MappingProxyType({})) -> Fitted:
     """Fit coefficients so that logarithms of prediction and measurement agree, robust against outliers.
 
     Rows that one party measured in one place count together as much as the root of their number. fixed: coefficients
     that keep a value.
     """
-    kept = dict(fixed or {})
-    names = [name for name in START if name not in kept]
+    names = [name for name in START if name not in fixed]
     prior, spread, lowest, highest = (np.array([START[name][at] for name in names]) for at in range(4))
     counts = Counter(row.group for row in rows)
     weight = np.array([counts[row.group] ** -0.25 for row in rows])
     measured = np.log([row.latency_ms for row in rows])
 
+    def fitted(logs: NDArray[np.float64]) -> Fitted:
+        return Fitted({**fixed, **dict(zip(names, map(float, np.exp(logs)), strict=True))})
+
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        now = fitted({**kept, **dict(zip(names, map(float, np.exp(logs)), strict=True))})
-        errors = np.log(now.of_all(rows)) - measured
+        errors = np.log(fitted(logs).of_all(rows)) - measured
         # A tenth is what measurements of one thing differ by; coefficients stay where nothing speaks of them.
         return np.concatenate([errors * weight / weight.mean() / 0.1, (logs - np.log(prior)) / spread])
 
-    first = prior if start is None else [vars(start.coefficients).get(name, start.old) for name in names]
     bounds = np.log(lowest), np.log(highest)
-    inside = np.clip(np.log(first), bounds[0] + 1e-3, bounds[1] - 1e-3)
+    inside = np.clip(np.log([start.values[name] for name in names]), bounds[0] + 1e-3, bounds[1] - 1e-3)
     done = least_squares(residuals, inside, bounds=bounds, loss="soft_l1", x_scale=0.3, max_nfev=60, ftol=1e-5)
-    return fitted({**kept, **dict(zip(names, map(float, np.exp(done.x)), strict=True))})
+    return fitted(done.x)
 
 
 Unit = tuple[Literal["device", "model"], str]  # a whole device or a whole network
@@ -136,15 +136,20 @@ class Study:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
+        self.measured = np.array([row.latency_ms for row in rows])
         self.whole = fit(rows)
         self._made: dict[frozenset[Unit], NDArray[np.float64]] = {}
+
+    def fit_without(self, *units: Unit, fixed: Mapping[str, float] = MappingProxyType({})) -> Fitted:
+        """Fit the rows that are not of these units."""
+        rest = [row for row in self.rows if not any(of(row, unit) for unit in units)]
+        return fit(rest, self.whole, fixed)
 
     def without(self, *units: Unit) -> NDArray[np.float64]:
         """Return the milliseconds that a fit without these units predicts for every row."""
         key = frozenset(units)
         if key not in self._made:
-            rest = [row for row in self.rows if not any(of(row, unit) for unit in units)]
-            self._made[key] = fit(rest, start=self.whole).of_all(self.rows)
+            self._made[key] = self.fit_without(*units).of_all(self.rows)
             note("without", *(name for _, name in units))
         return self._made[key]
 
@@ -154,15 +159,14 @@ class Study:
     def judge(self, unit: Unit, *hidden: Unit) -> list[Judged]:
         """Predict the rows of a unit without it, and without what is hidden."""
         predicted = self.without(unit, *hidden)
+        ratios = self.measured / predicted
         known = [at for at, row in enumerate(self.rows) if not any(of(row, each) for each in (unit, *hidden))]
         kinds = {self.rows[at].kind for at in known}
         found = []
         for at, row in enumerate(self.rows):
             if of(row, unit) and not any(of(row, each) for each in hidden):
                 error = log(predicted[at] / row.latency_ms)
-                there = [
-                    self.rows[each].latency_ms / predicted[each] for each in known if self.rows[each].place == row.place
-                ]
+                there = [ratios[each] for each in known if self.rows[each].place == row.place]
                 placed = error + log(correction(there)) if there else None
                 found.append(Judged(at, error, row.kind in kinds, placed))
         return found
@@ -193,14 +197,10 @@ class Study:
     def corrections(self) -> dict[str, dict[str, float]]:
         """Return how much longer than the coefficients say each measured target takes, by precision."""
         found: dict[str, dict[str, float]] = {}
-        predicted = self.whole.of_all(self.rows)
+        ratios = self.measured / self.whole.of_all(self.rows)
         for row in self.rows:
             if row.target:
-                there = [
-                    each.latency_ms / at
-                    for each, at in zip(self.rows, predicted, strict=True)
-                    if each.place == row.place
-                ]
+                there = [ratio for ratio, each in zip(ratios, self.rows, strict=True) if each.place == row.place]
                 found.setdefault(row.target, {})[row.gpu.precision] = correction(there)
         return {target: dict(sorted(found[target].items())) for target in sorted(found)}
 
@@ -208,14 +208,14 @@ class Study:
         """Return errors of predictions without the device, scaled by measurements of other networks on it."""
         found = []
         for at, row in enumerate(self.rows):
-            predicted = self.without(("device", row.device))
+            ratios = self.measured / self.without(("device", row.device))
             others = [
-                each.latency_ms / predicted[other]
-                for other, each in enumerate(self.rows)
+                ratio
+                for ratio, each in zip(ratios, self.rows, strict=True)
                 if each.group == row.group and each.model != row.model
             ]
             if others:
-                found.append(log(scale_from(others) * predicted[at] / row.latency_ms))
+                found.append(log(scale_from(others) / ratios[at]))
         return found
 
 
@@ -298,11 +298,11 @@ def fit_energy(rows: Sequence[Powered], latency: Callable[[Row], float]) -> Ener
     return EnergyModel(*map(float, np.exp(done.x)), margin=1, seen=tuple(sorted({each.row.gpu.sm for each in rows})))
 
 
-def energy_errors(rows: Sequence[Powered], timed: Sequence[Row], start: Fitted) -> list[float]:
+def energy_errors(study: Study, rows: Sequence[Powered]) -> list[float]:
     """Return errors (of logarithms) of energies on devices that nothing was fitted on."""
     found = []
     for device in sorted({each.row.device for each in rows}):
-        without = fit([row for row in timed if row.device != device], start=start)
+        without = study.fit_without(("device", device))
         model = fit_energy([each for each in rows if each.row.device != device], without.latency_ms)
         for each in rows:
             if each.row.device == device:
@@ -338,12 +338,8 @@ def without_terms(study: Study) -> dict[str, float]:
     """Return the median error on devices left out, with one term of the model switched off."""
     found = {}
     for name, fixed in ABLATIONS.items():
-        predicted = np.zeros(len(study.rows))
-        for unit in study.units("device"):
-            without = fit([row for row in study.rows if not of(row, unit)], fixed, study.whole)
-            for at, row in enumerate(study.rows):
-                if of(row, unit):
-                    predicted[at] = without.latency_ms(row)
+        fits = {device: study.fit_without((kind, device), fixed=fixed) for kind, device in study.units("device")}
+        predicted = np.array([fits[row.device].latency_ms(row) for row in study.rows])
         found[name] = float(np.median(errors_of(study.rows, predicted)))
     return found
 
@@ -355,7 +351,7 @@ def model_of(study: Study, powered: Sequence[Powered]) -> tuple[LatencyModel, li
     def latency(row: Row) -> float:
         return study.whole.latency_ms(row) * corrections[row.target][row.gpu.precision]
 
-    errors, energy = energy_errors(powered, rows, study.whole), fit_energy(powered, latency)
+    errors, energy = energy_errors(study, powered), fit_energy(powered, latency)
     counts = sorted(row.columns.operations // 2 for row in rows)
     calibration = Calibration(
         measured_margin=margins.measured,
@@ -377,13 +373,15 @@ def run(given: Given) -> Result:
     by_network, in_network = study.left_out("model")
     ways = {"error": by_device, "peak_error": by_peak(rows), "multiply_adds_error": by_multiply_adds(rows)}
     model, energies = model_of(study, powered)
-    measurements = []
-    for at, row in enumerate(rows):
-        each = Document(line=row.line, device=row.published, network=row.network, precision=row.gpu.precision)
-        each.update(batch=row.batch, latency_ms=row.latency_ms)
-        each.update(without_device_ms=float(f"{by_device[at]:.5g}"), inside=in_device[at])
-        each.update(without_network_ms=float(f"{by_network[at]:.5g}"), inside_without_network=in_network[at])
-        measurements.append(each)
+    measurements = [
+        {
+            **{"line": row.line, "device": row.published, "network": row.network, "precision": row.gpu.precision},
+            **{"batch": row.batch, "latency_ms": row.latency_ms},
+            **{"without_device_ms": float(f"{by_device[at]:.5g}"), "inside": in_device[at]},
+            **{"without_network_ms": float(f"{by_network[at]:.5g}"), "inside_without_network": in_network[at]},
+        }
+        for at, row in enumerate(rows)
+    ]
     found = Document(
         used=len(rows),
         left_out=others,
@@ -398,7 +396,7 @@ def run(given: Given) -> Result:
     )
     if given.write_coefficients:
         write_file(PACKAGED, (json.dumps(asdict(model), indent=1) + "\n").encode())
-    return {**found, OLD: study.whole.old, "claims": claims(found)}
+    return {**found, OLD: study.whole.values[OLD], "claims": claims(found)}
 
 
 def sizes() -> list[dict[str, Any]]:
@@ -505,5 +503,4 @@ _MARGINS = {
 
 
 if __name__ == "__main__":
-    options = (Option("--write-coefficients", False, "into the package"),)
-    main(run, page, options=options)
+    main(run, page, Option("--write-coefficients", False, "into the package"))

@@ -33,7 +33,7 @@ PEER, PEER_DISTILLED = "torch-pruning, magnitude, uniform, on labels", "torch-pr
 NARROWER = "narrower model, on labels"
 UNPRUNED = "as it was, trained as long on labels"
 TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
-"""Of which it is predicted how long a frame takes them."""
+"""Targets whose latency is predicted."""
 WIDTHS = tuple(number / 100 for number in range(8, 25, 2))
 """Factors of width among which the narrower model is looked for."""
 ENOUGH = 0.98
@@ -41,7 +41,7 @@ ENOUGH = 0.98
 
 @dataclass(frozen=True)
 class Made:
-    """How a row is made. start: a job that leaves what is trained; distilled: whether its training has a teacher."""
+    """The way to make a row. start: a job that writes the detector to train; distilled: trained with a teacher."""
 
     start: Job
     distilled: bool
@@ -286,4 +286,4 @@ if __name__ == "__main__":
         Option("--ablation", False, "also edgekd's other ways to choose"),
         DEVICE,
     )
-    main(Bench.run, page, options=options, holds=training.none_failed)
+    main(Bench.run, page, *options, holds=training.none_failed)

@@ -15,7 +15,7 @@ from edgekd.builds.recipe import Distill, Prune
 from edgekd.core.progress import PlainProgress
 
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")
-MOST_SECONDS = 300.0  # what pruning a trained detector of 57 M parameters may take on two cores
+MOST_SECONDS = 300.0  # limit for a trained detector of 57 M parameters on two cores
 
 
 def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
@@ -143,4 +143,4 @@ if __name__ == "__main__":
         Option("--images", 16, "for these gradients"),
         Option("--data", SHARED / "data" / "ppe", "where these images are"),
     )
-    main(run, page, options=options)
+    main(run, page, *options)

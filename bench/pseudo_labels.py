@@ -85,4 +85,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(run, page, options=(Option("--images", IMAGES),), cores=2)
+    main(run, page, Option("--images", IMAGES), cores=2)

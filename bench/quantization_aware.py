@@ -258,6 +258,6 @@ if __name__ == "__main__":
     main(
         Bench.run,
         page,
-        options=options,
+        *options,
         holds=lambda found: training.none_failed(found) and all(each.holds for each in found.claims if each.must),
     )

@@ -69,7 +69,7 @@ METHODS = (
 
 
 MEASURED = ("bytes", "seconds", "peak_bytes", "int8_convolutions", "symmetric", "packed_bytes", "noise")
-"""What a graph has, None where it could not be had.
+"""Measured properties of a graph, None where unknown.
 
 seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
 quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: every zero point is 0,
@@ -348,4 +348,4 @@ if __name__ == "__main__":
         Option("--methods", [""], "only those whose names have one of these in them"),
         Option("--ultralytics-val", False, "score with Ultralytics' val, too"),
     )
-    frame.main(run, page, options=(*OPTIONS, *more), holds=frame.claims_hold)
+    frame.main(run, page, *OPTIONS, *more, holds=frame.claims_hold)

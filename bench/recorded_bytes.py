@@ -9,14 +9,14 @@ Sums of floating-point numbers depend on the processor and on libraries: a recor
 after `--write` there at a revision that is known to be right.
 """
 
-import argparse
 import json
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from common import HERE, RESULTS, SHARED, copy_data, host_line, use_cores
+from common import HERE, copy_data, host_line, use_cores
+from frame import Option, parser_of
 
 from edgekd import build
 from edgekd.core.atomic_files import write_file
@@ -29,25 +29,23 @@ IMAGES = 16  # of each split: enough for every stage to have something to do
 WITH_TIMES = ("agent.pyz", "bundle.edgekd", "evidence.json", "report.html", "samples.json", "sbom.cdx.json")
 """Files that hold times, the agent or versions of libraries."""
 CASES = (("demo", "ptq"), ("yolo11n.pt", "ptq"), ("yolo26n.pt", "ptq"), ("yolox_nano.onnx", "mixed"))
-OUT = RESULTS / "recorded_bytes.json"
 
 sys.path.insert(0, str(HERE.parent / "examples" / "demo_detector"))
 from demo_scenes.scenes import write_dataset  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--write", action="store_true")
-    given = parser.parse_args()
-    use_cores(2)
+    given = parser_of(sys.modules[__name__], (Option("--write", False, "record"),), 2).parse_args()
+    use_cores(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         found = {f"{model}, {recipe}": recorded(model, recipe, given.shared, Path(scratch)) for model, recipe in CASES}
     machine = host_line(to_plain(LocalDevice(ONNXRUNTIME_CPU, 2).facts()))
     if given.write:
-        write_file(OUT, (json.dumps({"machine": machine, "builds": found}, indent=1, sort_keys=True) + "\n").encode())
+        write_file(
+            given.out, (json.dumps({"machine": machine, "builds": found}, indent=1, sort_keys=True) + "\n").encode()
+        )
         return 0
-    known = json.loads(OUT.read_bytes())
+    known = json.loads(given.out.read_bytes())
     if known["machine"] != machine:
         print(f"recorded elsewhere: {known['machine']}; here: {machine}", file=sys.stderr)
     differences = list(compared(known["builds"], found))

@@ -104,5 +104,5 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    options = (Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="NAME=PAGE"), Option("--rounds", 7))
-    main(run, page, options=options, holds=lambda found: all(map(within, found.rows)))
+    pages = Option("pages", ["demo=runs/demo/report.html"], nargs="*", metavar="NAME=PAGE")
+    main(run, page, pages, Option("--rounds", 7), holds=lambda found: all(map(within, found.rows)))

@@ -94,4 +94,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    main(run, page, options=(IMAGES,), holds=lambda found: worst(found) <= LIMIT)
+    main(run, page, IMAGES, holds=lambda found: worst(found) <= LIMIT)

@@ -48,7 +48,7 @@ SPACE = Space((None,), (128, 96, 64), (0.0, 0.2, 0.35, 0.5, 0.65), (FLOAT, INT8,
 SIDE = SPACE.image_size[0]
 NEAR = 0.99  # of the best known accuracy under a budget: who reaches it has found it
 LEVELS = (0.4, 0.75)  # budgets: size and time that such shares of the candidates keep, in every combination
-SHARE = 1 / 3  # what is aimed at: of the trials of random search, by the medians
+SHARE = 1 / 3  # goal: of the trials of random search, by the medians
 Way = Callable[["World", int], Sequence[Candidate]]
 
 
@@ -56,7 +56,6 @@ Way = Callable[["World", int], Sequence[Candidate]]
 class World:
     """A table under a budget. goal: the accuracy to be reached."""
 
-    space: Space
     points: Mapping[Candidate, Point]
     works: tuple[Work, ...]
     budget: Budget
@@ -96,7 +95,7 @@ def by_search(world: World, seed: int) -> Sequence[Candidate]:
         return [replace(world.points[candidate], rung=rung) for candidate, rung in wanted]
 
     ends = StopLimits(len(world.points), lambda: 1.0)
-    search = Search(world.space, _filter(world), world.budget, OptunaSampler(world.space, seed), run_trials, 3, ends)
+    search = Search(SPACE, _filter(world), world.budget, OptunaSampler(SPACE, seed), run_trials, 3, ends)
     while not search.reason and world.trials(order) >= len(world.points):
         search.step()
     return order
@@ -104,7 +103,7 @@ def by_search(world: World, seed: int) -> Sequence[Candidate]:
 
 def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
     """Return candidates as Optuna's sampler draws them, without filter and without estimates."""
-    study, order = OptunaSampler(world.space, seed), list[Candidate]()
+    study, order = OptunaSampler(SPACE, seed), list[Candidate]()
     for _ in range(2 * len(world.points)):
         number, candidate = study.ask()
         if candidate in order:
@@ -128,8 +127,8 @@ WAYS: Mapping[str, Way] = {
 
 
 def _filter(world: World) -> CostFilter:
-    networks = {None: Network(world.space.image_size[0], world.works)}
-    return CostFilter(world.space, networks, 0, target())
+    networks = {None: Network(SPACE.image_size[0], world.works)}
+    return CostFilter(SPACE, networks, 0, target())
 
 
 def record(given: Given) -> None:
@@ -193,7 +192,7 @@ def worlds(recorded: Document) -> Iterator[World]:
     for size, time in product(LEVELS, LEVELS):
         most = int(np.quantile([point.cost.bytes for point in made], size))
         fps = 1e3 / float(np.quantile([point.cost.latency_ms or 0.0 for point in made], time))
-        yield World(SPACE, points, works, Budget(max_bytes=most, min_fps=fps))
+        yield World(points, works, Budget(max_bytes=most, min_fps=fps))
 
 
 def run(given: Given) -> Result:
@@ -252,4 +251,4 @@ if __name__ == "__main__":
         Option("--work", Path("runs/search_table"), "where its candidates are kept"),
         Option("--seeds", 20),
     )
-    main(run, page, options=options, cores=1)
+    main(run, page, *options, cores=1)

@@ -141,4 +141,4 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    main(run, page, options=(Option("--kills", 20),))
+    main(run, page, Option("--kills", 20))

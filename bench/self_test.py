@@ -130,4 +130,4 @@ def run(given: Given) -> Result:
 
 if __name__ == "__main__":
     builds = Option("builds", nargs="+", type=Path, metavar="DIR", help="where `edgekd build` left its results")
-    main(run, page, options=(builds,))
+    main(run, page, builds)

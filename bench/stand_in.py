@@ -149,4 +149,4 @@ if __name__ == "__main__":
         Option("--streams", 4),
         Option("--threads", 16, "cores that everything may use"),
     )
-    main(run, page, options=options, holds=lambda found: any(map(meets, found.rows[2:])))
+    main(run, page, *options, holds=lambda found: any(map(meets, found.rows[2:])))

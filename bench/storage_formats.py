@@ -38,7 +38,7 @@ Coder = Callable[[bytes], bytes]
 Timed = Mapping[str, float]
 
 
-# --- What other formats make of a matrix of weights [O, K], as float32 again; blocks along K, filled with zeros.
+# Other formats: a matrix of weights [O, K] in each, as float32 again; blocks along K, padded with zeros.
 
 
 def blocks_of(rows: np.ndarray, size: int) -> np.ndarray:
@@ -367,4 +367,4 @@ def page(found: Document) -> Blocks:
 
 
 if __name__ == "__main__":
-    main(run, page, options=(Option("--repeats", 9),), cores=1)
+    main(run, page, Option("--repeats", 9), cores=1)

@@ -19,7 +19,7 @@ def tried(way: Way, victim: Victim, each: int, path: Path) -> Result:
     for _ in range(each):
         try:
             accepted += taken(attempt(way, chance, victim), victim, path)
-        except Exception as error:  # what a camera must not do, whatever it is
+        except Exception as error:  # any error of a camera is a result
             crashes.append(f"{type(error).__name__}: {error}"[:200])
     return {
         "way": way.__name__,
@@ -84,11 +84,10 @@ def run(given: Given) -> Result:
 
 
 if __name__ == "__main__":
-    options = (Option("--each", EACH, "attempts of each way (%(default)s)"),)
     main(
         run,
         page,
-        options=options,
+        Option("--each", EACH, "attempts of each way (%(default)s)"),
         holds=lambda found: found.accepted == found.crashes == 0 and found.memory_bytes <= LIMITS["memory_bytes"],
         cores=1,
     )

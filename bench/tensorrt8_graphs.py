@@ -40,7 +40,7 @@ found = networks.network(SimpleNamespace(graph=source, name="a"), BuildOptions()
 took = time.perf_counter() - began
 print(json.dumps({"seconds": took, "peak_bytes": 1024 * (kilobytes("VmHWM:") - before)}))
 """
-"""What the agent does before TensorRT 8 parses: the whole of it, in a process of its own."""
+"""The whole work of the agent before TensorRT 8 parses, in a process of its own."""
 
 
 def run(given: Given) -> Result:
@@ -163,5 +163,4 @@ memory alone."""
 
 
 if __name__ == "__main__":
-    options = (Option("--images", 16, "calibration images of coco256"),)
-    main(run, page, options=options, cores=2)
+    main(run, page, Option("--images", 16, "calibration images of coco256"), cores=2)

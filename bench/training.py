@@ -4,12 +4,14 @@ A row is one trained detector: `method`, `seed`, mAP50-95 and mAP50 by split, fu
 failed.
 """
 
+import json
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -172,6 +174,21 @@ class Trainings:
             killed = f"\nkilled by signal {-done.returncode}" if done.returncode < 0 else ""
             raise JobError(((text + killed).strip() or "no output").splitlines()[-1])
         return last_json(text)
+
+    def edgekd(self, name: str, *arguments: object, accepted: Container[int] = (0,)) -> dict[str, Any]:
+        """Return the JSON that a command of edgekd prints, with its messages in a log of that name. Raises JobError."""
+        log = self.given.work / f"{name}.log"
+        command = [sys.executable, "-m", "edgekd", *map(str, arguments), "--json"]
+        with log.open("w", encoding="utf-8") as messages:
+            done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, stderr=messages, text=True)
+        if done.returncode not in accepted:
+            raise JobError(log.read_text("utf-8").strip().rsplit("\n", 1)[-1])
+        return dict(json.loads(done.stdout))
+
+
+def seconds_of_training(built: Mapping[str, Any]) -> float:
+    """Return the seconds of the stages of a build that train."""
+    return float(sum(each["seconds"] for each in built["stages"] if each["name"] in ("distill", "quant_aware_distill")))
 
 
 def none_failed(found: Document) -> bool:

@@ -16,7 +16,7 @@ from frame import Given, Option, parser_of
 from training import DEVICE
 
 DECODER = {"hidden": 128, "queries": 100, "points": 4, "heads": 4, "layers": 2, "feed_forward": 256}
-"""What follows the number of classes among RTDETRDecoder's arguments."""
+"""Arguments of RTDETRDecoder after the number of classes."""
 
 
 def described(model: Path, folder: Path) -> Path:

@@ -64,40 +64,37 @@ def _differs(found: Document) -> bool:
     return bool(found.p < SIGNIFICANT and not low <= 1 <= high)
 
 
-def row_of(
-    bundle: Path, runtime: CpuTimedOnnxRuntime | CpuTimedOpenVino, split: Split, effort: Effort, progress: Progress
-) -> Result:
+def row_of(bundle: Path, runtime: CpuTimedOnnxRuntime | CpuTimedOpenVino, split: Split, given: Given) -> Result:
     """Tune one detector with one runtime, and compare."""
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        camera = Camera(State(Path(scratch, "state")), Path(scratch, "root"), runtime)
-        commands.unpack(camera, bundle)
-        slot = camera.chosen_slot()
-        progress.note(f"{slot.manifest.name} with {runtime.name}: tuning ...")
-        tuned = tuning.tune(camera, effort).form
-        forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
-        key = camera.engine_key(slot)
-        engines = {name: tested_engine(camera, slot, key, form) for name, form in forms.items()}
-        files = [engine.file for engine in engines.values()]
-        progress.note(f"{slot.manifest.name} with {runtime.name}: measuring ...")
-        rounds = dict(zip(engines, tuning.measure(slot, runtime, files, effort), strict=True))
-        ratios = {name: compare(rounds[TUNED], rounds[name]) for name in (SHIPPED, FLOAT)}
-        return {
-            "detector": slot.manifest.name,
-            "side": slot.manifest.detector["preprocess"]["width"],
-            "runtime": {"name": runtime.name, "version": runtime.version()},
-            "layers": {"int8": len(tuning.layers_with_qdq(slot).names), "float_in_tuned": _float_count(slot, tuned)},
-            "ms": {name: round(float(np.median(each)), 3) for name, each in rounds.items()},
-            "ratio": {
-                name: {"ratio": each.ratio, "interval": [each.interval.low, each.interval.high], "p": each.p_value}
-                for name, each in ratios.items()
-            },
-            "passed": {name: engine.passed for name, engine in engines.items()},
-            "map50_95": {name: _score(slot, form, split, progress) for name, form in forms.items()},
-        }
-
-
-def _float_count(slot: Slot, form: Form) -> int:
-    return len(tuning.layers_with_qdq(slot).names) if form == ALL_FLOAT else len(form.float_layers)
+    effort, progress = Effort(given.tries, given.iterations, seconds=0.0), PlainProgress(interval_s=30)
+    folder = Path(tempfile.mkdtemp(dir=given.scratch))
+    camera = Camera(State(folder / "state"), folder / "root", runtime)
+    commands.unpack(camera, bundle)
+    slot = camera.chosen_slot()
+    progress.note(f"{slot.manifest.name} with {runtime.name}: tuning ...")
+    tuned = tuning.tune(camera, effort).form
+    forms = {FLOAT: ALL_FLOAT, SHIPPED: AS_SHIPPED, TUNED: tuned}
+    layers = tuning.layers_with_qdq(slot).names
+    float_layers = layers if tuned == ALL_FLOAT else tuned.float_layers
+    key = camera.engine_key(slot)
+    engines = {name: tested_engine(camera, slot, key, form) for name, form in forms.items()}
+    files = [engine.file for engine in engines.values()]
+    progress.note(f"{slot.manifest.name} with {runtime.name}: measuring ...")
+    rounds = dict(zip(engines, tuning.measure(slot, runtime, files, effort), strict=True))
+    ratios = {name: compare(rounds[TUNED], rounds[name]) for name in (SHIPPED, FLOAT)}
+    return {
+        "detector": slot.manifest.name,
+        "side": slot.manifest.detector["preprocess"]["width"],
+        "runtime": {"name": runtime.name, "version": runtime.version()},
+        "layers": {"int8": len(layers), "float_in_tuned": len(float_layers)},
+        "ms": {name: round(float(np.median(each)), 3) for name, each in rounds.items()},
+        "ratio": {
+            name: {"ratio": each.ratio, "interval": [each.interval.low, each.interval.high], "p": each.p_value}
+            for name, each in ratios.items()
+        },
+        "passed": {name: engine.passed for name, engine in engines.items()},
+        "map50_95": {name: _score(slot, form, split, progress) for name, form in forms.items()},
+    }
 
 
 def _score(slot: Slot, form: Form, split: Split, progress: Progress) -> float:
@@ -142,12 +139,9 @@ def _cells(row: Document) -> str:
 
 
 def run(given: Given) -> Result:
-    progress, split = PlainProgress(interval_s=30), load_dataset(given.data).split("val")
-    effort = Effort(given.tries, given.iterations, seconds=0.0)
+    split = load_dataset(given.data).split("val")
     bundles = [next(folder.glob("*.edgekd")) for folder in given.builds]
-    return {
-        "rows": [row_of(bundle, runtime, split, effort, progress) for bundle in bundles for runtime in RUNTIMES],
-    }
+    return {"rows": [row_of(bundle, runtime, split, given) for bundle in bundles for runtime in RUNTIMES]}
 
 
 if __name__ == "__main__":
@@ -157,6 +151,4 @@ if __name__ == "__main__":
         Option("--builds", tuning.MAX_BUILDS, "of `agent tune`", dest="tries"),
         Option("--iterations", 400),
     )
-    main(
-        run, page, options=options, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1
-    )
+    main(run, page, *options, holds=lambda found: not any(verdict(row) == "loses" for row in found.rows), cores=1)

@@ -101,4 +101,4 @@ if __name__ == "__main__":
         Option("--quick", False),
         Option("--versions", VERSIONS),
     )
-    main(run, page, options=options, holds=lambda found: all(row.right for row in found.rows), cores=2)
+    main(run, page, *options, holds=lambda found: all(row.right for row in found.rows), cores=2)

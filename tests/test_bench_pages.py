@@ -1,11 +1,15 @@
-"""Every page in `bench/results` is what its script makes of the JSON beside it; nothing is typed in by hand."""
+"""Benchmarks: every page in `bench/results` is rendered from the JSON beside it, and the frame runs a script."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -40,3 +44,65 @@ def test_a_page_is_made_of_its_result(page: Path) -> None:
 
 def test_there_are_pages() -> None:
     assert PAGES
+
+
+def run(given: Any) -> dict[str, Any]:
+    assert given.scratch.is_dir()
+    return {"rows": [{"name": "a", "error": None}] * given.count}
+
+
+def page(found: Any) -> Iterator[str]:
+    yield f"{len(found.rows)} of {found.count}: `{found.command}`"
+
+
+@pytest.fixture
+def frame(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The frame, which leaves this process its cores."""
+    found = importlib.import_module("frame")
+    monkeypatch.setattr(found, "use_cores", lambda count: None)
+    return found
+
+
+def test_a_run_is_recorded_with_its_settings_and_its_page_can_be_written_again(
+    frame: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (frame.Option("builds", nargs="*", type=Path), frame.Option("--count", 1), frame.Option("--only", []))
+    monkeypatch.setattr(sys, "argv", ["bench", "here/a", "b", "--count", "3", "--out", str(tmp_path / "result.json")])
+    with pytest.raises(SystemExit, match="0"):
+        frame.main(run, page, *options)
+    found = json.loads((tmp_path / "result.json").read_bytes())
+    assert found["command"] == "python bench/test_bench_pages.py a b --count 3 --threads 2"
+    assert (found["count"], found["only"], "builds" in found) == (3, [], False), "paths are no settings"
+    written = (tmp_path / "result.md").read_text("utf-8")
+    assert written.startswith(f"3 of 3: `{found['command']}`")
+    (tmp_path / "result.md").unlink()
+    monkeypatch.setattr(sys, "argv", ["bench", "--page", "--out", str(tmp_path / "result.json")])
+    with pytest.raises(SystemExit, match="0"):
+        frame.main(run, page, *options, holds=lambda found: len(found.rows) == 3)
+    assert (tmp_path / "result.md").read_text("utf-8") == written
+    with pytest.raises(SystemExit, match="1"):
+        frame.main(run, page, *options, holds=lambda found: False)
+
+
+def test_a_cut_run_goes_on_after_its_finished_rows(frame: ModuleType, tmp_path: Path) -> None:
+    first = frame.FinishedRows(tmp_path / "work" / "rows.json", {"size": 64}, 1)
+    first.add(frame.Document(name="a", error=None))
+    first.add(frame.Document(name="b", error="out of memory"))
+    again = frame.FinishedRows(tmp_path / "work" / "rows.json", {"size": 64}, 1)
+    assert [row.name for row in again.rows] == ["a"], "what failed is measured again"
+    assert again.conditions["date"] == first.conditions["date"]
+    with pytest.raises(SystemExit, match="another run"):
+        frame.FinishedRows(tmp_path / "work" / "rows.json", {"size": 32}, 1)
+
+
+def test_a_job_runs_in_a_process_of_its_own(frame: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("def job(numbers, out):\n    return {'sum': sum(numbers), 'out': out}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        patch.setenv("PYTHONPATH", f"{tmp_path}:{BENCH.parent}")
+        job = importlib.import_module("script").job
+        done = subprocess.run(frame.in_process(job, numbers=[1, 2], out=tmp_path), capture_output=True, text=True)
+    del sys.modules["script"]
+    found = frame.last_json(done.stdout)
+    assert (found["sum"], found["out"]) == (3, str(tmp_path)), done.stderr
+    assert "numpy" in {name.lower() for name in found["packages"]}

@@ -72,10 +72,10 @@ class Net:
         _, height, width = self.shapes[parts[0]]
         return self.node("Concat", parts, (sum(self.shapes[part][0] for part in parts), height, width), axis=1)
 
-    def pool(self, x: Tensor, kernel: int, stride: int = 1, pad: int | None = None) -> Tensor:
+    def pool(self, x: Tensor, kernel: int, stride: int = 1) -> Tensor:
         """The maximum of each window."""
         channels, height, width = self.shapes[x]
-        pad = (kernel - 1) // 2 if pad is None else pad
+        pad = (kernel - 1) // 2
         shape = (channels, *((side + 2 * pad - kernel) // stride + 1 for side in (height, width)))
         return self.node("MaxPool", (x,), shape, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
 
@@ -179,13 +179,7 @@ def ssd_resnet34(size: int) -> Any:
             x = x if net.shapes[x][0] == width and stride == 1 else net.conv(x, width, 1, stride, act=None)
             x = net.activate(net.add(y, x), "Relu")
     features = [x]
-    for inner, outputs, stride, pad in (
-        (256, 512, 2, 1),
-        (256, 512, 2, 1),
-        (128, 256, 2, 1),
-        (128, 256, 2, 0),
-        (128, 256, 1, 1),
-    ):
+    for inner, outputs, stride, pad in ((256, 512, 2, 1),) * 2 + ((128, 256, 2, 1), (128, 256, 2, 0), (128, 256, 1, 1)):
         x = net.conv(net.conv(x, inner), outputs, 3, stride, pad=pad)
         features.append(x)
     heads = [
@@ -267,7 +261,7 @@ def yolov7(size: int) -> Any:
         return net.conv(net.concat(*reversed(parts)), outputs)
 
     def down(x: Tensor, outputs: int, *others: Tensor) -> Tensor:
-        pooled = net.conv(net.pool(x, 2, 2, 0), outputs)
+        pooled = net.conv(net.pool(x, 2, 2), outputs)
         return net.concat(net.conv(net.conv(x, outputs), outputs, 3, 2), pooled, *others)
 
     x = net.conv(net.conv(net.conv("images", 32, 3), 64, 3, 2), 64, 3)
@@ -314,7 +308,7 @@ def pan(net: Net, features: Sequence[Tensor], depth: int) -> list[Tensor]:
 def yolov5s(size: int) -> Any:
     """YOLOv5s, release 6, with its anchors: COCO, 80 classes, raw outputs."""
     net = Net((size, size), "SiLU")
-    x = net.conv("images", 32, 6, 2, pad=2)
+    x = net.conv("images", 32, 6, 2)
     features = []
     for width, depth in ((64, 1), (128, 2), (256, 3), (512, 1)):
         x = csp(net, net.conv(x, width, 3, 2), width, depth)
@@ -351,13 +345,7 @@ def yolox_s_leaky(size: int) -> Any:
 
 
 NETWORKS: dict[str, Callable[[int], Any]] = {
-    "resnet50": resnet50,
-    "ssd-mobilenet": ssd_mobilenet,
-    "ssd-resnet34": ssd_resnet34,
-    "retinanet": retinanet,
-    "yolov4": yolov4,
-    "yolov7": yolov7,
-    "yolov5s": yolov5s,
-    "yolox-s-leaky": yolox_s_leaky,
+    network.__name__.replace("_", "-"): network
+    for network in (resnet50, ssd_mobilenet, ssd_resnet34, retinanet, yolov4, yolov7, yolov5s, yolox_s_leaky)
 }
 """By the names that the measurements use: a graph for an input of so many pixels a side."""

@@ -78,7 +78,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 
 def why_not(row: Mapping[str, str]) -> str | None:
-    """Why a measurement is of something else than one batch on one GPU; None where it is not."""
+    """Return the reason why a measurement is not of one batch on one GPU; None where it is."""
     source = row["source"]
     if "DLA" in row["device"]:
         return "runs on the DLA"
@@ -92,7 +92,7 @@ def why_not(row: Mapping[str, str]) -> str | None:
 
 
 def device_for(given: Mapping[str, str], precision: str) -> GpuFigures:
-    """What was measured on: a shipped target, or figures of devices.csv."""
+    """Return the measured device: a shipped target, or the figures of devices.csv."""
     if given["target"]:
         return gpu_figures(load_target(given["target"]), precision)
     peak = {"fp16": given["fp16_tflops"], "int8": given["int8_tops"]}[precision]

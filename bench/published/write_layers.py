@@ -14,20 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from networks import NETWORKS
+from rows import PUBLISHED, read_csv
 
 from edgekd.graph.view import Graph
 from edgekd.hardware.predict.graph import works_in, works_of
 from edgekd.hardware.predict.work import Work, multiply_adds
 
-HERE = Path(__file__).resolve().parent
-LAYERS = HERE / "layers"
+LAYERS = PUBLISHED / "layers"
 OPSET = 17
-
-
-def networks() -> list[dict[str, str]]:
-    """The networks that are measured anywhere: `model`, `input`, and `gflops` with their `source` where published."""
-    with (HERE / "networks.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def layers_of(model: str, size: int) -> tuple[Work, ...]:
@@ -61,9 +55,9 @@ def write(path: Path, works: tuple[Work, ...]) -> None:
 
 
 def main() -> int:
-    """0, or 1 where a network has not the size that is published for it."""
+    """Return 1 where a network differs from the size that is published for it, else 0."""
     wrong = 0
-    for row in networks():
+    for row in read_csv("networks.csv"):
         name = f"{row['model']}-{row['input']}"
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue

@@ -24,8 +24,8 @@ from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis import counts
 from edgekd.evaluation.analysis.activations import ProbedGraph, attention_maps, similarities
+from edgekd.evaluation.analysis.attention import heatmap, outlined, thumbnail
 from edgekd.evaluation.analysis.crops import crops_of, kinds_of
-from edgekd.evaluation.analysis.heatmaps import heatmap, outlined, thumbnail
 from edgekd.evaluation.analysis.matching import Findings, Frame, compare
 from edgekd.evaluation.analysis.times import LayerTimes, predicted, profiled
 from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention

@@ -142,19 +142,19 @@ def choose(
                 return (losses[unit.name][gone + fewer] - losses[unit.name][gone]) / saved, fewer
         return None
 
-    waiting = [(cut[0], at) for at, unit in enumerate(units) if (cut := price(unit))]
+    waiting = [(cut[0], index) for index, unit in enumerate(units) if (cut := price(unit))]
     heapq.heapify(waiting)
     while not network.within(goal):
         if not waiting:
             raise _unreachable(network, convolutions, goal)
-        _, at = heapq.heappop(waiting)
-        cut = price(units[at])
+        _, index = heapq.heappop(waiting)
+        cut = price(units[index])
         if cut and (not waiting or cut[0] <= waiting[0][0]):  # else it saves less since others were cut
-            network.cut(units[at], cut[1])
-            left[units[at].name] -= cut[1]
-            cut = price(units[at])
+            network.cut(units[index], cut[1])
+            left[units[index].name] -= cut[1]
+            cut = price(units[index])
         if cut:
-            heapq.heappush(waiting, (cut[0], at))
+            heapq.heappush(waiting, (cut[0], index))
     return {unit.name: unit.channels - left[unit.name] for unit in units}
 
 
@@ -204,23 +204,23 @@ class _Network:
 
     def saved(self, unit: Unit, channels: int) -> float:
         """Return the saved cost without so many channels of a unit."""
-        return sum(self._cost(self._layers[at]) - self._cost(new) for at, new in self._after_cut(unit, channels))
+        return sum(self._cost(self._layers[index]) - self._cost(new) for index, new in self._after_cut(unit, channels))
 
     def cut(self, unit: Unit, channels: int) -> None:
         """Remove so many channels of a unit."""
         self.cost -= self.saved(unit, channels)
-        for at, new in self._after_cut(unit, channels):
-            old, self._layers[at] = self._layers[at], new
+        for index, new in self._after_cut(unit, channels):
+            old, self._layers[index] = self._layers[index], new
             self.multiply_adds -= old.multiply_adds - new.multiply_adds
             self.weights -= old.weights - new.weights
 
     def _after_cut(self, unit: Unit, channels: int) -> list[tuple[int, Convolution]]:
         """Return the convolutions that write or read a unit's channels, by index, without so many of them."""
         layers = []
-        for at in sorted({*unit.writes, *unit.reads}):
-            old = self._layers[at]
-            outputs = old.outputs - channels * unit.writes.get(at, 0)
+        for index in sorted({*unit.writes, *unit.reads}):
+            old = self._layers[index]
+            outputs = old.outputs - channels * unit.writes.get(index, 0)
             # A depthwise one reads as many as it writes, and is listed once.
-            inputs = outputs if old.depthwise else old.inputs - channels * unit.reads.get(at, 0)
-            layers.append((at, replace(old, inputs=inputs, outputs=outputs)))
+            inputs = outputs if old.depthwise else old.inputs - channels * unit.reads.get(index, 0)
+            layers.append((index, replace(old, inputs=inputs, outputs=outputs)))
         return layers

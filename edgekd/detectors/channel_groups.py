@@ -1,6 +1,6 @@
 """Groups of channels of a PyTorch network, and their removal, by torch-pruning.
 
-Families of detectors say how their networks are run, and which layers keep their outputs.
+Families of detectors state how their networks run, and which layers keep their outputs.
 """
 
 from __future__ import annotations
@@ -65,71 +65,71 @@ class Channels:
         network: Any,
         frame: torch.Tensor,
         convolutions: Mapping[str, Convolution],
-        untouched: Sequence[Any],
+        fixed_outputs: Sequence[Any],
         importance: str,
         pairs: Iterable[Pair] = (),
     ) -> None:
         """frame: by which layers are followed through the network's `forward`; convolutions: by name, in the order of
-        the units' indices; untouched: layers that keep their outputs; importance: as of `Prune`.
+        the units' indices; fixed_outputs: layers that keep their outputs; importance: as of `Prune`.
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
         self._network = network
         self._frame = torch.rand(frame.shape, generator=torch.Generator().manual_seed(0))
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
-        free = list(graph.get_all_groups(ignored_layers=list(untouched)))
+        free = list(graph.get_all_groups(ignored_layers=list(fixed_outputs)))
         groups = [_Group(group, graph, names, importance) for group in free]
-        index = {name: at for at, name in enumerate(convolutions)}
-        self._groups = {united[0].name: united for united in _united(groups, pairs)}
-        self.units = [_unit(united, index) for united in self._groups.values()]
+        index = {name: position for position, name in enumerate(convolutions)}
+        self._groups = {joined[0].name: joined for joined in _joined(groups, pairs)}
+        self.units = [_unit(joined, index) for joined in self._groups.values()]
 
-    def thin(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
-        """Remove channels as the step says, by `compress.pruning.choose`; return how many are gone, by unit.
+    def prune(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
+        """Remove the channels that `compress.pruning.choose` selects; return how many are removed, by unit.
 
         weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
-        something else than with the channels unread; SpecError for a cap that matches no unit.
+        something else than with the channels masked; SpecError for a cap that matches no unit.
         """
-        _require_capped(self.units, step)
+        _require_known_caps(self.units, step)
         units = isomorphic(self.units) if step.ranking == "isomorphic" else self.units
         goal = Goal(multiply_adds(self.convolutions) * (1 - step.share) if step.share else inf, weights)
-        gone = choose(units, self.convolutions, goal, step, cost)
+        removed = choose(units, self.convolutions, goal, step, cost)
         with torch.no_grad():
-            for name, count in gone.items():
+            for name, count in removed.items():
                 for group in self._groups[name]:
-                    group.silence(count)
+                    group.mask(count)
             expected = self._network(self._frame)
-            self.remove(gone)
+            self.remove(removed)
             _require_same_outputs(self._network, self._frame, expected)
-        return gone
+        return removed
 
-    def remove(self, gone: Mapping[str, int]) -> None:
+    def remove(self, removed: Mapping[str, int]) -> None:
         """Remove so many channels from each group of the units named."""
-        for name, count in gone.items():
+        for name, count in removed.items():
             for group in self._groups[name] if count else ():
                 group.remove(count)
 
     @contextmanager
-    def unread(self, name: str, count: int) -> Iterator[None]:
-        """Leave so many channels of each group of a unit unread, as if they were gone."""
+    def masked(self, name: str, count: int) -> Iterator[None]:
+        """Set the weights that read so many channels of each group of a unit to zero, as if these were removed."""
         kept = [
             (layer.weight, layer.weight.detach().clone()) for group in self._groups[name] for layer in group.readers
         ]
         with torch.no_grad():
             for group in self._groups[name]:
-                group.silence(count)
+                group.mask(count)
             yield
             for weight, before in kept:
                 weight.copy_(before)
 
     def pruned(
-        self, gone: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
+        self, removed: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
     ) -> PruneResult:
-        """Return the result once channels are gone, by unit. after: the convolutions that are left."""
+        """Return the result after a removal. removed: channels by unit; after: the convolutions that are left."""
         return PruneResult(
             parameters=parameters,
             multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
-            widths={unit.name: (unit.channels, unit.channels - gone[unit.name]) for unit in self.units},
-            importance={unit.name: _share_kept(unit, gone[unit.name]) for unit in self.units},
+            widths={unit.name: (unit.channels, unit.channels - removed[unit.name]) for unit in self.units},
+            importance={unit.name: _share_kept(unit, removed[unit.name]) for unit in self.units},
             seconds=seconds,
         )
 
@@ -165,13 +165,13 @@ def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -
         for unit in progress.items(channels.units, "scan", len(channels.units)):
             losses = []
             for share in SCANNED_SHARES:
-                with channels.unread(unit.name, round(unit.channels * share)):
+                with channels.masked(unit.name, round(unit.channels * share)):
                     losses.append(measure())
             units[unit.name] = tuple(losses)
     return Sensitivity(whole, units)
 
 
-def _require_capped(units: Sequence[Unit], step: Prune) -> None:
+def _require_known_caps(units: Sequence[Unit], step: Prune) -> None:
     """Raise SpecError for a cap whose pattern matches the name of no unit."""
     names = [unit.name for unit in units]
     for pattern in step.caps:
@@ -188,14 +188,14 @@ def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[
     try:
         outputs = network(frame)
     except RuntimeError as error:
-        raise _untraceable(" ".join(str(error).split())[:200]) from error
+        raise _unsupported(" ".join(str(error).split())[:200]) from error
     for one, other in zip(outputs, expected, strict=True):
         off = float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
         if not off <= OUTPUT_TOLERANCE:
-            raise _untraceable(f"outputs that are off by {off:.1%} once channels are gone that nothing reads")
+            raise _unsupported(f"outputs that are off by {off:.1%} after the removal of channels that nothing reads")
 
 
-def _untraceable(found: str) -> CompressError:
+def _unsupported(found: str) -> CompressError:
     return CompressError(
         "pruning: the coupling of channels in this network cannot be followed",
         expected="blocks such as YOLOv8, YOLO11, YOLO26 and torchvision's detectors have",
@@ -204,10 +204,10 @@ def _untraceable(found: str) -> CompressError:
     )
 
 
-def _share_kept(unit: Unit, gone: int) -> float:
+def _share_kept(unit: Unit, removed: int) -> float:
     """Return the share of a unit's importance that stays without its least important channels."""
     whole = float(unit.importance.sum())
-    return 1 - float(unit.losses()[gone]) / whole if whole else 1.0
+    return 1 - float(unit.losses()[removed]) / whole if whole else 1.0
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def deterministic() -> Iterator[None]:
 
 def in_batches(samples: Sequence[S], size: int) -> list[Sequence[S]]:
     """Split samples into batches of `size`, the last one with the rest."""
-    return [samples[at : at + size] for at in range(0, len(samples), size)]
+    return [samples[index : index + size] for index in range(0, len(samples), size)]
 
 
 def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Callable[[Sequence[S]], Any]) -> None:
@@ -232,7 +232,7 @@ def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Call
     In a pruned network the old ones are far off: Li and others, EagleEye, arXiv 2007.02491. frames: makes the network's
     input of some samples. Without two samples the network stays as it is.
     """
-    batches = [some for some in in_batches(samples, max(size, 2)) if len(some) > 1]  # one alone has no variance
+    batches = [batch for batch in in_batches(samples, max(size, 2)) if len(batch) > 1]  # one alone has no variance
     if not batches:
         return
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -242,28 +242,30 @@ def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Call
         norm.momentum = None  # all batches count alike
         norm.train()
     with torch.no_grad(), deterministic():
-        for some in batches:
-            network(frames(some))
+        for batch in batches:
+            network(frames(batch))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
 
 
 def convolutions_run(
-    network: Any, run: Callable[[], Any], scale: tuple[int, int] = (1, 1), spared: Collection[int] = ()
+    network: Any, run: Callable[[], Any], scale: tuple[int, int] = (1, 1), skipped: Collection[int] = ()
 ) -> dict[str, Convolution]:
     """Return the convolutions of a network by name, as they run in `run`.
 
     scale: factor and divisor of the number of positions; spared: ids of those that a camera skips, without positions.
     """
-    found: dict[str, Convolution] = {}
+    convolutions: dict[str, Convolution] = {}
 
     def record(name: str, layer: Any, inputs: Any, output: torch.Tensor) -> None:
-        positions = 0 if id(layer) in spared else output.shape[2] * output.shape[3] * scale[0] // scale[1]
+        positions = 0 if id(layer) in skipped else output.shape[2] * output.shape[3] * scale[0] // scale[1]
         kernel = layer.kernel_size[0] * layer.kernel_size[1]
         depthwise = layer.groups > 1
-        before = found[name].positions if name in found else 0  # one that reads several maps runs several times
-        found[name] = Convolution(
+        before = (
+            convolutions[name].positions if name in convolutions else 0
+        )  # one that reads several maps runs several times
+        convolutions[name] = Convolution(
             layer.in_channels, layer.out_channels, before + positions, kernel, depthwise, layer.stride[0]
         )
 
@@ -273,7 +275,7 @@ def convolutions_run(
         run()
     for hook in hooks:
         hook.remove()
-    return found
+    return convolutions
 
 
 class _Group:
@@ -287,14 +289,14 @@ class _Group:
         self.parts: list[tuple[str, bool, list[int], list[int]]] = []
         self._group = group
         scores = []
-        for at in range(len(group)):
-            layer, handler = group[at].dep.target.module, group[at].dep.handler
+        for index in range(len(group)):
+            layer, handler = group[index].dep.target.module, group[index].dep.handler
             if not isinstance(layer, nn.Conv2d):
                 continue
             writes = graph.is_out_channel_pruning_fn(handler)
-            own, roots = list(group[at].idxs), list(group[at].root_idxs)
+            own, roots = list(group[index].idxs), list(group[index].root_idxs)
             if max(own) >= (layer.out_channels if writes else layer.in_channels):
-                raise _untraceable(f"layer {names[layer]} has no channel {max(own)}")
+                raise _unsupported(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))
             scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self.importance: NDArray[np.float64] = np.mean(scores, axis=0)
@@ -306,7 +308,7 @@ class _Group:
         """Remove the least important ones."""
         self._group.prune(least_important(self.importance, count))
 
-    def silence(self, count: int) -> None:
+    def mask(self, count: int) -> None:
         """Set the weights by which the least important ones are read to zero."""
         away = set(least_important(self.importance, count))
         for layer, (_, _, own, roots) in zip(self.readers, self._read, strict=True):
@@ -330,22 +332,22 @@ def _scores(
     return scores
 
 
-def _united(groups: Sequence[_Group], pairs: Iterable[Pair]) -> list[list[_Group]]:
+def _joined(groups: Sequence[_Group], pairs: Iterable[Pair]) -> list[list[_Group]]:
     """Join the groups that write the two layers of a pair; leave out those of which only one layer is free."""
     writer = {name: group for group in groups for name, writes, *_ in group.parts if writes}
-    united = {group.name: [group] for group in groups}
-    stuck: set[str] = set()
+    joined = {group.name: [group] for group in groups}
+    fixed: set[str] = set()
     for names in pairs:
         pair = [writer[name] for name in names if name in writer]
         if len(pair) < 2:
-            stuck |= {group.name for group in pair}
+            fixed |= {group.name for group in pair}
             continue
-        ours, theirs = (united[group.name] for group in pair)
+        ours, theirs = (joined[group.name] for group in pair)
         if ours is not theirs:
             ours.extend(theirs)
-            united.update((group.name, ours) for group in theirs)
-    whole = {id(each): each for each in united.values()}.values()
-    return [each for each in whole if not any(group.name in stuck for group in each)]
+            joined.update((group.name, ours) for group in theirs)
+    whole = {id(each): each for each in joined.values()}.values()
+    return [each for each in whole if not any(group.name in fixed for group in each)]
 
 
 def _unit(groups: Sequence[_Group], index: Mapping[str, int]) -> Unit:

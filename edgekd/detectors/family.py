@@ -41,6 +41,8 @@ class Family:
 
     Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
     read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` receives each item.
+    They raise SpecError for a checkpoint that is no detector of the family, DataError for unusable data, and
+    CompressError where a step cannot be done. Without a GPU the same arguments give the same result.
 
     load(path, head, classes, trust)
         Open a file as a `Detector`; read nothing yet.
@@ -93,11 +95,11 @@ class Family:
 
     def capability(self, name: str) -> Callable[..., Any]:
         """Return a capability. Raises SpecError where the family lacks it."""
-        found: Callable[..., Any] | None = getattr(self, name)
-        if found is None:
+        function: Callable[..., Any] | None = getattr(self, name)
+        if function is None:
             expected = f"a detector by {offering(name)}"
             raise SpecError(f"{name}: not for detectors by {self.title}", expected=expected, found=self.name)
-        return found
+        return function
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ def family_of(path: Path | str) -> Family | None:
 
 def require_family(path: Path | str) -> Family:
     """As `family_of`. Raises SpecError for a file of no family."""
-    found = family_of(path)
-    if found is None:
+    family = family_of(path)
+    if family is None:
         suffix = Path(path).suffix or "no suffix"
         raise SpecError(f"{path}: unknown kind of model", expected=known_suffixes(), found=suffix)
-    return found
+    return family
 
 
 def student_family(student: str | None) -> Family:

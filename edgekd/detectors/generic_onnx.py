@@ -114,8 +114,8 @@ def _array(path: Path, name: str) -> np.ndarray:
             return loaded
         with loaded:
             if name in loaded.files or len(loaded.files) == 1:
-                found: np.ndarray = loaded[name if name in loaded.files else loaded.files[0]]
-                return found
+                array: np.ndarray = loaded[name if name in loaded.files else loaded.files[0]]
+                return array
             raise DataError(f"{path}: which array?", expected=f"one, or one named {name}", found=str(loaded.files))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
@@ -128,8 +128,8 @@ def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Ma
     sessions = [cpu_session(runnable(graph)) for graph in (before, after)]
     errors = {output.name: RelativeError() for output in sessions[0].get_outputs()}
     for frame in frames:
-        expected, found = (session.run(list(errors), {session.get_inputs()[0].name: frame}) for session in sessions)
-        for error, one, other in zip(errors.values(), found, expected, strict=True):
+        expected, actual = (session.run(list(errors), {session.get_inputs()[0].name: frame}) for session in sessions)
+        for error, one, other in zip(errors.values(), actual, expected, strict=True):
             error.add(one, other)
     powers = {name: error.power() for name, error in errors.items()}
     wrong = [name for name, power in powers.items() if not math.isfinite(power)]

@@ -112,7 +112,9 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     described = _read_head(head)
     shape = _shape(model.graph.output[0])
     kind: Any = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
-    strides = tuple(described.pop("strides", None) or _strides_for(kind, shape, size))
+    cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
+    fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
+    strides = tuple(described.pop("strides", None) or fitting)
     nms = described.pop("nms", kind != "end2end")
     classes = tuple(described.pop("classes", classes)) or names or _numbered(kind, shape, path)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
@@ -246,11 +248,6 @@ def _numbered(kind: str, shape: list[int], path: Path) -> tuple[str, ...]:
             fix="add `classes = [...]` to a TOML with `kind` and pass it with --head FILE.toml",
         )
     return tuple(f"class{index}" for index in range(count))
-
-
-def _strides_for(kind: str, shape: list[int], size: tuple[int, int]) -> tuple[int, ...]:
-    cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
-    return next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
 
 
 def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:

@@ -35,7 +35,7 @@ class Teacher(Protocol):
         """Return its weights."""
         ...
 
-    def to(self, *where: Any, **how: Any) -> Any:
+    def to(self, *arguments: Any, **named: Any) -> Any:
         """Return it on another device, or in another memory layout."""
         ...
 
@@ -64,4 +64,4 @@ def paired_aids(
     levels = nearest_levels(strides, teacher.strides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        return Aids(widths, [teacher.widths[at] for at in levels], step.learn_temperature, texts)
+        return Aids(widths, [teacher.widths[index] for index in levels], step.learn_temperature, texts)

@@ -89,12 +89,12 @@ def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, i
     }
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} detections for {len(truths)} images")
-    expected, found = _truth_rows(truths), _detection_rows(detections, len(classes))
+    expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
     if not len(expected) or expected[:, 6].all():
         raise DataError("there is nothing to score against", expected="at least one labelled object in the split")
     evaluation = COCOeval_faster(
         COCO({**frame, "annotations": _annotations(expected, "iscrowd")}),
-        COCO({**frame, "annotations": _annotations(found, "score")}),
+        COCO({**frame, "annotations": _annotations(actual, "score")}),
         iouType="bbox",
     )
     evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -139,7 +139,7 @@ def _truth_rows(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float64]
 
 def _detection_rows(detections: Sequence[Detections], class_count: int) -> NDArray[np.float64]:
     """Return [n, 7]: image, class, x, y, width, height in pixels, score."""
-    labels = _stack([found.classes for found in detections], 1)
+    labels = _stack([image.classes for image in detections], 1)
     if len(labels) and not 0 <= labels.min() <= labels.max() < class_count:
         raise DataError(
             "the detector's classes are not the data set's",
@@ -147,8 +147,8 @@ def _detection_rows(detections: Sequence[Detections], class_count: int) -> NDArr
             found=f"class {int(labels.max() if labels.min() >= 0 else labels.min())}",
             fix="score on a data set with the classes that the detector was trained on",
         )
-    boxes = _stack([found.boxes for found in detections], 4)
-    return _rows([len(found) for found in detections], labels, boxes, _stack([found.scores for found in detections], 1))
+    boxes = _stack([image.boxes for image in detections], 4)
+    return _rows([len(image) for image in detections], labels, boxes, _stack([image.scores for image in detections], 1))
 
 
 def _rows(

@@ -78,24 +78,19 @@ def judge(
     """Score a detector of these classes as `evaluate` scores graphs. Raises DataError."""
     readable = ReadableImages(split.samples, progress, label=label)
     images: list[Path] = []
-    found: list[Detections] = []
+    detections: list[Detections] = []
     truths: list[tuple[Truth, int, int]] = []
     for sample, image in readable:
-        found.append(find(image))
+        detections.append(find(image))
         images.append(sample.image)
         truths.append((sample.truth, image.shape[1], image.shape[0]))
     return Evaluation(
-        score=score(found, truths, classes),
+        score=score(detections, truths, classes),
         images=tuple(images),
-        detections=tuple(found),
+        detections=tuple(detections),
         truths=tuple(truths),
         skipped=tuple(readable.skipped),
     )
-
-
-def sure(detections: Detections, confidence: float) -> Detections:
-    """Return the detections with at least this score."""
-    return detections.only(detections.scores >= confidence)
 
 
 def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
@@ -103,10 +98,10 @@ def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequen
     np.savez(
         path,
         shapes=np.array(shapes, np.int64).reshape(-1, 2),
-        ends=np.cumsum([len(found) for found in detections], dtype=np.int64),
-        boxes=np.concatenate([found.boxes for found in detections]),
-        scores=np.concatenate([found.scores for found in detections]),
-        classes=np.concatenate([found.classes for found in detections]),
+        ends=np.cumsum([len(image) for image in detections], dtype=np.int64),
+        boxes=np.concatenate([image.boxes for image in detections]),
+        scores=np.concatenate([image.scores for image in detections]),
+        classes=np.concatenate([image.classes for image in detections]),
     )
 
 
@@ -120,5 +115,5 @@ def load_detections(path: Path) -> list[Detections]:
 def load_shapes(path: Path) -> np.ndarray:
     """Read the width and height in pixels of each image, int64 [n, 2], as `save_detections` wrote them."""
     with np.load(path) as saved:
-        found: np.ndarray = saved["shapes"]
-    return found
+        shapes: np.ndarray = saved["shapes"]
+    return shapes

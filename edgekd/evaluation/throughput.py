@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,54 +25,43 @@ def run_streams(candidates: Sequence[Candidate], items: Sequence[Any], seconds: 
 
     One candidate for each stream; stream k begins with item k. Raises what a candidate raises.
     """
-    lanes = [_Stream(candidate, items, index) for index, candidate in enumerate(candidates)]
-    begin, end = threading.Barrier(len(lanes) + 1), threading.Event()
-    threads = [threading.Thread(target=lane.run, args=(begin, end), daemon=True) for lane in lanes]
-    for thread in threads:
-        thread.start()
+    begin, end = threading.Barrier(len(candidates) + 1), threading.Event()
+
+    def run(candidate: Candidate, first: int) -> list[float]:
+        """Run one stream; return the clock's times when its frames were done."""
+        done: list[float] = []
+        frames = itertools.islice(itertools.cycle(items), first, None)
+        try:
+            for frame in itertools.islice(frames, WARMUP):
+                candidate.process(frame)
+            begin.wait()
+            while not end.is_set():
+                candidate.process(next(frames))
+                done.append(time.perf_counter())
+        except threading.BrokenBarrierError:
+            pass  # another stream failed, and raises the error
+        except BaseException:
+            begin.abort()
+            end.set()
+            raise
+        return done
+
     started = 0.0
-    try:
-        begin.wait()
-        started = time.perf_counter()
-        end.wait(seconds)
-    except threading.BrokenBarrierError:
-        pass
-    finally:
-        end.set()
-        begin.abort()
-        for thread in threads:
-            thread.join()
-    for lane in lanes:
-        if lane.failed:
-            raise lane.failed
-    done = np.sort(np.concatenate([np.array(lane.done) for lane in lanes])) - started
-    return done[done <= seconds]
+    with ThreadPoolExecutor(len(candidates)) as pool:
+        streams = [pool.submit(run, candidate, index) for index, candidate in enumerate(candidates)]
+        try:
+            begin.wait()
+            started = time.perf_counter()
+            end.wait(seconds)
+        except threading.BrokenBarrierError:
+            pass
+        finally:
+            end.set()
+            begin.abort()
+    done_s = np.sort(np.concatenate([stream.result() for stream in streams])) - started
+    return done_s[done_s <= seconds]
 
 
 def between(done_s: np.ndarray) -> np.ndarray:
     """Return the milliseconds between frames of all streams: 1000 by their mean is the throughput."""
     return np.diff(done_s, prepend=0.0) * 1000
-
-
-class _Stream:
-    """One stream: its frames, the times when they were done, and the error that ended it."""
-
-    def __init__(self, candidate: Candidate, items: Sequence[Any], first: int) -> None:
-        self.done: list[float] = []
-        self.failed: BaseException | None = None
-        self._candidate, self._items = candidate, itertools.islice(itertools.cycle(items), first, None)
-
-    def run(self, begin: threading.Barrier, end: threading.Event) -> None:
-        try:
-            for _ in range(WARMUP):
-                self._candidate.process(next(self._items))
-            begin.wait()
-            while not end.is_set():
-                self._candidate.process(next(self._items))
-                self.done.append(time.perf_counter())
-        except threading.BrokenBarrierError:
-            pass  # another stream failed, and keeps the error
-        except BaseException as error:
-            self.failed = error
-            begin.abort()
-            end.set()

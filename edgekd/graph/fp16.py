@@ -47,13 +47,13 @@ def half(source: Path, out: Path) -> int:
 def decoding(graph: Any) -> list[str]:
     """Return the names of the nodes behind the last layers: no node of COMPUTING depends on them."""
     read: set[str] = set()
-    found = []
+    names = []
     for node in reversed(graph.node):
         if node.op_type in COMPUTING or not read.isdisjoint(node.output):
             read.update(node.input)
         else:
-            found.append(node.name)
-    return found[::-1]
+            names.append(node.name)
+    return names[::-1]
 
 
 def _keep_wide(graph: Any) -> None:

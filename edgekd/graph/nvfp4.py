@@ -46,8 +46,8 @@ def runnable(graph: Path) -> str | bytes:
     import onnx
 
     model = onnx.load(graph)
-    found: bytes = expanded(model).SerializeToString()
-    return found
+    content: bytes = expanded(model).SerializeToString()
+    return content
 
 
 def expanded(model: Any) -> Any:
@@ -77,6 +77,6 @@ def expanded(model: Any) -> Any:
 
 def at_opset(model: Any) -> Any:
     """Return a float model at an opset that has NVFP4. Raises RuntimeError where it cannot be converted."""
-    found = raise_opset(model, OPSET)
-    found.ir_version = max(found.ir_version, IR_VERSION)
-    return found
+    upgraded = raise_opset(model, OPSET)
+    upgraded.ir_version = max(upgraded.ir_version, IR_VERSION)
+    return upgraded

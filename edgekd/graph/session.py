@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
+
+
+def parts_within(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Split items into parts whose sizes add up to `limit` at most, or that hold one item."""
+    part: list[T] = []
+    total = 0
+    for item in items:
+        if part and total + size(item) > limit:
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += size(item)
+    if part:
+        yield part
 
 
 def copied(model: Any) -> Any:

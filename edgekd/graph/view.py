@@ -87,7 +87,7 @@ class Graph:
 
     def computing_in(self, kind: OperatorClass, number_format: str) -> list[Any]:
         """Return the nodes of a class with an operand in a format."""
-        return [node for node in self.of(*KINDS[kind]) if number_format in self._formats(node)]
+        return [node for node in self.of(*KINDS[kind]) if number_format in map(self._format, node.input[:2])]
 
     def quantized_type(self, node: Any) -> str | None:
         """Return the type that a quantizing or dequantizing node converts to or from; None for any other node.
@@ -105,9 +105,6 @@ class Graph:
             return type_name(self.constants[node.input[0]].data_type)
         source = self.producers.get(node.input[0])
         return self.quantized_type(source) if source is not None else None
-
-    def _formats(self, node: Any) -> set[str]:
-        return {name for operand in node.input[:2] if (name := self._format(operand))}
 
     def _format(self, name: str) -> str | None:
         source = self.producers.get(name)

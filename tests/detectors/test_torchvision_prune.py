@@ -21,7 +21,7 @@ from edgekd.detectors.results import PruneResult  # noqa: E402
 from edgekd.detectors.torchvision.detector import TorchvisionDetector  # noqa: E402
 from edgekd.detectors.torchvision.distill import distill_student  # noqa: E402
 from edgekd.detectors.torchvision.network import TorchvisionNetwork, load_network, save_network  # noqa: E402
-from edgekd.detectors.torchvision.prune import _Dense, _untouched, prune_detector, scan_detector  # noqa: E402
+from edgekd.detectors.torchvision.prune import _Dense, _fixed_outputs, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -68,7 +68,7 @@ def test_channels_that_do_nothing_go_without_a_trace(builder: str, tmp_path: Pat
     module, frame = _Dense(network), torch.rand(1, 3, SIDE, SIDE)
     network.requires_grad_(True)
     found = convolutions_run(module, lambda: module(frame))
-    channels = Channels(module, frame, found, _untouched(network), "magnitude")
+    channels = Channels(module, frame, found, _fixed_outputs(network), "magnitude")
     layers, gone = dict(module.named_modules()), {}
     for name, groups in channels._groups.items():
         gone[name] = groups[0].channels // 4

@@ -294,7 +294,7 @@ def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
         frames = torch.rand(1, 3, SIDE, SIDE)
         wanted = output(network, frames)
         for unit in channels.units:
-            with channels.unread(unit.name, unit.channels // 2):
+            with channels.masked(unit.name, unit.channels // 2):
                 assert not torch.equal(output(network, frames), wanted), unit.name
         assert torch.equal(output(network, frames), wanted)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -13,7 +13,7 @@ from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preproce
 from edgekd.core.errors import DataError, DeviceError
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.detectors.onnx import describe
-from edgekd.evaluation.evaluate import Evaluation, evaluate, load_detections, save_detections, sure
+from edgekd.evaluation.evaluate import Evaluation, evaluate, load_detections, save_detections
 from edgekd.graph.view import load_graph
 
 
@@ -44,7 +44,7 @@ def test_images_and_detections_are_in_the_splits_order(evaluation: Evaluation, t
     samples = load_dataset(tiny_data).split("val").samples
     assert evaluation.images == tuple(sample.image for sample in samples)
     for found, sample in zip(evaluation.detections, samples, strict=True):
-        best = sure(found, 0.5)
+        best = found.only(found.scores >= 0.5)
         assert sorted(best.classes.tolist()) == sorted(sample.truth.classes.tolist())
 
 
@@ -74,15 +74,6 @@ def test_detections_come_back_bit_for_bit(tmp_path: Path) -> None:
         for name in ("boxes", "scores", "classes"):
             assert getattr(one, name).dtype == getattr(two, name).dtype
             assert np.array_equal(getattr(one, name), getattr(two, name))
-
-
-def test_the_sure_ones_are_those_with_the_score() -> None:
-    found = detections(50)
-    kept = sure(found, 0.5)
-    assert 0 < len(kept) < 50
-    assert (kept.scores >= 0.5).all()
-    assert len(sure(found, float(found.scores[10]))) == 11
-    assert kept.boxes.shape == (len(kept), 4)
 
 
 def test_the_datas_classes_must_be_the_detectors(tiny_data: Path) -> None:

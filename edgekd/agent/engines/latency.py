@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.agent.engines.records import RuntimeVersion
+from edgekd.agent.runtimes.types import ON_CPU
+from edgekd.agent.state.device import read_device
 from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
 from edgekd.core.documents import INLINE
 from edgekd.core.machine_state import PowerMode
 from edgekd.core.power.energy import Energy, measure_energy
+from edgekd.core.power.find import find_meter
 
 if TYPE_CHECKING:
+    from edgekd.agent.engines.camera import Camera
     from edgekd.agent.runtimes.types import Runtime, Session
     from edgekd.agent.state.slots import Slot
     from edgekd.core.power import Meter
@@ -81,6 +85,13 @@ def measure_latency(
             clock=runtime.clock,
         )
         return _report(timings[""].total_ms, *_energy(meter, lambda: session.run(batch), seconds))
+
+
+def measure_on(camera: Camera, slot: Slot, engine: Path, iterations: int, seconds: float) -> LatencyReport:
+    """Time an engine, and measure its energy by the sensors of the camera. Raises DeviceError."""
+    runtime, cards = camera.required_runtime(), read_device(camera.root).gpus
+    meter = find_meter(camera.root, gpu=bool(cards) and runtime.name not in ON_CPU)
+    return measure_latency(slot, runtime, engine, iterations, seconds, meter)
 
 
 def measure_interleaved(

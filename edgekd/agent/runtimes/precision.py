@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from edgekd.agent.runtimes.types import Layer
+from edgekd.agent.runtimes.types import Inspection, Layer
+from edgekd.core.errors import DeviceError
 
 REFORMAT, NO_WORK, UNKNOWN, DLA = "reformat", "none", "unknown", "dla"
 """In place of a precision: format conversions, layers without work, layers without details, and layers on the DLA."""
@@ -82,6 +84,14 @@ def layers_of(inspected: str, times_ms: Mapping[str, float] | None = None) -> li
     if not isinstance(listed, list):
         raise ValueError(f"expected a list of layers, found {str(listed)[:60]!r}")
     return [_layer(entry, times_ms or {}) for entry in listed]
+
+
+def inspected_layers(raw: Inspection, engine: Path, source: str) -> list[Layer]:
+    """Parse the layers of an inspected engine; source: of the data, for the error. Raises DeviceError."""
+    try:
+        return layers_of(raw.layers, raw.times_ms)
+    except ValueError as error:
+        raise DeviceError(f"{source} does not report the layers of {engine}", found=str(error)) from error
 
 
 def realized(layers: Sequence[Layer]) -> Realized:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgekd.agent.runtimes import cuda, networks
-from edgekd.agent.runtimes.precision import layers_of
+from edgekd.agent.runtimes.precision import inspected_layers
 from edgekd.agent.runtimes.tensorrt_builder import Builder, library
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
@@ -63,11 +63,7 @@ class TensorRt(Runtime):
         return TensorRtSession(engine, generation(self.version()), self.core)
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        raw = self.inspect(engine)
-        try:
-            return layers_of(raw.layers, raw.times_ms)
-        except ValueError as error:
-            raise DeviceError(f"{engine}: TensorRT does not report its layers", found=str(error)) from error
+        return inspected_layers(self.inspect(engine), engine, "TensorRT")
 
     def inspect(self, engine: Path) -> Inspection:
         with closing(self.load(engine)) as session:

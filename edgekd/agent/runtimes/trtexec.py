@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.builder_log import ERROR, WARNING, BuilderLog, build_failure
-from edgekd.agent.runtimes.precision import layers_of
+from edgekd.agent.runtimes.precision import inspected_layers
 from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS, Flags, flags_of
@@ -82,11 +82,7 @@ class Trtexec(Runtime):
         return TrtexecSession(engine, str(name), self._flags())
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
-        raw = self.inspect(engine)
-        try:
-            return layers_of(raw.layers, raw.times_ms)
-        except ValueError as error:
-            raise DeviceError(f"{PROGRAM} does not report the layers of the engine", found=str(error)) from error
+        return inspected_layers(self.inspect(engine), engine, PROGRAM)
 
     def inspect(self, engine: Path) -> Inspection:
         with _folder() as folder:

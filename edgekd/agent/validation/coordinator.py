@@ -156,9 +156,16 @@ def validate(
     """
     recorder = _Recorder(out, bundle, kit, root)
     recorder.write()
-    with tempfile.TemporaryDirectory(prefix="edgekd-", dir=str(out.absolute().parent)) as name, _interrupted():
+    with tempfile.TemporaryDirectory(prefix="edgekd-", dir=str(out.absolute().parent)) as folder, _interrupted():
+
+        def start(runtime: str, form: str = "") -> ProcessReport:
+            places = (str(bundle.absolute()), f"{folder}/state", str(root), f"{folder}/attempt.json")
+            job = Job(runtime, form, *places, effort.iterations, effort.seconds)
+            return recorder.read(launch(job, Path(folder), effort.patience_s), Path(folder))
+
         try:
-            _run(recorder, Path(name), bundle, root, runtimes, effort, launch)
+            _say(f"{bundle.name}: verify and unpack")
+            _run(recorder, start, runtimes)
             recorder.document.complete = True
         except KeyboardInterrupt:
             recorder.document.problem = Problem("interrupted", "interrupted before its end")
@@ -176,21 +183,8 @@ def validate(
     )
 
 
-def _run(
-    recorder: _Recorder,
-    folder: Path,
-    bundle: Path,
-    root: Path,
-    runtimes: Sequence[str],
-    effort: Effort,
-    launch: Launch,
-) -> None:
-    def job(runtime: str, form: str) -> Job:
-        places = (str(bundle.absolute()), str(folder / "state"), str(root), str(folder / "attempt.json"))
-        return Job(runtime, form, *places, effort.iterations, effort.seconds)
-
-    _say(f"{bundle.name}: verify and unpack")
-    unpacked = recorder.read(launch(job(UNPACK, ""), folder, effort.patience_s), folder)
+def _run(recorder: _Recorder, start: Callable[..., ProcessReport], runtimes: Sequence[str]) -> None:
+    unpacked = start(UNPACK)
     recorder.document.preparation = unpacked
     recorder.write()
     step = unpacked.notes.steps[0] if unpacked.notes.steps else None
@@ -201,8 +195,7 @@ def _run(
     for runtime in runtimes:
         for form in PLAN.get(runtime, ON_GPU):
             _say(f"{runtime}: {form}")
-            ended = launch(job(runtime, form), folder, effort.patience_s)
-            report = recorder.read(ended, folder)
+            report = start(runtime, form)
             recorder.document.attempts.append(AttemptReport(runtime, form, report))
             recorder.write()
             if report.notes.problem is not None:

@@ -35,6 +35,7 @@ from edgekd.agent.validation.evidence import (
 )
 from edgekd.agent.validation.machine import MachineMoment, read_moment
 from edgekd.core.atomic_files import write_file
+from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.canonical import canonical_json
 from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError
@@ -136,8 +137,8 @@ class Inspected:
 
 def _unpack(camera: Camera, bundle: Path) -> UnpackedBundle:
     """Unpack the bundle for any device and by any signer: it is not put into service."""
-    with camera.state.locked():
-        slot = camera.state.fill(bundle)
+    with opened_bundle(bundle) as reader, camera.state.locked():
+        slot = camera.state.fill(reader)
     return UnpackedBundle(slot.identity, slot.manifest.name, slot.manifest.target.name)
 
 
@@ -196,13 +197,9 @@ def _self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:
 
 
 def _bench(camera: Camera, slot: Slot, engine: Engine, job: Job) -> LatencyReport:
-    from edgekd.agent.engines.latency import measure_latency
-    from edgekd.agent.state.device import read_device
-    from edgekd.core.power.find import find_meter
+    from edgekd.agent.engines.latency import measure_on
 
-    runtime = camera.required_runtime()
-    meter = find_meter(camera.root, gpu=bool(read_device(camera.root).gpus) and runtime.name != "onnxruntime")
-    return measure_latency(slot, runtime, engine.file, job.iterations, job.seconds, meter)
+    return measure_on(camera, slot, engine.file, job.iterations, job.seconds)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.data.labelling import Find
 from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score
-from edgekd.evaluation.evaluate import evaluate, judge, save_detections, sure
+from edgekd.evaluation.evaluate import evaluate, judge, save_detections
 
 SCORED = "val"
 """The split that is scored; nothing is chosen, calibrated or trained on it."""
@@ -46,7 +46,9 @@ def run(context: StageContext, graph: GraphStage, split: Split, data: str, preci
     def work(folder: Path) -> ScoreResult:
         found = evaluate(graph.path / GRAPH, graph.result.spec, split, context.progress, f"score {precision}")
         shapes = [(width, height) for _, width, height in found.truths]
-        save_detections(folder / DETECTIONS, [sure(one, KEPT_CONFIDENCE) for one in found.detections], shapes)
+        save_detections(
+            folder / DETECTIONS, [one.only(one.scores >= KEPT_CONFIDENCE) for one in found.detections], shapes
+        )
         reasons = dict(found.skipped)
         images = [(index, sample.image) for index, sample in enumerate(split.samples)]
         skipped = tuple((index, image.name, reasons[image]) for index, image in images if image in reasons)

@@ -46,9 +46,9 @@ def disagreement(
     one nearly all are background on which both agree, and the mean stays near 0. With an empty mask it is 0.
     """
     with torch.no_grad():
-        apart = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
-        weight = torch.ones_like(apart) if mask is None else mask.to(apart.dtype)
-        return (apart * weight).sum() / weight.sum().clamp(min=1)
+        distance = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
+        weight = torch.ones_like(distance) if mask is None else mask.to(distance.dtype)
+        return (distance * weight).sum() / weight.sum().clamp(min=1)
 
 
 def resized(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

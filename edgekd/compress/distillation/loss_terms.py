@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from edgekd.compress.distillation import distill
-from edgekd.compress.distillation.anchors import Grid, nearest_anchors, nearest_levels
-from edgekd.compress.distillation.boxes import corners
+from edgekd.compress.distillation.anchors import Grid, corners, nearest_anchors, nearest_levels
 from edgekd.compress.distillation.region_text import RegionText
-from edgekd.compress.distillation.temperature import Temperature
 from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -32,6 +30,8 @@ ASSIGN_TOPK = 10
 """Most anchors that each of them is assigned to: as many as labels are."""
 MIN_PROBABILITY = 1e-6
 """Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
+MAX_TEMPERATURE = 4.0
+"""Upper bound of the temperature; the lower one is 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,36 @@ class DetectorFeatures:
     hidden: tuple[torch.Tensor, ...]
     branches: Mapping[str, Predictions]
     objects: Predictions | None = None
+
+
+class Temperature(nn.Module):  # type: ignore[misc]
+    """A temperature that the student's optimizer trains to maximize the loss.
+
+    T = 1 + 3 sigmoid(theta), in (1, 4); theta's gradient is reversed and scaled by `strength`, which grows with
+    training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
+
+    def forward(self, strength: float) -> torch.Tensor:
+        """Return the temperature, a scalar."""
+        theta: torch.Tensor = _ReverseGradient.apply(self.theta, strength)  # type: ignore[no-untyped-call]
+        return 1 + (MAX_TEMPERATURE - 1) * theta.sigmoid()
+
+
+class _ReverseGradient(torch.autograd.Function):  # type: ignore[misc]
+    """Identity forward; backward the gradient with its sign changed, times `strength`."""
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
+        context.strength = strength
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return -context.strength * gradient, None
 
 
 class Aids(nn.Module):  # type: ignore[misc]
@@ -130,12 +160,16 @@ class DistillationTerms:
         pairs = self._pairs(student, teacher, index)
         ours, theirs = pairs["one2many"]
         certainty = distill.certainty(theirs.scores)
-        temperature = self._temperature(progress, certainty)
+        learned = self._aids.temperature
+        temperature = certainty.new_full((), self._step.temperature) if learned is None else learned(progress)
         parts = [shares.get(name, 1.0) / sum(shares.get(each, 1.0) for each in pairs) for name in pairs]
         losses = {}
         for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
             if name == "classes":
-                of_branches = [self._class_loss(*pair, temperature) for pair in pairs.values()]
+                of_branches = [
+                    distill.class_loss(*both, self._step.focus, temperature, self._class_weights)
+                    for both in ((ours.scores, theirs.scores) for ours, theirs in pairs.values())
+                ]
                 losses[name] = _weighted_sum(of_branches, parts)
             elif name == "boxes":
                 of_branches = [_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()]
@@ -161,17 +195,10 @@ class DistillationTerms:
             objects = _select_classes(teacher.objects, self._theirs)
             return {"one2many": (ours, assign_objects(objects, ours, student.grid))}
         return {
-            name: (ours, _at_anchors(_select_classes(teacher.branches[name], self._theirs), index))
+            name: (ours, Predictions(theirs.scores[..., index], theirs.boxes[..., index]))
             for name, ours in predictions.items()
-            if name in teacher.branches
+            if name in teacher.branches and (theirs := _select_classes(teacher.branches[name], self._theirs))
         }
-
-    def _temperature(self, progress: float, like: torch.Tensor) -> torch.Tensor:
-        learned = self._aids.temperature
-        return like.new_full((), self._step.temperature) if learned is None else learned(progress)
-
-    def _class_loss(self, ours: Predictions, theirs: Predictions, temperature: torch.Tensor) -> torch.Tensor:
-        return distill.class_loss(ours.scores, theirs.scores, self._step.focus, temperature, self._class_weights)
 
     def _feature_loss(
         self, student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor
@@ -198,7 +225,7 @@ def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, certain
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
     """Return the teacher with the maps of the level nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
-    neck, hidden = (tuple(maps[at] for at in levels) for maps in (teacher.neck, teacher.hidden))
+    neck, hidden = (tuple(maps[index] for index in levels) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
 
 
@@ -209,15 +236,11 @@ def _weighted_sum(losses: Sequence[torch.Tensor], weights: Sequence[float]) -> t
 def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:
     """Select classes; of several indices for one class the most certain one counts."""
     scores, boxes = predictions.scores, predictions.boxes
-    if list(classes) == [[at] for at in range(scores.shape[1])]:
+    if list(classes) == [[index] for index in range(scores.shape[1])]:
         return predictions  # indices would have to travel to the GPU
-    if all(len(some) == 1 for some in classes):
-        return Predictions(scores[:, [at for (at,) in classes]], boxes)
-    return Predictions(torch.stack([scores[:, some].amax(1) for some in classes], dim=1), boxes)
-
-
-def _at_anchors(predictions: Predictions, index: torch.Tensor) -> Predictions:
-    return Predictions(predictions.scores[..., index], predictions.boxes[..., index])
+    if all(len(indices) == 1 for indices in classes):
+        return Predictions(scores[:, [index for (index,) in classes]], boxes)
+    return Predictions(torch.stack([scores[:, indices].amax(1) for indices in classes], dim=1), boxes)
 
 
 def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:
@@ -294,8 +317,8 @@ def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[st
         given.add(names[0])
         meaning[names[0]] = names[1]
     pairs = tuple(
-        (at, lists[0].index(name))
-        for at, our_name in enumerate(lists[1])
+        (index, lists[0].index(name))
+        for index, our_name in enumerate(lists[1])
         for name, means in meaning.items()
         if means == our_name
     )

@@ -75,7 +75,7 @@ def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
     if not loss.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(loss * _GRADIENT_SCALE, list(shared), retain_graph=True, allow_unused=True)
-    total = sum(float(found.float().square().sum()) for found in gradients if found is not None)
+    total = sum(float(gradient.float().square().sum()) for gradient in gradients if gradient is not None)
     return math.sqrt(total) / _GRADIENT_SCALE
 
 

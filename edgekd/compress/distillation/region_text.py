@@ -95,9 +95,9 @@ def relation_loss(regions: torch.Tensor, labels: torch.Tensor, texts: torch.Tens
         return regions.sum() * 0
     belongs = (labels == present[:, None]).to(regions.dtype)
     means = functional.normalize(belongs @ regions, dim=1)
-    apart = (means @ means.T - texts[present] @ texts[present].T).square()
+    differences = (means @ means.T - texts[present] @ texts[present].T).square()
     # Both diagonals are 1.
-    return apart.sum() / (len(present) * (len(present) - 1))
+    return differences.sum() / (len(present) * (len(present) - 1))
 
 
 def confidence(logits: torch.Tensor) -> torch.Tensor:

@@ -49,9 +49,9 @@ def class_texts(
         if "{}" not in template:
             raise SpecError(f"text template {template!r}", expected="{} where the class goes")
     wordings = [prompts.get(name) or (words(name),) for name in classes]
-    sentences = [[template.replace("{}", each) for each in some for template in templates] for some in wordings]
-    counts = [len(some) for some in sentences]
-    vectors = np.asarray(encode([each for some in sentences for each in some]), np.float64)
+    sentences = [[template.replace("{}", each) for each in group for template in templates] for group in wordings]
+    counts = [len(group) for group in sentences]
+    vectors = np.asarray(encode([each for group in sentences for each in group]), np.float64)
     if vectors.ndim != 2 or len(vectors) != sum(counts) or not np.isfinite(vectors).all():
         expected = f"finite vectors [{sum(counts)}, d]"
         raise SpecError("text encoder", expected=expected, found=f"shape {list(vectors.shape)}")

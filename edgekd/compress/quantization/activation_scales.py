@@ -21,6 +21,7 @@ from edgekd.core.errors import CompressError
 from edgekd.core.formats.activations import float_activations, missing_scales
 from edgekd.core.formats.calibration_cache import from_text, to_text
 from edgekd.core.formats.plain_graph import plain_graph
+from edgekd.graph.session import parts_within
 from edgekd.graph.view import Graph
 
 RANGES = "mse"
@@ -65,7 +66,9 @@ def activation_scales(source: Path, frames: Callable[[], Iterable[np.ndarray]]) 
         floating = Path(scratch) / "plain.onnx"
         floating.write_bytes(plain.onnx)
         histograms = {}
-        for part in _passes([name for group in unknown for name in group], shapes_of(graph)):
+        shapes = shapes_of(graph)
+        names_of_unknown = [name for group in unknown for name in group]
+        for part in parts_within(names_of_unknown, lambda name: 4 * int(np.prod(shapes.get(name, ()))), PASS_BYTES):
             histograms.update(observe(floating, part, frames()))
     ends = {graph.model.graph.input[0].name, *graph.outputs}
     for group in unknown:
@@ -100,18 +103,3 @@ def _parts(graph: Graph, group: Sequence[str]) -> Iterator[str]:
         for node, index in graph.consumers(name):
             if node.op_type in CUTS_VALUES and index == 0:
                 yield from filter(None, node.output)
-
-
-def _passes(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Split tensors into parts that fit into PASS_BYTES, or hold one tensor; 4 bytes an element."""
-    part: list[str] = []
-    part_bytes = 0
-    for name in names:
-        size = 4 * int(np.prod(shapes.get(name, ())))
-        if part and part_bytes + size > PASS_BYTES:
-            yield part
-            part, part_bytes = [], 0
-        part.append(name)
-        part_bytes += size
-    if part:
-        yield part

@@ -59,7 +59,9 @@ def adapt(
         onnx.save(graph.model, floating)
         scales = _ranges(graph, floating, layers, tuple(plain.scales), new) if plain.scales else {}
     inputs = {node.name: node.input[0] for node in graph.nodes if node.input}
-    write_layers(source, out, (_with_range(layer, scales.get(inputs[layer.node])) for layer in changed))
+    ranges = {layer.node: scales.get(inputs[layer.node], layer.input_scale) for layer in changed}
+    kept = (layer if layer.input_scale is None else replace(layer, input_scale=ranges[layer.node]) for layer in changed)
+    write_layers(source, out, kept)
     return scales
 
 
@@ -121,8 +123,3 @@ def _ranges(
     histograms = observe(path, placement.quantized, frames)
     scales, _ = choose_scales(graph, placement, histograms, "best", frames[:PROBES])
     return {name: scales[name] for group in placement.groups for name in group}
-
-
-def _with_range(layer: QdqConvolution, scale: float | None) -> QdqConvolution:
-    """Return a layer with another scale of its input, if its input has one."""
-    return layer if layer.input_scale is None or scale is None else replace(layer, input_scale=scale)

@@ -61,5 +61,5 @@ def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str
     for name in tensors:
         if name not in present:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = cpu_session(model, spinning=False)  # histograms are made while the next frame runs
-    return session, model.graph.input[0].name
+    # Histograms are made while the next frame runs.
+    return cpu_session(model, spinning=False), model.graph.input[0].name

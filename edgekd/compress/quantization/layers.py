@@ -199,7 +199,7 @@ def bias_of_product(graph: Graph, node: Any) -> str | None:
     readers = graph.consumers(node.output[0])
     if len(readers) != 1 or readers[0][0].op_type != "Add" or node.output[0] in graph.outputs:
         return None
-    addition, at = readers[0]
-    other: str = addition.input[1 - at]
+    addition, index = readers[0]
+    other: str = addition.input[1 - index]
     weights = graph.shape(node.input[1])
     return other if weights is not None and graph.shape(other) == weights[1:] else None

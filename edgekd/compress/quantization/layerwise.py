@@ -6,7 +6,6 @@ A node's level is the number of layers on the longest path to it. Tensors are ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -50,19 +49,16 @@ class Walk:
         read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
         inputs = [name for name in read if name not in self._initializers]
         outputs = [name for name in made if self._last_read.get(name, 0) > level]
-        session = self._session(nodes, inputs, outputs) if outputs else None
-        for tensors in self._tensors:
-            if session is not None:
+        constants = [self._initializers[name] for name in read if name in self._initializers]
+        samples = {name: self._tensors[0][name] for name in inputs}
+        if outputs:
+            session = part_session(self._graph.model, nodes, constants, samples, outputs, spinning=False)
+            for tensors in self._tensors:
                 values = session.run(outputs, {name: tensors[name] for name in inputs})
                 tensors.update(zip(outputs, values, strict=True))
+        for tensors in self._tensors:
             for name in [name for name in tensors if self._last_read.get(name, 0) <= level]:
                 del tensors[name]
-
-    def _session(self, nodes: list[Any], inputs: list[str], outputs: list[str]) -> Any:
-        names = dict.fromkeys(name for node in nodes for name in node.input if name in self._initializers)
-        constants = [self._initializers[name] for name in names]
-        samples = {name: self._tensors[0][name] for name in inputs}
-        return part_session(self._graph.model, nodes, constants, samples, outputs, spinning=False)
 
 
 def bytes_per_frame(graph: Graph) -> int:

@@ -115,7 +115,7 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
     """
     options = [[(option.bytes, option.error) for option in layer.options] for layer in costs.layers]
     if max_bytes is None:
-        chosen = [min(range(len(each)), key=lambda at: each[at][::-1]) for each in options]
+        chosen = [min(range(len(each)), key=lambda index: each[index][::-1]) for each in options]
     else:
         smallest = _smallest(costs)
         if smallest > max_bytes:
@@ -127,8 +127,8 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
             )
         chosen = solve(options, max_bytes - costs.rest_bytes)
     layers = []
-    for layer, at in zip(costs.layers, chosen, strict=True):
-        option = layer.options[at]
+    for layer, index in zip(costs.layers, chosen, strict=True):
+        option = layer.options[index]
         layers.append(PlannedLayer(layer.name, option.form, layer.weights, option.bytes, option.error))
     size = costs.rest_bytes + sum(layer.bytes for layer in layers)
     return Plan(tuple(layers), costs.graph_sha256, size, _short(sum(layer.error for layer in layers)), max_bytes)

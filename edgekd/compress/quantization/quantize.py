@@ -100,8 +100,13 @@ def quantize(
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES]) if histograms else ({}, {})
     if plan is None:
         placement = place(graph, kept_float + [name for name, ratio in snr_db.items() if ratio < step.min_snr_db])
-        _require_quiet(placement, snr_db, step, source)
-
+        if not placement.layers:
+            raise CompressError(
+                f"{source.name}: every layer is too noisy in INT8",
+                expected=f"at least one with {step.min_snr_db:g} dB",
+                found=f"at best {max(snr_db.values()):.1f} dB",
+                fix="lower `min_snr_db` in the recipe, or use recipe float",
+            )
     forms = _forms(graph, placement, planned)
     quantized = Graph(copied(graph.model))
     insert_activation_pairs(quantized, placement, scales)
@@ -175,16 +180,6 @@ def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> N
         if computed or not all(np.isfinite(value).all() for value in values if value is not None):
             found = "computed ones" if computed else "one that is not finite"
             raise CompressError(f"quantize: layer {node.name}", expected="constant, finite weights", found=found)
-
-
-def _require_quiet(placement: QuantizerPlacement, snr_db: Mapping[str, float], step: Quantize, source: Path) -> None:
-    if not placement.layers:
-        raise CompressError(
-            f"{source.name}: every layer is too noisy in INT8",
-            expected=f"at least one with {step.min_snr_db:g} dB",
-            found=f"at best {max(snr_db.values()):.1f} dB",
-            fix="lower `min_snr_db` in the recipe, or use recipe float",
-        )
 
 
 def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: int) -> Iterator[np.ndarray]:
@@ -276,7 +271,7 @@ def _halves(layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray
     indices = layer.draw_patches(reference, max(MIN_PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
     middle = max(sum(map(len, indices)) // 2, 1)
     ours, theirs = (
-        np.concatenate([layer.patches(value, at) for value, at in zip(values, indices, strict=True)], axis=1)
+        np.concatenate([layer.patches(value, index) for value, index in zip(values, indices, strict=True)], axis=1)
         for values in (reference, read)
     )
     parts = slice(None, middle), slice(-middle, None)

@@ -67,8 +67,8 @@ def merged(histograms: list[MagnitudeHistogram]) -> MagnitudeHistogram:
     total.largest = max(histogram.largest for histogram in histograms)
     for histogram in histograms:
         if histogram.width:
-            at = np.minimum((histogram.centres / total.width).astype(np.int64), BINS - 1)
-            total.counts += np.bincount(at, weights=histogram.counts, minlength=BINS).astype(np.int64)
+            index = np.minimum((histogram.centres / total.width).astype(np.int64), BINS - 1)
+            total.counts += np.bincount(index, weights=histogram.counts, minlength=BINS).astype(np.int64)
     return total
 
 

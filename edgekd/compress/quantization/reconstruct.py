@@ -98,7 +98,9 @@ def refit(weights: np.ndarray, halves: tuple[Moments, Moments]) -> Fit:
     moments = pooled(*halves)
     corrections = [_correction(half) for half in halves]
     share = np.mean([_gain(each, other) for each, other in zip(corrections, halves[::-1], strict=True)], axis=0)
-    agreements = [_agreement(one.error, other.error) for one, other in (halves, halves[::-1])]
+    power = [np.maximum(np.square(half.error).sum(axis=1), MIN_POWER) for half in halves]
+    common = (halves[0].error * halves[1].error).sum(axis=1)
+    agreements = [common / each for each in power]  # the factors by which one half's mean errors explain the other's
     change = np.clip(share, 0, 1).astype(np.float32)[:, None, None] * np.mean(corrections, axis=0)
     shift = np.clip(np.mean(agreements, axis=0), 0, 1).astype(np.float32)[:, None] * moments.error
     return Fit(weights + change, shift - _on_average(change, moments))
@@ -111,8 +113,8 @@ def _correction(moments: Moments) -> np.ndarray:
     def solved(covariance: np.ndarray, cross: np.ndarray) -> np.ndarray:
         # A covariance is symmetric and positive: its Cholesky factor costs half of what elimination does.
         factor = _of_positive(covariance, lambda each: cho_factor(each, check_finite=False))
-        found: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
-        return found.T
+        solution: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
+        return solution.T
 
     damped = _damped(moments.covariance)
     if len(damped) > 1:
@@ -127,11 +129,6 @@ def _gain(correction: np.ndarray, moments: Moments) -> np.ndarray:
     along = (correction * moments.cross).sum(axis=(1, 2))
     power = ((correction @ moments.covariance) * correction).sum(axis=(1, 2))
     return np.asarray(along / np.maximum(power, MIN_POWER))
-
-
-def _agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the factor [g] by which mean errors [g, o] explain most of others."""
-    return np.asarray((one * other).sum(axis=1) / np.maximum((one * one).sum(axis=1), MIN_POWER))
 
 
 def _on_average(change: np.ndarray, moments: Moments) -> np.ndarray:

@@ -38,8 +38,8 @@ def own_parameters(model: Any) -> None:
             node.input.append(f"{node.name}/bias")
             _add_initializer(graph, node.input[2], np.zeros(shape[0], np.float32))
         if node.op_type == "MatMul" and bias_of_product(graph, node) is not None:
-            addition, at = graph.consumers(node.output[0])[0]
-            _own(graph, addition, [1 - at])
+            addition, index = graph.consumers(node.output[0])[0]
+            _own(graph, addition, [1 - index])
         _own(graph, node, range(1, len(node.input)))
 
 

@@ -34,8 +34,8 @@ class OutputNoise:
 
     def relative(self, layer: str) -> np.ndarray:
         """Return noise by signal, float64 [choices]."""
-        at = self.layers.index(layer)
-        return np.asarray(self.noise[:, at] / max(self.signal[at], MIN_POWER))
+        index = self.layers.index(layer)
+        return np.asarray(self.noise[:, index] / max(self.signal[index], MIN_POWER))
 
 
 def decibels(relative: float) -> float:
@@ -57,16 +57,12 @@ def output_noise(
         for name, value in zip(names, session.run(names, {frame_name: frame}), strict=True):
             power[name] += float(value)
     noise = [[power[_noise(c, scale)] for scale in of] for c, of in zip(placement.layers, scales, strict=True)]
-    signal = [power[_signal(name)] for name in placement.layers]
+    signal = [power[f"{name}/signal"] for name in placement.layers]
     return OutputNoise(placement.layers, np.array(noise).T, np.array(signal))
 
 
 def _noise(layer: str, scale: float) -> str:
     return f"{layer}/noise/{scale.hex()}"
-
-
-def _signal(layer: str) -> str:
-    return f"{layer}/signal"
 
 
 def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[float]]) -> tuple[Any, str]:
@@ -87,12 +83,11 @@ def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[
             model.graph.node.extend(twin)
             model.graph.initializer.extend(constants)
             outputs.append(_noise(node.name, scale))
-        outputs.append(_signal(node.name))
+        outputs.append(f"{node.name}/signal")
         power = helper.make_node("ReduceSumSquare", [node.output[0]], [outputs[-1]], keepdims=0)
         model.graph.node.append(power)
     model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
-    session = cpu_session(model)
-    return session, model.graph.input[0].name
+    return cpu_session(model), model.graph.input[0].name
 
 
 def _twin(node: Any, scale: float) -> tuple[list[Any], list[Any]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -104,7 +103,7 @@ def _round(
 ) -> tuple[Stored, np.ndarray, np.ndarray, float]:
     """Round a layer by its input on each frame: as stored, weights, bias, and local noise on the last frames."""
     indices = layer.draw_patches(inputs, PATCHES)
-    patches = [layer.patches(value, at) for value, at in zip(inputs, indices, strict=True)]
+    patches = [layer.patches(value, index) for value, index in zip(inputs, indices, strict=True)]
     seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
     moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
     stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape)
@@ -135,12 +134,6 @@ class _Rest:
 
     def run(self, changed: Mapping[str, np.ndarray], frames: int) -> dict[str, list[np.ndarray]]:
         """Compute the remaining ones of `ends` on each of the last frames, with some initializers changed."""
-        session = self._session(changed)
-        values = zip(*(self._walk.values(name)[-frames:] for name in self._inputs), strict=True)
-        outputs = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
-        return {name: [each[at] for each in outputs] for at, name in enumerate(self._ends)}
-
-    def _session(self, changed: Mapping[str, np.ndarray]) -> Any:
         from onnx import numpy_helper
 
         constants = [
@@ -148,4 +141,7 @@ class _Rest:
             for each in self._constants
         ]
         samples = {name: self._walk.values(name)[0] for name in self._inputs}
-        return part_session(self._source, self._nodes, constants, samples, self._ends)
+        session = part_session(self._source, self._nodes, constants, samples, self._ends)
+        values = zip(*(self._walk.values(name)[-frames:] for name in self._inputs), strict=True)
+        outputs = [session.run(self._ends, dict(zip(self._inputs, each, strict=True))) for each in values]
+        return {name: [each[index] for each in outputs] for index, name in enumerate(self._ends)}

@@ -82,7 +82,7 @@ def distill_student(
 
     Arguments: `Family.distill`. The step's settings in UNSUPPORTED must be off, so there are no `frames`, and no images
     are combined to one, whatever `mosaic` says. `learning_rate` None is DEFAULT_RATE. The student is the moving average
-    of its weights. Raises the same errors as a distillation of Ultralytics' detectors.
+    of its weights.
     """
     torch_device = _one_device(device)
     _require_supported(step)

@@ -194,7 +194,7 @@ def with_classes(network: TorchvisionNetwork, classes: Sequence[str], size: tupl
     """Return a network with other classes: weights of classes of the same name stay, the others are to be learned."""
     new = TorchvisionNetwork(network.builder, classes, size)
     old_names, new_names = ("", *network.classes), ("", *classes)  # the background comes first
-    pairs = [(at, old_names.index(name)) for at, name in enumerate(new_names) if name in old_names]
+    pairs = [(index, old_names.index(name)) for index, name in enumerate(new_names) if name in old_names]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     state, old = new.model.state_dict(), network.model.state_dict()
     new.fit_widths(

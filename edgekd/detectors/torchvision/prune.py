@@ -60,7 +60,7 @@ def prune_detector(
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
 
     Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose
-    groups are of neighbours. Raises the same errors as pruning of Ultralytics' detectors.
+    groups are of neighbours.
     """
     began = time.monotonic()
     network = TorchvisionDetector(checkpoint).network()
@@ -76,12 +76,12 @@ def prune_detector(
         loss = _loss(network, classes, load_teacher(teacher, trust) if teacher else None)
         _accumulate(network, loss, samples, step, progress)
     channels, convolutions = _channels(network, step)
-    gone = channels.thin(step, cost, max_weights)
+    removed = channels.prune(step, cost, max_weights)
     network.zero_grad(set_to_none=True)
-    renew_statistics(network, samples, step.batch, lambda some: _batch(some, network.image_size).frames)
+    renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, network.image_size).frames)
     save_network(network, out)
     sizes = (before, parameters_in(network))
-    return channels.pruned(gone, convolutions().values(), sizes, time.monotonic() - began)
+    return channels.pruned(removed, convolutions().values(), sizes, time.monotonic() - began)
 
 
 def scan_detector(
@@ -95,7 +95,7 @@ def scan_detector(
     if step.importance != "magnitude":
         _accumulate(network, loss, samples, step, progress)
     channels, _ = _channels(network, step)
-    batches = [_batch(some, network.image_size) for some in in_batches(samples, step.batch)]
+    batches = [_batch(chosen, network.image_size) for chosen in in_batches(samples, step.batch)]
     _to_train(network)
     return scan(channels, lambda: sum(float(loss(each)) for each in batches) / len(batches), progress)
 
@@ -105,7 +105,7 @@ def _channels(network: TorchvisionNetwork, step: Prune) -> tuple[Channels, Calla
     network.requires_grad_(True)
     dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
     convolutions = partial(convolutions_run, dense, partial(dense.forward, frame))
-    return Channels(dense, frame, convolutions(), _untouched(network), step.importance), convolutions
+    return Channels(dense, frame, convolutions(), _fixed_outputs(network), step.importance), convolutions
 
 
 class _Dense(nn.Module):  # type: ignore[misc]
@@ -132,7 +132,7 @@ def _require_own_size(step: Prune, network: TorchvisionNetwork) -> None:
         )
 
 
-def _untouched(network: TorchvisionNetwork) -> list[Any]:
+def _fixed_outputs(network: TorchvisionNetwork) -> list[Any]:
     """List the convolutions that keep their outputs: the last ones of the head, and those that group norms read."""
     ends = [layer for name, layer in network.model.head.named_modules() if _LAST_LAYER.search(name)]
     grouped = [
@@ -164,8 +164,8 @@ def _accumulate(
     """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
     _to_train(network.requires_grad_(True))
 
-    def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
-        return loss(_batch(some, network.image_size))
+    def batch_loss(chosen: Sequence[LabelledImage]) -> torch.Tensor:
+        return loss(_batch(chosen, network.image_size))
 
     accumulate_gradients(samples, step.batch, batch_loss, progress)
     network.eval()

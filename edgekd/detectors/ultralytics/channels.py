@@ -7,7 +7,7 @@ each half; both lose as many channels, and are joined again afterwards. The resu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -31,7 +31,11 @@ class _Halves(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.block = [block]  # in a list, so that its layers are not this one's
         middle = block.cv1.conv.out_channels // 2
-        self.halves = nn.ModuleList(_rows(block.cv1, part) for part in (slice(middle), slice(middle, None)))
+        values = _per_channel(block.cv1)
+        self.halves = nn.ModuleList(
+            _with_channels(block.cv1, {name: value[part] for name, value in values.items()})
+            for part in (slice(middle), slice(middle, None))
+        )
         self.m, self.cv2 = block.m, block.cv2
         for name in ("i", "f", "type"):  # by which Ultralytics finds a layer's input
             if hasattr(block, name):
@@ -45,19 +49,10 @@ class _Halves(nn.Module):  # type: ignore[misc]
     def joined(self) -> Any:
         """Return the block, with the halves as they are now as its first convolution."""
         (block,) = self.block
-        block.cv1, block.c = _stacked(self.halves), self.halves[0].conv.out_channels
+        parts = [_per_channel(half) for half in self.halves]
+        both = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        block.cv1, block.c = _with_channels(self.halves[0], both), self.halves[0].conv.out_channels
         return block
-
-
-def _rows(layer: Any, part: slice) -> Any:
-    """Return some output channels of an Ultralytics convolution with batch norm."""
-    return _with_channels(layer, {name: value[part] for name, value in _per_channel(layer).items()})
-
-
-def _stacked(layers: Sequence[Any]) -> Any:
-    """Return one convolution with batch norm with the outputs of several."""
-    values = [_per_channel(layer) for layer in layers]
-    return _with_channels(layers[0], {name: torch.cat([each[name] for each in values]) for name in values[0]})
 
 
 def _per_channel(layer: Any) -> dict[str, torch.Tensor]:
@@ -66,6 +61,7 @@ def _per_channel(layer: Any) -> dict[str, torch.Tensor]:
 
 
 def _with_channels(layer: Any, values: Mapping[str, torch.Tensor]) -> Any:
+    """Return a copy of a convolution with batch norm, with other tensors by channel."""
     new = deepcopy(layer)
     new.act = layer.act  # which all layers share
     for name, value in values.items():
@@ -93,10 +89,10 @@ def channels_of(network: Any, size: tuple[int, int], importance: str) -> Channel
     convolutions = convolutions_of(network, size)
     with branches_alone(network):
         frame = torch.zeros(1, 3, TRACED, TRACED)
-        return Channels(network, frame, convolutions, _untouched(network), importance, pairs)
+        return Channels(network, frame, convolutions, _fixed_outputs(network), importance, pairs)
 
 
-def _untouched(network: Any) -> list[Any]:
+def _fixed_outputs(network: Any) -> list[Any]:
     """List the convolutions that keep their outputs: the last of each branch, and those that attention splits."""
     layers = [branch[level][-1] for branch in _branches(network) for level in range(len(branch))]
     for module in network.modules():
@@ -129,8 +125,8 @@ def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolutio
     """Return a network's convolutions by name, for frames of `size`; those that a camera skips have no positions."""
     shipped_names = ("one2one_cv2", "one2one_cv3") if network.model[-1].end2end else ("cv2", "cv3")
     shipped = {id(getattr(network.model[-1], name)) for name in shipped_names}
-    spared = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
+    skipped = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
     with branches_alone(network):
         run = partial(network.eval(), torch.zeros(1, 3, TRACED, TRACED))
         # Whole: sizes and TRACED are multiples of the strides.
-        return convolutions_run(network, run, (size[0] * size[1], TRACED**2), spared)
+        return convolutions_run(network, run, (size[0] * size[1], TRACED**2), skipped)

@@ -78,11 +78,11 @@ def _read_without_running(path: Path) -> Any:
     refused = sorted(name for name in names if not name.startswith(_LAYER_MODULES) and not _is_ignored(name))
     if refused:
         raise _refusal(path, ", ".join(refused[:5]) + (" ..." if len(refused) > 5 else ""))
-    made: list[tuple[Any, type]] = []
-    allowed = [(_Ignored if _is_ignored(name) else _stand_in(_layer(name, path), made), name) for name in names]
+    instances: list[tuple[Any, type]] = []
+    allowed = [(_Ignored if _is_ignored(name) else _stand_in(_layer(name, path), instances), name) for name in names]
     with torch.serialization.safe_globals(allowed):
         content = _read(path, weights_only=True)
-    for instance, layer in made:
+    for instance, layer in instances:
         state = dict(vars(instance))
         instance.__class__ = layer
         try:
@@ -106,13 +106,13 @@ class _Ignored:
         pass
 
 
-def _stand_in(layer: type, made: list[tuple[Any, type]]) -> type:
-    """Return a class whose instances only hold the attributes of a layer; each is added to `made`."""
+def _stand_in(layer: type, instances: list[tuple[Any, type]]) -> type:
+    """Return a class whose instances only hold the attributes of a layer; each is added to `instances`."""
 
     class StandIn:
         def __new__(cls) -> StandIn:
             instance = super().__new__(cls)
-            made.append((instance, layer))
+            instances.append((instance, layer))
             return instance
 
         def __setstate__(self, state: dict[str, Any]) -> None:

@@ -69,9 +69,7 @@ def distill_student(
     Arguments: `Family.distill`. The student is the moving average of its weights at the end: no epoch is chosen, so no
     split is needed to choose it by. state: written after every epoch; training resumes from it, so it must be of the
     same arguments. device: `cpu`, `0`, or `0,1` for one process on each of two GPUs; None for a GPU if there is one.
-    On the CPU the same arguments give the same student. Of `frames` each batch has the step's `unlabelled_share`.
-    Raises SpecError for checkpoints that are no detectors and a student that does not exist, DataError for unusable
-    data, CompressError where training diverges.
+    Of `frames` each batch has the step's `unlabelled_share`.
     """
     _require_one_process(step, device)
     require_device(device)
@@ -176,9 +174,12 @@ def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
             old = level[-1]
             new = nn.Conv2d(old.in_channels, len(classes), 1)
             new.bias.data.fill_(UNKNOWN_CLASS_LOGIT)
-            for at, name in enumerate(classes):
+            for index, name in enumerate(classes):
                 if name in known:
-                    new.weight.data[at], new.bias.data[at] = old.weight[known.index(name)], old.bias[known.index(name)]
+                    new.weight.data[index], new.bias.data[index] = (
+                        old.weight[known.index(name)],
+                        old.bias[known.index(name)],
+                    )
             level[-1] = new
     head.nc, head.no = len(classes), len(classes) + 4 * head.reg_max
     network.names, network.nc = dict(enumerate(classes)), len(classes)

@@ -49,10 +49,7 @@ def factorize_detector(
     """Write `out`, the detector in `checkpoint` with products for convolutions: again an Ultralytics checkpoint.
 
     Arguments: `Family.factorize`. `step.images` training images are read, to observe layers' inputs; labels are not.
-    cost: of a convolution, which decides where a product pays; None for `default_cost`. Nothing is trained. The same
-    arguments give the same detector.
-    Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where nothing
-    pays, or a layer does not keep what it should.
+    cost: of a convolution, which decides where a product pays; None for `default_cost`. Nothing is trained.
     """
     began = time.monotonic()
     network, train_args = unfused_network(checkpoint, trust)
@@ -85,7 +82,7 @@ def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int
     Ultralytics merges with others, nor those that write the head's inputs: it tells classes apart by directions with
     little power. The last convolutions of a head are no such layers.
     """
-    spared = _read_by_head(network) | {
+    skipped = _head_input_layers(network) | {
         part
         for module in network.modules()
         if isinstance(module, (AAttn, Attention, RepConv))
@@ -95,14 +92,14 @@ def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int
         name
         for name, module in network.named_modules()
         if type(module) is Conv
-        and module not in spared
+        and module not in skipped
         and module.conv.groups == 1
         and min(module.conv.in_channels, module.conv.out_channels) >= least
         and convolutions[f"{name}.conv"].positions
     ]
 
 
-def _read_by_head(network: Any) -> set[Any]:
+def _head_input_layers(network: Any) -> set[Any]:
     """Return the layers that write the head's inputs."""
     written: dict[Any, torch.Tensor] = {}
     read: list[torch.Tensor] = []
@@ -120,7 +117,7 @@ def observe_inputs(
 ) -> dict[str, InputMoments]:
     """Return the moments of the inputs of the layers named, on training images drawn by the step's seed."""
     images = drawn(load_dataset(data).split("train").samples, step.images, step.seed, progress)
-    shown = Preprocess(*input_size({"imgsz": step.image_size or size}, int(max(network.stride))))
+    preprocess = Preprocess(*input_size({"imgsz": step.image_size or size}, int(max(network.stride))))
     layers = {name: network.get_submodule(name).conv for name in names}
     statistics = {
         name: InputStatistics(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()
@@ -131,7 +128,7 @@ def observe_inputs(
 
     hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
     for _, image in progress.items(images, "watch layers", len(images)):
-        network(torch.from_numpy(letterbox(image, shown)[0]))
+        network(torch.from_numpy(letterbox(image, preprocess)[0]))
     for hook in hooks:
         hook.remove()
     return {name: each.moments() for name, each in statistics.items()}
@@ -169,15 +166,15 @@ def in_sequence(layer: Any, weights: list[torch.Tensor]) -> Any:
     """Return convolutions with these weights in sequence; the last one in the layer, with its norm and activation."""
     whole = layer.conv
     # Of several 1 x 1 the last one, as `low_rank.parts` counts their cost.
-    core = max(at for at, weight in enumerate(weights) if weight.shape[2:] == whole.weight.shape[2:])
+    core = max(index for index, weight in enumerate(weights) if weight.shape[2:] == whole.weight.shape[2:])
     geometry = {"stride": whole.stride, "padding": whole.padding, "dilation": whole.dilation}
-    made = []
-    for at, weight in enumerate(weights):
+    layers = []
+    for index, weight in enumerate(weights):
         outputs, inputs, *kernel = weight.shape
-        made.append(nn.Conv2d(inputs, outputs, tuple(kernel), bias=False, **(geometry if at == core else {})))
-        made[-1].weight = nn.Parameter(weight)
-    layer.conv = made.pop()
-    sequence = nn.Sequential(*made, layer)
+        layers.append(nn.Conv2d(inputs, outputs, tuple(kernel), bias=False, **(geometry if index == core else {})))
+        layers[-1].weight = nn.Parameter(weight)
+    layer.conv = layers.pop()
+    sequence = nn.Sequential(*layers, layer)
     links = {name: vars(layer)[name] for name in ("i", "f", "type", "np") if name in vars(layer)}
     vars(sequence).update(links)  # by which Ultralytics finds a layer's input
     return sequence.train(layer.training)

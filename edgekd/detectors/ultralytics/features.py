@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.compress.distillation.anchors import Grid
-from edgekd.compress.distillation.boxes import corners
+from edgekd.compress.distillation.anchors import Grid, corners
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox
@@ -73,8 +72,8 @@ class FeatureRecorder:
         self.neck: tuple[torch.Tensor, ...] = ()
         self._maps: dict[int, torch.Tensor] = {}
         self.taps = tap_points(network)
-        for at in set(self.taps.hidden):
-            network.model[at].register_forward_hook(partial(self._keep, at))
+        for index in set(self.taps.hidden):
+            network.model[index].register_forward_hook(partial(self._keep, index))
         network.model[-1].register_forward_pre_hook(self._keep_neck)
         network.register_forward_pre_hook(self._forget)
 
@@ -107,7 +106,7 @@ class FeatureRecorder:
             if "one2many" not in raw:  # a fused head has kept one of them
                 raw = {"one2many": raw["one2one"]}
             branches = {name: Predictions(each["scores"].float(), each["boxes"].float()) for name, each in raw.items()}
-        hidden = tuple(self._maps[at].float() for at in self.taps.hidden)
+        hidden = tuple(self._maps[index].float() for index in self.taps.hidden)
         return DetectorFeatures(grid, tuple(each.float() for each in self.neck), hidden, branches, objects)
 
 

@@ -88,8 +88,8 @@ class Batches:
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order(self.next)
         self.next += 1  # before the first batch: workers read ahead
-        for at in range(0, len(order), self._size):
-            yield order[at : at + self._size].tolist()
+        for index in range(0, len(order), self._size):
+            yield order[index : index + self._size].tolist()
 
 
 class Loop(DetectionTrainer):  # type: ignore[misc]

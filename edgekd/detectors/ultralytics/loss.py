@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.compress.distillation.boxes import best_inside, corners, ignored
+from edgekd.compress.distillation.anchors import best_inside, corners, ignored
 from edgekd.compress.distillation.gradient_conflict import reconcile
 from edgekd.compress.distillation.loss_terms import DistillationLosses, DistillationTerms
 from edgekd.compress.distillation.loss_weighting import LossWeighting
@@ -185,15 +185,15 @@ class StudentLoss:
 
     def _without_ignored(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the batch with its objects alone; the class loss on labels leaves out the other boxes' anchors."""
-        away = batch["cls"].flatten() >= self._classes
-        images, classes = batch["batch_idx"][away].long(), batch["cls"].flatten()[away].long() - self._classes
+        excluded = batch["cls"].flatten() >= self._classes
+        images, classes = batch["batch_idx"][excluded].long(), batch["cls"].flatten()[excluded].long() - self._classes
         grid, size = self._recorder.grid, len(batch["img"])
-        boxes = corners(batch["bboxes"][away], *batch["img"].shape[2:])
+        boxes = corners(batch["bboxes"][excluded], *batch["img"].shape[2:])
         hidden = ignored(grid.points(boxes.device)[0], boxes, images, classes, size, self._classes)
         branches = [getattr(self._labels_loss, name, self._labels_loss) for name in ("one2many", "one2one")]
         for loss in branches:
             loss.class_weights = ~hidden.transpose(1, 2)  # by which Ultralytics multiplies its class loss
-        return {**batch, **{name: batch[name][~away] for name in ("cls", "bboxes", "batch_idx")}}
+        return {**batch, **{name: batch[name][~excluded] for name in ("cls", "bboxes", "batch_idx")}}
 
     def update(self) -> None:
         """End an epoch: in a head with two branches the one that ships now counts more."""

@@ -66,24 +66,20 @@ def prune_detector(
 ) -> PruneResult:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
-    Arguments: `Family.prune`. `step.images` training images are read, for gradients. Of the step `share` and `max_size`
-    say how much goes; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input keeps its size,
-    which training may have changed. quantized: the detector's Q/DQ graph, to take gradients on; of the loss on labels
-    and of the distance from the detector.
-    Nothing is trained: a detector that has lost more than a little needs distillation. The same arguments give the same
-    detector.
-    Raises SpecError for a checkpoint that is no detector, DataError for unusable data, CompressError where so much
-    cannot be removed.
+    Arguments: `Family.prune`. `step.images` training images are read, for gradients. The step's `share` and `max_size`
+    are the goal; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input has the teacher's size.
+    quantized: the detector's Q/DQ graph, on which gradients are taken: of the loss on labels and of the distance from
+    the detector. Nothing is trained.
     """
     began = time.monotonic()
-    network, train_args, size = _opened(checkpoint, trust)
-    size = _opened(teacher, trust)[2] if teacher else size
+    network, train_args, size = _load(checkpoint, trust)
+    size = _load(teacher, trust)[2] if teacher else size
     train_args = {"task": "detect", **train_args, "imgsz": list(size)}
     before, max_weights = parameters_in(network), inf
     if step.max_bytes is not None:
         excess = len(checkpoint_bytes(deepcopy(network), train_args)) - step.max_bytes
         max_weights = weights_to_keep(network, excess, 2, rounds)
-    shown = _shown(step, network, size)
+    image_size = _gradient_size(step, network, size)
     samples: Sequence[LabelledImage] = ()
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
@@ -92,32 +88,32 @@ def prune_detector(
                 model, loss = _quantized(checkpoint, quantized, trust)
             else:
                 model, loss = network, _loss(network, classes, teacher, trust)
-            _accumulate(model, loss, samples, shown, step, progress)
+            _accumulate(model, loss, samples, image_size, step, progress)
             if quantized:
                 _copy_gradients(model, network)
         channels = channels_of(network, size, step.importance)
         with branches_alone(network):
-            gone = channels.thin(step, cost, max_weights)
-            renew_statistics(network, samples, step.batch, lambda some: _batch(some, shown)["img"])
+            removed = channels.prune(step, cost, max_weights)
+            renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, image_size)["img"])
     network.zero_grad(set_to_none=True)
     after = convolutions_of(network, size).values()
     write_checkpoint(network, train_args, out)
-    return channels.pruned(gone, after, (before, parameters_in(network)), time.monotonic() - began)
+    return channels.pruned(removed, after, (before, parameters_in(network)), time.monotonic() - began)
 
 
 def scan_detector(
     checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
 ) -> Sensitivity:
     """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
-    network, _, size = _opened(checkpoint, trust)
+    network, _, size = _load(checkpoint, trust)
     classes, samples = pruning_images(data, step, progress)
     with quiet(), in_halves(network):
-        loss, shown = _loss(network, classes, None, trust), _shown(step, network, size)
+        loss, image_size = _loss(network, classes, None, trust), _gradient_size(step, network, size)
         if step.importance != "magnitude":
-            _accumulate(network, loss, samples, shown, step, progress)
+            _accumulate(network, loss, samples, image_size, step, progress)
         channels = channels_of(network, size, step.importance)
         network.model[-1].training = True  # the head alone: raw predictions
-        batches = [_batch(some, shown) for some in in_batches(samples, step.batch)]
+        batches = [_batch(chosen, image_size) for chosen in in_batches(samples, step.batch)]
 
         def measure() -> float:
             return sum(float(loss(network(each["img"]), each)[0].sum()) for each in batches) / len(batches)
@@ -125,7 +121,7 @@ def scan_detector(
         return scan(channels, measure, progress)
 
 
-def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
+def _load(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
     """Return a network that can be pruned, its training's arguments, and its input's size. Raises SpecError."""
     network, train_args = unfused_network(checkpoint, trust)
     if not all(hasattr(block.cv1, "conv") for block in network.modules() if isinstance(block, C2f)):
@@ -133,7 +129,7 @@ def _opened(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[i
     return network, train_args, input_size(train_args, int(max(network.stride)))
 
 
-def _shown(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
+def _gradient_size(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of the images for gradients: whole strides."""
     return input_size({"imgsz": step.image_size or size}, int(max(network.stride)))
 
@@ -195,8 +191,8 @@ def _accumulate(
     head = network.model[-1]
     head.training = True  # the head alone: raw predictions, and no statistics change
 
-    def batch_loss(some: Sequence[LabelledImage]) -> torch.Tensor:
-        batch = _batch(some, size)
+    def batch_loss(chosen: Sequence[LabelledImage]) -> torch.Tensor:
+        batch = _batch(chosen, size)
         total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
         return total
 
@@ -210,14 +206,14 @@ def _accumulate(
 def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Return letterboxed images with their labels, as Ultralytics' losses take them."""
     frames, classes, boxes, owners = [], [], [], []
-    for at, (sample, image) in enumerate(samples):
+    for index, (sample, image) in enumerate(samples):
         frame, place = letterbox(image, Preprocess(*size))
         shares = (to_input(sample.truth.boxes, place) / (size[::-1] * 2)).astype(np.float32)
         label = ultralytics_label(replace(sample, truth=replace(sample.truth, boxes=shares)))
         frames.append(frame[0])
         classes.append(label["cls"])
         boxes.append(label["bboxes"])
-        owners.append(np.full(len(label["cls"]), at, np.float32))
+        owners.append(np.full(len(label["cls"]), index, np.float32))
     values = {"img": np.stack(frames), "cls": np.concatenate(classes), "bboxes": np.concatenate(boxes)}
     values["batch_idx"] = np.concatenate(owners)
     return {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}

@@ -50,9 +50,6 @@ def distill_quantized(
     """Write `out`: the Q/DQ graph `graph` with weights trained to match the float `checkpoint`, or `teacher`.
 
     Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
-    Without a GPU it runs on the CPU, and then the same arguments give the same graph.
-    Raises SpecError for a checkpoint that is no detector and a step that cannot train, DataError for unusable data,
-    CompressError where graph and checkpoint do not belong together or training diverges.
     """
     _require_sensible(step)
     began = time.monotonic()
@@ -136,7 +133,7 @@ def _quantize_skips(student: Any) -> None:
         if not getattr(block, "add", False):
             continue
         if _first_range(block) is not None:
-            block.register_forward_pre_hook(_quantize_input)
+            block.register_forward_pre_hook(lambda block, inputs: (_first_range(block)(inputs[0]),))
         # Attention blocks have a second residual, around a part of theirs and with a sum that no hook sees.
         if hasattr(block, "ffn") and _first_range(block.ffn) is not None:
             block.ffn.register_forward_hook(_correct_sum)
@@ -146,10 +143,6 @@ def _first_range(block: Any) -> Any:
     """Return the range of the input of a block's first convolution; None where it reads floats."""
     kinds = (torch.nn.Conv2d, FakeQuantConv2d)
     return getattr(next(part for part in block.modules() if isinstance(part, kinds)), "entry", None)
-
-
-def _quantize_input(block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (_first_range(block)(inputs[0]),)
 
 
 def _correct_sum(part: Any, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -17,7 +17,8 @@ from edgekd.data.images import Image
 from edgekd.evaluation.analysis.attention import agreement, as_image, attention
 from edgekd.evaluation.analysis.similarity import LinearCka, at_same_positions, samples
 from edgekd.evaluation.analysis.tap_points import TapPoint, head_inputs, tap_points
-from edgekd.graph.session import copied, cpu_session
+from edgekd.graph.nvfp4 import expanded
+from edgekd.graph.session import copied, cpu_session, parts_within
 from edgekd.graph.view import Graph
 
 POSITIONS = 1024
@@ -66,7 +67,7 @@ def similarities(
         DeviceError: One of the graphs cannot run.
     """
     probes = [_Probe(each) for each in (reference, *others)]
-    found: list[dict[str, float | None]] = [{} for _ in others]
+    results: list[dict[str, float | None]] = [{} for _ in others]
     for points in _passes(probes[0].graph):
         for probe in probes:
             probe.open(points)
@@ -75,9 +76,9 @@ def similarities(
             expected, *outputs = (probe.run(frame) for probe in probes)
             for similarity, output in zip(sums, outputs, strict=True):
                 _add_frame(similarity, points, expected, output)
-        for values, similarity in zip(found, sums, strict=True):
+        for values, similarity in zip(results, sums, strict=True):
             values |= {name: each.value() for name, each in similarity.items()}
-    return tuple(found)
+    return tuple(results)
 
 
 def attention_maps(before: ProbedGraph, after: ProbedGraph, frames: Sequence[Image]) -> Iterator[AttentionMap]:
@@ -108,12 +109,12 @@ def _add_frame(
     sums: dict[str, LinearCka],
     points: Sequence[TapPoint],
     expected: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
 ) -> None:
     for point in points:
-        if point.output not in found:
+        if point.output not in actual:
             continue
-        pair = at_same_positions(expected[point.output], found[point.output], channels_last=point.channels_last)
+        pair = at_same_positions(expected[point.output], actual[point.output], channels_last=point.channels_last)
         if pair is not None:
             first, second = (samples(each, POSITIONS, channels_last=point.channels_last) for each in pair)
             sums.setdefault(point.output, LinearCka()).add(first, second)
@@ -121,19 +122,13 @@ def _add_frame(
 
 def _passes(graph: Graph) -> Iterator[list[TapPoint]]:
     """Yield the layers, as many at a time as have room for their sums: three float64 [channels, channels] each."""
-    points: list[TapPoint] = []
-    room = MAX_SUM_BYTES
     writers = {node.output[0]: node for node in graph.nodes}
-    for point in tap_points(graph):
+
+    def sum_bytes(point: TapPoint) -> int:
         shape = graph.shape(writers[point.output].input[1]) or (1,)
-        needed = 24 * (max(shape) if point.channels_last else shape[0]) ** 2
-        if points and needed > room:
-            yield points
-            points, room = [], MAX_SUM_BYTES
-        points.append(point)
-        room -= needed
-    if points:
-        yield points
+        return 24 * int(max(shape) if point.channels_last else shape[0]) ** 2
+
+    return parts_within(tap_points(graph), sum_bytes, MAX_SUM_BYTES)
 
 
 class _Probe:
@@ -141,8 +136,6 @@ class _Probe:
 
     def __init__(self, probed: ProbedGraph) -> None:
         import onnx
-
-        from edgekd.graph.nvfp4 import expanded
 
         self._spec = probed.spec
         self._path = probed.path
@@ -166,7 +159,7 @@ class _Probe:
         try:
             self._session = cpu_session(model) if self._tensors else None
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise DeviceError(f"{self._path}: ONNX Runtime cannot look into the graph: {error}") from error
+            raise DeviceError(f"{self._path}: ONNX Runtime cannot open the graph: {error}") from error
 
     def run(self, frame: Image) -> dict[str, np.ndarray]:
         """Return the activations of a frame, by the tensor that each layer writes."""

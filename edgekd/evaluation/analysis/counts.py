@@ -70,8 +70,8 @@ def total(findings: Findings) -> DetectionCounts:
 def by_class(findings: Findings, classes: Sequence[str]) -> tuple[DetectionCounts, ...]:
     """Count each class, in their order."""
     return tuple(
-        _count(name, (o for o in findings.objects if o.kind == at), (a for a in findings.alarms if a.kind == at))
-        for at, name in enumerate(classes)
+        _count(name, (o for o in findings.objects if o.kind == index), (a for a in findings.alarms if a.kind == index))
+        for index, name in enumerate(classes)
     )
 
 

@@ -103,7 +103,11 @@ def _crop(
     width, height = (max(round(length * scale), 1) for length in part.shape[1::-1])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     small = cv2.resize(part, (width, height), interpolation=method)
-    placed = {name: _placed(box, left, top, scale) for name, box in boxes.items()}
+    corner = (left, top, left, top)
+    placed = {
+        name: tuple(round((side - start) * scale, 1) for side, start in zip(box, corner, strict=True))
+        for name, box in boxes.items()
+    }
     return Crop(
         kind=change.kind,
         class_name=classes[of.kind],
@@ -142,11 +146,6 @@ def window(boxes: Mapping[str, tuple[float, ...]], width: int, height: int) -> t
         for centre, length in zip(middle, (width, height), strict=True)
     )
     return left, top, side
-
-
-def _placed(box: tuple[float, ...], left: int, top: int, scale: float) -> tuple[float, ...]:
-    moved = zip(box, (left, top, left, top), strict=True)
-    return tuple(round((side - origin) * scale, 1) for side, origin in moved)
 
 
 def _scores(of: Object | FalseAlarm) -> tuple[float | None, float | None]:

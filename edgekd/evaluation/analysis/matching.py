@@ -114,7 +114,9 @@ def compare(frames: Sequence[Frame], thresholds: Sequence[float]) -> Findings:
     alarms: list[FalseAlarm] = []
     tables = tuple(np.zeros((len(thresholds) + 1,) * 2, np.int64) for _ in range(2))
     for index, frame in enumerate(frames):
-        matches = tuple(_FrameMatches(frame.truth, found, thresholds) for found in (frame.before, frame.after))
+        matches = tuple(
+            _FrameMatches(frame.truth, detections, thresholds) for detections in (frame.before, frame.after)
+        )
         for table, network in zip(tables, matches, strict=True):
             network.count(table)
         objects.extend(_objects(index, frame.truth, *matches))
@@ -145,9 +147,9 @@ def _alarms(frame: int, before: _FrameMatches, after: _FrameMatches) -> Iterator
 class _FrameMatches:
     """The detections of one network in one frame, matched with its labels."""
 
-    def __init__(self, truth: Truth, found: Detections, thresholds: Sequence[float]) -> None:
+    def __init__(self, truth: Truth, detections: Detections, thresholds: Sequence[float]) -> None:
         self._truth = truth
-        self._all = single_label(found)
+        self._all = single_label(detections)
         self._sure = above(self._all, thresholds)
         overlap, covered = _overlaps(self._sure.boxes, truth.boxes)
         objects = _matched_objects(self._sure, truth, overlap, covered)
@@ -199,38 +201,38 @@ class _FrameMatches:
         return ObjectMatch("unseen")
 
 
-def _matched_objects(found: Detections, truth: Truth, overlap: np.ndarray, covered: np.ndarray) -> np.ndarray:
+def _matched_objects(detections: Detections, truth: Truth, overlap: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """Return the object of each detection, int64 [n]; UNMATCHED, or IN_CROWD for one in a crowd of its class."""
-    objects = np.full(len(found), UNMATCHED, np.int64)
+    objects = np.full(len(detections), UNMATCHED, np.int64)
     free = ~truth.crowd
-    for at in range(len(found)):  # in order of score
-        same = truth.classes == found.classes[at]
-        possible = np.where(free & same, overlap[at], 0.0)
+    for index in range(len(detections)):  # in order of score
+        same = truth.classes == detections.classes[index]
+        possible = np.where(free & same, overlap[index], 0.0)
         if possible.size and possible.max() >= IOU:
-            objects[at] = int(possible.argmax())
-            free[objects[at]] = False
-        elif (truth.crowd & same & (covered[at] >= IOU)).any():
-            objects[at] = IN_CROWD
+            objects[index] = int(possible.argmax())
+            free[objects[index]] = False
+        elif (truth.crowd & same & (covered[index] >= IOU)).any():
+            objects[index] = IN_CROWD
     return objects
 
 
-def _confused(found: Detections, truth: Truth, overlap: np.ndarray, objects: np.ndarray) -> dict[int, int]:
+def _confused(detections: Detections, truth: Truth, overlap: np.ndarray, objects: np.ndarray) -> dict[int, int]:
     """Return the detection of another class by each object that it overlaps and that none of its class matches."""
     confused: dict[int, int] = {}
     missed = ~truth.crowd
     missed[objects[objects >= 0]] = False
-    for at in np.flatnonzero(objects == UNMATCHED):
-        possible = np.where(missed & (truth.classes != found.classes[at]), overlap[at], 0.0)
+    for index in np.flatnonzero(objects == UNMATCHED):
+        possible = np.where(missed & (truth.classes != detections.classes[index]), overlap[index], 0.0)
         if possible.size and possible.max() >= IOU:
-            confused[int(possible.argmax())] = int(at)
+            confused[int(possible.argmax())] = int(index)
             missed[possible.argmax()] = False
     return confused
 
 
-def single_label(found: Detections) -> Detections:
+def single_label(detections: Detections) -> Detections:
     """Return the detections as in service, where a box has only its best class; in scoring it may have several."""
-    _, first = np.unique(found.boxes, axis=0, return_index=True)
-    return found.only(np.sort(first))
+    _, first = np.unique(detections.boxes, axis=0, return_index=True)
+    return detections.only(np.sort(first))
 
 
 def pair(first: Detections, second: Detections) -> np.ndarray:
@@ -238,11 +240,11 @@ def pair(first: Detections, second: Detections) -> np.ndarray:
     pairs = np.full(len(first), UNMATCHED, np.int64)
     overlap, _ = _overlaps(first.boxes, second.boxes)
     free = np.ones(len(second), bool)
-    for at in range(len(first)):
-        possible = np.where(free & (second.classes == first.classes[at]), overlap[at], 0.0)
+    for index in range(len(first)):
+        possible = np.where(free & (second.classes == first.classes[index]), overlap[index], 0.0)
         if possible.size and possible.max() >= IOU:
-            pairs[at] = int(possible.argmax())
-            free[pairs[at]] = False
+            pairs[index] = int(possible.argmax())
+            free[pairs[index]] = False
     return pairs
 
 

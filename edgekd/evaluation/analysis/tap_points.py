@@ -69,11 +69,11 @@ def head_inputs(graph: Graph) -> tuple[TapPoint, ...]:
         if len(shape := shapes.get(name, ())) == 4:
             levels.setdefault(shape[2:], []).append(name)
     points = {point.output: point for point in tap_points(graph)}  # in graph order
-    found = set()
+    last_common = set()
     for _, heads in sorted(levels.items(), reverse=True)[:MAX_LEVELS]:
         common = set.intersection(*(_ancestors(graph, head, points) for head in heads))
-        found |= set([name for name in points if name in common and len(shapes.get(name, ())) == 4][-1:])
-    return tuple(point for name, point in points.items() if name in found)
+        last_common |= set([name for name in points if name in common and len(shapes.get(name, ())) == 4][-1:])
+    return tuple(point for name, point in points.items() if name in last_common)
 
 
 def _ancestors(graph: Graph, tensor: str, layers: Iterable[str]) -> set[str]:

@@ -110,7 +110,7 @@ def write_ir(graph: Path, xml: Path, *, half: bool, labels: Sequence[str]) -> in
 
 def _names(ports: list[Any]) -> tuple[str, ...]:
     # An IR that another tool wrote may have ports without names.
-    return tuple(port.get_any_name() if port.get_names() else f"port{at}" for at, port in enumerate(ports))
+    return tuple(port.get_any_name() if port.get_names() else f"port{index}" for index, port in enumerate(ports))
 
 
 OPENVINO_CPU = OpenVino("openvino-cpu", "openvino", ("openvino",), "pip install openvino")

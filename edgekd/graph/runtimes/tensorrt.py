@@ -18,8 +18,8 @@ class TensorRt(Engine):
 
     def available(self) -> Availability:
         """Return which version is here, and where the engine is built."""
-        found = super().available()
-        return found if found.install is None else replace(found, why=f"{_ON_DEVICE}; here: {found.why}")
+        imported = super().available()
+        return imported if imported.install is None else replace(imported, why=f"{_ON_DEVICE}; here: {imported.why}")
 
     def _available_once_imported(self) -> Availability:
         return Availability(False, f"TensorRT {self.version()} is here; {_ON_DEVICE}")

@@ -126,9 +126,9 @@ def import_problem(module: str) -> str | None:
 
 def require(engine: Engine) -> None:
     """Raise DeviceError, with the command that helps, unless `engine` can be used on this host."""
-    found = engine.available()
-    if not found.usable:
-        raise DeviceError(f"{engine.name} cannot be used here: {found.why}", fix=found.install)
+    availability = engine.available()
+    if not availability.usable:
+        raise DeviceError(f"{engine.name} cannot be used here: {availability.why}", fix=availability.install)
 
 
 def require_single(graph: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:

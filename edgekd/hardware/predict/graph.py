@@ -112,20 +112,20 @@ class _Flow:
 
     def kernels(self) -> list[_Kernel]:
         """Return the kernels, in order."""
-        found: list[_Kernel] = []
+        kernels: list[_Kernel] = []
         maker: dict[str, int] = {}
         for node in self.view.nodes:
             if self.free(node):
                 continue
             # Only the kernel that runs last can take the node up: its other operands are ready by then.
-            at = max((maker[name] for name in self.operands(node) if name in maker), default=-1)
-            if at < 0 or not found[at].takes(node):
-                at = len(found)
-                found.append(_Kernel(node))
-            found[at].nodes.append(node)
-            found[at].tensors |= set(node.output)
-            maker |= dict.fromkeys(node.output, at)
-        return found
+            index = max((maker[name] for name in self.operands(node) if name in maker), default=-1)
+            if index < 0 or not kernels[index].takes(node):
+                index = len(kernels)
+                kernels.append(_Kernel(node))
+            kernels[index].nodes.append(node)
+            kernels[index].tensors |= set(node.output)
+            maker |= dict.fromkeys(node.output, index)
+        return kernels
 
     def work(self, kernel: _Kernel) -> Work:
         """Return the work of a kernel."""
@@ -189,7 +189,7 @@ class _Flow:
         """Return the fixed dimensions of an operand, with the batch of the graph. Raises SpecError."""
         constant = self.view.constants.get(name)
         dims = tuple(constant.dims) if constant is not None else self.view.shapes.get(name, ())
-        dims = tuple(self.batch if at == 0 and size is None else size for at, size in enumerate(dims))
+        dims = tuple(self.batch if index == 0 and size is None else size for index, size in enumerate(dims))
         if not dims or None in dims:
             raise SpecError(
                 f"{self.name}: {node.op_type} {node.name or node.output[0]} has no fixed size",

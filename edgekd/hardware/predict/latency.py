@@ -151,8 +151,8 @@ def _padded(channels: Any, device: GpuFigures) -> Any:
 @cache
 def shipped() -> LatencyModel:
     """Return the model that this version contains."""
-    found = json.loads((resources.files("edgekd.hardware.predict") / COEFFICIENTS).read_text("utf-8"))
-    return from_plain(LatencyModel, found, COEFFICIENTS)
+    content = json.loads((resources.files("edgekd.hardware.predict") / COEFFICIENTS).read_text("utf-8"))
+    return from_plain(LatencyModel, content, COEFFICIENTS)
 
 
 class Predictor:
@@ -206,11 +206,11 @@ class Predictor:
     def doubts(self, works: Sequence[Work]) -> list[str]:
         """Return reasons for a wider interval."""
         least, most = self.model.calibration.multiply_adds
-        found = list(self._device_doubts()) if self.scale is None and self.correction is None else []
+        doubts = list(self._device_doubts()) if self.scale is None and self.correction is None else []
         if not least <= (count := multiply_adds(works)) <= most:
             sizes = f"{least / 1e9:.1f} to {most / 1e9:.1f}"
-            found.append(f"{count / 1e9:.2f} billion multiply-adds; networks of {sizes} were measured")
-        return found
+            doubts.append(f"{count / 1e9:.2f} billion multiply-adds; networks of {sizes} were measured")
+        return doubts
 
     def _device_doubts(self) -> Iterator[str]:
         """Yield reasons for a device that was not measured itself."""

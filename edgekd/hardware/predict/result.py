@@ -87,28 +87,28 @@ def predict_graph(
     predictor = Predictor(target, used)
     if file:
         predictor = Predictor(target, used, scale=_scale(predictor, file.table, file.path.parent))
-    found = predictor.predict(works, {layer.work: layer.us for layer in table.layers} if table else None)
-    energies = (found.energy_mj, found.low_mj, found.high_mj)
+    prediction = predictor.predict(works, {layer.work: layer.us for layer in table.layers} if table else None)
+    energies = (prediction.energy_mj, prediction.low_mj, prediction.high_mj)
     energy, low, high = (None if each is None else _rounded(each) for each in energies)
-    slowest = sorted(found.layers, key=lambda layer: -layer.us)[:SHOWN_LAYERS]
+    slowest = sorted(prediction.layers, key=lambda layer: -layer.us)[:SHOWN_LAYERS]
     return PredictResult(
         model=model or graph.name,
         target=target.name,
         precision=used,
         basis="predicted",
         multiply_adds=multiply_adds(works),
-        latency_ms=_rounded(found.latency_ms),
-        low_ms=_rounded(found.low_ms),
-        high_ms=_rounded(found.high_ms),
-        fps=_rounded(found.fps),
+        latency_ms=_rounded(prediction.latency_ms),
+        low_ms=_rounded(prediction.low_ms),
+        high_ms=_rounded(prediction.high_ms),
+        fps=_rounded(prediction.fps),
         energy_mj=energy,
         low_mj=low,
         high_mj=high,
         measurements=len(table.networks) + len(table.layers) if table else 0,
         measured=table.measured if table else None,
-        doubts=found.doubts,
+        doubts=prediction.doubts,
         layers=tuple(replace(layer, us=_rounded(layer.us)) for layer in slowest),
-        roof=roofline(works, [layer.us for layer in found.layers], predictor.device),
+        roof=roofline(works, [layer.us for layer in prediction.layers], predictor.device),
     )
 
 

@@ -14,7 +14,7 @@ from edgekd.compress.distillation.text import class_texts
 
 torch = pytest.importorskip("torch")
 region_text = pytest.importorskip("edgekd.compress.distillation.region_text")
-boxes_ = pytest.importorskip("edgekd.compress.distillation.boxes")
+boxes_ = pytest.importorskip("edgekd.compress.distillation.anchors")
 
 TEXTS = torch.tensor(class_texts(("red car", "blue car", "dog", "tree"), hashed_words))
 seeds = st.integers(0, 10_000)

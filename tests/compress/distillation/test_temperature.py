@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgekd.compress.distillation import distill  # noqa: E402
-from edgekd.compress.distillation.temperature import Temperature  # noqa: E402
+from edgekd.compress.distillation.loss_terms import Temperature  # noqa: E402
 
 
 def test_the_temperature_climbs_the_loss_that_the_student_descends() -> None:

@@ -129,7 +129,7 @@ def test_a_graph_that_cannot_run_is_an_error_of_its_own(tmp_path: Path, frames: 
     model.graph.node[0].op_type = "Unheard"
     onnx.save(model, tmp_path / "b.onnx")
     reference = ProbedGraph(write(tmp_path / "a.onnx"), SPEC)
-    with pytest.raises(DeviceError, match=r"b\.onnx: ONNX Runtime cannot look into the graph"):
+    with pytest.raises(DeviceError, match=r"b\.onnx: ONNX Runtime cannot open the graph"):
         similarities(reference, [ProbedGraph(tmp_path / "b.onnx", SPEC)], frames)
 
 

@@ -12,8 +12,8 @@ from edgekd.core.detection.types import Detections, Preprocess
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis import crops
+from edgekd.evaluation.analysis.attention import WIDTH, heatmap
 from edgekd.evaluation.analysis.crops import changes_in, crops_of, kinds_of, window, worth_showing
-from edgekd.evaluation.analysis.heatmaps import WIDTH, heatmap
 from edgekd.evaluation.analysis.matching import Findings, Frame, compare
 
 CLASSES = ("person", "dog")
