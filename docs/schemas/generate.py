@@ -28,10 +28,8 @@ from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
-from edgekd.commands.adapt import Variant
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
-from edgekd.commands.convert import Converted
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
@@ -44,9 +42,11 @@ from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
+from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
 from edgekd.deploy.engine_result import EngineResult, FleetResult
 from edgekd.deploy.signing.signed import Verified
+from edgekd.deploy.variant import Variant
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.document import Analysed
 from edgekd.evaluation.search_result import SearchResult

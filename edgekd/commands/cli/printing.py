@@ -14,10 +14,8 @@ from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench
 if TYPE_CHECKING:
     from edgekd.builds.run import BuildResult
     from edgekd.builds.speedup import DetectorFigures, Lightened
-    from edgekd.commands.adapt import Variant
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
-    from edgekd.commands.convert import Converted, MapScores
     from edgekd.commands.distill import Distilled, ScoredDetector
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from edgekd.commands.quantize import FloatGraph, Quantized, QuantizedGraph
     from edgekd.commands.targets import Targets
     from edgekd.commands.validate_report import JudgedEvidence
+    from edgekd.deploy.converters.result import Converted, MapScores
+    from edgekd.deploy.variant import Variant
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
     from edgekd.evaluation.report.document import Analysed
