@@ -44,7 +44,8 @@ from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
-from edgekd.deploy.engine_result import EngineResult, FleetResult
+from edgekd.deploy.engine_report import InstallReport
+from edgekd.deploy.fleet import FleetReport
 from edgekd.deploy.signing.signed import Verified
 from edgekd.deploy.variant import Variant
 from edgekd.evaluation.bench_result import BenchResult
@@ -102,10 +103,10 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "delta": ("`edgekd delta --json`", DeltaResult),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
-    "engine": ("`edgekd engine --json`", EngineResult),
+    "engine": ("`edgekd engine --device DEVICE --json`", InstallReport),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
-    "fleet": ("`edgekd engine --fleet FILE --json`, and the file fleet.json", FleetResult),
+    "fleet": ("`edgekd engine --fleet FILE --json`", FleetReport),
     "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),

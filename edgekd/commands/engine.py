@@ -22,7 +22,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.deploy import engine as devices
 from edgekd.deploy import fleet as fleets
 from edgekd.deploy.devices.named import device_named
-from edgekd.deploy.engine_result import EngineResult, FleetResult
+from edgekd.deploy.engine_report import InstallReport
 
 
 def engine(
@@ -44,7 +44,7 @@ def engine(
     out: Annotated[str | Path | None, Option("Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
     fresh: Annotated[bool, Option("Keep what boards of a fleet gave before.", inverse="--resume")] = False,
     progress: Progress = SILENT,
-) -> EngineResult | FleetResult:
+) -> InstallReport | fleets.FleetReport:
     """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it with `activate`.
 
     Raises SpecError, BundleError, HashError, DeviceError, and the errors of the agent. The command: `edgekd engine`.

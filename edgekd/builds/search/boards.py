@@ -17,7 +17,7 @@ from edgekd.core.errors import DeviceError, EngineRefusedError
 from edgekd.core.progress import Progress
 from edgekd.core.version import __version__
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
-from edgekd.deploy.engine_result import EngineResult
+from edgekd.deploy.engine_report import InstallReport
 from edgekd.deploy.fleet import Board, device_of
 from edgekd.hardware.target import to_dict
 
@@ -79,6 +79,6 @@ def _job(board: Board, bundle: Path) -> EngineJob:
     return EngineJob(bundle, device_of(board), **own)
 
 
-def _result(board: Board, found: EngineResult) -> BoardResult:
-    energy = None if found.basis == REHEARSED or found.bench.energy is None else found.bench.energy.gross_mj
-    return BoardResult(board.name, found.basis, found.bench.inference_ms.mean, energy)
+def _result(board: Board, report: InstallReport) -> BoardResult:
+    energy = None if report.basis == REHEARSED or report.bench.energy is None else report.bench.energy.gross_mj
+    return BoardResult(board.name, report.basis, report.bench.inference_ms.mean, energy)

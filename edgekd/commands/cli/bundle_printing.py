@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from edgekd.commands.profile import ProfileResult
     from edgekd.core.benchmark import Stats
     from edgekd.deploy.delta import DeltaResult
-    from edgekd.deploy.engine_result import DeviceEngine, EngineResult, FleetBoard, FleetResult, Tuning
+    from edgekd.deploy.engine_report import EngineReport, InstallReport, TuningReport
+    from edgekd.deploy.fleet import BoardReport, FleetReport
     from edgekd.deploy.signing.signed import Verified
 
 
-def print_engine(result: EngineResult | FleetResult) -> None:
+def print_engine(result: InstallReport | FleetReport) -> None:
     """Print the result of `edgekd engine`, of a device or of a fleet."""
-    from edgekd.deploy.engine_result import FleetResult
+    from edgekd.deploy.fleet import FleetReport
 
-    print_fleet(result) if isinstance(result, FleetResult) else _print_device(result)
+    print_fleet(result) if isinstance(result, FleetReport) else _print_device(result)
 
 
-def _print_device(result: EngineResult) -> None:
+def _print_device(result: InstallReport) -> None:
     device, engine, tested, timed = result.device, result.engine, result.self_test, result.bench
     where = device.model or device.cpu or "an unidentified device"
     mode = f", power mode {device.power_mode.name or device.power_mode.id}" if device.power_mode else ""
@@ -56,7 +57,7 @@ def _times(times: Stats) -> list[str]:
     return [f"{getattr(times, column):.2f}" for column in _COLUMNS]
 
 
-def _precision_lines(engine: DeviceEngine) -> Iterator[str]:
+def _precision_lines(engine: EngineReport) -> Iterator[str]:
     """Yield lines on the precision of an engine's layers."""
     layers = engine.layers or {}
     if layers:
@@ -70,11 +71,11 @@ def _precision_lines(engine: DeviceEngine) -> Iterator[str]:
         )
 
 
-def _tuned_text(tuning: Tuning) -> str:
+def _tuned_text(tuning: TuningReport) -> str:
     """Return a line that compares the choice of `--tune` with the engine as shipped."""
     form = (tuning.source, tuning.float_layers)
     shipped, *others = tuning.candidates
-    chosen = next(each for each in tuning.candidates if (each.form.source, each.form.float_layers) == form)
+    chosen = next(each for each in tuning.candidates if (each.source, each.float_layers) == form)
     what = "all layers in float" if tuning.source == "float" else f"{len(tuning.float_layers)} layers in float"
     if chosen is shipped:
         what = f"INT8 as shipped stays; of {len(others)} others none is faster and passes"
@@ -87,12 +88,12 @@ def _tuned_text(tuning: Tuning) -> str:
     return text
 
 
-def print_fleet(result: FleetResult) -> None:
+def print_fleet(result: FleetReport) -> None:
     """Print the result of `edgekd engine --fleet`."""
     print(f"{result.name} for {result.target}, the engine alone")
     header = ["board", "p50 ms", "p90 ms", "p99 ms", "FPS", "layers", "power mode", "system", "runtime", ""]
     print_table(header, [_board_row(board) for board in result.boards])
-    errors = {board.name: board.measurement.error for board in result.boards if board.measurement.error}
+    errors = {board.name: board.error for board in result.boards if board.error}
     for name, error in errors.items():
         print(f"{name}: {error.text}")
     count = len(result.boards)
@@ -106,12 +107,12 @@ def print_profiled(result: ProfileResult) -> None:
     print(f"for `edgekd predict MODEL --target {result.target} --table`: {result.table}")
 
 
-def _board_row(board: FleetBoard) -> list[str]:
-    found = board.measurement.result
+def _board_row(board: BoardReport) -> list[str]:
+    found = board.result
     if found is None:
         return [board.name, *["-"] * 8, "FAILED"]
     times, device, mode, fps = found.bench.inference_ms, found.device, found.device.power_mode, found.bench.fps
-    jetpack = f"JetPack {board.measurement.jetpack}, " if board.measurement.jetpack else ""
+    jetpack = f"JetPack {board.jetpack}, " if board.jetpack else ""
     return [
         board.name,
         *(f"{ms:.2f}" for ms in (times.p50, times.p90, times.p99)),
@@ -120,7 +121,7 @@ def _board_row(board: FleetBoard) -> list[str]:
         str(mode.name or mode.id) if mode else "-",
         f"{jetpack}L4T {device.l4t}" if device.l4t else device.os or "-",
         _version(found.runtime),
-        f"{found.basis}, kept of {board.measurement.measured_at}" if board.kept else found.basis,
+        f"{found.basis}, kept of {board.measured_at}" if board.kept else found.basis,
     ]
 
 
