@@ -88,7 +88,7 @@ class Variant(Result):
         base: Identity of the bundle that was adapted.
         bytes: Size of the variant.
         delta_bytes: Size of the delta.
-        twins: Folder with the data under the new conditions; null where none was asked for.
+        twins: Folder with the data under the new conditions; null without `--twins`.
         seconds: Wall time.
     """
 

@@ -41,7 +41,7 @@ class Verified(Result):
 
     Args:
         file: Path of the file.
-        kind: What it is.
+        kind: Kind of the file.
         identity: SHA-256 of the bundle's manifest, or of the content of the trust file: what signatures are of.
         version: Counter of the bundle, or version of the trust file.
         expires: Time at which the trust file expires, in UTC; null for bundles, and for never.
