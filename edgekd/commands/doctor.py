@@ -47,8 +47,8 @@ class Check:
     """The state of one requirement.
 
     Args:
-        group: What it belongs to: `python`, `base`, `extras`, `engines` or `devices`.
-        name: What was checked.
+        group: Group of the requirement: `python`, `base`, `extras`, `engines`, `gpu` or `device`.
+        name: Name of the requirement.
         state: `ok`; `missing`: not there, which is fine unless it is needed; `broken`: there, and unusable.
         detail: Version, or what is wrong.
         fix: The command that adds it; null where there is nothing to do.
