@@ -168,7 +168,7 @@ def _least(unit: Unit, step: Prune) -> int:
 def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -> CompressError:
     all_adds, all_weights = multiply_adds(before), sum(each.weights for each in before)
     return CompressError(
-        "pruning: so much cannot go",
+        "pruning: so many channels cannot be removed",
         expected=f"no less than {network.multiply_adds / all_adds:.0%} of the multiply-adds to be left, "
         f"and {network.weights / all_weights:.0%} of the weights",
         found=", ".join(
@@ -179,7 +179,7 @@ def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -
             )
             if limit < inf
         ),
-        fix="ask for less, or raise most",
+        fix="lower the goal, or raise `most`",
     )
 
 

@@ -116,7 +116,11 @@ def _array(path: Path, name: str) -> np.ndarray:
             if name in loaded.files or len(loaded.files) == 1:
                 array: np.ndarray = loaded[name if name in loaded.files else loaded.files[0]]
                 return array
-            raise DataError(f"{path}: which array?", expected=f"one, or one named {name}", found=str(loaded.files))
+            raise DataError(
+                f"{path}: several arrays, none of them named like the input",
+                expected=f"one, or one named {name}",
+                found=str(loaded.files),
+            )
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read as an array", found=str(error), fix="write it with numpy.save"
