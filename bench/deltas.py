@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "agent"))
 from cameras import repacked
 
 from edgekd.core.bundle.archive import extract, read_manifest
-from edgekd.core.bundle.delta import WHOLE, OldBundle, rebuild
+from edgekd.core.bundle.delta import OldBundle, rebuild
 from edgekd.core.bundle.manifest import Thresholds
 from edgekd.deploy import delta
 
@@ -33,11 +33,12 @@ def measure(change: str, old: Path, new: Path, scratch: Path) -> Result:
     """
     out, again = scratch / "delta", scratch / "again.edgekd"
     made = delta.run(old, new, out)
-    with patch.object(delta, "_parts", lambda entry, content: {WHOLE: content}):
+    with patch.object(delta, "_parts", lambda entry, content: {}):
         plain = delta.run(old, new, scratch / "plain")
     folder = scratch / change.replace(" ", "-")
     extract(old, folder)
-    (seconds,) = durations(lambda: rebuild(out, OldBundle(folder), again), 1)
+    with OldBundle(folder, scratch) as source:
+        (seconds,) = durations(lambda: rebuild(out, source, again), 1)
     return {
         "change": change,
         "new_bytes": made["new_bytes"],

@@ -27,7 +27,7 @@ from power import cut_at, fresh, listing
 from edgekd.agent.cli import main as agent
 from edgekd.agent.engines.engine import read_engine
 from edgekd.agent.engines.selftest import run_self_test
-from edgekd.agent.runtimes import required
+from edgekd.agent.runtimes import require_runtime
 from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
@@ -82,7 +82,7 @@ class Bench:
     """Bundles by name, and the agent on states in a folder."""
 
     def __init__(self, bundle: Path, scratch: Path, runtime: str) -> None:
-        self._scratch, self._runtime = scratch, required(runtime)
+        self._scratch, self._runtime = scratch, require_runtime(runtime)
         counters = {"old": 1, "new": 2, "third": 3, **dict.fromkeys(ALIKE, 1)}
         self.bundles = {
             name: repacked(bundle, scratch / name, name=name, counter=counter) for name, counter in counters.items()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from loopback import Loopback, loopback
 from wire import Wire, wire_to
 
-from edgekd.agent.runtimes import chosen
+from edgekd.agent.runtimes import select_runtime
 from edgekd.core.bundle.archive import MANIFEST
 from edgekd.core.bundle.manifest import from_json
 from edgekd.core.canonical import file_sha256
@@ -131,7 +131,7 @@ def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     spec = spec_from_json(from_json((slot / "bundle" / MANIFEST).read_bytes()).detector)
     size = (spec.preprocess.height, spec.preprocess.width, 3)
     frame = np.random.default_rng(SEED).integers(0, 256, size, np.uint8)
-    runtime = chosen(result["runtime"]["name"])
+    runtime = select_runtime(result["runtime"]["name"])
     assert runtime
     with closing(runtime.load(file)) as session:
         output = session.run(to_tensor(frame, spec.preprocess))

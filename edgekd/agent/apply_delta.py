@@ -1,7 +1,11 @@
-"""Deltas on the camera: the complete bundle is rebuilt from one in a slot, and then installed like any other."""
+"""Bundles and deltas on the camera, each through one file descriptor from the judgement of its head to the slot.
+
+The bundle of a delta is rebuilt in a temporary file without a name, outside the lock, and then unpacked like any other.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,55 +13,69 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent.state.slots import State, model_names, require_room
 from edgekd.core.atomic_files import writing
-from edgekd.core.bundle.archive import Head, head_members, read_head, stored_bytes
-from edgekd.core.bundle.delta import OldBundle, is_delta, read_delta_head, read_old, rebuild
+from edgekd.core.bundle.archive import BundleReader, Head, opened
+from edgekd.core.bundle.delta import DeltaReader, OldBundle, begins_delta
 from edgekd.core.errors import BundleError
 
 if TYPE_CHECKING:
     from edgekd.core.bundle.archive import Judge
 
-
-def any_head(path: Path, judge: Judge | None) -> Head:
-    """Read the head of a bundle, or of the target of a delta. Raises BundleError, HashError, SignatureError."""
-    return read_delta_head(path, judge) if is_delta(path) else read_head(path, judge)
+    Update = BundleReader | DeltaReader
 
 
 @contextmanager
-def whole_bundle(state: State, path: Path, head: Head, judge: Judge | None) -> Iterator[Path]:
-    """Yield the path of the complete bundle, which is temporary for a delta. The state must be locked.
+def opened_update(path: Path, judge: Judge | None) -> Iterator[Update]:
+    """Open a bundle or a delta, and judge its head. Raises BundleError, HashError, SignatureError."""
+    with opened(path) as stream:
+        yield DeltaReader(stream, path, judge) if begins_delta(stream) else BundleReader(stream, path, judge)
 
-    head: by `any_head`, for the room that is needed; the rebuilt bundle is judged again.
+
+def any_head(path: Path, judge: Judge | None) -> Head:
+    """Read the head of a bundle, or of the target of a delta. Raises BundleError, HashError, SignatureError."""
+    with opened_update(path, judge) as update:
+        return update.head
+
+
+@contextmanager
+def whole_bundle(state: State, update: Update, judge: Judge | None) -> Iterator[BundleReader]:
+    """Yield the complete bundle, which is temporary for a delta.
+
+    No lock is needed: a slot that is replaced in between gives a wrong hash. Raises BundleError, HashError,
+    SignatureError, DeviceError, SpecError.
     """
-    if not is_delta(path):
-        yield path
+    if isinstance(update, BundleReader):
+        yield update
         return
-    old = old_bundle(state, path)
-    files = sum(map(stored_bytes, head.manifest.files))
-    require_room(state.root, {"the bundle, put together": files + len(head_members(head))})
-    with writing(state.staged):
-        state.staged.mkdir(exist_ok=True)
-    rebuilt = state.staged / "bundle.edgekd"
-    try:
-        rebuild(path, old, rebuilt, judge)
-        yield rebuilt
-    finally:
-        state.remove_staged()
+    with old_bundle(state, update) as old:
+        networks = update.head.manifest.graph.length + old.manifest.graph.length
+        needs = {"the bundle, put together": update.new_bytes, "networks without their compression": 2 * networks}
+        require_room(state.base, needs)
+        with writing(state.base):
+            stream = tempfile.TemporaryFile(dir=state.base)  # noqa: SIM115 closed below
+        with stream:
+            with writing(state.base):
+                update.rebuild(old, stream)
+                stream.seek(0)
+            yield BundleReader(stream, update.path, judge)
 
 
-def old_bundle(state: State, delta: Path) -> OldBundle:
+def old_bundle(state: State, delta: DeltaReader) -> OldBundle:
     """Return the source bundle of a delta, in a slot of any model. Raises BundleError where there is none.
 
     A variant is a model of its own, whose first bundle may be a delta from another model's.
     """
-    identity = read_old(delta)
     states = [state, *(State.of(state.base, name) for name in model_names(state.base) if name != state.model)]
-    source = next(filter(None, (each.find(identity) for each in states)), None)
+    source = next(filter(None, (each.find(delta.old) for each in states)), None)
     if source is None:
         raise BundleError(
-            f"{delta}: from a bundle that is not here",
-            expected=identity,
+            f"{delta.path}: from a bundle that is not here",
+            expected=delta.old,
             found=" and ".join(slot.identity for each in states for slot in (each.active, each.other) if slot)
             or "none",
             fix="get a delta from one of these, or the whole bundle",
         )
-    return OldBundle(source.path / "bundle")
+    try:
+        return OldBundle(source.path / "bundle", state.base)
+    except OSError as error:
+        what = f"{source.path}: cannot be read"
+        raise BundleError(what, found=error.strerror or str(error), fix="get the whole bundle") from error

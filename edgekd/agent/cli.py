@@ -127,11 +127,11 @@ def _run(options: argparse.Namespace) -> Any:
 def _runtime(options: argparse.Namespace, state: State) -> Runtime | None:
     """Return the runtime for a command. Raises DeviceError."""
     from edgekd.agent.commands import runtime_in_service
-    from edgekd.agent.runtimes import chosen, continuing
+    from edgekd.agent.runtimes import select_runtime, usable_runtime
 
     if options.command in _CONTINUING and options.runtime is None:
-        return continuing(runtime_in_service(state))
-    return chosen(options.runtime)
+        return usable_runtime(runtime_in_service(state))
+    return select_runtime(options.runtime)
 
 
 def _fetch(options: argparse.Namespace, camera: Camera) -> Any:

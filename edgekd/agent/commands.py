@@ -5,12 +5,13 @@ docs/agent.md and docs/schemas/agent.json describe the results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent.apply_delta import any_head, old_bundle, whole_bundle
+from edgekd.agent.apply_delta import old_bundle, opened_update, whole_bundle
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, built_engine, engine_of, read_engine, require_engine
@@ -27,6 +28,7 @@ from edgekd.agent.status import (
 )
 from edgekd.agent.trust_state import (
     TrustStatus,
+    camera_judge,
     head_judge,
     held_trust,
     raise_counter,
@@ -37,15 +39,17 @@ from edgekd.agent.trust_state import (
     take_trust,
     trust_status_of,
 )
-from edgekd.core.bundle.archive import read_head
-from edgekd.core.bundle.archive import verify as verify_archive
-from edgekd.core.bundle.delta import is_delta, rebuild
+from edgekd.agent.trusted_clock import current_time
+from edgekd.core.atomic_files import new_file
+from edgekd.core.bundle.archive import BundleReader, Head, opened_bundle
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
 
 if TYPE_CHECKING:
+    from edgekd.agent.apply_delta import Update
     from edgekd.agent.engines.latency import BenchResult
     from edgekd.agent.engines.selftest import SelfTestResult
+    from edgekd.core.bundle.archive import Judge
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,15 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
     trust: in place of the trust file that the camera holds; without either, signatures are not checked. Raises
     BundleError, HashError, SignatureError.
     """
-    now, held = camera.clock(), read_trust(trust) if trust else held_trust(camera.state, camera.root)
-    head = read_head(bundle)
-    manifest = verify_archive(bundle, head_judge(held, now))
+    now = current_time(camera.state, camera.clock())
+    held = read_trust(trust) if trust else held_trust(camera.state, camera.root)
+    with opened_bundle(bundle, head_judge(held, now)) as reader:
+        reader.verify()
+        head, size = reader.head, reader.size
     return VerifyResult(
-        bundle_status(manifest, head.identity),
-        bundle.stat().st_size,
-        len(manifest.files),
+        bundle_status(head.manifest, head.identity),
+        size,
+        len(head.manifest.files),
         [signature.key for signature in head.envelope.signatures],
         trust_status_of(held, now) if held else None,
     )
@@ -98,10 +104,10 @@ class TrustResult:
 
 def trust(camera: Camera, paths: Sequence[Path]) -> TrustResult:
     """Replace the trust file that is held by a newer one. Raises SignatureError where it does not allow that."""
-    now = camera.clock()
+    clock = camera.clock()
     with camera.state.locked():
-        held, changed = take_trust(camera.state, camera.root, paths, now)
-    return TrustResult(trust_status_of(held, now), changed)
+        held, changed = take_trust(camera.state, camera.root, paths, clock)
+    return TrustResult(trust_status_of(held, current_time(camera.state, clock)), changed)
 
 
 @dataclass(frozen=True)
@@ -122,13 +128,14 @@ class PatchResult:
 
 def patch(camera: Camera, delta: Path, out: Path) -> PatchResult:
     """Write the bundle that a delta leads to. Raises BundleError, HashError, SignatureError, DeviceError, SpecError."""
-    judge = head_judge(held_trust(camera.state, camera.root), camera.clock())
-    if not is_delta(delta):
-        raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
-    with camera.state.locked():
-        old = old_bundle(camera.state, delta)
-        head = rebuild(delta, old, out, judge)
-    return PatchResult(bundle_status(head.manifest, head.identity), out, out.stat().st_size, old.identity)
+    judge = camera_judge(camera.state, camera.root, camera.clock())
+    with opened_update(delta, judge) as update:
+        if isinstance(update, BundleReader):
+            raise BundleError(f"{delta}: not a delta", expected="what `edgekd delta` writes", fix="a bundle needs none")
+        with old_bundle(camera.state, update) as old, new_file(out) as stream:
+            update.rebuild(old, stream)
+        head = update.head
+        return PatchResult(bundle_status(head.manifest, head.identity), out, update.new_bytes, old.identity)
 
 
 @dataclass(frozen=True)
@@ -168,31 +175,62 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
     it is older than a bundle that was in service; DeviceError where it is for another device, there is no room, or the
     bundle in service is on trial.
     """
-    state = camera.state
-    judge = head_judge(held_trust(state, camera.root), camera.clock())
-    head, device = any_head(bundle, judge), read_device(camera.root)
+    judge = camera_judge(camera.state, camera.root, camera.clock())
+    with opened_update(bundle, judge) as update, prepared(camera, update, judge) as new:
+        return unpack_prepared(camera, new)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A bundle that was judged. whole: the complete bundle, None where its content is in a slot already."""
+
+    path: Path
+    head: Head
+    fits: bool | None
+    judged: bool
+    whole: BundleReader | None
+
+
+@contextmanager
+def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Prepared]:
+    """Check that an update is for this device, and rebuild a delta, which takes long and needs no lock.
+
+    Raises BundleError, HashError, SignatureError, DeviceError, SpecError.
+    """
+    head, device, path = update.head, read_device(camera.root), update.path
     fits = device.fits(head.manifest.target.compatible)
     if fits is False:
         raise BundleError(
-            f"{bundle}: for another device",
+            f"{path}: for another device",
             expected=device.expected_bundle,
             found=head.manifest.target.compatible,
             fix="build it for the target of this device, or write the name of the device to /etc/edgekd/compatible",
         )
+    if camera.state.find(head.identity):
+        yield Prepared(path, head, fits, judge is not None, None)
+        return
+    with whole_bundle(camera.state, update, judge) as whole:
+        yield Prepared(path, head, fits, judge is not None, whole)
+
+
+def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
+    """Unpack an update, as `unpack` does."""
+    state, head = camera.state, new.head
     with state.locked():
-        require_not_older(state, head.manifest.counter, bundle)
+        require_not_older(state, head.manifest.counter, new.path)
         existing = state.find(head.identity)
         require_no_trial(state, existing)
         state.allow(head.identity)
         if existing:
-            if judge:
+            if new.judged:
                 state.update_signatures(existing, head)
             slot = existing
+        elif new.whole:
+            slot = state.fill(new.whole)
         else:
-            with whole_bundle(state, bundle, head, judge) as path:
-                slot = state.fill(path, judge)
+            raise DeviceError(f"{new.path}: its slot was replaced meanwhile", fix="try again")
         size = slot.graph.stat().st_size
-    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, fits)
+    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, new.fits)
     return UnpackResult(unpacked, existing is None, slot.graph, size)
 
 

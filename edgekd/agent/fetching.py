@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from edgekd.agent.apply_delta import any_head
 from edgekd.agent.state.slots import require_alone, require_room
-from edgekd.agent.trust_state import head_judge, held_trust
+from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
 from edgekd.core.bundle.archive import verify
 from edgekd.core.bundle.delta import is_delta
@@ -152,7 +152,7 @@ def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -
     if found != request.sha256:
         what = f"{request.url}: not the requested file"
         raise HashError(what, expected=f"SHA-256 {request.sha256}", found=f"SHA-256 {found}", fix="check the address")
-    judge = head_judge(held_trust(camera.state, camera.root), camera.clock())
+    judge = camera_judge(camera.state, camera.root, camera.clock())
     if is_delta(part):
         any_head(part, judge)
     else:

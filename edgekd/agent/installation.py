@@ -6,20 +6,21 @@ power cut; what is in service changes by one rename, after everything else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent import commands
-from edgekd.agent.apply_delta import any_head
+from edgekd.agent.apply_delta import opened_update
 from edgekd.agent.commands import UnpackedSlot
 from edgekd.agent.engines.engine import Engine, fitting_engine, require_engine
 from edgekd.agent.memory import DEFAULT_SHARE, ModelMemory, model_memory, other_models, require_memory
 from edgekd.agent.state.device import read_device
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.status import ActiveSlot, ServiceStatus, TestedEngine, service_status, tested_engine_status
-from edgekd.agent.trust_state import head_judge, held_trust, raise_counter
+from edgekd.agent.trust_state import camera_judge, raise_counter
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError
 
@@ -95,11 +96,10 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, requirements: Req
     SignatureError, RollbackError, DeviceError, SelfTestError; then what is in service stays.
     """
     state = camera.state
-    with state.locked():
-        head = any_head(bundle, head_judge(held_trust(state, camera.root), camera.clock()))
+    with _update(camera, bundle) as new, state.locked():
         _end_if_over(camera)
-        _require_not_rejected(state, head.identity, bundle)
-        unpacked = commands.unpack(camera, bundle).slot
+        _require_not_rejected(state, new.head.identity, bundle)
+        unpacked = commands.unpack_prepared(camera, new).slot
         chosen = replace(camera, slot=unpacked.slot)
         engine, memory = _engine_in_service(chosen), None
         changed = engine is None
@@ -112,6 +112,16 @@ def install(camera: Camera, bundle: Path, trial: Trial | None, requirements: Req
             commands.activate(chosen, trial and trial.begun(read_uptime(camera.root)))
         now = _service(camera)
         return InstallResult(unpacked, now.service.slot, now.trial, changed, tested_engine_status(engine), memory)
+
+
+@contextmanager
+def _update(camera: Camera, bundle: Path) -> Iterator[commands.Prepared]:
+    """Judge and prepare a bundle or delta, without the lock: rebuilding a delta takes long."""
+    judge = camera_judge(camera.state, camera.root, camera.clock())
+    with opened_update(bundle, judge) as update:
+        _require_not_rejected(camera.state, update.head.identity, bundle)
+        with commands.prepared(camera, update, judge) as new:
+            yield new
 
 
 def _memory(chosen: Camera, slot: Slot, engine: Engine, requirements: Requirements) -> MemoryReport:

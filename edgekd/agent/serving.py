@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.agent.engines.engine import ENGINE, engine_of
-from edgekd.agent.runtimes import required
+from edgekd.agent.runtimes import require_runtime
 from edgekd.agent.state.slots import State
 from edgekd.core.detection.decode import decode_by_class
 from edgekd.core.detection.preprocess import letterbox
@@ -192,7 +192,7 @@ def _open(state: State) -> Model:
         spec=spec,
         drift_watch=DriftWatch(_record(slot), spec.preprocess),
         thresholds=slot.manifest.thresholds,
-        session=required(engine.record.key.runtime.name or "").load(engine.file),
+        session=require_runtime(engine.record.key.runtime.name or "").load(engine.file),
     )
 
 

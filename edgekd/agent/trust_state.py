@@ -15,13 +15,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.agent.trusted_clock import current_time, judging_time
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, RollbackError, SignatureError, naming
 
 if TYPE_CHECKING:
     from edgekd.agent.state.slots import Slot, State
-    from edgekd.core.bundle.archive import Head, Judge
+    from edgekd.core.bundle.archive import Judge
+    from edgekd.core.bundle.signatures import SignatureEnvelope
     from edgekd.core.bundle.trust import SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
@@ -51,21 +53,30 @@ def read_trust(path: Path) -> SignedTrust:
     return signed
 
 
+def camera_judge(state: State, root: Path, clock: datetime) -> Judge | None:
+    """Return the judge by the trust file in effect, at the time that is judged by, which is stored.
+
+    Raises SignatureError where the trust file is damaged, DeviceError where the stored time is.
+    """
+    held = held_trust(state, root)
+    return head_judge(held, judging_time(state, held.trust, clock)) if held else None
+
+
 def head_judge(held: SignedTrust | None, now: datetime) -> Judge | None:
-    """Return a function that raises SignatureError for a head without valid signatures; None without a trust file."""
+    """Return a function that raises SignatureError where valid signatures are missing; None without a trust file."""
     if held is None:
         return None
     from edgekd.core.bundle.trust import require_signed
 
     trust = held.trust
 
-    def require_trusted(head: Head) -> None:
-        require_signed(trust, head.identity, head.envelope.signatures, now)
+    def require_trusted(envelope: SignatureEnvelope) -> None:
+        require_signed(trust, envelope.sha256, envelope.signatures, now)
 
     return require_trusted
 
 
-def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -> tuple[SignedTrust, bool]:
+def take_trust(state: State, root: Path, paths: Iterable[Path], clock: datetime) -> tuple[SignedTrust, bool]:
     """Accept trust files, each as the successor of the one before; return the last, and whether it is a new one.
 
     A camera without one accepts the first as it is: it must come from the source of the firmware. A file in effect
@@ -74,6 +85,7 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], now: datetime) -
     from edgekd.core.bundle.trust import require_next, to_json
 
     held = before = held_trust(state, root)
+    now = judging_time(state, held.trust, clock) if held else clock
     for path in paths:
         new = read_trust(path)
         if held is None:
@@ -122,13 +134,14 @@ def require_not_older(state: State, value: int, what: object) -> None:
         )
 
 
-def require_admissible(state: State, slot: Slot, held: SignedTrust | None, now: datetime) -> None:
+def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock: datetime) -> None:
     """Raise SignatureError or RollbackError where the bundle in a slot must not be put into service."""
     require_not_older(state, slot.manifest.counter, f"slot {slot.name}")
     if held:
         from edgekd.core.bundle.trust import require_signed
 
         with naming(f"slot {slot.name}"):
+            now = judging_time(state, held.trust, clock)
             require_signed(held.trust, slot.identity, slot.signatures, now)
 
 
@@ -168,13 +181,13 @@ class TrustStatus:
     error: str | None = None
 
 
-def trust_status(state: State, root: Path, now: datetime) -> TrustStatus | None:
+def trust_status(state: State, root: Path, clock: datetime) -> TrustStatus | None:
     """Describe the trust file in effect; None where there is none."""
     try:
         held = held_trust(state, root)
-    except BundleError as error:
+        return None if held is None else trust_status_of(held, current_time(state, clock))
+    except (BundleError, DeviceError) as error:
         return TrustStatus(error=str(error))
-    return None if held is None else trust_status_of(held, now)
 
 
 def trust_status_of(held: SignedTrust, now: datetime) -> TrustStatus:

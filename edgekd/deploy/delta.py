@@ -11,38 +11,38 @@ import hashlib
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from edgekd.core.atomic_files import new_file
-from edgekd.core.bundle.archive import END, extract, head_members, member, read_head
+from edgekd.core.atomic_files import copy_file
+from edgekd.core.bundle.archive import END, Head, extract, head_members, member, opened_bundle
 from edgekd.core.bundle.delta import (
     COPY,
     DATA,
     DOCUMENT,
-    HEADER_ROOM,
+    EXTRA_GROWTH,
+    MAX_GRAPH_TEXT,
     MAX_GROWTH,
-    MAX_JSON,
     NEAR,
     NEW,
+    PART,
+    RECORD,
     WHOLE,
     WINDOW,
     XOR,
-    Delta,
     OldBundle,
-    Part,
-    Piece,
+    Record,
+    opening,
     rebuild,
-    to_json,
     xor,
 )
 from edgekd.core.bundle.manifest import FileEntry
 from edgekd.core.canonical import file_sha256
 from edgekd.core.documents import Result
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats import packed_graph
 
 STEP = 1 << 16
@@ -51,6 +51,7 @@ STRIDE = 1 << 14
 """Bytes that one dictionary is for."""
 _BITS, _LEAST, _MOST = 10, 256, 1 << 14
 """Of a chunk: it ends where so many bits of a rolling hash are zero, which happens every 1024 bytes."""
+_WHOLE_NAME = ""
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
@@ -101,108 +102,124 @@ def run(old: Path, new: Path, out: Path) -> DeltaResult:
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         before, after = Path(scratch) / "old", Path(scratch) / "new"
         extract(old, before)
-        manifest = extract(new, after)
-        writer = _Writer(OldBundle(before))
-        files = tuple(writer.file(entry, (after / entry.path).read_bytes()) for entry in manifest.files)
-        delta = Delta(writer.old.identity, tuple(writer.sources), files)
-        told = to_json(delta)
-        if len(told) > MAX_JSON:
-            raise SpecError(f"{new}: too little in common with {old}", fix="send the whole bundle")
-        head = read_head(new)
-        with new_file(out) as stream:
-            for content in (member(DOCUMENT, told), head_members(head), member(DATA, b"".join(writer.data)), END):
-                stream.write(content)
-        again = Path(scratch) / "again.edgekd"
-        rebuild(out, writer.old, again)
-        if file_sha256(again) != file_sha256(new):
-            raise SpecError(f"{out}: does not lead to {new}", fix="send the whole bundle, and report this")
-    return _result(delta, head.identity, out, new)
+        with opened_bundle(new) as bundle:
+            bundle.extract(after)
+            head = bundle.head
+        with OldBundle(before, Path(scratch)) as source:
+            writer = _Writer(source)
+            for entry in head.manifest.files:
+                writer.add(entry, (after / entry.path).read_bytes())
+            delta = Path(scratch) / "delta"
+            first, data = member(DOCUMENT, opening(source.identity)), member(DATA, b"".join(writer.content))
+            delta.write_bytes(b"".join((first, head_members(head), data, END)))
+            _require_same(delta, source, new, Path(scratch) / "again.edgekd")
+        copy_file(delta, out)
+    return _result(writer, head, out, new)
 
 
-def _result(delta: Delta, identity: str, out: Path, new: Path) -> DeltaResult:
-    kinds: Counter[str] = Counter()
-    for piece in (piece for parts in delta.files for part in parts for piece in part.pieces):
-        kinds[piece.kind] += piece.length
+def _require_same(delta: Path, source: OldBundle, new: Path, again: Path) -> None:
+    """Raise SpecError where a delta does not lead to the new bundle."""
+    try:
+        rebuild(delta, source, again)
+    except BundleError as error:
+        what = f"{new}: too little in common with the old bundle"
+        raise SpecError(what, found=error.found or error.what, fix="send the whole bundle") from error
+    if file_sha256(again) != file_sha256(new):
+        raise SpecError(f"{new}: the delta leads to something else", fix="send the whole bundle, and report this")
+
+
+def _result(writer: _Writer, head: Head, out: Path, new: Path) -> DeltaResult:
     size, whole = out.stat().st_size, new.stat().st_size
-    pieces = DeltaPieces(*(kinds[kind] for kind in (COPY, XOR, NEAR, NEW)))
-    return DeltaResult(out, delta.old, identity, size, whole, round(size / whole, 4), pieces)
+    pieces = DeltaPieces(*(writer.given[kind] for kind in (COPY, XOR, NEAR, NEW)))
+    return DeltaResult(out, writer.old.identity, head.identity, size, whole, round(size / whole, 4), pieces)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Source:
-    """A part of the old bundle: its number, None while nothing refers to it, and its content."""
+    """A part of the old bundle: the numbers of its file and of itself, and its content."""
 
-    place: tuple[str, str]
+    file: int
+    part: int
     content: bytes
-    number: int | None = None
 
 
 @dataclass
-class _Way:
-    """A way to store some bytes: its pieces, and the data of each."""
+class _Encoding:
+    """A way to store some bytes: its records, and the data of each."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     data: list[bytes] = field(default_factory=list)
 
-    def add(self, kind: str, length: int, stored: bytes, at: int = 0, window: int = 0) -> None:
-        """One piece more; which source it is from is said later."""
-        self.pieces.append(Piece(kind, length, 0, at, window, len(stored)))
+    def add(self, kind: int, length: int, stored: bytes, source: _Source | None = None, at: int = 0) -> None:
+        """Add a record."""
+        file, part = (source.file, source.part) if source else (0, 0)
+        self.records.append(Record(kind, length, part, file, at, len(stored)))
         self.data.append(stored)
 
     @property
     def cost(self) -> int:
-        """About how many bytes it takes in the delta."""
-        return sum(len(each) + 24 for each in self.data)
+        """Bytes that it takes in the delta."""
+        return sum(len(each) + RECORD.size for each in self.data)
 
 
 class _Writer:
-    """Makes pieces of files. sources, data: what goes into the delta for them."""
+    """Writes the records of files. content: of the delta's data, in pieces; given: bytes of the new bundle by kind."""
 
     def __init__(self, old: OldBundle) -> None:
         self.old = old
-        self.sources: list[tuple[str, str]] = []
-        self.data: list[bytes] = []
-        self._found: dict[tuple[str, str], _Source] = {}
+        self.content: list[bytes] = []
+        self.given: Counter[int] = Counter()
+        self._parts: dict[tuple[str, str], _Source] = {}
         self._chunks: dict[bytes, tuple[_Source, int]] = {}
-        for entry in old.manifest.files:
-            content = old.read(entry.path, WHOLE, 0, entry.length)
-            for name, part in _parts(entry, content).items():
-                self._index(_Source((entry.path, name), part))
-            if (entry.path, WHOLE) not in self._found:
-                self._index(_Source((entry.path, WHOLE), content))
+        for file, entry in enumerate(old.manifest.files):
+            content = old.read(file, WHOLE, 0, entry.length) if entry.length else b""
+            for part, (name, split) in enumerate(_parts(entry, content).items(), WHOLE + 1):
+                self._index((entry.path, name), _Source(file, part, split))
+            self._index((entry.path, _WHOLE_NAME), _Source(file, WHOLE, content))
 
-    def _index(self, source: _Source) -> None:
-        self._found[source.place] = source
+    def _index(self, place: tuple[str, str], source: _Source) -> None:
+        self._parts[place] = source
         for begin, end in chunks(source.content):
             self._chunks.setdefault(_digest(source.content[begin:end]), (source, begin))
 
-    def file(self, entry: FileEntry, content: bytes) -> tuple[Part, ...]:
-        """The parts of a file of the new bundle, taken apart where that is of use."""
-        same = self._found.get((entry.path, WHOLE))
+    def add(self, entry: FileEntry, content: bytes) -> None:
+        """Write the records of a file of the new bundle, which is split where that is of use."""
+        same = self._parts.get((entry.path, _WHOLE_NAME))
+        split = _parts(entry, content)
         if same and same.content == content:
-            pieces = (self._copy(same, 0, len(content)),) if content else ()
-            return (Part(WHOLE, pieces),)
-        parts = _parts(entry, content)
-        return tuple(Part(name, tuple(self._pieces((entry.path, name), part))) for name, part in parts.items())
+            self._write(Record(PART, len(content)))
+            if content:
+                self._write(_copy(same, 0, len(content)))
+        elif split:
+            for number, (name, part) in enumerate(split.items(), WHOLE + 1):
+                self._add_part((entry.path, name), number, part)
+        else:
+            self._add_part((entry.path, _WHOLE_NAME), WHOLE, content)
 
-    def _pieces(self, place: tuple[str, str], content: bytes) -> Iterator[Piece]:
-        """The pieces of a part: copies, and between them what is new."""
-        alike, at, pending, copy = self._found.get(place), 0, 0, None
+    def _write(self, record: Record, data: bytes = b"") -> None:
+        self.content += [record.packed(), data]
+        if record.kind != PART:
+            self.given[record.kind] += record.length
+
+    def _add_part(self, place: tuple[str, str], number: int, content: bytes) -> None:
+        """Write the records of a part: copies, and between them what is new."""
+        self._write(Record(PART, len(content), number))
+        alike, at, pending, copy = self._parts.get(place), 0, 0, None
         for begin, end in [*chunks(content), (len(content), len(content))]:
             there = self._copy_of(content[begin:end], copy)
             if there is None and begin < end:
                 continue
             if pending < begin:
                 if copy:
-                    yield self._copy(*copy)
+                    self._write(_copy(*copy))
                     alike, at = copy[0], copy[1] + copy[2] - pending
                     copy = None
-                yield from self._new(content, pending, begin, alike, at)
+                self._add_new(content, pending, begin, alike, at)
             if there and copy and (there[0] is copy[0] and there[1] == copy[1] + copy[2]):
                 copy = (copy[0], copy[1], copy[2] + end - begin)
             else:
                 if copy:
-                    yield self._copy(*copy)
+                    self._write(_copy(*copy))
                 copy = (*there, end - begin) if there else None
             pending = end
 
@@ -216,32 +233,24 @@ class _Writer:
                 return source, at
         return self._chunks.get(_digest(chunk))
 
-    def _new(self, content: bytes, begin: int, end: int, alike: _Source | None, shift: int) -> Iterator[Piece]:
-        """Return a part that the old bundle lacks, compressed; `shift`: offset of a similar part of the old one."""
+    def _add_new(self, content: bytes, begin: int, end: int, alike: _Source | None, shift: int) -> None:
+        """Write a part that the old bundle lacks, compressed; `shift`: offset of a similar part of the old one."""
         for first in range(begin, end, STEP):
             last = min(first + STEP, end)
-            ways = [_compressed(content[first:last])]
-            if alike:
-                old = alike.content
-                tail = len(old) - len(content)
+            encodings = [_compressed(content[first:last])]
+            if alike and alike.content:
+                tail = len(alike.content) - len(content)
                 for at in sorted({first, first + shift, first + tail}):
-                    if at >= 0 and at + last - first <= len(old):
-                        ways.append(_different(content[first:last], old, at))
-                ways.append(_near(content, first, last, old, shift))
-            best = min(ways, key=lambda way: way.cost)
-            self.data += best.data
-            for piece in best.pieces:
-                number = 0 if piece.kind == NEW or alike is None else self._number(alike)
-                yield Piece(piece.kind, piece.length, number, piece.at, piece.window, piece.stored)
+                    if at >= 0 and at + last - first <= len(alike.content):
+                        encodings.append(_different(content[first:last], alike, at))
+                encodings.append(_near(content, first, last, alike, shift))
+            best = min(encodings, key=lambda encoding: encoding.cost)
+            for record, data in zip(best.records, best.data, strict=True):
+                self._write(record, data)
 
-    def _copy(self, source: _Source, at: int, length: int) -> Piece:
-        return Piece(COPY, length, self._number(source), at)
 
-    def _number(self, source: _Source) -> int:
-        if source.number is None:
-            source.number = len(self.sources)
-            self.sources.append(source.place)
-        return source.number
+def _copy(source: _Source, at: int, length: int) -> Record:
+    return Record(COPY, length, source.part, source.file, at)
 
 
 def chunks(content: bytes) -> list[tuple[int, int]]:
@@ -267,16 +276,17 @@ _GEAR = np.frombuffer(hashlib.shake_128(b"edgekd delta").digest(1024), "<u4").as
 
 
 def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
-    """A network without its entropy coding, where this zlib codes it the same; any other file as it is."""
-    whole = {WHOLE: content}
+    """Return a network without its entropy coding, where this zlib codes it the same; nothing for any other file."""
     if entry.role != "graph":
-        return whole
+        return {}
     try:
         parts = packed_graph.parts(content)
         same = packed_graph.assemble(parts) == content
     except ValueError:
-        return whole
-    return parts if same and sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + HEADER_ROOM else whole
+        return {}
+    small = sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + EXTRA_GROWTH
+    plain = len(parts[packed_graph.HEADER]) + len(parts[packed_graph.SKELETON]) <= MAX_GRAPH_TEXT
+    return parts if same and small and plain else {}
 
 
 def _digest(chunk: bytes) -> bytes:
@@ -292,23 +302,23 @@ def _deflated(content: bytes, dictionary: bytes = b"") -> bytes:
     return min(found, key=len)
 
 
-def _compressed(content: bytes) -> _Way:
-    way = _Way()
-    way.add(NEW, len(content), _deflated(content))
-    return way
+def _compressed(content: bytes) -> _Encoding:
+    encoding = _Encoding()
+    encoding.add(NEW, len(content), _deflated(content))
+    return encoding
 
 
-def _different(content: bytes, old: bytes, at: int) -> _Way:
-    way = _Way()
-    way.add(XOR, len(content), _deflated(xor(old[at : at + len(content)], content)), at)
-    return way
+def _different(content: bytes, old: _Source, at: int) -> _Encoding:
+    encoding = _Encoding()
+    encoding.add(XOR, len(content), _deflated(xor(old.content[at : at + len(content)], content)), old, at)
+    return encoding
 
 
-def _near(content: bytes, first: int, last: int, old: bytes, shift: int) -> _Way:
-    way = _Way()
+def _near(content: bytes, first: int, last: int, old: _Source, shift: int) -> _Encoding:
+    encoding = _Encoding()
     for begin in range(first, last, STRIDE):
         end = min(begin + STRIDE, last)
-        at = max(0, min(begin + shift - (WINDOW - STRIDE) // 2, len(old) - WINDOW))
-        window = old[at : at + WINDOW]
-        way.add(NEAR, end - begin, _deflated(content[begin:end], window), at, len(window))
-    return way
+        at = max(0, min(begin + shift - (WINDOW - STRIDE) // 2, len(old.content) - WINDOW))
+        window = old.content[at : at + WINDOW]
+        encoding.add(NEAR, end - begin, _deflated(content[begin:end], window), old, at)
+    return encoding

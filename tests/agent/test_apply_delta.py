@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cameras import Agent, identity_of, repacked, run
@@ -11,6 +13,7 @@ from power import cut_at, fresh, listing
 from signer import signed, trust_file
 
 from edgekd.agent.state.slots import State
+from edgekd.core.bundle.delta import DeltaReader
 from edgekd.deploy.delta import run as make_delta
 
 
@@ -25,7 +28,7 @@ def test_a_delta_is_installed_like_a_bundle(agent: Agent, bundle: Path, newer: P
     agent("install", bundle)
     found = agent("install", delta).result
     assert (found["identity"], found["active"], found["changed"]) == (identity_of(newer), "b", True)
-    assert not state.staged.exists()
+    assert not list(state.base.glob("*tmp*")), "the temporary file has no name"
     assert agent("install", delta).result["changed"] is False
     assert agent("install", newer).result["changed"] is False, "it is the bundle itself"
 
@@ -72,21 +75,53 @@ def test_an_older_bundle_is_none_the_less_older(agent: Agent, bundle: Path, tmp_
     assert agent("install", tmp_path / "back").error["kind"] == "RollbackError"
 
 
+def test_others_need_not_wait_while_a_delta_is_put_together(
+    agent: Agent, bundle: Path, newer: Path, delta: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent("install", bundle)
+    whole, met = DeltaReader.rebuild, []
+
+    def rebuild(*arguments: Any) -> None:
+        with State(state.root).locked():
+            met.append(State(state.root).active_name)
+        whole(*arguments)
+
+    monkeypatch.setattr(DeltaReader, "rebuild", rebuild)
+    for command in ("unpack", "install"):
+        assert agent(command, delta).result["identity"] == identity_of(newer)
+    assert agent("patch", delta, "--out", state.root.parent / "out").code == 0
+    assert met == ["a", "b"], "`install` needs nothing put together: what the delta leads to is in a slot"
+
+
+def test_a_slot_that_goes_meanwhile(
+    agent: Agent, bundle: Path, delta: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lock another command may replace the old bundle while it is read."""
+    agent("install", bundle)
+    whole = DeltaReader.rebuild
+
+    def rebuild(*arguments: Any) -> None:
+        shutil.rmtree(state.root / "slots" / "a")
+        whole(*arguments)
+
+    monkeypatch.setattr(DeltaReader, "rebuild", rebuild)
+    error = agent("unpack", delta).error
+    assert (error["kind"], "cannot be rebuilt" in error["what"]) == ("BundleError", True)
+
+
 def test_a_damaged_old_bundle(agent: Agent, bundle: Path, delta: Path, state: State) -> None:
     agent("install", bundle)
     (file,) = (state.root / "slots" / "a" / "bundle").glob("report*")
     file.write_bytes(file.read_bytes().replace(b"e", b"f"))
     error = agent("install", delta).error
     assert (error["kind"], error["fix"]) == ("HashError", "get the whole bundle")
-    assert not state.staged.exists()
+    assert not list(state.base.glob("*tmp*")), "the temporary file has no name"
     assert agent("status").result["active"]["identity"] == identity_of(bundle)
 
 
 def test_room_for_what_is_put_together(
     agent: Agent, bundle: Path, delta: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     agent("install", bundle)
     usage = type(shutil.disk_usage("/"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))

@@ -13,7 +13,7 @@ from cameras import Agent, activate, build, identity_of, repacked, selftest, sta
 from edgekd import __version__
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.selftest import SelfTestError
-from edgekd.agent.runtimes import chosen
+from edgekd.agent.runtimes import select_runtime
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import verify
@@ -369,6 +369,6 @@ def test_nothing_that_runs_networks(agent: Agent, bundle: Path, state: State) ->
     agent("unpack", bundle)
     with pytest.raises(DeviceError, match="nothing here can run a network"):
         build(Camera(state))
-    null = chosen("null")
+    null = select_runtime("null")
     assert null
     assert null.name == "null"

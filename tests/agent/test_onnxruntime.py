@@ -19,7 +19,7 @@ from running import Built
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.selftest import SelfTestError
 from edgekd.agent.memory import SCRATCH_INPUTS
-from edgekd.agent.runtimes import chosen
+from edgekd.agent.runtimes import select_runtime
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_manifest
@@ -41,7 +41,7 @@ def built(agent: Agent, bundle: Path, state: State) -> Camera:
 
 
 def test_it_is_chosen_where_it_is_installed() -> None:
-    found = chosen(None)
+    found = select_runtime(None)
     assert found
     assert found.name == "onnxruntime"
     assert found.version() == onnxruntime_version()
@@ -127,7 +127,7 @@ def test_it_says_in_what_it_computes_and_what_each_layer_takes(built: Camera) ->
 def test_an_engine_is_not_said_to_compute_in_what_it_does_not(agent: Agent, bundle: Path) -> None:
     agent("unpack", bundle)
     error = agent("build", "--require", "int8=0.5", runtime="onnxruntime").error
-    assert "does not compute in int8" in error["what"]
+    assert "too little of the engine computes in int8" in error["what"]
     assert "fp32" in error["found"]
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cameras import Agent
+from test_device import CARDS, planted
 
+from edgekd.agent.engines import latency
 from edgekd.agent.engines.camera import Camera
-from edgekd.agent.runtimes import AUTOMATIC, NAMED, chosen
+from edgekd.agent.runtimes import AUTOMATIC, NAMED, select_runtime
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.types import BuildOptions, Runtime
 from edgekd.agent.state.golden import batches, read_golden
@@ -62,7 +64,7 @@ def test_the_null_runtime_refuses_what_it_did_not_build(tmp_path: Path) -> None:
 
 def test_the_null_runtime_is_never_chosen_by_itself() -> None:
     assert "null" not in [runtime.name for runtime in AUTOMATIC]
-    named = chosen("null")
+    named = select_runtime("null")
     assert isinstance(named, NullRuntime)
 
 
@@ -72,6 +74,18 @@ def test_every_runtime_says_why_it_cannot_be_used(runtime: Runtime) -> None:
     assert problem is None or problem
     if problem:
         with pytest.raises(DeviceError, match=f"{runtime.name} cannot be used here"):
-            chosen(runtime.name)
+            select_runtime(runtime.name)
     else:
-        assert chosen(runtime.name) is not None
+        assert select_runtime(runtime.name) is not None
+
+
+def test_the_energy_of_a_runtime_on_the_processor_is_not_that_of_a_card(
+    slot: Slot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, of_cards = planted(tmp_path / "camera", CARDS), {}
+    for runtime in (*AUTOMATIC, *NAMED):
+        camera = Camera(State(tmp_path / "state"), root, runtime)
+        monkeypatch.setattr(latency, "find_meter", lambda root, gpu, name=runtime.name: of_cards.update({name: gpu}))
+        monkeypatch.setattr(latency, "measure_latency", lambda *arguments: None)
+        latency.measure_on(camera, slot, tmp_path / "engine", 1, 0.0)
+    assert [name for name, gpu in of_cards.items() if not gpu] == ["onnxruntime", "openvino"]

@@ -15,7 +15,7 @@ from running import Built
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import EngineMismatchError, PrecisionError
 from edgekd.agent.engines.selftest import SelfTestError
-from edgekd.agent.runtimes import AUTOMATIC, chosen
+from edgekd.agent.runtimes import AUTOMATIC, select_runtime
 from edgekd.agent.runtimes.networks import calibrated_network, float_network
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder, workspace_bytes
@@ -112,7 +112,7 @@ def test_an_engine_that_does_not_compute_as_required_is_refused_and_the_old_one_
     with pytest.raises(EngineMismatchError):
         selftest(camera)
     build(camera)
-    with pytest.raises(PrecisionError, match="as it has to"):
+    with pytest.raises(PrecisionError, match="too little of the engine"):
         build(camera, {"int8": 0.1})
     assert len(list(slot.engines.iterdir())) == 2, "one that is there already is refused, and stays"
 
@@ -293,7 +293,7 @@ def test_what_is_too_old_is_said(version: str) -> None:
 def test_it_is_the_first_choice_where_it_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [runtime.name for runtime in AUTOMATIC] == ["tensorrt", "trtexec", "onnxruntime"]
     installed(monkeypatch, "8.5.2.2")
-    found = chosen(None)
+    found = select_runtime(None)
     assert found
     assert found.name == "tensorrt"
     sys.modules["tensorrt"].__version__ = "8.0.1"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cameras import Agent, identity_of, repacked, status
+from cameras import Agent, Answer, identity_of, repacked, status
 from signer import public, sign, signatures, signed, trust_file
 
 from edgekd.agent import commands
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.state.slots import State
-from edgekd.core.bundle.archive import read_head, replace_signatures
+from edgekd.core.bundle.archive import END, member, read_head, replace_signatures
 from edgekd.core.bundle.ed25519 import verify
+from edgekd.core.bundle.signatures import SignatureEnvelope, to_json
+from edgekd.core.bundle.trust import Key
 from edgekd.core.errors import SignatureError
 
 STEPS = ("build", "selftest", "activate")
@@ -149,6 +153,86 @@ def test_freeze_an_expired_trust_file_takes_no_new_bundle_and_leaves_the_old_in_
     assert (told["trust"]["expired"], told["active"]["identity"]) == (True, identity_of(good))
 
 
+@pytest.fixture
+def clock() -> list[datetime]:
+    """The time of the camera's clock, which a test sets."""
+    return [datetime(2026, 6, 1, tzinfo=timezone.utc)]
+
+
+@pytest.fixture
+def timed(tmp_path: Path, clock: list[datetime]) -> Camera:
+    """A camera with a clock that is set by hand."""
+    return Camera(State(tmp_path / "state"), tmp_path / "root", NullRuntime(), clock=lambda: clock[0])
+
+
+def expiring(path: Path, version: int, expires: str, **changed: Any) -> Path:
+    """A trust file whose key for bundles expires."""
+    keys = tuple(Key(public(number).hex(), f"key {number}", expires if number == 1 else None) for number in (1, 9))
+    return trust_file(path, version, keys=tuple(sorted(keys, key=lambda key: key.id)), **changed)
+
+
+def test_setting_the_clock_back_revives_no_expired_key(
+    timed: Camera, clock: list[datetime], good: Path, tmp_path: Path
+) -> None:
+    expiring(tmp_path / "root/etc/edgekd/trust.json", 1, "2026-09-01T00:00:00Z")
+    clock[0] = datetime(2026, 10, 1, tzinfo=timezone.utc)
+    with pytest.raises(SignatureError, match="not trusted"):
+        commands.unpack(timed, good)
+    clock[0] = datetime(2026, 8, 1, tzinfo=timezone.utc)
+    for command in (commands.unpack, commands.verify):
+        with pytest.raises(SignatureError, match="not trusted"):
+            command(timed, good)
+
+
+def test_a_clock_that_was_years_ahead_costs_one_trust_file(
+    timed: Camera, clock: list[datetime], good: Path, trusting: Path, tmp_path: Path
+) -> None:
+    trust_file(trusting, 1, expires="2026-12-01T00:00:00Z")
+    clock[0] = datetime(2199, 1, 1, tzinfo=timezone.utc)
+    with pytest.raises(SignatureError, match="expired"):
+        commands.unpack(timed, good)
+    clock[0] = datetime(2026, 6, 2, tzinfo=timezone.utc)
+    with pytest.raises(SignatureError, match="expired"):
+        commands.unpack(timed, good)
+    assert status(timed)["trust"]["expired"]
+    newer = trust_file(tmp_path / "2.json", 2, expires="2027-12-01T00:00:00Z")
+    assert commands.trust(timed, [newer]).changed
+    assert commands.unpack(timed, good).changed
+
+
+def test_the_time_is_stored_once_a_day_and_by_commands_that_judge(
+    timed: Camera, clock: list[datetime], good: Path, trusting: Path, tmp_path: Path
+) -> None:
+    stored = tmp_path / "state" / "clock.json"
+    commands.verify(timed, good)
+    status(timed)
+    assert not stored.exists(), "they change nothing"
+    commands.unpack(timed, good)
+    first = stored.stat()
+    clock[0] = datetime(2026, 6, 1, 23, tzinfo=timezone.utc)
+    commands.unpack(timed, good)
+    assert (stored.stat().st_ino, stored.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    clock[0] = datetime(2026, 6, 2, tzinfo=timezone.utc)
+    commands.unpack(timed, good)
+    assert json.loads(stored.read_bytes()) == {"last": "2026-06-02T00:00:00Z"}
+    clock[0] = datetime(2026, 5, 2, tzinfo=timezone.utc)
+    commands.unpack(timed, good)
+    assert json.loads(stored.read_bytes()) == {"last": "2026-06-02T00:00:00Z"}
+    trust_file(trusting, 1, expires=None)
+    clock[0] = datetime(2199, 6, 2, tzinfo=timezone.utc)
+    commands.unpack(timed, good)
+    assert json.loads(stored.read_bytes()) == {"last": "2026-06-02T00:00:00Z"}, "nothing expires, no time is needed"
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_damaged_time_lets_nothing_in(agent: Agent, good: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    for content in (b"", b"{}", b'{"last":7}', b'{"last":"tomorrow"}', b"[]"):
+        (tmp_path / "state" / "clock.json").write_bytes(content)
+        assert agent("unpack", good).error["kind"] == "DeviceError"
+        assert "clock.json" in agent("status").result["trust"]["error"]
+
+
 def test_a_newer_trust_file_takes_over(agent: Agent, bundle: Path, good: Path, trusting: Path, tmp_path: Path) -> None:
     rotated = trust_file(tmp_path / "2.json", 2, by=(9, 10), bundle=(2,), trust=(10,))
     assert agent("trust", rotated).result["changed"]
@@ -262,3 +346,69 @@ def test_a_damaged_counter_lets_nothing_in(agent: Agent, bundle: Path, tmp_path:
     for content in (b"", b"{}", b'{"counter":"1"}', b"[]"):
         path.write_bytes(content)
         assert agent("unpack", bundle).error["kind"] == "DeviceError"
+
+
+# ----------------------------------------------------------------------------- what is judged is what is unpacked
+
+
+def swapped(agent: Agent, monkeypatch: pytest.MonkeyPatch, path: Path, other: Path, call: tuple[object, ...]) -> Answer:
+    """Run a command on a path, at which another bundle lies as soon as the head was judged."""
+    read = commands.read_device
+
+    def swap(root: Path) -> Any:
+        path.unlink()
+        path.symlink_to(other)
+        return read(root)
+
+    monkeypatch.setattr(commands, "read_device", swap)
+    answer = agent(*call)
+    monkeypatch.undo()
+    assert path.is_symlink()
+    return answer
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("command", ["unpack", "install"])
+def test_another_bundle_in_the_place_of_the_judged_one_does_not_matter(
+    agent: Agent, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Both are signed; the second is for another device, or too old, and was never looked at."""
+    judged, other = counting(bundle, tmp_path / "2", 2, 1), counting(bundle, tmp_path / "1", 1, 1)
+    path = tmp_path / "update.edgekd"
+    path.write_bytes(judged.read_bytes())
+    answer = swapped(agent, monkeypatch, path, other, (command, path))
+    assert answer.result["identity"] == identity_of(judged)
+    slot = State(tmp_path / "state").find(identity_of(judged))
+    assert slot
+    assert (slot.manifest.counter, State(tmp_path / "state").find(identity_of(other))) == (2, None)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_bytes_that_change_in_the_file_are_found(
+    agent: Agent, bundle: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file, not another one under its name."""
+    read = commands.read_device
+
+    def overwrite(root: Path) -> Any:
+        content = signed(repacked(bundle, tmp_path / "x", name="other"), tmp_path / "x.edgekd", 1).read_bytes()
+        with good.open("r+b") as stream:
+            stream.write(content)
+            stream.truncate()
+        return read(root)
+
+    monkeypatch.setattr(commands, "read_device", overwrite)
+    identity = identity_of(good)
+    answer = agent("unpack", good)
+    assert answer.code == 1 or answer.result["identity"] == identity
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_manifest_is_parsed_only_for_whom_it_is_signed(agent: Agent, tmp_path: Path) -> None:
+    """What is no manifest, without a signature, is refused for the signature."""
+    content = b"[" * 1000
+    envelope = SignatureEnvelope(hashlib.sha256(content).hexdigest())
+    bad = tmp_path / "bad.edgekd"
+    bad.write_bytes(member("manifest.json", content) + member("signatures.json", to_json(envelope)) + END)
+    for command in ("verify", "unpack", "install"):
+        assert agent(command, bad).error["kind"] == "SignatureError"

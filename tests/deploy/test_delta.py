@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,24 @@ from edgekd.core.bundle.archive import (
     read_head,
     replace_signatures,
 )
-from edgekd.core.bundle.delta import DATA, DOCUMENT, OldBundle, is_delta, read_delta_head, rebuild
+from edgekd.core.bundle.delta import (
+    COPY,
+    DATA,
+    DOCUMENT,
+    FREE_RECORDS,
+    MAX_PIECE,
+    NEAR,
+    NEW,
+    PART,
+    RECORD,
+    XOR,
+    OldBundle,
+    Record,
+    is_delta,
+    opening,
+    read_delta_head,
+    rebuild,
+)
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
@@ -169,15 +185,28 @@ def test_chunks_are_cut_by_content() -> None:
 # ------------------------------------------------------------------------------------------------- what is not to be
 
 
-def made(delta: Path, out: Path, change: Callable[[dict[str, Any]], object], data: bytes | None = None) -> Path:
-    """The delta with something else in what it says, as its writer would write that."""
-    content = delta.read_bytes()
-    size = int(content[124:135], 8)
-    told = json.loads(content[512 : 512 + size])
-    change(told)
+Piece = tuple[Record, bytes]
+Change = Callable[[list[Piece]], object]
+
+
+def pieces_of(delta: Path) -> list[Piece]:
+    """The records of a delta, each with its data."""
+    data, at, found = data_of(delta), 0, []
+    while at < len(data):
+        kind, part, file, length, offset, stored = RECORD.unpack_from(data, at)
+        at += RECORD.size + stored
+        found.append((Record(kind, length, part, file, offset, stored), data[at - stored : at]))
+    return found
+
+
+def made(delta: Path, out: Path, change: Change, *, first: bytes = b"", data: bytes | None = None) -> Path:
+    """The delta with other records, or with another first member or other data."""
+    pieces = pieces_of(delta)
+    change(pieces)
+    stored = b"".join(record.packed() + content for record, content in pieces) if data is None else data
     head = head_members(read_delta_head(delta))
-    stored = data_of(delta) if data is None else data
-    out.write_bytes(b"".join((member(DOCUMENT, canonical_json(told) + b"\n"), head, member(DATA, stored), END)))
+    document = member(DOCUMENT, first or delta.read_bytes()[512 : 512 + 86])
+    out.write_bytes(b"".join((document, head, member(DATA, stored), END)))
     return out
 
 
@@ -188,73 +217,81 @@ def data_of(delta: Path) -> bytes:
     return content[at + 512 : at + 512 + int(content[at + 124 : at + 135], 8)]
 
 
-def pieces(told: dict[str, Any]) -> list[list[Any]]:
-    """All pieces of a delta."""
-    return [piece for parts in told["files"] for _, found in parts for piece in found]
+def first(kind: int, /, **changed: int) -> Change:
+    """Other numbers in the first record of a kind."""
 
-
-def first(kind: str, place: int, value: Any) -> Callable[[dict[str, Any]], object]:
-    """Another number in the first piece of a kind."""
-
-    def change(told: dict[str, Any]) -> None:
-        next(piece for piece in pieces(told) if piece[0] == kind)[place] = value
+    def change(pieces: list[Piece]) -> None:
+        place = next(place for place, (record, _) in enumerate(pieces) if record.kind == kind)
+        record, content = pieces[place]
+        pieces[place] = (replace(record, **changed), content)
 
     return change
 
 
+def nothing(pieces: list[Piece]) -> None:
+    """No change."""
+
+
 def test_what_is_made_again_is_the_same(delta: Path, tmp_path: Path) -> None:
-    assert made(delta, tmp_path / "same", lambda told: None).read_bytes() == delta.read_bytes()
+    assert made(delta, tmp_path / "same", nothing).read_bytes() == delta.read_bytes()
+    kinds = {record.kind for record, _ in pieces_of(delta)}
+    assert kinds == {PART, COPY, XOR, NEAR, NEW}
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda told: told.update(format=2),
-        lambda told: told.update(format=True),
-        lambda told: told.update(old="0" * 64),
-        lambda told: told.update(old=7),
-        lambda told: told.update(more=1),
-        lambda told: told.update(files=[]),
-        lambda told: told.update(files=7),
-        lambda told: told["files"].pop(),
-        lambda told: told["files"].append([]),
-        lambda told: told["files"].__setitem__(0, []),
-        lambda told: told["files"].__setitem__(0, [["", []], ["", []]]),
-        lambda told: told.update(sources=[]),
-        lambda told: told["sources"].__setitem__(0, ["../../../../etc/passwd", ""]),
-        lambda told: told["sources"].__setitem__(0, ["/etc/passwd", ""]),
-        lambda told: told["sources"].__setitem__(0, ["manifest.json", ""]),
-        lambda told: told["sources"].__setitem__(0, ["labels.txt", "skeleton"]),
-        lambda told: told["sources"].__setitem__(0, [7, 7]),
-        first("copy", 1, 0),
-        first("copy", 1, -1),
-        first("copy", 1, 1 << 40),
-        first("copy", 2, 999),
-        first("copy", 3, 1 << 40),
-        first("copy", 3, 1.5),
-        first("copy", 3, True),
-        first("xor", 1, 1 << 30),
-        first("xor", 4, 1 << 30),
-        first("xor", 4, 0),
-        first("xor", 0, "copy"),
-        first("xor", 0, "sub"),
-        lambda told: pieces(told)[0].append(3),
-        lambda told: pieces(told)[0].clear(),
+        lambda pieces: pieces.clear(),
+        lambda pieces: pieces.pop(),
+        lambda pieces: pieces.pop(0),
+        lambda pieces: pieces.append(pieces[-1]),
+        lambda pieces: pieces.append((Record(PART, 0), b"")),
+        lambda pieces: pieces.insert(1, (Record(PART, 0), b"")),
+        lambda pieces: pieces.insert(1, (Record(COPY, 1), b"")),
+        *(first(kind, length=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (0, 1, 1 << 31, 2**32 - 1)),
+        *(first(kind, part=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (7, 255)),
+        *(first(kind, file=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (7, 65535)),
+        *(first(kind, at=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (1 << 31, 2**32 - 1)),
+        *(first(kind, stored=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (1, 1 << 30, 2**32 - 1)),
+        *(first(kind, kind=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (5, 255)),
+        first(XOR, length=MAX_PIECE + 1),
+        first(XOR, stored=0),
     ],
 )
-def test_what_a_delta_may_not_say(
-    delta: Path, before: OldBundle, tmp_path: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
+def test_a_delta_that_is_wrong_leaves_nothing(delta: Path, before: OldBundle, tmp_path: Path, change: Change) -> None:
     bad = made(delta, tmp_path / "bad", change)
     with pytest.raises(BundleError):
         rebuild(bad, before, tmp_path / "again")
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        opening("0" * 64)[:-1],
+        opening("A" * 64),
+        opening("0" * 64).replace(b":2", b":1"),
+        canonical_json({"format": 1, "old": "0" * 64, "files": [], "sources": []}) + b"\n",
+        b"[" * 4_000_000,
+    ],
+)
+def test_a_delta_of_another_format_says_so(delta: Path, tmp_path: Path, content: bytes) -> None:
+    bad = made(delta, tmp_path / "bad", nothing, first=content or b"{}")
+    with pytest.raises(BundleError, match=r"another format; expected format 2; .*make it again"):
+        read_delta_head(bad)
+
+
+def test_a_delta_from_another_bundle(delta: Path, before: OldBundle, tmp_path: Path) -> None:
+    bad = made(delta, tmp_path / "bad", nothing, first=opening("0" * 64))
+    with pytest.raises(BundleError, match="from another bundle"):
+        rebuild(bad, before, tmp_path / "again")
+
+
 def test_data_that_are_left_over_or_missing(delta: Path, before: OldBundle, tmp_path: Path) -> None:
     data = data_of(delta)
     for wrong in (b"", data + b"x", data[:-1], bytes(len(data))):
-        bad = made(delta, tmp_path / "bad", lambda told: None, wrong)
+        bad = made(delta, tmp_path / "bad", nothing, data=wrong)
         with pytest.raises(BundleError):
             rebuild(bad, before, tmp_path / "again")
 
@@ -266,16 +303,25 @@ def test_a_piece_that_expands_without_end_is_not_followed(delta: Path, before: O
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = deflate.compress(bytes(200_000_000)) + deflate.flush()
 
-    def change(told: dict[str, Any]) -> None:
-        told["files"][0] = [["", [["new", 1000, len(bomb)]]]]
+    def change(pieces: list[Piece]) -> None:
+        pieces[1] = (Record(NEW, 1000, stored=len(bomb)), bomb)
 
-    bad = made(delta, tmp_path / "bad", change, bomb)
+    bad = made(delta, tmp_path / "bad", change)
     tracemalloc.start()
     with pytest.raises(BundleError):
         rebuild(bad, before, tmp_path / "again")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
+
+
+def test_tiny_pieces_are_counted(delta: Path, before: OldBundle, tmp_path: Path) -> None:
+    """Each of them costs more than it gives: a few megabytes of them took minutes."""
+    tiny = [(Record(COPY, 1, at=number), b"") for number in range(FREE_RECORDS + 9)]
+    begin = (Record(PART, read_delta_head(delta).manifest.files[0].length), b"")
+    bad = made(delta, tmp_path / "bad", lambda pieces: pieces.__setitem__(slice(None), [begin, *tiny]))
+    with pytest.raises(BundleError, match="more than one record for"):
+        rebuild(bad, before, tmp_path / "again")
 
 
 def test_any_other_byte_is_refused_or_does_not_matter(
@@ -297,9 +343,9 @@ def test_any_other_byte_is_refused_or_does_not_matter(
 
 
 def test_the_head_is_judged_before_anything_else(delta: Path, before: OldBundle, tmp_path: Path) -> None:
-    bad = made(delta, tmp_path / "bad", lambda told: told.update(files=7))
+    bad = made(delta, tmp_path / "bad", lambda pieces: pieces.clear())
 
-    def refuse(head: Any) -> None:
+    def refuse(envelope: Any) -> None:
         raise SignatureError("not to be trusted")
 
     with pytest.raises(SignatureError):

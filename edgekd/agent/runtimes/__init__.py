@@ -25,23 +25,24 @@ purpose must not change the runtime of a camera.
 """
 
 
-def chosen(name: str | None) -> Runtime | None:
+def select_runtime(name: str | None) -> Runtime | None:
     """Return the runtime of that name, or the first that can be used here; None where there is none.
 
     Raises DeviceError where the named one is unknown or cannot be used.
     """
     if name is None:
         return next((runtime for runtime in AUTOMATIC if runtime.problem() is None), None)
-    return required(name)
+    return require_runtime(name)
 
 
-def continuing(name: str | None) -> Runtime | None:
+def usable_runtime(name: str | None) -> Runtime | None:
     """Return the runtime of that name where it is real and can be used here, else the first that can."""
-    known = next((runtime for runtime in real() if runtime.name == name), None)
-    return known if known is not None and known.problem() is None else chosen(None)
+    real = (runtime for runtime in (*AUTOMATIC, *NAMED) if not isinstance(runtime, NullRuntime))
+    known = next((runtime for runtime in real if runtime.name == name), None)
+    return known if known is not None and known.problem() is None else select_runtime(None)
 
 
-def required(name: str) -> Runtime:
+def require_runtime(name: str) -> Runtime:
     """Return the runtime of that name. Raises DeviceError where it is unknown or cannot be used."""
     known = {runtime.name: runtime for runtime in (*AUTOMATIC, *NAMED)}
     if name not in known:
@@ -51,8 +52,3 @@ def required(name: str) -> Runtime:
     if problem:
         raise DeviceError(f"{name} cannot be used here", found=problem, fix="leave --runtime out, or name another")
     return known[name]
-
-
-def real() -> tuple[Runtime, ...]:
-    """Return all runtimes but null."""
-    return tuple(runtime for runtime in (*AUTOMATIC, *NAMED) if not isinstance(runtime, NullRuntime))

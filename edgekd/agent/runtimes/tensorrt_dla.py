@@ -33,7 +33,7 @@ class TensorRtDla(TensorRt):
         self.name = f"tensorrt-dla{core}"
 
     def outputs(self, onnx: bytes, quantized: bool, batches: Sequence[np.ndarray]) -> list[Outputs] | None:
-        """Return None: a core computes whole parts of a network, and does not give their inner tensors."""
+        """Return None: a core computes whole parts of a network, and does not output their inner tensors."""
         return None
 
     def _configure(

@@ -46,7 +46,7 @@ class Generation:
     precision of layers, empty where there is none;
     int8_constants: whether weights are passed as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused them,
     "invalid weights type of Int8" (NVIDIA/TensorRT issue 2163), and in one report taken them (issue 3385, 8.5.2); FP32
-    constants behind Q/DQ are what its guide asks for.
+    constants behind Q/DQ are the form of its guide.
     """
 
     first: tuple[int, int]

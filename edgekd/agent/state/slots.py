@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from edgekd.agent.state.trial import Trial, trial_from_json
 from edgekd.core.atomic_files import (
@@ -29,18 +29,20 @@ from edgekd.core.atomic_files import (
     writing,
 )
 from edgekd.core.bundle import signatures
-from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, Head, extract, read_file, read_head, verify
+from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleReader, Head
 from edgekd.core.bundle.manifest import Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, SpecError
-
-if TYPE_CHECKING:
-    from edgekd.core.bundle.archive import Judge
+from edgekd.core.file_view import FileView
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+MAX_GRAPH_GROWTH = 32
+"""Maximum bytes of an expanded network, relative to the packed one; 2 to 4 are usual."""
+EXTRA_GRAPH_BYTES = 1 << 24
+"""Maximum bytes in addition: tiny networks of equal weights shrink more."""
 _ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "models"
 
 
@@ -158,17 +160,6 @@ class State:
         with writing(self.root):
             for folder in filter(Path.is_dir, (self.root, self.root / "slots", *inside, *more)):
                 remove_leftovers(folder)
-        self.remove_staged()
-
-    @property
-    def staged(self) -> Path:
-        """Temporary folder for a bundle that is rebuilt from a delta."""
-        return self.root / "staged"
-
-    def remove_staged(self) -> None:
-        """Remove the temporary bundle. The state must be locked. Raises SpecError."""
-        if self.staged.exists():
-            remove_folder(self.staged)
 
     def slot(self, name: str) -> Slot | None:
         """Return the slot of that name; None where it has no complete bundle."""
@@ -221,30 +212,23 @@ class State:
         other, record = self.other, self.activation
         return other if other and other.identity not in (record.previous, record.rejected) else None
 
-    def fill(self, bundle: Path, judge: Judge | None = None) -> Slot:
+    def fill(self, bundle: BundleReader) -> Slot:
         """Unpack a bundle into the slot that is not in service, in place of its content.
 
-        Raises BundleError or HashError for a bad bundle, what `judge` raises, DeviceError where there is no room,
-        SpecError where the folder cannot be written. The slot is then unchanged, or empty.
+        Raises BundleError or HashError for a bad bundle, DeviceError where there is no room, SpecError where the folder
+        cannot be written. The slot is then unchanged, or empty.
         """
-        from edgekd.core.formats.packed_graph import unpack
-
-        verify(bundle, judge)  # else a bad bundle would replace the target of a rollback
+        bundle.verify()  # else a bad bundle would replace the target of a rollback
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
         require_room(self.root, _needs(bundle), freed=_disk_usage(path))
         if path.exists():
             remove_folder(path)
         with new_folder(path) as temporary:
-            manifest = extract(bundle, temporary / "bundle", judge)
+            bundle.extract(temporary / "bundle")
             slot = read_slot(temporary)
-            try:
-                graph = unpack((temporary / "bundle" / manifest.graph.path).read_bytes())
-            except ValueError as error:
-                what = f"{bundle}: {manifest.graph.path} cannot be expanded"
-                raise BundleError(what, found=str(error), fix="get the bundle again") from error
             with writing(slot.graph):
-                slot.graph.write_bytes(graph)
+                _expand_graph(bundle, slot.graph)
                 slot.engines.mkdir()
         return read_slot(path)
 
@@ -288,20 +272,38 @@ def require_alone(stream: BinaryIO, what: Path, expected: str) -> None:
         raise DeviceError(f"{what}: in use", expected=expected, fix="wait for the other to end") from error
 
 
-def _needs(bundle: Path) -> dict[str, int]:
-    """Return the disk space that a bundle needs, in bytes. Raises BundleError where its graph is damaged.
+def _expand_graph(bundle: BundleReader, out: Path) -> None:
+    """Write the expanded network of a bundle, in bounded memory. Raises BundleError, OSError."""
+    from edgekd.core.formats.packed_graph import expand
+
+    with out.open("xb") as stream, _graph_of(bundle) as packed:
+        for piece in expand(packed):
+            stream.write(piece)
+
+
+def _needs(bundle: BundleReader) -> dict[str, int]:
+    """Return the disk space that a bundle needs, in bytes. Raises BundleError where its graph is damaged or a bomb.
 
     The size of the engine is unknown before the build: the size of the graph stands for it.
     """
     from edgekd.core.formats.packed_graph import expanded_bytes
 
-    head = read_head(bundle)
+    with _graph_of(bundle) as packed:
+        graph, limit = expanded_bytes(packed), len(packed) * MAX_GRAPH_GROWTH + EXTRA_GRAPH_BYTES
+        if graph > limit:
+            raise ValueError(f"{graph} bytes, more than {limit}")
+    return {"the bundle": bundle.size, "its graph": graph, "about as much for an engine": graph}
+
+
+@contextmanager
+def _graph_of(bundle: BundleReader) -> Iterator[FileView]:
+    """Yield the packed network of a bundle; a ValueError in the block becomes a BundleError."""
+    entry = bundle.manifest.graph
     try:
-        graph = expanded_bytes(read_file(bundle, head.manifest.graph))
+        yield bundle.view(entry)
     except ValueError as error:
-        what = f"{bundle}: {head.manifest.graph.path} cannot be expanded"
+        what = f"{bundle.path}: {entry.path} cannot be expanded"
         raise BundleError(what, found=str(error), fix="get the bundle again") from error
-    return {"the bundle": bundle.stat().st_size, "its graph": graph, "about as much for an engine": graph}
 
 
 def _disk_usage(folder: Path) -> int:

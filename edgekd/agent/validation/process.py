@@ -35,6 +35,7 @@ from edgekd.agent.validation.evidence import (
 )
 from edgekd.agent.validation.machine import MachineMoment, read_moment
 from edgekd.core.atomic_files import write_file
+from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.canonical import canonical_json
 from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError
@@ -136,8 +137,8 @@ class Inspected:
 
 def _unpack(camera: Camera, bundle: Path) -> UnpackedBundle:
     """Unpack the bundle for any device and by any signer: it is not put into service."""
-    with camera.state.locked():
-        slot = camera.state.fill(bundle)
+    with opened_bundle(bundle) as reader, camera.state.locked():
+        slot = camera.state.fill(reader)
     return UnpackedBundle(slot.identity, slot.manifest.name, slot.manifest.target.name)
 
 

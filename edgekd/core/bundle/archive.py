@@ -4,7 +4,8 @@ A `*.edgekd` file is an uncompressed ustar archive, which any tar can list and u
 every header is computed from the manifest and compared byte for byte, so that a manifest has one valid archive.
 docs/formats/bundle.md has the layout.
 
-The trust file is not known here: the caller passes a `Judge` of the head, which is called before any file is read.
+The trust file is not known here: the caller passes a `Judge` of the signatures, which is called after the hash of the
+manifest is checked, and before the manifest is parsed or any file is read.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,11 +27,12 @@ from edgekd.core.bundle.manifest import MAX_BYTES, FileEntry, Manifest, Role, fr
 from edgekd.core.bundle.signatures import Signature, SignatureEnvelope
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import BundleError, HashError, SpecError, naming
+from edgekd.core.file_view import FileView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Judge = Callable[["Head"], Any]
+    Judge = Callable[[SignatureEnvelope], Any]
 
 MANIFEST = "manifest.json"
 SIGNATURES = "signatures.json"
@@ -88,24 +91,25 @@ def replace_signatures(path: Path, signatures: Iterable[Signature], out: Path) -
 
     `out` may be `path`. Raises BundleError or HashError for a bad bundle, SpecError when `out` cannot be written.
     """
-    with opened(path) as stream:
-        head = _read_head(stream, path)
-        _check_size(stream, head.manifest, path)
-        envelope = SignatureEnvelope(head.identity, signature_file.merged(signatures))
-        members = ((entry, _member(stream, entry, path)) for entry in head.manifest.files)
-        write(out, replace(head, envelope=envelope), members)
+    with opened_bundle(path) as bundle:
+        bundle.write_signed(signatures, out)
 
 
 def write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
     """Write a bundle of a head and the content of its files, which the caller checks. Raises SpecError."""
     with new_file(out) as stream:
-        stream.write(head_members(head))
-        for entry, chunks in members:
-            stream.write(_header(entry.path, entry.length))
-            for chunk in chunks:
-                stream.write(chunk)
-            stream.write(_padding(entry.length))
-        stream.write(END)
+        write_to(stream, head, members)
+
+
+def write_to(stream: BinaryIO, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
+    """Write a bundle, as `write` does, to a stream. Raises OSError."""
+    stream.write(head_members(head))
+    for entry, chunks in members:
+        stream.write(_header(entry.path, entry.length))
+        for chunk in chunks:
+            stream.write(chunk)
+        stream.write(_padding(entry.length))
+    stream.write(END)
 
 
 def head_members(head: Head) -> bytes:
@@ -118,10 +122,101 @@ def member(name: str, content: bytes) -> bytes:
     return _header(name, len(content)) + content + _padding(len(content))
 
 
+class BundleReader:
+    """A bundle through one file descriptor: what was judged is what is verified and unpacked.
+
+    The head is judged once, and kept. Files are compared with it whenever they are read, so that neither another file
+    under the same path nor other bytes in the same file can take the place of what was judged.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path, judge: Judge | None = None) -> None:
+        """Read the head. path: for messages. Raises BundleError, HashError, and what `judge` raises."""
+        self.path = path
+        self._stream = stream
+        self.head = read_head_at(stream, path, judge)
+        self._files_at = stream.tell()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest."""
+        return self.head.manifest
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._stream.fileno()).st_size
+
+    def verify(self) -> None:
+        """Check all files and the end, in bounded memory. Raises BundleError or HashError."""
+        self._seek_files()
+        for entry in self.manifest.files:
+            for _ in _member(self._stream, entry, self.path):
+                pass
+        read_end(self._stream, self.path)
+
+    def read(self, entry: FileEntry) -> bytes:
+        """Read one file into memory. Raises BundleError or HashError."""
+        self._seek_files()
+        before = self.manifest.files[: self.manifest.files.index(entry)]
+        self._stream.seek(sum(map(stored_bytes, before)), os.SEEK_CUR)
+        return b"".join(_member(self._stream, entry, self.path))
+
+    def view(self, entry: FileEntry) -> FileView:
+        """Return the content of a file, which is not compared with its entry: `verify` does that."""
+        before = self.manifest.files[: self.manifest.files.index(entry)]
+        return FileView(self._stream, self._files_at + sum(map(stored_bytes, before)) + BLOCK, entry.length)
+
+    def extract(self, folder: Path) -> None:
+        """Unpack the bundle into `folder`, after all of it has been verified.
+
+        Files are verified again while they are written, and `folder` appears complete. Raises BundleError or HashError
+        for a bad bundle, and SpecError when `folder` is in use or cannot be written.
+        """
+        with writing(folder):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise SpecError(f"{folder}: in use", expected="a new or empty folder", fix="choose another")
+        self.verify()
+        self._seek_files()
+        with new_folder(folder) as temporary, writing(folder):
+            (temporary / MANIFEST).write_bytes(self.head.content)
+            (temporary / SIGNATURES).write_bytes(signature_file.to_json(self.head.envelope))
+            for entry in self.manifest.files:
+                target = temporary / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as out:
+                    for chunk in _member(self._stream, entry, self.path):
+                        out.write(chunk)
+            read_end(self._stream, self.path)
+
+    def write_signed(self, signatures: Iterable[Signature], out: Path) -> None:
+        """Verify the bundle, and write it with other signatures. Raises BundleError, HashError, SpecError."""
+        self._seek_files()
+        envelope = SignatureEnvelope(self.head.identity, signature_file.merged(signatures))
+        members = ((entry, _member(self._stream, entry, self.path)) for entry in self.manifest.files)
+        write(out, replace(self.head, envelope=envelope), members)
+
+    def _seek_files(self) -> None:
+        """Go to the first file; the size, the likeliest damage, is checked before any hashing. Raises BundleError."""
+        self._stream.seek(self._files_at)
+        expected = self._files_at + sum(map(stored_bytes, self.manifest.files)) + len(END)
+        if self.size != expected:
+            what = "cut short" if self.size < expected else "something after its end"
+            raise BundleError(
+                f"{self.path}: {what}", expected=f"{expected} bytes", found=f"{self.size} bytes", fix=_FIX
+            )
+
+
+@contextmanager
+def opened_bundle(path: Path, judge: Judge | None = None) -> Iterator[BundleReader]:
+    """Open a bundle, and judge its head. Raises BundleError, HashError, and what `judge` raises."""
+    with opened(path) as stream:
+        yield BundleReader(stream, path, judge)
+
+
 def read_head(path: Path, judge: Judge | None = None) -> Head:
     """Read the head of a bundle, but not its files. Raises BundleError, HashError, and what `judge` raises."""
-    with opened(path) as stream:
-        return head_in(stream, path, judge)
+    with opened_bundle(path, judge) as bundle:
+        return bundle.head
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -131,12 +226,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def read_file(path: Path, entry: FileEntry) -> bytes:
     """Read one file of a bundle into memory. Raises BundleError or HashError."""
-    with opened(path) as stream:
-        head = _read_head(stream, path)
-        _check_size(stream, head.manifest, path)
-        before = head.manifest.files[: head.manifest.files.index(entry)]
-        stream.seek(sum(map(stored_bytes, before)), os.SEEK_CUR)
-        return b"".join(_member(stream, entry, path))
+    with opened_bundle(path) as bundle:
+        return bundle.read(entry)
 
 
 def verify(path: Path, judge: Judge | None = None) -> Manifest:
@@ -144,55 +235,16 @@ def verify(path: Path, judge: Judge | None = None) -> Manifest:
 
     Raises BundleError or HashError, and what `judge` raises.
     """
-    with opened(path) as stream:
-        return _verified(stream, path, judge).manifest
+    with opened_bundle(path, judge) as bundle:
+        bundle.verify()
+        return bundle.manifest
 
 
 def extract(path: Path, folder: Path, judge: Judge | None = None) -> Manifest:
-    """Unpack a bundle into `folder`, after all of it has been verified.
-
-    Files are verified again while they are written, and `folder` appears complete: a bundle that changes in between
-    does no harm. Raises BundleError or HashError for a bad bundle, what `judge` raises, and SpecError when `folder` is
-    in use or cannot be written.
-    """
-    with writing(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise SpecError(f"{folder}: in use", expected="a new or empty folder", fix="choose another")
-    with opened(path) as stream:
-        head = _verified(stream, path, judge)
-        stream.seek(0)
-        with new_folder(folder) as temporary, writing(folder):
-            if _read_head(stream, path) != head:
-                raise BundleError(f"{path}: changed while it was read", fix=_FIX)
-            (temporary / MANIFEST).write_bytes(head.content)
-            (temporary / SIGNATURES).write_bytes(signature_file.to_json(head.envelope))
-            for entry in head.manifest.files:
-                target = temporary / entry.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as out:
-                    for chunk in _member(stream, entry, path):
-                        out.write(chunk)
-            read_end(stream, path)
-    return head.manifest
-
-
-def _verified(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
-    head = head_in(stream, path, judge)
-    _check_size(stream, head.manifest, path)
-    for entry in head.manifest.files:
-        for _ in _member(stream, entry, path):
-            pass
-    read_end(stream, path)
-    return head
-
-
-def head_in(stream: BinaryIO, path: Path, judge: Judge | None) -> Head:
-    """Read a head at the position of a stream. Raises BundleError, HashError, and what `judge` raises."""
-    head = _read_head(stream, path)
-    if judge:
-        with naming(path):
-            judge(head)
-    return head
+    """Unpack a bundle, as BundleReader.extract does. Raises what that and `judge` raise."""
+    with opened_bundle(path, judge) as bundle:
+        bundle.extract(folder)
+        return bundle.manifest
 
 
 def _header(name: str, length: int) -> bytes:
@@ -255,14 +307,19 @@ def compared(what: str, entry: FileEntry, chunks: Iterable[bytes]) -> Iterator[b
         )
 
 
-def _read_head(stream: BinaryIO, path: Path) -> Head:
-    """Read the manifest and the signatures, whose digest of the manifest is checked."""
+def read_head_at(stream: BinaryIO, path: Path, judge: Judge | None = None) -> Head:
+    """Read a head at the position of a stream. The manifest is parsed last, when it is known whose it is.
+
+    Raises BundleError, HashError, and what `judge` raises.
+    """
     content = read_member(stream, path, MANIFEST, MAX_BYTES)
     signatures = read_member(stream, path, SIGNATURES, signature_file.MAX_BYTES)
     with naming(path):
         envelope = signature_file.from_json(signatures)
         if hashlib.sha256(content).hexdigest() != envelope.sha256:
             raise HashError(f"{MANIFEST} or {SIGNATURES} is damaged", fix=_FIX)
+        if judge:
+            judge(envelope)
         return Head(from_json(content), content, envelope)
 
 
@@ -284,15 +341,6 @@ def read_length(stream: BinaryIO, path: Path, name: str, max_bytes: int) -> int:
             f"{path}: not an edgekd bundle", expected=f"an archive that begins with {MANIFEST} and {SIGNATURES}"
         )
     return length
-
-
-def _check_size(stream: BinaryIO, manifest: Manifest, path: Path) -> None:
-    """Check the size by the manifest: the likeliest damage, found before any hashing. Raises BundleError."""
-    expected = stream.tell() + sum(map(stored_bytes, manifest.files)) + len(END)
-    found = os.fstat(stream.fileno()).st_size
-    if found != expected:
-        what = "cut short" if found < expected else "something after its end"
-        raise BundleError(f"{path}: {what}", expected=f"{expected} bytes", found=f"{found} bytes", fix=_FIX)
 
 
 def read_end(stream: BinaryIO, path: Path) -> None:
@@ -317,12 +365,16 @@ def _read(stream: BinaryIO, count: int, path: Path) -> bytes:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading. Raises BundleError."""
     with _reading(path):
-        if not path.is_file():  # opening a pipe would wait for ever
-            found = "something else" if path.exists() else "nothing"
-            raise BundleError(f"{path}: cannot read", expected="a file", found=found, fix="check the path")
-        stream = path.open("rb")
+        stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 closed below
     with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise BundleError(f"{path}: cannot read", expected="a file", found="something else", fix="check the path")
         yield stream
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe, which may take its place after any look at the path, would wait for ever otherwise."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Verification of Ed25519 signatures (RFC 8032) in plain Python, the same on cameras and hosts.
 
 Nothing here is secret, so that constant time is not needed. The host signs, by a library for it. Where RFC 8032 leaves
-a choice, docs/formats/bundle.md has this one: no cofactor, R compared as bytes, S below the group's order, and no key
-that is not canonical or of small order.
+a choice, docs/formats/bundle.md has this one: no cofactor, R compared as bytes, S below the group's order, and keys in
+canonical form and of the prime order only.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -10,9 +10,12 @@ Shared with the device: Python 3.8, standard library only.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Tuple  # noqa: UP035 an alias is evaluated, and list[...] is Python 3.9
 
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
+CACHED_KEYS = 256
+"""Keys whose order is remembered, because finding it takes as long as a signature: more than a trust file has."""
 
 _P = 2**255 - 19
 _ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -26,16 +29,20 @@ _BASE_Y = 4631683569492647816942839400347516314130799386625622561578303360316525
 _BASE: _Point = (_BASE_X, _BASE_Y, 1, _BASE_X * _BASE_Y % _P)
 
 
+@lru_cache(maxsize=CACHED_KEYS)
 def sound_key(public: bytes) -> bool:
-    """Return whether 32 bytes are a sound public key: on the curve, canonical, not of small order."""
+    """Return whether 32 bytes are a sound public key: a point of the prime order, in canonical form.
+
+    A key with a part of small order is a second name of another key, whose owner could sign for both.
+    """
     point = _decoded(public)
-    return point is not None and not _is_zero(_times_8(point))
+    return point is not None and not _is_zero(point) and _is_zero(_sum_of_products(_ORDER, point, 0, _ZERO))
 
 
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
     """Return whether `signature` (64 bytes) of `message` is valid for the key `public` (32 bytes)."""
     key = _decoded(public)
-    if key is None or _is_zero(_times_8(key)) or len(signature) != SIGNATURE_BYTES:
+    if key is None or not sound_key(public) or len(signature) != SIGNATURE_BYTES:
         return False
     encoded, s = signature[:32], int.from_bytes(signature[32:], "little")
     if s >= _ORDER:
@@ -76,12 +83,6 @@ def _encoded(point: _Point) -> bytes:
 def _is_zero(point: _Point) -> bool:
     x, y, z, _ = point
     return x % _P == 0 and (y - z) % _P == 0
-
-
-def _times_8(point: _Point) -> _Point:
-    for _ in range(3):
-        point = _doubled(point)
-    return point
 
 
 def _added(one: _Point, other: _Point) -> _Point:

@@ -8,7 +8,6 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from edgekd.core.bundle.rules import (
     table,
     text,
 )
-from edgekd.core.canonical import SHA256_TEXT, canonical_json, short_int
+from edgekd.core.canonical import SHA256_TEXT, bounded_json, canonical_json
 from edgekd.core.errors import BundleError
 
 FORMAT = 1
@@ -46,6 +45,8 @@ Role = Literal[
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_BYTES = 1 << 20
+MAX_VALUES = 1 << 16
+"""Maximum values and names, as `bounded_json` counts: 10,000 classes in four lists, 1024 files and 1000 stages fit."""
 MAX_FILES = 1024
 MAX_PATH = 100  # characters: what the name field of a ustar header holds
 MAX_TOTAL = 1 << 31  # bytes: of all files together
@@ -282,7 +283,7 @@ def to_json(manifest: Manifest) -> bytes:
     checked = asdict(_checked(document, extensions))
     del checked["extensions"]
     content = _canonical({**checked, **extensions, "format": FORMAT}) + b"\n"
-    _check_size(content)
+    from_json(content)
     return content
 
 
@@ -290,9 +291,9 @@ def from_json(content: bytes) -> Manifest:
     """Parse a manifest. Raises BundleError with the field, the expected and the found value."""
     _check_size(content)
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=short_int)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"manifest: not JSON: {error}", fix="get the bundle again") from error
+        document = bounded_json(content, MAX_VALUES, _unique)
+    except ValueError as error:
+        raise BundleError("manifest: cannot be parsed", found=str(error), fix="get the bundle again") from error
     _canonical(document)
     if not isinstance(document, dict):
         refuse("manifest", "an object", document)

@@ -9,19 +9,20 @@ Shared with the device: Python 3.8, standard library only.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.core.canonical import canonical_json, is_sha256, short_int
+from edgekd.core.canonical import bounded_json, canonical_json, is_sha256
 from edgekd.core.errors import SignatureError
 
 FORMAT = 1
 MAX_SIGNATURES = 16
 MAX_BYTES = 8192
 """Maximum size of the file with the signatures; MAX_SIGNATURES take less."""
+MAX_VALUES = 256
+"""Maximum values and names in it, as `bounded_json` counts; MAX_SIGNATURES take 90."""
 
 _VALUE = re.compile(r"[0-9a-f]{128}")
 _FIX = "get the file again"
@@ -101,14 +102,14 @@ def from_json(content: bytes) -> SignatureEnvelope:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
-        document = json.loads(content.decode("ascii"), parse_int=short_int)
+        document = bounded_json(content, MAX_VALUES)
         if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}: update edgekd")
         sha256: Any = document.get("manifest_sha256")
         if not is_sha256(sha256):
             raise ValueError("expected the SHA-256 of a manifest")
         envelope = SignatureEnvelope(sha256, from_listed(document.get("signatures")))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SignatureError("signatures: cannot be read", found=str(error), fix=_FIX) from error
     if to_json(envelope) != content:
         raise SignatureError("signatures: not as edgekd writes them", fix=_FIX)

@@ -8,7 +8,6 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +16,15 @@ from typing import Any
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.signatures import Signature, from_listed, holds, key_id, listed, merged, statement
-from edgekd.core.canonical import canonical_json, is_sha256, json_sha256, short_int
+from edgekd.core.canonical import bounded_json, canonical_json, is_sha256, json_sha256
 from edgekd.core.errors import SignatureError
 
 FORMAT = 1
 MAX_BYTES = 256 << 10
 MAX_KEYS = 64
 MAX_REVOKED = 1024
+MAX_VALUES = 4096
+"""Maximum values and names, as `bounded_json` counts; those of a file with all that it may have take 2,800."""
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -107,12 +108,12 @@ def from_json(content: bytes) -> SignedTrust:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
-        document = json.loads(content.decode("utf-8"), parse_int=short_int)
+        document = bounded_json(content, MAX_VALUES)
         signed = SignedTrust(_trust(document["signed"]), from_listed(document["signatures"]))
         same = to_json(signed) == content
     except SignatureError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SignatureError("not a trust file", found=f"{type(error).__name__}: {error}", fix=_RENEW) from error
     if not same:
         raise SignatureError("not a trust file as edgekd writes it", fix=_RENEW)
@@ -172,12 +173,12 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
 def _signers(
     trust: Trust, role: Role, message: bytes, signatures: Sequence[Signature], now: str | None
 ) -> tuple[Key, ...]:
-    """Return the keys of a role that have signed a message, without those that have expired `now`.
+    """Return the keys of a role that have signed a message, each once, without those that have expired `now`.
 
     Signatures by other keys are ignored: a newer trust file may know them.
     """
     named = {key.id: key for key in trust.keys if key.id in role.keys}
-    found = []
+    found = {}
     for signature in signatures:
         key = named.get(signature.key)
         if key is None:
@@ -185,8 +186,8 @@ def _signers(
         if not holds(signature, bytes.fromhex(key.public), message):
             raise SignatureError(f"signature of key {key.name}: wrong", found=signature.key, fix="get the file again")
         if now is None or key.expires is None or now < key.expires:
-            found.append(key)
-    return tuple(found)
+            found[key.public] = key
+    return tuple(found.values())
 
 
 def _require(found: Sequence[Key], role: Role, what: str, whose: str) -> None:
@@ -244,7 +245,7 @@ def _check(trust: Trust) -> None:
     for key in trust.keys:
         _expect(is_sha256(key.public), "keys", "64 hexadecimal digits in lower case", key.public)
         sound = ed25519.sound_key(bytes.fromhex(key.public))
-        _expect(sound, "keys", "public keys of Ed25519, canonical, not of small order", key.public)
+        _expect(sound, "keys", "public keys of Ed25519, canonical, of the prime order", key.public)
         printable = isinstance(key.name, str) and 0 < len(key.name) <= 100 and key.name.isprintable()
         _expect(printable, "keys", "names of 1 to 100 printable characters", key.name)
         _expect(key.expires is None or _is_time(key.expires), "keys", "times of expiry, or null", key.expires)

@@ -12,9 +12,9 @@ import numpy as np
 from edgekd.core.detection.decode import candidate_confidence
 from edgekd.core.detection.types import Head
 
-_LEAST_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
-_LEAST_MAGNITUDE = 1e-3  # added to a row's largest value: rows of zeros are measured by this
-_LEAST_UNION = 1e-12  # square pixels
+_MIN_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
+_MIN_MAGNITUDE = 1e-3  # added to a row's largest value: rows of zeros are measured by this
+_MIN_UNION = 1e-12  # square pixels
 
 
 class RelativeError:
@@ -31,20 +31,20 @@ class RelativeError:
         self._signal += float(np.square(expected * weights).sum())
         self._count += expected.size
 
-    def power(self, least_rms: float = 0.0) -> float:
-        """Return noise by signal, the square of the error; least_rms: of the expected values, at least."""
-        return self._noise / max(self._signal, self._count * least_rms**2, _LEAST_SIGNAL)
+    def power(self, min_rms: float = 0.0) -> float:
+        """Return noise by signal, the square of the error; min_rms: of the expected values, at least."""
+        return self._noise / max(self._signal, self._count * min_rms**2, _MIN_SIGNAL)
 
-    def value(self, least_rms: float = 0.0) -> float:
-        """Return the error; least_rms: of the expected values, at least."""
-        return math.sqrt(self.power(least_rms))
+    def value(self, min_rms: float = 0.0) -> float:
+        """Return the error; min_rms: of the expected values, at least."""
+        return math.sqrt(self.power(min_rms))
 
 
 def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference, relative to the largest magnitude in its row: boxes and scores count alike."""
     if expected.shape != found.shape:
         return float("inf")
-    scale = np.abs(expected).max(axis=-1, keepdims=True) + _LEAST_MAGNITUDE
+    scale = np.abs(expected).max(axis=-1, keepdims=True) + _MIN_MAGNITUDE
     return float((np.abs(expected - found) / scale).max())
 
 
@@ -74,5 +74,5 @@ def _overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     common = np.clip(sides, 0, None).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    shares: np.ndarray = common / np.maximum(areas - common, _LEAST_UNION)
+    shares: np.ndarray = common / np.maximum(areas - common, _MIN_UNION)
     return shares

@@ -136,7 +136,7 @@ def _output_type(node: Node, index: int, types: Mapping[str, int], dependent: Co
 
 
 def _input_type(node: Node, types: Mapping[str, int], dependent: Container[str]) -> int:
-    """Return the type of the input that gives a node's outputs theirs: the first that depends on the frame, if any."""
+    """Return the type of the input that determines that of the outputs: the first that depends on the frame, if any."""
     names: Sequence[str] = node.inputs
     if node.operator in _TYPED_BY:
         names = names[_TYPED_BY[node.operator] :][:1]

@@ -22,17 +22,17 @@ SMALLEST_SCALE = np.finfo(np.float32).tiny
 LARGEST_SCALE = np.float32(float.fromhex("0x1.11111p+121"))
 """INT8 scales are normal float32 numbers whose product with every code is finite."""
 
-# What the search tries, times the scale at which a channel's peak is the largest code: a little clipping, and, worth
-# most where a channel has few blocks, peaks that fall on the coarser steps of a smaller multiplier.
+# Candidates of the search, as factors on the scale at which a channel's peak is the largest code: a little clipping,
+# and peaks on the coarser steps of a smaller multiplier, which help most where a channel has few blocks.
 _FACTORS = tuple(step / 20 for step in range(18, 31))
-_CHUNK = 1 << 15  # weights at a time: what they need stays in a core's cache
-_LEAST_IMPORTANCE = 1e-6  # so that a block nobody weighs is stored well too
+_CHUNK = 1 << 15  # weights at a time, so that their data fit the cache of a core
+_MIN_IMPORTANCE = 1e-6  # relative, so that a block without importance is stored well, too
 _NEGATIVE = 8
 _HALVES = (2 * np.array(MAGNITUDES)).astype(np.int16)  # 2 * e: integers
 
 
 def _nearest_codes() -> np.ndarray:
-    """[multiplier - 1, y] -> the code nearest to a magnitude x in codes, y = min(floor(2 * x), 255); ties go up.
+    """Return by [multiplier - 1, y] the code nearest to a magnitude x in codes, y = min(floor(2 * x), 255); ties go up.
 
     In units of 2 * x the midpoints between neighbouring codes are integers, so the floor loses nothing.
     """
@@ -42,7 +42,7 @@ def _nearest_codes() -> np.ndarray:
 
 
 def _indices() -> np.ndarray:
-    """[multiplier - 1, code as uint8] -> the nibble that stands for it, 255 where none does."""
+    """Return by [multiplier - 1, code as uint8] the nibble of the code, 255 where it has none."""
     table = np.full((MULTIPLIERS, 256), 255, np.uint8)
     for index, half in enumerate(_HALVES):
         for row in range(MULTIPLIERS):
@@ -53,7 +53,7 @@ def _indices() -> np.ndarray:
 
 
 def _nibble_pairs() -> np.ndarray:
-    """[byte] -> what its two nibbles mean, the lower first: uint16 that hold two int8 `2 * e`."""
+    """Return by byte the values `2 * e` of its two nibbles, the lower first: two int8 in a uint16."""
     values = np.concatenate((_HALVES, -_HALVES)).astype(np.int8)
     pairs = np.stack((np.tile(values, 16), np.repeat(values, 16)), axis=1)
     return pairs.view(np.uint16).ravel()
@@ -62,7 +62,7 @@ def _nibble_pairs() -> np.ndarray:
 _NEAREST = _nearest_codes()
 _INDEX = _indices()
 _FITS = ((_INDEX != 255) << np.arange(MULTIPLIERS)[:, None]).sum(axis=0).astype(np.uint16)
-"""[code as uint8] -> bit `m - 1` is set where multiplier m can make the code."""
+"""By code as uint8, bit `m - 1` is set where multiplier m has the code."""
 _PAIRS = _nibble_pairs()
 _NEGATIVE_ZERO = bytes(byte for byte in range(256) if byte & 15 == _NEGATIVE or byte >> 4 == _NEGATIVE)
 
@@ -267,7 +267,7 @@ def _relative(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"expected importances from zero on of shape {shape} or {shape[1:]}, found {found.shape}")
     found = np.broadcast_to(found, shape)
     peaks = found.max(axis=1, initial=0)[:, None]
-    relative: np.ndarray = np.maximum(found / np.where(peaks > 0, peaks, 1), np.float32(_LEAST_IMPORTANCE))
+    relative: np.ndarray = np.maximum(found / np.where(peaks > 0, peaks, 1), np.float32(_MIN_IMPORTANCE))
     return relative
 
 

@@ -10,19 +10,21 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
-from edgekd.core.canonical import canonical_json
+from edgekd.core.canonical import bounded_json, canonical_json, is_sha256
+from edgekd.core.file_view import FileView
 from edgekd.core.formats import fp4x
+from edgekd.core.formats.inflate_stream import InflateStream
 from edgekd.core.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
 
 MAGIC = b"EDGEKDPG"
@@ -30,8 +32,14 @@ FORMAT = 0
 MAX_BYTES = 2**31 - 1
 """Maximum bytes of an ONNX file: the limit of a Protocol Buffers message."""
 MAX_HEADER = 1 << 22
+MAX_VALUES = 1 << 17
+"""Maximum values in a header, as `bounded_json` counts: of 26,000 large initializers."""
 MIN_CUT = 64
 """Minimum bytes of a tensor that is cut out."""
+MAX_COLUMNS = 1 << 20
+"""Maximum weights of a channel in fp4x, of which some are decoded together; 25,000 are many."""
+_MAX_ELEMENTS = 1 << 18
+"""Elements of a tensor that `expand` decodes together, but for long rows."""
 ENCODINGS = ("fp4x", "float16", "raw")
 SKELETON = "skeleton"
 HEADER = "header"
@@ -106,52 +114,6 @@ class _Header:
         return counts
 
 
-class _Stream:
-    """Reads a DEFLATE stream in small chunks, so that memory does not depend on claimed lengths."""
-
-    def __init__(self, stored: memoryview) -> None:
-        self._stored, self._fed = stored, 0
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-
-    @property
-    def consumed(self) -> int:
-        """Stored bytes that were used so far."""
-        return self._fed - len(self._inflate.unconsumed_tail)
-
-    def read(self, count: int) -> bytes:
-        """Read `count` bytes. Raises ValueError where there are fewer, or the stream is damaged."""
-        parts = []
-        while count:
-            part, more = self._step(min(count, _CHUNK))
-            if not part and not more:
-                raise ValueError("a stream ends early")
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    def finish(self) -> None:
-        """Raise ValueError where the stream does not end."""
-        while not self._inflate.eof:
-            part, more = self._step(1)
-            if part or not more:
-                raise ValueError("a stream does not end where it should")
-        if self._inflate.unused_data or self._inflate.unconsumed_tail or self._fed < len(self._stored):
-            raise ValueError("something follows the end of a stream")
-
-    def _step(self, count: int) -> tuple[bytes, bool]:
-        """Decompress at most `count` bytes; return whether stored bytes were consumed, too."""
-        if self._inflate.eof:
-            return b"", False  # its unconsumed tail would be fed again and again
-        stored: Any = self._inflate.unconsumed_tail
-        if not stored:
-            stored = self._stored[self._fed : self._fed + _CHUNK]
-            self._fed += len(stored)
-        try:
-            return self._inflate.decompress(stored, count), bool(stored)
-        except zlib.error as error:
-            raise ValueError(f"a stream is damaged: {error}") from error
-
-
 def pack(onnx: bytes) -> bytes:
     """Pack an ONNX file; deterministic for a version of zlib.
 
@@ -182,26 +144,74 @@ def pack(onnx: bytes) -> bytes:
 
 def parts(data: bytes) -> dict[str, bytes]:
     """Return header and expanded streams of a packed graph, by name, in order. Raises ValueError."""
+    return {name: b"".join(chunks) for name, chunks in expanded_parts(data)}
+
+
+def expanded_parts(data: bytes | FileView) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield what `parts` returns, part by part, each in small chunks. Raises ValueError."""
     header, streams = _opened(data, MAX_BYTES)
-    expanded = {HEADER: _header_json(header)}
+    yield HEADER, iter((_header_json(header),))
     for name, count in header.expanded.items():
-        expanded[name] = streams[name].read(count)
-        streams[name].finish()
-    return expanded
+        yield name, streams[name].chunks(count)
 
 
 def assemble(expanded: Mapping[str, bytes]) -> bytes:
     """Return the packed graph of these parts, by this machine's zlib. Raises ValueError where they do not fit."""
-    header = _header(expanded.get(HEADER, b""))
-    if {name: len(part) for name, part in expanded.items() if name != HEADER} != header.expanded:
+    spool = io.BytesIO()
+    packer = PartsPacker(expanded.get(HEADER, b""), spool)
+    if [HEADER, *packer.lengths] != list(expanded):
         raise ValueError("expected the streams of the header, found others")
-    return _assembled(expanded[HEADER], [_deflated(expanded[name], name) for name, _ in header.streams])
+    for name in packer.lengths:
+        content = expanded[name]
+        packer.add(name, (content[at : at + _CHUNK] for at in range(0, len(content), _CHUNK)))
+    return b"".join(packer.content())
+
+
+class PartsPacker:
+    """Packs the parts of a graph one after the other, in memory that does not depend on their length.
+
+    lengths: bytes of each stream, by its name, in the order in which they are to be added; spool: an empty file that
+    keeps the packed streams.
+    """
+
+    def __init__(self, header: bytes, spool: BinaryIO) -> None:
+        """Begin with the header. Raises ValueError where it is damaged."""
+        self.lengths: Mapping[str, int] = _header(header).expanded
+        self._spool = spool
+        self._expanded_header = len(header)
+        self._stored_header = _deflated(header, HEADER)
+        self._checksum = zlib.crc32(self._stored_header)
+
+    def add(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Add the next stream. Raises ValueError where it has another length than in the header."""
+        deflate, length = _deflater(name), 0
+        for chunk in chunks:
+            length += len(chunk)
+            self._store(deflate.compress(chunk))
+        self._store(deflate.flush())
+        if length != self.lengths[name]:
+            raise ValueError(f"expected {self.lengths[name]} bytes of {name}, found {length}")
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the packed graph, after all streams were added."""
+        yield _prefix(self._checksum, self._stored_header, self._expanded_header)
+        yield self._stored_header
+        self._spool.seek(0)
+        yield from iter(lambda: self._spool.read(_CHUNK), b"")
+
+    def _store(self, content: bytes) -> None:
+        self._checksum = zlib.crc32(content, self._checksum)
+        self._spool.write(content)
 
 
 def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
     stored = _deflated(header, HEADER)
     content = b"".join((stored, *streams))
-    return _PREFIX.pack(MAGIC, FORMAT, zlib.crc32(content), len(stored), len(header)) + content
+    return _prefix(zlib.crc32(content), stored, len(header)) + content
+
+
+def _prefix(checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
+    return _PREFIX.pack(MAGIC, FORMAT, checksum, len(stored_header), expanded_header)
 
 
 def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
@@ -212,7 +222,17 @@ def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
     return _unpack(data, limit)[0]
 
 
-def expanded_bytes(data: bytes) -> int:
+def expand(data: bytes | FileView, limit: int = MAX_BYTES) -> Iterator[bytes]:
+    """Yield what `unpack` returns, in small pieces and bounded memory. Raises ValueError, of the content at its end."""
+    header, streams = _opened(data, limit)
+    digest = hashlib.sha256()
+    for piece in _pieces(header, streams, [], max_elements=_MAX_ELEMENTS):
+        digest.update(piece)
+        yield piece
+    _require_same(header, digest.hexdigest())
+
+
+def expanded_bytes(data: bytes | FileView) -> int:
     """Return the length of the ONNX file by the header. Raises ValueError where that is damaged."""
     return _opened(data, MAX_BYTES)[0].length
 
@@ -233,21 +253,41 @@ def sections(data: bytes) -> list[Section]:
 def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]]:
     """Return the ONNX file; its cuts; the stored bytes of each cut, and last of the skeleton."""
     header, streams = _opened(data, limit)
-    parts, stored, remaining = [], [], header.skeleton
+    stored: list[int] = []
+    onnx = b"".join(_pieces(header, streams, stored))
+    _require_same(header, hashlib.sha256(onnx).hexdigest())
+    return onnx, header.cuts, stored
+
+
+def _require_same(header: _Header, sha256: str) -> None:
+    if sha256 != header.sha256:
+        raise ValueError("the ONNX file has another SHA-256 than the one it was packed from")
+
+
+def _pieces(
+    header: _Header, streams: Mapping[str, InflateStream], stored: list[int], max_elements: int | None = None
+) -> Iterator[bytes]:
+    """Yield the ONNX file. stored: gets the stored bytes of each cut, and last of the skeleton.
+
+    max_elements: of a tensor that are decoded together; None for all of them.
+    """
+    remaining = header.skeleton
     for cut in header.cuts:
         remaining -= cut.gap
-        parts.append(streams[SKELETON].read(cut.gap))
+        yield from streams[SKELETON].steps(cut.gap)
         used = [streams[name] for name, _ in cut.streams]
         before = sum(stream.consumed for stream in used)
-        parts.append(_decoded(cut, [streams[name].read(count) for name, count in cut.streams]))
+        # Two rows of an odd number of nibbles end with a byte.
+        step = cut.rows if max_elements is None else max(max_elements // cut.columns // 2 * 2, 2)
+        for first in range(0, cut.rows, step):
+            part = replace(cut, rows=min(step, cut.rows - first))
+            sizes = [count for _, count in part.streams]
+            yield _decoded(part, [stream.read(count) for stream, count in zip(used, sizes)])  # noqa: B905 Python 3.10
         stored.append(sum(stream.consumed for stream in used) - before)
-    parts.append(streams[SKELETON].read(remaining))
+    yield from streams[SKELETON].steps(remaining)
     for stream in streams.values():
         stream.finish()
-    onnx = b"".join(parts)
-    if hashlib.sha256(onnx).hexdigest() != header.sha256:
-        raise ValueError("the ONNX file has another SHA-256 than the one it was packed from")
-    return onnx, header.cuts, [*stored, streams[SKELETON].consumed]
+    stored.append(streams[SKELETON].consumed)
 
 
 def _encode(tensor: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
@@ -258,7 +298,7 @@ def _encode(tensor: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
     elif tensor.data_type == INT8 and len(tensor.shape) >= 2:
         codes = np.frombuffer(raw, np.int8).reshape(tensor.shape[0], -1)
         split, multipliers = fp4x.packed_bytes(codes.shape)
-        if split + multipliers < len(raw) and fp4x.representable(codes):
+        if split + multipliers < len(raw) and codes.shape[1] <= MAX_COLUMNS and fp4x.representable(codes):
             packed = fp4x.pack(codes)
             return "fp4x", codes.shape[0], codes.shape[1], [packed[:split], packed[split:]]
     elif tensor.data_type == FLOAT:
@@ -283,10 +323,14 @@ def _planes(raw: bytes, width: int) -> list[bytes]:
 
 
 def _deflated(content: bytes, name: str) -> bytes:
+    deflate = _deflater(name)
+    return deflate.compress(content) + deflate.flush()
+
+
+def _deflater(name: str) -> zlib._Compress:
     # Weights hardly repeat: matches only spoil their Huffman codes. Names and nodes do repeat.
     strategy = zlib.Z_DEFAULT_STRATEGY if name in (HEADER, SKELETON) else zlib.Z_RLE
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
-    return deflate.compress(content) + deflate.flush()
+    return zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
 
 
 def _header_json(header: _Header) -> bytes:
@@ -295,26 +339,29 @@ def _header_json(header: _Header) -> bytes:
     return canonical_json(document)
 
 
-def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
+def _opened(data: bytes | FileView, limit: int) -> tuple[_Header, dict[str, InflateStream]]:
     """Open header and streams of a packed graph, checked by each other and by the length of the file."""
-    if len(data) < _PREFIX.size or data[: len(MAGIC)] != MAGIC:
+    if len(data) < _PREFIX.size or bytes(data[: len(MAGIC)]) != MAGIC:
         raise ValueError(f"not a packed graph: expected a file that begins with {MAGIC.decode()}")
-    _, version, checksum, stored, expanded = _PREFIX.unpack_from(data)
+    _, version, checksum, stored, expanded = _PREFIX.unpack(bytes(data[: _PREFIX.size]))
     if version != FORMAT:
         raise ValueError(f"expected format {FORMAT}, found {version}: update edgekd")
-    content = memoryview(data)[_PREFIX.size :]
-    if zlib.crc32(content) != checksum:
+    content = (memoryview(data) if isinstance(data, bytes) else data)[_PREFIX.size :]
+    found = 0
+    for at in range(0, len(content), _CHUNK):
+        found = zlib.crc32(bytes(content[at : at + _CHUNK]), found)
+    if found != checksum:
         raise ValueError("cut short or damaged: its content has another checksum")
     if expanded > MAX_HEADER:
         raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, found {expanded}")
-    head = _Stream(content[:stored])
+    head = InflateStream(content[:stored])
     header = _header(head.read(expanded))
     head.finish()
     if header.length > limit:
         raise ValueError(f"expected an ONNX file of at most {limit} bytes, found {header.length}")
     streams, offset = {}, stored
     for name, length in header.streams:
-        streams[name] = _Stream(content[offset : offset + length])
+        streams[name] = InflateStream(content[offset : offset + length])
         offset += length
     if offset != len(content):
         raise ValueError(f"expected header and streams of {offset} bytes, found {len(content)}")
@@ -324,7 +371,7 @@ def _opened(data: bytes, limit: int) -> tuple[_Header, dict[str, _Stream]]:
 def _header(content: bytes) -> _Header:
     """Parse a header. Raises ValueError where it is not in canonical form, or numbers disagree."""
     try:
-        document = json.loads(content.decode("utf-8"), parse_int=_count)
+        document = bounded_json(content, MAX_VALUES)
         header = _Header(
             document["length"],
             document["sha256"],
@@ -332,14 +379,19 @@ def _header(content: bytes) -> _Header:
             tuple(_Cut(*row) for row in document["tensors"]),
         )
         same = _header_json(header) == content
-    except (TypeError, KeyError, RecursionError) as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"the header is damaged: {error!r}") from error
     counts = [header.length, *(length for _, length in header.streams)]
     counts += [number for cut in header.cuts for number in (cut.gap, cut.rows, cut.columns)]
-    if not same or any(type(number) is not int for number in counts):
+    valid = all(type(count) is int and 0 <= count < 10**10 for count in counts) and is_sha256(header.sha256)
+    if not same or not valid:
         raise ValueError("the header is not as edgekd writes it")
     for cut in header.cuts:
-        fits = {"fp4x": cut.columns >= 1, "float16": cut.columns == 2, "raw": cut.columns in (1, 2, 4, 8)}
+        fits = {
+            "fp4x": 1 <= cut.columns <= MAX_COLUMNS,
+            "float16": cut.columns == 2,
+            "raw": cut.columns in (1, 2, 4, 8),
+        }
         if cut.encoding not in ENCODINGS or not fits[cut.encoding] or not cut.rows:
             raise ValueError(f"expected tensors in {', '.join(ENCODINGS)}, found {cut}")
     if sum(cut.gap for cut in header.cuts) > header.skeleton:
@@ -348,9 +400,3 @@ def _header(content: bytes) -> _Header:
     if [name for name, _ in header.streams] != sorted(needed):
         raise ValueError(f"expected the streams {sorted(needed)}, found others")
     return header
-
-
-def _count(digits: str) -> int:
-    if len(digits) > 10 or digits.startswith("-"):
-        raise ValueError(f"expected a count, found {digits[:20]}")
-    return int(digits)

@@ -59,7 +59,7 @@ def distance(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], head: 
         largest_boxes += [float(off[sure, :4].max())] if sure.any() else []
     return Distance(
         boxes=errors["boxes"].value(),
-        scores=errors["scores"].value(least_rms=LEAST_SCORE),
+        scores=errors["scores"].value(min_rms=LEAST_SCORE),
         largest_score=max(largest_scores),
         largest_box=max(largest_boxes, default=None),
     )

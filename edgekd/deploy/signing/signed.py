@@ -6,18 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import Head, read_head, replace_signatures
-from edgekd.core.bundle.archive import verify as verify_archive
-from edgekd.core.bundle.signatures import Signature, holds, key_id, merged, statement
+from edgekd.core.bundle.archive import opened_bundle
+from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
 from edgekd.core.documents import Result
 from edgekd.core.errors import SignatureError, SpecError
 from edgekd.deploy.firmware.types import FirmwareFile
 from edgekd.deploy.signing import Signer
 from edgekd.deploy.signing.trust_files import read_trust_file, trust_from_toml, write_trust_file
+
+if TYPE_CHECKING:
+    from edgekd.core.bundle.archive import Judge
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable
 
     kept: the signatures to begin with, in place of those that it has.
     """
-    head = read_head(path)
-    before = head.envelope.signatures if kept is None else kept
-    replace_signatures(path, merged(before, signatures_of("bundle", head.identity, signers)), out)
+    with opened_bundle(path) as bundle:
+        head = bundle.head
+        before = head.envelope.signatures if kept is None else kept
+        bundle.write_signed(merged(before, signatures_of("bundle", head.identity, signers)), out)
 
 
 def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Verified:
@@ -120,8 +123,9 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         require_complete(held)
     if _is_trust(path):
         return _verify_trust(path, held, keys or {}, now)
-    head = read_head(path, _judge(held, keys or {}, now))
-    verify_archive(path)
+    with opened_bundle(path, _judge(held, keys or {}, now)) as bundle:
+        bundle.verify()
+        head, size = bundle.head, bundle.size
     known = {**_names(held), **{key_id(public): name for name, public in (keys or {}).items()}}
     return Verified(
         file=path,
@@ -129,7 +133,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         identity=head.identity,
         version=head.manifest.counter,
         expires=None,
-        bytes=path.stat().st_size,
+        bytes=size,
         signatures=_signers(head.envelope.signatures, known),
         trusted=True if held or keys else None,
         trust_version=held.trust.version if held else None,
@@ -155,12 +159,11 @@ def _verify_trust(path: Path, held: SignedTrust | None, keys: Mapping[str, bytes
     )
 
 
-def _judge(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Any:
-    def require(head: Head) -> None:
-        signatures = head.envelope.signatures
-        _require_keys(keys, statement("bundle", head.identity), signatures, "signatures")
+def _judge(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Judge:
+    def require(envelope: SignatureEnvelope) -> None:
+        _require_keys(keys, statement("bundle", envelope.sha256), envelope.signatures, "signatures")
         if held:
-            require_signed(held.trust, head.identity, signatures, now)
+            require_signed(held.trust, envelope.sha256, envelope.signatures, now)
 
     return require
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -11,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from edgekd.core.bundle import ed25519
 
 P, ORDER = 2**255 - 19, ed25519._ORDER
+PUBLISHED = json.loads(Path(__file__).with_name("ed25519_vectors.json").read_text())
+"""Test vectors of Wycheproof and ed25519-speccheck; the file names their sources."""
 
 # RFC 8032, section 7.1: tests 1, 2, 3 and SHA(abc): secret key, message, signature.
 VECTORS = [
@@ -120,17 +125,59 @@ def test_what_is_no_point_is_no_key() -> None:
     assert not any(ed25519.sound_key(bytes(length)) for length in (0, 31, 33, 64))
 
 
-def test_the_cofactor_does_not_count() -> None:
-    """A key with a part of small order: what [8] would let pass is refused, as OpenSSL refuses it."""
+@pytest.mark.parametrize("point", [each for each in SMALL if each != 1])
+def test_a_key_with_a_torsion_part_is_refused(point: int) -> None:
+    """Such keys are many spellings of one: its owner could sign for each of them, and count several times."""
     private = key(11)
-    mixed = ed25519._encoded(
-        ed25519._added(ed25519._decoded(private.public_key().public_bytes_raw()), ed25519._decoded(le(EIGHTH)))
-    )
-    assert ed25519.sound_key(mixed)
-    for number in range(16):
+    good = private.public_key().public_bytes_raw()
+    mixed = ed25519._encoded(ed25519._added(ed25519._decoded(good), ed25519._decoded(le(point))))
+    assert ed25519.sound_key(good)
+    assert not ed25519.sound_key(mixed)
+    nonce = 5
+    r = ed25519._encoded(ed25519._sum_of_products(nonce, ed25519._BASE, 0, ed25519._ZERO))
+    forged = []
+    for number in range(40):
         message = bytes([number])
-        signature = private.sign(message)
-        assert ed25519.verify(mixed, message, signature) == accepted_by_cryptography(mixed, message, signature)
+        signature = r + le((nonce + challenge(r, mixed, message) * secret_scalar(11)) % ORDER)
+        forged.append(accepted_by_cryptography(mixed, message, signature))
+        assert not ed25519.verify(mixed, message, signature)
+    assert any(forged), "the owner of the good key can sign for the mixed one"
+
+
+def test_the_cofactor_does_not_count() -> None:
+    """R with a part of small order: what [8] would let pass is refused, as OpenSSL refuses it."""
+    public, nonce, message = key(11).public_key().public_bytes_raw(), 5, b"message"
+    plain = ed25519._sum_of_products(nonce, ed25519._BASE, 0, ed25519._ZERO)
+    for point in SMALL:
+        r = ed25519._encoded(ed25519._added(plain, ed25519._decoded(le(point))))
+        signature = r + le((nonce + challenge(r, public, message) * secret_scalar(11)) % ORDER)
+        assert ed25519.verify(public, message, signature) == (point == 1)
+        assert accepted_by_cryptography(public, message, signature) == (point == 1)
+
+
+def secret_scalar(seed: int) -> int:
+    """The scalar of a private key: RFC 8032, section 5.1.5."""
+    digest = hashlib.sha512(seed.to_bytes(32, "big")).digest()
+    return int.from_bytes(digest[:32], "little") & (2**254 - 8) | 2**254
+
+
+def challenge(r: bytes, public: bytes, message: bytes) -> int:
+    return int.from_bytes(hashlib.sha512(r + public + message).digest(), "little")
+
+
+@pytest.mark.parametrize("row", PUBLISHED["wycheproof"], ids=lambda row: f"{row[0]}-{row[1]}")
+def test_wycheproof(row: tuple[int, str, str, str, str, bool]) -> None:
+    _, _, public, message, signature, valid = row
+    assert ed25519.verify(*map(bytes.fromhex, (public, message, signature))) == valid
+
+
+@pytest.mark.parametrize("row", PUBLISHED["speccheck"], ids=lambda row: str(row[0]))
+def test_speccheck(row: tuple[int, str, str, str]) -> None:
+    """All of them are refused: 6 and 7 for S, the others for a key of small or mixed order."""
+    number, *texts = row
+    public, message, signature = map(bytes.fromhex, texts)
+    assert ed25519.sound_key(public) == (number in (6, 7))
+    assert not ed25519.verify(public, message, signature)
 
 
 def test_other_lengths_are_no_signatures() -> None:

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keys import EXPIRES, ids, public, sealed, signed_by, trust_of, with_expiry
 
+from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.bundle.trust import (
     MAX_BYTES,
+    Key,
+    Role,
     SignedTrust,
     Trust,
     from_json,
@@ -73,6 +76,26 @@ def test_a_threshold_takes_different_keys() -> None:
     (one,) = signed_by("bundle", BUNDLE, 1)
     refused("found 1", trust, *signed_by("bundle", BUNDLE, 4), one)
     assert len(names(trust, *signed_by("bundle", BUNDLE, 3, 1))) == 2
+
+
+def test_a_key_counts_once_however_often_it_signed() -> None:
+    trust = trust_of(bundle=(1, 2, 3), thresholds=(2, 2))
+    (one,) = signed_by("bundle", BUNDLE, 1)
+    refused(r"found 1 \(key 1\)", trust, one, one)
+    with pytest.raises(SignatureError, match=r"found 1 \(key 8\)"):
+        require_complete(SignedTrust(trust, signed_by("trust", trust.sha256, 8) * 2))
+
+
+@pytest.mark.parametrize("y", [0, 2**255 - 20])
+def test_one_key_under_two_ids_is_refused(y: int) -> None:
+    """A key plus a point of small order is another point, of the same owner."""
+    good = ed25519._decoded(public(1))
+    mixed = ed25519._encoded(ed25519._added(good, ed25519._decoded(y.to_bytes(32, "little"))))
+    trust, twin = trust_of(), Key(mixed.hex(), "twin")
+    keys = tuple(sorted((*trust.keys, twin), key=lambda key: key.id))
+    role = Role(tuple(sorted((*trust.bundle.keys, twin.id))), 2)
+    with pytest.raises(SignatureError, match="of the prime order"):
+        to_json(SignedTrust(replace(trust, keys=keys, bundle=role)))
 
 
 def test_mix_and_match_a_signature_is_of_one_bundle_only() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import re
 import struct
@@ -22,8 +24,22 @@ from real_graphs import real_graph
 
 from edgekd.compress.quantization.placement import float_head
 from edgekd.core.canonical import canonical_json
+from edgekd.core.file_view import file_view
 from edgekd.core.formats import fp4x
-from edgekd.core.formats.packed_graph import MAX_BYTES, MAX_HEADER, MIN_CUT, Section, pack, sections, unpack
+from edgekd.core.formats.packed_graph import (
+    MAX_BYTES,
+    MAX_HEADER,
+    MIN_CUT,
+    PartsPacker,
+    Section,
+    assemble,
+    expand,
+    expanded_bytes,
+    pack,
+    parts,
+    sections,
+    unpack,
+)
 from edgekd.graph.view import Graph
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
@@ -453,3 +469,47 @@ def test_the_page_and_the_program_agree() -> None:
     assert onnx.load_from_string(plain).graph.initializer[0].name == "w"
     assert sections(packed)[0].encoding == "fp4x"
     assert json.loads(shown) == opened(packed)[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ in steps
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 33), (257, 4097), (600, 1023)])
+def test_expanding_in_steps_gives_the_same(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Of a channel in fp4x an odd number of nibbles does not end with a byte."""
+    floats = RNG.normal(size=shape).astype(np.float32)
+    onnx = model_of(stored_codes(*shape), floats, floats.astype(np.float16).astype(np.float32), np.arange(99))
+    packed = pack(onnx)
+    assert b"".join(expand(packed)) == onnx
+    (tmp_path / "packed").write_bytes(packed)
+    with (tmp_path / "packed").open("rb") as stream:
+        assert b"".join(expand(file_view(stream))) == onnx
+        assert expanded_bytes(file_view(stream)) == len(onnx)
+        assert max(map(len, expand(file_view(stream)))) <= 4 << 18
+
+
+@pytest.mark.parametrize("sizes", [(1,), (7, 65536), (100_000,), (1 << 30,)])
+def test_a_network_is_put_together_in_steps_of_any_size(sizes: tuple[int, ...]) -> None:
+    """The bytes that zlib gives do not depend on where its input was cut."""
+    packed = pack(model_of(stored_codes(64, 512), RNG.normal(size=(64, 64)).astype(np.float32), doc="a b c " * 2000))
+    whole = parts(packed)
+    packer = PartsPacker(whole["header"], io.BytesIO())
+    for name in packer.lengths:
+        content, pieces, at = whole[name], [], 0
+        for size in itertools.cycle(sizes):
+            if at >= len(content):
+                break
+            pieces.append(content[at : at + size])
+            at += size
+        packer.add(name, pieces)
+    assert b"".join(packer.content()) == packed == assemble(whole)
+
+
+def test_parts_of_another_length_are_refused() -> None:
+    whole = parts(pack(SMALL))
+    packer = PartsPacker(whole["header"], io.BytesIO())
+    with pytest.raises(ValueError, match="bytes of skeleton, found 1"):
+        packer.add("skeleton", [b"x"])
+    for wrong in ({**whole, "more": b""}, {"header": whole["header"]}):
+        with pytest.raises(ValueError, match="header"):
+            assemble(wrong)
