@@ -219,13 +219,6 @@ def test_weights_that_are_no_numbers_are_refused(detector: Path, tiny_data: Path
         factorize_detector(tmp_path / "broken.pt", tmp_path / "one.pt", tiny_data, STEP, cost=counted)
 
 
-def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path: Path) -> None:
-    network = load_checkpoint(detector).model
-    torch.save({"model": network.fuse(verbose=False), "train_args": {}}, tmp_path / "fused.pt")
-    with pytest.raises(SpecError, match="folded in"):
-        factorize_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("energy", 0.0), ("energy", 1.0), ("channels", 0), ("images", 0), ("image_size", 0)]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.builds.recipe import Distill, Prune
+from edgekd.builds.recipe import Distill, LowRank, Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import drawn
@@ -25,6 +26,7 @@ from edgekd.detectors.channel_groups import _Group, in_batches  # noqa: E402
 from edgekd.detectors.results import PruneResult  # noqa: E402
 from edgekd.detectors.ultralytics.channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
+from edgekd.detectors.ultralytics.factorize import factorize_detector  # noqa: E402
 from edgekd.detectors.ultralytics.prune import _batch, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -354,11 +356,14 @@ def test_what_cannot_be_pruned_is_refused(
     assert not (tmp_path / "one.pt").exists()
 
 
-def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "step"), [(prune_detector, STEP), (factorize_detector, LowRank())])
+def test_a_detector_with_its_norms_folded_in_is_refused(
+    change: Callable[..., Any], step: Any, detector: Path, tmp_path: Path
+) -> None:
     network = load_checkpoint(detector).model
     torch.save({"model": network.fuse(verbose=False), "train_args": {}}, tmp_path / "fused.pt")
     with pytest.raises(SpecError, match="folded in"):
-        prune_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
+        change(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, step, trust=True)
 
 
 def test_a_factorized_detector_is_refused(detector: Path, tmp_path: Path) -> None:
