@@ -165,7 +165,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
     import torch
     import torch_pruning
 
-    from edgekd.detectors.ultralytics.channels import TRACED, _untouched, branches_alone, in_halves
+    from edgekd.detectors.ultralytics.channels import TRACED, _fixed_outputs, branches_alone, in_halves
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
     torch.set_num_threads(threads)
@@ -179,7 +179,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
                 torch.zeros(1, 3, TRACED, TRACED),
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=percent / 100,
-                ignored_layers=_untouched(network),
+                ignored_layers=_fixed_outputs(network),
             )
             pruner.step()
         sizes = sizes_of(network, size)

@@ -72,7 +72,7 @@ def schema_generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate_schemas", path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -44,6 +44,8 @@ from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
 from edgekd.deploy.delta import DeltaResult
+from edgekd.deploy.engine_report import InstallReport
+from edgekd.deploy.fleet import FleetReport
 from edgekd.deploy.signing.signed import Verified
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.document import Analysed
@@ -100,8 +102,10 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "delta": ("`edgekd delta --json`", DeltaResult),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "engine": ("`edgekd engine --device DEVICE --json`", InstallReport),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
+    "fleet": ("`edgekd engine --fleet FILE --json`", FleetReport),
     "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),

@@ -44,7 +44,7 @@ from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, unlabelled
 from edgekd.data.domain_shift import DomainShift, estimate_shift
-from edgekd.data.images import Image, ReadableImages, content_hashes
+from edgekd.data.images import Image, ReadableImages, file_hashes
 from edgekd.data.shifted_copies import resized_to_input, write_dataset, write_shifted
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy import delta
@@ -215,7 +215,7 @@ def adapt(
     began = time.perf_counter()
     _refuse_places(name, base, place, copies)
     dataset, new = load_dataset(Path(data)), unlabelled(Path(frames))
-    hashes = content_hashes(new.samples, progress)
+    hashes = file_hashes(new.images, progress)
     if score:
         _refuse_shared(dataset, hashes, progress)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -330,7 +330,7 @@ def _refuse_shared(dataset: Dataset, frames: Mapping[Path, str], progress: Progr
     for name in dataset.splits:
         if name == "train":
             continue
-        for image, sha256 in content_hashes(dataset.split(name).samples, progress).items():
+        for image, sha256 in file_hashes(dataset.split(name).images, progress).items():
             shared = next((frame for frame, known in frames.items() if known == sha256), None)
             if shared is not None:
                 raise DataError(
@@ -383,7 +383,7 @@ def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress
 
 def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
     """Return the SHA-256 of all inputs of a variant."""
-    shown = [sorted(content_hashes(split.samples).values()) for split in (frames, known)]
+    shown = [sorted(file_hashes(split.images).values()) for split in (frames, known)]
     return json_sha256([read_head(bundle).identity, name, *shown, SEED, tool_versions(*TOOLS)])
 
 

@@ -92,6 +92,8 @@ def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
         return _parse_typed_dict(kind, value, where, rules)
     if dataclasses.is_dataclass(origin or kind):
         return from_plain(kind, value, where, widen=rules.widen, extra=rules.extra)
+    if hasattr(kind, "_fields"):  # a NamedTuple
+        return kind(*_parse_list(tuple, tuple(_hints(kind).values()), value, where, rules))
     if kind is float and type(value) is int:
         return float(value) if rules.widen else value
     _require(type(value) is kind, _NAMES[kind], value, where)

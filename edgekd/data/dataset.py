@@ -1,4 +1,4 @@
-"""Labelled data sets: YOLO layout (folder or YAML) and COCO JSON in, boxes per image out.
+"""Load labelled data sets in YOLO layout (folder or YAML) or COCO JSON.
 
 A split is read on first use, so that scoring `val` never parses the labels of a large `train`.
 Every error about a label names its file and line (for COCO JSON: the id of the annotation).
@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgekd.core.errors import DataError
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
 from edgekd.data.subset import WHOLE, read_subset
-from edgekd.data.types import Dataset, LazySplits, Sample, Split
+from edgekd.data.types import Dataset, Sample, Split
 
 if TYPE_CHECKING:
     from edgekd.core.detection.types import DetectorSpec
@@ -32,7 +32,7 @@ SPLITS = ("train", "val", "test")
 def load_dataset(path: Path) -> Dataset:
     """Open a data set: a folder, a YAML file in YOLO layout, or a COCO JSON file (which becomes the split `val`).
 
-    Raises DataError when it is none of these or does not say its classes. Splits are read later, by `Dataset.split`.
+    Splits are read later, by `Dataset.split`. Raises DataError for anything else, or if class names are missing.
     """
     source = path.absolute()
     if source.is_dir():
@@ -47,15 +47,12 @@ def load_dataset(path: Path) -> Dataset:
 
 
 def unlabelled(place: Path) -> Split:
-    """Return the images in a folder, or those that a `.txt` lists, without labels.
-
-    Raises DataError when there is none.
-    """
+    """Return the images in a folder, or listed in a `.txt`, without labels. Raises DataError if there are none."""
     images = _images_at(place)
     if not images:
         raise DataError(f"no image in {place}", expected="at least one of: " + ", ".join(sorted(IMAGE_SUFFIXES)))
-    nothing = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
-    return Split("unlabelled", tuple(Sample(image, nothing) for image in images))
+    no_labels = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    return Split("unlabelled", tuple(Sample(image, no_labels) for image in images))
 
 
 def _load_folder(folder: Path) -> Dataset:
@@ -75,13 +72,12 @@ def _load_folder(folder: Path) -> Dataset:
     names = folder / "classes.txt"
     if not names.is_file():
         raise DataError(
-            f"{folder} has images but nothing that names the classes",
+            f"{folder} has images but no class names",
             expected="a data.yaml or a classes.txt",
             fix="write a data.yaml with train, val and names",
         )
     classes = _class_names(_text(names).splitlines(), names)
-    readers = {name: partial(_read_yolo_split, name, (where,), classes) for name, where in image_folders.items()}
-    return Dataset(folder, classes, LazySplits(readers))
+    return Dataset(folder, classes, {name: _yolo_split(name, (path,), classes) for name, path in image_folders.items()})
 
 
 def _text(file: Path) -> str:
@@ -108,20 +104,20 @@ def _yaml_in(folder: Path) -> Path | None:
 
 
 def _yolo_folders_in(folder: Path) -> dict[str, Path]:
-    candidates = [*sorted(folder.glob("images/*")), *(where / "images" for where in sorted(folder.iterdir()))]
-    found: dict[str, Path] = {}
-    for where in candidates:
-        name = _split_name(where.parent.name if where.name == "images" else where.name)
-        if name in SPLITS and where.is_dir():
-            found.setdefault(name, where)
-    return found
+    candidates = [*sorted(folder.glob("images/*")), *(path / "images" for path in sorted(folder.iterdir()))]
+    folders: dict[str, Path] = {}
+    for path in candidates:
+        name = _split_name(path.parent.name if path.name == "images" else path.name)
+        if name in SPLITS and path.is_dir():
+            folders.setdefault(name, path)
+    return folders
 
 
 def _load_yaml(source: Path, file: Path) -> Dataset:
     settings = _read_yaml(file)
     if WHOLE in settings:
-        described = read_subset(file, settings)
-        return described.of(load_dataset(described.whole))
+        subset = read_subset(file, settings)
+        return subset.select(load_dataset(subset.whole))
     root = file.parent / str(settings.get("path") or ".")
     classes = _class_names(settings.get("names"), file)
     readers: dict[str, Callable[[], Split]] = {}
@@ -134,10 +130,10 @@ def _load_yaml(source: Path, file: Path) -> Dataset:
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{file}: {key} is {setting!r}", expected="a folder, a list of folders, or a .txt")
         places = tuple(_place(root, entry, file.parent) for entry in entries)
-        readers[name] = partial(_read_yolo_split, name, places, classes)
+        readers[name] = _yolo_split(name, places, classes)
     if not readers:
         raise DataError(f"{file} names no split", expected="train, val or test")
-    return Dataset(source, classes, LazySplits(readers))
+    return Dataset(source, classes, readers)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -156,10 +152,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _place(root: Path, entry: str, beside: Path) -> Path:
-    """Return the folder of a split: as the YAML says, or where that does not exist, beside the YAML.
+    """Return the folder of a split as given in the YAML, or if that does not exist, beside the YAML.
 
-    Roboflow writes ../train/images into a data.yaml that lies beside train/, its package Project-1/train/images into
-    one in Project-1/, and FiftyOne an absolute `path`, which is another one once the folder has moved.
+    Roboflow writes ../train/images into a data.yaml beside train/, its Python package Project-1/train/images into one
+    in Project-1/; FiftyOne writes an absolute `path`, which is stale once the folder has moved.
     """
     parts = Path(entry).parts
     moved = [root / entry[3:]] if entry.startswith("../") else []
@@ -177,14 +173,18 @@ def _class_names(names: object, file: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
         raise DataError(f"{file} does not name the classes", expected="names: a list, or a mapping of ids from 0")
     for name in names:
-        # YAML reads an unquoted no, yes or null as something else than a name.
+        # YAML parses an unquoted no, yes or null as a boolean or None.
         if name is None or isinstance(name, bool) or not str(name).strip():
             raise DataError(f"{file}: a class is named {name!r}", expected="text", fix="put the name in quotes")
     classes = tuple(str(name).strip() for name in names)
     if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise DataError(f"{file} names the class {twice!r} twice", expected="one id per name")
+        duplicate = next(name for name in classes if classes.count(name) > 1)
+        raise DataError(f"{file} names the class {duplicate!r} twice", expected="one id per name")
     return classes
+
+
+def _yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Callable[[], Split]:
+    return cache(partial(_read_yolo_split, name, places, classes))
 
 
 def _read_yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Split:
@@ -222,11 +222,11 @@ def _images_listed(file: Path) -> list[Path]:
 
 
 def _label_folder(images: Path) -> Path:
-    """Return the folder of labels of a folder of images: with `labels` for `images` in its path, else the same."""
+    """Return the label folder of an image folder: its path with `labels` for the last `images`, else the same."""
     parts = images.parts
     if "images" in parts:
-        at = len(parts) - 1 - parts[::-1].index("images")
-        labels = Path(*parts[:at], "labels", *parts[at + 1 :])
+        index = len(parts) - 1 - parts[::-1].index("images")
+        labels = Path(*parts[:index], "labels", *parts[index + 1 :])
         if labels.is_dir():
             return labels
     return images
@@ -236,25 +236,28 @@ def _label_folder(images: Path) -> Path:
 
 
 def _split_name(text: str) -> str:
-    """Return the split that a name means: `val` for `val2017`, `valid` and `validation`."""
+    """Normalise the name of a split: `val2017`, `valid` and `validation` become `val`."""
     name = re.sub(r"[_-]?\d+$", "", text.lower())
     return "val" if name in {"valid", "validation"} else name
 
 
 def _coco_files_in(folder: Path) -> dict[str, Path]:
     files = {file.stem.removeprefix("instances_"): file for file in folder.glob("annotations/instances_*.json")}
-    # Roboflow's, and FiftyOne's with a folder for each split.
+    # File names of Roboflow, and of FiftyOne with one folder per split.
     for name in ("_annotations.coco.json", "labels.json"):
         files |= {file.parent.name: file for file in sorted(folder.glob(f"*/{name}"))}
     if not files and (folder / "labels.json").is_file():
         return {"val": folder / "labels.json"}
-    short = [_split_name(name) for name in files]
-    # val2014 beside val2017 keep their own names.
-    return {alias if short.count(alias) == 1 else name: files[name] for name, alias in zip(files, short, strict=True)}
+    normalised = [_split_name(name) for name in files]
+    # Names that normalise to the same one, such as val2014 and val2017, stay as they are.
+    return {
+        short if normalised.count(short) == 1 else name: files[name]
+        for name, short in zip(files, normalised, strict=True)
+    }
 
 
 def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
-    # The classes are in every file; the smallest is read for them, and kept until its split is read.
+    # Every file has the classes; the smallest is parsed for them, and kept until its split is read.
     smallest = min(files.values(), key=lambda file: (file.stat().st_size, file))
     documents = {smallest: _read_coco(smallest)}
     categories = _categories(documents[smallest], smallest)
@@ -266,7 +269,7 @@ def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
             raise DataError(f"{file} has other categories than {smallest}", expected="the same in all splits")
         return _read_coco_split(name, file, document, list(categories))
 
-    return Dataset(source, classes, LazySplits({name: partial(read, name, file) for name, file in files.items()}))
+    return Dataset(source, classes, {name: cache(partial(read, name, file)) for name, file in files.items()})
 
 
 def _read_coco(file: Path) -> dict[str, Any]:
@@ -281,20 +284,19 @@ def _read_coco(file: Path) -> dict[str, Any]:
 
 
 def _categories(document: Mapping[str, Any], file: Path) -> dict[int, str]:
-    """Return names by category id, in id order: COCO's ids have gaps, classes do not."""
+    """Return class names by category id, in id order: COCO's ids may have gaps."""
+    entries = document["categories"]
     try:
-        known = [(int(entry["id"]), str(entry["name"]), entry) for entry in document["categories"]]
-    except (KeyError, TypeError, ValueError) as error:
+        names = {int(entry["id"]): str(entry["name"]) for entry in entries if not _is_root(entry, entries)}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: a category is incomplete", expected="an id and a name in each") from error
-    kept = [(number, name) for number, name, entry in known if not _is_root(entry, known)]
-    return dict(sorted(kept))
+    return dict(sorted(names.items()))
 
 
-def _is_root(entry: Mapping[str, Any], known: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bool:
-    """Return whether a category is the root that Roboflow adds: the project, which is no class."""
-    others = [other for _, _, other in known if other is not entry]
-    above = {other.get("supercategory") for other in others}
-    return entry.get("supercategory") == "none" and bool(others) and above == {entry["name"]}
+def _is_root(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a category is Roboflow's root, named like the project: the supercategory of all classes."""
+    parents = {other.get("supercategory") for other in entries if other is not entry}
+    return entry.get("supercategory") == "none" and parents == {entry["name"]}
 
 
 def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int]) -> Split:
@@ -308,30 +310,31 @@ def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], categor
     if not (shapes >= 1).all():
         bad = int((~(shapes >= 1).all(axis=1)).argmax())
         raise DataError(f"{file}: image {names[bad]}", expected="a width and a height", found=f"{shapes[bad].tolist()}")
-    ids = {category: index for index, category in enumerate(category_ids)}
+    class_ids = {category: index for index, category in enumerate(category_ids)}
     try:
-        rows = [_coco_row(entry, owners, ids) for entry in annotations]
+        rows = [_coco_row(entry, owners, class_ids) for entry in annotations]
         table = np.array(rows, np.float64).reshape(-1, 7)
     except (KeyError, TypeError, ValueError):
-        _explain_annotation(file, annotations, owners, ids)
+        _refuse_annotation(file, annotations, owners, class_ids)
     owner = table[:, 0].astype(np.int64)
     boxes = _coco_boxes(table[:, 2:6], shapes[owner], lambda row: f"{file}: annotation {annotations[row].get('id')}")
     truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0)
     return Split(name, tuple(map(Sample, _coco_images(file, names), truths)))
 
 
-def _coco_row(entry: Mapping[str, Any], owners: Mapping[Any, int], ids: Mapping[Any, int]) -> tuple[Any, ...]:
+def _coco_row(entry: Mapping[str, Any], owners: Mapping[Any, int], class_ids: Mapping[Any, int]) -> tuple[Any, ...]:
     x, y, width, height = entry["bbox"]
-    return owners[entry["image_id"]], ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd", 0)
+    return owners[entry["image_id"]], class_ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd", 0)
 
 
-def _explain_annotation(
-    file: Path, annotations: Sequence[Any], owners: Mapping[Any, int], ids: Mapping[Any, int]
+def _refuse_annotation(
+    file: Path, annotations: Sequence[Any], owners: Mapping[Any, int], class_ids: Mapping[Any, int]
 ) -> NoReturn:
+    """Raise DataError for the first malformed annotation."""
     for index, entry in enumerate(annotations):
         where = f"{file}: annotation {entry.get('id', index) if isinstance(entry, dict) else index}"
         try:
-            np.array(_coco_row(entry, owners, ids), np.float64)
+            np.array(_coco_row(entry, owners, class_ids), np.float64)
         except KeyError as error:
             expected = "image_id of an image, category_id of a category, and bbox"
             raise DataError(where, expected=expected, found=f"no {error}") from None
@@ -344,14 +347,14 @@ def _explain_annotation(
 def _coco_boxes(
     xywh: NDArray[np.float64], shapes: NDArray[np.float64], where: Callable[[int], str]
 ) -> NDArray[np.float64]:
-    """Return boxes in pixels as corners in shares of the image; shapes: [n, 2], sizes of their images."""
+    """Convert boxes x, y, width, height in pixels to corners as fractions of the image; shapes: [n, 2] image sizes."""
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
-    # Tools disagree on whether the last pixel counts, so one pixel outside is rounding too.
+    # Labelling tools disagree on whether the last pixel is included: one pixel outside counts as rounding.
     slack = 1 + TOLERANCE * shapes
-    bad = ~np.isfinite(xywh).all(axis=1) | (xywh[:, 2:] < 0).any(axis=1)
-    bad |= ((low < -slack) | (high > shapes + slack)).any(axis=1)
-    if bad.any():
-        row = int(bad.argmax())
+    invalid = ~np.isfinite(xywh).all(axis=1) | (xywh[:, 2:] < 0).any(axis=1)
+    invalid |= ((low < -slack) | (high > shapes + slack)).any(axis=1)
+    if invalid.any():
+        row = int(invalid.argmax())
         width, height = shapes[row].astype(int).tolist()
         expected = f"a box inside the image of {width}x{height} pixels"
         raise DataError(where(row), expected=expected, found=f"bbox {xywh[row].tolist()}")
@@ -363,7 +366,7 @@ def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
     base = file.parent.parent if file.parent.name == "annotations" else file.parent
     places = [file.parent, base / tag, base / "images" / tag, base / "images", base / "data", base]
     folders = list(dict.fromkeys(places))
-    # One missing image is reported as such below; it must not look like a wrong folder.
+    # Several images are tried: one missing image must not look like a wrong folder.
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in names[:16])), None)
     if names and folder is None:
         raise DataError(f"{file}: no image {names[0]}", expected=f"it in one of: {', '.join(map(str, folders))}")
@@ -375,7 +378,7 @@ def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
 
 
 def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
-    """Raise DataError for data whose class numbers cannot mean the detector's classes."""
+    """Raise DataError unless the data set and the detector have the same classes in the same order."""
     ours, theirs = spec.classes, dataset.classes
     if len(ours) != len(theirs):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Checkpoints, ONNX files, packed graphs, bundles and conversions, opened as a graph with its contract."""
+"""Open checkpoints, ONNX files, packed graphs, bundles and conversions as a graph with its contract."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _GRAPH = "graph.onnx"
 def opened(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec]]:
-    """Yield the graph in a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, with its inputs and outputs.
+    """Yield the graph of a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, with its contract.
 
-    The file exists while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
-    expanded; a bundle is verified. Raises SpecError, BundleError.
+    The file exists while the block lasts. A checkpoint is exported, a packed graph expanded, a bundle verified. Raises
+    SpecError, BundleError.
     """
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         if artifact.suffix == BUNDLE_SUFFIX:
@@ -54,7 +54,7 @@ def opened(
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
-    """Yield the same with an engine for this machine, also for the folder of a conversion.
+    """Yield the same with a runtime of this machine; also opens the folder of a conversion.
 
     Raises SpecError, DeviceError.
     """
@@ -63,27 +63,27 @@ def runnable(
             yield graph, spec, ONNXRUNTIME_CPU
         return
     contract = read_contract(artifact)
-    if contract.engine is None:
+    if contract.runtime is None:
         raise DeviceError(
-            f"{artifact}: nothing on this machine runs {contract.format}", fix="score the model it was made of"
+            f"{artifact}: no runtime for {contract.format} on this machine", fix="score the model it was converted from"
         )
-    yield artifact / contract.entry, contract.spec, engine_named(contract.engine)
+    yield artifact / contract.entry, contract.spec, engine_named(contract.runtime)
 
 
 def expanded(packed: Path, graph: Path) -> Path:
-    """Write `graph`, the ONNX file in a packed graph, and return its path. Raises SpecError."""
+    """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
     try:
         graph.write_bytes(unpack(packed.read_bytes()))
     except OSError as error:
         raise SpecError(f"{packed}: cannot read", found=error.strerror, fix="check the path") from error
     except ValueError as error:
-        raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="get it again") from error
+        raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="copy it again") from error
     return graph
 
 
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
-    """Yield the graph from which a build for `target` would start; an ONNX file that no build takes as it is."""
+    """Yield the graph that a build for `target` starts from; an ONNX file that cannot be exported is not changed."""
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / _GRAPH

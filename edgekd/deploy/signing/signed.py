@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SignatureKey:
-    """A signature. It is only known to be right where its key was compared.
+class NamedSignature:
+    """A signature; it is verified if its key was given, or is in the given trust file.
 
     Args:
         key: Id of the key: SHA-256 of the public key.
@@ -58,7 +58,7 @@ class Verified(Result):
     version: int
     expires: str | None
     bytes: int
-    signatures: tuple[SignatureKey, ...]
+    signatures: tuple[NamedSignature, ...]
     trusted: bool | None
     trust_version: int | None
     firmware: FirmwareFile | None = None
@@ -196,8 +196,8 @@ def _names(signed: SignedTrust | None) -> dict[str, str]:
     return {key.id: key.name for key in signed.trust.keys} if signed else {}
 
 
-def _signers(signatures: Sequence[Signature], names: Mapping[str, str]) -> tuple[SignatureKey, ...]:
-    return tuple(SignatureKey(signature.key, names.get(signature.key)) for signature in signatures)
+def _signers(signatures: Sequence[Signature], names: Mapping[str, str]) -> tuple[NamedSignature, ...]:
+    return tuple(NamedSignature(signature.key, names.get(signature.key)) for signature in signatures)
 
 
 def _is_trust(path: Path) -> bool:
