@@ -23,7 +23,7 @@ pytest.importorskip("ultralytics")
 
 from edgekd.compress.pruning import least_important  # noqa: E402
 from edgekd.detectors.channel_groups import _Group, in_batches  # noqa: E402
-from edgekd.detectors.results import PruneResult  # noqa: E402
+from edgekd.detectors.results import PruningRecord  # noqa: E402
 from edgekd.detectors.ultralytics.channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
 from edgekd.detectors.ultralytics.factorize import factorize_detector  # noqa: E402
@@ -56,7 +56,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pruned(detector: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PruneResult]:
+def pruned(detector: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PruningRecord]:
     path = tmp_path_factory.mktemp("pruned") / "pruned.pt"
     return path, prune_detector(detector, path, tiny_data, STEP)
 
@@ -114,7 +114,7 @@ def _silence(group: Any, count: int, layers: dict[str, Any]) -> None:
     group.importance[:count] = 0
 
 
-def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, PruneResult], detector: Path) -> None:
+def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, PruningRecord], detector: Path) -> None:
     path, done = pruned
     before, after = (load_checkpoint(each).model for each in (detector, path))
     assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
@@ -129,7 +129,7 @@ def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, PruneResult], detecto
 
 
 def test_a_pruned_detector_is_a_checkpoint_like_any(
-    pruned: tuple[Path, PruneResult], detector: Path, tmp_path: Path
+    pruned: tuple[Path, PruningRecord], detector: Path, tmp_path: Path
 ) -> None:
     path, _ = pruned
     old, new = (load_checkpoint(each).model for each in (detector, path))
@@ -146,7 +146,7 @@ def test_a_pruned_detector_is_a_checkpoint_like_any(
 
 
 def test_a_pruned_detector_is_trained_on_beside_what_it_was(
-    pruned: tuple[Path, PruneResult], detector: Path, tiny_data: Path, tmp_path: Path
+    pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
     done = distill_student(detector, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
@@ -157,7 +157,7 @@ def test_a_pruned_detector_is_trained_on_beside_what_it_was(
 
 
 def test_the_same_arguments_give_the_same_detector(
-    pruned: tuple[Path, PruneResult], detector: Path, tiny_data: Path, tmp_path: Path
+    pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     again = prune_detector(detector, tmp_path / "again.pt", tiny_data, STEP)
     assert replace(again, seconds=0) == replace(pruned[1], seconds=0)
@@ -169,14 +169,14 @@ def test_the_same_arguments_give_the_same_detector(
     ("change"), [{"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}], ids=str
 )
 def test_each_way_to_choose_chooses_otherwise(
-    change: dict[str, Any], pruned: tuple[Path, PruneResult], detector: Path, tiny_data: Path, tmp_path: Path
+    change: dict[str, Any], pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     done = prune_detector(detector, tmp_path / "one.pt", tiny_data, replace(STEP, **change))
     assert done.widths != pruned[1].widths
     assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
 
 
-def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, PruneResult], tiny_data: Path) -> None:
+def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, PruningRecord], tiny_data: Path) -> None:
     """Of the images that channels were chosen by: the mean of what the first one reads is what it holds."""
     network = load_checkpoint(pruned[0]).model.float()
     samples = draw_images(load_dataset(tiny_data).split("train").samples, STEP.images, STEP.seed)
@@ -279,7 +279,7 @@ def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, ti
 
 
 def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
-    detector: Path, pruned: tuple[Path, PruneResult], tiny_data: Path
+    detector: Path, pruned: tuple[Path, PruningRecord], tiny_data: Path
 ) -> None:
     from edgekd.detectors.results import SCANNED_SHARES
 
