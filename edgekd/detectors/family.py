@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         FactorizationRecord,
         PruningRecord,
         Sensitivity,
-        TrainingRecord,
+        TrainingRun,
     )
     from edgekd.detectors.teacher import DirectDetector, Teacher
 
@@ -92,7 +92,7 @@ class Family:
     scan: Callable[..., Sensitivity] | None = None
     factorize: Callable[..., FactorizationRecord] | None = None
     resize: Callable[..., tuple[tuple[int, int], ...]] | None = None
-    quant_aware_distill: Callable[..., TrainingRecord] | None = None
+    quant_aware_distill: Callable[..., TrainingRun] | None = None
 
     @property
     def trains(self) -> bool:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
+class TrainingRun:
     """A finished training: its epochs, the mean of each loss in each epoch by name, and its duration in seconds."""
 
     epochs: int
@@ -20,7 +20,7 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
-class DistillationRecord(TrainingRecord):
+class DistillationRecord(TrainingRun):
     """A finished distillation.
 
     weights: in each epoch the mean weight of each loss; `teacher`, by which an adaptive stage scales them; and the
