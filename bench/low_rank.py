@@ -18,9 +18,9 @@ from common import CPU_ENGINES, OPSET, Detector, exported, images_of, median_ms
 from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 from pruning_shapes import TIMES_HEADER, network_in, sizes_cells, times_cells
 
-from edgekd.builds.recipe import LowRank
 from edgekd.builds.stages.latency import Predicted
 from edgekd.compress.pruning import Convolution
+from edgekd.compress.steps import LowRank
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, PlainProgress
 from edgekd.data.dataset import load_dataset
@@ -33,7 +33,7 @@ from edgekd.hardware.target import load_target
 
 if TYPE_CHECKING:
     from edgekd.compress.low_rank import InputMoments
-    from edgekd.detectors.results import FactorizeResult
+    from edgekd.detectors.results import FactorizationRecord
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
@@ -97,7 +97,7 @@ def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
     yield row_of(one, energy, COUNTED, done, given, timed=True)
 
 
-def row_of(one: Subject, energy: float, way: str, done: FactorizeResult, given: Given, *, timed: bool) -> Document:
+def row_of(one: Subject, energy: float, way: str, done: FactorizationRecord, given: Given, *, timed: bool) -> Document:
     """Score, compare and time the factorized detector; pairs are before and after.
 
     `layers`: replaced ones; `promised`, `seen`: the mean share of what varies in their outputs that they keep, on the
@@ -119,7 +119,7 @@ def row_of(one: Subject, energy: float, way: str, done: FactorizeResult, given: 
 
 
 def remade(
-    one: Subject, out: Path, done: FactorizeResult, step: LowRank, known: Callable[[InputMoments], InputMoments]
+    one: Subject, out: Path, done: FactorizationRecord, step: LowRank, known: Callable[[InputMoments], InputMoments]
 ) -> None:
     """Write the detector with the same ranks, found as if only this were known of what layers read."""
     import torch

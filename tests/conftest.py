@@ -36,6 +36,16 @@ def timed_briefly() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trusted_graphs() -> Iterator[None]:
+    """Graphs that tests make are not rehearsed in a child process first, which takes a second for each."""
+    from edgekd.graph import rehearsal
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "_rehearsed", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real models and data beside the checkout. Their absence skips visibly, and fails where CI is set."""

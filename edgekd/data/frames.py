@@ -5,7 +5,7 @@ OpenCV is imported when the first frame is decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input
 from edgekd.data.dataset import IMAGE_SUFFIXES
-from edgekd.data.images import decode_image
+from edgekd.data.images import MAX_IMAGE_BYTES, decode_image
 
 MAX_FRAMES = 64  # read of a folder or video; measurements repeat them
 
@@ -80,11 +81,8 @@ def _images(folder: Path) -> FrameSource:
             expected=f"images: {', '.join(sorted(IMAGE_SUFFIXES))}",
             fix="pass the folder that directly contains the images",
         )
-    try:
-        items = [(file.read_bytes(), file) for file in files]
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    shapes = _shapes([decode_image(*item) for item in items])
+    items = [(read_input(file, MAX_IMAGE_BYTES), file) for file in files]
+    shapes = _shapes(decode_image(*item) for item in items)
     return FrameSource(f"images of {folder}", items, lambda: lambda item: decode_image(*item), shapes)
 
 
@@ -127,5 +125,5 @@ class _Video:
         return np.asarray(frame) if decoded else None
 
 
-def _shapes(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...]:
+def _shapes(frames: Iterable[np.ndarray]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(frame.shape[1], frame.shape[0]) for frame in frames}))

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input, regular_file
 from edgekd.core.progress import SILENT, Progress
+from edgekd.data.image_headers import require_small
 from edgekd.data.types import Sample, Split
 
 Image = NDArray[np.uint8]
@@ -25,6 +27,8 @@ Reader = Callable[[Path], Image]
 # Decoding and hashing release the GIL; a few threads keep the cores busy without taking them from inference.
 WORKERS = min(4, os.cpu_count() or 1)
 AHEAD = 2 * WORKERS
+MAX_IMAGE_BYTES = 1 << 29
+"""Bytes of an image file: MAX_PIXELS without compression, and room for metadata."""
 
 
 def read_image(path: Path) -> Image:
@@ -32,7 +36,7 @@ def read_image(path: Path) -> Image:
 
     Raises DataError for a file that is missing, empty, truncated or no image.
     """
-    return decode_image(_content(path), path)
+    return decode_image(read_input(path, MAX_IMAGE_BYTES), path)
 
 
 def read_thumbnail(path: Path) -> Image:
@@ -40,14 +44,7 @@ def read_thumbnail(path: Path) -> Image:
 
     Raises DataError as `read_image` does.
     """
-    return decode_image(_content(path), path, thumbnail=True)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return decode_image(read_input(path, MAX_IMAGE_BYTES), path, thumbnail=True)
 
 
 def decode_image(data: bytes, path: Path, *, thumbnail: bool = False) -> Image:
@@ -58,6 +55,10 @@ def decode_image(data: bytes, path: Path, *, thumbnail: bool = False) -> Image:
         raise DataError(f"{path} is empty", expected="an image")
     if _is_truncated(data):
         raise DataError(f"{path} is truncated", expected="a complete image", found=f"{len(data)} bytes")
+    try:
+        require_small(data)
+    except ValueError as error:
+        raise DataError(f"{path} is no image", expected="JPEG, PNG, WebP, TIFF or BMP", found=str(error)) from error
     try:
         mode = cv2.IMREAD_REDUCED_GRAYSCALE_8 if thumbnail else cv2.IMREAD_COLOR
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
@@ -163,6 +164,7 @@ def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path
 
 
 def _sha256(file: Path) -> str:
+    regular_file(file, MAX_IMAGE_BYTES)
     try:
         return file_sha256(file)
     except OSError as error:

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input
 
 TOLERANCE = 1e-3  # fraction of the image: labelling tools round; a coordinate this far outside is clipped
+MAX_LABEL_BYTES = 1 << 24  # of a label file: 400,000 boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +47,12 @@ def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
     absent = 0
     for owner, file in enumerate(files):
         try:
-            text = file.read_bytes().decode("utf-8-sig", errors="replace")
-        except FileNotFoundError:
+            text = read_input(file, MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace")
+        except DataError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             absent += 1
             continue
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
         for number, line in enumerate(text.splitlines(), start=1):
             fields: Sequence[str | float] = line.split()
             if not fields:
@@ -75,12 +77,12 @@ def _label_table(
     except ValueError:
         # The fast conversion does not name the invalid row.
         row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
-        raise DataError(where(row), expected="numbers", found=repr(field)) from None
+        raise DataError(where(row), expected="numbers", found=repr(field)[:80]) from None
 
     def refuse(invalid: NDArray[np.bool_], expected: str) -> None:
         if invalid.any():
             row = int(invalid.argmax())
-            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row])))
+            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row]))[:200])
 
     refuse(~np.isfinite(table.sum(axis=1)), "finite numbers")
     ids, box = table[:, 0], table[:, 1:]
@@ -108,7 +110,7 @@ def _box_of_polygon(line: str, where: str) -> list[float]:
         label = float(fields[0])
     except ValueError:
         field = next(field for field in fields if not _is_number(field))
-        raise DataError(where, expected="numbers", found=repr(field)) from None
+        raise DataError(where, expected="numbers", found=repr(field)[:80]) from None
     if not np.isfinite(points).all() or _outside(points).any():
         raise DataError(where, expected="points between 0 and 1, as fractions of the image", found=line.strip()[:60])
     low, high = points.min(axis=0), points.max(axis=0)

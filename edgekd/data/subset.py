@@ -81,9 +81,9 @@ def read_subset(source: Path, settings: Mapping[str, Any]) -> Subset:
 
 def _part(entry: Any, where: str) -> SplitPart:
     if not isinstance(entry, dict) or not isinstance(entry.get("of"), str) or set(entry) - {"of", "only", "without"}:
-        raise DataError(f"{where} is {entry!r}", expected="of: a split, and numbers of images in only or without")
+        raise DataError(f"{where} is {entry!r:.200}", expected="of: a split, and numbers of images in only or without")
     numbers = {key: entry[key] for key in ("only", "without") if key in entry}
     for key, value in numbers.items():
         if not isinstance(value, list) or not all(type(index) is int for index in value):
-            raise DataError(f"{where}: {key} is {value!r}", expected="a list of numbers")
+            raise DataError(f"{where}: {key} is {value!r:.200}", expected="a list of numbers")
     return SplitPart(entry["of"], **{key: tuple(value) for key, value in numbers.items()})

@@ -10,12 +10,14 @@ from pathlib import Path
 from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.core.formats.packed_graph import unpack
+from edgekd.core.formats.packed_graph import MAX_BYTES, unpack
+from edgekd.core.input_files import is_folder, read_input
 from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
 from edgekd.detectors.onnx import describe
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import Engine
@@ -25,6 +27,10 @@ from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 BUNDLE_SUFFIX = ".edgekd"
 PACKED_SUFFIX = ".packed"
 _GRAPH = "graph.onnx"
+MAX_EXPANSION = 64
+"""Bytes of an ONNX file for each byte of its packed graph; INT8 weights have 2 to 4."""
+SMALL_GRAPH = 1 << 24
+"""Bytes that any packed graph may expand to: constants of zeros take next to none."""
 
 
 @contextmanager
@@ -44,7 +50,9 @@ def opened(
             artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
-            yield artifact, describe(load_graph(artifact), artifact, head, classes)
+            spec = describe(load_graph(artifact), artifact, head, classes)
+            rehearse(artifact, (spec.preprocess.height, spec.preprocess.width))
+            yield artifact, spec
         else:
             graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
@@ -58,7 +66,7 @@ def runnable(
 
     Raises SpecError, DeviceError.
     """
-    if not artifact.is_dir():
+    if not is_folder(artifact):
         with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):
             yield graph, spec, ONNXRUNTIME_CPU
         return
@@ -72,10 +80,11 @@ def runnable(
 
 def expanded(packed: Path, graph: Path) -> Path:
     """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
+    content = read_input(packed, MAX_BYTES, SpecError)
     try:
-        graph.write_bytes(unpack(packed.read_bytes()))
+        graph.write_bytes(unpack(content, min(MAX_BYTES, MAX_EXPANSION * len(content) + SMALL_GRAPH)))
     except OSError as error:
-        raise SpecError(f"{packed}: cannot read", found=error.strerror, fix="check the path") from error
+        raise SpecError(f"{graph}: cannot write", found=error.strerror, fix="free some space there") from error
     except ValueError as error:
         raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="copy it again") from error
     return graph
@@ -92,5 +101,6 @@ def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Targ
         except SpecError:
             if not require_family(model).is_graph:
                 raise
+            rehearse(model, weights=False)
             graph = model
         yield graph

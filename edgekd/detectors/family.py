@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError
 from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
     from edgekd.core.detection.decode import Thresholds
-    from edgekd.detectors.results import DistillResult, FactorizeResult, PruneResult, Sensitivity, TrainResult
+    from edgekd.detectors.results import (
+        DistillationRecord,
+        FactorizationRecord,
+        PruningRecord,
+        Sensitivity,
+        TrainingRun,
+    )
     from edgekd.detectors.teacher import DirectDetector, Teacher
 
 GROUP = "edgekd.families"
@@ -79,14 +86,14 @@ class Family:
     libraries: tuple[str, ...] = ()
     teacher: Callable[..., Teacher] | None = None
     direct: Callable[..., DirectDetector | None] | None = None
-    distill: Callable[..., DistillResult] | None = None
+    distill: Callable[..., DistillationRecord] | None = None
     initialize_student: Callable[..., None] | None = None
-    prune: Callable[..., PruneResult] | None = None
-    prune_quantized: Callable[..., PruneResult] | None = None
+    prune: Callable[..., PruningRecord] | None = None
+    prune_quantized: Callable[..., PruningRecord] | None = None
     scan: Callable[..., Sensitivity] | None = None
-    factorize: Callable[..., FactorizeResult] | None = None
+    factorize: Callable[..., FactorizationRecord] | None = None
     resize: Callable[..., tuple[tuple[int, int], ...]] | None = None
-    quant_aware_distill: Callable[..., TrainResult] | None = None
+    quant_aware_distill: Callable[..., TrainingRun] | None = None
 
     @property
     def trains(self) -> bool:
@@ -114,17 +121,13 @@ class Imported:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         with requiring(self.needs or self.reference):
-            function = _loaded(self.reference)
+            function = EntryPoint(self.reference, self.reference, GROUP).load()
         return function(*arguments, **named)
-
-
-def _loaded(reference: str) -> Any:
-    return EntryPoint(reference, reference, GROUP).load()
 
 
 def families() -> tuple[Family, ...]:
     """Return the families of edgekd, then those of other packages."""
-    return (*map(_loaded, BUILT_IN), *(each.load() for each in entry_points(group=GROUP)))
+    return registered(GROUP, BUILT_IN)
 
 
 def family_of(path: Path | str) -> Family | None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.builds.recipe import Prune
 from edgekd.builds.stages.prune import part_of
 from edgekd.compress.pruning import (
     Convolution,
@@ -21,6 +20,7 @@ from edgekd.compress.pruning import (
     multiply_adds,
 )
 from edgekd.compress.pruning import _least as least
+from edgekd.compress.steps import Prune
 from edgekd.core.errors import CompressError
 
 # Four layers in a row, the last of which keeps what it writes: three units between them.
@@ -210,5 +210,5 @@ def test_layers_may_be_capped_by_name() -> None:
     capped = choose(units, CHAIN, less(0.2), Prune(multiple=8, caps=caps))
     assert capped["layer.0"] == 0
     assert capped["layer.1"] == 16, "a quarter and no more"
-    with pytest.raises(CompressError, match="raise most"):
+    with pytest.raises(CompressError, match="raise `most`"):
         choose(units, CHAIN, less(0.4), Prune(multiple=8, caps=caps))

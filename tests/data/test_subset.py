@@ -28,7 +28,7 @@ def test_a_subset_has_the_samples_of_the_whole(tiny_data: Path, tmp_path: Path) 
 
 
 def test_a_subset_of_coco_files(tmp_path: Path, tiny_data: Path) -> None:
-    image = str(next((tiny_data / "images" / "train").iterdir()))
+    image = next((tiny_data / "images" / "train").iterdir()).name
     told = {
         "images": [{"id": at, "file_name": image, "width": 64, "height": 64} for at in range(3)],
         "annotations": [{"id": 1, "image_id": 2, "category_id": 7, "bbox": [0, 0, 32, 32]}],
@@ -36,6 +36,7 @@ def test_a_subset_of_coco_files(tmp_path: Path, tiny_data: Path) -> None:
     }
     (tmp_path / "whole" / "annotations").mkdir(parents=True)
     (tmp_path / "whole" / "annotations" / "instances_train.json").write_text(json.dumps(told), "utf-8")
+    (tmp_path / "whole" / "train").symlink_to(tiny_data / "images" / "train")
     write_subset(tmp_path / "part.yaml", tmp_path / "whole", {"val": SplitPart("train", only=(2,))})
     (sample,) = load_dataset(tmp_path / "part.yaml").split("val").samples
     assert sample.truth.boxes.tolist() == [[0, 0, 0.5, 0.5]]

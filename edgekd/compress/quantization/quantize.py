@@ -29,6 +29,7 @@ from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.graph.model_file import read_model
 from edgekd.graph.nvfp4 import OPSET, at_opset
 from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
@@ -51,7 +52,7 @@ HALF_MAX = 65504
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizationResult:
     """A Q/DQ graph on disk.
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
@@ -76,7 +77,7 @@ def quantize(
     frames: Iterable[np.ndarray],
     step: Quantize,
     plan: Mapping[str, WeightFormat] | None = None,
-) -> Quantized:
+) -> QuantizationResult:
     """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
     frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
@@ -116,7 +117,7 @@ def quantize(
     onnx.save(quantized.model, out)
     total = sum(is_layer(graph, node) for node in graph.nodes)
     used = {name: scales[name] for group in placement.groups for name in group}
-    return Quantized(used, snr_db, forms, total)
+    return QuantizationResult(used, snr_db, forms, total)
 
 
 def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
@@ -138,9 +139,8 @@ def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
 
     for_nvfp4: raise it to the opset of NVFP4. Raises CompressError where that is impossible.
     """
-    import onnx
 
-    model = onnx.load(source)
+    model = read_model(source)
     name_nodes(model)  # before nodes are added, which names by their number would depend on
     try:
         model = at_opset(model) if for_nvfp4 else model

@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.core.canonical import short_int
+from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.version import __version__
 
 NAME = "edgekd.json"
 """The file that marks a folder as a conversion by edgekd."""
+MAX_BYTES = 1 << 22
+"""Bytes of that file: 10,000 class names, four times over."""
 METADATA = "metadata.yaml"
 """The file from which Ultralytics' `YOLO(FOLDER)` reads classes, stride and size."""
 
@@ -47,17 +52,19 @@ def read_contract(folder: Path) -> Contract:
     """Read the contract in the folder of a conversion. Raises SpecError."""
     path = folder / NAME
     try:
-        document = json.loads(path.read_text("utf-8"))
-        spec = spec_from_json(document["detector"])
+        document = json.loads(read_input(path, MAX_BYTES, SpecError), parse_int=short_int)
+        spec = checked_spec(spec_from_json(document["detector"]), f"{path}: detector")
         return Contract(str(document["format"]), Path(document["entry"]).name, document["engine"], spec)
-    except OSError as error:
+    except SpecError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
         raise SpecError(
-            f"{folder}: is not a converted detector",
+            f"{shown_path(folder)}: is not a converted detector",
             expected=f"a folder that `edgekd convert` wrote, with {NAME}",
-            found=error.strerror,
+            found=error.__cause__.strerror,
             fix="check the path",
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SpecError(f"{path}: is damaged", found=repr(error)[:200], fix="convert the detector again") from error
 
 

@@ -71,7 +71,7 @@ DEEPSTREAM = Format(
 
 @dataclass(frozen=True)
 class _EngineBuild:
-    """How the engine is built. mode: of nvinfer; cached: by a calibration cache; by_make: by trtexec, with `flags`."""
+    """Build of the engine. mode: of nvinfer; cached: by a calibration cache; by_make: by trtexec, with `flags`."""
 
     mode: int
     cached: bool = False
@@ -216,7 +216,7 @@ def _ini(groups: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def _head(spec: DetectorSpec) -> str:
-    strides = ", ".join(map(str, spec.head.strides))
+    strides = ", ".join(f"{stride:d}" for stride in spec.head.strides)
     lines = [
         "// The kind of output of this network.",
         f"#define EDGEKD_CLASSES {len(spec.classes)}u",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.quantization.layerwise import shapes_of
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 
 _ROWS, _COLUMNS = 2, 3
@@ -22,7 +23,7 @@ def without_strided_slices(source: Path, out: Path) -> int:
     import onnx
     from onnx import helper, numpy_helper
 
-    model = onnx.load(source)
+    model = read_model(source)
     graph = Graph(model)
     shapes = shapes_of(graph)
     replaced = 0
