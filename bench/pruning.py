@@ -20,7 +20,7 @@ from common import CPU_ENGINES, SPLITS, detector_in, exported, median_ms
 from frame import Blocks, Document, Given, Job, Option, cell, claim, claims_table, head, main, table, versions_of
 from training import DEVICE, SEEDS, Trainings, Way
 
-from edgekd.builds.recipe import Prune
+from edgekd.compress.steps import Prune
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.graph import works_in

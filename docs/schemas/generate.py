@@ -28,25 +28,26 @@ from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
-from edgekd.commands.adapt import Variant
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
-from edgekd.commands.convert import Converted
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
 from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
+from edgekd.commands.profile import ProfileResult
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
+from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
 from edgekd.deploy.engine_report import InstallReport
 from edgekd.deploy.fleet import FleetReport
 from edgekd.deploy.signing.signed import Verified
+from edgekd.deploy.variant import Variant
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.document import Analysed
 from edgekd.evaluation.search_result import SearchResult
@@ -110,6 +111,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
+    "profile": ("`edgekd profile --json`", ProfileResult),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),

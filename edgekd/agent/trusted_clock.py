@@ -54,7 +54,7 @@ def _last_time(state: State) -> datetime | None:
     path = state.base / CLOCK
     try:
         return datetime.strptime(json.loads(path.read_bytes())["last"], TIME).replace(tzinfo=timezone.utc)
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, PermissionError):
+        return None  # `verify` works for users who cannot read the state, and cannot install either
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"{path}: damaged", found=str(error), fix="restore the state folder") from error

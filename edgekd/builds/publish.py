@@ -61,7 +61,7 @@ from edgekd.hardware.predict.result import PredictResult, predict_graph
 from edgekd.hardware.target import to_dict
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Step
+    from edgekd.compress.steps import Step
     from edgekd.deploy.signing import Signer
 
 _GOLDEN = "golden.set"

@@ -17,7 +17,6 @@ from edgekd.builds.stages.benchmark import SAMPLES, TimingResult
 from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
-from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.formats.packed_graph import sections
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
@@ -130,11 +129,10 @@ def full_report(graphs: BuildGraphs, facts: ReportFacts, machine: MachineRecord,
 
 def trainings(steps: Sequence[AnyStage]) -> list[Training]:
     """Return the losses and weights of each step that trained, by epoch."""
-    results = [(stage.name, stage.result) for stage in steps]
     return [
-        Training(name, result.losses, result.weights if isinstance(result, DistillResult) else ())
-        for name, result in results
-        if isinstance(result, (DistillResult, TrainedResult)) and result.losses
+        Training(stage.name, losses, number_of(stage, "weights", ()))
+        for stage in steps
+        if (losses := number_of(stage, "losses"))
     ]
 
 

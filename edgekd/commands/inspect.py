@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.commands.options import Bundle
-from edgekd.core.bundle.archive import read_head, verify
+from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.bundle.manifest import Manifest, to_json
 
 
@@ -27,5 +27,6 @@ class Inspected:
 def inspect(bundle: Bundle) -> Inspected:
     """Verify a bundle and read its manifest. Raises BundleError, HashError. The command: `edgekd inspect`."""
     bundle = Path(bundle)
-    manifest = verify(bundle)
-    return Inspected(bundle, manifest, len(read_head(bundle).envelope.signatures))
+    with opened_bundle(bundle) as reader:
+        reader.verify()
+        return Inspected(bundle, reader.manifest, len(reader.head.envelope.signatures))

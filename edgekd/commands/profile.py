@@ -7,26 +7,64 @@ to that of the network.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.commands.options import AgentPath, Interpreter, Iterations, Runtime, Seconds, State, StepTimeout
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file, writing
+from edgekd.core.documents import INLINE, Result
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.version import __version__
 from edgekd.deploy.artifact import PACKED_SUFFIX, expanded
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
-from edgekd.deploy.engine_report import InstallReport
-from edgekd.hardware.predict.device import PRECISIONS, require_precision
+from edgekd.deploy.engine_report import DeviceReport, EngineLatency, InstallReport
+from edgekd.hardware.predict.device import PRECISIONS, PredictedPrecision, require_precision
 from edgekd.hardware.predict.table import MeasuredNetwork, MeasuredTable, table_toml
 from edgekd.hardware.target import Target, load_target
+
+
+@dataclass(frozen=True)
+class ProfiledNetwork:
+    """A network, timed on the device.
+
+    Args:
+        bundle: Path of its bundle here.
+        graph: Name of its ONNX file, beside the table.
+        layers: Number of layers by the precision that they compute in; null where the runtime does not report it.
+    """
+
+    bundle: str
+    graph: str
+    layers: Mapping[str, int] | None
+    times: EngineLatency = field(metadata=INLINE)
+
+
+@dataclass(frozen=True)
+class ProfileResult(Result):
+    """Networks, timed on a device by the agents of their bundles.
+
+    Args:
+        table: Path of the table.
+        target: Name of the target that it is of.
+        precision: The lowest precision that layers compute in.
+        measured: Description of the measurement, as in the table.
+        networks: In the order in which they were named.
+    """
+
+    table: Path
+    target: str
+    precision: PredictedPrecision
+    measured: str
+    device: DeviceReport
+    runtime: RuntimeVersion
+    networks: tuple[ProfiledNetwork, ...]
 
 
 def profile(
@@ -43,7 +81,7 @@ def profile(
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
     progress: Progress = SILENT,
-) -> UntypedResult:
+) -> ProfileResult:
     """Time the networks of bundles on a device, and write a table that corrects predictions for its target.
 
     Raises SpecError, and the errors of `engine`; then no table is written. The command: `edgekd profile`.
@@ -74,21 +112,19 @@ def profile(
     networks = tuple(
         MeasuredNetwork(graph, report.bench.inference_ms.p50) for graph, report in zip(graphs, reports, strict=True)
     )
-    table = MeasuredTable(chosen.name, precision, _how(reports), networks)  # type: ignore[arg-type]
+    table = MeasuredTable(chosen.name, precision, _how(reports), networks)
     write_file(table_path, table_toml(table).encode("utf-8"))
-    return UntypedResult(
-        {
-            "table": str(table_path),
-            "target": chosen.name,
-            "precision": precision,
-            "measured": table.measured,
-            "device": asdict(reports[-1].device),
-            "runtime": asdict(reports[-1].runtime),
-            "networks": [
-                {"bundle": report.bundle, "graph": graph, "layers": report.engine.layers, **asdict(report.bench)}
-                for report, graph in zip(reports, graphs, strict=True)
-            ],
-        }
+    return ProfileResult(
+        table=table_path,
+        target=chosen.name,
+        precision=precision,
+        measured=table.measured,
+        device=reports[-1].device,
+        runtime=reports[-1].runtime,
+        networks=tuple(
+            ProfiledNetwork(report.bundle, graph, report.engine.layers, report.bench)
+            for report, graph in zip(reports, graphs, strict=True)
+        ),
     )
 
 
@@ -114,7 +150,7 @@ def _require_measured_there(report: InstallReport, given: str | None) -> None:
         )
 
 
-def _common_precision(reports: Sequence[InstallReport], target: Target) -> str:
+def _common_precision(reports: Sequence[InstallReport], target: Target) -> PredictedPrecision:
     """Return the precision of all networks. Raises SpecError where they differ, or the target does not have it."""
     precisions = {_precision(report) for report in reports}
     if len(precisions) > 1:
@@ -126,7 +162,7 @@ def _common_precision(reports: Sequence[InstallReport], target: Target) -> str:
     return precision
 
 
-def _precision(report: InstallReport) -> str:
+def _precision(report: InstallReport) -> PredictedPrecision:
     """Return the lowest precision of layers, by the runtime; where it reports none, by the graph: INT8 or FP32."""
     layers = report.engine.layers
     if layers is None:

@@ -225,6 +225,19 @@ def test_the_time_is_stored_once_a_day_and_by_commands_that_judge(
 
 
 @pytest.mark.usefixtures("trusting")
+def test_who_cannot_read_the_state_can_verify(timed: Camera, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "clock.json":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert commands.verify(timed, good).trust
+
+
+@pytest.mark.usefixtures("trusting")
 def test_a_damaged_time_lets_nothing_in(agent: Agent, good: Path, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     for content in (b"", b"{}", b'{"last":7}', b'{"last":"tomorrow"}', b"[]"):

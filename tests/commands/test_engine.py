@@ -19,6 +19,7 @@ from edgekd.core.errors import DeviceError, EdgeKDError, EngineRefusedError, Has
 from edgekd.core.progress import Progress
 from edgekd.deploy.devices.connection import ProgramResult, Upload
 from edgekd.deploy.engine import EngineJob, run
+from edgekd.deploy.engine_report import EngineReport
 
 QUICK = ("--iterations", 3, "--seconds", 0)
 
@@ -91,7 +92,7 @@ def test_a_state_that_cannot_be_written(engine: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = engine("--device", "local", "--state", tmp_path / "file" / "state")
     assert ran.code == 2
-    assert "Not a directory; fix: choose a place" in ran.err
+    assert "Not a directory; fix: choose a writable folder" in ran.err
 
 
 def test_a_bundle_without_an_agent(engine: Any, tiny_build: Built, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_firmwares_own_agent_is_used_in_place_of_the_bundles(
 def test_an_agent_of_another_edgekd(tiny_build: Built) -> None:
     told = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
     device: Any = Answers(json.dumps({"command": "any", "ok": True, "error": None, "result": told}), code=0)
-    with pytest.raises(DeviceError, match="the agent there is of another edgekd"):
+    with pytest.raises(DeviceError, match="unexpected answers from an agent of another version"):
         run(EngineJob(tiny_build.bundle, device))
 
 
@@ -262,9 +263,9 @@ def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
 def test_people_are_told_how_int8_on_a_dla_is_known() -> None:
     from edgekd.commands.cli.bundle_printing import _precision_lines
 
-    on_dla = {"layers": {"dla": 57, "fp16": 3}, "float_layers": ["first"], "missing_scales": []}
+    on_dla = EngineReport("a", "key", "file", 1, 1.0, True, {"dla": 57, "fp16": 3}, ("first",), ())
     lines = list(_precision_lines(on_dla))
     assert lines[0] == "layers: 57 dla, 3 fp16"
     assert "1 layers" in lines[1]
     assert "0 activations without a scale" in lines[2]
-    assert len(list(_precision_lines({**on_dla, "float_layers": [], "layers": {"int8": 1}}))) == 1
+    assert len(list(_precision_lines(replace(on_dla, float_layers=(), layers={"int8": 1})))) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.builds.recipe import Distill, Prune
+from edgekd.compress.steps import Distill, Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import draw_images

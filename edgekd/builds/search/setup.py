@@ -11,7 +11,6 @@ import numpy as np
 
 from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.publish import bytes_beside_graph
-from edgekd.builds.recipe import Distill
 from edgekd.builds.run import SEARCH, BuildRequest
 from edgekd.builds.search.boards import rehearsed
 from edgekd.builds.search.cost_filter import CostFilter, Network
@@ -27,6 +26,7 @@ from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.plan import HELD_OUT
 from edgekd.builds.stages.score import SCORED
 from edgekd.builds.stages.trial import STUDENT
+from edgekd.compress.steps import Distill
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError

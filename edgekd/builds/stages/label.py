@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.builds.recipe import Distill
 from edgekd.builds.stage_store import StageKind, StageResult
 from edgekd.builds.stages import export
 from edgekd.builds.stages.base import GRAPH, StageContext
+from edgekd.compress.steps import Distill
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import SpecError
 from edgekd.data.dataset import unlabelled

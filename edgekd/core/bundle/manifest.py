@@ -32,16 +32,7 @@ from edgekd.core.errors import BundleError
 
 FORMAT = 1
 Role = Literal[
-    "graph",
-    "calibration-cache",
-    "calibration-set",
-    "golden",
-    "drift",
-    "report",
-    "evidence",
-    "labels",
-    "agent",
-    "sbom",
+    "graph", "calibration-cache", "calibration-set", "golden", "drift", "report", "evidence", "labels", "agent", "sbom"
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_BYTES = 1 << 20
@@ -64,8 +55,7 @@ class TargetName:
     """Target of a bundle.
 
     Args:
-        name: Its name in `edgekd targets`.
-        compatible: Its name in the firmware.
+        name, compatible: Its name in `edgekd targets`, and in the firmware.
     """
 
     name: str
@@ -178,8 +168,7 @@ class StageKey:
     """A stage of the build.
 
     Args:
-        name: Name of the stage.
-        key: SHA-256 of its inputs.
+        name, key: Name of the stage, and SHA-256 of its inputs.
     """
 
     name: str

@@ -71,7 +71,7 @@ DEEPSTREAM = Format(
 
 @dataclass(frozen=True)
 class _EngineBuild:
-    """How the engine is built. mode: of nvinfer; cached: by a calibration cache; by_make: by trtexec, with `flags`."""
+    """Build of the engine. mode: of nvinfer; cached: by a calibration cache; by_make: by trtexec, with `flags`."""
 
     mode: int
     cached: bool = False

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,10 @@ class LocalDevice:
 
     def facts(self) -> HostFacts:
         """Return a description of this machine."""
-        return host_facts(self.name, self.engine.name, self.threads or usable_cores())
+        facts = host_facts(self.name, self.engine.name, self.threads or usable_cores())
+        # What was measured with another version of the runtime is another measurement.
+        versions = {name: version for name in self.engine.distributions if (version := library_version(name))}
+        return replace(facts, libraries={**facts.libraries, **versions})
 
     def load(self, graph: Path) -> Session:
         """Open an ONNX file with the runtime `engine`. Raises DeviceError."""

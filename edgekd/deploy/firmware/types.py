@@ -49,7 +49,7 @@ class FirmwareFile:
         system: `mender`, `oci`, `rauc` or `swupdate`.
         version: Version in that system: the bundle's counter.
         compatible: Names in that system of the devices that it fits.
-        signed: Whether it has a signature of that system, around those of the bundle.
+        signed: True where it has a signature of that system, around those of the bundle.
     """
 
     system: str

@@ -101,7 +101,7 @@ def read_public(path: Path) -> bytes:
         raise SpecError(f"{path}: another kind of key", expected="Ed25519", fix="edgekd keygen NAME")
     public = key.public_bytes_raw()
     if not sound_key(public):
-        raise SpecError(f"{path}: a public key of another than the prime order", expected="one that edgekd keygen made")
+        raise SpecError(f"{path}: a public key of another than the prime order", expected="one of edgekd keygen")
     return public
 
 

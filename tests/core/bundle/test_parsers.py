@@ -105,7 +105,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
 
 
 def verified(victim: Victim, content: bytes) -> bool:
-    """Whether a camera with the trust file takes a bundle."""
+    """Return whether a camera with the trust file takes a bundle."""
     victim.mutated.write_bytes(content)
     archive.verify(victim.mutated, victim.judge)
     return True
@@ -118,7 +118,7 @@ def parsed_for_anybody(victim: Victim, content: bytes) -> bool:
 
 
 def trusted(victim: Victim, content: bytes) -> bool:
-    """Whether a trust file counts."""
+    """Return whether a trust file counts."""
     trust.require_complete(trust.from_json(content))
     return True
 
@@ -130,7 +130,7 @@ def read_signatures(victim: Victim, content: bytes) -> bool:
 
 
 def rebuilt(victim: Victim, content: bytes) -> bool:
-    """Whether something else comes of a delta."""
+    """Return whether a delta leads to another bundle."""
     victim.mutated.write_bytes(content)
     out = io.BytesIO()
     with delta.OldBundle(victim.folder / "old") as old, delta.opened_delta(victim.mutated, victim.judge) as reader:

@@ -426,8 +426,8 @@ def test_a_real_detector_in_int8_with_shared_scales_computes_the_same(
 ) -> None:
     """OpenVINO has computed this network wrongly, without a word, when it compiled it straight from its ONNX reader."""
     require(to)
-    from edgekd.builds.recipe import Quantize
     from edgekd.compress.quantization.quantize import quantize
+    from edgekd.compress.steps import Quantize
 
     graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
     int8 = tmp_path / "int8.onnx"
